@@ -1,0 +1,103 @@
+# `make demo` and `make test` need nothing but this folder, make and a Python from 3.11 to 3.13.
+
+PYTHON ?= python3
+# What `make check`, and so .ci/run, checks, in this order.
+CHECKS := install lint types floors test
+# Libraries whose attacks ours are tested against. Installed without dependencies: what they ask for,
+# GitPython and requests apart (the test extra has them), is here already, or is not needed, or is long outdated.
+ORACLES := foolbox==3.3.4 eagerpy==0.30.0 torchattacks==3.3.0
+
+# Paths are relative, so that the folder's own path may have spaces in it.
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+PIP_INSTALL := $(RUN) pip install --quiet --no-input --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test install lint format types floors notebooks check coverage figures clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.demo ## Run the demonstration: it trains, attacks and compares small networks
+	$(VENV)/bin/channelscope demo
+
+test: $(VENV)/.test ## Run the tests, the doctests and the notebooks
+	$(RUN) pytest -q
+
+install: $(VENV)/.dev ## Install channelscope and everything its development needs into .venv
+
+lint: $(VENV)/.dev ## Check style and formatting (ruff)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+format: $(VENV)/.dev ## Mend what ruff can mend
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+types: $(VENV)/.dev ## Check the types (mypy, strict)
+	$(RUN) mypy
+
+floors: $(VENV)/.dev ## Check that modules import only from lower floors (import-linter)
+	$(VENV)/bin/lint-imports
+
+notebooks: $(VENV)/.test ## Execute the notebooks
+	$(RUN) pytest -q tests/test_notebooks.py
+
+check: ## Run every check that a change must pass
+	@for check in $(CHECKS); do \
+		echo "== $$check"; start=$$(date +%s); \
+		$(MAKE) --no-print-directory $$check || exit 1; \
+		echo "== $$check: passed in $$(( $$(date +%s) - start )) s"; \
+	done
+
+coverage: $(VENV)/.test ## Run the tests and list the lines that none of them reaches
+	$(RUN) pytest -q --cov
+
+figures: $(VENV)/.demo ## Make the gallery in figures/ again
+	$(VENV)/bin/python figures/make.py
+
+clean: ## Remove .venv, caches and build output; data/ and runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each set of dependencies; a change of what they are made from installs them again.
+STAMPED := setup.cfg pyproject.toml Makefile
+
+$(VENV)/.demo: $(STAMPED)
+	@$(call ensure_venv)
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: $(STAMPED)
+	@$(call ensure_venv)
+	$(PIP_INSTALL) -e ".[test]"
+	$(PIP_INSTALL) --no-deps $(ORACLES)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP_INSTALL) -e ".[dev]"
+	@touch $@
+
+# The first Python that suits and can make a virtual environment makes it. Each candidate must really run:
+# a version manager's stand-in for a Python that is not there is found on the path, and fails.
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+define ensure_venv
+	if ! $(RUN) pip --version >/dev/null 2>&1; then \
+		maker=; bare=; \
+		for python in "$(PYTHON)" python3.13 python3.12 python3.11; do \
+			"$$python" -c '$(SUITS)' >/dev/null 2>&1 || continue; \
+			if "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then maker=$$python; break; fi; \
+			bare=$${bare:-$$python}; \
+		done; \
+		if [ -z "$$maker" ] && [ -n "$$bare" ]; then \
+			echo "$$bare cannot make a virtual environment because its ensurepip module is missing:" \
+				"install it (on Debian and Ubuntu: apt install python3-venv) and run make again." >&2; exit 1; \
+		elif [ -z "$$maker" ]; then \
+			echo "channelscope needs Python 3.11, 3.12 or 3.13, and none of $(PYTHON), python3.13, python3.12 and" \
+				"python3.11 is one that runs: install one, or name it with PYTHON=/path/to/python3." >&2; exit 1; \
+		fi; \
+		echo "Making $(VENV) with $$("$$maker" --version); the first installation takes some minutes and about 6 GB."; \
+		"$$maker" -m venv --clear $(VENV) || exit 1; \
+	fi
+endef

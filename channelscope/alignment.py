@@ -1,0 +1,127 @@
+"""Alignment measures of the CIFS paper's claims: pure functions of activation, relevance and robustness.
+
+Every measure works along the last axis (channels, or classes) and over any leading axes, so the replicates of a
+bootstrap are one more axis. A class without images is NaN and stays NaN. Claims C1 to C4 are those of Yan et al.,
+ICML 2021 (arXiv 2102.05311).
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from scipy.stats import rankdata
+
+Outcome = Literal["supported", "not supported", "inconclusive"]
+
+
+def cosine(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Cosine similarity, in [-1, 1]: a . b / (|a| |b|); NaN where either is zero."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+
+
+def pearson(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Pearson correlation, in [-1, 1]: the cosine of the centred vectors; NaN where either is constant."""
+    return cosine(a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True))
+
+
+def spearman(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Spearman rank correlation, in [-1, 1]: Pearson's of the ranks, ties sharing their mean rank."""
+    undefined = np.isnan(a).any(-1) | np.isnan(b).any(-1)
+    ranks_a, ranks_b = (rankdata(np.nan_to_num(values), axis=-1) for values in (a, b))
+    return np.where(undefined, np.nan, pearson(ranks_a, ranks_b))
+
+
+def shift(natural: Float[ndarray, "*n c"], adversarial: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Mean relative shift, >= 0: sum_c |adversarial - natural| / sum_c |natural|."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.abs(adversarial - natural).sum(-1) / np.abs(natural).sum(-1)
+
+
+def nr_share(magnitude: Float[ndarray, "*n c"], relevance: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Share of the activation mass on negatively relevant channels, in [0, 1].
+
+    sum_{c: g_c < 0} |a_c| / sum_c |a_c|, with a the magnitude and g the relevance.
+    """
+    mass = np.abs(magnitude)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(relevance < 0, mass, 0).sum(-1) / mass.sum(-1)
+    return np.where(np.isnan(relevance).any(-1), np.nan, share)
+
+
+def measures(
+    natural: Float[ndarray, "*n c"], adversarial: Float[ndarray, "*n c"], relevance: Float[ndarray, "*n c"]
+) -> dict[str, Float[ndarray, "*n"]]:
+    """Compute every alignment measure from natural and adversarial magnitude and relevance (..., class, channel)."""
+    share_natural, share_adversarial = nr_share(natural, relevance), nr_share(adversarial, relevance)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = share_adversarial / share_natural
+    return {
+        "cosine": cosine(natural, adversarial),
+        "spearman": spearman(natural, adversarial),
+        "shift": shift(natural, adversarial),
+        "nr_share_natural": share_natural,
+        "nr_share_adversarial": share_adversarial,
+        "nr_ratio": np.where(np.isinf(ratio), np.nan, ratio),
+        "relevance_spearman_natural": spearman(natural, relevance),
+        "relevance_spearman_adversarial": spearman(adversarial, relevance),
+    }
+
+
+def across_classes(alignment: Float[ndarray, "*n k"], robust: Float[ndarray, "*n k"]) -> Float[ndarray, "*n"]:
+    """Spearman correlation across the classes that have images, between alignment and robust accuracy.
+
+    NaN with fewer than three such classes, and for a replicate that lacks one of them.
+    """
+    absent = np.isnan(alignment) | np.isnan(robust)
+    present = ~absent.reshape(-1, alignment.shape[-1]).all(0)
+    if present.sum() < 3:
+        return np.full(alignment.shape[:-1], np.nan)
+    return spearman(alignment[..., present], robust[..., present])
+
+
+def mean_over_classes(values: Float[ndarray, "*n k"]) -> Float[ndarray, "*n"]:
+    """Mean over the classes that have images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all NaN: no class has images
+        return np.nanmean(values, -1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its interval, low <= high; NaN where there is nothing to estimate from."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(replicates: Float[ndarray, " r"], level: float = 0.95) -> Estimate:
+    """Read the estimate (replicate 0) and the percentile bootstrap interval (the others) of a quantity.
+
+    Replicates that are NaN (a resample without any image of the class) are left out.
+
+    Args:
+        replicates: the quantity for each column of ``stats.bootstrap_weights``.
+        level: coverage of the interval, in (0, 1).
+    """
+    others = replicates[1:][~np.isnan(replicates[1:])]
+    if np.isnan(replicates[0]) or not len(others):
+        return Estimate(float(replicates[0]), float("nan"), float("nan"))
+    low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(replicates[0]), float(low), float(high))
+
+
+def judge(quantity: Estimate, null: float = 0.0) -> Outcome:
+    """Judge a claim that says ``quantity > null``: by where the interval lies.
+
+    Supported if it lies above ``null`` as a whole, not supported if at or below it as a whole, else inconclusive.
+    """
+    if quantity.low > null:
+        return "supported"
+    if quantity.high <= null:
+        return "not supported"
+    return "inconclusive"

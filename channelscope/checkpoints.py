@@ -1,0 +1,194 @@
+"""Self-describing network files: safe to load, written whole or not at all; converters from other formats.
+
+A checkpoint is a ``.pt`` file of plain values and tensors, read with ``weights_only=True``: nothing in a file is
+ever run as code.
+"""
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from channelscope import __version__
+from channelscope.errors import UserError
+from channelscope.files import replacing
+from channelscope.models import Architecture
+from channelscope.selection import FeatureSelector, Imgf, LinearProbe, Selective, TwoLayerProbe
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What it takes to build the gate of one layer again; see ``selection.FeatureSelector``.
+
+    Args:
+        layer: the gated layer's name.
+        channels: its number of channels.
+        probe: "linear" or "two-layer"; ``hidden`` units with softplus of sharpness ``beta`` in the latter.
+        k, imgf, detach: as in ``FeatureSelector``.
+    """
+
+    layer: str
+    channels: int
+    probe: Literal["linear", "two-layer"] = "linear"
+    hidden: int = 128
+    beta: float = 5.0
+    k: int = 2
+    imgf: Imgf = "softmax"
+    detach: bool = True
+
+    def build(self, classes: int) -> FeatureSelector:
+        """Make the selector with fresh weights."""
+        probe: nn.Module = (
+            LinearProbe(self.channels, classes)
+            if self.probe == "linear"
+            else TwoLayerProbe(self.channels, classes, self.hidden, self.beta)
+        )
+        return FeatureSelector(probe, k=self.k, imgf=self.imgf, detach=self.detach)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained network and all that is known of how it came about.
+
+    Args:
+        architecture: of the backbone.
+        gates: of the gated layers, in the order of the network; none for a plain network.
+        state: the network's ``state_dict``.
+        image: channels, height and width of the images that it was trained on.
+        class_names: names of the classes, or None where unknown.
+        method: standard, at, cifs or cas, or None where unknown.
+        meta: data, recipe, seed, metrics, history (one dict an epoch) and versions, as plain values.
+    """
+
+    architecture: Architecture
+    gates: tuple[Gate, ...] = ()
+    state: Mapping[str, Tensor]
+    image: tuple[int, int, int]
+    class_names: tuple[str, ...] | None = None
+    method: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """Make the network, in eval mode, with the checkpoint's weights: a ``Selective`` if it has gates."""
+        with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the state
+            network = build(self.architecture, self.gates)
+        network.load_state_dict(dict(self.state), assign=True)
+        return network.eval()
+
+    def save(self, path: Path | str) -> None:
+        """Write the checkpoint, whole or not at all.
+
+        Raises:
+            UserError: where ``path`` cannot be written.
+        """
+        content = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        content |= {
+            "channelscope": FORMAT,
+            "architecture": dataclasses.asdict(self.architecture),
+            "gates": [dataclasses.asdict(gate) for gate in self.gates],
+            "state": {name: tensor.detach().cpu() for name, tensor in self.state.items()},
+        }
+        save_tensors(content, Path(path))
+
+    @classmethod
+    def read(cls, path: Path | str) -> Self:
+        """Read a checkpoint.
+
+        Raises:
+            UserError: one sentence for a file that is missing, damaged, foreign or hostile.
+        """
+        content = load_tensors(Path(path))
+        if not isinstance(content, dict) or "channelscope" not in content:
+            raise UserError(
+                f"{path} is not a channelscope checkpoint: train one with 'channelscope train', "
+                "or convert it with 'channelscope convert'."
+            )
+        if content.pop("channelscope") != FORMAT:
+            raise UserError(f"{path} was written by another version of channelscope: train or convert it again.")
+        try:
+            checkpoint = cls._parse(content)
+            with torch.device("meta"):
+                build(checkpoint.architecture, checkpoint.gates).load_state_dict(dict(checkpoint.state), assign=True)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if isinstance(error, UserError) else "its parts do not fit together"
+            raise UserError(f"{path} is damaged ({reason}): get it again or train it again.") from error
+        if not all(bool(tensor.isfinite().all()) for tensor in checkpoint.state.values()):
+            raise UserError(f"{path} holds weights that are not finite numbers: train the network again.")
+        return checkpoint
+
+    @classmethod
+    def _parse(cls, content: dict[str, Any]) -> Self:
+        """Make a checkpoint of what a file holds; raises anything where it does not fit."""
+        architecture = content["architecture"]
+        values = content | {
+            "architecture": Architecture(
+                **architecture | {key: tuple(map(float, architecture[key])) for key in ("mean", "std")}
+            ),
+            "gates": tuple(Gate(**gate) for gate in content["gates"]),
+            "image": tuple(int(size) for size in content["image"]),
+        }
+        if content["class_names"] is not None:
+            values["class_names"] = tuple(str(name) for name in content["class_names"])
+        checkpoint = cls(**values)
+        names, classes = checkpoint.class_names, checkpoint.architecture.classes
+        if len(checkpoint.image) != 3 or not isinstance(checkpoint.meta, dict) or (names and len(names) != classes):
+            raise ValueError("mismatched parts")
+        return checkpoint
+
+
+def build(architecture: Architecture, gates: tuple[Gate, ...]) -> nn.Module:
+    """Make a network with fresh weights: the plain backbone, or with gates a ``Selective`` around it."""
+    cnn = architecture.build()
+    if not gates:
+        return cnn
+    return Selective(cnn, {gate.layer: gate.build(architecture.classes) for gate in gates})
+
+
+def load(path: Path | str) -> nn.Module:
+    """Load a trained network in eval mode: ``net(x)`` gives plain logits for images x in [0, 1].
+
+    A gated network also has ``net.probed(x)``, with its probes' logits and masks.
+
+    Raises:
+        UserError: one sentence for a file that is missing, damaged, foreign or hostile.
+    """
+    return Checkpoint.read(path).build()
+
+
+def versions() -> dict[str, str]:
+    """Name the versions that results depend on."""
+    return {"channelscope": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def save_tensors(content: dict[str, Any], path: Path) -> None:
+    """Write plain values and tensors to a ``.pt`` file, whole or not at all."""
+    with replacing(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch reports a full disk so
+            raise UserError(f"Cannot write {path}: {str(error).splitlines()[0]}. Free space or choose another place.") from error
+
+
+def load_tensors(path: Path) -> Any:
+    """Read what ``save_tensors`` or any torch program wrote, plain values and tensors only.
+
+    Raises:
+        UserError: for a missing or unreadable file, and for one that holds anything else.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: check the path.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as a network file: it is damaged, or holds code, which is never run. Get it again."
+        ) from error

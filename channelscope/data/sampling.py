@@ -1,0 +1,101 @@
+"""Choices made by chance: a sample that keeps the shares of the classes, and the augmentation of training images."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from channelscope.errors import UserError
+
+
+def stratified(labels: Int[Tensor, "images"], n: int, seed: int | Generator = 0) -> Int[Tensor, "chosen"]:
+    """Choose `n` images at random so that each class keeps its share as evenly as whole images allow.
+
+    The images of class k, in random order, are ranked r = 0, 1, ... and those with the n smallest (r + 1/2) / n_k are
+    taken, n_k being the size of the class: the apportionment of Webster and Sainte-Laguë. Under one seed a smaller
+    sample is part of every larger one, and a class's only image is never among the first half.
+
+    Args:
+        labels: (images,), the class of each image.
+        n: how many to choose, from 0 to all.
+        seed: a seed, at least 0, or a generator.
+
+    Returns:
+        (n,) indices in ascending order, on the CPU.
+
+    Raises:
+        UserError: `n` is negative or more than there are images; `seed` out of range.
+    """
+    if not 0 <= n <= len(labels):
+        raise UserError(f"Cannot choose {n} images: ask for a number from 0 to {len(labels)}, which is all there are.")
+    order = torch.randperm(len(labels), generator=_generator(seed))
+    labels = labels.cpu()
+    counts = labels.bincount()
+    by_class = order[labels[order].argsort(stable=True)]
+    sizes = counts.repeat_interleave(counts)
+    firsts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    turns = (torch.arange(len(labels)) - firsts + 0.5).double() / sizes
+    return by_class[turns.argsort(stable=True)[:n]].sort().values
+
+
+def hold_out(
+    labels: Int[Tensor, "images"], share: float, seed: int | Generator
+) -> tuple[Int[Tensor, "kept"], Int[Tensor, "held"]]:
+    """Divide the images in two, stratified: the held-out ones are round(share * images), but never none.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    n = max(1, round(share * len(labels)))
+    if n >= len(labels):
+        raise UserError(f"{len(labels)} training images are too few to hold out {share:g} of them: add images.")
+    held = stratified(labels, n, seed)
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[held] = False
+    return kept.nonzero().flatten(), held
+
+
+def augment(
+    images: Float[Tensor, "n c h w"], generator: Generator, crop: int = 4, flip: bool = True
+) -> Float[Tensor, "n c h w"]:
+    """Shift each image by up to `crop` pixels each way, zeros coming in, and mirror every other one, by chance.
+
+    The random crop with padding and horizontal flip of CIFAR training (He et al., CVPR 2016, section 4.2), with one
+    offset and one toss per image, for the whole batch at once.
+
+    Args:
+        images: (n, c, h, w), on any device.
+        generator: the source of chance; on the CPU it gives the same result on every device.
+        crop: the largest shift, in pixels; 0 for none.
+        flip: whether to mirror.
+
+    Returns:
+        (n, c, h, w), new values from the range of `images` and 0.
+
+    Raises:
+        UserError: `crop` is negative.
+    """
+    if crop < 0:
+        raise UserError(f"The crop must be 0 pixels or more, not {crop}.")
+    n, channels, height, width = images.shape
+    rows = _draw(2 * crop + 1, n, generator) + torch.arange(height)
+    columns = _draw(2 * crop + 1, n, generator) + torch.arange(width)
+    if flip:
+        mirrored = _draw(2, n, generator).bool()
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = torch.nn.functional.pad(images, (crop,) * 4)
+    # Each pixel's place in its padded image; one gather from these is quicker than indexing by row and column.
+    places = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).to(images.device)
+    places = places.view(n, 1, height * width).expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, places).view_as(images)
+
+
+def _draw(choices: int, n: int, generator: Generator) -> Tensor:
+    return torch.randint(choices, (n, 1), generator=generator, device=generator.device).cpu()
+
+
+def _generator(seed: int | Generator) -> Generator:
+    if isinstance(seed, Generator):
+        return seed
+    if not 0 <= seed < 2**63:
+        raise UserError(f"The seed must be a whole number from 0 to 2**63 - 1, not {seed}.")
+    return Generator().manual_seed(seed)

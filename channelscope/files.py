@@ -1,0 +1,77 @@
+"""Write files whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from channelscope.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write to; move it into place when the context ends without error.
+
+    A reader sees the old file or the new one, never a part, also after a kill or on a full disk.
+
+    Raises:
+        UserError: where the file cannot be written, with the system's reason. What stood at ``path`` is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` to fill; it takes the place of ``path`` when the context ends well.
+
+    Raises:
+        UserError: where the folder cannot be written. What stood at ``path`` is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            # Two renames: the earlier folder is there, whole, until the new one is complete.
+            earlier = temporary.with_name(temporary.name + "-earlier")
+            path.rename(earlier)
+            temporary.rename(path)
+            shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            temporary.rename(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot write {path}: {error.strerror or error}. Free space or choose another place.")

@@ -1,0 +1,214 @@
+"""Look into, or edit, the features of any network by layer name: the only user of torch's hooks.
+
+A layer is named as in ``model.named_modules()``. A module that runs more than once in a forward pass is
+addressed call by call: ``relu@0``, ``relu@1``. The empty name is the network itself. A wrapper such as ``Selective`` may offer its own names
+through a method ``named_layers() -> dict[str, nn.Module]``.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from channelscope.errors import UserError, suggest
+
+Edit = Callable[[Tensor], Tensor | None]
+
+
+class LayerError(UserError):
+    """A layer that does not exist, did not run, or ran more often than its name allows for."""
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """List every layer of ``model`` that can be hooked, by name, in the order of registration."""
+    own: Callable[[], dict[str, nn.Module]] | None = getattr(model, "named_layers", None)
+    return own() if callable(own) else {name: module for name, module in model.named_modules() if name}
+
+
+@contextmanager
+def hooked(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
+    """Pass the output of each named layer through its edit for as long as the context lasts.
+
+    Args:
+        model: any network. Every forward pass of it inside the context is watched.
+        edits: layer name -> function of the layer's output tensor. It returns the tensor that the rest of the
+            network shall see, or None to leave the output alone. Of a layer that returns a tuple, list or dict,
+            the edit gets and replaces the first tensor.
+
+    Raises:
+        LayerError: at once for an unknown name (with suggestions); in the forward pass for a layer that ran more
+            than once though its name has no ``@call``; at its end for a layer that did not run.
+
+    All hooks are removed on leaving, also after an error.
+    """
+    layers = named_layers(model) | {"": model}
+    watches = [_Watch(name, edit, *_resolve(name, layers)) for name, edit in edits.items()]
+    with ExitStack() as handles:
+
+        def start(*_: Any) -> None:
+            for watch in watches:
+                watch.calls = 0
+
+        def finish(*_: Any) -> None:
+            for watch in watches:
+                watch.check_ran()
+
+        # The root's own hooks frame one forward pass: calls are counted, and missed, within it.
+        handles.callback(model.register_forward_pre_hook(start, prepend=True).remove)
+        for watch in watches:
+            handles.callback(watch.module.register_forward_hook(watch).remove)
+        handles.callback(model.register_forward_hook(finish).remove)
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold ``model`` in eval mode and its parameters out of the graph; leave everything as it was found.
+
+    Raises:
+        UserError: at the end, for a network whose own forward switches it to train mode. Its buffers (the
+            statistics of BatchNorm, which such a network would let drift) are put back.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        model.eval()
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield
+        if any(module.training for module in model.modules()):
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            raise UserError(
+                "The network switches itself to train mode in its forward pass, so its answers are not those of "
+                "evaluation: remove the call of train() from its forward."
+            )
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer in a forward pass; ``name`` carries ``@call`` where the layer is called more than once."""
+
+    name: str
+    module: nn.Module
+    input: Tensor | None
+    output: Tensor
+
+
+def trace(model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[list[Call], Float[Tensor, "n k"]]:
+    """Run the network once on x and list every layer's calls, in the order in which they end, and the logits.
+
+    Layers whose output holds no tensor are left out.
+    """
+    seen: list[tuple[str, nn.Module, Tensor | None, Tensor]] = []
+    with ExitStack() as handles, evaluating(model), torch.no_grad():
+        for name, module in named_layers(model).items():
+
+            def record(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+                tensor = _first_or_none(output)
+                if tensor is not None:
+                    seen.append((name, module, _first_or_none(inputs), tensor.clone()))
+
+            handles.callback(module.register_forward_hook(record).remove)
+        logits = logits_of(model(x))
+    times, calls = Counter(name for name, *_ in seen), Counter[str]()
+    listed = []
+    for name, module, given, output in seen:
+        listed.append(Call(f"{name}@{calls[name]}" if times[name] > 1 else name, module, given, output))
+        calls[name] += 1
+    return listed, logits
+
+
+@dataclass
+class _Watch:
+    """One edit at one layer, counting the layer's calls within a forward pass."""
+
+    name: str
+    edit: Edit
+    module: nn.Module
+    call: int | None
+    calls: int = field(default=0)
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        self.calls += 1
+        if self.call is None and self.calls > 1:
+            raise LayerError(
+                f"Layer {self.name!r} runs more than once in a forward pass: "
+                f"name the call, as in '{self.name}@0' or '{self.name}@1'."
+            )
+        if self.call not in (None, self.calls - 1):
+            return None
+        edited = self.edit(first_tensor(output, f"layer {self.name!r}"))
+        return None if edited is None else _replace_first(output, edited)
+
+    def check_ran(self) -> None:
+        needed = 1 if self.call is None else self.call + 1
+        if self.calls < needed:
+            times = "did not run" if self.calls == 0 else f"ran only {self.calls} time(s)"
+            raise LayerError(f"Layer {self.name!r} {times} in the forward pass: choose a layer that the network uses.")
+
+
+def _resolve(name: str, layers: Mapping[str, nn.Module]) -> tuple[nn.Module, int | None]:
+    layer, at, call = name.rpartition("@")
+    if name in layers:
+        return layers[name], None
+    if at and call.isdecimal() and layer in layers:
+        return layers[layer], int(call)
+    raise LayerError(f"There is no layer {name!r} in this network.{suggest(layer or name, layers)}")
+
+
+def first_tensor(output: Any, source: str) -> Tensor:
+    """Take the first tensor of what a module returned: a tensor, or a tuple, list or dict that holds one."""
+    tensor = _first_or_none(output)
+    if tensor is None:
+        raise UserError(f"The {source} returns a {type(output).__name__} that holds no tensor: it cannot be analysed.")
+    return tensor
+
+
+def _first_or_none(output: Any) -> Tensor | None:
+    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else [output]
+    return next((item for item in items if isinstance(item, Tensor)), None)
+
+
+def _replace_first(output: Any, new: Tensor) -> Any:
+    """Rebuild ``output`` with ``new`` in the place of its first tensor."""
+    if isinstance(output, Tensor):
+        return new
+    pairs = list(output.items() if isinstance(output, Mapping) else enumerate(output))
+    first = next(key for key, value in pairs if isinstance(value, Tensor))
+    values = {key: new if key == first else value for key, value in pairs}
+    if isinstance(output, Mapping):
+        return type(output)(values)
+    rebuild = getattr(output, "_make", type(output))  # named tuples take their fields one by one
+    return rebuild(values.values())
+
+
+def logits_of(output: Any) -> Float[Tensor, "n k"]:
+    """Take the logits (n, classes) from what a network returned.
+
+    A tensor is taken as it is; of a dict or dataclass the entry ``logits``, ``out`` or, without either, the first
+    tensor; of a tuple or list the first tensor (as of networks with auxiliary heads).
+    """
+    for name in ("logits", "out"):
+        named = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(named, Tensor):
+            output = named
+    logits = first_tensor(output, "network")
+    if logits.ndim != 2:
+        raise UserError(
+            f"The network returns a tensor of shape {tuple(logits.shape)}, not logits (images, classes): "
+            "wrap it in a module that returns the logits."
+        )
+    return logits

@@ -1,0 +1,186 @@
+"""Measure one network: activation, relevance and correctness on natural and adversarial images, in one pass."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor, nn
+
+from channelscope.alignment import measures
+from channelscope.attacks import Attack
+from channelscope.capture import activations, capture
+from channelscope.data import Split
+from channelscope.errors import UserError
+from channelscope.hooks import evaluating, logits_of
+from channelscope.relevance import LastLayer, gradient, last_layer_weights
+from channelscope.selection import attached
+from channelscope.stats import ChannelStats
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One network's statistics by layer, and which images it got right under which attack.
+
+    Args:
+        labels: of the images (n,).
+        weights: of the images in each bootstrap replicate (n, r); see ``stats.bootstrap_weights``.
+        classes: number of classes.
+        threshold: see ``stats.ChannelStats``.
+        natural, adversarial: statistics of the activations, by layer.
+        relevance: statistics of the relevance on natural images, by layer.
+        hits: "natural", and the short name of each attack -> the images that are classified correctly (n,).
+    """
+
+    labels: Tensor
+    weights: Tensor
+    classes: int
+    threshold: float
+    natural: dict[str, ChannelStats] = field(default_factory=dict)
+    adversarial: dict[str, ChannelStats] = field(default_factory=dict)
+    relevance: dict[str, ChannelStats] = field(default_factory=dict)
+    hits: dict[str, Bool[Tensor, " n"]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The measured layers, in the order given."""
+        return tuple(self.natural)
+
+    @property
+    def worst(self) -> Bool[Tensor, " n"]:
+        """The images that are classified correctly as they are and under every attack."""
+        return torch.stack(list(self.hits.values())).all(0)
+
+    @property
+    def decided_by(self) -> str:
+        """The attack that leaves the fewest images correct."""
+        attacks = [name for name in self.hits if name != "natural"]
+        return min(attacks, key=lambda name: int(self.hits[name].sum()))
+
+    def add(self, into: dict[str, ChannelStats], values: Mapping[str, Tensor], y: Tensor, w: Tensor) -> None:
+        """Add a batch's values (n, c) of some layers to the statistics ``into``."""
+        for layer, value in values.items():
+            if layer not in into:
+                into[layer] = ChannelStats(
+                    classes=self.classes,
+                    channels=value.shape[1],
+                    replicates=self.weights.shape[1],
+                    threshold=self.threshold,
+                )
+            into[layer].update(value, y, w)
+
+    def observe(
+        self,
+        into: dict[str, ChannelStats],
+        network: nn.Module,
+        layers: Sequence[str],
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
+        w: Float[Tensor, "n r"],
+    ) -> Bool[Tensor, " n"]:
+        """Add the layers' activations on a batch to the statistics ``into``; tell which images are correct."""
+        with torch.no_grad(), capture(network, *layers) as features:
+            logits = logits_of(network(x))
+        if not logits.isfinite().all():
+            raise UserError("The network's logits are not finite numbers on some images: its weights are damaged.")
+        self.add(into, {layer: activations(features[layer]) for layer in layers}, y, w)
+        return (logits.argmax(1) == y).cpu()
+
+    def measures(self, layer: str) -> dict[str, Float[ndarray, "r k"]]:
+        """Compute the alignment measures of a layer, by replicate and class."""
+        stats = (self.natural[layer], self.adversarial[layer], self.relevance[layer])
+        return measures(*(part.magnitude.numpy() for part in stats))
+
+    def accuracy(self, hits: Bool[Tensor, " n"]) -> tuple[Float[ndarray, " r"], Float[ndarray, "r k"]]:
+        """Compute the share of hits over all images (r,) and by class (r, k); NaN for a class without images."""
+        of_class = torch.nn.functional.one_hot(self.labels, self.classes).double()
+        weights = self.weights.double()
+        right = weights * hits.unsqueeze(1)
+        with np.errstate(invalid="ignore"):
+            by_class = (right.T @ of_class).numpy() / (weights.T @ of_class).numpy()
+            overall = right.sum(0).numpy() / weights.sum(0).numpy()
+        return overall, by_class
+
+
+def measure(
+    network: nn.Module,
+    images: Split,
+    classes: int,
+    *,
+    layers: Sequence[str] | None,
+    attacks: Mapping[str, Attack],
+    weights: Float[Tensor, "n r"],
+    threshold: float,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int], object],
+) -> Measurement:
+    """Measure a network on images; its mode, its parameters and their gradients are left as found.
+
+    Gates are attached throughout: an attacker sees the gradient through their masks. The relevance of the
+    penultimate layer is the last linear layer's weight; of other layers, the gradient.
+
+    Args:
+        network: any classifier of images in [0, 1].
+        images: the images, whose order fixes the weights and the attacks' random starts.
+        classes: number of classes.
+        layers: layers to measure; None for the penultimate one.
+        attacks: short name -> attack. The first makes the adversarial data of the statistics.
+        weights, threshold: see ``stats``.
+        batch_size: images per forward pass.
+        seed: of the attacks' random starts.
+        progress: called with the number of images after every batch.
+
+    Raises:
+        UserError: for a network that does not fit the data, and LayerError for a layer that does not fit it.
+    """
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    first, _ = next(images.batches(2, device))
+    layers, penultimate = _choose(network, layers, first, classes)
+    others = [layer for layer in layers if layer not in penultimate]
+    result = Measurement(labels=images.labels, weights=weights, classes=classes, threshold=threshold)
+    hits: dict[str, list[Tensor]] = {name: [] for name in ("natural", *attacks)}
+    generators = {name: torch.Generator().manual_seed(seed) for name in attacks}
+    with evaluating(network), attached(network):
+        for (x, y), w in zip(images.batches(batch_size, device), weights.split(batch_size), strict=True):
+            hits["natural"].append(result.observe(result.natural, network, layers, x, y, w))
+            for index, (name, attack) in enumerate(attacks.items()):
+                x_adv = attack(network, x, y, generators[name])
+                watched = layers if index == 0 else ()
+                hits[name].append(result.observe(result.adversarial, network, watched, x_adv, y, w))
+            scores = last_layer_weights(network, penultimate, x, y) | gradient(network, others, x, y)
+            result.add(result.relevance, {layer: scores[layer] for layer in layers}, y, w)
+            progress(len(y))
+    result.hits.update({name: torch.cat(parts) for name, parts in hits.items()})
+    return result
+
+
+def _choose(
+    network: nn.Module, layers: Sequence[str] | None, x: Tensor, classes: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Check on a few images that network, layers and data fit; tell the layers, and which are penultimate."""
+    try:
+        with evaluating(network), torch.no_grad(), capture(network, *(layers or ())) as features:
+            logits = logits_of(network(x))
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"The network does not take images of shape {tuple(x.shape[1:])} ({str(error).splitlines()[0]}): "
+            "choose data of the kind that it was trained on."
+        ) from error
+    for z in features.values():
+        activations(z)
+    if logits.shape[1] != classes:
+        raise UserError(
+            f"The network tells {logits.shape[1]} classes apart, the data has {classes}: choose data of the same classes."
+        )
+    try:
+        inputs = LastLayer.find(network, x).inputs
+    except UserError:
+        if layers is None:
+            raise
+        inputs = ()
+    if layers is None:
+        layers = inputs[:1]
+    return tuple(layers), tuple(layer for layer in layers if layer in inputs)

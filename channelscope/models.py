@@ -1,0 +1,219 @@
+"""CIFAR-style residual networks of any depth, width, input channels and (small) image size.
+
+The networks take images in [0, 1]: normalisation is their first layer, so that attacks live in image units.
+ResNet: He et al., CVPR 2016 (arXiv 1512.03385). WideResNet: Zagoruyko & Komodakis, BMVC 2016 (arXiv 1605.07146).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from channelscope.errors import UserError, suggest
+
+
+class Normalise(nn.Module):
+    """Subtract the mean and divide by the standard deviation of each input channel: (x - mean) / std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.get_default_dtype()).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.get_default_dtype()).view(-1, 1, 1))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return (x - self.mean) / self.std
+
+
+def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
+
+
+def _shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+    if stride == 1 and channels_in == channels_out:
+        return nn.Sequential()
+    return nn.Sequential(_conv(channels_in, channels_out, 1, stride), nn.BatchNorm2d(channels_out))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, channels_in: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv(channels_in, planes, 3, stride), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = _conv(planes, planes, 3), nn.BatchNorm2d(planes)
+        self.shortcut = _shortcut(channels_in, planes, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(z)) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; four times as many channels out as inside."""
+
+    expansion = 4
+
+    def __init__(self, channels_in: int, planes: int, stride: int) -> None:
+        super().__init__()
+        channels_out = planes * self.expansion
+        self.conv1, self.bn1 = _conv(channels_in, planes, 1), nn.BatchNorm2d(planes)
+        self.conv2, self.bn2 = _conv(planes, planes, 3, stride), nn.BatchNorm2d(planes)
+        self.conv3, self.bn3 = _conv(planes, channels_out, 1), nn.BatchNorm2d(channels_out)
+        self.shortcut = _shortcut(channels_in, channels_out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.relu(self.bn1(self.conv1(x)))
+        z = F.relu(self.bn2(self.conv2(z)))
+        return F.relu(self.bn3(self.conv3(z)) + self.shortcut(x))
+
+
+class WideBlock(nn.Module):
+    """Pre-activation block of a WideResNet: BatchNorm and ReLU before each 3x3 convolution."""
+
+    expansion = 1
+
+    def __init__(self, channels_in: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(channels_in), _conv(channels_in, planes, 3, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(planes), _conv(planes, planes, 3)
+        same = stride == 1 and channels_in == planes
+        self.shortcut = None if same else _conv(channels_in, planes, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.relu(self.bn1(x))
+        skip = x if self.shortcut is None else self.shortcut(z)
+        return self.conv2(F.relu(self.bn2(self.conv1(z)))) + skip
+
+
+Block = type[BasicBlock] | type[Bottleneck] | type[WideBlock]
+
+
+def _stage(block: Block, channels_in: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    inputs = [channels_in] + [planes * block.expansion] * (blocks - 1)
+    strides = [stride] + [1] * (blocks - 1)
+    return nn.Sequential(*(block(c, planes, s) for c, s in zip(inputs, strides, strict=True)))
+
+
+class ResNet(nn.Module):
+    """CIFAR-style ResNet: a 3x3 stem, four stages of 1, 2, 4 and 8 times ``width`` planes, one linear layer.
+
+    The global mean replaces the original's pooling of a fixed size, so images of any size pass. With mean 0 and
+    standard deviation 1 the parameters correspond key by key with the networks of the CIFS authors' release.
+    """
+
+    def __init__(
+        self, block: Block, blocks: Sequence[int], width: int, classes: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        e = block.expansion
+        self.normalise = Normalise(mean, std)
+        self.conv1, self.bn1 = _conv(len(mean), width, 3), nn.BatchNorm2d(width)
+        self.layer1 = _stage(block, width, width, blocks[0], stride=1)
+        self.layer2 = _stage(block, width * e, 2 * width, blocks[1], stride=2)
+        self.layer3 = _stage(block, 2 * width * e, 4 * width, blocks[2], stride=2)
+        self.layer4 = _stage(block, 4 * width * e, 8 * width, blocks[3], stride=2)
+        self.linear = nn.Linear(8 * width * e, classes)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        z = F.relu(self.bn1(self.conv1(self.normalise(x))))
+        z = self.layer4(self.layer3(self.layer2(self.layer1(z))))
+        return self.linear(z.mean((2, 3)))
+
+
+class WideResNet(nn.Module):
+    """WideResNet-depth-widen: depth = 6 n + 4, three stages of n pre-activation blocks, final BatchNorm and ReLU.
+
+    The last activations, after BatchNorm and ReLU, are the output of ``features``.
+    """
+
+    def __init__(
+        self, depth: int, widen: int, width: int, classes: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        blocks, planes = (depth - 4) // 6, width * widen
+        self.normalise = Normalise(mean, std)
+        self.conv1 = _conv(len(mean), width, 3)
+        self.layer1 = _stage(WideBlock, width, planes, blocks, stride=1)
+        self.layer2 = _stage(WideBlock, planes, 2 * planes, blocks, stride=2)
+        self.layer3 = _stage(WideBlock, 2 * planes, 4 * planes, blocks, stride=2)
+        self.features = nn.Sequential(nn.BatchNorm2d(4 * planes), nn.ReLU())
+        self.linear = nn.Linear(4 * planes, classes)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        z = self.layer3(self.layer2(self.layer1(self.conv1(self.normalise(x)))))
+        return self.linear(self.features(z).mean((2, 3)))
+
+
+RESNETS: dict[str, tuple[Block, tuple[int, ...]]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+_WIDE = re.compile(r"wrn-(\d{1,3})-(\d{1,2})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What it takes to build a network again.
+
+    Args:
+        arch: ``resnet10``, ``resnet18``, ``resnet34``, ``resnet50`` or ``wrn-DEPTH-WIDEN`` (such as ``wrn-28-10``).
+        width: planes of the first stage; None for the published 64 (ResNet) or 16 (WideResNet).
+        classes: number of logits.
+        mean, std: of each input channel; their length is the number of input channels.
+    """
+
+    arch: str = "resnet18"
+    width: int | None = None
+    classes: int = 10
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        wide = _WIDE.fullmatch(self.arch)
+        if self.arch not in RESNETS and not wide:
+            known = [*RESNETS, "wrn-28-10"]
+            raise UserError(
+                f"There is no architecture {self.arch!r}: choose from {', '.join(known)}.{suggest(self.arch, known)}"
+            )
+        if wide and (int(wide[1]) < 10 or (int(wide[1]) - 4) % 6 or int(wide[2]) < 1):
+            raise UserError(f"{self.arch!r} has no whole number of blocks: the depth of a WideResNet is 6 n + 4.")
+        if self.width is not None and not 1 <= self.width <= 1024:
+            raise UserError(f"A network's width is between 1 and 1024, not {self.width}.")
+        if not 2 <= self.classes <= 100_000:
+            raise UserError(f"A classifier has between 2 and 100,000 classes, not {self.classes}.")
+        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
+            raise UserError("The mean and the (positive) standard deviation need one number for each input channel.")
+
+    @property
+    def last_stage(self) -> tuple[str, ...]:
+        """The names of the last stage's blocks, at most the last two: where CIFS and CAS put their gates."""
+        if wide := _WIDE.fullmatch(self.arch):
+            stage, blocks = "layer3", (int(wide[1]) - 4) // 6
+        else:
+            stage, blocks = "layer4", RESNETS[self.arch][1][-1]
+        return tuple(f"{stage}.{index}" for index in range(blocks))[-2:]
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the last stage."""
+        if wide := _WIDE.fullmatch(self.arch):
+            return 4 * (self.width or 16) * int(wide[2])
+        return 8 * (self.width or 64) * RESNETS[self.arch][0].expansion
+
+    def build(self) -> ResNet | WideResNet:
+        """Make the network, its weights drawn from torch's global generator as all of torch's layers do."""
+        if wide := _WIDE.fullmatch(self.arch):
+            return WideResNet(int(wide[1]), int(wide[2]), self.width or 16, self.classes, self.mean, self.std)
+        block, blocks = RESNETS[self.arch]
+        return ResNet(block, blocks, self.width or 64, self.classes, self.mean, self.std)

@@ -1,0 +1,18 @@
+"""Figures of a comparison, one paper column wide; drawn from its frames alone, never from a network."""
+
+from channelscope.plots.catalogue import caption, draw, figures
+from channelscope.plots.drawing import alignment_robustness, frequency, magnitude, nr_share, relevance, training
+from channelscope.plots.paper import save
+
+__all__ = [
+    "alignment_robustness",
+    "caption",
+    "draw",
+    "figures",
+    "frequency",
+    "magnitude",
+    "nr_share",
+    "relevance",
+    "save",
+    "training",
+]

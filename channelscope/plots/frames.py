@@ -1,0 +1,123 @@
+"""What a comparison's frames say, and the words for it in figures."""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from channelscope.comparison import Comparison
+from channelscope.errors import UserError, suggest
+
+
+def rows(frame: pd.DataFrame, **wanted: str) -> pd.DataFrame:
+    """Keep the rows whose columns have the wanted values."""
+    for column, value in wanted.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def interval(frame: pd.DataFrame, value: str = "value", **wanted: str) -> tuple[float, float, float]:
+    """Value, low and high of the one row that is wanted; NaN where there is none."""
+    found = rows(frame, **wanted)
+    if found.empty:
+        return float("nan"), float("nan"), float("nan")
+    middle, low, high = found.iloc[0][[value, "low", "high"]].astype(float)
+    return float(middle), float(low), float(high)
+
+
+def reach(intervals: Iterable[tuple[float, float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Values (n,) and the lengths of their error bars (2, n), as matplotlib wants them."""
+    middle, low, high = np.array(list(intervals), dtype=float).reshape(-1, 3).T
+    return middle, np.clip([middle - low, high - middle], 0, None)
+
+
+def models(comparison: Comparison) -> list[str]:
+    """The models' labels, in the comparison's order."""
+    return list(comparison.meta["models"])
+
+
+def classes(comparison: Comparison) -> list[str]:
+    """The names of the classes, in the data's order."""
+    return list(comparison.meta["data"]["classes"])
+
+
+def layers_by_model(comparison: Comparison) -> dict[str, list[str]]:
+    """Of each model the names of its measured layers, the deepest last."""
+    measured = comparison.alignment
+    return {model: list(rows(measured, model=model)["layer"].unique()) for model in models(comparison)}
+
+
+def layers(comparison: Comparison, layer: str | None = None) -> dict[str, str]:
+    """Of each model the layer to show: the one asked for, or else its last; models without it are left out."""
+    known = layers_by_model(comparison)
+    if layer is None:
+        return {model: names[-1] for model, names in known.items()}
+    shown = {model: layer for model, names in known.items() if layer in names}
+    if not shown:
+        names = list(dict.fromkeys(name for names in known.values() for name in names))
+        raise UserError(f"No layer {layer!r} here; choose from {', '.join(names)}.{suggest(layer, names)}")
+    return shown
+
+
+def robust(comparison: Comparison, model: str, class_name: str) -> tuple[float, float, float]:
+    """Worst-case accuracy of a model on a class, over the attacks: value, low, high."""
+    return interval(comparison.robustness, "accuracy", **{"model": model, "attack": "worst", "class": class_name})
+
+
+def ranked(comparison: Comparison) -> list[str]:
+    """The classes that have images, the most robust first: by worst-case accuracy, mean over the models."""
+    worst = rows(comparison.robustness, attack="worst").dropna(subset=["accuracy"])
+    mean = worst.groupby("class")["accuracy"].mean()
+    return sorted((name for name in classes(comparison) if name in mean.index), key=lambda name: -mean[name])
+
+
+def extremes(comparison: Comparison, count: int = 1) -> list[str]:
+    """The `count` most robust classes, then the `count` least robust ones, each in falling order, none twice."""
+    by_rank = ranked(comparison)
+    return list(dict.fromkeys([*by_rank[:count], *by_rank[-count:]]))
+
+
+def short(name: str, length: int = 18) -> str:
+    """A name on one line, cut to a length."""
+    name = " ".join(name.split())
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def percent(value: float) -> str:
+    """As in "51.0 %"; a dash for NaN."""
+    return "–" if np.isnan(value) else f"{100 * value:.1f} %"
+
+
+def number(value: float) -> str:
+    """Two decimals and a true minus sign; a dash for NaN."""
+    return "–" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
+
+
+def bounded(value: float, low: float, high: float) -> str:
+    """As in "0.71 [0.30, 0.90]"; a dash for NaN."""
+    return "–" if np.isnan(value) else f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def attack(comparison: Comparison) -> str:
+    """The attack that made the adversarial images, as in "PGD-20, ε = 8/255"."""
+    eps = float(comparison.meta["eps"])
+    levels = f"{round(eps * 255, 4):g}"
+    name = short(in_capitals(comparison.meta["attack"]), 22)
+    return f"{name}, ε = {f'{levels}/255' if len(levels) < 5 else f'{eps:.4g}'}"
+
+
+def attacks(comparison: Comparison) -> str:
+    """The attacks whose worst case is the robust accuracy, as in "worst case over PGD-20, CW-30"."""
+    names = [name for name in comparison.robustness["attack"].unique() if name not in ("natural", "worst")]
+    return f"worst case over {', '.join(map(in_capitals, names))}"
+
+
+def in_capitals(name: str) -> str:
+    """The name of an attack as papers have it: "PGD-20" for "pgd-20"."""
+    return re.sub("^(pgd|fgsm|cw)", lambda method: method[0].upper(), name)
+
+
+def where(shown: dict[str, str]) -> str:
+    """The layers that a figure shows, shortened."""
+    return short(", ".join(dict.fromkeys(shown.values())), 30)

@@ -1,0 +1,150 @@
+"""Small synthetic comparisons for the tests of the figures and of the page."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from channelscope.comparison import Comparison
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MODELS = ("nat", "at", "cifs")
+# By model: how far an attack moves the magnitudes, how closely they follow the relevance, natural and worst accuracy.
+CHARACTER = {"nat": (0.9, 0.5, 0.95, 0.02), "at": (0.35, 0.7, 0.84, 0.46), "cifs": (0.2, 0.9, 0.82, 0.51)}
+
+
+def _channels(rng: np.random.Generator, model: str, channels: int) -> dict[str, dict[str, np.ndarray]]:
+    shift, follow = CHARACTER.get(model, CHARACTER["at"])[:2]
+    relevance = rng.normal(0, 0.1, channels)
+    natural = np.exp(follow * 10 * relevance + (1 - follow) * rng.normal(0, 1, channels)) * 0.3
+    moved = (1 - shift) * natural + shift * rng.permutation(natural) * rng.uniform(0.5, 1.5, channels)
+    return {
+        data: {"magnitude": magnitude, "frequency": 1 - np.exp(-4 * magnitude), "relevance": relevance}
+        for data, magnitude in (("natural", natural), ("adversarial", moved))
+    }
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    return float(spearmanr(x, y).statistic) if len(x) > 1 and np.ptp(x) and np.ptp(y) else float("nan")
+
+
+def _measures(by_data: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
+    natural, adversarial = by_data["natural"], by_data["adversarial"]
+    n, a, relevance = natural["magnitude"], adversarial["magnitude"], natural["relevance"]
+    shares = [float(m[relevance < 0].sum() / m.sum()) for m in (n, a)]
+    return {
+        "cosine": float(n @ a / np.sqrt((n @ n) * (a @ a))),
+        "spearman": _correlation(n, a),
+        "shift": float(np.abs(a - n).sum() / n.sum()),
+        "nr_share_natural": shares[0],
+        "nr_share_adversarial": shares[1],
+        "nr_ratio": shares[1] / shares[0] if shares[0] else float("nan"),
+        "relevance_spearman_natural": _correlation(n, relevance),
+        "relevance_spearman_adversarial": _correlation(a, relevance),
+    }
+
+
+def _training(models: tuple[str, ...], epochs: int) -> pd.DataFrame:
+    rows = []
+    for model in models:
+        _, _, natural, robust = CHARACTER.get(model, CHARACTER["at"])
+        for epoch in range(1, epochs + 1):
+            done = 1 - np.exp(-3 * epoch / epochs)
+            validation = {"val_natural": natural * done, "val_robust": robust * (done - 0.1 * (epoch / epochs) ** 6)}
+            progress = {"loss": 2.3 * (1 - 0.7 * done), "accuracy": 0.9 * done, "lr": 0.1, "seconds": 12.0}
+            rows.append({"model": model, "epoch": epoch, **progress, **validation, "best": epoch == max(1, epochs - 2)})
+    columns = ["model", "epoch", "loss", "accuracy", "val_natural", "val_robust", "lr", "seconds", "best"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _verdicts(models: tuple[str, ...]) -> pd.DataFrame:
+    cases = (("C1", "supported", 0.31), ("C2", "not supported", -0.04), ("C3", "inconclusive", 0.12))
+    rows = [
+        {"claim": claim, "models": f"{model} - {models[0]}", "layer": "layer4", "verdict": verdict, "estimate": estimate}
+        for claim, verdict, estimate in (*cases, ("C4", "supported", 0.047))
+        for model in models[1:] or models
+    ]
+    frame = pd.DataFrame(rows)
+    frame["low"], frame["high"] = frame["estimate"] - 0.06, frame["estimate"] + 0.06
+    frame["statement"] = "The difference of " + frame["models"] + " was measured on the same images."
+    return frame
+
+
+def _meta(models: tuple[str, ...], classes: tuple[str, ...], layers: tuple[str, ...], images: int) -> dict[str, Any]:
+    network = {"arch": "resnet18", "width": 16, "layers": list(layers), "gates": [], "versions": {"torch": "2.9.0"}}
+    return {
+        "models": {model: {"method": model, **network} for model in models},
+        "data": {"name": "cifar10", "classes": list(classes), "images": images, "fingerprint": "ab" * 32},
+        "attack": "pgd-20",
+        "eps": 8 / 255,
+        "seed": 0,
+        "replicates": 200,
+        "level": 0.95,
+        "versions": {"channelscope": "0.1.0", "torch": "2.9.0"},
+        "created": "2030-01-01T00:00:00+00:00",
+        "command": "channelscope compare --models nat.pt at.pt cifs.pt --data cifar10",
+    }
+
+
+def synthetic(
+    models: tuple[str, ...] = MODELS,
+    classes: tuple[str, ...] = CLASSES,
+    layers: tuple[str, ...] = ("layer4",),
+    *,
+    channels: int = 24,
+    empty: tuple[str, ...] = (),
+    epochs: int = 12,
+    count: int = 100,
+) -> Comparison:
+    """Frames as a comparison has them, drawn from a fixed seed; the classes in `empty` have no images."""
+    rng = np.random.default_rng(0)
+    activations: list[pd.DataFrame] = []
+    alignment: list[dict[str, Any]] = []
+    robustness: list[dict[str, Any]] = []
+    for model in models:
+        natural_accuracy, worst = CHARACTER.get(model, CHARACTER["at"])[2:]
+        level = {name: float(np.clip(worst + 0.25 * rng.normal() * worst, 0, 1)) for name in classes}
+        accuracies = {"natural": dict.fromkeys(classes, natural_accuracy), "worst": level}
+        accuracies["pgd-20"] = {name: min(1.0, value + 0.02) for name, value in level.items()}
+        for attack in ("natural", "pgd-20", "worst"):
+            by_class = {name: (np.nan if name in empty else accuracies[attack][name]) for name in classes}
+            for name, value in {"all": float(np.nanmean(list(by_class.values()))), **by_class}.items():
+                row = {"model": model, "attack": attack, "class": name, "accuracy": value}
+                bounds = {"low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
+                if np.isnan(value):
+                    bounds = {"low": np.nan, "high": np.nan}
+                images = count * (len(classes) - len(empty)) if name == "all" else count * (name not in empty)
+                robustness.append({**row, **bounds, "count": images})
+        for layer in layers:
+            measured: dict[str, dict[str, float]] = {}
+            for name in classes:
+                by_data = _channels(rng, model, channels)
+                measured[name] = _measures(by_data)
+                if name in empty:
+                    by_data = {data: {key: values * np.nan for key, values in q.items()} for data, q in by_data.items()}
+                    measured[name] = dict.fromkeys(measured[name], np.nan)
+                for data, quantities in by_data.items():
+                    frame = pd.DataFrame({"channel": np.arange(channels), **quantities})
+                    frame[["model", "data", "layer", "class"]] = [model, data, layer, name]
+                    activations.append(frame.assign(count=0 if name in empty else count))
+            across = _correlation(
+                np.array([measured[c]["relevance_spearman_adversarial"] for c in classes if c not in empty]),
+                np.array([level[c] for c in classes if c not in empty]),
+            )
+            mean = {key: float(pd.Series([m[key] for m in measured.values()]).mean()) for key in measured[classes[0]]}
+            rows = {"all": mean, **measured, "across": {"relevance_robust_correlation": across}}
+            for name, measures in rows.items():
+                for measure, value in measures.items():
+                    row = {"model": model, "layer": layer, "class": name, "measure": measure, "value": value}
+                    alignment.append({**row, "low": value - 0.05, "high": value + 0.05})
+    order = ["model", "data", "layer", "class", "channel", "magnitude", "frequency", "relevance", "count"]
+    return Comparison(
+        activations=pd.concat(activations, ignore_index=True)[order],
+        alignment=pd.DataFrame(alignment),
+        robustness=pd.DataFrame(robustness),
+        verdicts=_verdicts(models),
+        training=_training(models, epochs),
+        arrays={"labels": np.repeat(np.arange(len(classes)), count)},
+        meta=_meta(models, classes, layers, count * (len(classes) - len(empty))),
+    )

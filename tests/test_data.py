@@ -1,0 +1,1063 @@
+"""Data: every source read as it was written, every mistake answered with a sentence, samples and batches exact."""
+
+import hashlib
+import os
+import pickle
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import unwrap
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import savemat
+from torch import Tensor
+
+from channelscope.data import NAMES, Dataset, Split, as_dataset, augment, load, stratified
+from channelscope.data.images import image_folder
+from channelscope.data.sampling import hold_out
+from channelscope.errors import UserError
+
+quick = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**63 - 1)
+class_labels = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(torch.tensor)
+
+
+@contextmanager
+def mistake(words: str) -> Iterator[None]:
+    """Expect a UserError with these words in it, that is one finished line."""
+    with pytest.raises(UserError) as caught:
+        yield
+    message = str(caught.value)
+    assert words in message
+    assert message[0] in "'/~" or message[0].isalnum()
+    assert message.endswith((".", "?"))
+    assert "\n" not in message
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def bytes_images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(256, shape, generator=generator(seed), dtype=torch.uint8)
+
+
+def some_split(n: int = 10, classes: int = 3, size: tuple[int, ...] = (3, 4, 5), seed: int = 0) -> Split:
+    return Split(bytes_images(n, *size, seed=seed), torch.arange(n) % classes)
+
+
+def same(a: Split, b: Split) -> bool:
+    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+
+
+# ---------------------------------------------------------------- Split
+
+
+@quick
+@given(n=st.integers(0, 40), size=st.integers(1, 50))
+def test_batches_cover_every_image_once_and_in_order(n: int, size: int) -> None:
+    split = Split(bytes_images(n, 1, 2, 2), torch.arange(n))
+    batches = list(split.batches(size))
+    assert [len(labels) for _, labels in batches[:-1]] == [size] * (len(batches) - 1)
+    assert [k for _, labels in batches for k in labels.tolist()] == list(range(n))
+    assert all(torch.equal(images, split.images[labels] / 255) for images, labels in batches)
+    assert all(images.dtype == torch.float32 for images, _ in batches)
+
+
+@quick
+@given(indices=st.lists(st.integers(0, 9), max_size=30), size=st.integers(1, 7))
+def test_batches_and_subset_follow_the_indices(indices: list[int], size: int) -> None:
+    split, order = some_split(), torch.tensor(indices, dtype=torch.int64)
+    subset = split.subset(order)
+    assert torch.equal(subset.images, split.images[order])
+    batches = list(split.batches(size, indices=order))
+    assert torch.equal(torch.cat([labels for _, labels in batches] or [subset.labels]), subset.labels)
+    assert torch.equal(torch.cat([images for images, _ in batches] or [subset.images / 255]), subset.images / 255)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_float_images_come_in_batches_as_float32(dtype: torch.dtype) -> None:
+    images = torch.rand(3, 1, 2, 2, generator=generator()).to(dtype)
+    [(batch, _)] = Split(images, torch.arange(3)).batches(5, torch.device("cpu"))
+    assert batch.dtype == torch.float32
+    assert torch.equal(batch, images.float())
+
+
+def test_batches_share_no_memory_with_the_split() -> None:
+    split = Split(torch.ones(2, 1, 2, 2), torch.arange(2))
+    next(split.batches(2))[0].zero_()
+    assert split.images.min() == 1
+
+
+def test_fingerprint_knows_pixels_labels_shape_and_type() -> None:
+    split = some_split()
+    other_pixel = split.images.clone()
+    other_pixel[9, 2, 3, 4] ^= 1
+    different = [
+        Split(other_pixel, split.labels),
+        Split(split.images, split.labels.flip(0)),
+        Split(split.images.transpose(2, 3), split.labels),
+        Split(split.images.reshape(10, 3, 5, 4), split.labels),
+        Split(split.images / 255, split.labels),
+    ]
+    prints = {each.fingerprint() for each in [split, *different]}
+    assert len(prints) == 6
+    assert all(len(bytes.fromhex(each)) == 32 for each in prints)
+    laid_out_otherwise = split.images.contiguous(memory_format=torch.channels_last)
+    assert Split(laid_out_otherwise, split.labels.clone()).fingerprint() == split.fingerprint()
+
+
+def test_a_split_says_what_it_holds() -> None:
+    assert repr(some_split()) == "Split(10 images of 3 x 4 x 5, uint8)"
+    assert len(some_split(7)) == 7
+
+
+GOOD = torch.zeros(2, 1, 4, 4)
+
+
+def with_pixel(value: float) -> Tensor:
+    images = GOOD.clone()
+    images[1, 0, 3, 3] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (GOOD[0], torch.zeros(1).long(), "shape (n, c, h, w)"),
+        (torch.zeros(2, 1, 0, 4), torch.zeros(2).long(), "no empty side"),
+        (GOOD.long(), torch.zeros(2).long(), "uint8, or float"),
+        (GOOD.bool(), torch.zeros(2).long(), "uint8, or float"),
+        (with_pixel(float("nan")), torch.zeros(2).long(), "NaN"),
+        (with_pixel(float("inf")), torch.zeros(2).long(), "span [0, inf]"),
+        (with_pixel(255), torch.zeros(2).long(), "divide by 255"),
+        (with_pixel(-0.01), torch.zeros(2).long(), "normalisation"),
+        (GOOD, torch.zeros(3).long(), "shape (2,)"),
+        (GOOD, torch.zeros(2, 1).long(), "shape (2,)"),
+        (GOOD, torch.zeros(2), "int64"),
+        (GOOD, torch.tensor([0, -1]), "smallest is -1"),
+        (GOOD, torch.zeros(2, dtype=torch.int64, device="meta"), "move them to one"),
+    ],
+)
+def test_a_split_refuses(images: Tensor, labels: Tensor, words: str) -> None:
+    if labels.device.type == "meta":  # stands in for a second device; its values cannot be looked at
+        labels = torch.zeros(0, dtype=torch.int64, device="meta")
+        images = images[:0]
+    with mistake(words):
+        Split(images, labels)
+
+
+@pytest.mark.parametrize("indices", [[-1], [0, 10], [10]])
+def test_indices_that_are_not_there(indices: list[int]) -> None:
+    with mistake("between 0 and 9"):
+        some_split().subset(torch.tensor(indices))
+    with mistake("between 0 and 9"):
+        some_split().batches(2, indices=torch.tensor(indices))
+
+
+def test_indices_that_are_a_mask() -> None:
+    with mistake("mask.nonzero()"):
+        unwrap(Split.subset)(some_split(), torch.ones(10, dtype=torch.bool))
+
+
+def test_a_batch_of_no_images() -> None:
+    with mistake("at least 1"):
+        some_split().batches(0)
+
+
+# ---------------------------------------------------------------- Dataset
+
+
+def test_a_dataset_knows_its_images() -> None:
+    dataset = Dataset("mine", ("a", "b", "c"), some_split(), train=some_split(20))
+    assert (dataset.channels, dataset.image_size) == (3, (4, 5))
+    assert list(dataset.parts) == ["train", "test"]
+    assert dataset.require_train() is dataset.train
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"test": some_split(0)}, "mine has no test images"),
+        ({"train": some_split(0)}, "mine has no train images"),
+        ({"classes": ("a", "b")}, "go up to 2, but there are only 2 classes"),
+        ({"val": some_split(4, classes=4)}, "val labels of mine go up to 3"),
+        ({"classes": ("a", "b", "a")}, "'a' comes 2 times"),
+        ({"classes": ()}, "0 classes"),
+        ({"train": some_split(size=(1, 4, 5))}, "train images of mine are (1, 4, 5)"),
+        ({"val": some_split(size=(3, 5, 4))}, "val images of mine are (3, 5, 4)"),
+    ],
+)
+def test_a_dataset_refuses(arguments: dict[str, Any], words: str) -> None:
+    with mistake(words):
+        Dataset(**{"name": "mine", "classes": ("a", "b", "c"), "test": some_split(), **arguments})
+
+
+def test_training_needs_images_of_every_class() -> None:
+    with mistake("no training images: choose"):
+        Dataset("mine", ("a", "b", "c"), some_split()).require_train()
+    with mistake("Class 'b' of mine has no training images"):
+        Dataset("mine", ("a", "b"), some_split(classes=1), train=some_split(classes=1)).require_train()
+
+
+# ---------------------------------------------------------------- stratified, hold_out
+
+
+def naive_stratified_counts(labels: Tensor, n: int) -> list[int]:
+    """Webster's method, a seat at a time: the next image goes to the class with the largest size / (taken + 1/2)."""
+    sizes = labels.bincount().tolist()
+    taken = [0] * len(sizes)
+    for _ in range(n):
+        claims = [size / (have + 0.5) if have < size else -1 for size, have in zip(sizes, taken, strict=True)]
+        taken[claims.index(max(claims))] += 1
+    return taken
+
+
+@quick
+@given(labels=class_labels, share=st.floats(0, 1), seed=seeds)
+def test_stratified_keeps_the_shares(labels: Tensor, share: float, seed: int) -> None:
+    n = round(share * len(labels))
+    chosen = stratified(labels, n, seed)
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert len(chosen) == n
+    counts = labels[chosen].bincount(minlength=int(labels.max()) + 1).tolist()
+    assert counts == naive_stratified_counts(labels, n)
+
+
+@quick
+@given(per_class=st.integers(1, 12), classes=st.integers(1, 6), data=st.data(), seed=seeds)
+def test_stratified_is_even_among_even_classes(per_class: int, classes: int, data: st.DataObject, seed: int) -> None:
+    labels = torch.arange(classes).repeat(per_class)
+    n = data.draw(st.integers(0, len(labels)))
+    counts = labels[stratified(labels, n, seed)].bincount(minlength=classes)
+    assert counts.max() - counts.min() <= 1
+
+
+@quick
+@given(labels=class_labels, seed=seeds)
+def test_smaller_samples_are_part_of_larger_ones(labels: Tensor, seed: int) -> None:
+    samples = [set(stratified(labels, n, seed).tolist()) for n in range(len(labels) + 1)]
+    assert all(small < large for small, large in pairwise(samples))
+
+
+def test_stratified_chooses_by_its_seed_and_touches_no_other() -> None:
+    labels = torch.arange(100) % 10
+    state = torch.get_rng_state()
+    assert torch.equal(stratified(labels, 30, 1), stratified(labels, 30, generator(1)))
+    assert not torch.equal(stratified(labels, 30, 1), stratified(labels, 30, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_image_is_as_likely() -> None:
+    labels = torch.tensor([0] * 10 + [1] * 20)
+    source = generator(0)
+    chosen = torch.cat([stratified(labels, 6, source) for _ in range(2000)])
+    frequency = chosen.bincount(minlength=30) / 2000
+    assert (frequency - 0.2).abs().max() < 0.05  # five standard deviations and more
+
+
+@pytest.mark.parametrize("n", [-1, 11])
+def test_more_images_than_there_are(n: int) -> None:
+    with mistake("from 0 to 10"):
+        stratified(torch.arange(10), n)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_out_of_range(seed: int) -> None:
+    with mistake("seed"):
+        stratified(torch.arange(10), 5, seed)
+
+
+@quick
+@given(labels=class_labels.filter(lambda labels: len(labels) > 2), share=st.floats(0.01, 0.6), seed=seeds)
+def test_held_out_and_kept_are_disjoint_and_cover_all(labels: Tensor, share: float, seed: int) -> None:
+    kept, held = hold_out(labels, share, seed)
+    assert sorted(kept.tolist() + held.tolist()) == list(range(len(labels)))
+    assert len(held) == max(1, round(share * len(labels)))
+    again = hold_out(labels, share, seed)
+    assert torch.equal(kept, again[0])
+    assert torch.equal(held, again[1])
+
+
+# ---------------------------------------------------------------- augment
+
+
+def every_crop(image: Tensor, crop: int, flip: bool) -> list[Tensor]:
+    """All that may become of one image, by slicing."""
+    _, height, width = image.shape
+    padded = torch.zeros(image.shape[0], height + 2 * crop, width + 2 * crop)
+    padded[:, crop : crop + height, crop : crop + width] = image
+    shifts = [(dy, dx) for dy in range(2 * crop + 1) for dx in range(2 * crop + 1)]
+    crops = [padded[:, dy : dy + height, dx : dx + width] for dy, dx in shifts]
+    return crops + [each.flip(2) for each in crops] * flip
+
+
+@quick
+@given(
+    shape=st.tuples(st.integers(0, 4), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)),
+    crop=st.integers(0, 3),
+    flip=st.booleans(),
+    seed=seeds,
+)
+def test_augment_gives_a_crop_of_each_image(shape: tuple[int, ...], crop: int, flip: bool, seed: int) -> None:
+    images = torch.rand(shape, generator=generator(seed))
+    augmented = augment(images, generator(seed), crop, flip)
+    assert augmented.shape == images.shape
+    assert all(
+        any(torch.equal(result, each) for each in every_crop(image, crop, flip))
+        for image, result in zip(images, augmented, strict=True)
+    )
+    assert torch.equal(augmented, augment(images, generator(seed), crop, flip))
+
+
+def test_augment_makes_every_shift_and_both_sides_alike_often() -> None:
+    image = torch.rand(1, 3, 3, generator=generator())
+    augmented = augment(image.expand(18_000, -1, -1, -1), generator(1), crop=1, flip=True)
+    counts = [int((augmented == each).flatten(1).all(1).sum()) for each in every_crop(image, 1, True)]
+    assert sum(counts) == 18_000
+    assert 850 < min(counts) <= max(counts) < 1150  # 1000 each, five standard deviations
+
+
+def test_augment_draws_for_each_image_and_leaves_its_input() -> None:
+    images = torch.rand(1, 3, 8, 8, generator=generator()).repeat(8, 1, 1, 1)
+    before = images.clone()
+    augmented = augment(images, generator(3), crop=4, flip=True)
+    assert len({each.numpy().tobytes() for each in augmented}) > 4
+    assert torch.equal(images, before)
+    assert torch.equal(augment(images, generator(), crop=0, flip=False), images)
+
+
+def test_augment_refuses_a_negative_crop() -> None:
+    with mistake("0 pixels or more"):
+        augment(torch.zeros(1, 1, 4, 4), generator(), crop=-1)
+
+
+# ---------------------------------------------------------------- load: names, digits
+
+
+def test_digits_are_always_divided_alike() -> None:
+    digits = load("digits")
+    assert digits.classes == tuple("0123456789")
+    assert {part: len(split) for part, split in digits.parts.items()} == {"train": 1078, "val": 360, "test": 359}
+    assert (digits.channels, digits.image_size) == (1, (8, 8))
+    assert digits.test.images.unique().tolist() == [round(value * 255 / 16) for value in range(17)]
+    for split in digits.parts.values():
+        counts = split.labels.bincount(minlength=10)
+        assert counts.max() - counts.min() <= 6  # as in the whole: 174 to 183
+    again = load("digits", seed=7, validation=0.5)
+    assert all(same(again.parts[part], split) for part, split in digits.parts.items())
+    everything = np.concatenate([split.images.flatten(1).numpy() for split in digits.parts.values()])
+    assert len(np.unique(everything, axis=0)) == 1797  # no image is in two parts
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cifar", "Did you mean 'cifar10'"),
+        ("", ", ".join(NAMES)),
+        ("imagefolder", "imagefolder:DIR"),
+        ("imagefolder:", "imagefolder:DIR"),
+        ("npz:", "npz:FILE"),
+        ("digits:8", "There is no dataset 'digits:8'"),
+        ("mine.npz", "write npz:mine.npz"),
+        ("/", "write imagefolder:/"),
+        ("imagefolder:/no/such", "There is no folder /no/such"),
+        ("imagefolder:/dev/null", "There is no folder /dev/null"),
+        ("npz:/no/such.npz", "There is no file /no/such.npz"),
+        ("npz:/", "There is no file /:"),
+    ],
+)
+def test_names_that_are_none(name: str, words: str) -> None:
+    with mistake(words):
+        load(name)
+
+
+@pytest.mark.parametrize("validation", [-0.1, 1.0, float("nan")])
+def test_a_share_that_is_none(validation: float) -> None:
+    with mistake("at least 0 and below 1"):
+        load("digits", validation=validation)
+
+
+def test_an_image_size_that_is_none() -> None:
+    with mistake("at least 1 pixel"):
+        load("digits", image_size=0)
+
+
+def test_any_dataset_can_be_scaled() -> None:
+    assert load("digits", image_size=8).image_size == (8, 8)
+    scaled = load("digits", image_size=12)
+    assert all(split.images.shape[1:] == (1, 12, 12) for split in scaled.parts.values())
+    assert scaled.test.images.dtype == torch.uint8
+
+
+# ---------------------------------------------------------------- load: imagefolder
+
+
+def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 5), seed: int = 0) -> np.ndarray[Any, Any]:
+    """Write a lossless image of (width, height), and give its pixels as RGB."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    image.save(path)
+    return np.array(image.convert("RGB"))
+
+
+def write_folder(root: Path, per_class: int = 4, mode: str = "RGB") -> Path:
+    for part in ("train", "test"):
+        for label, name in enumerate(("ant", "bee", "cow")):
+            for index in range(per_class):
+                write_image(root / part / name / f"{index}.png", mode, seed=label * 100 + index + 50 * (part == "test"))
+    return root
+
+
+def test_an_image_folder(tmp_path: Path) -> None:
+    dataset = load(f"imagefolder:{write_folder(tmp_path)}", validation=0.25)
+    assert dataset.classes == ("ant", "bee", "cow")
+    assert {part: len(split) for part, split in dataset.parts.items()} == {"train": 9, "val": 3, "test": 12}
+    assert dataset.test.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert dataset.train is not None
+    assert dataset.val is not None
+    assert dataset.train.labels.bincount().tolist() == [3, 3, 3]
+    files = torchvision.datasets.ImageFolder(tmp_path / "test", torchvision.transforms.PILToTensor())
+    assert torch.equal(dataset.test.images, torch.stack([image for image, _ in files]))
+    files = torchvision.datasets.ImageFolder(tmp_path / "train", torchvision.transforms.PILToTensor())
+    rest, held = hold_out(torch.tensor(files.targets), 0.25, 0)
+    everything = Split(torch.stack([image for image, _ in files]), torch.tensor(files.targets))
+    assert same(dataset.train, everything.subset(rest))
+    assert same(dataset.val, everything.subset(held))
+
+
+def test_the_validation_part_is_chosen_by_the_seed(tmp_path: Path) -> None:
+    name = f"imagefolder:{write_folder(tmp_path, per_class=10)}"
+    first, again, other = (load(name, seed=seed) for seed in (0, 0, 1))
+    assert first.val is not None
+    assert again.val is not None
+    assert other.val is not None
+    assert same(first.val, again.val)
+    assert not same(first.val, other.val)
+    assert same(first.test, other.test)
+    assert load(name, validation=0.0).val is None
+
+
+def test_an_image_folder_with_its_own_validation_part(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    pixels = write_image(tmp_path / "val" / "bee" / "0.png", seed=9)
+    val = load(f"imagefolder:{tmp_path}").val
+    assert val is not None
+    assert val.labels.tolist() == [1]
+    assert torch.equal(val.images[0], torch.tensor(pixels).permute(2, 0, 1))
+
+
+def test_a_single_folder_is_the_test_part(tmp_path: Path) -> None:
+    dataset = load(f"imagefolder:{write_folder(tmp_path) / 'test'}")
+    assert list(dataset.parts) == ["test"]
+    assert len(dataset.test) == 12
+    assert dataset.classes == ("ant", "bee", "cow")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("bus", "test", "train"):
+        write_image(tmp_path / name / "0.png")
+    assert load(f"imagefolder:{tmp_path}").classes == ("bus", "test", "train")
+
+
+def test_a_class_may_be_empty_or_absent_in_a_part(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "train" / "dog").mkdir()
+    (tmp_path / "train" / "elk").mkdir()
+    (tmp_path / "test" / "dog").mkdir()
+    dataset = load(f"imagefolder:{tmp_path}")
+    assert dataset.classes == ("ant", "bee", "cow", "dog", "elk")
+    assert dataset.test.labels.bincount(minlength=5).tolist() == [4, 4, 4, 0, 0]
+    with mistake("Class 'dog'"):
+        dataset.require_train()
+
+
+def test_grey_stays_grey_only_where_all_are_grey(tmp_path: Path) -> None:
+    write_folder(tmp_path, mode="L")
+    grey = load(f"imagefolder:{tmp_path}")
+    assert grey.channels == 1
+    pixels = write_image(tmp_path / "train" / "bee" / "9.png", seed=9)
+    mixed = load(f"imagefolder:{tmp_path}", validation=0.0)
+    assert torch.equal(mixed.test.images, grey.test.images.expand(-1, 3, -1, -1))
+    assert mixed.train is not None
+    assert torch.equal(mixed.train.images[8], torch.tensor(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_other_modes_are_read_as_their_colours(tmp_path: Path, mode: str) -> None:
+    write_image(tmp_path / "a" / "0.png")
+    pixels = write_image(tmp_path / "a" / "1.png", mode, seed=3)
+    images = load(f"imagefolder:{tmp_path}").test.images
+    assert torch.equal(images[1], torch.tensor(pixels).permute(2, 0, 1))
+
+
+def test_links_are_followed_and_other_files_left_alone(tmp_path: Path) -> None:
+    real, linked = write_folder(tmp_path / "real") / "test", tmp_path / "linked"
+    linked.mkdir()
+    (linked / "ant").symlink_to(real / "ant")
+    (linked / "bee").mkdir()
+    (linked / "bee" / "x.PNG").symlink_to(real / "bee" / "0.png")
+    (linked / "bee" / "notes.txt").write_text("not an image")
+    (linked / "bee" / ".0.png").write_text("a system's leftover")
+    (linked / "bee" / "more.png").mkdir()
+    (linked / ".cache").mkdir()
+    (linked / "README.md").write_text("not a class")
+    dataset = load(f"imagefolder:{linked}")
+    assert dataset.classes == ("ant", "bee")
+    assert dataset.test.labels.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_image(tmp_path / "mine" / "a" / "0.png")
+    assert len(load("imagefolder:~/mine").test) == 1
+
+
+def test_many_files_keep_their_order(tmp_path: Path) -> None:
+    values = list(range(150))
+    (tmp_path / "a").mkdir()
+    for value in values:
+        Image.new("L", (2, 2), value).save(tmp_path / "a" / f"{value:03}.png")
+    assert load(f"imagefolder:{tmp_path}").test.images[:, 0, 0, 0].tolist() == values
+
+
+@pytest.mark.parametrize("size", [(20, 12), (12, 20), (8, 8), (7, 9)])
+def test_images_are_scaled_and_cropped_as_torchvision_does(tmp_path: Path, size: tuple[int, int]) -> None:
+    write_image(tmp_path / "a" / "0.png", size=(8, 8))
+    pixels = write_image(tmp_path / "a" / "1.png", size=size, seed=1)
+    images = load(f"imagefolder:{tmp_path}", image_size=8).test.images
+    steps = torchvision.transforms.Compose([torchvision.transforms.Resize(8), torchvision.transforms.CenterCrop(8)])
+    expected = torch.tensor(np.array(steps(Image.fromarray(pixels)))).permute(2, 0, 1)
+    assert images.shape == (2, 3, 8, 8)
+    assert (images[1].int() - expected.int()).abs().max() <= 1
+
+
+def empty(root: Path) -> None:
+    pass
+
+
+def loose_files(root: Path) -> None:
+    write_image(root / "0.png")
+
+
+def no_images(root: Path) -> None:
+    (root / "ant").mkdir()
+
+
+def no_test(root: Path) -> None:
+    (root / "test" / "ant").rename(root / "train" / "gnu")
+    for name in ("bee", "cow"):
+        for file in (root / "test" / name).iterdir():
+            file.unlink()
+        (root / "test" / name).rmdir()
+
+
+def no_test_images(root: Path) -> None:
+    for file in (root / "test").glob("*/*"):
+        file.unlink()
+
+
+def another_class(root: Path) -> None:
+    (root / "test" / "gnu").mkdir()
+
+
+def another_size(root: Path) -> None:
+    write_image(root / "test" / "bee" / "9.png", size=(7, 5))
+
+
+def not_an_image(root: Path) -> None:
+    (root / "train" / "cow" / "0.png").write_text("not an image")
+
+
+def empty_file(root: Path) -> None:
+    (root / "train" / "cow" / "0.png").write_bytes(b"")
+
+
+def cut_off(root: Path) -> None:
+    file = root / "train" / "cow" / "0.png"
+    file.write_bytes(file.read_bytes()[:60])
+
+
+def broken_link(root: Path) -> None:
+    (root / "train" / "cow" / "9.png").symlink_to(root / "nowhere.png")
+
+
+def sixteen_bits(root: Path) -> None:
+    Image.fromarray(np.full((5, 6), 40_000, np.uint16)).save(root / "train" / "cow" / "9.png")
+
+
+def one_image_to_train(root: Path) -> None:
+    for file in sorted((root / "train").glob("*/*"))[1:]:
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (empty, "has no class folders"),
+        (loose_files, "has no class folders"),
+        (no_images, "has no images"),
+        (no_test, "has train but no test"),
+        (no_test_images, "test has no images"),
+        (another_class, "test/gnu is a class that the training images do not have"),
+        (another_size, "--image-size"),
+        (not_an_image, "train/cow/0.png cannot be read"),
+        (empty_file, "train/cow/0.png cannot be read"),
+        (cut_off, "train/cow/0.png cannot be read"),
+        (broken_link, "train/cow/9.png cannot be read"),
+        (sixteen_bits, "train/cow/9.png: Images of more than 8 bits"),
+        (one_image_to_train, "too few to hold out"),
+    ],
+)
+def test_an_image_folder_refuses(tmp_path: Path, spoil: Callable[[Path], None], words: str) -> None:
+    if spoil not in (empty, loose_files, no_images):
+        write_folder(tmp_path)
+    spoil(tmp_path)
+    with mistake(words):
+        load(f"imagefolder:{tmp_path}")
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with mistake(f"Cannot read the folder {tmp_path}"):
+        image_folder("mine", tmp_path, 0.1, 0, None)
+
+
+def test_an_image_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "a" / "0.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with mistake("decompression bomb"):
+        load(f"imagefolder:{tmp_path}")
+
+
+def test_more_images_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    write_image(tmp_path / "a" / "0.png")
+    monkeypatch.setattr(np, "empty", refuse)
+    with mistake("smaller --image-size"):
+        load(f"imagefolder:{tmp_path}")
+
+
+# ---------------------------------------------------------------- load: npz
+
+
+def npz_arrays(dtype: type = np.uint8, channels: int | None = 3) -> dict[str, np.ndarray[Any, Any]]:
+    source, size = np.random.default_rng(0), (5, 4) if channels is None else (5, 4, channels)
+    arrays = {}
+    for part, n in (("train", 20), ("val", 6), ("test", 10)):
+        pixels = source.integers(256, size=(n, *size), dtype=np.uint8)
+        arrays[f"{part}_images"] = pixels if dtype == np.uint8 else (pixels / 255).astype(dtype)
+        arrays[f"{part}_labels"] = np.arange(n) % 3
+    return arrays
+
+
+def write_npz(folder: Path, **arrays: Any) -> str:
+    np.savez(folder / "mine.npz", **arrays)
+    return f"npz:{folder / 'mine.npz'}"
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64, np.dtype(">f4")])
+def test_an_npz_file(tmp_path: Path, dtype: type, channels: int | None) -> None:
+    arrays = npz_arrays(dtype, channels)
+    dataset = load(write_npz(tmp_path, **arrays))
+    assert dataset.classes == ("0", "1", "2")
+    for part, split in dataset.parts.items():
+        stored = arrays[f"{part}_images"].reshape(-1, 5, 4, channels or 1)
+        assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), stored.astype(split.images.numpy().dtype))
+        assert split.images.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
+        assert split.labels.tolist() == arrays[f"{part}_labels"].tolist()
+
+
+def test_an_npz_file_without_validation_or_training(tmp_path: Path) -> None:
+    arrays = {key: value for key, value in npz_arrays().items() if not key.startswith("val")}
+    dataset = load(write_npz(tmp_path, **arrays), validation=0.2, seed=5)
+    assert {part: len(split) for part, split in dataset.parts.items()} == {"train": 16, "val": 4, "test": 10}
+    arrays = {key: value for key, value in arrays.items() if not key.startswith("train")}
+    assert list(load(write_npz(tmp_path, **arrays)).parts) == ["test"]
+
+
+def test_an_npz_file_names_classes_and_may_have_columns_of_small_labels(tmp_path: Path) -> None:
+    arrays = npz_arrays()
+    arrays["test_labels"] = arrays["test_labels"].astype(np.uint8)[:, None]
+    dataset = load(write_npz(tmp_path, **arrays, classes=np.array(["ant", "bee", "cow", "dog"])), image_size=4)
+    assert dataset.classes == ("ant", "bee", "cow", "dog")
+    assert dataset.test.labels.tolist() == [k % 3 for k in range(10)]
+    assert dataset.image_size == (4, 4)
+
+
+def test_float_images_stay_in_range_when_scaled(tmp_path: Path) -> None:
+    ones = np.ones((2, 9, 7), np.float32)
+    dataset = load(write_npz(tmp_path, test_images=ones, test_labels=np.arange(2)), image_size=5)
+    assert dataset.test.images.min() > 0.999
+    assert dataset.test.images.max() <= 1
+
+
+class Hostile:
+    """Runs a command when unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("test_images", None, "has no test_images, only train_images"),
+        ("test_labels", None, "has no test_labels"),
+        ("train_labels", None, "has no train_labels"),
+        ("val_images", None, "has no val_images"),
+        ("test_images", np.zeros((10, 5)), "(n, h, w, c)"),
+        ("test_images", np.zeros((10, 3, 5, 4)), "(n, h, w, c)"),
+        ("test_images", np.zeros((10, 5, 4, 3, 1)), "(n, h, w, c)"),
+        ("test_images", np.float32(0), "(n, h, w, c)"),
+        ("test_images", np.zeros((10, 5, 4, 3), int), "uint8, or float in [0, 1], not int64"),
+        ("test_images", np.zeros((10, 5, 4, 3), complex), "not complex128"),
+        ("test_images", np.full((10, 5, 4, 3), "a"), "not <U1"),
+        ("test_images", np.zeros((10, 5, 4, 3), [("a", "u1")]), "uint8, or float"),
+        ("test_images", np.full((10, 5, 4, 3), 2.0), "test part: Pixels must lie in [0, 1]"),
+        ("test_images", np.full((10, 5, 4, 3), 1e300), "span [inf, inf]"),
+        ("test_images", np.full((10, 5, 4, 3), np.nan), "NaN"),
+        ("test_images", np.zeros((0, 5, 4, 3)), "test part: Labels must have the shape (0,)"),
+        ("test_images", np.zeros((10, 0, 4, 3)), "no empty side"),
+        ("test_images", np.zeros((10, 5, 5, 3)), "give them one size"),
+        ("test_images", np.zeros((10, 5, 4)), "give them one size"),
+        ("val_images", np.zeros((7, 5, 4, 3)), "val part: Labels must have the shape (7,)"),
+        ("test_labels", np.zeros((10, 3), int), "shape (10,)"),
+        ("test_labels", np.zeros(10), "whole numbers, not float64"),
+        ("test_labels", np.zeros(10, bool), "whole numbers, not bool"),
+        ("test_labels", np.arange(10) - 1, "smallest is -1"),
+        ("test_labels", np.full(10, 2**64 - 1, np.uint64), "smallest is -1"),
+        ("test_labels", np.full(10, 10**12), "A label is 1000000000000"),
+        ("classes", np.array(["a", "b"]), "only 2 classes"),
+        ("classes", np.array(["a", "b", "b"]), "'b' comes 2 times"),
+        ("classes", np.array([b"a", b"b", b"c"]), "a list of names"),
+        ("classes", np.array("abc"), "a list of names"),
+    ],
+)
+def test_an_npz_file_refuses(tmp_path: Path, key: str, value: Any, words: str) -> None:
+    arrays = {k: v for k, v in {**npz_arrays(), key: value}.items() if v is not None}
+    with mistake(words):
+        load(write_npz(tmp_path, **arrays))
+
+
+def test_nothing_in_an_npz_file_is_unpickled(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    for key in ("test_images", "test_labels", "classes"):
+        name = write_npz(tmp_path, **{**npz_arrays(), key: np.array([Hostile(marker)], dtype=object)})
+        with mistake(f"{key} in"):
+            load(name)
+    (tmp_path / "mine.npz").write_bytes(pickle.dumps(Hostile(marker)))
+    with mistake("cannot be read as an .npz file"):
+        load(f"npz:{tmp_path / 'mine.npz'}")
+    assert not marker.exists()
+
+
+def test_files_that_are_no_npz(tmp_path: Path) -> None:
+    import zipfile
+
+    file = tmp_path / "mine.npz"
+    write_npz(tmp_path, **npz_arrays())
+    whole = file.read_bytes()
+    for content in (b"", b"PK\x03\x04", whole[: len(whole) // 2]):
+        file.write_bytes(content)
+        with mistake("cannot be read as an .npz file"):
+            load(f"npz:{file}")
+    middle = whole.index(b"test_images.npy") + 400
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    with mistake("test_images in"):
+        load(f"npz:{file}")
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("test_images", b"not an array")
+        archive.writestr("test_labels", b"not an array")
+    with mistake("is not an array"):
+        load(f"npz:{file}")
+    with file.open("wb") as opened:
+        np.save(opened, np.zeros(3))
+    with mistake("holds a single array"):
+        load(f"npz:{file}")
+
+
+# ---------------------------------------------------------------- load: torchvision
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def raw_images(n: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    return bytes_images(n, 3, 32, 32, seed=seed).numpy(), np.arange(n) % 10
+
+
+def write_cifar10(root: Path) -> dict[str, Split]:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    batches = []
+    for index, file in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        images, labels = raw_images(20, index)
+        (folder / file).write_bytes(pickle.dumps({"data": images.reshape(20, 3072), "labels": labels.tolist()}))
+        batches.append(Split(torch.from_numpy(images), torch.from_numpy(labels)))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {k}" for k in range(10)]}))
+    train = Split(torch.cat([b.images for b in batches[:5]]), torch.cat([b.labels for b in batches[:5]]))
+    return {"train": train, "test": batches[5]}
+
+
+@pytest.fixture
+def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
+    """A small CIFAR-10 in tmp_path, whose checksums torchvision takes for the published ones."""
+    splits, kind = write_cifar10(tmp_path), torchvision.datasets.CIFAR10
+    folder = tmp_path / kind.base_folder
+    for files in ("train_list", "test_list"):
+        monkeypatch.setattr(kind, files, [[file, md5(folder / file)] for file, _ in getattr(kind, files)])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5(folder / "batches.meta")})
+    return splits
+
+
+def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
+    splits = {}
+    sums = dict(torchvision.datasets.SVHN.split_list)
+    for seed, part in enumerate(("train", "test")):
+        images, labels = raw_images(20, seed)
+        file = root / f"{part}_32x32.mat"
+        savemat(file, {"X": images.transpose(2, 3, 1, 0), "y": np.where(labels == 0, 10, labels)[:, None]})
+        sums[part] = ["", file.name, md5(file)]
+        splits[part] = Split(torch.from_numpy(images), torch.from_numpy(labels))
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", sums)
+    return splits
+
+
+def write_mnist(folder: Path) -> dict[str, Split]:
+    folder.mkdir(parents=True)
+    splits = {}
+    for seed, (part, file) in enumerate((("train", "train"), ("test", "t10k"))):
+        images, labels = bytes_images(20, 28, 28, seed=seed).numpy(), (np.arange(20) % 10).astype(np.uint8)
+        (folder / f"{file}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, 20, 28, 28) + images.tobytes())
+        (folder / f"{file}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, 20) + labels.tobytes())
+        splits[part] = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
+    return splits
+
+
+def holds(dataset: Dataset, stored: dict[str, Split]) -> None:
+    """Train and val together are what was stored as train, test is what was stored as test."""
+    assert dataset.train is not None
+    assert dataset.val is not None
+    assert same(dataset.test, stored["test"])
+    kept, held = hold_out(stored["train"].labels, 0.1, 0)
+    assert same(dataset.train, stored["train"].subset(kept))
+    assert same(dataset.val, stored["train"].subset(held))
+
+
+def test_cifar10(tmp_path: Path, cifar10: dict[str, Split]) -> None:
+    dataset = load("cifar10", root=tmp_path)
+    assert dataset.classes[9] == "class 9"
+    assert dataset.test.labels.tolist() == list(range(10)) * 2
+    holds(dataset, cifar10)
+
+
+def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = write_svhn(tmp_path, monkeypatch)
+    dataset = load("svhn", root=tmp_path)
+    assert dataset.classes == tuple("0123456789")
+    holds(dataset, stored)
+
+
+@pytest.mark.parametrize(("name", "folder", "first"), [("mnist", "MNIST", "0"), ("fashion-mnist", "FashionMNIST", "T")])
+def test_mnist_and_fashion_mnist(tmp_path: Path, name: str, folder: str, first: str) -> None:
+    stored = write_mnist(tmp_path / folder / "raw")
+    dataset = load(name, root=tmp_path)
+    assert dataset.classes[0][0] == first
+    assert len(dataset.classes) == 10
+    holds(dataset, stored)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn", "mnist", "fashion-mnist"])
+def test_absent_files_are_asked_for(tmp_path: Path, name: str) -> None:
+    with mistake(f"{tmp_path}"):
+        load(name, root=tmp_path)
+    with mistake("pass --download"):
+        load(name, root=tmp_path / "none")
+
+
+def test_only_the_published_cifar10_is_unpickled(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    marker = tmp_path / "marker"
+    for file in (tmp_path / "cifar-10-batches-py").iterdir():
+        file.write_bytes(pickle.dumps(Hostile(marker)))
+    with mistake("incomplete or damaged"):
+        load("cifar10", root=tmp_path)
+    assert not marker.exists()
+
+
+def test_damaged_files_are_named(tmp_path: Path, cifar10: dict[str, Split]) -> None:
+    (tmp_path / "cifar-10-batches-py" / "test_batch").unlink()
+    with mistake("cifar-10-batches-py is incomplete or damaged"):
+        load("cifar10", root=tmp_path)
+    (tmp_path / "train_32x32.mat").write_text("damaged")
+    with mistake("train_32x32.mat is incomplete or damaged"):
+        load("svhn", root=tmp_path)
+    write_mnist(tmp_path / "MNIST" / "raw")
+    for content in (b"", b"damaged", struct.pack(">4I", 2051, 20, 28, 28) + b"cut off"):
+        (tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte").write_bytes(content)
+        with mistake("MNIST/raw is incomplete or damaged"):
+            load("mnist", root=tmp_path)
+
+
+def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("no network:\nnone at all")
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", refuse)
+    with mistake("cannot be fetched (no network: none at all)"):
+        load("cifar10", root=tmp_path, download=True)
+
+
+# ---------------------------------------------------------------- as_dataset
+
+
+class Items(torch.utils.data.Dataset[Any]):
+    """A torch dataset of the given items."""
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def test_names_and_datasets_pass() -> None:
+    digits = as_dataset("digits", image_size=10)
+    assert digits.image_size == (10, 10)
+    assert as_dataset(digits, seed=3) is digits
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_a_pair_of_tensors(dtype: torch.dtype) -> None:
+    images = torch.rand(4, 3, 5, 5, generator=generator(), requires_grad=True)
+    dataset = as_dataset((images, torch.tensor([0, 2, 1, 0]).to(dtype)))
+    assert dataset.classes == ("0", "1", "2")
+    assert list(dataset.parts) == ["test"]
+    assert torch.equal(dataset.test.images, images)
+    assert not dataset.test.images.requires_grad
+
+
+def test_a_torch_dataset_of_tensors() -> None:
+    split = some_split()
+    numpy_labels = Items(*zip(split.images, split.labels.numpy(), strict=True))
+    for source in (torch.utils.data.TensorDataset(split.images, split.labels), numpy_labels):
+        dataset = as_dataset(source)
+        assert same(dataset.test, split)
+        assert dataset.classes == ("0", "1", "2")
+    assert dataset.name == "Items"
+
+
+def test_a_torch_dataset_of_pil_images(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    dataset = as_dataset(torchvision.datasets.ImageFolder(tmp_path / "test"))
+    folder = load(f"imagefolder:{tmp_path}")
+    assert same(dataset.test, folder.test)
+    assert dataset.classes == folder.classes
+    grey = Image.new("L", (4, 4), 7)
+    assert as_dataset(Items((grey, 0))).channels == 1
+    assert torch.equal(
+        as_dataset(Items((grey, 0), (grey.convert("RGB"), 1))).test.images,
+        torch.full((2, 3, 4, 4), 7, dtype=torch.uint8),
+    )
+
+
+def test_class_names_that_are_no_names_are_passed_over() -> None:
+    items = Items((torch.zeros(1, 4, 4), 1))
+    items.classes = [("tench", "Tinca tinca"), ("goldfish",)]  # type: ignore[attr-defined]  # as ImageNet's are
+    assert as_dataset(items).classes == ("0", "1")
+
+
+IMAGE = torch.zeros(1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([], "Items is empty"),
+        ([IMAGE], "Item 0 of Items is not a pair"),
+        ([(IMAGE, 0, 0)], "Item 0 of Items is not a pair"),
+        ([(IMAGE, 0), (IMAGE.numpy(), 0)], "Image 1 is ndarray"),
+        ([(IMAGE[0], 0)], "Image 0 is a tensor of shape (4, 4)"),
+        ([(IMAGE, 0), (torch.zeros(1, 5, 4), 0)], "Image 1 is torch.float32 (1, 5, 4)"),
+        ([(IMAGE, 0), (IMAGE.byte(), 0)], "bring them to one type and size"),
+        ([(IMAGE, 0.5)], "Label 0 is not a whole number"),
+        ([(IMAGE, "cat")], "Label 0 is not a whole number"),
+        ([(IMAGE, torch.tensor([1, 2]))], "Label 0 is not a whole number"),
+        ([(IMAGE, -1)], "smallest is -1"),
+        ([(IMAGE, 2**62)], "number the classes from 0"),
+        ([(IMAGE - 1, 0)], "normalisation"),
+        ([(IMAGE / 0, 0)], "NaN"),
+        ([(Image.new("F", (4, 4)), 0)], "more than 8 bits"),
+    ],
+)
+def test_a_torch_dataset_refuses(items: list[Any], words: str) -> None:
+    with mistake(words):
+        as_dataset(Items(*items))
+
+
+def test_a_torch_dataset_without_length() -> None:
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+    with mistake("Stream has no length"):
+        as_dataset(Stream())
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ((GOOD,), "not (Tensor)"),
+        ((GOOD.numpy(), torch.zeros(2).long()), "not (ndarray, Tensor)"),
+        ((GOOD, [0, 1]), "torch.as_tensor"),
+        ((GOOD, torch.zeros(2)), "int64, not torch.float32"),
+        ((GOOD, torch.zeros(2).bool()), "int64, not torch.bool"),
+        ((torch.zeros(0, 1, 4, 4), torch.zeros(0).long()), "no test images"),
+        ([1, 2], "cannot be taken from list"),
+        (None, "cannot be taken from NoneType"),
+    ],
+)
+def test_what_is_no_source(source: Any, words: str) -> None:
+    with mistake(words):
+        unwrap(as_dataset)(source)
+
+
+# ---------------------------------------------------------------- real images
+
+
+def test_real_images() -> None:
+    folder = os.environ.get("CHANNELSCOPE_DATA")
+    if not folder:
+        pytest.skip("CHANNELSCOPE_DATA names no image folder")
+    parts = [path for path in (Path(folder), Path(folder) / "cifar10-jpeg") if (path / "test").is_dir()]
+    dataset = load(f"imagefolder:{parts[0] / 'test'}")
+    assert len(dataset.classes) == 10
+    assert dataset.test.images.shape == (10_000, 3, 32, 32)
+    assert dataset.test.labels.bincount().tolist() == [1000] * 10
+    files = sorted((parts[0] / "test" / dataset.classes[3]).iterdir())
+    with Image.open(files[17]) as image:
+        assert np.array_equal(np.array(image), dataset.test.images[3017].permute(1, 2, 0).numpy())

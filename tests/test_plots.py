@@ -1,0 +1,332 @@
+"""The figures, judged by what is drawn (the artists' data) and by the files written, not by pixels."""
+
+import json
+import re
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from comparisons import CLASSES, MODELS, synthetic
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
+from matplotlib.text import Text
+from PIL import Image
+
+from channelscope import plots
+from channelscope.comparison import Comparison
+from channelscope.errors import UserError
+from channelscope.plots.paper import COLOURS, MODEL_COLOURS
+
+NATURAL, ADVERSARIAL = COLOURS["natural"].lower(), COLOURS["adversarial"].lower()
+SMALL = synthetic(models=("nat", "at"), classes=("bird", "cat", "dog"))
+ODD_CLASSES = ("../x$_a", "<script>alert(1)</script>", "a class with a name that is much too long for any column $")
+HARD = {
+    "two classes, one model, one channel, one epoch": synthetic(("only",), ("a", "b"), channels=1, epochs=1),
+    "odd and long names": synthetic(
+        ("a model with a very long name $x_1$", "at"), ODD_CLASSES, ("backbone.encoder.stages.3.blocks.17.activation",)
+    ),
+    "one class with images": synthetic(("nat", "at"), ("a", "b", "c"), empty=("a", "c")),
+    "a thousand channels": synthetic(("nat",), ("a", "b"), channels=1000),
+    "many classes and models": synthetic(("nat", "at", "cifs", "cas"), tuple(f"class number {i}" for i in range(60))),
+    "24 classes": synthetic(("nat", "at"), tuple(f"class number {i}" for i in range(24))),
+}
+KINDS = ("relevance", "nr-share", "alignment-robustness", "training")
+
+
+def measured(comparison: Comparison, **where: str) -> pd.DataFrame:
+    rows = comparison.alignment
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def channels(comparison: Comparison, quantity: str, model: str, class_name: str, data: str) -> np.ndarray:
+    rows = comparison.activations
+    rows = rows[(rows["model"] == model) & (rows["class"] == class_name) & (rows["data"] == data)]
+    return rows.sort_values("channel")[quantity].to_numpy()
+
+
+def words(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+
+
+def by_colour(ax: plt.Axes) -> dict[str, np.ndarray]:
+    """Points of the lines in an axes, by colour."""
+    return {to_hex(line.get_color()): line.get_xydata() for line in ax.lines}
+
+
+@pytest.mark.parametrize("quantity", ["magnitude", "frequency"])
+def test_channels_are_drawn_in_the_order_of_the_models_own_natural_values(quantity: str) -> None:
+    figure = getattr(plots, quantity)(SMALL, "cat")
+    assert len(figure.axes) == 2
+    for ax, model in zip(figure.axes, ("nat", "at"), strict=True):
+        natural, adversarial = (channels(SMALL, quantity, model, "cat", data) for data in COLOURS)
+        order = np.argsort(-natural, kind="stable")
+        steps = [patch for patch in ax.patches if isinstance(patch, StepPatch)]
+        assert {to_hex(patch.get_facecolor()) for patch in steps if patch.get_fill()} == {NATURAL}
+        for patch in steps:
+            np.testing.assert_array_equal(patch.get_data().values, natural[order])
+        points = by_colour(ax)[ADVERSARIAL]
+        np.testing.assert_array_equal(points, np.c_[np.arange(1, 25), adversarial[order]])
+
+
+def test_profile_says_class_model_robust_accuracy_attack_and_layer() -> None:
+    text = "\n".join(words(plots.magnitude(SMALL, "cat")))
+    robustness = SMALL.robustness
+    worst = robustness[(robustness["attack"] == "worst") & (robustness["class"] == "cat")].set_index("model")
+    for model in ("nat", "at"):
+        assert f"robust accuracy {100 * worst['accuracy'][model]:.1f} %" in text
+        assert re.search(rf"^{model}$", text, re.MULTILINE)
+    for word in ("cat: magnitude per channel, layer4", "adversarial (PGD-20, ε = 8/255)", "sorted by"):
+        assert word in text
+
+
+def test_relevance_draws_every_channel_and_spearman_of_the_extreme_classes() -> None:
+    comparison = synthetic()
+    worst = comparison.robustness[comparison.robustness["attack"] == "worst"]
+    mean = worst[worst["class"] != "all"].groupby("class")["accuracy"].mean()
+    most, least = mean.idxmax(), mean.idxmin()
+    figure = plots.relevance(comparison)
+    assert len(figure.axes) == 2 * len(MODELS)
+    panels = [(model, class_name) for model in MODELS for class_name in (most, least)]
+    for ax, (model, class_name) in zip(figure.axes, panels, strict=True):
+        points = by_colour(ax)
+        assert class_name in ax.get_title()
+        for data, colour in (("natural", NATURAL), ("adversarial", ADVERSARIAL)):
+            x, y = (channels(comparison, name, model, class_name, data) for name in ("relevance", "magnitude"))
+            np.testing.assert_array_equal(points[colour], np.c_[x, y])
+            where = {"model": model, "class": class_name, "measure": f"relevance_spearman_{data}"}
+            rho = f"ρ {measured(comparison, **where)['value'].item():.2f}".replace("-", "−")
+            assert (rho, colour) in [(text.get_text(), to_hex(text.get_color())) for text in ax.texts]
+    assert f"most robust class:\n{most}" in figure.axes[0].get_title()
+    assert f"least robust class:\n{least}" in figure.axes[1].get_title()
+
+
+def test_nr_share_draws_values_and_intervals_of_every_class_and_the_mean() -> None:
+    comparison = synthetic(("nat", "at"), ("bird", "cat", "dog"), empty=("cat",))
+    figure = plots.nr_share(comparison)
+    for ax, model in zip(figure.axes, ("nat", "at"), strict=True):
+        for bars, data in zip(ax.containers, ("natural", "adversarial"), strict=True):
+            rows = measured(comparison, model=model, measure=f"nr_share_{data}").set_index("class")
+            rows = rows.loc[["bird", "cat", "dog", "all"]]
+            line, _, (reach,) = bars
+            assert to_hex(line.get_color()) == COLOURS[data].lower()
+            np.testing.assert_array_equal(line.get_ydata(), rows["value"])
+            drawn = np.array([segment[:, 1] for segment in reach.get_segments() if len(segment)])
+            np.testing.assert_allclose(drawn, rows[["low", "high"]].dropna())
+    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["bird", "cat", "dog", "mean"]
+
+
+def test_alignment_against_robustness_draws_each_class_with_images_once_per_model() -> None:
+    comparison = synthetic(empty=("bird",))
+    (ax,) = plots.alignment_robustness(comparison).axes
+    drawn = {(to_hex(line.get_color()), *line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata())}
+    worst = comparison.robustness[comparison.robustness["attack"] == "worst"]
+    expected = set()
+    for colour, model in zip(MODEL_COLOURS, MODELS, strict=False):
+        aligned = measured(comparison, model=model, measure="relevance_spearman_adversarial").set_index("class")
+        robust = worst[worst["model"] == model].set_index("class")["accuracy"]
+        expected |= {(colour.lower(), aligned["value"][c], robust[c]) for c in CLASSES if c != "bird"}
+    assert drawn == expected
+    assert sorted(text.get_text() for text in ax.texts) == sorted([*"013456789"] * 3)
+    for number, name in enumerate(CLASSES):
+        assert f"{number}\u00a0{name}" in ax.get_xlabel()
+
+
+def test_alignment_against_robustness_gives_the_correlation_across_classes() -> None:
+    text = words(plots.alignment_robustness(SMALL))
+    for model in ("nat", "at"):
+        row = measured(SMALL, **{"class": "across", "model": model}).iloc[0]
+        bounds = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]".replace("-", "−")
+        assert f"{model}: across classes ρ = {bounds}" in text
+
+
+def test_training_draws_the_log_and_marks_the_best_epoch() -> None:
+    figure = plots.training(SMALL)
+    assert len(figure.axes) == 4
+    for (loss, accuracy), model in zip(np.reshape(figure.axes, (2, 2)), ("nat", "at"), strict=True):
+        log = SMALL.training[SMALL.training["model"] == model]
+        np.testing.assert_array_equal(loss.lines[0].get_xydata(), log[["epoch", "loss"]])
+        points = by_colour(accuracy)
+        np.testing.assert_array_equal(points[NATURAL], log[["epoch", "val_natural"]])
+        np.testing.assert_array_equal(points[ADVERSARIAL], log[["epoch", "val_robust"]])
+        assert loss.lines[1].get_xdata()[0] == log.loc[log["best"], "epoch"].item()
+
+
+def test_training_leaves_out_epochs_without_validation_and_models_without_a_log() -> None:
+    comparison = synthetic(("nat", "at"), ("a", "b"))
+    comparison.training = comparison.training[comparison.training["model"] == "at"].copy()
+    comparison.training.loc[comparison.training["epoch"] % 2 == 1, "val_robust"] = np.nan
+    _, accuracy = plots.training(comparison).axes
+    assert list(by_colour(accuracy)[ADVERSARIAL][:, 0]) == [2, 4, 6, 8, 10, 12]
+
+
+def test_no_training_log_is_the_users_to_know() -> None:
+    comparison = synthetic(("nat",), ("a", "b"), epochs=0)
+    assert "training" not in plots.figures(comparison)
+    with pytest.raises(UserError, match="training log"):
+        plots.training(comparison)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: plots.magnitude(SMALL, "brid"), "No class 'brid'.*Did you mean 'bird'"),
+        (lambda: plots.frequency(SMALL, "cat", "layer5"), "No layer 'layer5'.*choose from layer4"),
+        (lambda: plots.relevance(SMALL, "layer5"), "Did you mean 'layer4'"),
+        (lambda: plots.caption("nr-shares", SMALL), "No figure 'nr-shares'.*'nr-share'"),
+        (lambda: plots.save(Figure(), Path("figure.jpg")), "end its name in .pdf, .png, .svg"),
+    ],
+)
+def test_mistakes_are_told_with_a_suggestion(make, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_layer_defaults_to_each_models_last_and_models_without_it_are_left_out() -> None:
+    comparison = synthetic(("nat", "at"), ("a", "b"), ("layer3", "layer4"))
+    assert "Activation mass on NR channels, layer4" in words(plots.nr_share(comparison))
+    comparison.meta["layers"]["nat"] = ["layer3"]
+    assert len(plots.nr_share(comparison).axes) == 2
+    assert len(plots.nr_share(comparison, "layer4").axes) == 1
+
+
+def test_an_empty_class_is_said_to_be_empty() -> None:
+    comparison = synthetic(("nat",), ("a", "b"), empty=("b",))
+    assert "no images of this class" in words(plots.magnitude(comparison, "b"))
+    assert "magnitude-b" not in plots.figures(comparison)
+
+
+# ---------------------------------------------------------------------------------------------- the catalogue
+
+
+def test_small_data_have_figures_for_every_class_and_the_extreme_ones_come_first() -> None:
+    names = list(plots.figures(SMALL))
+    assert names[:4] == list(KINDS)
+    assert sorted(names[4:]) == sorted(f"{kind}-{c}" for kind in ("magnitude", "frequency") for c in ("bird", "cat", "dog"))
+
+
+def test_large_data_have_figures_for_the_five_most_and_least_robust_classes() -> None:
+    comparison = HARD["many classes and models"]
+    worst = comparison.robustness[comparison.robustness["attack"] == "worst"]
+    mean = worst[worst["class"] != "all"].groupby("class")["accuracy"].mean().sort_values()
+    shown = {name.removeprefix("magnitude-") for name in plots.figures(comparison) if name.startswith("magnitude")}
+    assert shown == {name.replace(" ", "-") for name in [*mean.index[:5], *mean.index[-5:]]}
+
+
+def test_several_layers_are_told_apart_in_the_names() -> None:
+    names = plots.figures(synthetic(("nat",), ("a", "b"), ("layer3", "layer4.1")))
+    assert {"relevance-layer3", "relevance-layer4-1", "magnitude-a-layer3", "frequency-b-layer4-1"} <= set(names)
+    assert [name for name in names if name.startswith("training")] == ["training"]
+
+
+def test_names_are_safe_and_unique_whatever_the_classes_are_called() -> None:
+    classes = ("../x", "..\\x", "X", "<script>", "鳥", "犬", "con", "a" * 300, "", "..")
+    names = list(plots.figures(synthetic(("nat",), classes)))
+    assert len(names) == 4 + 2 * len(classes)
+    assert all(re.fullmatch("[a-z][a-z0-9-]{0,60}", name) for name in names)
+
+
+def test_draw_writes_each_figure_twice_with_captions_and_the_same_bytes_again(tmp_path: Path) -> None:
+    comparison = synthetic(("nat", "at"), ("../x", "<b>"))
+    paths = plots.draw(comparison, tmp_path / "one" / "figures")
+    with matplotlib.rc_context({"font.size": 20, "axes.grid": True, "pdf.fonttype": 3}):
+        again = plots.draw(comparison, tmp_path / "two")
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+    names = list(plots.figures(comparison))
+    assert [path.name for path in paths] == [f"{name}.{ending}" for name in names for ending in ("pdf", "png")]
+    listing = tmp_path / "one" / "figures" / "captions.json"
+    assert sorted([*paths, listing]) == sorted((tmp_path / "one" / "figures").iterdir())
+    listed = json.loads(listing.read_text())
+    assert [entry["name"] for entry in listed] == names
+    assert all(entry["caption"] == plots.caption(entry["name"], comparison) for entry in listed)
+
+
+def test_only_single_classes_between_the_extremes_are_left_for_later(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("channelscope.plots.catalogue.save", lambda figure, path: path)
+    comparison = synthetic(("nat",), ("a", "b", "c"), channels=2, epochs=0)
+    plots.draw(comparison, tmp_path)
+    later = [entry["name"] for entry in json.loads((tmp_path / "captions.json").read_text()) if not entry["main"]]
+    between = list(plots.figures(comparison))[-1].removeprefix("frequency-")
+    assert later == [f"magnitude-{between}", f"frequency-{between}"]
+
+
+def test_files_carry_text_as_fonts_and_neither_date_nor_version(tmp_path: Path) -> None:
+    figure = plots.alignment_robustness(SMALL)
+    written = plots.save(figure, tmp_path / "figure.pdf").read_bytes()
+    assert b"/Subtype /Type3" not in written
+    assert b"/FontFile2" in written  # TrueType outlines, embedded
+    assert not re.search(rb"CreationDate|Producer|Creator|atplotlib", written)
+    with Image.open(plots.save(figure, tmp_path / "figure.png")) as image:
+        assert set(image.info) == {"dpi"}
+        assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+    drawing = plots.save(figure, tmp_path / "figure.svg").read_text()
+    assert "<text" in drawing
+    assert not re.search(r"<dc:date>|atplotlib v", drawing)
+
+
+@pytest.mark.parametrize("name", [*KINDS, "magnitude-cat", "frequency-cat"])
+def test_captions_stand_alone(name: str) -> None:
+    caption = plots.caption(name, SMALL)
+    assert caption.endswith(".")
+    assert "{" not in caption
+    if name != "training":
+        assert "PGD-20, ε = 8/255" in caption
+        assert "layer4" in caption
+    if name.endswith("cat"):
+        assert "class cat" in caption
+    if name in ("nr-share", "alignment-robustness"):
+        assert "95% intervals" in caption
+
+
+# ---------------------------------------------------------------------------------------------- how it looks
+
+
+def test_nothing_global_is_changed() -> None:
+    before = str(matplotlib.rcParams)
+    plots.relevance(SMALL)
+    assert str(matplotlib.rcParams) == before
+    assert plt.get_fignums() == []
+
+
+def test_natural_and_adversarial_have_one_colour_each_in_every_figure() -> None:
+    for name, make in plots.figures(SMALL).items():
+        if name != "alignment-robustness":
+            (legend,) = make().legends
+            assert [to_hex(handle.get_color()) for handle in legend.legend_handles] == [NATURAL, ADVERSARIAL]
+
+
+@pytest.mark.parametrize("comparison", HARD.values(), ids=HARD.keys())
+def test_every_figure_is_one_column_wide_readable_and_unclipped(comparison: Comparison) -> None:
+    names = {name.split("-")[0]: name for name in reversed(plots.figures(comparison))}  # the first of each kind
+    for name in names.values():
+        figure = plots.figures(comparison)[name]()
+        width, height = figure.get_size_inches()
+        assert width == 3.25
+        shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        assert min(text.get_fontsize() for text in shown) >= 6.5
+        drawn = figure.get_tightbbox()
+        assert min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) > -0.02, name
+
+
+@pytest.mark.parametrize("comparison", HARD.values(), ids=HARD.keys())
+def test_titles_and_legend_do_not_overlap(comparison: Comparison) -> None:
+    for name in [*KINDS, list(plots.figures(comparison))[-1]]:
+        figure = plots.figures(comparison)[name]()
+        titles = [text for ax in figure.axes for text in (ax.title, ax._left_title, ax._right_title) if text.get_text()]
+        parts = [*titles, figure._suptitle, figure.legends[0], *(ax.xaxis.label for ax in figure.axes)]
+        boxes = [part.get_window_extent() for part in parts if not isinstance(part, Text) or part.get_text()]
+        assert not [(a, b) for a, b in combinations(boxes, 2) if a.padded(-1).overlaps(b.padded(-1))], name
+
+
+def test_dollars_and_underscores_are_letters(tmp_path: Path) -> None:
+    comparison = synthetic(("$m_1$",), ("$x_{a$", "b_c"))
+    figure = plots.magnitude(comparison, "$x_{a$")
+    plots.save(figure, tmp_path / "figure.pdf")
+    assert "$m_1$" in words(figure)
+    assert any(word.startswith("$x_{a$: magnitude") for word in words(figure))

@@ -1,0 +1,211 @@
+"""The page: what it says, that it needs nothing else, and that nothing in the data can break out of its text."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparisons import synthetic
+from PIL import Image
+
+from channelscope.errors import UserError
+from channelscope.report import CLAIMS, write_report
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text of a page; fails where tags are not closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.pieces: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert not self.open
+        self.text = " ".join(" ".join(self.pieces).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.pieces.append(data)
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def add_figures(folder: Path, **main: bool) -> None:
+    """Tiny pictures and their list, as drawing leaves them."""
+    (folder / "figures").mkdir(parents=True)
+    for shade, name in enumerate(main):
+        Image.new("RGB", (2, 2), (shade, 0, 0)).save(folder / "figures" / f"{name}.png")
+    listed = [{"name": name, "caption": f"About {name}. More & more.", "main": shown} for name, shown in main.items()]
+    (folder / "figures" / "captions.json").write_text(json.dumps(listed))
+
+
+def test_page_has_its_parts_in_order(tmp_path: Path) -> None:
+    add_figures(tmp_path, relevance=True, training=True, later=False)
+    path = write_report(synthetic(), tmp_path)
+    assert path == tmp_path / "report.html"
+    page = Page(path)
+    parts = ["nat, at, cifs on cifar10", "3 models were compared", "Verdicts", *CLAIMS, "Robustness", "Worst case by class"]
+    parts += ["Figures", "About relevance.", "About training.", "The other classes", "About later.", "Alignment"]
+    parts += ["Layer layer4", "How it was made", "channelscope compare --models nat.pt"]
+    places = [page.text.index(part, 60) for part in parts]
+    assert places == sorted(places)
+
+
+def test_summary_says_models_data_attack_best_and_verdicts(tmp_path: Path) -> None:
+    comparison = synthetic()
+    robustness = comparison.robustness
+    worst = robustness[(robustness["attack"] == "worst") & (robustness["class"] == "all")]
+    best = worst.loc[worst["accuracy"].idxmax()]
+    text = Page(write_report(comparison, tmp_path)).text
+    assert "3 models were compared (nat, at, cifs) on 1,000 images of cifar10, 10 classes" in text
+    assert "PGD-20 with ε = 8/255" in text
+    assert f"{best['model']} keeps the most accuracy: {100 * best['accuracy']:.1f} %" in text
+    assert "Verdicts: 4 supported, 2 not supported, 2 inconclusive." in text
+
+
+def test_verdicts_have_claim_badge_estimate_interval_and_statement(tmp_path: Path) -> None:
+    comparison = synthetic()
+    page = Page(write_report(comparison, tmp_path))
+    badges = [a["class"] for a in page.attributes("span") if (a["class"] or "").startswith("badge")]
+    assert badges == [f"badge {verdict.replace(' ', '-')}" for verdict in comparison.verdicts["verdict"]]
+    assert all(words in page.text for words in CLAIMS.values())
+    assert "not supported nat, cifs, layer4 −0.040 [−0.100, 0.020]" in page.text
+    assert comparison.verdicts["statement"][0] in page.text
+
+
+def test_robustness_has_natural_first_worst_last_and_every_class(tmp_path: Path) -> None:
+    comparison = synthetic(empty=("bird",))
+    comparison.robustness = comparison.robustness.sort_values("attack", ascending=False, ignore_index=True)
+    text = Page(write_report(comparison, tmp_path)).text
+    table = text[text.index("attack nat at cifs") : text.index("Worst case by class")]
+    assert re.findall("natural images|pgd-20|worst case", table) == ["natural images", "pgd-20", "worst case"]
+    assert "95.0 % [90.0, 100.0] 84.0 % [79.0, 89.0] 82.0 % [77.0, 87.0]" in table
+    assert "bird – – – cat" in text
+
+
+def test_alignment_has_every_measure_of_every_layer(tmp_path: Path) -> None:
+    comparison = synthetic(layers=("layer3", "layer4"))
+    comparison.meta["layers"]["nat"] = ["layer4"]
+    comparison.alignment = comparison.alignment.query("not (model == 'nat' and layer == 'layer3')")
+    text = Page(write_report(comparison, tmp_path)).text
+    first, second = (text.index(f"Layer {layer}") for layer in ("layer3", "layer4"))
+    row = comparison.alignment.query("model == 'at' and measure == 'cosine' and layer == 'layer3'")
+    row = row[row["class"] == "all"].iloc[0]
+    assert f"cosine of natural and adversarial magnitude – {row['value']:.3f} [{row['low']:.3f}," in text[first:second]
+    assert text[second:].count("across classes") == 1
+
+
+def test_settings_are_all_told(tmp_path: Path) -> None:
+    text = Page(write_report(synthetic(), tmp_path)).text
+    for word in ("ab" * 32, "seed 0", "replicates 200", "torch: 2.9.0", "eps 8/255", "nat: method: nat; arch: resnet18"):
+        assert word in text
+
+
+def test_pictures_are_inside_with_captions_and_alternative_texts(tmp_path: Path) -> None:
+    add_figures(tmp_path, relevance=True, later=False)
+    page = Page(write_report(synthetic(), tmp_path))
+    images = page.attributes("img")
+    assert [image["alt"] for image in images] == ["About relevance", "About later"]
+    for image, name in zip(images, ("relevance", "later"), strict=True):
+        kind, content = str(image["src"]).split(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(content) == (tmp_path / "figures" / f"{name}.png").read_bytes()
+    assert "About relevance. More & more. figures/relevance.pdf" in page.text
+
+
+def test_page_needs_nothing_else(tmp_path: Path) -> None:
+    add_figures(tmp_path, relevance=True)
+    page = Page(write_report(synthetic(), tmp_path))
+    assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base", "form"} == set()
+    for _, attributes in page.tags:
+        assert not attributes.keys() & {"href", "srcset", "style", "onload", "onerror"}
+        assert str(attributes.get("src", "data:")).startswith("data:")
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", page.source.replace("base64,", ""))
+    policy = page.attributes("meta")[1]
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert "default-src 'none'" in str(policy["content"])
+
+
+def test_nothing_in_the_data_breaks_out_of_its_text(tmp_path: Path) -> None:
+    evil = "</style><script>alert('1')</script>\"><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
+    comparison = synthetic((evil, "at"), (evil, "b"), (evil,), channels=2)
+    for column in ("statement", "models", "layer"):
+        comparison.verdicts[column] = evil
+    comparison.verdicts.loc[0, "verdict"] = evil
+    comparison.robustness["attack"] = comparison.robustness["attack"].replace("pgd-20", evil)
+    comparison.meta |= {"command": evil, "attack": evil, "created": evil, evil: evil}
+    comparison.meta["data"] |= {"name": evil, "fingerprint": evil}
+    add_figures(tmp_path, relevance=True)
+    listing = tmp_path / "figures" / "captions.json"
+    listing.write_text(json.dumps([{"name": "relevance", "caption": evil, "main": True}]))
+    page = Page(write_report(comparison, tmp_path))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert len(page.attributes("img")) == 1
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert page.text.count(" ".join(evil.split())) > 20
+
+
+def test_page_without_figures_says_so(tmp_path: Path) -> None:
+    assert "No figures have been drawn" in Page(write_report(synthetic(), tmp_path / "new" / "folder")).text
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        "not json",
+        '{"name": "relevance"}',
+        '[{"name": "relevance"}]',
+        '[{"name": "absent", "caption": "", "main": true}]',
+        '[{"name": "../relevance", "caption": "", "main": true}]',
+        '[{"name": 3, "caption": "", "main": true}]',
+        '[{"name": "relevance", "caption": 3, "main": true}]',
+        "3",
+    ],
+)
+def test_damaged_figures_are_told_and_the_old_page_stays(tmp_path: Path, listing: str) -> None:
+    add_figures(tmp_path, relevance=True)
+    (tmp_path / "relevance.png").touch()
+    write_report(synthetic(), tmp_path)
+    before = (tmp_path / "report.html").read_bytes()
+    (tmp_path / "figures" / "captions.json").write_text(listing)
+    with pytest.raises(UserError, match="incomplete or damaged; draw them again"):
+        write_report(synthetic(), tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+
+
+def test_the_same_comparison_gives_the_same_bytes_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    first = write_report(synthetic(), tmp_path).read_bytes()
+    assert write_report(synthetic(), tmp_path).read_bytes() == first
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_missing_numbers_and_missing_verdicts_are_dashes_and_a_sentence(tmp_path: Path) -> None:
+    comparison = synthetic(("only",), ("a", "b"), channels=1, epochs=0)
+    comparison.verdicts[["estimate", "low", "high"]] = np.nan
+    comparison.verdicts["layer"] = None
+    text = Page(write_report(comparison, tmp_path)).text
+    assert "1 model was measured (only)" in text
+    assert "only keeps 46" in text or "only keeps" in text
+    assert "supported only, only – The difference" in text
+    comparison.verdicts = comparison.verdicts.iloc[:0]
+    comparison.robustness = comparison.robustness.assign(accuracy=np.nan)
+    text = Page(write_report(comparison, tmp_path)).text
+    assert "No claim was judged." in text
+    assert "worst case over all attacks –" in text
