@@ -1,3 +1,63 @@
-"""channelscope: why a CNN is robust or not, channel by channel."""
+"""channelscope: why a CNN is robust or not, channel by channel.
+
+>>> import channelscope as cs
+>>> attack = cs.PGD(eps=8 / 255, steps=20)
+>>> str(attack)
+'pgd-20'
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# The public face, by module. Everything is imported at its first use, so that importing channelscope is instant.
+_FACE = {
+    "attacks": ("FGSM", "PGD"),
+    "capture": ("capture",),
+    "checkpoints": ("load",),
+    "comparison": ("Comparison", "compare"),
+    "errors": ("UserError",),
+    "objectives": ("Joint", "cross_entropy"),
+    "selection": ("FeatureSelector", "LinearProbe", "Selective", "TwoLayerProbe", "attached"),
+    "training": ("train",),
+}
+_HOME = {name: module for module, names in _FACE.items() for name in names}
+
+if TYPE_CHECKING:
+    from channelscope.attacks import FGSM, PGD
+    from channelscope.capture import capture
+    from channelscope.checkpoints import load
+    from channelscope.comparison import Comparison, compare
+    from channelscope.errors import UserError
+    from channelscope.objectives import Joint, cross_entropy
+    from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
+    from channelscope.training import train
+
+__all__ = [
+    "FGSM",
+    "PGD",
+    "Comparison",
+    "FeatureSelector",
+    "Joint",
+    "LinearProbe",
+    "Selective",
+    "TwoLayerProbe",
+    "UserError",
+    "attached",
+    "capture",
+    "compare",
+    "cross_entropy",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"channelscope.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'channelscope' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,6 +14,19 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.stats import rankdata
 
+# The range of each measure, which an interval does not leave.
+BOUNDS = {
+    "cosine": (-1.0, 1.0),
+    "spearman": (-1.0, 1.0),
+    "shift": (0.0, np.inf),
+    "nr_share_natural": (0.0, 1.0),
+    "nr_share_adversarial": (0.0, 1.0),
+    "nr_ratio": (0.0, np.inf),
+    "relevance_spearman_natural": (-1.0, 1.0),
+    "relevance_spearman_adversarial": (-1.0, 1.0),
+    "relevance_robust_correlation": (-1.0, 1.0),
+}
+
 Outcome = Literal["supported", "not supported", "inconclusive"]
 
 
@@ -99,20 +112,25 @@ class Estimate:
     high: float
 
 
-def estimate(replicates: Float[ndarray, " r"], level: float = 0.95) -> Estimate:
-    """Read the estimate (replicate 0) and the percentile bootstrap interval (the others) of a quantity.
+def estimate(
+    replicates: Float[ndarray, " r"], level: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> Estimate:
+    """Read the estimate (replicate 0) and the bootstrap interval (the others) of a quantity.
 
-    Replicates that are NaN (a resample without any image of the class) are left out.
+    The interval is the percentile one, moved so that the replicates' mean lies on the estimate: resampling adds noise
+    of its own, which pulls correlations down in every replicate. Replicates that are NaN (a resample without any
+    image of a class) are left out.
 
     Args:
         replicates: the quantity for each column of ``stats.bootstrap_weights``.
         level: coverage of the interval, in (0, 1).
+        bounds: the quantity's range, which the interval does not leave.
     """
     others = replicates[1:][~np.isnan(replicates[1:])]
     if np.isnan(replicates[0]) or not len(others):
         return Estimate(float(replicates[0]), float("nan"), float("nan"))
-    low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(replicates[0]), float(low), float(high))
+    low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2]) - others.mean() + replicates[0]
+    return Estimate(float(replicates[0]), float(max(low, bounds[0])), float(min(high, bounds[1])))
 
 
 def judge(quantity: Estimate, null: float = 0.0) -> Outcome:

@@ -22,11 +22,11 @@ Norm = Literal["inf", "2"]
 class Attack(Protocol):
     """Any attack: its ``str`` is its short name, its result lies in the ball around x and in [0, 1]."""
 
-    eps: float
+    @property
+    def eps(self) -> float:
+        """Radius of the ball, in image units."""
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Attack images x (n, c, h, w) in [0, 1] with labels y (n,)."""
 
 
@@ -148,13 +148,13 @@ def parse(name: str, *, eps: float = 8 / 255, objective: Objective = cross_entro
     """
     found = _NAME.fullmatch(name)
     if not found:
-        raise UserError(f"There is no attack {name!r}: write fgsm, pgd-20 or pgd-100x5 (restarts), -l2 for the L2 norm.")
+        raise UserError(
+            f"There is no attack {name!r}: write fgsm, pgd-20 or pgd-100x5 (five restarts), with -l2 for the L2 norm."
+        )
     norm: Norm = "2" if found["l2"] else "inf"
     if found["fgsm"]:
         return FGSM(eps=eps, norm=norm, objective=objective)
-    return PGD(
-        eps=eps, steps=int(found["steps"]), restarts=int(found["restarts"] or 1), norm=norm, objective=objective
-    )
+    return PGD(eps=eps, steps=int(found["steps"]), restarts=int(found["restarts"] or 1), norm=norm, objective=objective)
 
 
 @torch.no_grad()

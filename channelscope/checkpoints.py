@@ -9,7 +9,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -173,7 +173,8 @@ def save_tensors(content: dict[str, Any], path: Path) -> None:
         try:
             torch.save(content, temporary)
         except RuntimeError as error:  # torch reports a full disk so
-            raise UserError(f"Cannot write {path}: {str(error).splitlines()[0]}. Free space or choose another place.") from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"Cannot write {path}: {reason}. Free space or choose another place.") from error
 
 
 def load_tensors(path: Path) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from numpy import ndarray
 
-from channelscope.alignment import Estimate, Outcome, across_classes, estimate, judge, mean_over_classes
+from channelscope.alignment import BOUNDS, Estimate, Outcome, across_classes, estimate, judge, mean_over_classes
 
 CLAIMS = {
     "C1": "Adversarial training aligns the channel-wise activations of adversarial data with those of natural data.",
@@ -82,7 +82,8 @@ def verdicts(evidence: Sequence[Evidence], level: float = 0.95) -> list[Verdict]
         found += [*_c2(at, level), *_c3(at, level)]
     found += [_c4(trained[0], item, level) for item in gated if trained]
     judged = {verdict.claim for verdict in found}
-    found += [_verdict(claim, "", "", _UNKNOWN, "inconclusive", f"This {_NEEDS[claim]}.") for claim in CLAIMS.keys() - judged]
+    for claim in CLAIMS.keys() - judged:
+        found.append(_verdict(claim, "", "", _UNKNOWN, "inconclusive", f"The claim {_NEEDS[claim]}."))
     return sorted(found, key=lambda verdict: verdict.claim)
 
 
@@ -106,7 +107,7 @@ def _c1(standard: Evidence, at: Evidence, level: float) -> Iterator[Verdict]:
 def _c2(at: Evidence, level: float) -> Iterator[Verdict]:
     """C2: mean over classes of the NR share of the activation mass, adversarial over natural, against 1."""
     for layer, measure in at.measures.items():
-        ratio = estimate(mean_over_classes(measure["nr_ratio"]), level)
+        ratio = estimate(mean_over_classes(measure["nr_ratio"]), level, BOUNDS["nr_ratio"])
         statement = (
             f"On adversarial data the negatively relevant channels of {at.model} hold {_number(ratio)} times the share "
             "of the activation that they hold on natural data."
@@ -117,7 +118,7 @@ def _c2(at: Evidence, level: float) -> Iterator[Verdict]:
 def _c3(at: Evidence, level: float) -> Iterator[Verdict]:
     """C3: Spearman across classes between activation-relevance alignment and robust accuracy, against 0."""
     for layer, measure in at.measures.items():
-        link = estimate(across_classes(measure["relevance_spearman_adversarial"], at.robust), level)
+        link = estimate(across_classes(measure["relevance_spearman_adversarial"], at.robust), level, (-1.0, 1.0))
         statement = (
             f"Across the classes of {at.model}, robust accuracy and the alignment of activation with relevance "
             f"correlate by {_number(link)} (Spearman)."
@@ -129,7 +130,7 @@ def _c4(at: Evidence, gated: Evidence, level: float) -> Verdict:
     """C4: worst-case robust accuracy of the gated network less that of AT, at equal compute."""
     gain = estimate(gated.robust_overall - at.robust_overall, level)
     statement = (
-        f"{gated.model} is more robust than {at.model} by {_number(gain, 100)} points in the worst case over attacks "
+        f"Robust accuracy in the worst case over attacks: {gated.model} less {at.model} is {_number(gain, 100)} points "
         f"(decided by {gated.decided_by} and {at.decided_by})."
     )
     outcome = judge(gain)

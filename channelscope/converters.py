@@ -67,7 +67,7 @@ def _state_of(content: object, path: Path | str) -> dict[str, Tensor]:
     """Take the state out of the file's content, without the prefix that DataParallel adds to every key."""
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{path} holds no network state (a dict of tensors, or one under 'state_dict'): check the file.")
+        raise UserError(f"{path} holds no state of a network: a dict of tensors, or one under 'state_dict'.")
     return {str(key).removeprefix("module."): tensor for key, tensor in state.items()}
 
 

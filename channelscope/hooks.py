@@ -1,8 +1,8 @@
 """Look into, or edit, the features of any network by layer name: the only user of torch's hooks.
 
-A layer is named as in ``model.named_modules()``. A module that runs more than once in a forward pass is
-addressed call by call: ``relu@0``, ``relu@1``. The empty name is the network itself. A wrapper such as ``Selective`` may offer its own names
-through a method ``named_layers() -> dict[str, nn.Module]``.
+A layer is named as in ``model.named_modules()``; the empty name is the network itself. A module that runs more than
+once in a forward pass is addressed call by call: ``relu@0``, ``relu@1``. A wrapper such as ``Selective`` may offer its
+own names through a method ``named_layers() -> dict[str, nn.Module]``.
 """
 
 from collections import Counter
@@ -189,10 +189,8 @@ def _replace_first(output: Any, new: Tensor) -> Any:
     pairs = list(output.items() if isinstance(output, Mapping) else enumerate(output))
     first = next(key for key, value in pairs if isinstance(value, Tensor))
     values = {key: new if key == first else value for key, value in pairs}
-    if isinstance(output, Mapping):
-        return type(output)(values)
-    rebuild = getattr(output, "_make", type(output))  # named tuples take their fields one by one
-    return rebuild(values.values())
+    rebuild: Callable[[Any], Any] = getattr(output, "_make", type(output))  # named tuples take their fields one by one
+    return rebuild(values if isinstance(output, Mapping) else values.values())
 
 
 def logits_of(output: Any) -> Float[Tensor, "n k"]:

@@ -173,7 +173,7 @@ def _choose(
         activations(z)
     if logits.shape[1] != classes:
         raise UserError(
-            f"The network tells {logits.shape[1]} classes apart, the data has {classes}: choose data of the same classes."
+            f"The network has {logits.shape[1]} classes, the data has {classes}: choose data of the same classes."
         )
     try:
         inputs = LastLayer.find(network, x).inputs

@@ -27,9 +27,7 @@ class Gated(Protocol):
         """Give the logits and, by gated layer, the probe logits."""
 
 
-def cross_entropy(
-    model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
-) -> Float[Tensor, " n"]:
+def cross_entropy(model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Cross-entropy of the final logits, per image: -log softmax(model(x))[y]."""
     return F.cross_entropy(logits_of(model(x)), y, reduction="none")
 
@@ -50,9 +48,7 @@ class Joint:
 
     beta: float = 2.0
 
-    def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
-    ) -> Float[Tensor, " n"]:
+    def __call__(self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         scale = 3 / (self.beta + 1)
         if not isinstance(model, Gated):
             return scale * cross_entropy(model, x, y)

@@ -50,7 +50,8 @@ def gradient(
         if not (own.requires_grad and all(z.requires_grad for z in zs)):
             raise UserError("The network cuts its gradient (detach or no_grad in its forward): score it another way.")
         slopes = torch.autograd.grad(own, zs, allow_unused=True, materialize_grads=True)
-    return {layer: slope.flatten(2).sum(2) if slope.ndim > 2 else slope for layer, slope in zip(layers, slopes, strict=True)}
+    sums = [slope.flatten(2).sum(2) if slope.ndim > 2 else slope for slope in slopes]
+    return dict(zip(layers, sums, strict=True))
 
 
 def last_layer_weights(
@@ -71,7 +72,7 @@ def last_layer_weights(
                 f"choose {' or '.join(map(repr, last.inputs[:3]))}, or score by gradient."
             )
     weight = last.linear.weight.detach()
-    return {layer: weight[y] for layer in layers}
+    return dict.fromkeys(layers, weight[y])
 
 
 SCORERS: dict[str, RelevanceScorer] = {"gradient": gradient, "weights": last_layer_weights}

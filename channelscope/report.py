@@ -61,7 +61,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 
 def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{value:z.3f}".replace("-", "−")
 
 
 def _percent(value: float) -> str:
@@ -92,7 +92,7 @@ def _summary(comparison: Comparison) -> str:
     frame = comparison.robustness
     worst = frame[(frame["attack"] == "worst") & (frame["class"] == "all")].dropna(subset=["accuracy"])
     if len(worst):
-        best = worst.loc[worst["accuracy"].idxmax()]
+        best = worst.sort_values("accuracy", ascending=False, kind="stable").iloc[0]
         value, interval = _bounded(best, "accuracy", share=True)
         most = "keeps" if len(models) == 1 else "keeps the most accuracy:"
         text += f" In the worst case over all attacks {best['model']} {most} {value} {interval}."
@@ -148,23 +148,21 @@ def _by_class(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _alignment(comparison: Comparison) -> list[dict[str, Any]]:
-    """A table per layer: a row per measure (mean over classes), a cell per model."""
+    """A table per depth, the deepest layers of all models in the last: a row per measure, a cell per model."""
     summed = comparison.alignment[comparison.alignment["class"].isin(["all", "across"])]
+    layers = {model: list(summed[summed["model"] == model]["layer"].unique()) for model in comparison.meta["models"]}
+    tables = []
+    for depth in range(max(map(len, layers.values())), 0, -1):
+        shown = {model: names[-depth] for model, names in layers.items() if len(names) >= depth}
+        rows = summed[summed["layer"] == summed["model"].map(shown)]
+        tables.append({"layer": ", ".join(dict.fromkeys(shown.values())), "rows": _measures(rows, list(layers))})
+    return tables
+
+
+def _measures(rows: pd.DataFrame, models: list[str]) -> list[dict[str, Any]]:
     return [
-        {
-            "layer": layer,
-            "rows": [
-                {
-                    "measure": words,
-                    "cells": _cells(
-                        rows[rows["measure"] == measure], comparison.meta["models"], "value", "share" in measure
-                    ),
-                }
-                for measure, words in MEASURES.items()
-                if measure in set(rows["measure"])
-            ],
-        }
-        for layer, rows in summed.groupby("layer", sort=False)
+        {"measure": words, "cells": _cells(rows[rows["measure"] == measure], models, "value", "share" in measure)}
+        for measure, words in MEASURES.items()
     ]
 
 
@@ -187,12 +185,12 @@ def _figure(folder: Path, name: str, caption: str, main: bool) -> dict[str, Any]
 
 
 def _attack(meta: dict[str, Any]) -> str:
-    return f"{str(meta['attack']).upper()} with ε = {_eps(meta['eps'])}"
+    return f"{meta['attack']} with ε = {_eps(meta['eps'])}"
 
 
 def _eps(eps: float) -> str:
-    levels = f"{round(eps * 255, 4):g}"
-    return f"{levels}/255" if len(levels) < 5 else f"{eps:.4g}"
+    levels = round(eps * 255, 4)
+    return f"{levels:g}/255" if levels.is_integer() and 0 < eps < 1 else f"{eps:.4g}"
 
 
 def _settings(meta: dict[str, Any]) -> list[tuple[str, str]]:

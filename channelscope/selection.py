@@ -4,9 +4,9 @@ CIFS: Yan et al., ICML 2021 (arXiv 2102.05311), section 4. CAS: Bai et al., ICLR
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,9 +106,10 @@ class FeatureSelector(nn.Module):
         return torch.zeros_like(logits).scatter_add_(1, top, torch.ones_like(logits))
 
     def _relevance(self, v: Float[Tensor, "n c"], chosen: Float[Tensor, "n k"]) -> Float[Tensor, "n c"]:
-        if hasattr(self.probe, "relevance"):
-            return cast(Tensor, self.probe.relevance(v, chosen))
-        _, pull_back = torch.func.vjp(self.probe, v)  # differentiable itself, and at work under no_grad as well
+        closed_form = getattr(self.probe, "relevance", None)
+        if callable(closed_form):
+            return cast(Tensor, closed_form(v, chosen))
+        pull_back = torch.func.vjp(self.probe, v)[1]  # differentiable itself, and at work under no_grad as well
         return cast(Tensor, pull_back(chosen)[0])
 
     def _mask(self, g: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
@@ -137,16 +138,6 @@ def attached(model: nn.Module) -> Iterator[None]:
     finally:
         for gate, detach in zip(gates, before, strict=True):
             gate.detach = detach
-
-
-def _take_backbone(gated: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Turn the bare state of the backbone into that of the gated network, the gates as they are."""
-    own = gated.state_dict(prefix=prefix)
-    if state.keys() & own.keys():
-        return
-    backbone = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
-    state.update({key: value for key, value in own.items() if key.startswith(f"{prefix}selectors.")})
-    state.update({f"{prefix}cnn.{key}": value for key, value in backbone.items()})
 
 
 @dataclass(frozen=True)
@@ -181,12 +172,19 @@ class Selective(nn.Module):
         self.cnn = cnn
         # A module's key may hold no dot.
         self.selectors = nn.ModuleDict({layer.replace(".", "/"): gate for layer, gate in selectors.items()})
-        self.register_load_state_dict_pre_hook(_take_backbone)
 
     @property
     def gates(self) -> dict[str, FeatureSelector]:
         """The selectors by layer name."""
         return {key.replace("/", "."): cast(FeatureSelector, gate) for key, gate in self.selectors.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load the network's state, or the bare backbone's: then the gates stay as they are."""
+        own = self.state_dict()
+        if not state_dict.keys() & own.keys():
+            gates = {key: value for key, value in own.items() if key.startswith("selectors.")}
+            state_dict = gates | {f"cnn.{key}": value for key, value in state_dict.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def named_layers(self) -> dict[str, nn.Module]:
         """List the backbone's layers under their own names, and each gate as ``LAYER.gated``."""

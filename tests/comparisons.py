@@ -61,7 +61,13 @@ def _training(models: tuple[str, ...], epochs: int) -> pd.DataFrame:
 def _verdicts(models: tuple[str, ...]) -> pd.DataFrame:
     cases = (("C1", "supported", 0.31), ("C2", "not supported", -0.04), ("C3", "inconclusive", 0.12))
     rows = [
-        {"claim": claim, "models": f"{model} - {models[0]}", "layer": "layer4", "verdict": verdict, "estimate": estimate}
+        {
+            "claim": claim,
+            "models": f"{model} - {models[0]}",
+            "layer": "layer4",
+            "verdict": verdict,
+            "estimate": estimate,
+        }
         for claim, verdict, estimate in (*cases, ("C4", "supported", 0.047))
         for model in models[1:] or models
     ]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -160,9 +161,9 @@ def test_training_draws_the_log_and_marks_the_best_epoch() -> None:
 
 def test_training_leaves_out_epochs_without_validation_and_models_without_a_log() -> None:
     comparison = synthetic(("nat", "at"), ("a", "b"))
-    comparison.training = comparison.training[comparison.training["model"] == "at"].copy()
-    comparison.training.loc[comparison.training["epoch"] % 2 == 1, "val_robust"] = np.nan
-    _, accuracy = plots.training(comparison).axes
+    log = comparison.training[comparison.training["model"] == "at"].copy()
+    log.loc[log["epoch"] % 2 == 1, "val_robust"] = np.nan
+    _, accuracy = plots.training(replace(comparison, training=log)).axes
     assert list(by_colour(accuracy)[ADVERSARIAL][:, 0]) == [2, 4, 6, 8, 10, 12]
 
 
@@ -191,7 +192,8 @@ def test_mistakes_are_told_with_a_suggestion(make, message: str) -> None:
 def test_layer_defaults_to_each_models_last_and_models_without_it_are_left_out() -> None:
     comparison = synthetic(("nat", "at"), ("a", "b"), ("layer3", "layer4"))
     assert "Activation mass on NR channels, layer4" in words(plots.nr_share(comparison))
-    comparison.meta["layers"]["nat"] = ["layer3"]
+    shallow = comparison.alignment.query("not (model == 'nat' and layer == 'layer4')")
+    comparison = replace(comparison, alignment=shallow)
     assert len(plots.nr_share(comparison).axes) == 2
     assert len(plots.nr_share(comparison, "layer4").axes) == 1
 
@@ -208,7 +210,9 @@ def test_an_empty_class_is_said_to_be_empty() -> None:
 def test_small_data_have_figures_for_every_class_and_the_extreme_ones_come_first() -> None:
     names = list(plots.figures(SMALL))
     assert names[:4] == list(KINDS)
-    assert sorted(names[4:]) == sorted(f"{kind}-{c}" for kind in ("magnitude", "frequency") for c in ("bird", "cat", "dog"))
+    assert sorted(names[4:]) == sorted(
+        f"{kind}-{c}" for kind in ("magnitude", "frequency") for c in ("bird", "cat", "dog")
+    )
 
 
 def test_large_data_have_figures_for_the_five_most_and_least_robust_classes() -> None:
@@ -322,6 +326,31 @@ def test_titles_and_legend_do_not_overlap(comparison: Comparison) -> None:
         parts = [*titles, figure._suptitle, figure.legends[0], *(ax.xaxis.label for ax in figure.axes)]
         boxes = [part.get_window_extent() for part in parts if not isinstance(part, Text) or part.get_text()]
         assert not [(a, b) for a, b in combinations(boxes, 2) if a.padded(-1).overlaps(b.padded(-1))], name
+
+
+def test_negative_magnitudes_are_shown() -> None:
+    activations = SMALL.activations.assign(magnitude=SMALL.activations["magnitude"] - 1)
+    for figure in (plots.magnitude(replace(SMALL, activations=activations), "cat"), plots.magnitude(SMALL, "cat")):
+        drawn = np.concatenate([line.get_ydata() for line in figure.axes[0].lines])
+        assert figure.axes[0].get_ylim()[0] <= min(0, drawn.min())
+
+
+@pytest.mark.parametrize("comparison", HARD.values(), ids=HARD.keys())
+def test_nothing_that_is_drawn_lies_outside_its_axes(comparison: Comparison) -> None:
+    for name, make in list(plots.figures(comparison).items())[:6]:
+        for ax in make().axes:
+            (left, right), (bottom, top) = sorted(ax.get_xlim()), ax.get_ylim()
+            drawn = ax.dataLim
+            if np.isfinite(drawn.get_points()).all():
+                assert left <= drawn.x0 <= drawn.x1 <= right, name
+                assert bottom <= drawn.y0 <= drawn.y1 <= top, name
+
+
+def test_classes_that_are_numbers_are_said_to_be_classes() -> None:
+    comparison = synthetic(("nat",), ("0", "1"), ("features.3",))
+    assert "class 1: magnitude per channel, layer features.3" in " ".join(words(plots.magnitude(comparison, "1")))
+    (ax,) = plots.alignment_robustness(comparison).axes
+    assert "\n" not in ax.get_xlabel()
 
 
 def test_dollars_and_underscores_are_letters(tmp_path: Path) -> None:

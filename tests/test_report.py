@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from comparisons import synthetic
 from PIL import Image
 
+from channelscope.claims import CLAIMS
 from channelscope.errors import UserError
-from channelscope.report import CLAIMS, write_report
+from channelscope.report import write_report
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -61,11 +63,19 @@ def test_page_has_its_parts_in_order(tmp_path: Path) -> None:
     path = write_report(synthetic(), tmp_path)
     assert path == tmp_path / "report.html"
     page = Page(path)
-    parts = ["nat, at, cifs on cifar10", "3 models were compared", "Verdicts", *CLAIMS, "Robustness", "Worst case by class"]
+    parts = [
+        "nat, at, cifs on cifar10",
+        "3 models were compared",
+        "Verdicts",
+        *CLAIMS,
+        "Robustness",
+        "Worst case by class",
+    ]
     parts += ["Figures", "About relevance.", "About training.", "The other classes", "About later.", "Alignment"]
     parts += ["Layer layer4", "How it was made", "channelscope compare --models nat.pt"]
-    places = [page.text.index(part, 60) for part in parts]
-    assert places == sorted(places)
+    place = 0
+    for part in parts:
+        place = page.text.index(part, place)
 
 
 def test_summary_says_models_data_attack_best_and_verdicts(tmp_path: Path) -> None:
@@ -75,7 +85,7 @@ def test_summary_says_models_data_attack_best_and_verdicts(tmp_path: Path) -> No
     best = worst.loc[worst["accuracy"].idxmax()]
     text = Page(write_report(comparison, tmp_path)).text
     assert "3 models were compared (nat, at, cifs) on 1,000 images of cifar10, 10 classes" in text
-    assert "PGD-20 with ε = 8/255" in text
+    assert "pgd-20 with ε = 8/255" in text
     assert f"{best['model']} keeps the most accuracy: {100 * best['accuracy']:.1f} %" in text
     assert "Verdicts: 4 supported, 2 not supported, 2 inconclusive." in text
 
@@ -86,14 +96,14 @@ def test_verdicts_have_claim_badge_estimate_interval_and_statement(tmp_path: Pat
     badges = [a["class"] for a in page.attributes("span") if (a["class"] or "").startswith("badge")]
     assert badges == [f"badge {verdict.replace(' ', '-')}" for verdict in comparison.verdicts["verdict"]]
     assert all(words in page.text for words in CLAIMS.values())
-    assert "not supported nat, cifs, layer4 −0.040 [−0.100, 0.020]" in page.text
+    assert "not supported cifs - nat, layer4 −0.040 [−0.100, 0.020]" in page.text
     assert comparison.verdicts["statement"][0] in page.text
 
 
 def test_robustness_has_natural_first_worst_last_and_every_class(tmp_path: Path) -> None:
     comparison = synthetic(empty=("bird",))
-    comparison.robustness = comparison.robustness.sort_values("attack", ascending=False, ignore_index=True)
-    text = Page(write_report(comparison, tmp_path)).text
+    shuffled = comparison.robustness.sort_values("attack", ascending=False, ignore_index=True)
+    text = Page(write_report(replace(comparison, robustness=shuffled), tmp_path)).text
     table = text[text.index("attack nat at cifs") : text.index("Worst case by class")]
     assert re.findall("natural images|pgd-20|worst case", table) == ["natural images", "pgd-20", "worst case"]
     assert "95.0 % [90.0, 100.0] 84.0 % [79.0, 89.0] 82.0 % [77.0, 87.0]" in table
@@ -102,10 +112,10 @@ def test_robustness_has_natural_first_worst_last_and_every_class(tmp_path: Path)
 
 def test_alignment_has_every_measure_of_every_layer(tmp_path: Path) -> None:
     comparison = synthetic(layers=("layer3", "layer4"))
-    comparison.meta["layers"]["nat"] = ["layer4"]
-    comparison.alignment = comparison.alignment.query("not (model == 'nat' and layer == 'layer3')")
+    deep = comparison.alignment.query("not (model == 'nat' and layer == 'layer3')")
+    comparison = replace(comparison, alignment=deep.replace({"layer": {"layer4": "last"}}))
     text = Page(write_report(comparison, tmp_path)).text
-    first, second = (text.index(f"Layer {layer}") for layer in ("layer3", "layer4"))
+    first, second = (text.index(f"Layer {layer}") for layer in ("layer3", "last"))
     row = comparison.alignment.query("model == 'at' and measure == 'cosine' and layer == 'layer3'")
     row = row[row["class"] == "all"].iloc[0]
     assert f"cosine of natural and adversarial magnitude – {row['value']:.3f} [{row['low']:.3f}," in text[first:second]
@@ -114,7 +124,14 @@ def test_alignment_has_every_measure_of_every_layer(tmp_path: Path) -> None:
 
 def test_settings_are_all_told(tmp_path: Path) -> None:
     text = Page(write_report(synthetic(), tmp_path)).text
-    for word in ("ab" * 32, "seed 0", "replicates 200", "torch: 2.9.0", "eps 8/255", "nat: method: nat; arch: resnet18"):
+    for word in (
+        "ab" * 32,
+        "seed 0",
+        "replicates 200",
+        "torch: 2.9.0",
+        "eps 8/255",
+        "nat: method: nat; arch: resnet18; width: 16; layers: layer4; gates: none; versions: torch: 2.9.0",
+    ):
         assert word in text
 
 
@@ -146,11 +163,10 @@ def test_page_needs_nothing_else(tmp_path: Path) -> None:
 def test_nothing_in_the_data_breaks_out_of_its_text(tmp_path: Path) -> None:
     evil = "</style><script>alert('1')</script>\"><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
     comparison = synthetic((evil, "at"), (evil, "b"), (evil,), channels=2)
-    for column in ("statement", "models", "layer"):
-        comparison.verdicts[column] = evil
-    comparison.verdicts.loc[0, "verdict"] = evil
-    comparison.robustness["attack"] = comparison.robustness["attack"].replace("pgd-20", evil)
-    comparison.meta |= {"command": evil, "attack": evil, "created": evil, evil: evil}
+    verdicts = comparison.verdicts.assign(statement=evil, models=evil, layer=evil, verdict=evil)
+    robustness = comparison.robustness.replace({"attack": {"pgd-20": evil}})
+    comparison = replace(comparison, verdicts=verdicts, robustness=robustness)
+    comparison.meta.update({"command": evil, "attack": evil, "created": evil, evil: evil})
     comparison.meta["data"] |= {"name": evil, "fingerprint": evil}
     add_figures(tmp_path, relevance=True)
     listing = tmp_path / "figures" / "captions.json"
@@ -198,14 +214,12 @@ def test_the_same_comparison_gives_the_same_bytes_and_leaves_nothing_beside(tmp_
 
 def test_missing_numbers_and_missing_verdicts_are_dashes_and_a_sentence(tmp_path: Path) -> None:
     comparison = synthetic(("only",), ("a", "b"), channels=1, epochs=0)
-    comparison.verdicts[["estimate", "low", "high"]] = np.nan
-    comparison.verdicts["layer"] = None
-    text = Page(write_report(comparison, tmp_path)).text
+    unknown = comparison.verdicts.assign(estimate=np.nan, low=np.nan, high=np.nan, models="", layer="")
+    text = Page(write_report(replace(comparison, verdicts=unknown), tmp_path)).text
     assert "1 model was measured (only)" in text
-    assert "only keeps 46" in text or "only keeps" in text
-    assert "supported only, only – The difference" in text
-    comparison.verdicts = comparison.verdicts.iloc[:0]
-    comparison.robustness = comparison.robustness.assign(accuracy=np.nan)
-    text = Page(write_report(comparison, tmp_path)).text
+    assert "In the worst case over all attacks only keeps " in text
+    assert "supported – The difference" in text
+    robustness = comparison.robustness.assign(accuracy=np.nan, low=np.nan, high=np.nan)
+    text = Page(write_report(replace(comparison, verdicts=unknown.iloc[:0], robustness=robustness), tmp_path)).text
     assert "No claim was judged." in text
     assert "worst case over all attacks –" in text

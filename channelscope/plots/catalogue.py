@@ -11,10 +11,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
+from channelscope.comparison import Comparison
 from channelscope.errors import UserError, suggest
 from channelscope.files import replacing
 from channelscope.plots import drawing, frames
-from channelscope.plots.frames import Comparison
 from channelscope.plots.paper import save
 
 EVERY_CLASS = 10  # up to so many classes each has its own figures; beyond, the five most and the five least robust

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from channelscope.comparison import Comparison
 from channelscope.errors import UserError, suggest
 from channelscope.plots import frames
-from channelscope.plots.frames import Comparison
 from channelscope.plots.paper import COLOURS, COLUMN, MODEL_COLOURS, MODEL_MARKERS, styled
 
 LABELLED = 24  # the most classes that one figure names
@@ -44,10 +44,13 @@ def _empty(ax: Axes, reason: str) -> None:
     ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color="0.4")
 
 
-def _from_zero(ax: Axes) -> None:
-    """Start at 0, unless there are values below it: layers without a ReLU have them."""
-    if ax.dataLim.y0 >= 0:
-        ax.set_ylim(bottom=0)
+def _from_zero(*sharing: Axes) -> None:
+    """Start the axis that these axes share at 0, unless there are values below: layers without a ReLU have them.
+
+    To be called once all is drawn, as it ends the adaptation of the axis to what is drawn.
+    """
+    if min(ax.dataLim.y0 for ax in sharing) >= 0:
+        sharing[0].set_ylim(bottom=0)
 
 
 def _markers(channels: int) -> dict[str, Any]:
@@ -71,14 +74,15 @@ def _profile(comparison: Comparison, quantity: str, class_name: str, layer: str 
         ax.set_title(frames.short(model, 24), loc="left", weight="bold")
         ax.set_title(f"robust accuracy {frames.percent(frames.robust(comparison, model, class_name)[0])}", loc="right")
     axes[-1, 0].set_xlabel(f"channel, sorted by the model's natural {quantity}")
-    _title(figure, f"{frames.short(class_name)}: {quantity} per channel, {frames.where(layers)}")
+    _title(figure, f"{frames.class_called(class_name)}: {quantity} per channel, {frames.where(layers)}")
     _data_legend(figure, frames.attack(comparison))
     return figure
 
 
 def _channels(ax: Axes, natural: np.ndarray, adversarial: np.ndarray) -> None:
     if np.isnan(natural).all():
-        return _empty(ax, "no images of this class")
+        _empty(ax, "no images of this class")
+        return
     order, count = np.argsort(-natural, kind="stable"), len(natural)
     edges = np.arange(count + 1) + 0.5
     ax.stairs(natural[order], edges, fill=True, color=COLOURS["natural"], alpha=0.25, linewidth=0)
@@ -122,7 +126,8 @@ def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
         for ax, class_name in zip(row, classes, strict=True):
             _scatter(ax, comparison, **{"class": class_name, "model": model, "layer": name})
             accuracy = frames.percent(frames.robust(comparison, model, class_name)[0])
-            ax.set_title(f"{frames.short(class_name, 10)}, robust {accuracy}", pad=12)
+            ax.set_title(f"{frames.class_called(class_name, 10)}, robust {accuracy}", pad=12)
+        _from_zero(*row)
         row[0].set_ylabel(f"{frames.short(model, 16)}\nmagnitude")
     for ax, extreme in zip(axes[0], ("most", "least"), strict=False):
         ax.set_title(f"{extreme} robust class:\n{ax.get_title()}", pad=12)
@@ -142,7 +147,6 @@ def _scatter(ax: Axes, comparison: Comparison, **panel: str) -> None:
         rho = frames.interval(comparison.alignment, **panel, measure=f"relevance_spearman_{data}")[0]
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side}
         ax.annotate(f"ρ {frames.number(rho)}", (edge, 1), (0, 3.5), color=COLOURS[data], size=6.5, **place)
-    _from_zero(ax)
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
@@ -168,8 +172,8 @@ def nr_share(comparison: Comparison, layer: str | None = None) -> Figure:
             ax.errorbar(places + beside, share, reach, color=COLOURS[data], fmt="o", markersize=3, elinewidth=0.8)
         ax.axvline(len(classes) - 0.5, color="0.8", linewidth=0.6)
         ax.set_title(frames.short(model, 40), loc="left", weight="bold")
-        ax.set_ylim(bottom=0)
         _in_percent(ax, "NR share")
+    _from_zero(*axes[:, 0])
     axes[-1, 0].set_xticks(places, names, rotation=90)
     _title(figure, f"Activation mass on NR channels, {frames.where(layers)}")
     _data_legend(figure, frames.attack(comparison))
@@ -221,8 +225,8 @@ def _classes_of_model(ax: Axes, comparison: Comparison, index: int, model: str, 
 
 
 def _key(classes: list[str]) -> list[str]:
-    """Lines that say which class a number is; none when there are too many classes to number."""
-    if len(classes) > LABELLED:
+    """Lines that say which class a number is; none when there are too many, or their names are the numbers."""
+    if len(classes) > LABELLED or classes == [*map(str, range(len(classes)))]:
         return []
     names = [f"{number} {frames.short(name)}".replace(" ", "\u00a0") for number, name in enumerate(classes)]
     return textwrap.wrap("   ".join(names), 52)

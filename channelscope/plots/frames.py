@@ -91,7 +91,7 @@ def percent(value: float) -> str:
 
 def number(value: float) -> str:
     """Two decimals and a true minus sign; a dash for NaN."""
-    return "–" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
+    return "–" if np.isnan(value) else f"{value:z.2f}".replace("-", "−")
 
 
 def bounded(value: float, low: float, high: float) -> str:
@@ -102,9 +102,9 @@ def bounded(value: float, low: float, high: float) -> str:
 def attack(comparison: Comparison) -> str:
     """The attack that made the adversarial images, as in "PGD-20, ε = 8/255"."""
     eps = float(comparison.meta["eps"])
-    levels = f"{round(eps * 255, 4):g}"
+    levels = round(eps * 255, 4)
     name = short(in_capitals(comparison.meta["attack"]), 22)
-    return f"{name}, ε = {f'{levels}/255' if len(levels) < 5 else f'{eps:.4g}'}"
+    return f"{name}, ε = {f'{levels:g}/255' if levels.is_integer() and 0 < eps < 1 else f'{eps:.4g}'}"
 
 
 def attacks(comparison: Comparison) -> str:
@@ -119,5 +119,11 @@ def in_capitals(name: str) -> str:
 
 
 def where(shown: dict[str, str]) -> str:
-    """The layers that a figure shows, shortened."""
-    return short(", ".join(dict.fromkeys(shown.values())), 30)
+    """The layers that a figure shows, as in "layer4" or "layer features.3", shortened."""
+    names = ", ".join(dict.fromkeys(shown.values()))
+    return short(names if names.startswith("layer") else f"layer {names}", 30)
+
+
+def class_called(name: str, length: int = 18) -> str:
+    """A class's name, shortened; a bare number is said to be a class."""
+    return short(f"class {name}" if name.isdecimal() else name, length)

@@ -1,0 +1,121 @@
+"""The result of a comparison: tidy frames, saved and loaded whole."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from channelscope.errors import UserError
+from channelscope.files import replacing_folder
+
+# The frames' columns; those of numbers in the second tuple.
+COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "activations": (
+        ("model", "data", "layer", "class"),
+        ("channel", "magnitude", "frequency", "relevance", "count"),
+    ),
+    "alignment": (("model", "layer", "class", "measure"), ("value", "low", "high")),
+    "robustness": (("model", "attack", "class"), ("accuracy", "low", "high", "count")),
+    "verdicts": (("claim", "models", "layer", "verdict", "statement"), ("estimate", "low", "high")),
+    "training": (
+        ("model", "best"),
+        ("epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` found, as tidy frames; figures and the report are drawn from it alone, without networks.
+
+    Args:
+        activations: model, data (natural or adversarial), layer, class, channel -> magnitude, frequency, relevance,
+            count. A class without images has count 0 and NaN.
+        alignment: model, layer, class ("all": mean over classes; "across": over the classes), measure -> value, low,
+            high; see ``channelscope.alignment``.
+        robustness: model, attack ("natural", each attack, "worst": the worst case per image), class ("all" and each)
+            -> accuracy, low, high, count. Fractions.
+        verdicts: claim, models, layer -> verdict, estimate, low, high, statement; see ``channelscope.claims``.
+        training: model, epoch -> loss, accuracy, val_natural, val_robust, lr, seconds, best; empty where unknown.
+        arrays: the images' indices and labels, and by model their correctness under each attack.
+        meta: settings, seed, versions, data fingerprint and the models' descriptions, as plain values.
+    """
+
+    activations: pd.DataFrame
+    alignment: pd.DataFrame
+    robustness: pd.DataFrame
+    verdicts: pd.DataFrame
+    training: pd.DataFrame
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+    def save(self, folder: Path | str) -> Path:
+        """Write tables (CSV), arrays (npz), ``meta.json``, figures (PDF, PNG) and ``report.html`` into a folder.
+
+        An earlier comparison there is replaced, when the new one is complete.
+
+        Raises:
+            UserError: where the folder holds something else, or cannot be written.
+        """
+        folder = Path(folder)
+        check_folder(folder)
+        with replacing_folder(folder) as temporary:
+            for name in COLUMNS:
+                getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
+            np.savez_compressed(temporary / "arrays.npz", **self.arrays)  # type: ignore[arg-type]
+            (temporary / "meta.json").write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+            self.draw(temporary)
+        return folder
+
+    def draw(self, folder: Path | str) -> None:
+        """Draw the figures into ``folder/figures`` and write ``folder/report.html``, from the frames alone."""
+        from channelscope import plots, report
+
+        plots.draw(self, Path(folder) / "figures")
+        report.write_report(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read a comparison that ``save`` wrote.
+
+        Raises:
+            UserError: for a folder that is missing, damaged or holds no comparison.
+        """
+        folder = Path(folder)
+        if not (folder / "meta.json").is_file():
+            raise UserError(f"{folder} holds no comparison: name a folder that 'channelscope compare' wrote.")
+        try:
+            frames = {name: _read(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
+            with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            meta = json.loads((folder / "meta.json").read_text("utf-8"))
+            if not {"models", "data", "attack", "eps"} <= meta.keys():
+                raise ValueError("settings are missing")
+        except Exception as error:
+            raise UserError(
+                f"The comparison in {folder} is damaged ({str(error).splitlines()[0]}): compare the models again."
+            ) from error
+        return cls(**frames, arrays=arrays, meta=meta)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier comparison."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --out.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "meta.json").is_file():
+        raise UserError(f"{folder} holds other files, which would be lost: choose another --out.")
+
+
+def _read(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> pd.DataFrame:
+    """Read a table; a class may be called NA or nan, so only columns of numbers know of missing values."""
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if set(frame.columns) != {*names, *numbers}:
+        raise ValueError(f"{path.name} has other columns")
+    for column in numbers:
+        frame[column] = pd.to_numeric(frame[column].replace("", "nan"))
+    if "best" in frame:
+        frame["best"] = frame["best"] == "True"
+    return frame

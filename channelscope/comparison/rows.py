@@ -1,0 +1,100 @@
+"""From measurements to tidy rows."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from channelscope import alignment, claims
+from channelscope.checkpoints import versions
+from channelscope.comparison.frames import COLUMNS, Comparison
+from channelscope.comparison.subjects import Subject
+from channelscope.data import Dataset, Split
+
+
+def assemble(networks: Sequence[Subject], dataset: Dataset, part: Split, settings: dict[str, Any]) -> Comparison:
+    """Put the measurements into frames."""
+    level = settings["level"]
+    judged = claims.verdicts([subject.evidence for subject in networks], level)
+    packages = ("torchvision", "numpy", "scipy", "pandas", "matplotlib")
+    meta = {
+        "models": {subject.label: subject.description for subject in networks},
+        "data": {
+            "name": dataset.name,
+            "classes": list(dataset.classes),
+            "images": len(part),
+            "fingerprint": part.fingerprint(),
+        },
+        **settings,
+        "versions": versions() | {name: version(name) for name in packages},
+        "hardware": {"device": str(_device(networks[0].network)), "threads": torch.get_num_threads()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    arrays = {"labels": part.labels.numpy()}
+    for index, subject in enumerate(networks):
+        arrays |= {f"correct/{index}/{name}": hits.numpy() for name, hits in subject.measurement.hits.items()}
+    histories = [{"model": subject.label} | row for subject in networks for row in subject.training.get("history", ())]
+    return Comparison(
+        activations=pd.concat([_activations(subject, dataset.classes) for subject in networks], ignore_index=True),
+        alignment=_frame("alignment", [row for s in networks for row in _alignment(s, dataset.classes, level)]),
+        robustness=_frame("robustness", [row for s in networks for row in _robustness(s, dataset.classes, level)]),
+        verdicts=_frame("verdicts", [dataclasses.asdict(verdict) for verdict in judged]),
+        training=_frame("training", histories),
+        arrays=arrays,
+        meta=meta,
+    )
+
+
+def _frame(name: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=[*COLUMNS[name][0], *COLUMNS[name][1]])
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+
+
+def _activations(subject: Subject, classes: Sequence[str]) -> pd.DataFrame:
+    """Lay out one network's statistics, a row for each kind of data, layer, class and channel."""
+    measured, frames = subject.measurement, []
+    for data, statistics in (("natural", measured.natural), ("adversarial", measured.adversarial)):
+        for layer, stats in statistics.items():
+            rows = pd.MultiIndex.from_product([classes, range(stats.channels)], names=["class", "channel"])
+            frame = rows.to_frame(index=False)
+            frame["magnitude"] = stats.magnitude[0].flatten().numpy()
+            frame["frequency"] = stats.frequency[0].flatten().numpy()
+            frame["relevance"] = measured.relevance[layer].magnitude[0].flatten().numpy()
+            frame["count"] = stats.count[0].repeat_interleave(stats.channels).long().numpy()
+            frames.append(frame.assign(model=subject.label, data=data, layer=layer))
+    return pd.concat(frames, ignore_index=True)[[*COLUMNS["activations"][0], *COLUMNS["activations"][1]]]
+
+
+def _alignment(subject: Subject, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
+    """Give the alignment measures' rows: each class, all classes, and the correlation across them."""
+    evidence = subject.evidence
+    for layer, measures in evidence.measures.items():
+        for measure, values in measures.items():
+            columns = {"all": alignment.mean_over_classes(values)} | dict(zip(classes, values.T, strict=True))
+            for name, replicates in columns.items():
+                row = {"model": subject.label, "layer": layer, "class": name, "measure": measure}
+                yield row | vars(alignment.estimate(replicates, level, alignment.BOUNDS[measure]))
+        link = alignment.across_classes(measures["relevance_spearman_adversarial"], evidence.robust)
+        row = {"model": subject.label, "layer": layer, "class": "across", "measure": "relevance_robust_correlation"}
+        yield row | vars(alignment.estimate(link, level, alignment.BOUNDS["relevance_robust_correlation"]))
+
+
+def _robustness(subject: Subject, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
+    """Give the accuracy's rows: natural, under each attack and in the worst case, over all images and by class."""
+    measured = subject.measurement
+    counts = torch.bincount(measured.labels, minlength=len(classes)).tolist()
+    for attack, hits in {**measured.hits, "worst": measured.worst}.items():
+        overall, by_class = measured.accuracy(hits)
+        columns = [("all", overall, len(hits)), *zip(classes, by_class.T, counts, strict=True)]
+        for name, replicates, count in columns:
+            found = alignment.estimate(replicates, level, (0.0, 1.0))
+            row = {"model": subject.label, "attack": attack, "class": name, "accuracy": found.value}
+            yield row | {"low": found.low, "high": found.high, "count": count}
