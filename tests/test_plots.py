@@ -348,7 +348,9 @@ def test_nothing_that_is_drawn_lies_outside_its_axes(comparison: Comparison) -> 
 
 def test_classes_that_are_numbers_are_said_to_be_classes() -> None:
     comparison = synthetic(("nat",), ("0", "1"), ("features.3",))
-    assert "class 1: magnitude per channel, layer features.3" in " ".join(words(plots.magnitude(comparison, "1")))
+    assert "class 1: magnitude per channel, layer features.3" in " ".join(
+        words(plots.magnitude(comparison, "1"))
+    ).replace("\n", " ")
     (ax,) = plots.alignment_robustness(comparison).axes
     assert "\n" not in ax.get_xlabel()
 

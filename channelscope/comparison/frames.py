@@ -52,7 +52,7 @@ class Comparison:
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
 
-    def save(self, folder: Path | str) -> Path:
+    def save(self, folder: Path | str, *, progress: bool = True) -> Path:
         """Write tables (CSV), arrays (npz), ``meta.json``, figures (PDF, PNG) and ``report.html`` into a folder.
 
         An earlier comparison there is replaced, when the new one is complete.
@@ -67,14 +67,14 @@ class Comparison:
                 getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
             np.savez_compressed(temporary / "arrays.npz", **self.arrays)  # type: ignore[arg-type]
             (temporary / "meta.json").write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
-            self.draw(temporary)
+            self.draw(temporary, progress=progress)
         return folder
 
-    def draw(self, folder: Path | str) -> None:
+    def draw(self, folder: Path | str, *, progress: bool = True) -> None:
         """Draw the figures into ``folder/figures`` and write ``folder/report.html``, from the frames alone."""
         from channelscope import plots, report
 
-        plots.draw(self, Path(folder) / "figures")
+        plots.draw(self, Path(folder) / "figures", progress=progress)
         report.write_report(self, Path(folder))
 
     @classmethod

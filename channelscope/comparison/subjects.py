@@ -14,7 +14,7 @@ from channelscope.data import Dataset
 from channelscope.errors import UserError
 from channelscope.measurement import Measurement
 
-Network = nn.Module | str | Path
+Network = nn.Module | Checkpoint | str | Path
 
 
 @dataclass
@@ -97,7 +97,7 @@ def subjects_of(
         if isinstance(model, nn.Module):
             subjects.append(Subject(label, model, methods.get(label), None))
         else:
-            checkpoint = Checkpoint.read(model)
+            checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.read(model)
             method = methods.get(label, checkpoint.method)
             subjects.append(Subject(label, checkpoint.build().to(device), method, checkpoint))
     return subjects
