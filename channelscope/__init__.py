@@ -6,7 +6,9 @@
 'pgd-20'
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -51,6 +53,17 @@ __all__ = [
     "load",
     "train",
 ]
+
+
+class _Face(ModuleType):
+    """The package. Importing ``channelscope.capture`` binds that module here, where the function shall be."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> Any:

@@ -226,7 +226,9 @@ def _report(found: "Comparison", out: Path, as_json: bool) -> None:
 
 def _summary(found: "Comparison") -> list[tuple[str, ...]]:
     """Lay out a row for each model: accuracy and, at its last layer, the alignment measures."""
-    rows = [("model", "natural", found.meta["attack"], "worst case", "cosine", "NR ratio", "relevance alignment")]
+    rows: list[tuple[str, ...]] = [
+        ("model", "natural", found.meta["attack"], "worst case", "cosine", "NR ratio", "relevance alignment")
+    ]
     accuracy = found.robustness[found.robustness["class"] == "all"].set_index(["model", "attack"])["accuracy"]
     overall = found.alignment[found.alignment["class"] == "all"]
     for model, known in found.meta["models"].items():

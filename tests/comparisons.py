@@ -115,7 +115,7 @@ def synthetic(
         accuracies["pgd-20"] = {name: min(1.0, value + 0.02) for name, value in level.items()}
         for attack in ("natural", "pgd-20", "worst"):
             by_class = {name: (np.nan if name in empty else accuracies[attack][name]) for name in classes}
-            for name, value in {"all": float(np.nanmean(list(by_class.values()))), **by_class}.items():
+            for name, value in {"all": float(pd.Series(by_class).mean()), **by_class}.items():
                 row = {"model": model, "attack": attack, "class": name, "accuracy": value}
                 bounds = {"low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
                 if np.isnan(value):

@@ -68,6 +68,8 @@ def compare(
     networks = subjects_of(models, methods or {}, device)
     dataset = as_dataset(data)
     part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
+    if reserved := {"all", "across"} & set(dataset.classes):
+        raise UserError(f"A class cannot be called {min(reserved)!r}, as the tables' summary rows are: rename it.")
     attack = _attack(attack, eps, dataset)
     for subject in networks:
         subject.check(dataset)

@@ -115,7 +115,7 @@ def _read(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> pd.Da
     if set(frame.columns) != {*names, *numbers}:
         raise ValueError(f"{path.name} has other columns")
     for column in numbers:
-        frame[column] = pd.to_numeric(frame[column].replace("", "nan"))
+        frame[column] = pd.to_numeric(frame[column].replace("", None))
     if "best" in frame:
         frame["best"] = frame["best"] == "True"
     return frame

@@ -117,14 +117,14 @@ def _classes_in_words(picture: _Picture) -> str:
     return " and ".join(f"class {name}" for name in picture.classes)
 
 
-def draw(comparison: Comparison, folder: Path) -> list[Path]:
+def draw(comparison: Comparison, folder: Path, *, progress: bool = True) -> list[Path]:
     """Write every figure into a folder as .pdf and .png, beside `captions.json`, which the page reads.
 
     `captions.json` lists the figures in the page's order: name, caption, main (whether to show it at once). The same
     comparison gives the same bytes. Returns the paths of the pictures.
     """
     paths, listed = [], []
-    for name, picture in tqdm(_named(comparison).items(), desc="figures", unit="figure"):
+    for name, picture in tqdm(_named(comparison).items(), desc="figures", unit="figure", disable=not progress):
         figure = picture.make()
         paths += [save(figure, folder / f"{name}.{ending}") for ending in ("pdf", "png")]
         listed.append({"name": name, "caption": _caption(picture, comparison), "main": picture.main})

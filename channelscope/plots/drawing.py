@@ -20,7 +20,10 @@ LABELLED = 24  # the most classes that one figure names
 def _grid(rows: int, columns: int, height: float, beside: float = 0.75, **options: Any) -> tuple[Figure, np.ndarray]:
     """`height` in inches is each row's, `beside` that of the title, the legend and the last row's labels."""
     figure = Figure(figsize=(COLUMN, height * rows + beside), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for ax in axes.flat:
+        ax.tick_params(labelsize=6.5, length=2.5, width=0.6)  # not by the style: the user's would rule later drawings
+    return figure, axes
 
 
 def _title(figure: Figure, text: str) -> None:
@@ -50,7 +53,8 @@ def _from_zero(*sharing: Axes) -> None:
     To be called once all is drawn, as it ends the adaptation of the axis to what is drawn.
     """
     if min(ax.dataLim.y0 for ax in sharing) >= 0:
-        sharing[0].set_ylim(bottom=0)
+        highest = max(ax.dataLim.y1 for ax in sharing)
+        sharing[0].set_ylim(0, 1.05 * highest if 0 < highest < np.inf else 1)
 
 
 def _markers(channels: int) -> dict[str, Any]:
@@ -125,12 +129,12 @@ def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
     for row, (model, name) in zip(axes, layers.items(), strict=True):
         for ax, class_name in zip(row, classes, strict=True):
             _scatter(ax, comparison, **{"class": class_name, "model": model, "layer": name})
-            accuracy = frames.percent(frames.robust(comparison, model, class_name)[0])
-            ax.set_title(f"{frames.class_called(class_name, 10)}, robust {accuracy}", pad=12)
+            accuracy = frames.percent(frames.robust(comparison, model, class_name)[0], 0)
+            ax.set_title(f"{frames.class_called(class_name, 10)}, robust {accuracy}", pad=12, size=6.5)
         _from_zero(*row)
         row[0].set_ylabel(f"{frames.short(model, 16)}\nmagnitude")
     for ax, extreme in zip(axes[0], ("most", "least"), strict=False):
-        ax.set_title(f"{extreme} robust class:\n{ax.get_title()}", pad=12)
+        ax.set_title(f"{extreme} robust class:\n{ax.get_title()}", pad=12, size=6.5)
     for ax in axes[-1]:
         ax.set_xlabel("← NR   relevance   PR →\n(logits / activation)")
     _title(figure, f"Magnitude and relevance (Spearman ρ), {frames.where(layers)}")

@@ -74,7 +74,7 @@ def ranked(comparison: Comparison) -> list[str]:
 
 def extremes(comparison: Comparison, count: int = 1) -> list[str]:
     """The `count` most robust classes, then the `count` least robust ones, each in falling order, none twice."""
-    by_rank = ranked(comparison)
+    by_rank = ranked(comparison) or classes(comparison)[:1]
     return list(dict.fromkeys([*by_rank[:count], *by_rank[-count:]]))
 
 
@@ -84,9 +84,9 @@ def short(name: str, length: int = 18) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def percent(value: float) -> str:
+def percent(value: float, digits: int = 1) -> str:
     """As in "51.0 %"; a dash for NaN."""
-    return "–" if np.isnan(value) else f"{100 * value:.1f} %"
+    return "–" if np.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
 def number(value: float) -> str:

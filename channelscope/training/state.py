@@ -1,6 +1,7 @@
 """What a training run is to do, and where it stands between two epochs."""
 
 import dataclasses
+import glob
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +121,8 @@ class State:
     @classmethod
     def take_up(cls, job: Job, device: str) -> Self | None:
         """Go on after the last complete epoch of a run of the same settings; None if it has reached its end."""
+        for leftover in job.out.parent.glob(f".{glob.escape(job.out.name)}*"):
+            leftover.unlink()  # what a kill in the middle of writing left behind
         if not job.partial.exists():
             if not job.out.exists():
                 return cls._new(job, device)

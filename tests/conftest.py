@@ -1,0 +1,40 @@
+"""What holds for every test: shapes are checked, randomness is seeded, hypothesis repeats itself."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from beartype import beartype
+from beartype.roar import BeartypeDecorHintException
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check a function's annotations at every call, shapes included.
+
+    Left unchecked are the few functions whose annotations cannot be looked into at run time: those with ``Self``
+    (each method is decorated alone, outside its class) and those with a protocol that is for type checkers only.
+    """
+    try:
+        return beartype(function)
+    except BeartypeDecorHintException:
+        return function
+
+
+install_import_hook("channelscope", f"{__name__}.checked")
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
+settings.load_profile("repeatable")
+
+# The tests' tensors are small: more threads would cost more than they bring.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Draw the weights of every test's networks from the same seed, and leave torch's global state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

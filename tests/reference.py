@@ -1,0 +1,190 @@
+"""The papers, naively: one image, one class, one channel at a time, in the order of the text.
+
+CIFS: Yan et al., ICML 2021 (arXiv 2102.05311). CAS: Bai et al., ICLR 2021 (arXiv 2103.08307). PGD: Madry et al., ICLR
+2018 (arXiv 1706.06083). FGSM: Goodfellow et al., ICLR 2015 (arXiv 1412.6572). Nothing here is fast or shares code with
+channelscope: the fast code is compared with it in float64.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+# ---------------------------------------------------------------- the gate
+
+
+def importance(g: Tensor, imgf: str) -> Tensor:
+    """Turn one image's relevance g (c,) into importance, channel by channel."""
+    if imgf == "softmax":
+        total = sum(torch.exp(value) for value in g)
+        return torch.stack([torch.exp(value) / total for value in g])
+    of_channel = {
+        "sigmoid": lambda value: 1 / (1 + torch.exp(-value)),
+        "softplus": lambda value: torch.log(1 + torch.exp(value)),
+        "relu": lambda value: value if value > 0 else 0 * value,
+        "identity": lambda value: value,
+    }[imgf]
+    return torch.stack([of_channel(value) for value in g])
+
+
+def chosen_logits(p: Tensor, k: int, label: int | None) -> list[int]:
+    """Choose the k largest logits; the label, where there is one, takes the place of the largest."""
+    order = sorted(range(len(p)), key=lambda t: -p[t].item())
+    first = order[0] if label is None else label
+    return [first, *order[1:k]]
+
+
+def gate(
+    z: Tensor, probe: nn.Module, k: int, imgf: str, labels: Tensor | None = None, detach: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give z * m, the probe logits and the masks m; labels only in training.
+
+    The relevance is the gradient of the chosen logits with respect to a copy of z that is cut from the graph, or to z
+    itself without ``detach``; as it is kept in a graph of its own, a loss of the mask is differentiated twice.
+    """
+    features, logits, masks = [], [], []
+    for i in range(len(z)):
+        at = z[i].detach().requires_grad_() if detach else z[i]
+        p = probe(at.mean((1, 2)).unsqueeze(0))[0]
+        chosen = chosen_logits(p, k, None if labels is None else int(labels[i]))
+        (slope,) = torch.autograd.grad(sum(p[t] for t in chosen), at, create_graph=True, materialize_grads=True)
+        m = importance(torch.stack([channel.sum() for channel in slope]), imgf)
+        features.append(torch.stack([m[c] * z[i, c] for c in range(len(m))]))
+        logits.append(probe(z[i].mean((1, 2)).unsqueeze(0))[0])
+        masks.append(m)
+    return torch.stack(features), torch.stack(logits), torch.stack(masks)
+
+
+# ---------------------------------------------------------------- losses
+
+
+def cross_entropy(logits: Tensor, label: int) -> Tensor:
+    """Give -log softmax(logits)[label] of one image."""
+    return torch.log(sum(torch.exp(value - logits[label]) for value in logits))
+
+
+def joint_loss(logits: Tensor, probes: Sequence[Tensor], label: int, beta: float) -> Tensor:
+    """Give one image's joint loss: 3 / (beta + 1) (CE(logits) + beta / L sum_l CE(p^l))."""
+    loss = cross_entropy(logits, label)
+    for p in probes:
+        loss = loss + beta / len(probes) * cross_entropy(p, label)
+    return 3 / (beta + 1) * loss
+
+
+# ---------------------------------------------------------------- attacks
+
+Loss = Callable[[Tensor, int], Tensor]  # of one image (1, c, h, w) and its label
+
+
+def project(x: Tensor, origin: Tensor, eps: float, norm: str) -> Tensor:
+    """Bring one image back into the ball around its origin, then into [0, 1]."""
+    delta = x - origin
+    if norm == "inf":
+        delta = delta.clamp(-eps, eps)
+    elif (length := delta.square().sum().sqrt()) > eps:
+        delta = delta * (eps / length)
+    return (origin + delta).clamp(0, 1)
+
+
+def direction(loss: Loss, x: Tensor, label: int, norm: str) -> Tensor:
+    """Give the steepest ascent of one image's loss: the sign, or the unit vector, of its gradient."""
+    x = x.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(x.unsqueeze(0), label), x)
+    return gradient.sign() if norm == "inf" else gradient / gradient.square().sum().sqrt().clamp_min(1e-12)
+
+
+def fgsm(loss: Loss, images: Tensor, labels: Tensor, eps: float, norm: str = "inf") -> Tensor:
+    """Take one step of length eps from each image."""
+    steps = [eps * direction(loss, x, int(y), norm) for x, y in zip(images, labels, strict=True)]
+    return torch.stack([(x + step).clamp(0, 1) for x, step in zip(images, steps, strict=True)])
+
+
+def pgd(
+    loss: Loss, images: Tensor, labels: Tensor, *, eps: float, step: float, steps: int, norm: str, starts: Tensor
+) -> Tensor:
+    """Take ``steps`` projected steps for each image, from image + start."""
+    found = []
+    for origin, start, label in zip(images, starts, labels, strict=True):
+        x = project(origin + start, origin, eps, norm)
+        for _ in range(steps):
+            x = project(x + step * direction(loss, x, int(label), norm), origin, eps, norm)
+        found.append(x)
+    return torch.stack(found)
+
+
+def random_starts(images: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
+    """Draw a point of each image's ball: uniform in each pixel, or a uniform direction at radius eps u^(1/d)."""
+    draws = {"generator": generator, "dtype": images.dtype}
+    if norm == "inf":
+        return (2 * torch.rand(images.shape, **draws) - 1) * eps
+    directions, u = torch.randn(images.shape, **draws), torch.rand(len(images), **draws)
+    dimension = images[0].numel()
+    return torch.stack([eps * u[i] ** (1 / dimension) * v / v.square().sum().sqrt() for i, v in enumerate(directions)])
+
+
+# ---------------------------------------------------------------- statistics of channels
+
+
+def channel_statistics(
+    activations: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    weights: Sequence[float],
+    classes: int,
+    threshold: float = 0.01,
+) -> dict[str, list[list[float]]]:
+    """Give count, magnitude, variance and frequency by class and channel; NaN for a class without images."""
+    found: dict[str, list[list[float]]] = {"count": [], "magnitude": [], "variance": [], "frequency": []}
+    for k in range(classes):
+        of_class = [(a, w) for a, y, w in zip(activations, labels, weights, strict=True) if y == k]
+        count = math.fsum(w for _, w in of_class)
+        rows: dict[str, list[float]] = {name: [] for name in found}
+        for c in range(len(activations[0])):
+            mean = _share(math.fsum(w * a[c] for a, w in of_class), count)
+            rows["count"].append(count)
+            rows["magnitude"].append(mean)
+            rows["variance"].append(_share(math.fsum(w * (a[c] - mean) ** 2 for a, w in of_class), count))
+            active = math.fsum(w for a, w in of_class if a[c] > threshold * max(a))
+            rows["frequency"].append(_share(active, count))
+        for name, row in rows.items():
+            found[name].append(row)
+    return found
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+# ---------------------------------------------------------------- alignment
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    """Give a . b / (|a| |b|)."""
+    length_a, length_b = (math.sqrt(math.fsum(value * value for value in v)) for v in (a, b))
+    return _share(math.fsum(p * q for p, q in zip(a, b, strict=True)), length_a * length_b)
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Rank from 1 up: one more than the number of smaller values, and tied values share their mean rank."""
+    return [
+        1 + sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2
+        for value in values
+    ]
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Give the cosine of the centred ranks."""
+    centred = [[rank - (len(v) + 1) / 2 for rank in ranks(v)] for v in (a, b)]
+    return cosine(*centred)
+
+
+def shift(natural: Sequence[float], adversarial: Sequence[float]) -> float:
+    """Give sum_c |adversarial - natural| / sum_c |natural|."""
+    moved = math.fsum(abs(q - p) for p, q in zip(natural, adversarial, strict=True))
+    return _share(moved, math.fsum(abs(p) for p in natural))
+
+
+def nr_share(magnitude: Sequence[float], relevance: Sequence[float]) -> float:
+    """Give the activation mass on negatively relevant channels, of the whole."""
+    negative = math.fsum(abs(a) for a, g in zip(magnitude, relevance, strict=True) if g < 0)
+    return _share(negative, math.fsum(abs(a) for a in magnitude))

@@ -1,0 +1,114 @@
+"""Tiny data and tiny trained networks, shared by the tests of training and of all that builds on it."""
+
+import atexit
+import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from channelscope.checkpoints import Checkpoint
+from channelscope.data import Dataset, Split, load
+from channelscope.errors import UserError
+from channelscope.training import train
+
+METHODS = ("standard", "at", "cifs", "cas")
+TINY: dict[str, Any] = {"arch": "resnet10", "width": 2, "epochs": 2, "batch_size": 16, "attack_steps": 2}
+
+
+@contextmanager
+def mistake(*words: str) -> Iterator[None]:
+    """Expect a UserError with these words in it, that is one finished line."""
+    with pytest.raises(UserError) as caught:
+        yield
+    message = str(caught.value)
+    for word in words:
+        assert word in message
+    assert message.endswith((".", "?"))
+    assert "\n" not in message
+
+
+def _few(split: Split | None, classes: int, each: int) -> Split:
+    """Keep the first images of the first classes."""
+    assert split is not None
+    return split.subset(torch.cat([(split.labels == k).nonzero().flatten()[:each] for k in range(classes)]))
+
+
+@cache
+def digits(classes: int = 4) -> Dataset:
+    """Give a few images of a few of scikit-learn's digits."""
+    whole = load("digits")
+    splits = {"train": (whole.train, 12), "val": (whole.val, 6), "test": (whole.test, 5)}
+    parts = {name: _few(split, classes, each) for name, (split, each) in splits.items()}
+    return Dataset("digits", whole.classes[:classes], **parts)
+
+
+def write_npz(folder: Path, classes: int = 2, **changes: Any) -> str:
+    """Write the same digits into an .npz file; give its name for ``--data``. Values None leave a key out."""
+    few, arrays = digits(classes), {}
+    for name, split in few.parts.items():
+        arrays[f"{name}_images"] = split.images[:, 0].numpy()
+        arrays[f"{name}_labels"] = split.labels.numpy()
+    kept = {name: array for name, array in {**arrays, **changes}.items() if array is not None}
+    np.savez(folder / "digits.npz", **kept)
+    return f"npz:{folder / 'digits.npz'}"
+
+
+@cache
+def _folder() -> Path:
+    folder = tempfile.TemporaryDirectory(prefix="channelscope-tests-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+@cache
+def trained(method: str, classes: int = 4) -> Path:
+    """Train a tiny network, once for all tests; give its checkpoint, which no test may change."""
+    path = _folder() / f"{method}-{classes}.pt"
+    train(method, digits(classes), out=path, progress=False, **TINY)
+    return path
+
+
+def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Tell whether two networks' states are equal to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def same_run(a: Path, b: Path) -> bool:
+    """Tell whether two checkpoints are of the same run, to the bit; only the seconds of the epochs may differ."""
+
+    def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+    one, other = Checkpoint.read(a), Checkpoint.read(b)
+    histories = timeless(one.meta["history"]) == timeless(other.meta["history"])
+    return histories and same_state(dict(one.state), dict(other.state))
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Read everything in a folder, hidden files too; None stands for a folder."""
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@contextmanager
+def randomness_untouched() -> Iterator[None]:
+    """Assert that no global source of random numbers is used or reseeded inside."""
+    torch_state, numpy_state, python_state = torch.get_rng_state(), _numpy_state(), random.getstate()
+    yield
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert _numpy_state() == numpy_state
+    assert random.getstate() == python_state
+
+
+def _numpy_state() -> str:
+    return repr(np.random.get_state(legacy=False))  # noqa: NPY002

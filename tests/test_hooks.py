@@ -1,0 +1,320 @@
+"""Hooks: any network, any output, every error said at once, nothing left behind."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import (
+    FORMS,
+    Answer,
+    Brittle,
+    Returns,
+    Shared,
+    TrainsInPassing,
+    TrainsItself,
+    Twice,
+    gated,
+    hooks,
+    images,
+    mixed,
+    plain,
+    unchanged,
+)
+from torch import Tensor, nn
+
+import channelscope
+from channelscope.errors import UserError
+from channelscope.hooks import LayerError, evaluating, first_tensor, hooked, logits_of, named_layers, trace
+
+
+def look(_: Tensor) -> None:
+    """Leave the output alone."""
+
+
+def fail(_: Tensor) -> None:
+    raise RuntimeError("the edit failed")
+
+
+class Around(nn.Module):
+    """Puts one layer, that returns anything, between an input and what is taken out of its output."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer = Returns(form)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x)
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("layer5.0", "layer4.0"), ("layer4.0.gate", "layer4.0.gated"), ("conv", "conv1")]
+)
+def test_unknown_layer_is_answered_with_suggestions(wrong: str, meant: str) -> None:
+    net = gated()
+    with pytest.raises(LayerError, match=f"There is no layer '{wrong}' in this network. Did you mean .*'{meant}'"):
+        hooked(net, {wrong: look}).__enter__()
+    assert hooks(net) == 0
+
+
+@pytest.mark.parametrize("wrong", ["zzzzzzz", "relu1@", "relu1@x", "relu1@-1", "zzzzzzz@1"])
+def test_name_that_is_no_layer_is_refused(wrong: str) -> None:
+    with pytest.raises(LayerError, match=f"There is no layer '{wrong}'"), hooked(plain(), {wrong: look}):
+        pass
+
+
+def test_gated_network_names_its_backbones_layers_and_its_gates() -> None:
+    names = named_layers(gated())
+    assert {"conv1", "layer4.1", "layer4.0.gated", "layer4.1.gated", "linear"} <= set(names)
+    assert not any(name.startswith(("cnn", "selectors")) for name in names)
+
+
+def test_empty_name_is_the_network_itself() -> None:
+    x, _ = images()
+    net = plain()
+    with hooked(net, {"": lambda z: 2 * z}):
+        doubled = net(x)
+    assert torch.equal(doubled, 2 * net(x))
+
+
+# ---------------------------------------------------------------- edits
+
+
+def test_edit_replaces_what_the_rest_of_the_network_sees() -> None:
+    x, _ = images()
+    net = plain()
+    with hooked(net, {"relu2": torch.zeros_like}):
+        logits = net(x)
+    torch.testing.assert_close(logits, net.linear.bias.expand(len(x), -1))
+
+
+def test_edit_that_returns_none_leaves_the_output_alone() -> None:
+    x, _ = images()
+    net, seen = plain(), []
+    with hooked(net, {"conv1": lambda z: seen.append(z.shape)}):
+        logits = net(x)
+    assert seen == [(6, 6, 8, 8)]
+    assert torch.equal(logits, net(x))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_edit_replaces_the_first_tensor_of_any_output(form: Callable[[Tensor, Tensor], Any]) -> None:
+    x, _ = images()
+    net = Around(form)
+    plain_output = net(x)
+    if plain_output.__class__.__name__ == "Output":  # a dataclass is taken apart as a network's output only
+        with pytest.raises(UserError, match="returns a Output that holds no tensor"), hooked(net, {"layer": look}):
+            net(x)
+        return
+    with hooked(net, {"layer": lambda z: z + 1}):
+        edited = net(x)
+    assert type(edited) is type(plain_output)
+    if isinstance(edited, Tensor):
+        assert torch.equal(edited, plain_output + 1)
+        return
+    keys = list(plain_output) if isinstance(plain_output, dict) else [0, 1]
+    assert torch.equal(edited[keys[0]], plain_output[keys[0]] + 1)
+    assert edited[keys[1]] is x or torch.equal(edited[keys[1]], plain_output[keys[1]])
+
+
+def test_named_tuple_keeps_its_fields() -> None:
+    net = Around(Answer)
+    with hooked(net, {"layer": lambda z: 0 * z}):
+        assert net(images()[0]).logits.abs().max() == 0
+
+
+def test_layer_without_a_tensor_is_refused() -> None:
+    with pytest.raises(UserError, match="The layer 'layer' returns a str that holds no tensor"):
+        first_tensor("words", "layer 'layer'")
+    net = Around(lambda _, __: {"words": "none"})
+    with pytest.raises(UserError, match="returns a dict that holds no tensor"), hooked(net, {"layer": look}):
+        net(images()[0])
+
+
+def test_edits_stack_in_the_order_of_their_contexts() -> None:
+    x, _ = images()
+    net = plain()
+    logits = net(x)
+    with hooked(net, {"linear": lambda z: z + 1}), hooked(net, {"linear": lambda z: z * 10}):
+        torch.testing.assert_close(net(x), 10 * (logits + 1))
+
+
+# ---------------------------------------------------------------- calls
+
+
+def test_module_called_twice_is_refused_and_told_to_index_by_call() -> None:
+    net = Twice()
+    with hooked(net, {"relu": look}), pytest.raises(LayerError, match=r"'relu' runs more .* 'relu@0' or 'relu@1'"):
+        net(images()[0])
+    assert hooks(net) == 0
+
+
+@pytest.mark.parametrize(("call", "space"), [(0, 6), (1, 4)])
+def test_call_of_a_module_called_twice_is_addressed_by_its_index(call: int, space: int) -> None:
+    net, seen = Twice(), []
+    with hooked(net, {f"relu@{call}": lambda z: seen.append(z.shape[2])}):
+        net(images()[0])
+        net(images()[0])
+    assert seen == [space, space]
+
+
+def test_module_called_once_may_be_indexed_too() -> None:
+    net, seen = plain(), []
+    with hooked(net, {"relu1@0": lambda z: seen.append(len(z))}):
+        net(images()[0])
+    assert seen == [6]
+
+
+def test_call_that_does_not_happen_is_an_error() -> None:
+    net = Twice()
+    with pytest.raises(LayerError, match=r"'relu@2' ran only 2 time\(s\)"), hooked(net, {"relu@2": look}):
+        net(images()[0])
+
+
+def test_hooked_layer_that_never_ran_is_an_error() -> None:
+    net = Twice()
+    with pytest.raises(LayerError, match="'unused' did not run in the forward pass"), hooked(net, {"unused": look}):
+        net(images()[0])
+    assert hooks(net) == 0
+
+
+def test_shared_module_is_addressed_by_its_first_name_call_by_call() -> None:
+    net, seen = Shared(), []
+    with hooked(net, {"relu1@0": lambda z: seen.append(z.shape[2]), "relu1@1": lambda z: seen.append(z.shape[2])}):
+        net(images()[0])
+    assert seen == [6, 4]
+    with pytest.raises(LayerError, match="'relu1' runs more than once"), hooked(net, {"relu1": look}):
+        net(images()[0])
+
+
+def test_shared_modules_second_name_is_answered_with_the_first() -> None:
+    with pytest.raises(LayerError, match="'relu1'"), hooked(Shared(), {"relu2": look}):
+        pass
+
+
+def test_calls_are_counted_afresh_after_a_failed_forward_pass() -> None:
+    net, seen = Twice(), []
+    with hooked(net, {"relu@1": lambda z: seen.append(z.shape[2])}):
+        with pytest.raises(RuntimeError):
+            net(torch.zeros(1, 1, 4, 4))  # too small for the second convolution: the ReLU has run once
+        net(images()[0])
+    assert seen == [4]
+
+
+# ---------------------------------------------------------------- nothing left behind
+
+
+@pytest.mark.parametrize("layer", ["conv", "relu"])
+def test_no_hook_is_left_after_an_exception_in_the_network(layer: str) -> None:
+    net = Brittle()
+    with pytest.raises(RuntimeError, match="broken"), hooked(net, {layer: look}):
+        net(images()[0])
+    assert hooks(net) == 0
+
+
+def test_no_hook_is_left_after_an_exception_in_an_edit() -> None:
+    net = gated()
+    with pytest.raises(RuntimeError, match="the edit failed"), hooked(net, {"layer1": look, "layer4.0.gated": fail}):
+        net(images()[0])
+    assert hooks(net) == 0
+
+
+def test_no_hook_is_left_after_an_exception_in_the_context() -> None:
+    net = plain()
+    with pytest.raises(KeyboardInterrupt), hooked(net, {"conv1": look}):
+        raise KeyboardInterrupt
+    assert hooks(net) == 0
+
+
+def test_hooks_of_others_stay() -> None:
+    net, seen = plain(), []
+    net.conv1.register_forward_hook(lambda *_: seen.append(1))
+    with hooked(net, {"conv1": look}):
+        net(images()[0])
+    net(images()[0])
+    assert seen == [1, 1]
+
+
+def test_no_other_module_registers_hooks() -> None:
+    folder = Path(channelscope.__file__).parent
+    users = {path.name for path in folder.rglob("*.py") if re.search(r"\.register_\w*hook", path.read_text())}
+    assert users == {"hooks.py"}
+
+
+# ---------------------------------------------------------------- evaluating
+
+
+@pytest.mark.parametrize("make", [plain, gated, Twice])
+def test_evaluating_restores_mixed_modes_and_frozen_parameters(make: Callable[[], nn.Module]) -> None:
+    net = mixed(make())
+    with unchanged(net), evaluating(net):
+        assert not any(module.training for module in net.modules())
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+        net(images()[0])
+
+
+def test_evaluating_restores_after_an_exception() -> None:
+    net = mixed(plain())
+    with unchanged(net), pytest.raises(RuntimeError, match="inside"), evaluating(net):
+        raise RuntimeError("inside")
+
+
+@pytest.mark.parametrize("make", [TrainsItself, TrainsInPassing])
+def test_network_that_switches_itself_to_train_mode_is_refused_and_restored(make: Callable[[], nn.Module]) -> None:
+    net = mixed(make())
+    with unchanged(net), pytest.raises(UserError, match="switches itself to train mode"), evaluating(net):
+        net(images()[0])
+
+
+def test_network_that_trains_itself_is_restored_after_another_exception() -> None:
+    net = TrainsItself()
+    with unchanged(net), pytest.raises(RuntimeError, match="broken behind"), evaluating(net):
+        Brittle()(net(images()[0]).view(1, 1, 6, 5))
+
+
+# ---------------------------------------------------------------- logits and traces
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_logits_are_found_in_any_output(form: Callable[[Tensor, Tensor], Any]) -> None:
+    logits, other = torch.rand(3, 4), torch.rand(3, 2)
+    assert logits_of(form(logits, other)) is logits
+
+
+def test_logits_of_another_shape_are_refused() -> None:
+    with pytest.raises(UserError, match=r"returns a tensor of shape \(2, 3, 4, 4\), not logits"):
+        logits_of(torch.zeros(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize("output", [None, "logits", {"logits": "none"}, (), 3.0])
+def test_output_without_a_tensor_is_refused(output: Any) -> None:
+    with pytest.raises(UserError, match="holds no tensor"):
+        logits_of(output)
+
+
+def test_trace_lists_the_calls_in_order_with_their_inputs_and_outputs() -> None:
+    x, _ = images()
+    net = Twice()
+    with unchanged(net):
+        calls, logits = trace(net, x)
+    assert [call.name for call in calls] == ["conv1", "relu@0", "conv2", "relu@1", "linear"]
+    assert calls[0].input is x
+    assert torch.equal(calls[1].output, net.conv1(x).relu())
+    assert torch.equal(calls[-1].output, logits)
+
+
+def test_trace_keeps_outputs_safe_from_later_operations_in_place() -> None:
+    calls, _ = trace(plain(), images()[0])
+    by_name = {call.name: call.output for call in calls}
+    assert by_name["bn1"].min() < 0 <= by_name["relu1"].min()
+
+
+def test_trace_leaves_no_hook_after_an_exception() -> None:
+    net = mixed(Brittle())
+    with unchanged(net), pytest.raises(RuntimeError, match="broken"):
+        trace(net, images()[0])

@@ -1,0 +1,112 @@
+"""Networks: every depth, width, size of image and number of channels, and the published sizes."""
+
+import pytest
+import torch
+
+from channelscope.capture import capture
+from channelscope.errors import UserError
+from channelscope.models import RESNETS, Architecture
+
+ARCHS = [*RESNETS, "wrn-10-1", "wrn-16-2", "wrn-22-1"]
+
+
+def grey(**options: object) -> Architecture:
+    return Architecture(**{"width": 2, "classes": 3, "mean": (0.5,), "std": (0.25,)} | options)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_networks_take_small_images_of_any_channels(arch: str, channels: int) -> None:
+    architecture = grey(arch=arch, mean=(0.5,) * channels, std=(0.25,) * channels)
+    assert architecture.build()(torch.rand(2, channels, 8, 8)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (32, 32)], ids=str)
+def test_networks_take_images_of_any_size(size: tuple[int, int]) -> None:
+    assert grey(arch="resnet18").build().eval()(torch.rand(2, 1, *size)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("width", [1, 3, 7])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_last_stage_and_channels_tell_where_the_gates_go(arch: str, width: int) -> None:
+    architecture = grey(arch=arch, width=width)
+    net = architecture.build().eval()
+    with capture(net, *architecture.last_stage) as features:
+        net(torch.rand(1, 1, 8, 8))
+    assert [z.shape[1] for z in features.values()] == [architecture.channels] * len(architecture.last_stage)
+    assert net.linear.in_features == architecture.channels
+
+
+@pytest.mark.parametrize(
+    ("arch", "blocks"),
+    [
+        ("resnet10", ("layer4.0",)),
+        ("resnet18", ("layer4.0", "layer4.1")),
+        ("resnet34", ("layer4.1", "layer4.2")),
+        ("wrn-10-1", ("layer3.0",)),
+        ("wrn-28-10", ("layer3.2", "layer3.3")),
+    ],
+)
+def test_last_stage_names_at_most_its_last_two_blocks(arch: str, blocks: tuple[str, ...]) -> None:
+    assert Architecture(arch=arch).last_stage == blocks
+
+
+# Counted in the papers' own networks for CIFAR-10.
+@pytest.mark.parametrize(
+    ("arch", "parameters"),
+    [
+        ("resnet18", 11_173_962),
+        ("resnet34", 21_282_122),
+        ("resnet50", 23_520_842),
+        ("wrn-28-10", 36_479_194),
+        ("wrn-34-10", 46_160_474),
+    ],
+)
+def test_published_networks_have_their_published_number_of_parameters(arch: str, parameters: int) -> None:
+    with torch.device("meta"):
+        net = Architecture(arch=arch).build()
+    assert sum(parameter.numel() for parameter in net.parameters()) == parameters
+
+
+def test_normalisation_is_inside() -> None:
+    x = torch.rand(2, 2, 8, 8)
+    inside = grey(arch="resnet10", mean=(0.4, 0.6), std=(0.2, 0.3)).build().eval()
+    outside = grey(arch="resnet10", mean=(0.0, 0.0), std=(1.0, 1.0)).build().eval()
+    weights = {name: tensor for name, tensor in inside.state_dict().items() if "normalise" not in name}
+    outside.load_state_dict(weights, strict=False)
+    normalised = torch.stack([(x[:, 0] - 0.4) / 0.2, (x[:, 1] - 0.6) / 0.3], 1)
+    torch.testing.assert_close(inside(x), outside(normalised))
+
+
+def test_same_seed_builds_the_same_network() -> None:
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        nets.append(grey(arch="wrn-10-1").build().state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].values(), nets[1].values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"arch": "resnet19"},
+            r"no architecture 'resnet19': choose from resnet10, .*wrn-28-10\. Did you mean 'resnet1",
+        ),
+        ({"arch": ""}, "no architecture ''"),
+        ({"arch": "wrn-28"}, "Did you mean 'wrn-28-10'"),
+        ({"arch": "wrn-12-2"}, "depth of a WideResNet is 6 n"),
+        ({"arch": "wrn-4-1"}, "depth of a WideResNet is 6 n"),
+        ({"arch": "wrn-10-0"}, "'wrn-10-0'"),
+        ({"width": 0}, "width is between 1 and 1024, not 0"),
+        ({"width": 2000}, "width is between 1 and 1024, not 2000"),
+        ({"classes": 1}, "between 2 and 100,000 classes, not 1"),
+        ({"mean": (0.5, 0.5)}, "one number for each input channel"),
+        ({"mean": (), "std": ()}, "one number for each input channel"),
+        ({"std": (0.0,)}, "standard deviation"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_answered_with_a_sentence(options: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        grey(**options)

@@ -1,0 +1,314 @@
+"""Gates: the paper's, to the last gradient; networks gated by layer name, and read by name."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import product
+
+import pytest
+import reference
+import torch
+import torchvision
+from networks import CLASSES, CallsAutograd, Twice, gated, hooks, images, plain, resnet, unchanged
+from torch import Tensor, nn
+
+from channelscope.capture import capture
+from channelscope.errors import UserError
+from channelscope.hooks import LayerError
+from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
+
+CHANNELS, LOGITS = 5, 4
+PROBES: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: LinearProbe(CHANNELS, LOGITS),
+    "two-layer": lambda: TwoLayerProbe(CHANNELS, LOGITS, hidden=6),
+    "custom": lambda: nn.Sequential(nn.Linear(CHANNELS, 6), nn.Tanh(), nn.Linear(6, LOGITS)),
+}
+IMGFS = ("softmax", "sigmoid", "softplus", "relu", "identity")
+MODES = ("training with labels", "training", "evaluation with labels")
+
+
+def features(n: int = 3) -> tuple[Tensor, Tensor]:
+    """Draw features (n, c, 3, 2) in double precision and labels, one of them the largest logit's rival."""
+    return torch.randn(n, CHANNELS, 3, 2, dtype=torch.float64), torch.arange(n) % LOGITS
+
+
+def selector(probe: str = "two-layer", **options: object) -> FeatureSelector:
+    return FeatureSelector(PROBES[probe](), **options).double()
+
+
+def gradients(answer: tuple[Tensor, ...], wanted: list[Tensor]) -> tuple[Tensor, ...]:
+    """Differentiate a loss in which every number of the answer has a weight of its own."""
+    loss = sum((part * torch.linspace(-1, 2, part.numel()).view_as(part)).sum() for part in answer)
+    return torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+
+
+# ---------------------------------------------------------------- the gate
+
+
+@pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("imgf", IMGFS)
+@pytest.mark.parametrize(("probe", "k"), product(PROBES, (1, 2, 3)), ids=lambda value: str(value))
+def test_gate_is_that_of_the_paper_with_all_its_gradients(
+    probe: str, k: int, imgf: str, mode: str, detach: bool
+) -> None:
+    gate = selector(probe, k=k, imgf=imgf, detach=detach).train("training" in mode)
+    z, y = features()
+    z.requires_grad_()
+    labels = y if "labels" in mode else None
+    ours = tuple(gate(z, labels))
+    papers = reference.gate(z, gate.probe, k, imgf, labels if "training" in mode else None, detach)
+    torch.testing.assert_close(ours, papers, rtol=1e-10, atol=1e-12)
+    wanted = [z, *gate.probe.parameters()]
+    torch.testing.assert_close(gradients(ours, wanted), gradients(papers, wanted), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_gate_takes_pooled_features_too(probe: str) -> None:
+    gate = selector(probe)
+    z, _ = features()
+    flat = gate(z.mean((2, 3)))
+    torch.testing.assert_close(flat.mask, gate(z).mask)
+    torch.testing.assert_close(flat.features, gate(z).features.mean((2, 3)))
+
+
+def test_label_among_the_runners_up_counts_twice() -> None:
+    gate = selector("linear", imgf="identity").train()
+    z, _ = features(1)
+    runner_up = gate.probe(z.mean((2, 3))).topk(2).indices[:, 1]
+    assert torch.equal(gate(z, runner_up).mask, 2 * gate.probe.output.weight[runner_up])
+
+
+def test_softmax_masks_sum_to_one() -> None:
+    z, _ = features()
+    torch.testing.assert_close(selector()(z).mask.sum(1), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("imgf", [imgf for imgf in IMGFS if imgf != "identity"])
+def test_masks_are_never_negative(imgf: str) -> None:
+    assert (selector(imgf=imgf)(10 * features()[0]).mask >= 0).all()
+
+
+@pytest.mark.parametrize("imgf", IMGFS)
+def test_masks_of_large_relevance_stay_numbers(imgf: str) -> None:
+    gate = selector("linear", imgf=imgf)
+    with torch.no_grad():
+        gate.probe.output.weight.mul_(1e4)
+    assert gate(features()[0]).mask.isfinite().all()
+
+
+def test_gate_of_cas_weighs_channels_by_the_largest_logits_weights() -> None:
+    gate = selector("linear", k=1, imgf="identity")
+    z, y = features()
+    weight = gate.probe.output.weight
+    assert torch.equal(gate.eval()(z, y).mask, weight[gate(z).probe_logits.argmax(1)])
+    assert torch.equal(gate.train()(z, y).mask, weight[y])
+
+
+def test_labels_reach_the_mask_only_in_training_mode() -> None:
+    z, y = features()
+    for gate in (selector("linear"), selector("two-layer"), selector("custom")):
+        other = (y + 1) % LOGITS
+        assert torch.equal(gate.eval()(z, y).mask, gate(z).mask)
+        assert torch.equal(gate(z, y).mask, gate(z, other).mask)
+        assert not torch.equal(gate.train()(z, y).mask, gate(z, other).mask)
+
+
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("probe", PROBES)
+def test_gates_run_without_autograd(probe: str, quiet: Callable[[], torch.no_grad]) -> None:
+    gate = selector(probe)
+    z, _ = features()
+    wanted = gate(z)
+    with quiet():
+        torch.testing.assert_close(gate(z), wanted)
+        assert not gate(z).features.requires_grad
+
+
+def test_choosing_more_logits_than_there_are_is_refused() -> None:
+    with pytest.raises(UserError, match="cannot choose k = 5 of 4 logits: lower k"):
+        selector(k=5)(features()[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"k": 0}, "at least one logit, not k = 0"), ({"imgf": "tanh"}, "no mask function 'tanh': choose from softmax")],
+    ids=str,
+)
+def test_impossible_gates_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        selector(**options)
+
+
+# ---------------------------------------------------------------- what an attacker sees
+
+
+def input_gradient(gate: FeatureSelector, z: Tensor) -> Tensor:
+    z = z.detach().requires_grad_()
+    mask = gate(z).mask
+    if not mask.requires_grad:
+        return torch.zeros_like(z)
+    return torch.autograd.grad(mask.square().sum(), z, allow_unused=True, materialize_grads=True)[0]
+
+
+@pytest.mark.parametrize(("probe", "hidden"), [("linear", False), ("two-layer", True), ("custom", True)])
+def test_detached_gate_hides_its_masks_gradient_unless_the_probe_is_linear(probe: str, hidden: bool) -> None:
+    gate, (z, _) = selector(probe), features()
+    assert input_gradient(gate, z).abs().max() == 0
+    with attached(gate):
+        assert (input_gradient(gate, z).abs().max() > 0) == hidden
+
+
+def test_attached_restores_every_gate_also_after_an_exception() -> None:
+    net = gated()
+    net.gates["layer4.1"].detach = False
+    with pytest.raises(RuntimeError, match="inside"), attached(net):
+        raise RuntimeError("inside" if not any(gate.detach for gate in net.gates.values()) else "still detached")
+    assert [gate.detach for gate in net.gates.values()] == [True, False]
+
+
+# ---------------------------------------------------------------- gated networks
+
+
+@pytest.mark.parametrize(
+    ("make", "layer", "channels"),
+    [
+        (torchvision.models.resnet18, "layer4.1", 512),
+        (torchvision.models.mobilenet_v3_small, "features.12", 576),
+        (torchvision.models.squeezenet1_1, "features.12", 512),
+        (torchvision.models.vgg11, "classifier.0", 4096),
+    ],
+    ids=["resnet18", "mobilenet_v3_small", "squeezenet1_1", "vgg11"],
+)
+def test_selective_wraps_torchvision_networks_by_layer_names(
+    make: Callable[..., nn.Module], layer: str, channels: int
+) -> None:
+    cnn = make(weights=None, num_classes=7).eval()
+    net = Selective(cnn, {layer: FeatureSelector(LinearProbe(channels, 7))}).eval()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        logits, answer = net(x), net.probed(x)
+        assert logits.shape == answer.probes[layer].shape == (2, 7)
+        assert answer.masks[layer].shape == (2, channels)
+        assert not torch.equal(logits, cnn(x))
+    assert torch.equal(logits, answer.logits)
+    assert hooks(net) == 0
+
+
+def test_gated_network_is_its_backbone_with_the_features_selected() -> None:
+    net, (x, _) = gated(), images()
+    cnn, gates = net.cnn, net.gates
+    z = cnn.layer4[0](cnn.layer3(cnn.layer2(cnn.layer1(cnn.bn1(cnn.conv1(cnn.normalise(x))).relu()))))
+    z = cnn.layer4[1](gates["layer4.0"](z).features)
+    torch.testing.assert_close(net(x), cnn.linear(gates["layer4.1"](z).features.mean((2, 3))))
+
+
+def test_backbone_itself_stays_as_it_was() -> None:
+    cnn, (x, _) = resnet(), images()
+    logits = cnn(x)
+    Selective(cnn, {"layer4.0": FeatureSelector(LinearProbe(16, CLASSES))}).eval()(x)
+    assert torch.equal(cnn(x), logits)
+    assert hooks(cnn) == 0
+
+
+def test_gated_layers_own_name_gives_raw_features_and_gated_the_selected_ones() -> None:
+    net, (x, _) = gated(), images()
+    with capture(net, "layer4.0", "layer4.0.gated", "layer4.1", "layer4") as seen:
+        net(x)
+    answer = net.probed(x)
+    assert torch.equal(seen["layer4.0"], answer.features["layer4.0"])
+    assert torch.equal(seen["layer4.0.gated"], seen["layer4.0"] * answer.masks["layer4.0"][:, :, None, None])
+    assert torch.equal(seen["layer4"], seen["layer4.1"] * answer.masks["layer4.1"][:, :, None, None])
+
+
+def test_probed_answers_pass_through_capture_as_plain_calls_do() -> None:
+    net, (x, y) = gated(), images()
+    with capture(net, "layer4.1.gated") as seen:
+        net.probed(x, y)
+    assert seen["layer4.1.gated"].shape == (6, 16, 1, 1)
+
+
+def test_labels_reach_the_networks_masks_only_in_training_mode() -> None:
+    net, (x, y) = gated(), images()
+    other = (y + 1) % CLASSES
+
+    def masks(labels: Tensor) -> Tensor:
+        return torch.cat(list(net.probed(x, labels).masks.values()), 1)
+
+    assert torch.equal(masks(y), masks(other))
+    for gate in net.gates.values():  # the backbone stays in eval mode
+        gate.train()
+    assert not torch.equal(masks(y), masks(other))
+
+
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+def test_gated_networks_run_without_autograd(quiet: Callable[[], torch.no_grad]) -> None:
+    net, (x, _) = gated(), images()
+    wanted = net(x)
+    with quiet(), capture(net, "layer4.0.gated") as seen:
+        torch.testing.assert_close(net(x), wanted)
+    assert not seen["layer4.0.gated"].requires_grad
+
+
+@pytest.mark.parametrize("quiet", [nullcontext, torch.no_grad])
+def test_networks_that_call_autograd_themselves_can_be_gated(quiet: Callable[[], torch.no_grad]) -> None:
+    net, (x, _) = Selective(CallsAutograd(), {"conv": FeatureSelector(TwoLayerProbe(4, CLASSES))}).eval(), images()
+    with quiet(), capture(net, "conv", "conv.gated") as seen:
+        assert net(x).shape == (6, CLASSES)
+    assert set(seen) == {"conv", "conv.gated"}
+
+
+def test_one_call_of_a_layer_can_be_gated() -> None:
+    net = Selective(Twice(), {"relu@1": FeatureSelector(LinearProbe(4, CLASSES))})
+    with capture(net, "relu@1", "relu@1.gated") as seen:
+        net(images()[0])
+    assert seen["relu@1.gated"].shape == seen["relu@1"].shape == (6, 4, 4, 4)
+
+
+def test_unknown_layer_cannot_be_gated() -> None:
+    with pytest.raises(LayerError, match="There is no layer 'layer5'.* Did you mean 'layer"):
+        Selective(resnet(), {"layer5": FeatureSelector(LinearProbe(16, CLASSES))})
+
+
+def test_no_hook_is_left_after_an_exception_in_a_gate() -> None:
+    net = gated(k=CLASSES + 1)
+    with unchanged(net), pytest.raises(UserError, match="lower k"):
+        net(images()[0])
+    assert hooks(net) == 0
+
+
+# ---------------------------------------------------------------- state
+
+
+def test_backbone_checkpoints_load_and_leave_the_gates_alone() -> None:
+    net, trained = gated(), gated().cnn
+    gates = {name: tensor.clone() for name, tensor in net.selectors.state_dict().items()}
+    net.load_state_dict(trained.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(net.cnn.parameters(), trained.parameters(), strict=True))
+    assert all(torch.equal(gates[name], tensor) for name, tensor in net.selectors.state_dict().items())
+
+
+def test_own_checkpoints_load() -> None:
+    net, trained, (x, _) = gated(), gated(), images()
+    assert not torch.equal(net(x), trained(x))
+    net.load_state_dict(trained.state_dict())
+    assert torch.equal(net(x), trained(x))
+
+
+@pytest.mark.parametrize("damage", ["a key less", "a key more", "another network's"])
+def test_state_that_does_not_fit_is_refused(damage: str) -> None:
+    net = gated()
+    state = net.cnn.state_dict()
+    if damage == "a key less":
+        del state["linear.bias"]
+    elif damage == "a key more":
+        state["linear.extra"] = torch.zeros(1)
+    else:
+        state = plain().state_dict()
+    with pytest.raises(RuntimeError, match="Error.* in loading state_dict"):
+        net.load_state_dict(state)
+
+
+def test_backbone_checkpoints_load_without_copying_where_asked() -> None:
+    net, trained = gated(), gated().cnn.state_dict()
+    net.load_state_dict(trained, assign=True)
+    assert net.cnn.linear.weight.data_ptr() == trained["linear.weight"].data_ptr()

@@ -1,0 +1,526 @@
+"""Training: every method, the choice of the best epoch, interruption at any moment, and mistakes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from runs import METHODS, TINY, contents, digits, mistake, randomness_untouched, same_run, same_state, trained, write_npz
+from torch import Tensor
+
+from channelscope import training
+from channelscope.checkpoints import Checkpoint, load, load_tensors
+from channelscope.data import Dataset, Split
+from channelscope.errors import UserError
+from channelscope.models import Architecture
+from channelscope.selection import Selective
+from channelscope.training import Recipe, train
+
+COLUMNS = ["epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best"]
+
+
+def run(method: str, out: Path, **changes: Any) -> torch.nn.Module:
+    return train(method, changes.pop("data", digits()), out=out, progress=False, **{**TINY, **changes})
+
+
+# ---------------------------------------------------------------- what a run leaves behind
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_to_a_checkpoint(method: str) -> None:
+    found, data = Checkpoint.read(trained(method)), digits()
+    assert found.method == method
+    assert found.image == (1, 8, 8)
+    assert found.class_names == data.classes
+    assert (found.architecture.arch, found.architecture.width) == ("resnet10", 2)
+    assert found.meta["settings"]["seed"] == 0
+    assert found.meta["settings"]["recipe"]["attack_steps"] == TINY["attack_steps"]
+    assert isinstance(found.build(), Selective) == (method in ("cifs", "cas"))
+
+
+@pytest.mark.parametrize(
+    ("method", "gates"),
+    [
+        ("standard", {}),
+        ("at", {}),
+        ("cifs", {"layer4.0": ("two-layer", 2, "softmax"), "layer4.1": ("linear", 2, "softmax")}),
+        ("cas", {"layer4.0": ("linear", 1, "identity"), "layer4.1": ("linear", 1, "identity")}),
+    ],
+)
+def test_a_method_puts_its_gates_into_the_last_stage(method: str, gates: dict[str, Any], tmp_path: Path) -> None:
+    run(method, tmp_path / "net.pt", arch="resnet18", width=1, epochs=1)
+    found = Checkpoint.read(tmp_path / "net.pt").gates
+    assert {gate.layer: (gate.probe, gate.k, gate.imgf) for gate in found} == gates
+
+
+def test_a_wide_resnet_is_gated_as_well(tmp_path: Path) -> None:
+    run("cifs", tmp_path / "net.pt", arch="wrn-16-1", width=1, epochs=1)
+    assert [gate.layer for gate in Checkpoint.read(tmp_path / "net.pt").gates] == ["layer3.0", "layer3.1"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_log_has_a_row_for_each_epoch(method: str) -> None:
+    path = trained(method)
+    log = pd.read_csv(f"{path}.csv")
+    assert list(log.columns) == COLUMNS
+    assert list(log["epoch"]) == [1, 2]
+    assert log["best"].sum() == 1
+    assert log[["accuracy", "val_natural", "val_robust"]].stack().between(0, 1).all()
+    history = pd.DataFrame(Checkpoint.read(path).meta["history"])
+    pd.testing.assert_frame_equal(log, history)
+    best = Checkpoint.read(path).meta["metrics"]
+    assert best == history[history["best"]].iloc[0].to_dict()
+
+
+def test_nothing_else_is_left_in_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = run("at", tmp_path / "deep" / "er" / "net.pt")
+    assert sorted(contents(tmp_path / "deep" / "er")) == ["net.pt", "net.pt.csv"]
+    assert not network.training
+    assert same_state(network.state_dict(), load(tmp_path / "deep" / "er" / "net.pt").state_dict())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_network_normalises_by_the_training_part() -> None:
+    found, images = Checkpoint.read(trained("standard")), digits().train
+    assert images is not None
+    pixels = images.images.double() / 255
+    assert found.architecture.mean == pytest.approx([pixels.mean().item()])
+    assert found.architecture.std == pytest.approx([pixels.std(correction=0).item()], rel=1e-4)
+
+
+def test_a_progress_bar_is_shown_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train("standard", digits(), out=tmp_path / "net.pt", **TINY | {"epochs": 1})
+    assert "standard: 100%" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+def test_the_papers_learning_rate_falls_at_epochs_75_and_90() -> None:
+    recipe = Recipe.named("paper")
+    rates = [recipe.lr_at(epoch) for epoch in range(recipe.epochs)]
+    assert rates == pytest.approx([0.1] * 75 + [0.01] * 15 + [0.001] * 30)
+
+
+def test_the_learning_rate_falls_at_its_milestones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, validate = [], training._validate
+
+    def watched(job: Any, state: Any) -> dict[str, float]:
+        used.append(state.optimizer.param_groups[0]["lr"])
+        return validate(job, state)
+
+    monkeypatch.setattr(training, "_validate", watched)
+    run("standard", tmp_path / "net.pt", epochs=4, lr=0.02, milestones=(0.25, 0.75))
+    assert used == pytest.approx([0.02, 0.002, 0.002, 0.0002])
+    assert list(pd.read_csv(tmp_path / "net.pt.csv")["lr"]) == pytest.approx(used)
+
+
+def test_a_new_eps_takes_the_step_along() -> None:
+    recipe = Recipe.named("paper").override(eps=4 / 255)
+    assert recipe.attack_step == pytest.approx(1 / 255)
+    assert Recipe.named("paper").override(eps=4 / 255, attack_step=0.5).attack_step == 0.5
+    assert Recipe.named("paper").override(eps=None, width=None) == Recipe.named("paper")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"attack_steps": 0}, "attack_steps"),
+        ({"lr": 0.0}, "learning rate"),
+        ({"lr": float("nan")}, "learning rate"),
+        ({"lr": float("inf")}, "learning rate"),
+        ({"eps": -0.1}, "eps"),
+        ({"eps": float("nan")}, "eps"),
+        ({"epoch": 3}, "Did you mean 'epochs'"),
+        ({"arch": "resnet19"}, "resnet18"),
+        ({"arch": "wrn-27-1"}, "6 n + 4"),
+        ({"width": 2000}, "1024"),
+        ({"width": 0}, "width"),
+        ({"crop": 8}, "crop"),
+        ({"crop": -1}, "crop"),
+        ({"momentum": -1.0}, "momentum"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+    ],
+    ids=lambda value: ", ".join(f"{name}={new}" for name, new in value.items()) if isinstance(value, dict) else "",
+)
+def test_settings_that_do_not_fit(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with mistake(words):
+        run("at", tmp_path / "net.pt", **changes)
+    assert not contents(tmp_path)
+
+
+# ---------------------------------------------------------------- the best epoch
+
+SCORES = {  # natural and robust accuracy, epoch by epoch, and the best epoch by either
+    "natural falls as robust rises": ([0.9, 0.8, 0.7], [0.1, 0.2, 0.3], 3, 1),
+    "the first of equals": ([0.5, 0.5, 0.5], [0.2, 0.2, 0.2], 1, 1),
+    "ties in robust are settled by natural": ([0.5, 0.7, 0.6], [0.2, 0.2, 0.2], 2, 2),
+    "robust before natural": ([0.5, 0.9, 0.9], [0.3, 0.2, 0.1], 1, 2),
+    "the middle": ([0.1, 0.3, 0.2], [0.1, 0.3, 0.2], 2, 2),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", SCORES)
+def test_the_best_epoch_is_kept(case: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    natural, robust, best_robust, best_natural = SCORES[case]
+    best = best_natural if method == "standard" else best_robust
+    states: list[dict[str, Tensor]] = []
+
+    def scripted(_job: Any, state: Any) -> dict[str, float]:
+        states.append({name: tensor.clone() for name, tensor in state.network.state_dict().items()})
+        return {"val_natural": natural[len(states) - 1], "val_robust": robust[len(states) - 1]}
+
+    monkeypatch.setattr(training, "_validate", scripted)
+    run(method, tmp_path / "net.pt", data=digits(2), epochs=3)
+    found = Checkpoint.read(tmp_path / "net.pt")
+    assert [row["best"] for row in found.meta["history"]] == [epoch == best for epoch in (1, 2, 3)]
+    assert found.meta["metrics"]["epoch"] == best
+    assert same_state(dict(found.state), states[best - 1])
+
+
+def test_validation_measures_what_it_says() -> None:
+    """The validation part's accuracy in the log is that of the network that was kept, natural and attacked."""
+    found, val = Checkpoint.read(trained("at")), digits().val
+    assert val is not None
+    network, metrics = found.build(), found.meta["metrics"]
+    x, y = next(val.batches(len(val)))
+    natural = (network(x).argmax(1) == y).float().mean().item()
+    assert metrics["val_natural"] == pytest.approx(natural)
+    assert metrics["val_robust"] <= metrics["val_natural"]
+
+
+# ---------------------------------------------------------------- interruption
+
+
+class Interrupted:
+    """Stand in for the training step: a Ctrl-C comes at one of its calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self.calls, self.at, self.step = 0, at, training._step
+        monkeypatch.setattr(training, "_step", self)
+
+    def __call__(self, *args: Any) -> tuple[float, int]:
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return self.step(*args)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("at", [1, 2, 4, 6], ids=lambda at: f"step {at} of 6")
+def test_a_run_goes_on_after_ctrl_c_as_if_nothing_had_been(
+    method: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "net.pt"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        Interrupted(patched, at)
+        run(method, out)
+    assert sorted(contents(tmp_path)) == (["net.pt.csv", "net.pt.partial"] if at > 3 else [])
+    network = run(method, out, resume=True)
+    assert same_run(out, trained(method))
+    assert same_state(network.state_dict(), load(trained(method)).state_dict())
+    assert sorted(contents(tmp_path)) == ["net.pt", "net.pt.csv"]
+
+
+def test_resume_begins_where_there_is_nothing_and_rests_where_all_is_done(tmp_path: Path) -> None:
+    run("at", tmp_path / "net.pt", resume=True)
+    assert same_run(tmp_path / "net.pt", trained("at"))
+    before = contents(tmp_path)
+    network = run("at", tmp_path / "net.pt", resume=True)
+    assert contents(tmp_path) == before
+    assert same_state(network.state_dict(), load(tmp_path / "net.pt").state_dict())
+
+
+def test_a_run_stopped_between_its_last_two_writes_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_self: Checkpoint, _path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Checkpoint, "save", stopped)
+        run("cifs", tmp_path / "net.pt")
+    assert (tmp_path / "net.pt.partial").exists()
+    run("cifs", tmp_path / "net.pt", resume=True)
+    assert same_run(tmp_path / "net.pt", trained("cifs"))
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+KILLED: dict[str, Any] = {"arch": "resnet10", "width": 4, "epochs": 12, "batch_size": 8}
+
+
+def command(method: str, data: str, out: Path) -> list[str]:
+    changes = [word for name, value in KILLED.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    where = ["--data", data, "--out", str(out), "--device", "cpu"]
+    return [sys.executable, "-m", "channelscope", "train", "--method", method, *where, "--resume", *changes]
+
+
+def wait_for_epoch(process: subprocess.Popen[bytes], partial: Path) -> None:
+    """Wait until the run keeps another epoch, or ends."""
+    before = partial.stat().st_mtime_ns if partial.exists() else None
+    while process.poll() is None and (partial.stat().st_mtime_ns if partial.exists() else None) == before:
+        time.sleep(0.005)
+
+
+def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """``kill -9`` at random moments: the first before an epoch is complete, the others after some epoch."""
+    data = write_npz(tmp_path)
+    (tmp_path / "whole").mkdir()
+    train("cifs", data, out=tmp_path / "whole" / "net.pt", progress=False, **KILLED)
+    moments = random.Random(2102)
+    (tmp_path / "killed").mkdir()
+    out = tmp_path / "killed" / "net.pt"
+    partial = tmp_path / "killed" / "net.pt.partial"
+    for kill in range(5):
+        with subprocess.Popen(command("cifs", data, out), env=ENVIRONMENT, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            seen = b""
+            while b"%|" not in seen:  # the progress bar: training begins
+                seen += process.stderr.read(1) or pytest.fail(f"the run ended early: {seen!r}")
+            if kill:
+                wait_for_epoch(process, partial)
+            delay = moments.uniform(0, 0.3 if kill else 0.1)
+            time.sleep(delay)
+            process.kill()
+            epochs = len(load_tensors(partial)["history"]) if partial.exists() else 0
+            print(f"kill {kill + 1} after {delay:.3f} s, with {epochs} epochs complete")
+        assert process.returncode == -signal.SIGKILL, "the run must not reach its end before the last kill"
+    subprocess.run([*command("cifs", data, out), "-q"], env=ENVIRONMENT, check=True, capture_output=True)
+    assert same_run(out, tmp_path / "whole" / "net.pt")
+    assert sorted(contents(tmp_path / "killed")) == ["net.pt", "net.pt.csv"]
+
+
+KILL_WHILE_WRITING = """
+import os, signal, sys
+from channelscope import cli
+
+written = 0
+
+def fsync(handle):
+    global written
+    written += 1
+    if written == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.fsync = fsync
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("name", ["net.pt", f"{'long-name-' * 6}.pt"], ids=["short name", "long name"])
+def test_a_kill_in_the_middle_of_writing_leaves_no_file_after_resume(name: str, tmp_path: Path) -> None:
+    data = write_npz(tmp_path)
+    (tmp_path / "runs").mkdir()
+    words = ["--method", "standard", "--data", data, "--out", str(tmp_path / "runs" / name), "--width", "1", "-q"]
+    words += ["--epochs", "3", "--arch", "resnet10", "--device", "cpu"]
+    killed = subprocess.run([sys.executable, "-c", KILL_WHILE_WRITING, "train", *words], env=ENVIRONMENT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(load_tensors(tmp_path / "runs" / f"{name}.partial")["history"]) == 1
+    assert len(contents(tmp_path / "runs")) == 3, "the test must leave a file half written"
+    train("standard", data, out=tmp_path / "runs" / name, resume=True, progress=False, width=1, epochs=3, arch="resnet10")
+    assert sorted(contents(tmp_path / "runs")) == [name, f"{name}.csv"]
+
+
+@pytest.mark.parametrize(
+    ("out", "foreign"),
+    [("b", ".bashrc"), ("b", ".b"), ("at.pt", ".at.pt.swp"), ("at.pt", ".at.pt2-draft.txt"), ("net", ".net-notes.txt")],
+)
+def test_resuming_leaves_other_hidden_files_alone(out: str, foreign: str, tmp_path: Path) -> None:
+    (tmp_path / foreign).write_text("mine")
+    run("standard", tmp_path / out, data=digits(2), epochs=1, resume=True)
+    assert (tmp_path / foreign).read_text() == "mine"
+
+
+def test_resuming_beside_a_hidden_folder(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    run("standard", tmp_path / "g", data=digits(2), epochs=1, resume=True)
+    assert sorted(contents(tmp_path)) == [".git", "g", "g.csv"]
+
+
+# ---------------------------------------------------------------- randomness
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_global_randomness_is_neither_used_nor_touched(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    with randomness_untouched():
+        run(method, tmp_path / "net.pt", crop=1, flip=True)
+    torch.manual_seed(8)
+    run(method, tmp_path / "again.pt", crop=1, flip=True)
+    assert same_run(tmp_path / "net.pt", tmp_path / "again.pt")
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    run("at", tmp_path / "net.pt", seed=1)
+    assert not same_run(tmp_path / "net.pt", trained("at"))
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("method", ["AT", "cif", ""])
+def test_a_method_that_is_none(method: str, tmp_path: Path) -> None:
+    with mistake("standard, at, cifs, cas"):
+        run(method, tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("there", ["net.pt", "net.pt.partial"])
+def test_what_is_there_is_not_overwritten(there: str, tmp_path: Path) -> None:
+    (tmp_path / there).write_text("mine")
+    with mistake(there, "--resume"):
+        run("at", tmp_path / "net.pt")
+    assert contents(tmp_path) == {there: b"mine"}
+
+
+def interrupted(method: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        Interrupted(patched, 5)
+        run(method, out)
+    return out.with_name(f"{out.name}.partial")
+
+
+OTHER: dict[str, tuple[str, dict[str, Any], str]] = {
+    "method": ("cifs", {}, "method"),
+    "seed": ("at", {"seed": 1}, "seed"),
+    "width": ("at", {"width": 1}, "recipe"),
+    "epochs": ("at", {"epochs": 3}, "recipe"),
+    "lr": ("at", {"lr": 0.01}, "recipe"),
+    "data": ("at", {"data": digits(3)}, "data"),
+}
+
+
+@pytest.mark.parametrize("other", OTHER)
+@pytest.mark.parametrize("complete", [False, True], ids=["interrupted", "complete"])
+def test_a_run_does_not_go_on_with_other_settings(
+    other: str, complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, changes, words = OTHER[other]
+    if complete:
+        run("at", tmp_path / "net.pt")
+    else:
+        interrupted("at", tmp_path / "net.pt", monkeypatch)
+    before = contents(tmp_path)
+    with mistake("other settings", words):
+        run(method, tmp_path / "net.pt", resume=True, **changes)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("part", ["network", "optimizer", "history", "best"])
+@pytest.mark.parametrize("value", [None, 3, "x", [], {}, [{}], {"a": torch.zeros(1)}, [3]], ids=repr)
+def test_a_damaged_state_is_refused(part: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = interrupted("at", tmp_path / "net.pt", monkeypatch)
+    torch.save({**load_tensors(partial), part: value}, partial)
+    before = contents(tmp_path)
+    with mistake("damaged"):
+        run("at", tmp_path / "net.pt", resume=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("part", ["settings", "network", "optimizer", "history", "best"])
+def test_an_incomplete_state_is_refused(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = interrupted("at", tmp_path / "net.pt", monkeypatch)
+    torch.save({name: value for name, value in load_tensors(partial).items() if name != part}, partial)
+    with mistake(str(partial)):
+        run("at", tmp_path / "net.pt", resume=True)
+
+
+def test_a_state_cut_short_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = interrupted("at", tmp_path / "net.pt", monkeypatch)
+    partial.write_bytes(partial.read_bytes()[:-100])
+    with mistake("damaged"):
+        run("at", tmp_path / "net.pt", resume=True)
+
+
+def test_a_class_without_training_images(tmp_path: Path) -> None:
+    data = digits(3)
+    assert data.train is not None
+    few = data.train.subset((data.train.labels != 1).nonzero().flatten())
+    with mistake("'1'", "no training images"):
+        run("at", tmp_path / "net.pt", data=Dataset("digits", data.classes, data.test, few, data.val))
+    assert not contents(tmp_path)
+
+
+def test_data_without_a_training_part(tmp_path: Path) -> None:
+    test = digits().test
+    with mistake("training"):
+        run("at", tmp_path / "net.pt", data=(test.images, test.labels))
+
+
+def test_a_last_batch_of_one_image_is_left_out(tmp_path: Path) -> None:
+    data = digits(2)
+    assert data.train is not None
+    odd = Dataset("digits", data.classes, data.test, data.train.subset(torch.arange(17)), data.val)
+    run("standard", tmp_path / "net.pt", data=odd, epochs=1)
+
+
+def test_colour_images_of_uneven_sides(tmp_path: Path) -> None:
+    x = torch.randint(256, (12, 3, 9, 6), dtype=torch.uint8)
+    part = Split(x, torch.arange(12) % 2)
+    network = run("cas", tmp_path / "net.pt", data=Dataset("colour", ("a", "b"), part, part, part), epochs=1, crop=2)
+    assert Checkpoint.read(tmp_path / "net.pt").image == (3, 9, 6)
+    assert network(x / 255).shape == (12, 2)
+
+
+@pytest.mark.parametrize("batch_size", [16, 64], ids=["in the first epoch", "in the second epoch"])
+def test_a_loss_that_is_no_number(batch_size: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="learning rate") as caught:
+        run("at", tmp_path / "net.pt", lr=1e30, batch_size=batch_size)
+    left = contents(tmp_path)
+    assert "net.pt" not in left
+    assert (".partial" in str(caught.value)) == ("net.pt.partial" in left), "the message tells what is there"
+
+
+def test_weights_that_are_no_numbers_do_not_become_a_checkpoint(tmp_path: Path) -> None:
+    with mistake("learning rate"):
+        run("at", tmp_path / "net.pt", lr=1e38, batch_size=64, epochs=1)
+    assert "net.pt" not in contents(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_train_epoch", lambda *_: pytest.fail("an epoch was trained in vain"))
+    (tmp_path / "file").write_text("mine")
+    with mistake("file"):
+        run("at", tmp_path / "file" / "net.pt")
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_a_failed_write_keeps_the_epochs_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves, save = [], torch.save
+
+    def full(*args: Any) -> None:
+        saves.append(args)
+        if len(saves) == 2:
+            raise OSError(28, "No space left on device")
+        save(*args)
+
+    with monkeypatch.context() as patched, mistake("No space left"):
+        patched.setattr(torch, "save", full)
+        run("at", tmp_path / "net.pt")
+    run("at", tmp_path / "net.pt", resume=True)
+    assert same_run(tmp_path / "net.pt", trained("at"))
+    assert sorted(contents(tmp_path)) == ["net.pt", "net.pt.csv"]
+
+
+def test_the_backbone_starts_with_the_same_weights_whatever_the_gates(tmp_path: Path) -> None:
+    """Methods of one seed are compared on one initial backbone: gates are drawn after it."""
+    seen: dict[str, dict[str, Tensor]] = {}
+    for method in ("at", "cifs"):
+        job = training.Job(method, Recipe.named("digits").override(**TINY), digits(), tmp_path / "net.pt", 0)
+        state = training.State.fresh(job, "cpu").network.state_dict()
+        seen[method] = {name.removeprefix("cnn."): value for name, value in state.items() if "selectors" not in name}
+    assert same_state(seen["at"], seen["cifs"])
+
+
+def test_an_architecture_reads_its_last_stage() -> None:
+    architecture = Architecture(arch="resnet10", width=2, classes=4)
+    assert architecture.last_stage == ("layer4.0",)
