@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -18,7 +19,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     (each method is decorated alone, outside its class) and those with a protocol that is for type checkers only.
     """
     try:
-        return beartype(function)
+        return beartype(function, conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
     except BeartypeDecorHintException:
         return function
 
@@ -38,3 +39,11 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Leave annotations unchecked, to see what a mistake is answered with that a type checker would find."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

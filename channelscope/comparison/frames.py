@@ -3,10 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from channelscope.errors import UserError
 from channelscope.files import replacing_folder
@@ -72,10 +74,34 @@ class Comparison:
 
     def draw(self, folder: Path | str, *, progress: bool = True) -> None:
         """Draw the figures into ``folder/figures`` and write ``folder/report.html``, from the frames alone."""
-        from channelscope import plots, report
+        from channelscope import report
 
-        plots.draw(self, Path(folder) / "figures", progress=progress)
+        _plots().draw(self, Path(folder) / "figures", progress=progress)
         report.write_report(self, Path(folder))
+
+    def plot_magnitude(self, class_name: str, layer: str | None = None) -> Figure:
+        """Draw natural and adversarial magnitude per channel, for one class, a panel for each model."""
+        return _plots().magnitude(self, class_name, layer)
+
+    def plot_frequency(self, class_name: str, layer: str | None = None) -> Figure:
+        """Draw natural and adversarial activation frequency per channel, for one class, a panel for each model."""
+        return _plots().frequency(self, class_name, layer)
+
+    def plot_relevance(self, layer: str | None = None) -> Figure:
+        """Draw magnitude against relevance per channel, for the most and the least robust class."""
+        return _plots().relevance(self, layer)
+
+    def plot_nr_share(self, layer: str | None = None) -> Figure:
+        """Draw the share of the activation mass on negatively relevant channels, by class and model."""
+        return _plots().nr_share(self, layer)
+
+    def plot_alignment_robustness(self, layer: str | None = None) -> Figure:
+        """Draw each class's robust accuracy against its alignment of activation with relevance."""
+        return _plots().alignment_robustness(self, layer)
+
+    def plot_training(self) -> Figure:
+        """Draw the learning curves of the models that have a log."""
+        return _plots().training(self)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -99,6 +125,12 @@ class Comparison:
                 f"The comparison in {folder} is damaged ({str(error).splitlines()[0]}): compare the models again."
             ) from error
         return cls(**frames, arrays=arrays, meta=meta)
+
+
+def _plots() -> ModuleType:
+    from channelscope import plots
+
+    return plots
 
 
 def check_folder(folder: Path) -> None:

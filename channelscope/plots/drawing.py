@@ -58,7 +58,7 @@ def _from_zero(*sharing: Axes) -> None:
 
 
 def _markers(channels: int) -> dict[str, Any]:
-    return {"marker": "o", "linestyle": "none", "markersize": float(np.clip(60 / channels, 1.2, 3)), "mew": 0}
+    return {"marker": "o", "linestyle": "none", "markersize": float(np.clip(160 / channels, 1.2, 3.5)), "mew": 0}
 
 
 def _profile(comparison: Comparison, quantity: str, class_name: str, layer: str | None) -> Figure:

@@ -1,0 +1,477 @@
+"""Attacks: the papers' own steps, inside the ball, as strong as other libraries', and nothing left behind."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import (
+    CLASSES,
+    FORMS,
+    CallsAutograd,
+    Linear,
+    Returns,
+    TrainsItself,
+    Twice,
+    gated,
+    images,
+    margin_of,
+    mixed,
+    plain,
+    resnet,
+    unchanged,
+)
+from torch import Tensor, nn
+
+from channelscope.attacks import FGSM, PGD, Attack, correct, parse
+from channelscope.data import load
+from channelscope.errors import UserError
+from channelscope.objectives import Joint, cross_entropy
+
+ATTACKS = [
+    FGSM(),
+    FGSM(norm="2", eps=0.5),
+    PGD(steps=3),
+    PGD(steps=3, random_start=False, step=0.1),
+    PGD(steps=2, restarts=3),
+    PGD(steps=3, norm="2", eps=0.5),
+    PGD(steps=2, objective=Joint()),
+]
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "plain": plain,
+    "resnet10": resnet,
+    "wrn-10-1": lambda: resnet("wrn-10-1"),
+    "cifs": gated,
+    "dict": lambda: Returns(FORMS["dict"]),
+    "dataclass": lambda: Returns(FORMS["dataclass"]),
+    "called twice": Twice,
+    "calls autograd": CallsAutograd,
+}
+
+
+def seed(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def distance(x: Tensor, adversarial: Tensor, norm: str) -> Tensor:
+    delta = (adversarial.double() - x.double()).flatten(1)
+    return delta.abs().amax(1) if norm == "inf" else delta.norm(dim=1)
+
+
+def assert_inside(x: Tensor, adversarial: Tensor, attack: PGD | FGSM) -> None:
+    """Assert that adversarial images are images, of the ball around x."""
+    assert adversarial.shape == x.shape
+    assert adversarial.dtype == x.dtype
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert distance(x, adversarial, attack.norm).max() <= attack.eps + 1e-6
+
+
+# ---------------------------------------------------------------- every attack on every network
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("attack", ATTACKS, ids=str)
+def test_attack_stays_inside_harms_and_leaves_the_network_as_found(
+    attack: PGD | FGSM, make: Callable[[], nn.Module]
+) -> None:
+    net, (x, y) = mixed(make()), images()
+    with unchanged(net):
+        adversarial = attack(net, x, y, seed())
+    assert_inside(x, adversarial, attack)
+    assert not adversarial.requires_grad
+    net.eval()
+    assert attack.objective(net, adversarial, y).mean() > attack.objective(net, x, y).mean()
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=2)], ids=str)
+def test_attack_works_where_gradients_are_off(attack: Attack) -> None:
+    net, (x, y) = gated(), images()
+    wanted = attack(net, x, y, seed())
+    with torch.no_grad():
+        assert torch.equal(attack(net, x, y, seed()), wanted)
+    assert not torch.equal(wanted, x)
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=2)], ids=str)
+def test_network_that_switches_itself_to_train_mode_is_refused(attack: Attack) -> None:
+    net, (x, y) = TrainsItself(), images()
+    with unchanged(net), pytest.raises(UserError, match="switches itself to train mode"):
+        attack(net, x, y, seed())
+
+
+def test_network_is_left_as_found_after_an_exception() -> None:
+    net, (x, y) = mixed(gated()), images()
+    with unchanged(net), pytest.raises(RuntimeError):
+        PGD(steps=2)(net, x.expand(-1, 7, -1, -1), y, seed())
+
+
+@st.composite
+def attacks(draw: st.DrawFn) -> PGD | FGSM:
+    norm = draw(st.sampled_from(["inf", "2"]))
+    eps = draw(st.sampled_from([0, 1e-4, 8 / 255, 0.5, 3]) | st.floats(0, 2))
+    if draw(st.booleans()):
+        return FGSM(eps=eps, norm=norm)
+    return PGD(
+        eps=eps,
+        step=draw(st.none() | st.floats(0, 4)),
+        steps=draw(st.integers(1, 3)),
+        random_start=draw(st.booleans()),
+        restarts=draw(st.integers(1, 3)),
+        norm=norm,
+    )
+
+
+@settings(max_examples=150)
+@given(attacks(), st.integers(0, 2**32), st.sampled_from([torch.float32, torch.float64]))
+def test_results_lie_in_the_ball_and_in_the_range_of_images(
+    attack: PGD | FGSM, number: int, dtype: torch.dtype
+) -> None:
+    # Every third pixel is black or white: the ball is cut there.
+    x = (3 * torch.rand(4, 1, 4, 4, generator=seed(number), dtype=dtype) - 1).clamp(0, 1)
+    before, net, y = x.clone(), Linear().to(dtype), torch.tensor([0, 1, 2, 0])
+    adversarial = attack(net, x, y, seed(number))
+    assert_inside(x, adversarial, attack)
+    assert torch.equal(x, before)
+    assert adversarial.data_ptr() != x.data_ptr()
+    if attack.eps == 0:
+        assert torch.equal(adversarial, x)
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_empty_batch_comes_back_empty(norm: str) -> None:
+    x, y = torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)
+    assert PGD(norm=norm, restarts=2)(Linear(), x, y, seed()).shape == x.shape
+
+
+@pytest.mark.parametrize("norm", ["inf", "2"])
+@pytest.mark.parametrize("eps", [8 / 255, 0.3])
+def test_bf16_networks_do_not_overshoot(norm: str, eps: float) -> None:
+    net, (x, y) = plain().bfloat16(), images(dtype=torch.bfloat16)
+    attack = PGD(eps=eps, steps=3, norm=norm)
+    assert_inside(x, attack(net, x, y, seed()), attack)
+
+
+def test_networks_under_autocast_do_not_overshoot() -> None:
+    net, (x, y) = plain(), images()
+    with torch.autocast("cpu", torch.bfloat16):
+        adversarial = PGD()(net, x, y, seed())
+    assert_inside(x, adversarial, PGD())
+    assert not torch.equal(x, adversarial)
+
+
+# ---------------------------------------------------------------- the papers' steps
+
+
+def losses_of(net: nn.Module, objective: Any) -> reference.Loss:
+    """Give the naive loss of one image."""
+
+    def loss(x: Tensor, label: int) -> Tensor:
+        if objective is cross_entropy:
+            return reference.cross_entropy(net(x)[0], label)
+        answer = net.probed(x)
+        return reference.joint_loss(answer.logits[0], [p[0] for p in answer.probes.values()], label, objective.beta)
+
+    return loss
+
+
+NAIVE = [(plain, cross_entropy), (gated, cross_entropy), (gated, Joint()), (gated, Joint(0.5))]
+naive = pytest.mark.parametrize(("make", "objective"), NAIVE, ids=["plain", "cifs", "cifs-joint", "cifs-joint0.5"])
+norms = pytest.mark.parametrize("norm", ["inf", "2"])
+
+
+@naive
+@norms
+def test_pgd_takes_the_papers_steps_exactly(make: Callable[[], nn.Module], objective: Any, norm: str) -> None:
+    net, (x, y) = make().double(), images(4, dtype=torch.float64)
+    eps, step, steps = (0.05, 0.02, 4) if norm == "inf" else (0.6, 0.25, 4)
+    attack = PGD(eps=eps, step=step, steps=steps, norm=norm, objective=objective)
+    starts = reference.random_starts(x, eps, norm, seed(3))
+    papers = reference.pgd(losses_of(net, objective), x, y, eps=eps, step=step, steps=steps, norm=norm, starts=starts)
+    torch.testing.assert_close(attack(net, x, y, seed(3)), papers, rtol=0, atol=1e-12)
+
+
+@naive
+@norms
+def test_fgsm_takes_the_papers_step_exactly(make: Callable[[], nn.Module], objective: Any, norm: str) -> None:
+    net, (x, y) = make().double(), images(4, dtype=torch.float64)
+    papers = reference.fgsm(losses_of(net, objective), x, y, 0.1, norm)
+    torch.testing.assert_close(FGSM(eps=0.1, norm=norm, objective=objective)(net, x, y), papers, rtol=0, atol=1e-12)
+
+
+def test_restarts_keep_per_image_what_fools_else_what_has_the_largest_loss() -> None:
+    net, (x, y) = plain().double(), images(8, dtype=torch.float64)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+        net.linear.bias.add_(0.002 * torch.arange(CLASSES))  # so close that some starts fool and others do not
+    options = {"eps": 0.05, "step": 0.005, "steps": 1}
+    found, generator = PGD(**options, restarts=4)(net, x, y, seed()), seed()
+    runs = torch.stack([PGD(**options)(net, x, y, generator) for _ in range(4)])
+    for i, label in enumerate(y):
+        losses = [float(reference.cross_entropy(net(run[i : i + 1])[0], int(label))) for run in runs]
+        fools = [bool(net(run[i : i + 1])[0].argmax() != label) for run in runs]
+        best = max(range(4), key=lambda r: (fools[r], losses[r]))
+        assert torch.equal(found[i], runs[best, i])
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["inf", "2"]))
+def test_more_restarts_never_fool_on_fewer_images(number: int, norm: str) -> None:
+    x, net = torch.rand(12, 1, 4, 4, generator=seed(number)), Linear()
+    y = net(x).argmax(1)
+    eps = 0.1 if norm == "inf" else 0.3
+    fooled = [
+        ~correct(net, PGD(eps=eps, step=0.02, steps=1, restarts=r, norm=norm)(net, x, y, seed(number)), y)
+        for r in (1, 2, 5)
+    ]
+    assert (fooled[0] <= fooled[1]).all()
+    assert (fooled[1] <= fooled[2]).all()
+
+
+def test_attack_on_an_image_is_the_same_whatever_the_others() -> None:
+    net, (x, y) = plain().double(), images(5, dtype=torch.float64)
+    attack = PGD(steps=3, random_start=False)
+    together = attack(net, x, y)
+    alone = torch.cat([attack(net, x[i : i + 1], y[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+
+
+@norms
+def test_attack_on_a_linear_network_reaches_the_optimum(norm: str) -> None:
+    net = Linear(classes=2).double()
+    x, y = 0.4 + 0.2 * torch.rand(5, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 1])
+    away = (net.linear.weight[1 - y] - net.linear.weight[y]).view_as(x).detach()
+    best = away.sign() if norm == "inf" else away / away.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    adversarial = PGD(eps=0.2, steps=40, norm=norm)(net, x, y, seed())
+    torch.testing.assert_close(adversarial, x + 0.2 * best, rtol=0, atol=1e-3)
+
+
+def test_default_step_is_the_papers() -> None:
+    net, (x, y) = plain(), images()
+    for steps, step in ((20, 0.8 / 255), (100, 0.8 / 255), (10, 1.6 / 255), (1, 16 / 255)):
+        named = PGD(steps=steps, step=step, random_start=False)(net, x, y)
+        torch.testing.assert_close(PGD(steps=steps, random_start=False)(net, x, y), named)
+
+
+def test_random_start_is_spread_over_the_ball() -> None:
+    x, y = torch.full((2000, 1, 1, 2), 0.5, dtype=torch.float64), torch.zeros(2000, dtype=torch.int64)
+    net = Linear(pixels=2).double()
+    for norm, share in (("inf", 0.25), ("2", 0.25)):  # half the radius holds a quarter of a square, and of a disc
+        starts = PGD(eps=0.4, step=0, steps=1, norm=norm)(net, x, y, seed())
+        inside = (distance(x, starts, norm) < 0.2).double().mean()
+        assert abs(inside - share) < 0.04
+        assert (starts - x).mean(0).abs().max() < 0.03
+
+
+def test_starts_come_from_the_generator_alone() -> None:
+    net, (x, y) = plain(), images()
+    attack = PGD(steps=1)
+    assert torch.equal(attack(net, x, y, seed(1)), attack(net, x, y, seed(1)))
+    assert not torch.equal(attack(net, x, y, seed(1)), attack(net, x, y, seed(2)))
+
+
+def test_any_function_of_model_images_and_labels_is_an_objective() -> None:
+    net, (x, y) = plain(), images()
+    adversarial = PGD(eps=0.3, objective=margin_of)(net, x, y, seed())
+    assert (margin_of(net, adversarial, y) > margin_of(net, x, y)).all()
+
+
+def test_gradients_that_are_no_numbers_move_nothing() -> None:
+    def broken(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(model, x, y) * torch.tensor([1.0, float("nan"), float("inf")])
+
+    net, (x, y) = plain(), images(3)
+    adversarial = FGSM(objective=broken)(net, x, y)
+    assert adversarial.isfinite().all()
+    assert torch.equal(adversarial[1], x[1])
+    assert not torch.equal(adversarial[0], x[0])
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), 255.0])
+@pytest.mark.parametrize("attack", [FGSM(), PGD(), PGD(eps=0)], ids=["fgsm", "pgd", "pgd of eps 0"])
+def test_images_outside_the_range_are_refused(attack: Attack, value: float) -> None:
+    x, y = images()
+    x[2, 0, 3, 3] = value
+    with pytest.raises(UserError, match=r"must lie in \[0, 1\], without NaN"):
+        attack(plain(), x, y)
+
+
+def test_network_without_gradient_is_refused() -> None:
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.detach().flatten(1)[:, :CLASSES]
+
+    with pytest.raises(UserError, match="no gradient in its input"):
+        FGSM()(Cut(), *images())
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"eps": -1e-9}, "eps is a number from 0 up"),
+        ({"eps": float("nan")}, "eps is a number from 0 up"),
+        ({"eps": float("inf")}, "eps is a number from 0 up"),
+        ({"norm": "1"}, "norm is 'inf' or '2', not '1'"),
+        ({"steps": 0}, "at least one step"),
+        ({"restarts": 0}, "at least one step and one restart"),
+        ({"step": -0.1}, "step is a number from 0 up"),
+    ],
+    ids=str,
+)
+def test_impossible_attacks_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        PGD(**options)
+    if options.keys() <= {"eps", "norm"}:
+        with pytest.raises(UserError, match=words):
+            FGSM(**options)
+
+
+# ---------------------------------------------------------------- names
+
+
+@given(
+    st.builds(FGSM, norm=st.sampled_from(["inf", "2"]))
+    | st.builds(PGD, steps=st.integers(1, 999_999), restarts=st.integers(1, 9999), norm=st.sampled_from(["inf", "2"])),
+    st.sampled_from([0.0, 0.1, 8 / 255]),
+)
+def test_names_and_attacks_correspond(attack: PGD | FGSM, eps: float) -> None:
+    assert parse(str(attack)) == attack
+    assert str(parse(str(attack), eps=eps, objective=Joint())) == f"{attack}:joint"
+    assert parse(str(attack), eps=eps).eps == eps
+
+
+@pytest.mark.parametrize(
+    "name", ["", "pgd", "pgd-", "pgd20", "pgd-20x", "pgd-x5", "PGD-20", "fgsm-20", "pgd-20-l1", "pgd--1", " fgsm", "cw"]
+)
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"There is no attack '{name}': write fgsm, pgd-20 or pgd-100x5"):
+        parse(name)
+
+
+@pytest.mark.parametrize("name", ["pgd-0", "pgd-20x0"])
+def test_names_of_impossible_attacks_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="at least one step and one restart"):
+        parse(name)
+
+
+def test_function_as_objective_gives_its_own_name() -> None:
+    assert str(PGD(objective=margin_of)) == "pgd-20:margin_of"
+
+
+def test_attacks_are_values() -> None:
+    assert len({PGD(), PGD(steps=20), FGSM(), FGSM(eps=0.1)}) == 3
+    with pytest.raises(AttributeError):
+        PGD().eps = 0.1
+
+
+def test_answers_that_are_no_numbers_are_never_correct() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([[1.0, 0.0], [float("nan"), 0.0], [1.0, float("nan")], [0.0, 1.0]])
+
+    assert correct(Fixed(), torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+# ---------------------------------------------------------------- other libraries
+
+EPS = 0.12
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Tensor, Tensor]:
+    """Train a small network on the digits for a few epochs; give it with the test images."""
+    digits = load("digits")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Flatten(), nn.Linear(512, 10),
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for _ in range(4):
+            order = torch.randperm(len(digits.train))
+            for x, y in digits.train.batches(64, indices=order):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(net(x), y).backward()
+                optimizer.step()
+    x, y = next(digits.test.batches(200))
+    assert correct(net.eval(), x, y).float().mean() > 0.9
+    return net, x, y
+
+
+def robust(net: nn.Module, adversarial: Tensor, y: Tensor) -> float:
+    return float(correct(net, adversarial, y).float().mean())
+
+
+Oracle = Callable[..., Tensor]
+
+
+def by_torchattacks(net: nn.Module, x: Tensor, y: Tensor, attack: PGD | FGSM) -> Tensor:
+    torchattacks = pytest.importorskip("torchattacks")
+    if isinstance(attack, FGSM):
+        return torchattacks.FGSM(net, eps=attack.eps)(x, y)
+    options = {"eps": attack.eps, "steps": attack.steps, "random_start": attack.random_start}
+    if attack.norm == "2":
+        return torchattacks.PGDL2(net, alpha=attack.step, **options)(x, y)
+    return torchattacks.PGD(net, alpha=attack.step, **options)(x, y)
+
+
+def by_foolbox(net: nn.Module, x: Tensor, y: Tensor, attack: PGD | FGSM) -> Tensor:
+    foolbox = pytest.importorskip("foolbox")
+    known = foolbox.attacks
+    if isinstance(attack, FGSM):
+        theirs = (known.LinfFastGradientAttack if attack.norm == "inf" else known.L2FastGradientAttack)()
+    else:
+        make = known.LinfPGD if attack.norm == "inf" else known.L2PGD
+        theirs = make(abs_stepsize=attack.step, steps=attack.steps, random_start=attack.random_start)
+    return theirs(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=attack.eps)[1]
+
+
+oracles = pytest.mark.parametrize("oracle", [by_torchattacks, by_foolbox], ids=["torchattacks", "foolbox"])
+DETERMINISTIC = [FGSM(eps=EPS), PGD(eps=EPS, step=EPS / 10, steps=20, random_start=False)]
+RANDOM = [PGD(eps=EPS, step=EPS / 10, steps=20), PGD(eps=0.7, step=0.07, steps=20, norm="2")]
+
+
+@oracles
+@pytest.mark.parametrize("attack", DETERMINISTIC, ids=str)
+def test_attack_without_randomness_finds_what_other_libraries_find(
+    attack: PGD | FGSM, oracle: Oracle, trained: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    net, x, y = trained
+    ours, theirs = attack(net, x, y), oracle(net, x, y, attack)
+    # Rounding may turn the sign of a gradient next to 0: an image in a hundred may differ.
+    same = distance(ours, theirs, "inf") < 1e-5
+    assert same.float().mean() >= 0.99
+    assert 0.02 < robust(net, ours, y) < 0.9  # neither hopeless nor harmless
+
+
+@oracles
+@pytest.mark.parametrize("attack", RANDOM, ids=str)
+def test_robust_accuracy_is_that_which_other_libraries_find(
+    attack: PGD, oracle: Oracle, trained: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    net, x, y = trained
+    ours, theirs = robust(net, attack(net, x, y, seed()), y), robust(net, oracle(net, x, y, attack), y)
+    assert abs(ours - theirs) <= 0.02
+    assert 0.02 < ours < 0.9
+
+
+def test_more_steps_and_larger_balls_are_stronger(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    net, x, y = trained
+    by_steps = [robust(net, PGD(eps=EPS, steps=n, random_start=False)(net, x, y), y) for n in (1, 20)]
+    by_eps = [robust(net, PGD(eps=eps, steps=10)(net, x, y, seed()), y) for eps in (0.0, 0.05, 0.1, 0.2)]
+    assert by_steps[0] > by_steps[1]
+    assert by_eps == sorted(by_eps, reverse=True)
+    assert by_eps[0] == robust(net, x, y)
