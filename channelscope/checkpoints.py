@@ -5,6 +5,7 @@ ever run as code.
 """
 
 import dataclasses
+import io
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -169,12 +170,10 @@ def versions() -> dict[str, str]:
 
 def save_tensors(content: dict[str, Any], path: Path) -> None:
     """Write plain values and tensors to a ``.pt`` file, whole or not at all."""
+    buffer = io.BytesIO()  # torch would report a full disk in words of its own
+    torch.save(content, buffer)
     with replacing(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # torch reports a full disk so
-            reason = str(error).splitlines()[0]
-            raise UserError(f"Cannot write {path}: {reason}. Free space or choose another place.") from error
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_tensors(path: Path) -> Any:

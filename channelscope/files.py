@@ -32,8 +32,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+    except Exception as error:
+        if (refusal := _system_error(error)) is None:
+            raise
+        raise _cannot_write(path, refusal) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,16 +63,37 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(earlier, ignore_errors=True)
         else:
             temporary.rename(path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+    except Exception as error:
+        if (refusal := _system_error(error)) is None:
+            raise
+        raise _cannot_write(path, refusal) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a path that nothing can be written to, before the work that would be lost.
+
+    Raises:
+        UserError: where the nearest folder that exists is no folder, or may not be written to.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "may not be written to" if folder.is_dir() else "is a file, not a folder"
+        raise UserError(f"Cannot write {path}: {folder} {reason}. Choose another place.")
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Find the system's refusal behind an error: a library that cannot finish its file may fail once more over it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

@@ -52,6 +52,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+norms = pytest.mark.parametrize("norm", ["inf", "2"])
+
+
 def seed(number: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
@@ -125,7 +128,7 @@ def attacks(draw: st.DrawFn) -> PGD | FGSM:
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(attacks(), st.integers(0, 2**32), st.sampled_from([torch.float32, torch.float64]))
 def test_results_lie_in_the_ball_and_in_the_range_of_images(
     attack: PGD | FGSM, number: int, dtype: torch.dtype
@@ -141,18 +144,34 @@ def test_results_lie_in_the_ball_and_in_the_range_of_images(
         assert torch.equal(adversarial, x)
 
 
-@pytest.mark.parametrize("norm", ["inf", "2"])
+@norms
 def test_empty_batch_comes_back_empty(norm: str) -> None:
     x, y = torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64)
     assert PGD(norm=norm, restarts=2)(Linear(), x, y, seed()).shape == x.shape
 
 
-@pytest.mark.parametrize("norm", ["inf", "2"])
+@norms
 @pytest.mark.parametrize("eps", [8 / 255, 0.3])
 def test_bf16_networks_do_not_overshoot(norm: str, eps: float) -> None:
     net, (x, y) = plain().bfloat16(), images(dtype=torch.bfloat16)
     attack = PGD(eps=eps, steps=3, norm=norm)
     assert_inside(x, attack(net, x, y, seed()), attack)
+
+
+@norms
+def test_networks_that_cast_to_bf16_inside_do_not_overshoot(norm: str) -> None:
+    class Casts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = plain().bfloat16()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.bfloat16())
+
+    (x, y), attack = images(), PGD(steps=3, norm=norm)
+    adversarial = attack(Casts(), x, y, seed())
+    assert_inside(x, adversarial, attack)
+    assert not torch.equal(x, adversarial)
 
 
 def test_networks_under_autocast_do_not_overshoot() -> None:
@@ -180,7 +199,6 @@ def losses_of(net: nn.Module, objective: Any) -> reference.Loss:
 
 NAIVE = [(plain, cross_entropy), (gated, cross_entropy), (gated, Joint()), (gated, Joint(0.5))]
 naive = pytest.mark.parametrize(("make", "objective"), NAIVE, ids=["plain", "cifs", "cifs-joint", "cifs-joint0.5"])
-norms = pytest.mark.parametrize("norm", ["inf", "2"])
 
 
 @naive
@@ -202,6 +220,7 @@ def test_fgsm_takes_the_papers_step_exactly(make: Callable[[], nn.Module], objec
     torch.testing.assert_close(FGSM(eps=0.1, norm=norm, objective=objective)(net, x, y), papers, rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
 def test_restarts_keep_per_image_what_fools_else_what_has_the_largest_loss() -> None:
     net, (x, y) = plain().double(), images(8, dtype=torch.float64)
     with torch.no_grad():
@@ -244,8 +263,8 @@ def test_attack_on_a_linear_network_reaches_the_optimum(norm: str) -> None:
     x, y = 0.4 + 0.2 * torch.rand(5, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 1])
     away = (net.linear.weight[1 - y] - net.linear.weight[y]).view_as(x).detach()
     best = away.sign() if norm == "inf" else away / away.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    adversarial = PGD(eps=0.2, steps=40, norm=norm)(net, x, y, seed())
-    torch.testing.assert_close(adversarial, x + 0.2 * best, rtol=0, atol=1e-3)
+    adversarial = PGD(eps=0.2, steps=20, norm=norm, random_start=False)(net, x, y)
+    torch.testing.assert_close(adversarial, x + 0.2 * best, rtol=0, atol=1e-9)
 
 
 def test_default_step_is_the_papers() -> None:
@@ -464,7 +483,7 @@ def test_robust_accuracy_is_that_which_other_libraries_find(
 ) -> None:
     net, x, y = trained
     ours, theirs = robust(net, attack(net, x, y, seed()), y), robust(net, oracle(net, x, y, attack), y)
-    assert abs(ours - theirs) <= 0.02
+    assert abs(ours - theirs) < 0.03
     assert 0.02 < ours < 0.9
 
 

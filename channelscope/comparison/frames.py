@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from channelscope.errors import UserError
-from channelscope.files import replacing_folder
+from channelscope.files import check_writable, replacing_folder
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -135,6 +135,7 @@ def _plots() -> ModuleType:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but an earlier comparison."""
+    check_writable(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --out.")
     if folder.exists() and any(folder.iterdir()) and not (folder / "meta.json").is_file():

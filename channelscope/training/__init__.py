@@ -71,6 +71,7 @@ def train(
 def _run(job: Job, state: State, progress: bool) -> None:
     """Train the epochs that are left and write the best network's checkpoint."""
     epochs, done = job.recipe.epochs, len(state.history)
+    state.keep(job)  # a disk that is full or closed shows now, and not after the first epoch
     with tqdm(
         total=epochs * len(job.train),
         initial=done * len(job.train),

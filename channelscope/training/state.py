@@ -15,10 +15,13 @@ from channelscope.attacks import PGD
 from channelscope.checkpoints import Checkpoint, Gate, build, load_tensors, save_tensors
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
-from channelscope.files import replacing
+from channelscope.files import check_writable, replacing
 from channelscope.models import Architecture
 from channelscope.objectives import Joint, Objective, cross_entropy
 from channelscope.training.recipes import METHODS, Recipe
+
+
+LOG = ["epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best"]
 
 
 @dataclass(frozen=True)
@@ -32,25 +35,20 @@ class Job:
     seed: int
 
     def __post_init__(self) -> None:
-        counts = torch.bincount(self.train.labels, minlength=len(self.data.classes))
-        if not counts.all():
-            name = self.data.classes[int(counts.argmin())]
-            raise UserError(f"Class {name!r} has no training images: add some, or remove the class.")
+        check_writable(self.out)
+        if self.data.val is None or not len(self.data.val):
+            raise UserError(f"{self.data.name} has no validation images, by which the best epoch is chosen.")
         if self.recipe.crop >= min(self.data.image_size):
             raise UserError(f"A crop of {self.recipe.crop} pixels is too large for images of {self.data.image_size}.")
 
-    @property
+    @cached_property
     def train(self) -> Split:
-        return self._part(self.data.train)
+        return self.data.require_train()
 
     @property
     def val(self) -> Split:
-        return self._part(self.data.val)
-
-    def _part(self, part: Split | None) -> Split:
-        if part is None or not len(part):
-            raise UserError(f"{self.data.name} has no training and validation images: training needs both.")
-        return part
+        assert self.data.val is not None  # checked on construction
+        return self.data.val
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -172,7 +170,7 @@ class State:
         }
         save_tensors(content, job.partial)
         with replacing(job.log) as temporary:
-            pd.DataFrame(self.history).to_csv(temporary, index=False)
+            pd.DataFrame(self.history, columns=LOG).to_csv(temporary, index=False)
 
 
 def _check_settings(job: Job, kept: Any, path: Path) -> None:

@@ -1,0 +1,205 @@
+"""Alignment: the papers' measures to the last tie, intervals that hold their estimate, verdicts by where these lie."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import reference
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy import ndarray
+
+from channelscope import alignment
+from channelscope.alignment import BOUNDS, Estimate, across_classes, estimate, judge, mean_over_classes, measures
+
+# Few different values make ties; their negatives and 0 make empty sums.
+values = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]) | st.floats(-5, 5, width=16)
+PAIRS: dict[str, tuple[Callable[..., ndarray], Callable[..., float]]] = {
+    "cosine": (alignment.cosine, reference.cosine),
+    "spearman": (alignment.spearman, reference.spearman),
+    "shift": (alignment.shift, reference.shift),
+    "nr_share": (alignment.nr_share, reference.nr_share),
+}
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[ndarray, ndarray]:
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 8)))
+    return tuple(draw(arrays.arrays(np.float64, shape, elements=values)) for _ in range(2))
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+# ---------------------------------------------------------------- measures
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@given(pair=pairs())
+def test_measure_is_the_papers_along_the_last_axis(name: str, pair: tuple[ndarray, ndarray]) -> None:
+    ours, papers = PAIRS[name]
+    found = ours(*pair)
+    for index in np.ndindex(found.shape):
+        wanted = papers(pair[0][index].tolist(), pair[1][index].tolist())
+        assert found[index] == pytest.approx(wanted, rel=1e-9, abs=1e-9, nan_ok=True)
+
+
+@given(pair=pairs())
+def test_all_measures_follow_from_activation_and_relevance(pair: tuple[ndarray, ndarray]) -> None:
+    natural, adversarial = np.abs(pair)
+    relevance = pair[0] - pair[1]
+    found = measures(natural, adversarial, relevance)
+    assert found.keys() == BOUNDS.keys() - {"relevance_robust_correlation"}
+    for index in np.ndindex(natural.shape[:-1]):
+        a, b, g = (part[index].tolist() for part in (natural, adversarial, relevance))
+        shares = reference.nr_share(a, g), reference.nr_share(b, g)
+        wanted = {
+            "cosine": reference.cosine(a, b),
+            "spearman": reference.spearman(a, b),
+            "shift": reference.shift(a, b),
+            "nr_share_natural": shares[0],
+            "nr_share_adversarial": shares[1],
+            "nr_ratio": shares[1] / shares[0] if shares[0] else math.nan,
+            "relevance_spearman_natural": reference.spearman(a, g),
+            "relevance_spearman_adversarial": reference.spearman(b, g),
+        }
+        assert {name: float(value[index]) for name, value in found.items()} == pytest.approx(
+            wanted, rel=1e-9, abs=1e-9, nan_ok=True
+        )
+
+
+@given(pair=pairs())
+def test_measures_stay_in_their_bounds(pair: tuple[ndarray, ndarray]) -> None:
+    for name, value in measures(np.abs(pair[0]), np.abs(pair[1]), pair[0]).items():
+        low, high = BOUNDS[name]
+        defined = value[~np.isnan(value)]
+        assert (defined >= low - 1e-9).all(), name
+        assert (defined <= high + 1e-9).all(), name
+
+
+def test_equal_activation_is_fully_aligned() -> None:
+    a = rng().random((2, 3, 6))
+    found = measures(a, a, rng().standard_normal((2, 3, 6)))
+    for name, value in {"cosine": 1, "spearman": 1, "shift": 0, "nr_ratio": 1}.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-12)
+
+
+def test_spearman_is_scipys() -> None:
+    a, b = rng().integers(0, 4, (2, 9)).astype(float)
+    assert alignment.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+
+
+def test_pearson_is_numpys() -> None:
+    a, b = rng().random((2, 9))
+    assert alignment.pearson(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
+
+
+def test_nr_share_counts_negative_relevance_only() -> None:
+    magnitude, relevance = np.array([1.0, 2.0, 3.0, 4.0]), np.array([-1.0, 0.0, 1.0, -0.1])
+    assert alignment.nr_share(magnitude, relevance) == 0.5
+
+
+def test_class_without_images_stays_nan() -> None:
+    a, g = rng().random((2, 3, 6)), rng().standard_normal((2, 3, 6))
+    a[:, 1], g[:, 1] = np.nan, np.nan
+    for name, value in measures(a, a, g).items():
+        assert np.isnan(value[:, 1]).all(), name
+        assert not np.isnan(value[:, [0, 2]]).any(), name
+
+
+# ---------------------------------------------------------------- classes
+
+
+def test_across_classes_correlates_those_that_have_images() -> None:
+    aligned, robust = rng().random((4, 6)), rng().random((4, 6))
+    aligned[:, 2], robust[:, 4] = np.nan, np.nan
+    present = [0, 1, 3, 5]
+    wanted = [reference.spearman(aligned[r, present].tolist(), robust[r, present].tolist()) for r in range(4)]
+    np.testing.assert_allclose(across_classes(aligned, robust), wanted)
+
+
+def test_across_classes_is_nan_for_a_replicate_that_lacks_a_class() -> None:
+    aligned, robust = rng().random((3, 5)), rng().random((3, 5))
+    aligned[1, 2] = np.nan
+    assert np.isnan(across_classes(aligned, robust)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("absent", [2, 3, 4])
+def test_across_fewer_than_three_classes_there_is_no_correlation(absent: int) -> None:
+    aligned, robust = rng().random((3, 4)), rng().random((3, 4))
+    aligned[:, :absent] = np.nan
+    assert np.isnan(across_classes(aligned, robust)).all()
+
+
+def test_mean_over_classes_leaves_absent_ones_out() -> None:
+    assert mean_over_classes(np.array([[1.0, np.nan, 3.0], [np.nan] * 3])).tolist() == pytest.approx(
+        [2.0, np.nan], nan_ok=True
+    )
+
+
+# ---------------------------------------------------------------- intervals
+
+
+@given(
+    arrays.arrays(np.float64, st.integers(2, 60), elements=st.floats(-1, 1) | st.just(math.nan)),
+    st.sampled_from([0.5, 0.9, 0.95]),
+)
+def test_interval_holds_the_estimate_and_stays_in_its_bounds(replicates: ndarray, level: float) -> None:
+    found = estimate(replicates, level, (-1.0, 1.0))
+    if np.isnan(replicates[0]) or np.isnan(replicates[1:]).all():
+        assert np.isnan([found.low, found.high]).all()
+        return
+    assert found.value == replicates[0]
+    assert -1 <= found.low <= found.value <= found.high <= 1
+
+
+def test_interval_of_a_mean_is_the_textbooks() -> None:
+    found = estimate(np.concatenate([[5.0], rng().normal(5.0, 0.3, 20_000)]), 0.95)
+    assert (found.low, found.high) == pytest.approx((5 - 1.96 * 0.3, 5 + 1.96 * 0.3), abs=0.02)
+
+
+def test_interval_lies_around_the_estimate_though_the_replicates_do_not() -> None:
+    replicates = np.concatenate([[0.8], rng().normal(0.6, 0.05, 4000)])
+    found = estimate(replicates)
+    assert found.low + found.high == pytest.approx(1.6, abs=0.02)
+
+
+def test_higher_level_widens_the_interval() -> None:
+    replicates = rng().normal(0, 1, 500)
+    low, high = estimate(replicates, 0.5), estimate(replicates, 0.99)
+    assert high.low < low.low < low.high < high.high
+
+
+def test_replicates_that_are_nan_are_left_out() -> None:
+    replicates = rng().normal(0, 1, 50)
+    assert estimate(np.concatenate([replicates, [np.nan] * 5])) == estimate(replicates)
+
+
+@pytest.mark.parametrize("replicates", [[np.nan, 1.0, 2.0], [1.0], [1.0, np.nan]], ids=str)
+def test_interval_of_nothing_is_nan(replicates: list[float]) -> None:
+    found = estimate(np.array(replicates))
+    assert found.value == pytest.approx(replicates[0], nan_ok=True)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "null", "verdict"),
+    [
+        (0.1, 0.3, 0.0, "supported"),
+        (0.0, 0.3, 0.0, "inconclusive"),
+        (-0.1, 0.3, 0.0, "inconclusive"),
+        (-0.3, 0.0, 0.0, "not supported"),
+        (-0.3, -0.1, 0.0, "not supported"),
+        (0.9, 1.2, 1.0, "inconclusive"),
+        (1.1, 1.2, 1.0, "supported"),
+        (0.8, 0.9, 1.0, "not supported"),
+        (math.nan, math.nan, 0.0, "inconclusive"),
+    ],
+)
+def test_verdict_follows_from_where_the_interval_lies(low: float, high: float, null: float, verdict: str) -> None:
+    assert judge(Estimate((low + high) / 2, low, high), null) == verdict

@@ -1,0 +1,168 @@
+"""Capture: the features that the layer returned, of any network, and the network none the wiser."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from networks import (
+    CLASSES,
+    FORMS,
+    Brittle,
+    CallsAutograd,
+    Returns,
+    TrainsItself,
+    Twice,
+    gated,
+    hooks,
+    images,
+    mixed,
+    plain,
+    resnet,
+    unchanged,
+)
+from torch import Tensor, nn
+
+from channelscope.capture import activations, capture
+from channelscope.errors import UserError
+from channelscope.hooks import LayerError
+
+
+def test_captured_features_are_what_the_layer_returned() -> None:
+    net, (x, _) = resnet(), images()
+    with capture(net, "layer1", "layer2.0.conv1") as features:
+        net(x)
+    z = net.layer1(net.bn1(net.conv1(net.normalise(x))).relu())
+    assert torch.equal(features["layer1"], z)
+    assert torch.equal(features["layer2.0.conv1"], net.layer2[0].conv1(z))
+
+
+def test_each_forward_pass_refills_the_features() -> None:
+    net, (x, _) = plain(), images()
+    with capture(net, "conv1") as features:
+        net(x)
+        net(x[:2])
+    assert torch.equal(features["conv1"], net.conv1(x[:2]))
+
+
+def test_nothing_captured_is_nothing_done() -> None:
+    net, (x, _) = plain(), images()
+    with capture(net) as features:
+        net(x)
+    assert features == {}
+
+
+@pytest.mark.parametrize("layer", ["bn1", "conv2"])
+def test_relu_in_place_behind_the_layer_does_not_reach_the_captured_features(layer: str) -> None:
+    net, (x, _) = plain(), images()
+    with capture(net, layer) as features:
+        logits = net(x)
+    assert features[layer].min() < 0
+    assert torch.equal(logits, net(x))
+
+
+def test_captured_features_carry_gradients_both_ways() -> None:
+    net, (x, y) = plain().double(), images(dtype=torch.float64)
+    x.requires_grad_()
+    with capture(net, "bn1") as features:
+        logits = net(x)
+    own = logits.gather(1, y.unsqueeze(1)).sum()
+    z = features["bn1"]
+    slope, through = torch.autograd.grad(own, [z, x], retain_graph=True)
+    (wanted,) = torch.autograd.grad(net(x).gather(1, y.unsqueeze(1)).sum(), x)
+    torch.testing.assert_close(through, wanted)
+    torch.testing.assert_close(torch.autograd.grad(z, x, slope)[0], wanted)
+
+
+@pytest.mark.parametrize("make", [plain, gated, Twice, CallsAutograd])
+def test_network_is_left_as_found(make: Callable[[], nn.Module]) -> None:
+    net, (x, _) = mixed(make()).eval(), images()
+    name = next(name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)).removeprefix("cnn.")
+    with unchanged(net), capture(net, name):
+        net(x)
+
+
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(("make", "layer"), [(plain, "relu2"), (gated, "layer4"), (CallsAutograd, "conv")])
+def test_capture_works_without_autograd(
+    make: Callable[[], nn.Module], layer: str, quiet: Callable[[], torch.no_grad]
+) -> None:
+    net, (x, _) = make().eval(), images()
+    with capture(net, layer) as features:
+        net(x)
+    wanted = features[layer]
+    with quiet(), capture(net, layer) as features:
+        net(x)
+    torch.testing.assert_close(features[layer], wanted)
+    assert not features[layer].requires_grad
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_networks_that_return_anything_can_be_captured(form: Callable[[Tensor, Tensor], object]) -> None:
+    net, (x, _) = Returns(form), images()
+    with capture(net, "net.relu2", "net") as features:
+        net(x)
+    assert features["net.relu2"].shape == (6, 8, 4, 4)
+    assert torch.equal(features["net"], net.net(x))
+
+
+def test_call_of_a_module_called_twice_is_captured_by_its_index() -> None:
+    net, (x, _) = Twice(), images()
+    with capture(net, "relu@0", "relu@1") as features:
+        net(x)
+    first = net.conv1(x).relu()
+    assert torch.equal(features["relu@0"], first)
+    assert torch.equal(features["relu@1"], net.conv2(first).relu())
+
+
+def test_module_called_twice_is_not_captured_without_an_index() -> None:
+    net = Twice()
+    with capture(net, "relu"), pytest.raises(LayerError, match=r"more than once .* 'relu@0' or 'relu@1'"):
+        net(images()[0])
+
+
+def test_layer_that_never_ran_is_not_captured_in_silence() -> None:
+    net = Twice()
+    with capture(net, "unused"), pytest.raises(LayerError, match="did not run"):
+        net(images()[0])
+
+
+def test_no_hook_is_left_after_an_exception_in_the_middle_of_a_capture() -> None:
+    net = Brittle()
+    with pytest.raises(RuntimeError, match="broken"), capture(net, "conv", "relu") as features:
+        net(images()[0])
+    assert set(features) == {"conv", "relu"}
+    assert hooks(net) == 0
+
+
+def test_no_hook_is_left_where_one_of_the_layers_is_unknown() -> None:
+    net = plain()
+    with pytest.raises(LayerError, match="Did you mean 'conv"), capture(net, "conv1", "conv9"):
+        pass
+    assert hooks(net) == 0
+
+
+def test_capture_leaves_a_network_that_trains_itself_to_others() -> None:
+    net = TrainsItself()
+    with capture(net, "net.conv1") as features:
+        net(images()[0])
+    assert features["net.conv1"].shape == (6, 6, 8, 8)
+
+
+# ---------------------------------------------------------------- activations
+
+
+def test_activations_are_spatial_means() -> None:
+    z = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    naive = [[sum(z[i, c].flatten().tolist()) / 20 for c in range(3)] for i in range(2)]
+    torch.testing.assert_close(activations(z), torch.tensor(naive, dtype=torch.float64))
+
+
+def test_activations_of_a_vector_layer_are_its_values() -> None:
+    z = torch.rand(2, CLASSES)
+    assert torch.equal(activations(z), z)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 5, 6)], ids=str)
+def test_features_without_channels_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="have no channels: choose a layer that returns"):
+        activations(torch.zeros(shape))

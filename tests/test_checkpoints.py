@@ -1,0 +1,450 @@
+"""Network files: what is written comes back, nothing in a file is run, and no file, however broken, is a crash."""
+
+import os
+import pickle
+import random
+import stat
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import networks
+import pytest
+import torch
+from runs import METHODS, contents, mistake, randomness_untouched, same_state, trained
+from torch import nn
+
+from channelscope import cli
+from channelscope.checkpoints import Checkpoint, Gate, build, load, load_tensors, save_tensors
+from channelscope.errors import UserError
+from channelscope.models import Architecture
+from channelscope.selection import Selective
+
+
+def architecture(arch: str = "resnet10", classes: int = 3, channels: int = 1) -> Architecture:
+    return Architecture(arch=arch, width=2, classes=classes, mean=(0.3,) * channels, std=(0.2,) * channels)
+
+
+GATES = {
+    "plain": (),
+    "cifs": (
+        Gate(layer="layer4.0", channels=16, probe="two-layer", hidden=6, beta=3.0),
+        Gate(layer="layer4.1", channels=16),
+    ),
+    "cas": (Gate(layer="layer4", channels=16, k=1, imgf="identity", detach=False),),
+    "other masks": (Gate(layer="layer2", channels=4, imgf="sigmoid"), Gate(layer="layer1.0", channels=2, imgf="relu")),
+}
+
+
+def fresh(arch: str = "resnet18", gates: tuple[Gate, ...] = (), channels: int = 1) -> Checkpoint:
+    known = architecture(arch, channels=channels)
+    network = networks.settle(build(known, gates))
+    return Checkpoint(
+        architecture=known,
+        gates=gates,
+        state=network.state_dict(),
+        image=(channels, 8, 8),
+        class_names=("a", "b", "<c>"),
+        method="at",
+        meta={"history": [{"epoch": 1, "best": True}], "none": None, "deep": {"values": [1, 2.5, "x"]}},
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    fresh().save(tmp_path / "net.pt")
+    return tmp_path / "net.pt"
+
+
+def refuses(path: Path, *words: str) -> None:
+    """A file that is no checkpoint is refused in one sentence that names it, warning of nothing, running nothing."""
+    before = contents(path.parent)
+    with warnings.catch_warnings(record=True) as warned, mistake(str(path), *words):
+        warnings.simplefilter("always")
+        load(path)
+    assert not warned
+    assert contents(path.parent) == before
+
+
+# ---------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize("gates", GATES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_comes_back_as_it_was(gates: str, channels: int, tmp_path: Path) -> None:
+    saved = fresh(gates=GATES[gates], channels=channels)
+    saved.save(tmp_path / "net.pt")
+    found = Checkpoint.read(tmp_path / "net.pt")
+    assert same_state(dict(found.state), dict(saved.state))
+    assert replace(found, state={}) == replace(saved, state={})
+    x = torch.rand(4, channels, 8, 8)
+    before, after = saved.build(), load(tmp_path / "net.pt")
+    assert torch.equal(before(x), after(x))
+    if isinstance(before, Selective) and isinstance(after, Selective):
+        one, other = before.probed(x), after.probed(x)
+        assert same_state(one.probes, other.probes)
+        assert same_state(one.masks, other.masks)
+        assert [(gate.k, gate.imgf, gate.detach) for gate in before.gates.values()] == [
+            (gate.k, gate.imgf, gate.detach) for gate in after.gates.values()
+        ]
+
+
+@pytest.mark.parametrize("arch", ["resnet10", "resnet18", "resnet34", "resnet50", "wrn-10-1", "wrn-16-2"])
+def test_every_architecture_comes_back(arch: str, tmp_path: Path) -> None:
+    saved = fresh(arch)
+    saved.save(tmp_path / "net.pt")
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(load(tmp_path / "net.pt")(x), saved.build()(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_trained_networks_come_back(method: str, tmp_path: Path) -> None:
+    found = Checkpoint.read(trained(method))
+    found.save(tmp_path / "again.pt")
+    again = Checkpoint.read(tmp_path / "again.pt")
+    assert same_state(dict(found.state), dict(again.state))
+    assert replace(found, state={}) == replace(again, state={})
+
+
+def test_a_loaded_network_is_in_eval_mode_and_can_be_trained(path: Path) -> None:
+    network = load(path)
+    assert not any(module.training for module in network.modules())
+    network.train()(torch.rand(4, 1, 8, 8)).sum().backward()
+    assert all(parameter.requires_grad and parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_network_keeps_its_weights_when_its_file_changes(path: Path) -> None:
+    network = load(path)
+    x = torch.rand(2, 1, 8, 8)
+    before = network(x)
+    fresh().save(path)
+    assert torch.equal(network(x), before)
+
+
+def test_weights_that_ask_for_gradients_are_saved_without(tmp_path: Path) -> None:
+    network = build(architecture(), ())
+    state = network.state_dict(keep_vars=True)
+    Checkpoint(architecture=architecture(), state=state, image=(1, 8, 8)).save(tmp_path / "net.pt")
+    assert not any(tensor.requires_grad for tensor in Checkpoint.read(tmp_path / "net.pt").state.values())
+
+
+@pytest.mark.parametrize("gates", ["plain", "cifs"])
+def test_reading_does_not_touch_global_randomness(gates: str, tmp_path: Path) -> None:
+    fresh(gates=GATES[gates]).save(tmp_path / "net.pt")
+    with randomness_untouched():
+        load(tmp_path / "net.pt")
+
+
+def test_nothing_is_needed_but_torch_to_read_the_file(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    assert content["channelscope"] == 1
+    assert content["architecture"] == asdict(architecture("resnet18"))
+    assert same_state(content["state"], dict(Checkpoint.read(path).state))
+
+
+# ---------------------------------------------------------------- whole or not at all
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0\nmore"), KeyboardInterrupt()],
+    ids=["full disk", "torch's full disk", "ctrl-c"],
+)
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "over an earlier file"])
+def test_a_failure_while_writing_leaves_what_was_there(
+    error: BaseException, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "net.pt"
+    if exists:
+        fresh().save(path)
+    before = contents(tmp_path)
+
+    def fail(_content: Any, place: Path) -> None:
+        Path(place).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(UserError if isinstance(error, Exception) else KeyboardInterrupt) as caught:
+        fresh().save(path)
+    assert contents(tmp_path) == before
+    if isinstance(error, Exception):
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_as_readable_as_any_other(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_text("")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
+
+
+def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
+    fresh().save(tmp_path / "a" / "b" / "net.pt")
+    assert sorted(contents(tmp_path)) == ["a", "a/b", "a/b/net.pt"]
+
+
+def test_a_place_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with mistake(str(tmp_path / "file" / "net.pt")):
+        fresh().save(tmp_path / "file" / "net.pt")
+    (tmp_path / "folder").mkdir()
+    with mistake(str(tmp_path / "folder")):
+        fresh().save(tmp_path / "folder")
+    assert sorted(contents(tmp_path)) == ["file", "folder"]
+
+
+# ---------------------------------------------------------------- hostile files
+
+
+class Hostile:
+    """Makes a file as soon as it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+HOSTILE: dict[str, Callable[[Hostile, Path], Any]] = {
+    "alone": lambda hostile, path: torch.save(hostile, path),
+    "in the meta data": lambda hostile, path: torch.save({**torch.load(path), "meta": {"x": hostile}}, path),
+    "in the state": lambda hostile, path: torch.save({**torch.load(path), "state": {"x": hostile}}, path),
+    "in the old format": lambda hostile, path: torch.save(
+        {**torch.load(path), "meta": hostile}, path, _use_new_zipfile_serialization=False
+    ),
+    "a bare pickle": lambda hostile, path: path.write_bytes(pickle.dumps(hostile)),
+    "a bare pickle of protocol 0": lambda hostile, path: path.write_bytes(pickle.dumps(hostile, 0)),
+    "among numbers": lambda hostile, path: path.write_bytes(pickle.dumps({"channelscope": 1, "meta": [hostile]})),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_nothing_in_a_file_is_run(kind: str, path: Path) -> None:
+    mark = path.with_name("mark")
+    HOSTILE[kind](Hostile(mark), path)
+    refuses(path, "never run")
+    assert not mark.exists()
+
+
+def test_the_hostile_file_would_do_harm_elsewhere(tmp_path: Path) -> None:
+    """The test above would not notice a hostile object that does nothing: this one does."""
+    torch.save(Hostile(tmp_path / "mark"), tmp_path / "net.pt")
+    torch.load(tmp_path / "net.pt", weights_only=False)
+    assert (tmp_path / "mark").exists()
+
+
+# ---------------------------------------------------------------- broken files
+
+
+def whole_network(path: Path) -> None:
+    torch.save(networks.plain(), path)
+
+
+def compiled(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(path))
+
+
+def archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("notes.txt", "mine")
+
+
+def nested(path: Path) -> None:
+    path.write_bytes(b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".")
+
+
+BROKEN: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("weights\n"),
+    "zeros": lambda path: path.write_bytes(bytes(10_000)),
+    "a picture": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)),
+    "a zip of something else": archive,
+    "a pickle of numbers": lambda path: path.write_bytes(pickle.dumps([1, 2, 3])),
+    "a deep pickle": nested,
+    "a state": lambda path: torch.save(networks.plain().state_dict(), path),
+    "a state in the old format": lambda path: torch.save(
+        networks.plain().state_dict(), path, _use_new_zipfile_serialization=False
+    ),
+    "a whole network": whole_network,
+    "a compiled network": compiled,
+    "a tensor": lambda path: torch.save(torch.zeros(3), path),
+    "a list": lambda path: torch.save([1, 2], path),
+    "a number": lambda path: torch.save(1, path),
+    "nothing": lambda path: torch.save(None, path),
+    "an empty dict": lambda path: torch.save({}, path),
+    "an ordered dict": lambda path: torch.save(OrderedDict(a=torch.zeros(1)), path),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_foreign_file_is_refused(kind: str, path: Path) -> None:
+    BROKEN[kind](path)
+    refuses(path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.99, 0.9999])
+def test_a_file_cut_short_is_refused(share: float, path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    refuses(path, "damaged")
+
+
+def test_a_file_with_a_flipped_bit_is_refused_or_read_right(path: Path) -> None:
+    whole, state = path.read_bytes(), dict(Checkpoint.read(path).state)
+    chance, wrong = random.Random(0), []
+    for _ in range(60):
+        place, bit = chance.randrange(len(whole)), chance.randrange(8)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            found = dict(Checkpoint.read(path).state)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            wrong += [] if same_state(found, state) else [place]
+    assert not wrong, "flipped bits that changed weights without notice"
+
+
+def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
+    with mistake(str(tmp_path / "net.pt"), "no file"):
+        load(tmp_path / "net.pt")
+    with mistake(str(tmp_path)):
+        load(tmp_path)
+
+
+# ---------------------------------------------------------------- fields
+
+
+def change(path: Path, keys: tuple[str | int, ...], value: Any) -> None:
+    """Write a value into a field of a checkpoint's content."""
+    content = load_tensors(path)
+    holder = content
+    for key in keys[:-1]:
+        holder = holder[key]
+    holder[keys[-1]] = value
+    save_tensors(content, path)
+
+
+FIELDS: list[tuple[str | int, ...]] = [
+    ("channelscope",),
+    *((name,) for name in ("architecture", "gates", "state", "image", "class_names", "method", "meta")),
+    *(("architecture", name) for name in ("arch", "width", "classes", "mean", "std")),
+    *(("gates", 0, name) for name in ("layer", "channels", "probe", "hidden", "beta", "k", "imgf", "detach")),
+    ("state", "cnn.conv1.weight"),
+    ("state", "cnn.normalise.std"),
+    ("state", "selectors.layer4/0.probe.hidden.weight"),
+]
+VALUES: dict[str, Any] = {
+    "none": None,
+    "true": True,
+    "negative": -1,
+    "zero": 0,
+    "seven": 7,
+    "huge": 10**12,
+    "float": 1.5,
+    "nan": float("nan"),
+    "text": "layer4",
+    "list": [],
+    "numbers": [1, 10**6, -3],
+    "texts": ["a", "b", "c"],
+    "dict": {"a": 1},
+    "tensor": torch.zeros(2),
+    "whole tensor": torch.zeros(2, dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("keys", FIELDS, ids=lambda keys: ".".join(map(str, keys)))
+def test_a_field_of_any_type_is_refused_or_does_no_harm(
+    keys: tuple[str | int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever stands in a field: the file is refused in one sentence, or the network can be looked at."""
+    path, faults = tmp_path / "net.pt", []
+    for name, value in VALUES.items():
+        fresh(gates=GATES["cifs"]).save(path)
+        change(path, keys, value)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            status = cli.main(["layers", str(path)])
+        said = capsys.readouterr().err
+        if status not in (0, 2) or len(said.splitlines()) != status // 2 or warned:
+            faults.append((name, status, said))
+    assert not faults
+
+
+WRONG: dict[str, tuple[tuple[str | int, ...], Any]] = {
+    "another version": (("channelscope",), 2),
+    "a version that is a tensor": (("channelscope",), torch.ones(2)),
+    "too few class names": (("class_names",), ["a", "b"]),
+    "too many class names": (("class_names",), ["a", "b", "c", "d"]),
+    "class names that are a number": (("class_names",), 3),
+    "class names that are one text": (("class_names",), "abc"),
+    "an unknown architecture": (("architecture", "arch"), "resnet19"),
+    "another architecture": (("architecture", "arch"), "resnet34"),
+    "another width": (("architecture", "width"), 3),
+    "another number of classes": (("architecture", "classes"), 4),
+    "no mean": (("architecture", "mean"), []),
+    "a std of zero": (("architecture", "std"), [0.0]),
+    "an unknown setting": (("architecture", "depth"), 3),
+    "an unknown field": (("more",), 3),
+    "an unknown layer": (("gates", 0, "layer"), "layer9"),
+    "another layer": (("gates", 0, "layer"), "layer3.0"),
+    "other channels": (("gates", 0, "channels"), 8),
+    "an unknown mask": (("gates", 0, "imgf"), "tanh"),
+    "an unknown probe": (("gates", 0, "probe"), "cubic"),
+    "a gate that chooses nothing": (("gates", 0, "k"), 0),
+    "a gate that chooses more than there are": (("gates", 0, "k"), 4),
+    "no image": (("image",), None),
+    "an image of two sizes": (("image",), [1, 8]),
+    "an image of no pixels": (("image",), [1, 0, 8]),
+    "an image of negative size": (("image",), [1, -8, 8]),
+    "an image of other channels": (("image",), [3, 8, 8]),
+    "an image beyond reason": (("image",), [1, 10**9, 10**9]),
+    "a method that is none": (("method",), "magic"),
+    "a method that is a number": (("method",), 3),
+    "meta data that are a list": (("meta",), []),
+    "weights of another shape": (("state", "cnn.conv1.weight"), torch.zeros(2, 1, 3, 4)),
+    "weights that are a list": (("state", "cnn.conv1.weight"), [0.0]),
+    "weights too many": (("state", "cnn.conv9.weight"), torch.zeros(2)),
+    "weights that are whole numbers": (("state", "cnn.conv1.weight"), torch.zeros(2, 1, 3, 3, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_field_is_refused(case: str, tmp_path: Path) -> None:
+    fresh(gates=GATES["cifs"]).save(tmp_path / "net.pt")
+    change(tmp_path / "net.pt", *WRONG[case])
+    refuses(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("field", ["channelscope", "architecture", "gates", "state", "image"])
+def test_a_missing_field_is_refused(field: str, path: Path) -> None:
+    save_tensors({name: value for name, value in load_tensors(path).items() if name != field}, path)
+    refuses(path)
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_var", "normalise.mean", "linear.bias"])
+def test_a_missing_weight_is_refused(name: str, path: Path) -> None:
+    content = load_tensors(path)
+    del content["state"][name]
+    save_tensors(content, path)
+    refuses(path, "damaged")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_mean", "linear.bias"])
+def test_weights_that_are_no_finite_numbers_are_refused(name: str, number: float, path: Path) -> None:
+    content = load_tensors(path)
+    content["state"][name].flatten()[0] = number
+    save_tensors(content, path)
+    refuses(path, "finite")
+
+
+def test_class_names_may_be_unknown(tmp_path: Path) -> None:
+    replace(fresh(), class_names=None, method=None).save(tmp_path / "net.pt")
+    assert Checkpoint.read(tmp_path / "net.pt").class_names is None
