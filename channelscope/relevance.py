@@ -75,9 +75,6 @@ def last_layer_weights(
     return dict.fromkeys(layers, weight[y])
 
 
-SCORERS: dict[str, RelevanceScorer] = {"gradient": gradient, "weights": last_layer_weights}
-
-
 @dataclass(frozen=True)
 class LastLayer:
     """The linear layer that makes the logits, and the layers whose activations it gets: the penultimate ones.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy import ndarray
@@ -48,6 +48,7 @@ def test_measure_is_the_papers_along_the_last_axis(name: str, pair: tuple[ndarra
         assert found[index] == pytest.approx(wanted, rel=1e-9, abs=1e-9, nan_ok=True)
 
 
+@settings(max_examples=15)
 @given(pair=pairs())
 def test_all_measures_follow_from_activation_and_relevance(pair: tuple[ndarray, ndarray]) -> None:
     natural, adversarial = np.abs(pair)
@@ -89,17 +90,17 @@ def test_equal_activation_is_fully_aligned() -> None:
 
 
 def test_spearman_is_scipys() -> None:
-    a, b = rng().integers(0, 4, (2, 9)).astype(float)
-    assert alignment.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+    a, b = rng().integers(0, 4, (2, 1, 9)).astype(float)
+    assert alignment.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a[0], b[0]).statistic)
 
 
 def test_pearson_is_numpys() -> None:
-    a, b = rng().random((2, 9))
+    a, b = rng().random((2, 1, 9))
     assert alignment.pearson(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
 
 
 def test_nr_share_counts_negative_relevance_only() -> None:
-    magnitude, relevance = np.array([1.0, 2.0, 3.0, 4.0]), np.array([-1.0, 0.0, 1.0, -0.1])
+    magnitude, relevance = np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[-1.0, 0.0, 1.0, -0.1]])
     assert alignment.nr_share(magnitude, relevance) == 0.5
 
 
@@ -109,6 +110,17 @@ def test_class_without_images_stays_nan() -> None:
     for name, value in measures(a, a, g).items():
         assert np.isnan(value[:, 1]).all(), name
         assert not np.isnan(value[:, [0, 2]]).any(), name
+
+
+def test_channels_that_are_never_active_align_with_nothing() -> None:
+    a, g = np.zeros((1, 3, 4)), rng().standard_normal((1, 3, 4))
+    for name, value in measures(a, 1 - a, g).items():
+        assert np.isnan(value).all() or name == "nr_share_adversarial", name
+
+
+def test_few_far_replicates_do_not_move_the_interval_off_the_estimate() -> None:
+    found = estimate(np.array([0.5] * 99 + [1000.0]), 0.95)
+    assert found.low <= 0.5 <= found.high
 
 
 # ---------------------------------------------------------------- classes

@@ -115,7 +115,7 @@ def test_network_is_left_as_found_after_an_exception() -> None:
 @st.composite
 def attacks(draw: st.DrawFn) -> PGD | FGSM:
     norm = draw(st.sampled_from(["inf", "2"]))
-    eps = draw(st.sampled_from([0, 1e-4, 8 / 255, 0.5, 3]) | st.floats(0, 2))
+    eps = draw(st.sampled_from([0, 1e-4, 8 / 255, 0.5, 3]) | st.floats(1e-6, 2))
     if draw(st.booleans()):
         return FGSM(eps=eps, norm=norm)
     return PGD(
@@ -142,6 +142,12 @@ def test_results_lie_in_the_ball_and_in_the_range_of_images(
     assert adversarial.data_ptr() != x.data_ptr()
     if attack.eps == 0:
         assert torch.equal(adversarial, x)
+
+
+@norms
+def test_ball_too_small_for_the_precision_leaves_the_images(norm: str) -> None:
+    net, (x, y) = plain(), images()
+    torch.testing.assert_close(PGD(eps=1e-60, norm=norm)(net, x, y, seed()), x)
 
 
 @norms
@@ -220,19 +226,25 @@ def test_fgsm_takes_the_papers_step_exactly(make: Callable[[], nn.Module], objec
     torch.testing.assert_close(FGSM(eps=0.1, norm=norm, objective=objective)(net, x, y), papers, rtol=0, atol=1e-12)
 
 
+def opposed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Be largest where the network is surest of the label: what fools it has the smaller objective."""
+    return -margin_of(model, x, y)
+
+
 @torch.no_grad()
-def test_restarts_keep_per_image_what_fools_else_what_has_the_largest_loss() -> None:
-    net, (x, y) = plain().double(), images(8, dtype=torch.float64)
-    with torch.no_grad():
-        y = net(x).argmax(1)
-        net.linear.bias.add_(0.002 * torch.arange(CLASSES))  # so close that some starts fool and others do not
-    options = {"eps": 0.05, "step": 0.005, "steps": 1}
+@pytest.mark.parametrize("objective", [cross_entropy, opposed], ids=["cross-entropy", "opposed"])
+def test_restarts_keep_per_image_what_fools_else_what_has_the_largest_objective(objective: Any) -> None:
+    net, x = Linear(classes=2).double(), torch.rand(8, 1, 4, 4, dtype=torch.float64)
+    net.linear.bias[1] += (net(x)[:, 0] - net(x)[:, 1]).median()  # so close that some starts fool, others do not
+    y = net(x).argmax(1)
+    options = {"eps": 0.2, "step": 0.001, "steps": 1, "objective": objective}
     found, generator = PGD(**options, restarts=4)(net, x, y, seed()), seed()
     runs = torch.stack([PGD(**options)(net, x, y, generator) for _ in range(4)])
-    for i, label in enumerate(y):
-        losses = [float(reference.cross_entropy(net(run[i : i + 1])[0], int(label))) for run in runs]
-        fools = [bool(net(run[i : i + 1])[0].argmax() != label) for run in runs]
-        best = max(range(4), key=lambda r: (fools[r], losses[r]))
+    fools = torch.stack([net(run).argmax(1) != y for run in runs])
+    losses = torch.stack([objective(net, run, y) for run in runs])
+    assert (fools.any(0) & ~fools.all(0)).any()
+    for i in range(len(x)):
+        best = max(range(4), key=lambda r: (bool(fools[r, i]), float(losses[r, i])))
         assert torch.equal(found[i], runs[best, i])
 
 

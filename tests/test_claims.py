@@ -102,14 +102,21 @@ def test_c2_compares_the_nr_ratio_with_one(ratio: float, noise: float, verdict: 
 
 
 @pytest.mark.parametrize(
-    ("sign", "noise", "verdict"),
-    [(1, 0.005, "supported"), (-1, 0.005, "not supported"), (1, 5.0, "inconclusive")],
+    ("order", "correlation", "noise", "verdict"),
+    [
+        ((1, 2, 3, 4, 5, 6), 1, 0.05, "supported"),
+        ((6, 5, 4, 3, 2, 1), -1, 0.05, "not supported"),
+        ((4, 1, 3, 6, 2, 5), 0.3142857, 0.3, "inconclusive"),
+    ],
+    ids=["aligned", "opposed", "mixed"],
 )
-def test_c3_correlates_alignment_with_robust_accuracy_across_classes(sign: int, noise: float, verdict: str) -> None:
-    ranks = np.linspace(0.1, 0.6, CLASSES)
-    found = judged("C3", evidence("at", "at", robust=ranks, noise=noise, relevance_spearman_adversarial=sign * ranks))
+def test_c3_correlates_alignment_with_robust_accuracy_across_classes(
+    order: tuple[int, ...], correlation: float, noise: float, verdict: str
+) -> None:
+    aligned, robust = np.array(order) / 10, np.arange(CLASSES) / 10
+    found = judged("C3", evidence("at", "at", robust=robust, noise=noise, relevance_spearman_adversarial=aligned))
     assert found.verdict == verdict
-    assert found.estimate == pytest.approx(sign)
+    assert found.estimate == pytest.approx(correlation)
     assert -1 <= found.low <= found.high <= 1
 
 

@@ -272,9 +272,9 @@ def test_network_that_switches_itself_to_train_mode_is_refused_and_restored(make
 
 
 def test_network_that_trains_itself_is_restored_after_another_exception() -> None:
-    net = TrainsItself()
+    net, brittle = TrainsItself(), Brittle()
     with unchanged(net), pytest.raises(RuntimeError, match="broken behind"), evaluating(net):
-        Brittle()(net(images()[0]).view(1, 1, 6, 5))
+        brittle(net(images()[0]).view(1, 1, 6, 5))
 
 
 # ---------------------------------------------------------------- logits and traces

@@ -28,7 +28,7 @@ from channelscope.attacks import FGSM, PGD
 from channelscope.capture import activations, capture
 from channelscope.data import Split
 from channelscope.errors import UserError
-from channelscope.hooks import LayerError, logits_of
+from channelscope.hooks import LayerError
 from channelscope.measurement import Measurement, measure
 from channelscope.relevance import gradient
 from channelscope.stats import bootstrap_weights
@@ -134,7 +134,7 @@ def test_first_attack_makes_the_adversarial_data() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 11, 100])
 def test_measurement_is_the_same_whatever_the_batch_size(size: int) -> None:
     net = InDouble(plain())
-    attacks = ATTACKS | {"pgd-2": PGD(eps=0.1, steps=2)}
+    attacks = {"pgd-2": PGD(eps=0.1, steps=2)} | ATTACKS
     layers = ("net.relu1", "net.relu2")
     whole = measured(net, attacks=attacks, layers=layers)
     assert_same(measured(net, attacks=attacks, layers=layers, batch_size=size), whole)
@@ -249,10 +249,10 @@ class Convolutional(nn.Sequential):
         super().__init__(nn.Conv2d(1, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def damaged() -> nn.Module:
+def damaged(part: str) -> nn.Module:
+    """Make a network with one number that is none among a part's parameters or statistics."""
     net = plain()
-    with torch.no_grad():
-        net.linear.weight[0, 0] = float("nan")
+    net.state_dict()[part].view(-1)[0] = float("nan")
     return net
 
 
@@ -265,7 +265,8 @@ def damaged() -> nn.Module:
         (plain, {"layers": ("",)}, None),
         (Twice, {"layers": ("relu",)}, "'relu' runs more than once .* 'relu@0' or 'relu@1'"),
         (Twice, {"layers": ("unused",)}, "'unused' did not run"),
-        (damaged, {}, "not finite numbers"),
+        (lambda: damaged("linear.weight"), {}, "not finite numbers"),
+        (lambda: damaged("bn1.running_mean"), {}, "not finite numbers"),
         (TrainsItself, {}, "switches itself to train mode"),
         (Convolutional, {}, "do not come from a linear layer: name the layers to analyse"),
         (Brittle, {}, r"does not take images of shape \(1, 8, 8\) \(broken behind"),
@@ -278,7 +279,8 @@ def damaged() -> nn.Module:
         "the network itself",
         "called twice",
         "never ran",
-        "damaged",
+        "damaged weights",
+        "damaged statistics",
         "trains itself",
         "no linear layer",
         "broken",
@@ -315,12 +317,3 @@ def test_layers_of_a_network_without_a_linear_layer_can_be_named() -> None:
 
 def test_layer_error_is_a_user_error() -> None:
     assert issubclass(LayerError, UserError)
-
-
-def test_network_that_calls_autograd_gives_logits_in_every_mode() -> None:
-    net = CallsAutograd()
-    x, _ = next(split().batches(3))
-    wanted = logits_of(net(x))
-    for quiet in (torch.no_grad, torch.inference_mode):
-        with quiet():
-            torch.testing.assert_close(logits_of(net(x)), wanted)

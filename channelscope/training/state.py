@@ -20,7 +20,6 @@ from channelscope.models import Architecture
 from channelscope.objectives import Joint, Objective, cross_entropy
 from channelscope.training.recipes import METHODS, Recipe
 
-
 LOG = ["epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best"]
 
 
@@ -36,6 +35,7 @@ class Job:
 
     def __post_init__(self) -> None:
         check_writable(self.out)
+        self.data.require_train()
         if self.data.val is None or not len(self.data.val):
             raise UserError(f"{self.data.name} has no validation images, by which the best epoch is chosen.")
         if self.recipe.crop >= min(self.data.image_size):

@@ -1,0 +1,779 @@
+"""Comparisons: the numbers against naive ones, networks of any kind left as found, and folders that stay whole."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import pandas as pd
+import pytest
+import reference
+import torch
+from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
+from runs import METHODS, contents, digits, mistake, randomness_untouched, trained
+from torch import Tensor, nn
+
+from channelscope import comparison as comparison_module
+from channelscope.attacks import FGSM, PGD
+from channelscope.checkpoints import Checkpoint
+from channelscope.comparison import Comparison, check_folder, compare
+from channelscope.comparison.frames import COLUMNS
+from channelscope.data import Dataset, Split
+from channelscope.hooks import LayerError
+from channelscope.selection import Selective
+
+FRAMES = ("activations", "alignment", "robustness", "verdicts", "training")
+QUICK: dict[str, Any] = {"attack": "pgd-2", "replicates": 10, "progress": False}
+
+
+def images(n: int = 20, channels: int = 1, size: int = 8, classes: int = networks.CLASSES) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return torch.rand(n, channels, size, size, generator=generator), torch.arange(n) % classes
+
+
+def some(**changes: Any) -> Comparison:
+    return compare({"net": plain()}, images(), **{**QUICK, **changes})
+
+
+def equal(a: Comparison, b: Comparison) -> None:
+    for name in FRAMES:
+        pd.testing.assert_frame_equal(getattr(a, name), getattr(b, name))
+    assert a.arrays.keys() == b.arrays.keys()
+    for name, array in a.arrays.items():
+        np.testing.assert_array_equal(array, b.arrays[name])
+    one, other = ({key: value for key, value in found.meta.items() if key != "created"} for found in (a, b))
+    assert one == other
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def naive_features(network: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Give a layer's features, in the graph, and the logits, by a hook of torch's."""
+    kept: list[Tensor] = []
+    handle = network.get_submodule(layer).register_forward_hook(lambda _m, _i, out: kept.append(out) or out.clone())
+    try:
+        logits = network(x)
+    finally:
+        handle.remove()
+    return kept[0], logits
+
+
+def naive_activations(network: nn.Module, layer: str, x: Tensor) -> list[list[float]]:
+    features, _ = naive_features(network, layer, x)
+    return [[float(channel.double().mean()) for channel in image] for image in features.detach()]
+
+
+def naive_gradient(network: nn.Module, layer: str, x: Tensor, y: Tensor) -> list[list[float]]:
+    """Take image by image the gradient of the label's logit with respect to each channel, summed over space."""
+    rows = []
+    for image, label in zip(x, y.tolist(), strict=True):
+        features, logits = naive_features(network, layer, image[None])
+        (slope,) = torch.autograd.grad(logits[0, label], features)
+        rows.append([float(channel.double().sum()) for channel in slope[0]])
+    return rows
+
+
+def column(found: Comparison, name: str, data: str, layer: str, k: int) -> list[float]:
+    rows = found.activations
+    rows = rows[(rows["data"] == data) & (rows["layer"] == layer) & (rows["class"] == str(k))]
+    assert list(rows["channel"]) == list(range(len(rows)))
+    return list(rows[name])
+
+
+def close(values: list[float], expected: list[float], tolerance: float = 1e-5) -> None:
+    assert values == pytest.approx(expected, rel=tolerance, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("arch", ["resnet10", "wrn-10-1"])
+def test_the_tables_agree_with_naive_ones(arch: str) -> None:
+    """Natural and adversarial magnitude and frequency, relevance, alignment and accuracy, one network, two layers."""
+    network, (x, y) = networks.resnet(arch), images(18)
+    last = "layer4" if arch == "resnet10" else "features"
+    layers = ["layer2", last]
+    found = compare({"net": network}, (x, y), layers=layers, seed=3, batch_size=18, **QUICK)
+    x_adv = PGD(steps=2)(network, x, y, torch.Generator().manual_seed(3))
+    for layer in layers:
+        naive = {"natural": naive_activations(network, layer, x), "adversarial": naive_activations(network, layer, x_adv)}
+        weights = [1.0] * len(y)
+        stats = {
+            data: reference.channel_statistics(values, y.tolist(), weights, networks.CLASSES)
+            for data, values in naive.items()
+        }
+        linear = network.linear.weight.tolist()
+        of_images = [linear[k] for k in y.tolist()] if layer == last else naive_gradient(network, layer, x, y)
+        relevance = reference.channel_statistics(of_images, y.tolist(), weights, networks.CLASSES)["magnitude"]
+        for k in range(networks.CLASSES):
+            for data in ("natural", "adversarial"):
+                close(column(found, "magnitude", data, layer, k), stats[data]["magnitude"][k])
+                close(column(found, "frequency", data, layer, k), stats[data]["frequency"][k])
+                close(column(found, "count", data, layer, k), stats[data]["count"][k])
+                close(column(found, "relevance", data, layer, k), relevance[k], 1e-4)
+            if layer == last:
+                close(column(found, "relevance", "natural", layer, k), linear[k])
+        check_alignment(found, layer)
+    check_accuracy(found, {"natural": network(x).argmax(1) == y, "pgd-2": network(x_adv).argmax(1) == y}, y)
+
+
+def check_alignment(found: Comparison, layer: str) -> None:
+    rows = found.alignment[found.alignment["layer"] == layer].set_index(["class", "measure"])
+    table, robust, links = rows["value"], [], []
+    for k in range(networks.CLASSES):
+        natural, adversarial, relevance = (
+            column(found, name, data, layer, k)
+            for name, data in (("magnitude", "natural"), ("magnitude", "adversarial"), ("relevance", "natural"))
+        )
+        shares = [reference.nr_share(magnitude, relevance) for magnitude in (natural, adversarial)]
+        expected = {
+            "cosine": reference.cosine(natural, adversarial),
+            "spearman": reference.spearman(natural, adversarial),
+            "shift": reference.shift(natural, adversarial),
+            "nr_share_natural": shares[0],
+            "nr_share_adversarial": shares[1],
+            "nr_ratio": shares[1] / shares[0],
+            "relevance_spearman_natural": reference.spearman(natural, relevance),
+            "relevance_spearman_adversarial": reference.spearman(adversarial, relevance),
+        }
+        assert table[str(k)].to_dict() == pytest.approx(expected, rel=1e-6)
+        accuracy = found.robustness.set_index(["attack", "class"])["accuracy"]
+        robust.append(accuracy["worst", str(k)])
+        links.append(expected["relevance_spearman_adversarial"])
+    for measure in expected:
+        mean = math.fsum(table[str(k), measure] for k in range(networks.CLASSES)) / networks.CLASSES
+        assert table["all", measure] == pytest.approx(mean)
+    link = reference.spearman(links, robust)
+    assert table["across", "relevance_robust_correlation"] == pytest.approx(link, nan_ok=True)
+
+
+def check_accuracy(found: Comparison, hits: dict[str, Tensor], y: Tensor) -> None:
+    worst = torch.stack(list(hits.values())).all(0)
+    for attack, right in {**hits, "worst": worst}.items():
+        rows = found.robustness[found.robustness["attack"] == attack].set_index("class")
+        assert rows["accuracy"]["all"] == pytest.approx(right.float().mean().item())
+        assert rows["count"]["all"] == len(y)
+        for k in range(networks.CLASSES):
+            of_class = [bool(hit) for hit, label in zip(right, y.tolist(), strict=True) if label == k]
+            assert rows["accuracy"][str(k)] == pytest.approx(sum(of_class) / len(of_class))
+            assert rows["count"][str(k)] == len(of_class)
+
+
+def test_intervals_hold_their_estimates() -> None:
+    found = some(replicates=50)
+    for frame, value in ((found.alignment, "value"), (found.robustness, "accuracy")):
+        known = frame.dropna(subset=[value, "low", "high"])
+        assert len(known) > 10
+        assert (known["low"] <= known[value] + 1e-9).all()
+        assert (known[value] <= known["high"] + 1e-9).all()
+
+
+def test_a_wider_level_gives_wider_intervals() -> None:
+    narrow, wide = (some(replicates=50, level=level).alignment for level in (0.5, 0.99))
+    assert ((wide["high"] - wide["low"]) - (narrow["high"] - narrow["low"])).dropna().min() >= -1e-12
+
+
+def test_the_threshold_is_that_of_the_frequency() -> None:
+    low, high = (some(threshold=threshold).activations["frequency"] for threshold in (0.0, 0.9))
+    assert (high <= low).all()
+    assert high.sum() < low.sum()
+
+
+def test_the_arrays_are_the_hits_behind_the_accuracy() -> None:
+    found, (_, y) = some(), images()
+    np.testing.assert_array_equal(found.arrays["labels"], y.numpy())
+    accuracy = found.robustness.set_index(["attack", "class"])["accuracy"]
+    for attack in ("natural", "pgd-2"):
+        assert found.arrays[f"correct/0/{attack}"].mean() == accuracy[attack, "all"]
+
+
+# ---------------------------------------------------------------- networks of any kind
+
+
+def torchvisions() -> dict[str, nn.Module]:
+    from torchvision.models import mobilenet_v3_small, resnet18
+
+    return {"resnet": resnet18(num_classes=3), "mobilenet": mobilenet_v3_small(num_classes=3)}
+
+
+def test_torchvisions_networks_compare() -> None:
+    models, data = torchvisions(), images(12, channels=3, size=32, classes=3)
+    found = compare(models, data, **QUICK)
+    assert list(found.meta["models"]) == ["resnet", "mobilenet"]
+    assert found.meta["models"]["resnet"]["layers"] == ["layer4"]
+    assert set(found.activations["model"]) == {"resnet", "mobilenet"}
+    rows = found.activations[(found.activations["model"] == "resnet") & (found.activations["data"] == "natural")]
+    np.testing.assert_allclose(rows["relevance"], models["resnet"].fc.weight.detach().flatten(), rtol=1e-6)
+    assert not found.activations.isna().any().any()
+    assert len(found.training) == 0
+    assert set(found.verdicts["verdict"]) == {"inconclusive"}
+
+
+@pytest.mark.parametrize("kind", ["resnet", "mobilenet"])
+def test_torchvisions_networks_are_left_as_found(kind: str) -> None:
+    model = mixed(torchvisions()[kind])
+    with unchanged(model), randomness_untouched():
+        compare({"net": model}, images(6, channels=3, size=32, classes=3), **QUICK)
+
+
+@pytest.mark.parametrize("make", [plain, gated, networks.resnet], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("layers", [None, ["conv1"]], ids=["penultimate", "conv1"])
+def test_networks_are_left_as_found(make: Any, layers: list[str] | None) -> None:
+    model = mixed(make())
+    with unchanged(model):
+        compare({"net": model}, images(), layers=layers, **QUICK)
+
+
+def test_a_network_is_left_as_found_after_an_error() -> None:
+    model = mixed(plain())
+    with unchanged(model), mistake("conv1"):
+        compare({"net": model}, images(), layers=["conv9"], **QUICK)
+
+
+def test_gated_and_plain_networks_mix() -> None:
+    found = compare({"plain": networks.resnet("resnet18"), "gated": gated()}, images(), **QUICK)
+    attacks = found.robustness.groupby("model", sort=False)["attack"].unique()
+    assert list(attacks["plain"]) == ["natural", "pgd-2", "worst"]
+    assert list(attacks["gated"]) == ["natural", "pgd-2", "pgd-2:joint", "worst"]
+    rows = found.robustness[found.robustness["model"] == "gated"].pivot(
+        index="class", columns="attack", values="accuracy"
+    )
+    assert (rows["worst"] <= rows.drop(columns="worst").min(axis=1) + 1e-9).all()
+    assert found.meta["models"]["gated"]["layers"] == ["layer4.1.gated"] or found.meta["models"]["gated"]["layers"]
+
+
+def test_gates_are_attacked_with_the_gradient_through_their_masks() -> None:
+    """Detached masks hide part of the gradient: a comparison is the same whether the network's are or not."""
+    torch.manual_seed(1)
+    one = gated(detach=True)
+    torch.manual_seed(1)
+    other = gated(detach=False)
+    assert isinstance(one, Selective)
+    assert [gate.detach for gate in one.gates.values()] == [True, True]
+    a, b = (compare({"net": model}, images(), layers=["layer4.0"], **QUICK) for model in (one, other))
+    pd.testing.assert_frame_equal(a.activations, b.activations)
+    pd.testing.assert_frame_equal(a.robustness, b.robustness)
+    assert [gate.detach for gate in one.gates.values()] == [True, True]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_networks_may_return_logits_in_any_form(form: str) -> None:
+    torch.manual_seed(1)
+    found = compare({"net": Returns(FORMS[form]).eval()}, images(), layers=["net.relu2"], **QUICK)
+    torch.manual_seed(1)
+    bare = compare({"net": Returns(FORMS["tensor"]).eval()}, images(), layers=["net.relu2"], **QUICK)
+    pd.testing.assert_frame_equal(found.activations, bare.activations)
+    pd.testing.assert_frame_equal(found.robustness, bare.robustness)
+
+
+@pytest.mark.parametrize("kind", [TrainsItself, TrainsInPassing])
+def test_networks_that_switch_themselves_to_train_mode_are_refused_or_held(kind: type[nn.Module]) -> None:
+    model = kind().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if kind is TrainsItself:
+        with mistake("train mode"):
+            compare({"net": model}, images(), **QUICK)
+    else:
+        try:
+            compare({"net": model}, images(), **QUICK)
+        except ValueError as error:
+            assert "train mode" in str(error)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Asserts(nn.Module):
+    """Checks the size of its images with an assertion, as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-1] == 16, f"wrong width {x.shape[-1]}"
+        return self.net(x)
+
+
+class Unwritten(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("kind", [Asserts, Unwritten, networks.Brittle, lambda: plain(channels=3)])
+def test_networks_that_do_not_take_the_images(kind: Any) -> None:
+    with mistake("(1, 8, 8)"):
+        compare({"net": kind()}, images(), **QUICK)
+
+
+def test_a_network_without_a_last_linear_layer_needs_layers() -> None:
+    model = nn.Sequential(nn.Conv2d(1, networks.CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with mistake("name the layers"):
+        compare({"net": model}, images(), **QUICK)
+    assert set(compare({"net": model}, images(), layers=["0"], **QUICK).activations["layer"]) == {"0"}
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture(scope="module")
+def four() -> Comparison:
+    return compare([trained(method) for method in METHODS], digits(), **QUICK)
+
+
+def test_checkpoints_bring_what_is_known_of_their_training(four: Comparison) -> None:
+    assert list(four.meta["models"]) == [trained(method).stem for method in METHODS]
+    assert [known["method"] for known in four.meta["models"].values()] == list(METHODS)
+    assert list(four.training["model"].unique()) == list(four.meta["models"])
+    expected = pd.concat([pd.read_csv(f"{trained(method)}.csv") for method in METHODS], ignore_index=True)
+    pd.testing.assert_frame_equal(four.training[list(expected.columns)], expected)
+    assert four.meta["data"] == {
+        "name": "digits",
+        "classes": ["0", "1", "2", "3"],
+        "images": 20,
+        "fingerprint": digits().test.fingerprint(),
+    }
+    assert set(four.verdicts["claim"]) == {"C1", "C2", "C3", "C4"}
+    assert four.meta["eps"] == pytest.approx(0.16)
+
+
+def test_paths_checkpoints_and_networks_are_the_same_network() -> None:
+    path = trained("cifs")
+    forms = [{"net": path}, {"net": str(path)}, {"net": Checkpoint.read(path)}]
+    known = [compare(models, digits(), **QUICK) for models in forms]
+    bare = compare({"net": Checkpoint.read(path).build()}, digits(), methods={"net": "cifs"}, **QUICK)
+    equal(known[0], known[1])
+    equal(known[0], known[2])
+    pd.testing.assert_frame_equal(known[0].activations, bare.activations)
+    assert bare.meta["models"]["net"]["method"] == "cifs"
+
+
+def test_unequal_training_gives_no_verdict_on_c4(tmp_path: Path) -> None:
+    bare = {"at": Checkpoint.read(trained("at")).build(), "cifs": trained("cifs")}
+    found = compare(bare, digits(), methods={"at": "at"}, **QUICK)
+    verdict = found.verdicts.set_index("claim").loc["C4"]
+    assert verdict["verdict"] == "inconclusive"
+    assert "compute" in verdict["statement"]
+
+
+@pytest.mark.parametrize("settings", [None, 3, {}, {"recipe": 3}, {"recipe": {}}, "x"], ids=str)
+def test_a_checkpoint_with_records_of_another_kind_compares(settings: Any, tmp_path: Path) -> None:
+    known = Checkpoint.read(trained("at"))
+    for key in ("settings", "history", "metrics", "versions"):
+        changed = {**known.meta, key: settings}
+        Checkpoint(**{**vars(known), "meta": changed}).save(tmp_path / "net.pt")
+        try:
+            compare([tmp_path / "net.pt"], digits(), **QUICK)
+        except comparison_module.UserError as error:
+            assert "\n" not in str(error)
+
+
+# ---------------------------------------------------------------- the same again
+
+
+def test_the_same_seed_gives_the_same_frames() -> None:
+    torch.manual_seed(1)
+    one = some(seed=4, images=11)
+    torch.manual_seed(1)
+    with randomness_untouched():
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        other = some(seed=4, images=11)
+        torch.set_rng_state(state)
+        torch.manual_seed(1)
+    equal(one, other)
+
+
+def test_the_batch_size_does_not_change_natural_statistics() -> None:
+    model = networks.resnet("resnet18")
+    frames = []
+    for size in (1, 7, 20, 128):
+        found = compare({"net": model}, images(), batch_size=size, layers=["layer2", "layer4"], **QUICK)
+        frames.append(found.activations[found.activations["data"] == "natural"])
+        assert found.robustness["accuracy"][0] == found.arrays["correct/0/natural"].mean()
+    for frame in frames[1:]:
+        pd.testing.assert_frame_equal(frame, frames[0], rtol=1e-5, atol=1e-7)
+
+
+def test_the_images_are_chosen_by_the_seed_with_class_shares_kept() -> None:
+    few, again, other = (some(images=10, seed=seed) for seed in (0, 0, 1))
+    assert few.meta["data"]["images"] == 10
+    assert sorted(few.arrays["labels"].tolist()) == sorted([0, 1, 2, 3, 4] * 2)
+    assert few.meta["data"]["fingerprint"] == again.meta["data"]["fingerprint"]
+    assert few.meta["data"]["fingerprint"] != other.meta["data"]["fingerprint"]
+
+
+def test_all_images_are_used_unless_told() -> None:
+    assert some().meta["data"]["images"] == some(images=20).meta["data"]["images"] == 20
+
+
+# ---------------------------------------------------------------- layers and attacks
+
+
+def test_layers_by_label() -> None:
+    models = {"a": plain(), "b": networks.resnet(), "c": plain()}
+    found = compare(models, images(), layers={"a": ["conv1", "relu2"], "b": ["layer1.0"]}, **QUICK)
+    layers = {model: known["layers"] for model, known in found.meta["models"].items()}
+    assert layers == {"a": ["conv1", "relu2"], "b": ["layer1.0"], "c": ["relu2"]}
+    assert [*found.activations.groupby("model", sort=False)["layer"].unique()["a"]] == ["conv1", "relu2"]
+
+
+def test_a_layer_may_be_named_by_call() -> None:
+    found = compare({"net": networks.Twice()}, images(), layers=["relu@0", "relu@1"], **QUICK)
+    assert set(found.activations["layer"]) == {"relu@0", "relu@1"}
+
+
+class Noise:
+    """An attack of the user's own."""
+
+    eps = 0.1
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        noise = 2 * torch.rand(x.shape, generator=generator) - 1
+        return (x + self.eps * noise).clamp(0, 1)
+
+    def __str__(self) -> str:
+        return "noise"
+
+
+def test_an_attack_of_the_users_own() -> None:
+    found = compare({"net": gated()}, images(), **QUICK | {"attack": Noise()})
+    assert list(found.robustness["attack"].unique()) == ["natural", "noise", "worst"]
+    assert (found.meta["attack"], found.meta["eps"]) == ("noise", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "names"),
+    [
+        (FGSM(eps=0.1), ["fgsm", "fgsm:joint"]),
+        (PGD(eps=0.5, steps=2, norm="2", restarts=2), ["pgd-2x2-l2", "pgd-2x2-l2:joint"]),
+        ("fgsm-l2", ["fgsm-l2", "fgsm-l2:joint"]),
+    ],
+    ids=str,
+)
+def test_attacks_by_name_or_as_such(attack: Any, names: list[str]) -> None:
+    found = compare({"net": gated()}, images(), **QUICK | {"attack": attack})
+    assert list(found.robustness["attack"].unique()) == ["natural", *names, "worst"]
+
+
+def test_eps_zero_leaves_everything_alike() -> None:
+    found = some(eps=0.0)
+    table = found.alignment.set_index(["class", "measure"])["value"]
+    assert table["all", "cosine"] == pytest.approx(1)
+    assert table["all", "shift"] == 0
+    accuracy = found.robustness.set_index(["attack", "class"])["accuracy"]
+    assert accuracy["worst", "all"] == accuracy["natural", "all"]
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def colour() -> tuple[Tensor, Tensor]:
+    return images(channels=3)
+
+
+def with_nan() -> tuple[Tensor, Tensor]:
+    x, y = images()
+    x[0, 0, 0, 0] = float("nan")
+    return x, y
+
+
+NET = {"net": plain()}
+MISTAKES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
+    "no models": ({}, images(), {}, "nothing to compare"),
+    "no models in a list": ([], images(), {}, "nothing to compare"),
+    "two files of one name": (["a/net.pt", "b/net.pt"], images(), {}, "label"),
+    "a missing file": (["net.pt"], images(), {}, "net.pt"),
+    "other classes": (NET, images(classes=4), {}, "classes"),
+    "classes of other names": ({"net": trained("at")}, Dataset("mine", ("a", "b", "c", "d"), digits().test), {}, "0, 1"),
+    "a wrong layer": (NET, images(), {"layers": ["conv"]}, "Did you mean 'conv1'"),
+    "a wrong layer by label": (NET, images(), {"layers": {"net": ["relu3"]}}, "Did you mean"),
+    "layers of a model that is not there": (NET, images(), {"layers": {"nets": ["conv1"]}}, "nets"),
+    "layers as one text": (NET, images(), {"layers": "conv1"}, "list"),
+    "no layers": (NET, images(), {"layers": []}, "layer"),
+    "a layer without channels": ({"net": networks.Returns(lambda x, _: x)}, images(), {"layers": ["net.flattened"]}, ""),
+    "a method of a model that is not there": (NET, images(), {"methods": {"nets": "at"}}, "nets"),
+    "a method that is none": (NET, images(), {"methods": {"net": "magic"}}, "magic"),
+    "eps with an attack": (NET, images(), {"attack": PGD(), "eps": 0.1}, "eps"),
+    "an unknown attack": (NET, images(), {"attack": "cw"}, "pgd-20"),
+    "an attack without steps": (NET, images(), {"attack": "pgd-0"}, "step"),
+    "a negative eps": (NET, images(), {"eps": -0.1}, "eps"),
+    "an eps that is no number": (NET, images(), {"eps": float("nan")}, "eps"),
+    "no images": (NET, images(), {"images": 0}, "image"),
+    "too many images": (NET, images(), {"images": 21}, "20"),
+    "a negative number of images": (NET, images(), {"images": -1}, "20"),
+    "images out of range": (NET, (images()[0] * 255, images()[1]), {}, "[0, 1]"),
+    "images of NaN": (NET, with_nan(), {}, "NaN"),
+    "colour images": (NET, colour(), {}, "(3, 8, 8)"),
+    "no replicates": (NET, images(), {"replicates": 0}, "replicate"),
+    "a level of 1": (NET, images(), {"level": 1.0}, "level"),
+    "a level that is no number": (NET, images(), {"level": float("nan")}, "level"),
+    "no images per batch": (NET, images(), {"batch_size": 0}, "batch"),
+    "an unknown data set": (NET, "digit", {}, "digits"),
+    "data of another kind": (NET, 3, {}, "int"),
+    "labels too few": (NET, (images()[0], images()[1][:-1]), {}, "Labels"),
+    "a class called all": (NET, Dataset("mine", ("a", "b", "c", "d", "all"), Split(*images())), {}, "all"),
+    "a class called across": (NET, Dataset("mine", ("a", "b", "c", "d", "across"), Split(*images())), {}, "across"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_told_in_a_sentence(case: str) -> None:
+    models, data, settings, words = MISTAKES[case]
+    with mistake(words):
+        compare(models, data, **{**QUICK, **settings})
+
+
+def test_a_wrong_layer_is_an_error_of_its_own() -> None:
+    with pytest.raises(LayerError):
+        some(layers=["conv9"])
+
+
+def test_damaged_weights_are_told() -> None:
+    model = plain()
+    model.linear.weight.data.fill_(float("nan"))
+    with mistake("not finite"):
+        compare({"net": model}, images(), layers=["conv1"], **QUICK)
+
+
+# ---------------------------------------------------------------- saving
+
+WEIRD = ("NA", "nan", "<script>alert(1)</script>", "../x", 'a "b", c\nd', " ")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take long: put a file in their place."""
+
+    def draw(_self: Comparison, folder: Path, *, progress: bool = True) -> None:
+        (Path(folder) / "figures").mkdir(exist_ok=True)
+        (Path(folder) / "figures" / "drawn.png").write_bytes(b"drawn")
+        (Path(folder) / "report.html").write_text("report")
+
+    monkeypatch.setattr(Comparison, "draw", draw)
+
+
+def weird() -> Comparison:
+    """Compare on classes of difficult names, the last of which have no images."""
+    few = Split(*images(12, classes=3))
+    data = Dataset("mine <b>", WEIRD, few)
+    models = {"NA": networks.resnet(classes=len(WEIRD)), "nan <i>": networks.resnet(classes=len(WEIRD))}
+    return compare(models, data, methods={"NA": "standard", "nan <i>": "at"}, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Comparison, Path]]:
+    """Draw one comparison in earnest."""
+    torch.manual_seed(0)
+    found = weird()
+    yield found, found.save(tmp_path_factory.mktemp("saved") / "out", progress=False)
+
+
+def test_a_comparison_comes_back_as_it_was(saved: tuple[Comparison, Path]) -> None:
+    found, folder = saved
+    again = Comparison.load(folder)
+    equal(found, again)
+    assert again.meta == found.meta
+    assert list(again.activations["class"].unique()) == list(WEIRD)
+
+
+def test_a_comparison_of_checkpoints_comes_back(four: Comparison, undrawn: None, tmp_path: Path) -> None:
+    four.save(tmp_path / "out", progress=False)
+    again = Comparison.load(str(tmp_path / "out"))
+    equal(four, again)
+    assert again.training["best"].dtype == bool
+    again.save(tmp_path / "again", progress=False)
+    for name in FRAMES:
+        assert (tmp_path / "out" / f"{name}.csv").read_bytes() == (tmp_path / "again" / f"{name}.csv").read_bytes()
+
+
+def test_a_folder_holds_tables_figures_and_a_page(saved: tuple[Comparison, Path]) -> None:
+    _, folder = saved
+    names = {"arrays.npz", "meta.json", "figures", "report.html", *(f"{name}.csv" for name in COLUMNS)}
+    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.parent.iterdir()} == {"out"}
+    pictures = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert pictures == {path.stem for path in (folder / "figures").glob("*.pdf")}
+    assert len(pictures) > 5
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert "mine <b>" not in page
+
+
+def test_a_class_without_images_is_nan_and_counts_0(saved: tuple[Comparison, Path]) -> None:
+    found, _ = saved
+    for name in WEIRD[3:]:
+        rows = found.activations[found.activations["class"] == name]
+        assert len(rows)
+        assert rows[["magnitude", "frequency", "relevance"]].isna().all().all()
+        assert (rows["count"] == 0).all()
+        for frame, value in ((found.alignment, "value"), (found.robustness, "accuracy")):
+            assert frame[frame["class"] == name][[value, "low", "high"]].isna().all().all()
+        assert (found.robustness[found.robustness["class"] == name]["count"] == 0).all()
+    for name in WEIRD[:3]:
+        assert not found.activations[found.activations["class"] == name].isna().any().any()
+    overall = found.alignment[(found.alignment["class"] == "all") & (found.alignment["measure"] == "cosine")]
+    assert not overall["value"].isna().any()
+
+
+def test_the_same_comparison_gives_the_same_bytes(saved: tuple[Comparison, Path], tmp_path: Path) -> None:
+    found, folder = saved
+    again = Comparison.load(folder)
+    again.draw(tmp_path, progress=False)
+    one = {name: value for name, value in contents(folder).items() if name.startswith(("figures", "report"))}
+    assert contents(tmp_path) == one
+    for name in FRAMES:
+        assert getattr(again, name).to_csv(index=False) == (folder / f"{name}.csv").read_bytes().decode()
+
+
+def test_the_tables_are_the_same_bytes_for_the_same_input(undrawn: None, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    model = plain()
+    for name in ("one", "other"):
+        compare({"net": model}, images(), **QUICK).save(tmp_path / name, progress=False)
+    one, other = (contents(tmp_path / name) for name in ("one", "other"))
+    assert one.keys() == other.keys()
+    assert {name for name in one if one[name] != other[name]} <= {"meta.json"}  # which holds the time
+
+
+def test_an_earlier_comparison_is_replaced(undrawn: None, tmp_path: Path) -> None:
+    some(seed=1).save(tmp_path / "out", progress=False)
+    (tmp_path / "out" / "figures" / "magnitude-old.png").write_bytes(b"old")
+    some(seed=2).save(tmp_path / "out", progress=False)
+    assert Comparison.load(tmp_path / "out").meta["seed"] == 2
+    assert not (tmp_path / "out" / "figures" / "magnitude-old.png").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_an_empty_folder_is_filled(undrawn: None, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    some().save(tmp_path / "out", progress=False)
+    assert Comparison.load(tmp_path / "out")
+
+
+def test_the_working_folder_can_be_filled(undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    some().save(".", progress=False)
+    assert Comparison.load(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [{"thesis.tex": "mine"}, {"meta.json": "{}", "thesis.tex": "mine"}, {"meta.json": '{"models": 3}'}, {".git": ""}],
+    ids=["other files", "other files and a meta.json", "a foreign meta.json", "a hidden file"],
+)
+def test_a_folder_of_something_else_is_refused(undrawn: None, mine: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name, text in mine.items():
+        (tmp_path / "out" / name).write_text(text)
+    before = contents(tmp_path)
+    with mistake("out"):
+        some().save(tmp_path / "out", progress=False)
+    with mistake("out"):
+        check_folder(tmp_path / "out")
+    assert contents(tmp_path) == before
+
+
+def test_a_file_is_no_folder(undrawn: None, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    for place in (tmp_path / "out", tmp_path / "out" / "deeper"):
+        with mistake("out"):
+            some().save(place, progress=False)
+    assert contents(tmp_path) == {"out": b"mine"}
+
+
+FAILURES: dict[str, Any] = {
+    "while drawing": (Comparison, "draw"),
+    "in a table": (pd.DataFrame, "to_csv"),
+    "in the arrays": (np, "savez_compressed"),
+    "at the end": (Path, "chmod"),
+}
+
+
+@pytest.mark.parametrize("step", FAILURES)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+def test_a_failure_while_saving_leaves_the_earlier_comparison(
+    step: str, error: BaseException, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some(seed=1).save(tmp_path / "out", progress=False)
+    before, later = contents(tmp_path), some(seed=2)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched, pytest.raises((comparison_module.UserError, KeyboardInterrupt)):
+        patched.setattr(*FAILURES[step], fail)
+        later.save(tmp_path / "out", progress=False)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("failing", [1, 2], ids=["first rename", "second rename"])
+def test_a_rename_that_fails_leaves_the_earlier_comparison(
+    failing: int, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some(seed=1).save(tmp_path / "out", progress=False)
+    before, later, rename, renames = contents(tmp_path), some(seed=2), Path.rename, []
+
+    def fail(self: Path, target: Path) -> Path:
+        renames.append(target)
+        if len(renames) == failing:
+            raise OSError(16, "Device or resource busy")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched, mistake("busy"):
+        patched.setattr(Path, "rename", fail)
+        later.save(tmp_path / "out", progress=False)
+    assert contents(tmp_path) == before
+
+
+def test_saving_and_comparing_say_nothing_without_progress(
+    undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some().save(tmp_path / "out", progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+# ---------------------------------------------------------------- loading
+
+
+def rewrite(folder: Path, name: str, old: str, new: str) -> None:
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+
+
+SPOILT: dict[str, Any] = {
+    "no tables": lambda folder: [(folder / f"{name}.csv").unlink() for name in FRAMES],
+    "a missing table": lambda folder: (folder / "alignment.csv").unlink(),
+    "an empty table": lambda folder: (folder / "robustness.csv").write_text(""),
+    "bytes for a table": lambda folder: (folder / "robustness.csv").write_bytes(bytes(range(256))),
+    "other columns": lambda folder: rewrite(folder, "activations.csv", "magnitude", "size"),
+    "words for numbers": lambda folder: rewrite(folder, "alignment.csv", ",cosine,", ",cosine,x"),
+    "lines of unequal length": lambda folder: rewrite(folder, "alignment.csv", ",cosine,", ",cosine,1,2,3,4,"),
+    "no arrays": lambda folder: (folder / "arrays.npz").unlink(),
+    "empty arrays": lambda folder: (folder / "arrays.npz").write_bytes(b""),
+    "pickled arrays": lambda folder: np.savez(folder / "arrays.npz", labels=np.array([{}], dtype=object)),
+    "no meta data": lambda folder: (folder / "meta.json").unlink(),
+    "meta data cut short": lambda folder: (folder / "meta.json").write_text('{"models":'),
+    "meta data that are a list": lambda folder: (folder / "meta.json").write_text("[]"),
+    "meta data that are empty": lambda folder: (folder / "meta.json").write_text("{}"),
+    "meta data in bytes": lambda folder: (folder / "meta.json").write_bytes(b"\xff\xfe\x00"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_damaged_comparison_is_told(case: str, undrawn: None, tmp_path: Path) -> None:
+    folder = some().save(tmp_path / "out", progress=False)
+    SPOILT[case](folder)
+    with mistake(str(folder)):
+        Comparison.load(folder)
+
+
+def test_what_is_no_comparison(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "file"):
+        with mistake(str(path), "holds no comparison"):
+            Comparison.load(path)
