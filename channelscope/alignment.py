@@ -49,9 +49,10 @@ def spearman(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndar
 
 
 def shift(natural: Float[ndarray, "*n c"], adversarial: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
-    """Mean relative shift, >= 0: sum_c |adversarial - natural| / sum_c |natural|."""
+    """Mean relative shift, >= 0: sum_c |adversarial - natural| / sum_c |natural|; NaN where natural is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.abs(adversarial - natural).sum(-1) / np.abs(natural).sum(-1)
+        relative = np.abs(adversarial - natural).sum(-1) / np.abs(natural).sum(-1)
+    return np.where(np.isinf(relative), np.nan, relative)
 
 
 def nr_share(magnitude: Float[ndarray, "*n c"], relevance: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
@@ -129,8 +130,10 @@ def estimate(
     others = replicates[1:][~np.isnan(replicates[1:])]
     if np.isnan(replicates[0]) or not len(others):
         return Estimate(float(replicates[0]), float("nan"), float("nan"))
-    low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2]) - others.mean() + replicates[0]
-    return Estimate(float(replicates[0]), float(max(low, bounds[0])), float(min(high, bounds[1])))
+    value = float(replicates[0])
+    low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2]) - others.mean() + value
+    # Rounding, and a few replicates far from all others, can move the interval off the estimate: it is held.
+    return Estimate(value, max(min(float(low), value), bounds[0]), min(max(float(high), value), bounds[1]))
 
 
 def judge(quantity: Estimate, null: float = 0.0) -> Outcome:

@@ -79,7 +79,7 @@ class PGD:
             UserError: for images outside [0, 1] or with NaN.
         """
         check_images(x)
-        if self.eps == 0:
+        if self.eps == 0 or not len(x):
             return x.clone()
         with evaluating(model):
             best = self._run(model, x, y, generator)
@@ -89,11 +89,15 @@ class PGD:
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
         step = self.eps * max(2 / self.steps, 1 / 10) if self.step is None else self.step
-        project = _projection(x, self.eps, self.norm)
-        adversarial = project(x + _random_in_ball(x, self.eps, self.norm, generator)) if self.random_start else x
+        # Half precision cannot hold the ball: steps and projections are taken in 32 bits at least.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        project = _projection(wide, self.eps, self.norm)
+        start = wide + _random_in_ball(wide, self.eps, self.norm, generator) if self.random_start else wide
+        adversarial = project(start)
         for _ in range(self.steps):
-            adversarial = project(adversarial + step * _ascent(model, self.objective, adversarial, y, self.norm))
-        return adversarial
+            ascent = _ascent(model, self.objective, adversarial.to(x.dtype), y, self.norm)
+            adversarial = project(adversarial + step * ascent)
+        return _rounded_towards(x, adversarial)
 
     def __str__(self) -> str:
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
@@ -178,7 +182,7 @@ def _check_ball(eps: float, norm: str) -> None:
 
 
 def _suffix(norm: Norm, objective: Objective) -> str:
-    of = "" if objective is cross_entropy else f":{objective}"
+    of = "" if objective is cross_entropy else f":{getattr(objective, '__name__', objective)}"
     return ("-l2" if norm == "2" else "") + of
 
 
@@ -189,8 +193,8 @@ def _ascent(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, norm: 
         loss = objective(model, x, y).sum()
         if not loss.requires_grad:
             raise UserError(
-                "The network's loss has no gradient in its input (detach or no_grad in its forward): "
-                "gradient attacks say nothing about it."
+                "The network's loss has no gradient in its input (inference_mode around it, or detach or no_grad "
+                "within): gradient attacks say nothing about it."
             )
         (gradient,) = torch.autograd.grad(loss, x, allow_unused=True, materialize_grads=True)
     gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
@@ -211,9 +215,17 @@ def _projection(x: Tensor, eps: float, norm: Norm) -> Callable[[Tensor], Tensor]
     def project(adversarial: Tensor) -> Tensor:
         delta = adversarial - x
         # Cutting to [0, 1] afterwards brings a point closer to x, so it stays inside the ball.
-        return (x + delta * (eps / _length(delta).clamp_min(eps))).clamp(0, 1)
+        return (x + delta * (eps / _length(delta).clamp_min(max(eps, 1e-12)))).clamp(0, 1)
 
     return project
+
+
+def _rounded_towards(x: Tensor, adversarial: Tensor) -> Tensor:
+    """Round to the precision of x without leaving the ball around x."""
+    rounded = adversarial.to(x.dtype)
+    wide = x.to(adversarial.dtype)
+    further = (rounded.to(adversarial.dtype) - wide).abs() > (adversarial - wide).abs()
+    return torch.where(further, torch.nextafter(rounded, x), rounded)
 
 
 def _random_in_ball(x: Tensor, eps: float, norm: Norm, generator: torch.Generator | None) -> Tensor:

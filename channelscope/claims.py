@@ -5,6 +5,7 @@ that quantity lies (``alignment.judge``). A claim for which the networks or thei
 inconclusive, and its statement says what is missing.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -146,6 +147,8 @@ def _verdict(claim: str, models: str, layer: str, quantity: Estimate, outcome: O
 
 
 def _number(quantity: Estimate, scale: float = 1) -> str:
+    if math.isnan(quantity.value):
+        return "an amount that the images cannot tell"
     digits = 1 if scale == 100 else 2
     value, low, high = (scale * part for part in (quantity.value, quantity.low, quantity.high))
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

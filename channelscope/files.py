@@ -55,11 +55,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(17, "there is a file of that name")
         if path.exists():
             # Two renames: the earlier folder is there, whole, until the new one is complete.
             earlier = temporary.with_name(temporary.name + "-earlier")
             path.rename(earlier)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except OSError:
+                earlier.rename(path)
+                raise
             shutil.rmtree(earlier, ignore_errors=True)
         else:
             temporary.rename(path)

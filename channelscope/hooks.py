@@ -71,8 +71,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Hold ``model`` in eval mode and its parameters out of the graph; leave everything as it was found.
 
     Raises:
-        UserError: at the end, for a network whose own forward switches it to train mode. Its buffers (the
-            statistics of BatchNorm, which such a network would let drift) are put back.
+        UserError: at the end, for a network whose own forward switches it to train mode, be it in passing. Its
+            buffers (the statistics of BatchNorm, which such a network would let drift) are put back.
     """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -82,19 +82,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for parameter in wanted:
             parameter.requires_grad_(False)
         yield
-        if any(module.training for module in model.modules()):
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-            raise UserError(
-                "The network switches itself to train mode in its forward pass, so its answers are not those of "
-                "evaluation: remove the call of train() from its forward."
-            )
     finally:
+        trained = any(module.training for module in model.modules())
+        drifted = [(now, before) for now, before in buffers if not torch.equal(now.nan_to_num(), before.nan_to_num())]
+        with torch.no_grad():
+            for buffer, before in drifted:
+                buffer.copy_(before)
         for module, training in modes:
             module.training = training
         for parameter in wanted:
             parameter.requires_grad_(True)
+    if trained or drifted:
+        raise UserError(
+            "The network switches itself to train mode in its forward pass, so its answers are not those of "
+            "evaluation: remove the call of train() from its forward."
+        )
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,7 @@ class Measurement:
         """Add the layers' activations on a batch to the statistics ``into``; tell which images are correct."""
         with torch.no_grad(), capture(network, *layers) as features:
             logits = logits_of(network(x))
-        if not logits.isfinite().all():
-            raise UserError("The network's logits are not finite numbers on some images: its weights are damaged.")
+        _check_finite(logits)
         self.add(into, {layer: activations(features[layer]) for layer in layers}, y, w)
         return (logits.argmax(1) == y).cpu()
 
@@ -157,6 +156,11 @@ def measure(
     return result
 
 
+def _check_finite(logits: Tensor) -> None:
+    if not logits.isfinite().all():
+        raise UserError("The network's logits are not finite numbers on some images: its weights are damaged.")
+
+
 def _choose(
     network: nn.Module, layers: Sequence[str] | None, x: Tensor, classes: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -171,6 +175,7 @@ def _choose(
         ) from error
     for z in features.values():
         activations(z)
+    _check_finite(logits)
     if logits.shape[1] != classes:
         raise UserError(
             f"The network has {logits.shape[1]} classes, the data has {classes}: choose data of the same classes."

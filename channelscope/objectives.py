@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -49,13 +49,14 @@ class Joint:
     beta: float = 2.0
 
     def __call__(self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        scale = 3 / (self.beta + 1)
+        of_logits, of_probes = 3 / (self.beta + 1), 3 / (1 + 1 / self.beta) if self.beta else 0.0
         if not isinstance(model, Gated):
-            return scale * cross_entropy(model, x, y)
+            return of_logits * cross_entropy(model, x, y)
         answer = model.probed(x, y)
-        final = F.cross_entropy(answer.logits, y, reduction="none")
-        probes = [F.cross_entropy(p, y, reduction="none") for p in answer.probes.values()]
-        return scale * (final + self.beta / len(probes) * cast(Tensor, sum(probes)))
+        loss = of_logits * F.cross_entropy(answer.logits, y, reduction="none")
+        for p in answer.probes.values():
+            loss = loss + of_probes / len(answer.probes) * F.cross_entropy(p, y, reduction="none")
+        return loss
 
     def __str__(self) -> str:
         return "joint" if self.beta == 2 else f"joint{self.beta:g}"

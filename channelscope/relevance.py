@@ -48,7 +48,9 @@ def gradient(
         own = logits.gather(1, y.unsqueeze(1)).sum()
         zs = [features[layer] for layer in layers]
         if not (own.requires_grad and all(z.requires_grad for z in zs)):
-            raise UserError("The network cuts its gradient (detach or no_grad in its forward): score it another way.")
+            raise UserError(
+                "The network's gradient is cut (inference_mode around it, or detach or no_grad within): mend that."
+            )
         slopes = torch.autograd.grad(own, zs, allow_unused=True, materialize_grads=True)
     sums = [slope.flatten(2).sum(2) if slope.ndim > 2 else slope for slope in slopes]
     return dict(zip(layers, sums, strict=True))

@@ -1,0 +1,68 @@
+"""The package as such: its public face, and that importing it or asking for help is instant."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from types import ModuleType
+
+import pytest
+
+import channelscope
+
+HEAVY = {"torch", "numpy", "pandas", "matplotlib", "scipy", "seaborn", "sklearn", "torchvision", "captum", "PIL", "tqdm"}
+
+
+def loaded(code: str) -> set[str]:
+    """Run code in a fresh interpreter; give the names of the packages that it has loaded."""
+    names = "print(*{name.split('.')[0] for name in __import__('sys').modules})"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{names}"], check=True, capture_output=True, text=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not loaded("import channelscope; channelscope.__version__; dir(channelscope)") & HEAVY
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["compare", "--help"], ["train", "--method", "none"]], ids=" ".join)
+def test_asking_for_help_loads_nothing_heavy(words: list[str]) -> None:
+    code = f"from channelscope.cli import main\ntry:\n    main({words!r})\nexcept SystemExit:\n    pass"
+    assert not loaded(code) & HEAVY
+
+
+@pytest.mark.parametrize("name", channelscope.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    found = getattr(channelscope, name)
+    assert not isinstance(found, ModuleType)
+    assert found.__doc__
+    assert name in dir(channelscope)
+
+
+@pytest.mark.parametrize("code", [
+    "import channelscope.capture, channelscope as cs; cs.capture.__call__",
+    "from channelscope import capture; import channelscope.capture as m; assert capture is m.capture or capture is m",
+    "import channelscope as cs; cs.load; import channelscope.checkpoints; assert callable(cs.load)",
+])  # fmt: skip
+def test_names_are_functions_whatever_was_imported_before(code: str) -> None:
+    loaded(code)
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = channelscope.nothing
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert channelscope.__version__ == version("channelscope")
+
+
+def test_the_command_is_installed() -> None:
+    (script,) = entry_points(group="console_scripts", name="channelscope")
+    assert script.value == "channelscope.cli:main"
+
+
+def test_recipes_templates_and_types_come_along() -> None:
+    from importlib.resources import files
+
+    package = files("channelscope")
+    for name in ("py.typed", "recipes/paper.toml", "recipes/digits.toml", "templates/report.html.j2"):
+        assert package.joinpath(name).is_file()
