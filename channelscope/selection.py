@@ -109,6 +109,9 @@ class FeatureSelector(nn.Module):
         closed_form = getattr(self.probe, "relevance", None)
         if callable(closed_form):
             return cast(Tensor, closed_form(v, chosen))
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):  # within it, torch 2.6 gives another gradient without a word
+                return self._relevance(v.clone(), chosen.clone()).detach()
         pull_back = torch.func.vjp(self.probe, v)[1]  # differentiable itself, and at work under no_grad as well
         return cast(Tensor, pull_back(chosen)[0])
 

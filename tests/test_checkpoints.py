@@ -15,7 +15,6 @@ from typing import Any
 import networks
 import pytest
 import torch
-from runs import METHODS, contents, mistake, randomness_untouched, same_state, trained
 from torch import nn
 
 from channelscope import cli
@@ -23,6 +22,7 @@ from channelscope.checkpoints import Checkpoint, Gate, build, load, load_tensors
 from channelscope.errors import UserError
 from channelscope.models import Architecture
 from channelscope.selection import Selective
+from runs import METHODS, contents, mistake, randomness_untouched, refusal_allowed, same_state, trained
 
 
 def architecture(arch: str = "resnet10", classes: int = 3, channels: int = 1) -> Architecture:
@@ -298,11 +298,8 @@ def test_a_file_with_a_flipped_bit_is_refused_or_read_right(path: Path) -> None:
     for _ in range(60):
         place, bit = chance.randrange(len(whole)), chance.randrange(8)
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-        try:
+        with refusal_allowed():
             found = dict(Checkpoint.read(path).state)
-        except UserError as error:
-            assert "\n" not in str(error)
-        else:
             wrong += [] if same_state(found, state) else [place]
     assert not wrong, "flipped bits that changed weights without notice"
 

@@ -1,8 +1,6 @@
 """Comparisons: the numbers against naive ones, networks of any kind left as found, and folders that stay whole."""
 
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,18 @@ import pytest
 import reference
 import torch
 from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
-from runs import METHODS, contents, digits, mistake, randomness_untouched, trained
 from torch import Tensor, nn
 
-from channelscope import comparison as comparison_module
 from channelscope.attacks import FGSM, PGD
 from channelscope.checkpoints import Checkpoint
 from channelscope.comparison import Comparison, check_folder, compare
 from channelscope.comparison.frames import COLUMNS
 from channelscope.data import Dataset, Split
+from channelscope.errors import UserError
 from channelscope.hooks import LayerError
 from channelscope.selection import Selective
 from channelscope.training import Recipe
+from runs import METHODS, contents, digits, mistake, randomness_untouched, refusal_allowed, trained
 
 FRAMES = ("activations", "alignment", "robustness", "verdicts", "training")
 QUICK: dict[str, Any] = {"attack": "pgd-2", "replicates": 10, "progress": False}
@@ -53,11 +51,8 @@ def equal(a: Comparison, b: Comparison) -> None:
     assert a.arrays.keys() == b.arrays.keys()
     for name, array in a.arrays.items():
         np.testing.assert_array_equal(array, b.arrays[name])
-    assert plain_meta(a) == plain_meta(b)
-
-
-def plain_meta(found: Comparison) -> Any:
-    return json.loads(json.dumps({key: value for key, value in found.meta.items() if key != "created"}))
+    one, other = ({key: value for key, value in found.meta.items() if key != "created"} for found in (a, b))
+    assert one == other
 
 
 # ---------------------------------------------------------------- the numbers
@@ -109,7 +104,10 @@ def test_the_tables_agree_with_naive_ones(arch: str) -> None:
     found = compare({"net": network}, (x, y), layers=layers, seed=3, batch_size=18, **QUICK)
     x_adv = PGD(steps=2)(network, x, y, torch.Generator().manual_seed(3))
     for layer in layers:
-        naive = {"natural": naive_activations(network, layer, x), "adversarial": naive_activations(network, layer, x_adv)}
+        naive = {
+            "natural": naive_activations(network, layer, x),
+            "adversarial": naive_activations(network, layer, x_adv),
+        }
         weights = [1.0] * len(y)
         stats = {
             data: reference.channel_statistics(values, y.tolist(), weights, networks.CLASSES)
@@ -289,10 +287,8 @@ def test_networks_that_switch_themselves_to_train_mode_are_refused_or_held(kind:
         with mistake("train mode"):
             compare({"net": model}, images(), **QUICK)
     else:
-        try:
+        with refusal_allowed("train mode"):
             compare({"net": model}, images(), **QUICK)
-        except ValueError as error:
-            assert "train mode" in str(error)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -375,10 +371,8 @@ def test_a_checkpoint_with_records_of_another_kind_compares(settings: Any, tmp_p
     for key in ("settings", "history", "metrics", "versions"):
         changed = {**known.meta, key: settings}
         Checkpoint(**{**vars(known), "meta": changed}).save(tmp_path / "net.pt")
-        try:
+        with refusal_allowed():
             compare([tmp_path / "net.pt"], digits(), **QUICK)
-        except comparison_module.UserError as error:
-            assert "\n" not in str(error)
 
 
 # ---------------------------------------------------------------- the same again
@@ -436,9 +430,7 @@ class Noise:
 
     eps = 0.1
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         noise = 2 * torch.rand(x.shape, generator=generator) - 1
         return (x + self.eps * noise).clamp(0, 1)
 
@@ -495,7 +487,12 @@ MISTAKES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "two files of one name": (["a/net.pt", "b/net.pt"], images(), {}, "label"),
     "a missing file": (["net.pt"], images(), {}, "net.pt"),
     "other classes": (NET, images(classes=4), {}, "classes"),
-    "classes of other names": ({"net": trained("at")}, Dataset("mine", ("a", "b", "c", "d"), digits().test), {}, "0, 1"),
+    "classes of other names": (
+        {"net": trained("at")},
+        Dataset("mine", ("a", "b", "c", "d"), digits().test),
+        {},
+        "0, 1",
+    ),
     "a wrong layer": (NET, images(), {"layers": ["conv"]}, "Did you mean"),
     "a wrong layer by label": (NET, images(), {"layers": {"net": ["relu3"]}}, "Did you mean"),
     "layers of a model that is not there": (NET, images(), {"layers": {"nets": ["conv1"]}}, "nets"),
@@ -570,11 +567,11 @@ def weird() -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Comparison, Path]]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     """Draw one comparison in earnest."""
     torch.manual_seed(0)
     found = weird()
-    yield found, found.save(tmp_path_factory.mktemp("saved") / "out", progress=False)
+    return found, found.save(tmp_path_factory.mktemp("saved") / "out", progress=False)
 
 
 def test_a_comparison_comes_back_as_it_was(saved: tuple[Comparison, Path]) -> None:
@@ -623,16 +620,6 @@ def test_a_class_without_images_is_nan_and_counts_0(saved: tuple[Comparison, Pat
         assert not found.activations[found.activations["class"] == name].isna().any().any()
     overall = found.alignment[(found.alignment["class"] == "all") & (found.alignment["measure"] == "cosine")]
     assert not overall["value"].isna().any()
-
-
-def test_the_same_comparison_gives_the_same_bytes(saved: tuple[Comparison, Path], tmp_path: Path) -> None:
-    found, folder = saved
-    again = Comparison.load(folder)
-    again.draw(tmp_path, progress=False)
-    one = {name: value for name, value in contents(folder).items() if name.startswith(("figures", "report"))}
-    assert contents(tmp_path) == one
-    for name in FRAMES:
-        assert getattr(again, name).to_csv(index=False) == (folder / f"{name}.csv").read_bytes().decode()
 
 
 def test_the_tables_are_the_same_bytes_for_the_same_input(undrawn: None, tmp_path: Path) -> None:
@@ -710,9 +697,10 @@ def test_a_failure_while_saving_leaves_the_earlier_comparison(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    with monkeypatch.context() as patched, pytest.raises((comparison_module.UserError, KeyboardInterrupt)):
+    with monkeypatch.context() as patched:
         patched.setattr(*FAILURES[step], fail)
-        later.save(tmp_path / "out", progress=False)
+        with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
+            later.save(tmp_path / "out", progress=False)
     assert contents(tmp_path) == before
 
 

@@ -1,4 +1,4 @@
-"""Converters: files as the CIFS and CAS releases write them, made of our own networks' tensors, give the same answers."""
+"""Converters: files as the CIFS and CAS releases write them, made of our own tensors, give the same answers."""
 
 import os
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from typing import Any
 import networks
 import pytest
 import torch
-from runs import contents, mistake, same_state
 from torch import Tensor
 
 from channelscope.checkpoints import Checkpoint, Gate, build, load
 from channelscope.converters import CONVERTERS, from_cifs_release
 from channelscope.models import Architecture
 from channelscope.selection import Selective
+from runs import contents, mistake, same_state
 
 CLASSES = 7
 
@@ -150,7 +150,7 @@ def test_gates_on_a_deeper_network(tmp_path: Path) -> None:
 def test_the_method_can_be_told(tmp_path: Path) -> None:
     torch.save(as_release(network("plain"), "plain"), tmp_path / "theirs.pt")
     assert from_cifs_release(tmp_path / "theirs.pt", method="at").method == "at"
-    assert CONVERTERS == {"cifs-release": from_cifs_release}
+    assert {"cifs-release": from_cifs_release} == CONVERTERS
 
 
 def test_the_release_file_stays_as_it_is(tmp_path: Path) -> None:

@@ -9,7 +9,19 @@ import pytest
 
 import channelscope
 
-HEAVY = {"torch", "numpy", "pandas", "matplotlib", "scipy", "seaborn", "sklearn", "torchvision", "captum", "PIL", "tqdm"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "scipy",
+    "seaborn",
+    "sklearn",
+    "torchvision",
+    "captum",
+    "PIL",
+    "tqdm",
+}
 
 
 def loaded(code: str) -> set[str]:
@@ -23,7 +35,9 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not loaded("import channelscope; channelscope.__version__; dir(channelscope)") & HEAVY
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["compare", "--help"], ["train", "--method", "none"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["compare", "--help"], ["train", "--method", "none"]], ids=" ".join
+)
 def test_asking_for_help_loads_nothing_heavy(words: list[str]) -> None:
     code = f"from channelscope.cli import main\ntry:\n    main({words!r})\nexcept SystemExit:\n    pass"
     assert not loaded(code) & HEAVY
@@ -38,9 +52,8 @@ def test_every_public_name_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("code", [
-    "import channelscope.capture, channelscope as cs; cs.capture.__call__",
-    "from channelscope import capture; import channelscope.capture as m; assert capture is m.capture or capture is m",
-    "import channelscope as cs; cs.load; import channelscope.checkpoints; assert callable(cs.load)",
+    "import channelscope.capture, channelscope as cs; assert callable(cs.capture)",
+    "from channelscope import capture; from channelscope.capture import capture as same; assert capture is same",
 ])  # fmt: skip
 def test_names_are_functions_whatever_was_imported_before(code: str) -> None:
     loaded(code)

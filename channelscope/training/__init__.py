@@ -98,7 +98,7 @@ def _run(job: Job, state: State, progress: bool) -> None:
     job.partial.unlink()
 
 
-def _train_epoch(job: Job, state: State, epoch: int, bar: "tqdm[Any]") -> dict[str, float]:
+def _train_epoch(job: Job, state: State, epoch: int, bar: Any) -> dict[str, float]:
     """Make one pass over the training part; give its mean loss and accuracy on the images trained on."""
     lr, generator = job.recipe.lr_at(epoch), job.generator(epoch)
     for group in state.optimizer.param_groups:

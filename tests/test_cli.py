@@ -1,0 +1,713 @@
+"""The command line: from training to figures, exit statuses, and every kind of bad input answered in one line."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import pandas as pd
+import pytest
+import test_converters as releases
+import torch
+from PIL import Image
+
+from channelscope import cli
+from channelscope.attacks import PGD
+from channelscope.checkpoints import Checkpoint, load_tensors
+from channelscope.comparison import Comparison, compare
+from channelscope.data import Dataset
+from runs import METHODS, contents, digits, trained, write_npz
+
+COMMANDS = ("train", "compare", "figures", "demo", "convert", "layers")
+TINY = ["--arch", "resnet10", "--width", "2", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "-q"]
+
+
+def main(*words: str | Path) -> int:
+    """Run the command line in this process; give its exit status."""
+    try:
+        return cli.main([str(word) for word in words])
+    except SystemExit as stop:  # argparse's
+        return int(stop.code or 0)
+
+
+def shell(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "channelscope", *map(str, words)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+
+
+# ---------------------------------------------------------------- from end to end
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a network by each method, from the command line."""
+    folder = tmp_path_factory.mktemp("work")
+    data = write_npz(folder)
+    for method in METHODS:
+        assert main("train", "--method", method, "--data", data, "--out", folder / f"{method}.pt", *TINY) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(work: Path) -> Path:
+    """Compare two of them, and draw the figures."""
+    out = work / "comparison"
+    models = ["--models", work / "standard.pt", work / "cifs.pt", "--labels", "nat", "CIFS"]
+    settings = ["--attack", "pgd-2", "--replicates", "10", "--device", "cpu", "-q"]
+    assert main("compare", *models, "--out", out, *settings) == 0
+    return out
+
+
+def test_training_leaves_a_checkpoint_and_its_log(work: Path) -> None:
+    for method in METHODS:
+        found = Checkpoint.read(work / f"{method}.pt")
+        assert found.method == method
+        assert found.meta["settings"]["data"]["name"] == f"npz:{work / 'digits.npz'}"
+        assert len(pd.read_csv(work / f"{method}.pt.csv")) == 1
+    assert not list(work.glob("*.partial"))
+    assert not [path for path in work.iterdir() if path.name.startswith(".")]
+
+
+def test_training_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_npz(tmp_path)
+    assert main("train", "--method", "at", "--data", data, "--out", tmp_path / "net.pt", *TINY) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.startswith(f"{tmp_path / 'net.pt'}: best epoch 1")
+    assert f"{tmp_path / 'net.pt'}.csv" in said.out
+    before = contents(tmp_path)
+    assert main("train", "--method", "at", "--data", data, "--out", tmp_path / "net.pt", "--resume", *TINY) == 0
+    assert contents(tmp_path) == before
+
+
+def test_the_checkpoint_is_named_after_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_npz(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main("train", "--method", "standard", "--data", data, *TINY) == 0
+    assert sorted(contents(tmp_path)) == ["digits.npz", "standard.pt", "standard.pt.csv"]
+
+
+def test_settings_reach_the_recipe(tmp_path: Path) -> None:
+    data = write_npz(tmp_path)
+    words = ["--lr", "0.02", "--eps", "4/255", "--seed", "7"]
+    assert main("train", "--method", "at", "--data", data, "--out", tmp_path / "net.pt", *words, *TINY) == 0
+    settings = Checkpoint.read(tmp_path / "net.pt").meta["settings"]
+    known = {name: settings["recipe"][name] for name in ("lr", "eps", "attack_step", "width", "epochs", "batch_size")}
+    expected = {"lr": 0.02, "eps": 4 / 255, "attack_step": 1 / 255, "width": 2, "epochs": 1, "batch_size": 16}
+    assert known == pytest.approx(expected)
+    assert settings["seed"] == 7
+
+
+def test_comparing_writes_a_folder(compared: Path) -> None:
+    found = Comparison.load(compared)
+    assert list(found.meta["models"]) == ["nat", "CIFS"]
+    assert found.meta["eps"] == pytest.approx(8 / 255)
+    assert "channelscope" in found.meta["command"]
+    assert (compared / "report.html").stat().st_size > 10_000
+    assert list((compared / "figures").glob("*.pdf"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take long: leave them out."""
+    monkeypatch.setattr(Comparison, "draw", lambda *_, **__: None)
+
+
+def test_comparing_prints_a_table_and_verdicts(
+    work: Path, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [work / f"{method}.pt" for method in METHODS]
+    settings = ["--attack", "fgsm", "--replicates", "10", "--eps", "0.1", "--images", "8", "-q", "--layers", "layer4"]
+    assert main("compare", "--models", *models, "--out", tmp_path / "out", *settings) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    for words in (*METHODS, "worst case", "fgsm, eps 0.1, 8 test images", "C1 ", "C2 ", "C3 ", "C4 ", "report.html"):
+        assert words in said.out
+    assert Comparison.load(tmp_path / "out").meta["data"]["images"] == 8
+
+
+def test_comparing_prints_json(work: Path, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--out", tmp_path / "out", "--attack", "pgd-2", "--replicates", "10", "--json", "-q"]
+    assert main("compare", "--models", work / "at.pt", work / "cas.pt", *words) == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert said["out"] == str(tmp_path / "out")
+    assert {row["model"] for row in said["robustness"]} == {"at", "cas"}
+    assert {row["claim"] for row in said["verdicts"]} == {"C1", "C2", "C3", "C4"}
+
+
+def test_figures_are_drawn_again_from_the_tables_the_same_to_the_byte(compared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(compared, tmp_path / "copy")
+    shutil.rmtree(folder / "figures")
+    (folder / "report.html").unlink()
+    assert main("figures", folder, "-q") == 0
+    assert contents(folder) == contents(compared)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_are_listed(method: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("layers", work / f"{method}.pt") == 0
+    said = capsys.readouterr().out
+    names = [line.split()[0] for line in said.splitlines()]
+    assert names[0] == "layer"
+    assert "layer4.0.conv1" in names
+    assert ("layer4.0.gated" in names) == (method in ("cifs", "cas"))
+    assert said.count("<- penultimate") == 1
+
+
+def test_every_listed_layer_can_be_compared(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("layers", work / "cifs.pt") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    data = Dataset("digits", ("0", "1"), digits(2).test)
+    found = compare({"net": Checkpoint.read(work / "cifs.pt").build()}, data, layers=names, attack=PGD(steps=1),
+                    replicates=2, progress=False)  # fmt: skip
+    assert list(found.activations["layer"].unique()) == names
+
+
+def test_a_release_file_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = releases.network("CIFS")
+    torch.save({"state_dict": releases.as_release(ours, "CIFS")}, tmp_path / "theirs.pt")
+    assert main("convert", "--from", "cifs-release", tmp_path / "theirs.pt", tmp_path / "ours.pt") == 0
+    assert "resnet18, width 2, 7 classes, gates at: layer4.0, layer4.1" in capsys.readouterr().out
+    releases.agree(ours, Checkpoint.read(tmp_path / "ours.pt").build())
+    assert main("layers", tmp_path / "ours.pt") == 0
+
+
+def test_the_demo_trains_and_compares(undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a few digits: the whole would take a minute."""
+    monkeypatch.setattr("channelscope.data.load", lambda name: digits(2))
+    small = {"arch": "resnet10", "width": 2, "epochs": 1, "attack_steps": 1}
+    train, measured = cli_module("training").train, cli_module("comparison").compare
+    monkeypatch.setattr("channelscope.training.train", lambda *args, **kwargs: train(*args, **kwargs, **small))
+    quick = {"attack": "pgd-2", "replicates": 5}
+    monkeypatch.setattr("channelscope.comparison.compare", lambda *args, **kwargs: measured(*args, **kwargs, **quick))
+    assert main("demo", "--out", tmp_path / "demo", "-q") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "demo").glob("*.pt")}
+    assert sorted(path.stem for path in before) == ["at", "cifs", "standard"]
+    assert Comparison.load(tmp_path / "demo" / "comparison").meta["data"]["name"] == "digits"
+    assert main("demo", "--out", tmp_path / "demo", "-q") == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "demo").glob("*.pt")} == before
+
+
+def cli_module(name: str) -> Any:
+    from importlib import import_module
+
+    return import_module(f"channelscope.{name}")
+
+
+# ---------------------------------------------------------------- help, statuses, signals
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command, "--help") == 0
+    said = capsys.readouterr().out
+    assert "example" in said
+    assert f"channelscope {command}" in said
+    assert max(map(len, said.splitlines())) <= 130
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("--help") == 0
+    said = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"\n    {command} " in said
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("--version") == 0
+    assert capsys.readouterr().out.startswith("channelscope 0.")
+
+
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
+    assert shell("--help").returncode == 0
+    done = shell("layers", tmp_path / "none.pt")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_broken_pipe_is_no_error(work: Path) -> None:
+    command = f"set -o pipefail; '{sys.executable}' -m channelscope layers '{work / 'cifs.pt'}' | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_ends_with_130_and_tells_how_to_go_on(tmp_path: Path) -> None:
+    data, out = write_npz(tmp_path), tmp_path / "net.pt"
+    words = [
+        "--method",
+        "at",
+        "--data",
+        data,
+        "--out",
+        str(out),
+        "--arch",
+        "resnet10",
+        "--width",
+        "2",
+        "--epochs",
+        "9999",
+    ]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told us to ignore it
+    try:
+        command = [sys.executable, "-m", "channelscope", "train", *words, "--device", "cpu"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            seen = b""
+            while b"%|" not in seen:
+                seen += process.stderr.read(1) or pytest.fail(f"the run ended early: {seen!r}")
+            process.send_signal(signal.SIGINT)
+            said = (seen + process.communicate()[1]).decode()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "--resume" in said.splitlines()[-1]
+    assert "net.pt.partial" in said.splitlines()[-1]
+
+
+def test_a_fault_of_ours_is_told_as_such(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Any) -> None:
+        raise KeyError("x\ny")
+
+    monkeypatch.setattr(cli, "_layers", fail)
+    assert main("layers", work / "at.pt") == 1
+    assert "please report it" in capsys.readouterr().err
+    monkeypatch.setenv("CHANNELSCOPE_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        main("layers", work / "at.pt")
+
+
+def test_too_little_memory_is_told(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "_layers", fail)
+    assert main("layers", work / "at.pt") == 2
+    assert "memory" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- bad input
+
+Case = Callable[[Path], list[Any]]
+BAD: dict[str, Case] = {}
+
+
+def bad(name: str) -> Callable[[Case], Case]:
+    def keep(case: Case) -> Case:
+        BAD[name] = case
+        return case
+
+    return keep
+
+
+def words_of(name: str, *words: str) -> None:
+    """List bad words that need no files but those in every folder."""
+    BAD[name] = lambda _: [*words]
+
+
+def training(*words: Any, method: str = "standard") -> list[Any]:
+    return ["train", "--method", method, "--out", "out.pt", *TINY, *words]
+
+
+def comparing(*words: Any) -> list[Any]:
+    return ["compare", "--attack", "pgd-1", "--replicates", "5", "--device", "cpu", "-q", "--out", "out", *words]
+
+
+NPZ = ("--data", "npz:digits.npz")
+NET = ("--models", "net.pt")
+
+words_of("no command")
+words_of("an unknown command", "teach")
+words_of("an unknown option", *training("--speed", "3"))
+words_of("no method", "train", "-q")
+words_of("an unknown method", "train", "--method", "pgd", "-q")
+words_of("an unknown architecture", *training(*NPZ, "--arch", "resnet19"))
+words_of("a WideResNet of no whole number of blocks", *training(*NPZ, "--arch", "wrn-27-1"))
+words_of("an unknown data set", *training("--data", "digit"))
+words_of("an empty data name", *training("--data", ""))
+words_of("an unknown attack", *comparing(*NET, "--attack", "carlini"))
+words_of("an attack without steps", *comparing(*NET, "--attack", "pgd-0"))
+words_of("an unknown layer", *comparing(*NET, "--layers", "layer5"))
+words_of("an unknown device to train", *training(*NPZ, "--device", "gpu"))
+words_of("an unknown device to compare", *comparing(*NET, "--device", "gpu"))
+words_of("a device that is not there", *comparing(*NET, "--device", "cuda:77"))
+words_of("a device without memory", *comparing(*NET, "--device", "meta"))
+words_of("eps in pixels", *comparing(*NET, "--eps", "8"))
+words_of("eps that is no number", *comparing(*NET, "--eps", "nan"))
+words_of("a negative eps", *comparing(*NET, "--eps", "-1"))
+words_of("eps in words", *comparing(*NET, "--eps", "abc"))
+words_of("eps over zero", *comparing(*NET, "--eps", "8/0"))
+words_of("eps in pixels to train", *training(*NPZ, "--eps", "8"))
+words_of("an infinite eps to train", *training(*NPZ, "--eps", "inf"))
+words_of("no epochs", *training(*NPZ, "--epochs", "0"))
+words_of("half an epoch", *training(*NPZ, "--epochs", "0.5"))
+words_of("a batch of one image", *training(*NPZ, "--batch-size", "1"))
+words_of("a negative seed", *training(*NPZ, "--seed", "-1"))
+words_of("a seed in words", *comparing(*NET, "--seed", "lucky"))
+words_of("no images", *comparing(*NET, "--images", "0"))
+words_of("too many images", *comparing(*NET, "--images", "11"))
+words_of("no replicates", *comparing(*NET, "--replicates", "0"))
+words_of("no images per batch", *comparing(*NET, "--batch-size", "0"))
+words_of("a width too large", *training(*NPZ, "--width", "2000"))
+words_of("a width of nothing", *training(*NPZ, "--width", "0"))
+words_of("a learning rate that is no number", *training(*NPZ, "--lr", "nan"))
+words_of("a negative learning rate", *training(*NPZ, "--lr", "-0.1"))
+words_of("a learning rate of 0", *training(*NPZ, "--lr", "0"))
+words_of("a learning rate in words", *training(*NPZ, "--lr", "fast"))
+words_of("a learning rate beyond numbers", *training(*NPZ, "--lr", "1e300"))
+words_of("an image size of 0", *training(*NPZ, "--image-size", "0"))
+words_of("images too small for the crop", *training(*NPZ, "--image-size", "4"))
+words_of("fewer labels than models", *comparing("--models", "net.pt", "again.pt", "--labels", "a"))
+words_of("more labels than models", *comparing(*NET, "--labels", "a", "b"))
+words_of("labels twice", *comparing("--models", "net.pt", "again.pt", "--labels", "a", "a"))
+words_of("the same model twice", *comparing("--models", "net.pt", "net.pt"))
+words_of("no models", *comparing())
+words_of("no value for models", *comparing("--models"))
+words_of("a missing model", *comparing("--models", "none.pt"))
+words_of("a folder for a model", *comparing("--models", "mine"))
+words_of("a text for a model", *comparing("--models", "notes.txt"))
+words_of("layers of a missing model", "layers", "none.pt")
+words_of("layers of a folder", "layers", "mine")
+words_of("layers of a text", "layers", "notes.txt")
+words_of("out is a file, to compare", *comparing(*NET, "--out", "notes.txt"))
+words_of("out is below a file, to compare", *comparing(*NET, "--out", "notes.txt/out"))
+words_of("out is a folder of something else", *comparing(*NET, "--out", "mine"))
+words_of("out is below a file, to train", *training(*NPZ, "--out", "notes.txt/net.pt"))
+words_of("out exists, to train", *training(*NPZ, "--out", "net.pt"))
+words_of("out is a folder, to train", *training(*NPZ, "--out", "mine"))
+words_of("out has too long a name", *training(*NPZ, "--out", "x" * 300))
+words_of("figures of a missing folder", "figures", "none", "-q")
+words_of("figures of a foreign folder", "figures", "mine", "-q")
+words_of("figures of a file", "figures", "notes.txt", "-q")
+words_of("a missing npz file", *training("--data", "npz:none.npz"))
+words_of("npz without a file", *training("--data", "npz:"))
+words_of("the npz file's bare name", *training("--data", "digits.npz"))
+words_of("a missing image folder", *training("--data", "imagefolder:none"))
+words_of("an image folder without images", *training("--data", "imagefolder:mine"))
+words_of("a folder's bare name", *training("--data", "mine"))
+words_of("CIFAR-10 that is not there", *training("--data", "cifar10"))
+words_of("SVHN that is not there", *training("--data", "svhn"))
+words_of("MNIST that is not there", *comparing(*NET, "--data", "mnist"))
+words_of("data of other classes", *comparing(*NET, "--data", "digits"))
+words_of("a missing file to convert", "convert", "--from", "cifs-release", "none.pt", "out.pt")
+words_of("a file of an unknown program to convert", "convert", "--from", "keras", "net.pt", "out.pt")
+words_of("our own file to convert", "convert", "--from", "cifs-release", "net.pt", "out.pt")
+words_of("a text to convert", "convert", "--from", "cifs-release", "notes.txt", "out.pt")
+words_of("converting over a file", "convert", "--from", "cifs-release", "theirs.pt", "net.pt")
+words_of("converting to below a file", "convert", "--from", "cifs-release", "theirs.pt", "notes.txt/out.pt")
+words_of("the demo in a file", "demo", "--out", "notes.txt", "-q")
+
+
+@bad("a damaged model")
+def _(folder: Path) -> list[Any]:
+    (folder / "half.pt").write_bytes((folder / "net.pt").read_bytes()[:5000])
+    return comparing("--models", "half.pt")
+
+
+@bad("an empty model")
+def _(folder: Path) -> list[Any]:
+    (folder / "empty.pt").write_bytes(b"")
+    return ["layers", "empty.pt"]
+
+
+@bad("a hostile model")
+def _(folder: Path) -> list[Any]:
+    torch.save(releases.Hostile(folder / "harm"), folder / "hostile.pt")
+    return comparing("--models", "hostile.pt")
+
+
+@bad("a hostile model to convert")
+def _(folder: Path) -> list[Any]:
+    torch.save({"state_dict": releases.Hostile(folder / "harm")}, folder / "hostile.pt")
+    return ["convert", "--from", "cifs-release", "hostile.pt", "out.pt"]
+
+
+@bad("a foreign model")
+def _(folder: Path) -> list[Any]:
+    torch.save(networks.plain().state_dict(), folder / "foreign.pt")
+    return comparing("--models", "foreign.pt")
+
+
+@bad("a foreign model to convert")
+def _(folder: Path) -> list[Any]:
+    torch.save(networks.plain().state_dict(), folder / "foreign.pt")
+    return ["convert", "--from", "cifs-release", "foreign.pt", "out.pt"]
+
+
+@bad("models of other classes")
+def _(folder: Path) -> list[Any]:
+    shutil.copy(trained("standard", 3), folder / "three.pt")
+    return comparing("--models", "net.pt", "three.pt", *NPZ)
+
+
+@bad("models of other data, and none named")
+def _(folder: Path) -> list[Any]:
+    shutil.copy(trained("standard", 3), folder / "three.pt")
+    return comparing("--models", "net.pt", "three.pt")
+
+
+@bad("a model that does not tell its data")
+def _(folder: Path) -> list[Any]:
+    torch.save(releases.as_release(releases.network("plain"), "plain"), folder / "theirs.pt")
+    assert main("convert", "--from", "cifs-release", folder / "theirs.pt", folder / "ours.pt") == 0
+    return comparing("--models", "ours.pt")
+
+
+@bad("a grey model on colour images")
+def _(folder: Path) -> list[Any]:
+    x = np.zeros((4, 8, 8, 3), np.uint8)
+    np.savez(folder / "colour.npz", test_images=x, test_labels=np.array([0, 1, 0, 1]))
+    return comparing(*NET, "--data", "npz:colour.npz")
+
+
+@bad("a recorded run of other settings")
+def _(folder: Path) -> list[Any]:
+    state = load_tensors(folder / "net.pt")
+    torch.save({"settings": state["meta"]["settings"]}, folder / "out.pt.partial")
+    return training(*NPZ, "--resume", "--lr", "0.03")
+
+
+@bad("a damaged state to resume from")
+def _(folder: Path) -> list[Any]:
+    (folder / "out.pt.partial").write_bytes(b"half")
+    return training(*NPZ, "--resume")
+
+
+@bad("a foreign state to resume from")
+def _(folder: Path) -> list[Any]:
+    torch.save([1, 2], folder / "out.pt.partial")
+    return training(*NPZ, "--resume")
+
+
+@bad("a complete run of other settings")
+def _(folder: Path) -> list[Any]:
+    return training(*NPZ, "--resume", "--out", "net.pt", "--seed", "3")
+
+
+@bad("a state of an interrupted run, and no --resume")
+def _(folder: Path) -> list[Any]:
+    (folder / "out.pt.partial").write_bytes(b"state")
+    return training(*NPZ)
+
+
+def npz(name: str, **changes: Any) -> None:
+    """A training run on an .npz file with some of its arrays changed, None for one left out."""
+
+    def case(folder: Path) -> list[Any]:
+        write_npz(folder, **changes)
+        return training(*NPZ)
+
+    BAD[name] = case
+
+
+def pixels(value: float) -> np.ndarray[Any, Any]:
+    x = np.zeros((24, 8, 8), np.float32)
+    x[3, 2, 1] = value
+    return x
+
+
+npz("an npz file without test images", test_images=None)
+npz("an npz file without labels", train_labels=None)
+npz("an npz file without a training part", train_images=None, train_labels=None)
+npz("an npz file with a pickled object", train_images=np.array([{}] * 24, dtype=object))
+npz("an npz file with NaN", train_images=pixels(float("nan")))
+npz("an npz file with pixels out of range", train_images=pixels(255.0))
+npz("an npz file with labels too few", train_labels=np.zeros(23, np.int64))
+npz("an npz file with negative labels", train_labels=np.arange(24) % 2 - 1)
+npz("an npz file with labels in words", train_labels=np.array(["a"] * 24))
+npz("an npz file with labels of no class", train_labels=np.arange(24) % 3, classes=np.array(["a", "b"]))
+npz("an npz file with four colours", train_images=np.zeros((24, 8, 8, 4), np.uint8))
+npz("an npz file with a class without training images", train_labels=np.zeros(24, np.int64))
+npz("an npz file with classes of one name", classes=np.array(["a", "a"]))
+npz("an npz file with whole numbers for pixels", train_images=np.zeros((24, 8, 8), np.int32))
+
+
+@bad("a damaged npz file")
+def _(folder: Path) -> list[Any]:
+    whole = (folder / "digits.npz").read_bytes()
+    (folder / "digits.npz").write_bytes(whole[:1000] + bytes(200) + whole[1200:])
+    return training(*NPZ)
+
+
+@bad("an npz file cut short")
+def _(folder: Path) -> list[Any]:
+    (folder / "digits.npz").write_bytes((folder / "digits.npz").read_bytes()[:2000])
+    return training(*NPZ)
+
+
+@bad("a zip of something else for an npz file")
+def _(folder: Path) -> list[Any]:
+    with zipfile.ZipFile(folder / "digits.npz", "w") as file:
+        file.writestr("notes.txt", "mine")
+    return training(*NPZ)
+
+
+def image_folder(folder: Path, sizes: tuple[int, ...] = (8,) * 6) -> Path:
+    """Write a folder of pictures, train and test, two classes."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / "pictures" / part / name).mkdir(parents=True)
+            for index, size in enumerate(sizes):
+                Image.new("RGB", (size, size), (index * 20, 0, 0)).save(
+                    folder / "pictures" / part / name / f"{index}.png"
+                )
+    return folder / "pictures"
+
+
+PICTURES = ("--data", "imagefolder:pictures")
+
+
+@bad("a damaged image")
+def _(folder: Path) -> list[Any]:
+    file = image_folder(folder) / "train" / "cat" / "3.png"
+    file.write_bytes(file.read_bytes()[:40])
+    return training(*PICTURES)
+
+
+@bad("a text for an image")
+def _(folder: Path) -> list[Any]:
+    (image_folder(folder) / "test" / "dog" / "9.jpg").write_text("mine")
+    return training(*PICTURES)
+
+
+@bad("images of different sizes")
+def _(folder: Path) -> list[Any]:
+    image_folder(folder, (8, 8, 9))
+    return training(*PICTURES)
+
+
+@bad("a class that the training images lack")
+def _(folder: Path) -> list[Any]:
+    root = image_folder(folder)
+    shutil.copytree(root / "test" / "dog", root / "test" / "wolf")
+    return training(*PICTURES)
+
+
+@bad("a class without training images")
+def _(folder: Path) -> list[Any]:
+    root = image_folder(folder)
+    shutil.rmtree(root / "train" / "cat")
+    (root / "train" / "cat").mkdir()
+    return training(*PICTURES)
+
+
+@bad("no training images at all")
+def _(folder: Path) -> list[Any]:
+    shutil.rmtree(image_folder(folder) / "train")
+    return training(*PICTURES)
+
+
+@bad("classes of other names than the model's")
+def _(folder: Path) -> list[Any]:
+    image_folder(folder)
+    return comparing(*NET, *PICTURES)
+
+
+@bad("downloaded files that are damaged")
+def _(folder: Path) -> list[Any]:
+    (folder / "data" / "cifar-10-batches-py").mkdir(parents=True)
+    (folder / "data" / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"half")
+    return training("--data", "cifar10")
+
+
+def recorded(name: str, spoil: Callable[[Path], Any]) -> None:
+    """Figures of a recorded comparison that is spoilt."""
+
+    def case(folder: Path) -> list[Any]:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Comparison, "draw", lambda *_, **__: None)
+            models, data = {"net": networks.resnet(classes=2)}, Dataset("mine", ("a", "b"), digits(2).test)
+            found = compare(models, data, attack="pgd-1", replicates=5, progress=False)
+            found.save(folder / "recorded", progress=False)
+        spoil(folder / "recorded")
+        return ["figures", "recorded", "-q"]
+
+    BAD[name] = case
+
+
+def meta(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        known = json.loads((folder / "meta.json").read_text())
+        change(known)
+        (folder / "meta.json").write_text(json.dumps(known))
+
+    return spoil
+
+
+def table(name: str, change: Callable[[pd.DataFrame], Any]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        change(pd.read_csv(folder / f"{name}.csv")).to_csv(folder / f"{name}.csv", index=False)
+
+    return spoil
+
+
+recorded("a recorded comparison without a table", lambda folder: (folder / "activations.csv").unlink())
+recorded("a recorded comparison with bytes for a table", lambda folder: (folder / "alignment.csv").write_bytes(b"\xff"))
+recorded("a recorded comparison with an empty table", lambda folder: (folder / "verdicts.csv").write_text(""))
+recorded("a recorded comparison with bad JSON", lambda folder: (folder / "meta.json").write_text("{"))
+recorded("a recorded comparison with foreign JSON", lambda folder: (folder / "meta.json").write_text("{}"))
+recorded("a recorded comparison with damaged arrays", lambda folder: (folder / "arrays.npz").write_bytes(b"x"))
+recorded("a recorded comparison without a level", meta(lambda known: known.pop("level")))
+recorded("a recorded comparison without replicates", meta(lambda known: known.pop("replicates")))
+recorded("a recorded comparison of no models", meta(lambda known: known.update(models={})))
+recorded("a recorded comparison of other models", meta(lambda known: known.update(models={"other": {}})))
+recorded("a recorded comparison with a number for models", meta(lambda known: known.update(models=3)))
+recorded("a recorded comparison of other classes", meta(lambda known: known["data"].update(classes=["x", "y"])))
+recorded("a recorded comparison without classes", meta(lambda known: known["data"].pop("classes")))
+recorded("a recorded comparison with words for eps", meta(lambda known: known.update(eps="large")))
+recorded("a recorded comparison without activations", table("activations", lambda rows: rows[:0]))
+recorded("a recorded comparison without alignment", table("alignment", lambda rows: rows[:0]))
+recorded("a recorded comparison without robustness", table("robustness", lambda rows: rows[:0]))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_answered_in_one_line(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 2, one line on stderr, no traceback, and the folder as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network was asked"))
+    shutil.copy(trained("standard", 2), "net.pt")
+    shutil.copy(trained("at", 2), "again.pt")
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").write_text("mine")
+    Path("notes.txt").write_text("mine")
+    write_npz(tmp_path)
+    words = BAD[case](tmp_path)
+    before = contents(tmp_path)
+    capsys.readouterr()
+    status = main(*words)
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert (status, len(said.err.splitlines())) == (2, 1), said.err
+    assert said.err.startswith("channelscope")
+    assert said.out == ""
+    assert contents(tmp_path) == before
+
+
+def test_there_are_many_kinds_of_bad_input() -> None:
+    assert len(BAD) >= 40
+
+
+def test_class_folders_of_other_sizes_pass_with_an_image_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way out that the message names works."""
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path, (8, 8, 9, 12, 8, 10))
+    assert main(*training(*PICTURES, "--image-size", "8")) == 0
+    assert Checkpoint.read("out.pt").class_names == ("cat", "dog")
