@@ -7,6 +7,8 @@ ever run as code.
 import dataclasses
 import io
 import platform
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,8 @@ from channelscope.models import Architecture
 from channelscope.selection import FeatureSelector, Imgf, LinearProbe, Selective, TwoLayerProbe
 
 FORMAT = 1
+METHOD_NAMES = ("standard", "at", "cifs", "cas")
+LOG = ("epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best")  # columns of a training log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,37 +115,67 @@ class Checkpoint:
                 f"{path} is not a channelscope checkpoint: train one with 'channelscope train', "
                 "or convert it with 'channelscope convert'."
             )
-        if content.pop("channelscope") != FORMAT:
+        if repr(content.pop("channelscope")) != repr(FORMAT):
             raise UserError(f"{path} was written by another version of channelscope: train or convert it again.")
         try:
-            checkpoint = cls._parse(content)
-            with torch.device("meta"):
+            with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+                checkpoint = cls._parse(content)
                 build(checkpoint.architecture, checkpoint.gates).load_state_dict(dict(checkpoint.state), assign=True)
         except Exception as error:
             reason = str(error).splitlines()[0] if isinstance(error, UserError) else "its parts do not fit together"
             raise UserError(f"{path} is damaged ({reason}): get it again or train it again.") from error
-        if not all(bool(tensor.isfinite().all()) for tensor in checkpoint.state.values()):
+        if not is_finite(checkpoint.state):
             raise UserError(f"{path} holds weights that are not finite numbers: train the network again.")
         return checkpoint
 
     @classmethod
     def _parse(cls, content: dict[str, Any]) -> Self:
         """Make a checkpoint of what a file holds; raises anything where it does not fit."""
-        architecture = content["architecture"]
-        values = content | {
-            "architecture": Architecture(
-                **architecture | {key: tuple(map(float, architecture[key])) for key in ("mean", "std")}
-            ),
-            "gates": tuple(Gate(**gate) for gate in content["gates"]),
-            "image": tuple(int(size) for size in content["image"]),
-        }
-        if content["class_names"] is not None:
-            values["class_names"] = tuple(str(name) for name in content["class_names"])
-        checkpoint = cls(**values)
-        names, classes = checkpoint.class_names, checkpoint.architecture.classes
-        if len(checkpoint.image) != 3 or not isinstance(checkpoint.meta, dict) or (names and len(names) != classes):
+        described = content["architecture"]
+        statistics = {key: tuple(map(float, described[key])) for key in ("mean", "std")}
+        architecture = Architecture(**described | statistics)
+        gates = tuple(Gate(**gate) for gate in content["gates"])
+        image, names, meta = tuple(content["image"]), content["class_names"], content["meta"]
+        fits = (
+            all(type(gate.k) is int and gate.k <= architecture.classes for gate in gates)
+            and all(gate.probe in ("linear", "two-layer") for gate in gates)
+            and len(image) == 3
+            and all(type(size) is int and 1 <= size <= 65_536 for size in image)
+            and image[0] == len(architecture.mean)
+            and (names is None or (isinstance(names, list | tuple) and len(names) == architecture.classes))
+            and all(isinstance(name, str) for name in names or ())
+            and content["method"] in (None, *METHOD_NAMES)
+            and isinstance(meta, dict)
+        )
+        if not fits:
             raise ValueError("mismatched parts")
-        return checkpoint
+        _check_meta(meta)
+        values = {"architecture": architecture, "gates": gates, "image": image, "class_names": names and tuple(names)}
+        return cls(**content | values)
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    """Check what else is made use of; raises anything where it does not fit."""
+    check_history(meta.get("history", []))
+    known = [meta.get("versions", {})]
+    if (settings := meta.get("settings")) is not None:
+        known += [settings["recipe"], settings["data"]]
+        if not isinstance(settings["data"]["name"], str):
+            raise ValueError("the data has no name")
+    if not all(isinstance(part, dict) for part in known):
+        raise ValueError("settings of another kind")
+
+
+def check_history(history: Any) -> list[dict[str, Any]]:
+    """Check that a training log is a list of rows with the columns of ``LOG``; raises anything where it is not."""
+    if not isinstance(history, list) or not all(row.keys() == set(LOG) for row in history):
+        raise ValueError("not a training log")
+    return history
+
+
+def is_finite(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether all of a state's tensors hold finite numbers only."""
+    return all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
 def build(architecture: Architecture, gates: tuple[Gate, ...]) -> nn.Module:
@@ -185,9 +219,17 @@ def load_tensors(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"There is no file {path}: check the path.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            file.read(1)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch's, of files that are refused in a moment
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    if damaged := archive.testzip():  # torch does not look at the checksums
+                        raise ValueError(damaged)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as a network file: it is damaged, or holds code, which is never run. Get it again."

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -38,7 +39,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; give the exit status: 0 done, 2 the user's mistake, 130 stopped by Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
+    args.command = f"channelscope {shlex.join(argv)}"
     try:
         args.run(args)
         sys.stdout.flush()
@@ -120,14 +123,15 @@ def _compare(args: argparse.Namespace) -> None:
         device=_device(args),
         progress=not args.quiet,
     )
-    found.meta["command"] = "channelscope " + " ".join(sys.argv[1:])
+    found.meta["command"] = args.command
     found.save(out, progress=not args.quiet)
     _report(found, out, args.json)
 
 
 def _trained_on(checkpoints: Any) -> str:
     """Name the data set on which all of the checkpoints were trained."""
-    names = {checkpoint.meta.get("settings", {}).get("data", {}).get("name") for checkpoint in checkpoints}
+    settings = [checkpoint.meta.get("settings") for checkpoint in checkpoints]
+    names = {known["data"]["name"] if known else None for known in settings}
     name = names.pop()
     if names or name is None:
         raise UserError("The models do not say that they were trained on one data set: name the data with --data.")
@@ -155,7 +159,7 @@ def _demo(args: argparse.Namespace) -> None:
     for method, path in paths.items():
         train(method, digits, out=path, seed=args.seed, resume=True, progress=not quiet)
     found = compare(paths, digits, seed=args.seed, progress=not quiet)
-    found.meta["command"] = "channelscope " + " ".join(sys.argv[1:])
+    found.meta["command"] = args.command
     found.save(out / "comparison", progress=not quiet)
     _report(found, out / "comparison", as_json=False)
 

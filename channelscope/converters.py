@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from channelscope.checkpoints import Checkpoint, Gate, build, load_tensors, versions
+from channelscope.checkpoints import Checkpoint, Gate, build, is_finite, load_tensors, versions
 from channelscope.errors import UserError
 from channelscope.models import RESNETS, Architecture, Normalise
 
@@ -49,6 +49,8 @@ def from_cifs_release(path: Path | str, *, method: str | None = None) -> Checkpo
         raise
     except Exception as error:
         raise foreign from error
+    if not is_finite(converted):
+        raise UserError(f"{path} holds weights that are not finite numbers: get another file.")
     guess = {0: None, 1: "cas", 2: "cifs"}[max((gate.k for gate in gates), default=0)]
     return Checkpoint(
         architecture=architecture,

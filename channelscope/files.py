@@ -1,5 +1,6 @@
 """Write files whole or not at all."""
 
+import glob
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix[:20], dir=path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     os.close(handle)
@@ -40,6 +41,17 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what kills in the middle of ``replacing`` left beside ``path``."""
+    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
+        if leftover.is_file():
+            leftover.unlink()
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name[:100]}.writing-"
+
+
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` to fill; it takes the place of ``path`` when the context ends well.
@@ -49,7 +61,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}-", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
     except OSError as error:
         raise _cannot_write(path, error) from error
     try:

@@ -168,9 +168,12 @@ def _choose(
     try:
         with evaluating(network), torch.no_grad(), capture(network, *(layers or ())) as features:
             logits = logits_of(network(x))
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"The network does not take images of shape {tuple(x.shape[1:])} ({str(error).splitlines()[0]}): "
+            f"The network does not take images of shape {tuple(x.shape[1:])} ({reason}): "
             "choose data of the kind that it was trained on."
         ) from error
     for z in features.values():

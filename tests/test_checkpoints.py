@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from channelscope import cli
-from channelscope.checkpoints import Checkpoint, Gate, build, load, load_tensors, save_tensors
+from channelscope.checkpoints import LOG, Checkpoint, Gate, build, load, load_tensors, save_tensors
 from channelscope.errors import UserError
 from channelscope.models import Architecture
 from channelscope.selection import Selective
@@ -50,7 +50,7 @@ def fresh(arch: str = "resnet18", gates: tuple[Gate, ...] = (), channels: int = 
         image=(channels, 8, 8),
         class_names=("a", "b", "<c>"),
         method="at",
-        meta={"history": [{"epoch": 1, "best": True}], "none": None, "deep": {"values": [1, 2.5, "x"]}},
+        meta={"history": [dict.fromkeys(LOG, 1)], "none": None, "deep": {"values": [1, 2.5, "x"]}},
     )
 
 
@@ -314,6 +314,9 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- fields
 
 
+SMALL = (Gate(layer="layer3.0", channels=8, probe="two-layer", hidden=6), Gate(layer="layer4.0", channels=16))
+
+
 def change(path: Path, keys: tuple[str | int, ...], value: Any) -> None:
     """Write a value into a field of a checkpoint's content."""
     content = load_tensors(path)
@@ -331,16 +334,14 @@ FIELDS: list[tuple[str | int, ...]] = [
     *(("gates", 0, name) for name in ("layer", "channels", "probe", "hidden", "beta", "k", "imgf", "detach")),
     ("state", "cnn.conv1.weight"),
     ("state", "cnn.normalise.std"),
-    ("state", "selectors.layer4/0.probe.hidden.weight"),
+    ("state", "selectors.layer3/0.probe.hidden.weight"),
 ]
 VALUES: dict[str, Any] = {
     "none": None,
     "true": True,
     "negative": -1,
     "zero": 0,
-    "seven": 7,
     "huge": 10**12,
-    "float": 1.5,
     "nan": float("nan"),
     "text": "layer4",
     "list": [],
@@ -348,7 +349,6 @@ VALUES: dict[str, Any] = {
     "texts": ["a", "b", "c"],
     "dict": {"a": 1},
     "tensor": torch.zeros(2),
-    "whole tensor": torch.zeros(2, dtype=torch.int64),
 }
 
 
@@ -358,8 +358,10 @@ def test_a_field_of_any_type_is_refused_or_does_no_harm(
 ) -> None:
     """Whatever stands in a field: the file is refused in one sentence, or the network can be looked at."""
     path, faults = tmp_path / "net.pt", []
+    fresh("resnet10", SMALL).save(path)
+    whole = path.read_bytes()
     for name, value in VALUES.items():
-        fresh(gates=GATES["cifs"]).save(path)
+        path.write_bytes(whole)
         change(path, keys, value)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")

@@ -507,7 +507,7 @@ MISTAKES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "an eps that is no number": (NET, images(), {"eps": float("nan")}, "eps"),
     "no images": (NET, images(), {"images": 0}, "image"),
     "too many images": (NET, images(), {"images": 21}, "20"),
-    "a negative number of images": (NET, images(), {"images": -1}, "20"),
+    "a negative number of images": (NET, images(), {"images": -1}, "at least one image"),
     "images out of range": (NET, (images()[0] * 255, images()[1]), {}, "[0, 1]"),
     "images of NaN": (NET, with_nan(), {}, "NaN"),
     "colour images": (NET, colour(), {}, "(3, 8, 8)"),

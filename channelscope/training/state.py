@@ -1,7 +1,6 @@
 """What a training run is to do, and where it stands between two epochs."""
 
 import dataclasses
-import glob
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,15 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.attacks import PGD
-from channelscope.checkpoints import Checkpoint, Gate, build, load_tensors, save_tensors
+from channelscope.checkpoints import LOG, Checkpoint, Gate, build, check_history, is_finite, load_tensors, save_tensors
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
-from channelscope.files import check_writable, replacing
+from channelscope.files import check_writable, remove_leftovers, replacing
 from channelscope.models import Architecture
 from channelscope.objectives import Joint, Objective, cross_entropy
 from channelscope.training.recipes import METHODS, Recipe
-
-LOG = ["epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best"]
 
 
 @dataclass(frozen=True)
@@ -119,8 +116,8 @@ class State:
     @classmethod
     def take_up(cls, job: Job, device: str) -> Self | None:
         """Go on after the last complete epoch of a run of the same settings; None if it has reached its end."""
-        for leftover in job.out.parent.glob(f".{glob.escape(job.out.name)}*"):
-            leftover.unlink()  # what a kill in the middle of writing left behind
+        for path in (job.out, job.partial, job.log):
+            remove_leftovers(path)
         if not job.partial.exists():
             if not job.out.exists():
                 return cls._new(job, device)
@@ -132,9 +129,12 @@ class State:
         try:
             state.network.load_state_dict(kept["network"])
             state.optimizer.load_state_dict(kept["optimizer"])
+            state.history, state.best = check_history(kept["history"]), kept["best"]
+            if state.history:
+                with torch.device("meta"):  # only to learn that the best weights are whole
+                    build(job.architecture, job.gates).load_state_dict(state.best, assign=True)
         except Exception as error:
             raise UserError(f"{job.partial} is damaged: delete it and train again.") from error
-        state.history, state.best = kept["history"], kept["best"]
         return state
 
     @classmethod
@@ -156,6 +156,11 @@ class State:
         best = scores.index(max(scores))  # the first of equals
         if best == len(scores) - 1:
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+            if not is_finite(self.best):
+                raise UserError(
+                    f"The weights are no longer numbers after epoch {len(self.history)}: lower the learning rate "
+                    f"(the state of the epoch before is in {job.partial})."
+                )
         for epoch, earlier in enumerate(self.history):
             earlier["best"] = epoch == best
 
@@ -170,7 +175,7 @@ class State:
         }
         save_tensors(content, job.partial)
         with replacing(job.log) as temporary:
-            pd.DataFrame(self.history, columns=LOG).to_csv(temporary, index=False)
+            pd.DataFrame(self.history, columns=list(LOG)).to_csv(temporary, index=False)
 
 
 def _check_settings(job: Job, kept: Any, path: Path) -> None:
