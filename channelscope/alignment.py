@@ -27,6 +27,9 @@ BOUNDS = {
     "relevance_robust_correlation": (-1.0, 1.0),
 }
 
+# Fewer replicates have no quantiles worth the name: there is no interval then.
+FEWEST_REPLICATES = 20
+
 Outcome = Literal["supported", "not supported", "inconclusive"]
 
 
@@ -120,7 +123,7 @@ def estimate(
 
     The interval is the percentile one, moved so that the replicates' mean lies on the estimate: resampling adds noise
     of its own, which pulls correlations down in every replicate. Replicates that are NaN (a resample without any
-    image of a class) are left out.
+    image of a class) are left out; of fewer than ``FEWEST_REPLICATES`` there is no interval.
 
     Args:
         replicates: the quantity for each column of ``stats.bootstrap_weights``.
@@ -128,7 +131,7 @@ def estimate(
         bounds: the quantity's range, which the interval does not leave.
     """
     others = replicates[1:][~np.isnan(replicates[1:])]
-    if np.isnan(replicates[0]) or not len(others):
+    if np.isnan(replicates[0]) or len(others) < FEWEST_REPLICATES:
         return Estimate(float(replicates[0]), float("nan"), float("nan"))
     value = float(replicates[0])
     low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2]) - others.mean() + value
@@ -139,8 +142,11 @@ def estimate(
 def judge(quantity: Estimate, null: float = 0.0) -> Outcome:
     """Judge a claim that says ``quantity > null``: by where the interval lies.
 
-    Supported if it lies above ``null`` as a whole, not supported if at or below it as a whole, else inconclusive.
+    Supported if it lies above ``null`` as a whole, not supported if at or below it as a whole, else inconclusive: so
+    also without an interval, or with one of no width, as of a single image or of networks that are always wrong.
     """
+    if quantity.low == quantity.high:
+        return "inconclusive"
     if quantity.low > null:
         return "supported"
     if quantity.high <= null:

@@ -81,23 +81,50 @@ class PGD:
         check_images(x)
         if self.eps == 0 or not len(x):
             return x.clone()
-        with evaluating(model):
-            best = self._run(model, x, y, generator)
-            for _ in range(self.restarts - 1):
-                best = _worse(model, self.objective, y, best, self._run(model, x, y, generator))
-        return best
-
-    def _run(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
-        step = self.eps * max(2 / self.steps, 1 / 10) if self.step is None else self.step
         # Half precision cannot hold the ball: steps and projections are taken in 32 bits at least.
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        project = _projection(wide, self.eps, self.norm)
-        start = wide + _random_in_ball(wide, self.eps, self.norm, generator) if self.random_start else wide
+        starts = self._starts(wide, generator) if self.random_start else wide.expand(self.restarts, *wide.shape)
+        with evaluating(model):
+            best = _rounded_towards(x, self._run(model, wide, y, starts[0], x.dtype))
+            if self.restarts > 1:
+                best = self._worst(model, x, wide, y, starts[1:], best)
+        return best
+
+    def _starts(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Draw the restarts' points: the ball's uniformly, an image's numbers in a row, so whatever its batch."""
+        device = x.device if generator is None else generator.device
+        shape = (len(x), self.restarts, x[0].numel() + (self.norm == "2"))
+        u = torch.rand(shape, generator=generator, device=device, dtype=x.dtype).to(x.device).transpose(0, 1)
+        if self.norm == "inf":
+            return x + self.eps * (2 * u.reshape(-1, *x.shape) - 1)
+        # A uniform direction (that of a normal vector) at radius eps * u^(1/d).
+        tiny = torch.finfo(u.dtype).eps
+        normal = torch.erfinv((2 * u[..., :-1] - 1).clamp(tiny - 1, 1 - tiny))
+        radius = self.eps * u[..., -1:].pow(1 / normal.shape[-1])
+        return x + (radius * normal / normal.norm(dim=-1, keepdim=True).clamp_min(1e-12)).reshape(-1, *x.shape)
+
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
+        step = self.eps * max(2 / self.steps, 1 / 10) if self.step is None else self.step
+        project = _projection(x, self.eps, self.norm)
         adversarial = project(start)
         for _ in range(self.steps):
-            ascent = _ascent(model, self.objective, adversarial.to(x.dtype), y, self.norm)
-            adversarial = project(adversarial + step * ascent)
-        return _rounded_towards(x, adversarial)
+            adversarial = project(
+                adversarial + step * _ascent(model, self.objective, adversarial.to(dtype), y, self.norm)
+            )
+        return adversarial
+
+    def _worst(self, model: nn.Module, x: Tensor, wide: Tensor, y: Tensor, starts: Tensor, best: Tensor) -> Tensor:
+        """Take per image the run that fools the network, else the one of the largest objective."""
+        with torch.no_grad():
+            loss, fooled = self.objective(model, best, y), ~correct(model, best, y)
+        for start in starts:
+            other = _rounded_towards(x, self._run(model, wide, y, start, x.dtype))
+            with torch.no_grad():
+                other_loss, other_fooled = self.objective(model, other, y), ~correct(model, other, y)
+            better = torch.where(fooled == other_fooled, other_loss > loss, other_fooled)
+            best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), other, best)
+            loss, fooled = torch.where(better, other_loss, loss), fooled | other_fooled
+        return best
 
     def __str__(self) -> str:
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
@@ -138,7 +165,7 @@ class FGSM:
         return f"fgsm{_suffix(self.norm, self.objective)}"
 
 
-_NAME = re.compile(r"(?:(?P<fgsm>fgsm)|pgd-(?P<steps>\d{1,6})(?:x(?P<restarts>\d{1,4}))?)(?P<l2>-l2)?")
+_NAME = re.compile(r"(?:(?P<fgsm>fgsm)|pgd-(?P<steps>[0-9]{1,6})(?:x(?P<restarts>[0-9]{1,4}))?)(?P<l2>-l2)?")
 
 
 def parse(name: str, *, eps: float = 8 / 255, objective: Objective = cross_entropy) -> PGD | FGSM:
@@ -226,26 +253,3 @@ def _rounded_towards(x: Tensor, adversarial: Tensor) -> Tensor:
     wide = x.to(adversarial.dtype)
     further = (rounded.to(adversarial.dtype) - wide).abs() > (adversarial - wide).abs()
     return torch.where(further, torch.nextafter(rounded, x), rounded)
-
-
-def _random_in_ball(x: Tensor, eps: float, norm: Norm, generator: torch.Generator | None) -> Tensor:
-    """Draw a perturbation uniformly from the ball (L2: a uniform direction at radius eps * u^(1/d))."""
-    device = x.device if generator is None else generator.device
-
-    def draw(sample: Callable[..., Tensor], *shape: int) -> Tensor:
-        return sample(*shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-
-    if norm == "inf":
-        return eps * (2 * draw(torch.rand, *x.shape) - 1)
-    direction = draw(torch.randn, *x.shape)
-    radius = draw(torch.rand, len(x)).pow(1 / max(x[0].numel(), 1)).view(-1, *[1] * (x.ndim - 1))
-    return eps * radius * direction / _length(direction).clamp_min(1e-12)
-
-
-@torch.no_grad()
-def _worse(model: nn.Module, objective: Objective, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Take per image the attack that fools the network, else the one of the larger objective."""
-    better = objective(model, b, y) > objective(model, a, y)
-    fooled_a, fooled_b = ~correct(model, a, y), ~correct(model, b, y)
-    take_b = torch.where(fooled_a == fooled_b, better, fooled_b)
-    return torch.where(take_b.view(-1, *[1] * (a.ndim - 1)), b, a)

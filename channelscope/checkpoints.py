@@ -140,7 +140,7 @@ class Checkpoint:
             all(type(gate.k) is int and gate.k <= architecture.classes for gate in gates)
             and all(gate.probe in ("linear", "two-layer") for gate in gates)
             and len(image) == 3
-            and all(type(size) is int and 1 <= size <= 65_536 for size in image)
+            and all(type(size) is int and 1 <= size <= 4096 for size in image)
             and image[0] == len(architecture.mean)
             and (names is None or (isinstance(names, list | tuple) and len(names) == architecture.classes))
             and all(isinstance(name, str) for name in names or ())

@@ -37,7 +37,7 @@ class Evidence:
     Args:
         model: its label.
         method: standard, at, cifs, cas, or None where unknown.
-        compute: what its training cost, equal for networks trained at equal compute; None where unknown.
+        compute: what decides the cost and the strength of its training, by name; None where unknown.
         measures: layer name -> measure -> (r, k); see ``alignment.measures``. The last layer is the deepest.
         robust: accuracy in the worst case over the attacks, by class (r, k).
         robust_overall: the same over all images (r,).
@@ -46,7 +46,7 @@ class Evidence:
 
     model: str
     method: str | None
-    compute: object
+    compute: Mapping[str, object] | None
     measures: Mapping[str, Mapping[str, Float[ndarray, "r k"]]]
     robust: Float[ndarray, "r k"]
     robust_overall: Float[ndarray, " r"]
@@ -137,9 +137,16 @@ def _c4(at: Evidence, gated: Evidence, level: float) -> Verdict:
     outcome = judge(gain)
     if at.compute is None or at.compute != gated.compute:
         outcome = "inconclusive"
-        state = "is not known to be equal" if at.compute is None or gated.compute is None else "differs"
-        statement += f" No verdict, as the compute of their training {state}."
+        statement += f" No verdict, as {_difference(at.compute, gated.compute)}."
     return _verdict("C4", f"{gated.model} - {at.model}", "", gain, outcome, statement)
+
+
+def _difference(a: Mapping[str, object] | None, b: Mapping[str, object] | None) -> str:
+    if a is None or b is None:
+        return "the compute of their training is not known to be equal"
+    return (
+        f"their training differs ({', '.join(sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)))})"
+    )
 
 
 def _verdict(claim: str, models: str, layer: str, quantity: Estimate, outcome: Outcome, statement: str) -> Verdict:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,9 @@ begin here:
 """
 
 
+_NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or a smaller --batch-size."
+
+
 class _Parser(argparse.ArgumentParser):
     """Answers a mistake with one sentence."""
 
@@ -54,10 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        return _fail("There is not enough memory: use fewer --images or a smaller --batch-size.")
+        return _fail(_NO_MEMORY)
     except OSError as error:
         return _fail(f"The system refused {error.filename or 'a file'}: {error.strerror or error}.")
     except Exception as error:
+        if isinstance(error, RuntimeError) and re.search("can't allocate memory|out of memory", str(error)):  # torch's
+            return _fail(_NO_MEMORY)
         if os.environ.get("CHANNELSCOPE_TRACEBACK"):
             raise
         reason = (str(error).splitlines() or [""])[0]
@@ -205,7 +211,7 @@ def _data(args: argparse.Namespace, name: str) -> "Dataset":
 def _device(args: argparse.Namespace) -> str:
     import torch
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -306,7 +312,7 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=_positive, default=128, metavar="N", help="images per pass (default: 128)"
     )
     compare.add_argument(
-        "--replicates", type=_positive, default=200, metavar="N", help="of the bootstrap (default: 200)"
+        "--replicates", type=_positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
     )
     compare.add_argument("--json", action="store_true", help="print the results as JSON")
     _add_common(compare)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from channelscope.errors import UserError, suggest
 
@@ -92,7 +93,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter in wanted:
             parameter.requires_grad_(True)
-    if trained or drifted:
+    statistics = {
+        id(buffer) for module in model.modules() if isinstance(module, _NormBase) for buffer in module.buffers()
+    }
+    if trained or any(id(buffer) in statistics for buffer, _ in drifted):
         raise UserError(
             "The network switches itself to train mode in its forward pass, so its answers are not those of "
             "evaluation: remove the call of train() from its forward."

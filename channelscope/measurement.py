@@ -15,7 +15,7 @@ from channelscope.capture import activations, capture
 from channelscope.data import Split
 from channelscope.errors import UserError
 from channelscope.hooks import evaluating, logits_of
-from channelscope.relevance import LastLayer, gradient, last_layer_weights
+from channelscope.relevance import LastLayer, RelevanceScorer, gradient
 from channelscope.selection import attached
 from channelscope.stats import ChannelStats
 
@@ -135,25 +135,35 @@ def measure(
     Raises:
         UserError: for a network that does not fit the data, and LayerError for a layer that does not fit it.
     """
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-    first, _ = next(images.batches(2, device))
-    layers, penultimate = _choose(network, layers, first, classes)
-    others = [layer for layer in layers if layer not in penultimate]
+    like = next((parameter for parameter in network.parameters() if parameter.is_floating_point()), torch.zeros(1))
+    first, _ = next(images.batches(2, like.device))
+    scorers = _choose(network, layers, first.to(like), classes)
+    layers = list(scorers)
     result = Measurement(labels=images.labels, weights=weights, classes=classes, threshold=threshold)
     hits: dict[str, list[Tensor]] = {name: [] for name in ("natural", *attacks)}
     generators = {name: torch.Generator().manual_seed(seed) for name in attacks}
     with evaluating(network), attached(network):
-        for (x, y), w in zip(images.batches(batch_size, device), weights.split(batch_size), strict=True):
+        for (x, y), w in zip(images.batches(batch_size, like.device), weights.split(batch_size), strict=True):
+            x = x.to(like)
             hits["natural"].append(result.observe(result.natural, network, layers, x, y, w))
             for index, (name, attack) in enumerate(attacks.items()):
                 x_adv = attack(network, x, y, generators[name])
                 watched = layers if index == 0 else ()
                 hits[name].append(result.observe(result.adversarial, network, watched, x_adv, y, w))
-            scores = last_layer_weights(network, penultimate, x, y) | gradient(network, others, x, y)
-            result.add(result.relevance, {layer: scores[layer] for layer in layers}, y, w)
+            result.add(result.relevance, _score(scorers, network, x, y), y, w)
             progress(len(y))
     result.hits.update({name: torch.cat(parts) for name, parts in hits.items()})
     return result
+
+
+def _score(
+    scorers: Mapping[str, RelevanceScorer], network: nn.Module, x: Tensor, y: Tensor
+) -> dict[str, Float[Tensor, "n c"]]:
+    """Score each layer by its scorer, all layers of one scorer together."""
+    scores: dict[str, Tensor] = {}
+    for scorer in dict.fromkeys(scorers.values()):
+        scores |= scorer(network, [layer for layer, own in scorers.items() if own is scorer], x, y)
+    return {layer: scores[layer] for layer in scorers}
 
 
 def _check_finite(logits: Tensor) -> None:
@@ -161,10 +171,8 @@ def _check_finite(logits: Tensor) -> None:
         raise UserError("The network's logits are not finite numbers on some images: its weights are damaged.")
 
 
-def _choose(
-    network: nn.Module, layers: Sequence[str] | None, x: Tensor, classes: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Check on a few images that network, layers and data fit; tell the layers, and which are penultimate."""
+def _choose(network: nn.Module, layers: Sequence[str] | None, x: Tensor, classes: int) -> dict[str, RelevanceScorer]:
+    """Check on a few images that network, layers and data fit; tell the layers and the scorer of each."""
     try:
         with evaluating(network), torch.no_grad(), capture(network, *(layers or ())) as features:
             logits = logits_of(network(x))
@@ -184,11 +192,11 @@ def _choose(
             f"The network has {logits.shape[1]} classes, the data has {classes}: choose data of the same classes."
         )
     try:
-        inputs = LastLayer.find(network, x).inputs
+        last = LastLayer.find(network, x)
     except UserError:
         if layers is None:
             raise
-        inputs = ()
-    if layers is None:
-        layers = inputs[:1]
-    return tuple(layers), tuple(layer for layer in layers if layer in inputs)
+        return dict.fromkeys(layers, gradient)
+    if layers is None and not last.inputs:
+        raise UserError("No layer returns just what the last linear layer gets: name the layers to analyse.")
+    return {layer: last if layer in last.inputs else gradient for layer in layers or last.inputs[:1]}

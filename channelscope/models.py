@@ -192,8 +192,13 @@ class Architecture:
             raise UserError(f"A network's width is between 1 and 1024, not {self.width}.")
         if not 2 <= self.classes <= 100_000:
             raise UserError(f"A classifier has between 2 and 100,000 classes, not {self.classes}.")
-        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
+        if len(self.mean) != len(self.std) or not self.mean or not all(0 < std < float("inf") for std in self.std):
             raise UserError("The mean and the (positive) standard deviation need one number for each input channel.")
+
+    @property
+    def base_width(self) -> int:
+        """The width, the published one where none is given."""
+        return self.width or (16 if _WIDE.fullmatch(self.arch) else 64)
 
     @property
     def last_stage(self) -> tuple[str, ...]:
@@ -208,12 +213,12 @@ class Architecture:
     def channels(self) -> int:
         """The number of channels of the last stage."""
         if wide := _WIDE.fullmatch(self.arch):
-            return 4 * (self.width or 16) * int(wide[2])
-        return 8 * (self.width or 64) * RESNETS[self.arch][0].expansion
+            return 4 * self.base_width * int(wide[2])
+        return 8 * self.base_width * RESNETS[self.arch][0].expansion
 
     def build(self) -> ResNet | WideResNet:
         """Make the network, its weights drawn from torch's global generator as all of torch's layers do."""
         if wide := _WIDE.fullmatch(self.arch):
-            return WideResNet(int(wide[1]), int(wide[2]), self.width or 16, self.classes, self.mean, self.std)
+            return WideResNet(int(wide[1]), int(wide[2]), self.base_width, self.classes, self.mean, self.std)
         block, blocks = RESNETS[self.arch]
-        return ResNet(block, blocks, self.width or 64, self.classes, self.mean, self.std)
+        return ResNet(block, blocks, self.base_width, self.classes, self.mean, self.std)

@@ -56,32 +56,12 @@ def gradient(
     return dict(zip(layers, sums, strict=True))
 
 
-def last_layer_weights(
-    model: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
-) -> dict[str, Float[Tensor, "n c"]]:
-    """Score the penultimate layer by the last linear layer's weight: g[i, c] = W[y_i, c], exactly.
-
-    Raises:
-        UserError: for a layer whose activations are not what the last linear layer gets.
-    """
-    if not layers:
-        return {}
-    last = LastLayer.find(model, x[:2])
-    for layer in layers:
-        if layer not in last.inputs:
-            raise UserError(
-                f"Layer {layer!r} is not the penultimate one, whose channels the last linear layer weighs: "
-                f"choose {' or '.join(map(repr, last.inputs[:3]))}, or score by gradient."
-            )
-    weight = last.linear.weight.detach()
-    return dict.fromkeys(layers, weight[y])
-
-
 @dataclass(frozen=True)
 class LastLayer:
     """The linear layer that makes the logits, and the layers whose activations it gets: the penultimate ones.
 
-    ``inputs`` names the feature maps first, the largest and the least nested ahead: ``layer4`` before ``layer4.1``.
+    A scorer of those layers: the relevance is exactly the layer's weight, g[i, c] = W[y_i, c]. ``inputs`` names the
+    feature maps first, the largest and the least nested ahead: ``layer4`` before ``layer4.1``.
     """
 
     linear: nn.Linear
@@ -102,6 +82,22 @@ class LastLayer:
                 return cls(last.module, tuple(call.name for call in inputs))
         raise UserError("The network's logits do not come from a linear layer: name the layers to analyse.")
 
+    def __call__(
+        self, model: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+    ) -> dict[str, Float[Tensor, "n c"]]:
+        """Score penultimate layers for each image's own class.
+
+        Raises:
+            UserError: for a layer whose activations are not what the last linear layer gets.
+        """
+        for layer in layers:
+            if layer not in self.inputs:
+                raise UserError(
+                    f"Layer {layer!r} is not the penultimate one, whose channels the last linear layer weighs: "
+                    f"choose {' or '.join(map(repr, self.inputs[:3]))}, or score by gradient."
+                )
+        return dict.fromkeys(layers, self.linear.weight.detach()[y])
+
 
 def _pooled(output: Tensor) -> Tensor:
     return activations(output) if output.ndim in (2, 4) else output
@@ -109,4 +105,5 @@ def _pooled(output: Tensor) -> Tensor:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Tell whether two tensors are equal but for rounding, on the scale of their largest value."""
-    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 * b.abs().max())
+    tolerance = max(1e-5, 4 * torch.finfo(a.dtype).eps)
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())

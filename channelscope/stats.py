@@ -16,9 +16,13 @@ class ChannelStats:
     ones, with Poisson(1) weights they are a bootstrap replicate. Memory does not grow with the number of images,
     and sums are kept in float64, so any order and split of the images gives the same statistics to rounding:
 
-        count[r, k]    = sum_i w[i, r] [y_i = k]
-        sum[r, k, c]   = sum_i w[i, r] [y_i = k] a[i, c]
-        active[r, k, c] = sum_i w[i, r] [y_i = k] [a[i, c] > threshold * max_c' a[i, c']]
+        count[r, k]   = sum_i w[i, r] [y_i = k]
+        sum[r, k, c]  = sum_i w[i, r] [y_i = k] a[i, c]
+
+    Squares and activity are summed for the first replicate alone, the estimate itself:
+
+        square_sum[k, c] = sum_i w[i, 0] [y_i = k] a[i, c]^2
+        active[k, c]     = sum_i w[i, 0] [y_i = k] [a[i, c] > threshold * max_c' a[i, c']]
 
     Args:
         classes, channels, replicates: the sizes of the three dimensions.
@@ -32,13 +36,14 @@ class ChannelStats:
     threshold: float = 0.01
     count: Float[Tensor, "r k"] = field(init=False, repr=False)
     sum: Float[Tensor, "r k c"] = field(init=False, repr=False)
-    square_sum: Float[Tensor, "r k c"] = field(init=False, repr=False)
-    active: Float[Tensor, "r k c"] = field(init=False, repr=False)
+    square_sum: Float[Tensor, "k c"] = field(init=False, repr=False)
+    active: Float[Tensor, "k c"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         shape = (self.replicates, self.classes, self.channels)
         self.count = torch.zeros(shape[:2], dtype=torch.float64)
-        self.sum, self.square_sum, self.active = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
+        self.sum = torch.zeros(shape, dtype=torch.float64)
+        self.square_sum, self.active = (torch.zeros(shape[1:], dtype=torch.float64) for _ in range(2))
 
     def update(
         self, activations: Float[Tensor, "n c"], labels: Int[Tensor, " n"], weights: Float[Tensor, "n r"] | None = None
@@ -54,8 +59,8 @@ class ChannelStats:
             w = weights[of_class].T
             self.count[:, k] += w.sum(1)
             self.sum[:, k] += w @ a[of_class]
-            self.square_sum[:, k] += w @ a[of_class].square()
-            self.active[:, k] += w @ is_active[of_class]
+            self.square_sum[k] += w[0] @ a[of_class].square()
+            self.active[k] += w[0] @ is_active[of_class]
 
     def __add__(self, other: Self) -> Self:
         """Merge the statistics of two disjoint sets of images."""
@@ -75,14 +80,14 @@ class ChannelStats:
         return self.sum / self.count.unsqueeze(2)
 
     @property
-    def variance(self) -> Float[Tensor, "r k c"]:
+    def variance(self) -> Float[Tensor, "k c"]:
         """Population variance of the activation over the images of a class; NaN for a class without images."""
-        return (self.square_sum / self.count.unsqueeze(2) - self.magnitude.square()).clamp_min(0)
+        return (self.square_sum / self.count[0].unsqueeze(1) - self.magnitude[0].square()).clamp_min(0)
 
     @property
-    def frequency(self) -> Float[Tensor, "r k c"]:
+    def frequency(self) -> Float[Tensor, "k c"]:
         """Share of a class's images on which the channel is active; NaN for a class without images."""
-        return self.active / self.count.unsqueeze(2)
+        return self.active / self.count[0].unsqueeze(1)
 
 
 def bootstrap_weights(images: int, replicates: int, seed: int) -> Float[Tensor, "n r"]:

@@ -7,6 +7,7 @@ channelscope: the fast code is compared with it in float64.
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor, nn
@@ -118,9 +119,13 @@ def random_starts(images: Tensor, eps: float, norm: str, generator: torch.Genera
     draws = {"generator": generator, "dtype": images.dtype}
     if norm == "inf":
         return (2 * torch.rand(images.shape, **draws) - 1) * eps
-    directions, u = torch.randn(images.shape, **draws), torch.rand(len(images), **draws)
     dimension = images[0].numel()
-    return torch.stack([eps * u[i] ** (1 / dimension) * v / v.square().sum().sqrt() for i, v in enumerate(directions)])
+    found = []
+    for image in images:
+        *pixels, radius = torch.rand(dimension + 1, **draws)
+        normal = torch.tensor([NormalDist().inv_cdf(float(u)) for u in pixels], dtype=images.dtype)
+        found.append((eps * radius ** (1 / dimension) * normal / normal.square().sum().sqrt()).view(image.shape))
+    return torch.stack(found)
 
 
 # ---------------------------------------------------------------- statistics of channels

@@ -5,15 +5,24 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import reference
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy import ndarray
 
+import reference
 from channelscope import alignment
-from channelscope.alignment import BOUNDS, Estimate, across_classes, estimate, judge, mean_over_classes, measures
+from channelscope.alignment import (
+    BOUNDS,
+    FEWEST_REPLICATES,
+    Estimate,
+    across_classes,
+    estimate,
+    judge,
+    mean_over_classes,
+    measures,
+)
 
 # Few different values make ties; their negatives and 0 make empty sums.
 values = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]) | st.floats(-5, 5, width=16)
@@ -162,7 +171,7 @@ def test_mean_over_classes_leaves_absent_ones_out() -> None:
 )
 def test_interval_holds_the_estimate_and_stays_in_its_bounds(replicates: ndarray, level: float) -> None:
     found = estimate(replicates, level, (-1.0, 1.0))
-    if np.isnan(replicates[0]) or np.isnan(replicates[1:]).all():
+    if np.isnan(replicates[0]) or (~np.isnan(replicates[1:])).sum() < FEWEST_REPLICATES:
         assert np.isnan([found.low, found.high]).all()
         return
     assert found.value == replicates[0]
@@ -215,3 +224,11 @@ def test_interval_of_nothing_is_nan(replicates: list[float]) -> None:
 )
 def test_verdict_follows_from_where_the_interval_lies(low: float, high: float, null: float, verdict: str) -> None:
     assert judge(Estimate((low + high) / 2, low, high), null) == verdict
+
+
+def test_few_replicates_and_intervals_of_no_width_decide_nothing() -> None:
+    few = estimate(np.linspace(0.4, 0.6, FEWEST_REPLICATES))  # one of them is the estimate itself
+    assert np.isnan([few.low, few.high]).all()
+    assert judge(few) == "inconclusive"
+    assert judge(estimate(np.zeros(201))) == "inconclusive"
+    assert judge(estimate(np.full(201, 0.3))) == "inconclusive"

@@ -4,6 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from channelscope.capture import activations, capture
+from channelscope.errors import UserError
+from channelscope.hooks import LayerError
 from networks import (
     CLASSES,
     FORMS,
@@ -20,11 +25,6 @@ from networks import (
     resnet,
     unchanged,
 )
-from torch import Tensor, nn
-
-from channelscope.capture import activations, capture
-from channelscope.errors import UserError
-from channelscope.hooks import LayerError
 
 
 def test_captured_features_are_what_the_layer_returned() -> None:

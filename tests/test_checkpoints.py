@@ -12,11 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import networks
 import pytest
 import torch
 from torch import nn
 
+import networks
 from channelscope import cli
 from channelscope.checkpoints import LOG, Checkpoint, Gate, build, load, load_tensors, save_tensors
 from channelscope.errors import UserError

@@ -31,11 +31,14 @@ def noisy(mean: ndarray | float, noise: float, seed: int) -> ndarray:
     return found
 
 
+EQUAL: dict[str, object] = {"epochs": 10}
+
+
 def evidence(
     model: str,
     method: str | None,
     *,
-    compute: object = "10 epochs",
+    compute: dict[str, object] | None = EQUAL,
     layers: tuple[str, ...] = ("layer4",),
     robust: ndarray | float = 0.4,
     noise: float = 0.01,
@@ -143,13 +146,21 @@ def test_c4_compares_robust_accuracy_at_equal_compute(robust: float, noise: floa
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "words"),
-    [("10", "20", "differs"), (None, "20", "is not known"), ("10", None, "is not known"), (None, None, "is not known")],
+    [
+        (None, {"epochs": 10}, "the compute of their training is not known to be equal"),
+        ({"epochs": 10}, None, "the compute of their training is not known to be equal"),
+        (None, None, "the compute of their training is not known to be equal"),
+        ({"epochs": 10, "eps": 0.1}, {"epochs": 10, "eps": 0.0}, "their training differs (eps)"),
+        ({"epochs": 10}, {"epochs": 20, "eps": 0.0}, "their training differs (epochs, eps)"),
+    ],
+    ids=["ours unknown", "theirs unknown", "both unknown", "other eps", "other epochs and eps"],
 )
-def test_c4_gives_no_verdict_at_unequal_or_unknown_compute(ours: object, theirs: object, words: str) -> None:
+def test_c4_gives_no_verdict_at_unequal_or_unknown_compute(
+    ours: dict[str, object] | None, theirs: dict[str, object] | None, words: str
+) -> None:
     found = judged("C4", evidence("at", "at", compute=ours), evidence("cifs", "cifs", compute=theirs, robust=0.9))
     assert found.verdict == "inconclusive"
-    assert found.estimate == pytest.approx(0.5)
-    assert f"No verdict, as the compute of their training {words}" in found.statement
+    assert f"No verdict, as {words}." in found.statement
 
 
 def test_c4_names_the_attacks_that_decided() -> None:

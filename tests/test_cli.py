@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
 import pandas as pd
 import pytest
-import test_converters as releases
 import torch
 from PIL import Image
 
+import networks
+import test_converters as releases
 from channelscope import cli
 from channelscope.attacks import PGD
 from channelscope.checkpoints import Checkpoint, load_tensors
@@ -64,7 +64,7 @@ def compared(work: Path) -> Path:
     """Compare two of them, and draw the figures."""
     out = work / "comparison"
     models = ["--models", work / "standard.pt", work / "cifs.pt", "--labels", "nat", "CIFS"]
-    settings = ["--attack", "pgd-2", "--replicates", "10", "--device", "cpu", "-q"]
+    settings = ["--attack", "pgd-2", "--replicates", "20", "--device", "cpu", "-q"]
     assert main("compare", *models, "--out", out, *settings) == 0
     return out
 
@@ -128,7 +128,7 @@ def test_comparing_prints_a_table_and_verdicts(
     work: Path, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = [work / f"{method}.pt" for method in METHODS]
-    settings = ["--attack", "fgsm", "--replicates", "10", "--eps", "0.1", "--images", "8", "-q", "--layers", "layer4"]
+    settings = ["--attack", "fgsm", "--replicates", "20", "--eps", "0.1", "--images", "8", "-q", "--layers", "layer4"]
     assert main("compare", "--models", *models, "--out", tmp_path / "out", *settings) == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -138,7 +138,7 @@ def test_comparing_prints_a_table_and_verdicts(
 
 
 def test_comparing_prints_json(work: Path, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--out", tmp_path / "out", "--attack", "pgd-2", "--replicates", "10", "--json", "-q"]
+    words = ["--out", tmp_path / "out", "--attack", "pgd-2", "--replicates", "20", "--json", "-q"]
     assert main("compare", "--models", work / "at.pt", work / "cas.pt", *words) == 0
     said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert said["out"] == str(tmp_path / "out")
@@ -170,7 +170,7 @@ def test_every_listed_layer_can_be_compared(work: Path, capsys: pytest.CaptureFi
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
     data = Dataset("digits", ("0", "1"), digits(2).test)
     found = compare({"net": Checkpoint.read(work / "cifs.pt").build()}, data, layers=names, attack=PGD(steps=1),
-                    replicates=2, progress=False)  # fmt: skip
+                    replicates=20, progress=False)  # fmt: skip
     assert list(found.activations["layer"].unique()) == names
 
 
@@ -189,7 +189,7 @@ def test_the_demo_trains_and_compares(undrawn: None, tmp_path: Path, monkeypatch
     small = {"arch": "resnet10", "width": 2, "epochs": 1, "attack_steps": 1}
     train, measured = cli_module("training").train, cli_module("comparison").compare
     monkeypatch.setattr("channelscope.training.train", lambda *args, **kwargs: train(*args, **kwargs, **small))
-    quick = {"attack": "pgd-2", "replicates": 5}
+    quick = {"attack": "pgd-2", "replicates": 20}
     monkeypatch.setattr("channelscope.comparison.compare", lambda *args, **kwargs: measured(*args, **kwargs, **quick))
     assert main("demo", "--out", tmp_path / "demo", "-q") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "demo").glob("*.pt")}
@@ -326,7 +326,7 @@ def training(*words: Any, method: str = "standard") -> list[Any]:
 
 
 def comparing(*words: Any) -> list[Any]:
-    return ["compare", "--attack", "pgd-1", "--replicates", "5", "--device", "cpu", "-q", "--out", "out", *words]
+    return ["compare", "--attack", "pgd-1", "--replicates", "20", "--device", "cpu", "-q", "--out", "out", *words]
 
 
 NPZ = ("--data", "npz:digits.npz")
@@ -633,7 +633,7 @@ def recorded(name: str, spoil: Callable[[Path], Any]) -> None:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Comparison, "draw", lambda *_, **__: None)
             models, data = {"net": networks.resnet(classes=2)}, Dataset("mine", ("a", "b"), digits(2).test)
-            found = compare(models, data, attack="pgd-1", replicates=5, progress=False)
+            found = compare(models, data, attack="pgd-1", replicates=20, progress=False)
             found.save(folder / "recorded", progress=False)
         spoil(folder / "recorded")
         return ["figures", "recorded", "-q"]

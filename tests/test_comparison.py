@@ -4,15 +4,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import networks
 import numpy as np
 import pandas as pd
 import pytest
-import reference
 import torch
-from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
 from torch import Tensor, nn
 
+import networks
+import reference
 from channelscope.attacks import FGSM, PGD
 from channelscope.checkpoints import Checkpoint
 from channelscope.comparison import Comparison, check_folder, compare
@@ -22,10 +21,11 @@ from channelscope.errors import UserError
 from channelscope.hooks import LayerError
 from channelscope.selection import Selective
 from channelscope.training import Recipe
+from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
 from runs import METHODS, contents, digits, mistake, randomness_untouched, refusal_allowed, trained
 
 FRAMES = ("activations", "alignment", "robustness", "verdicts", "training")
-QUICK: dict[str, Any] = {"attack": "pgd-2", "replicates": 10, "progress": False}
+QUICK: dict[str, Any] = {"attack": "pgd-2", "replicates": 20, "progress": False}
 
 
 def images(n: int = 20, channels: int = 1, size: int = 8, classes: int = networks.CLASSES) -> tuple[Tensor, Tensor]:

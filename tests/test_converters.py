@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import networks
 import pytest
 import torch
 from torch import Tensor
 
+import networks
 from channelscope.checkpoints import Checkpoint, Gate, build, load
 from channelscope.converters import CONVERTERS, from_cifs_release
 from channelscope.models import Architecture

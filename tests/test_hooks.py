@@ -7,6 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+import channelscope
+from channelscope.errors import UserError
+from channelscope.hooks import LayerError, evaluating, first_tensor, hooked, logits_of, named_layers, trace
 from networks import (
     FORMS,
     Answer,
@@ -23,11 +28,6 @@ from networks import (
     plain,
     unchanged,
 )
-from torch import Tensor, nn
-
-import channelscope
-from channelscope.errors import UserError
-from channelscope.hooks import LayerError, evaluating, first_tensor, hooked, logits_of, named_layers, trace
 
 
 def look(_: Tensor) -> None:

@@ -1,13 +1,13 @@
 """Losses: per image, the papers' own, of gated and of plain networks."""
 
 import pytest
-import reference
 import torch
-from networks import FORMS, Returns, gated, images, plain, resnet
 from torch import Tensor, nn
 
+import reference
 from channelscope.objectives import Joint, cross_entropy
 from channelscope.selection import Selective
+from networks import FORMS, Returns, gated, images, plain, resnet
 
 BETAS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0)
 

@@ -11,7 +11,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from comparisons import CLASSES, MODELS, synthetic
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -23,6 +22,7 @@ from channelscope import plots
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError
 from channelscope.plots.paper import COLOURS, MODEL_COLOURS
+from comparisons import CLASSES, MODELS, synthetic
 
 NATURAL, ADVERSARIAL = COLOURS["natural"].lower(), COLOURS["adversarial"].lower()
 SMALL = synthetic(models=("nat", "at"), classes=("bird", "cat", "dog"))

@@ -6,6 +6,12 @@ import captum.attr
 import pytest
 import torch
 import torchvision
+from torch import Tensor, nn
+
+from channelscope.errors import UserError
+from channelscope.hooks import LayerError, hooked
+from channelscope.relevance import LastLayer, gradient
+from channelscope.selection import FeatureSelector, Selective, TwoLayerProbe
 from networks import (
     CLASSES,
     FORMS,
@@ -20,12 +26,6 @@ from networks import (
     resnet,
     unchanged,
 )
-from torch import Tensor, nn
-
-from channelscope.errors import UserError
-from channelscope.hooks import LayerError, hooked
-from channelscope.relevance import LastLayer, gradient, last_layer_weights
-from channelscope.selection import FeatureSelector, Selective, TwoLayerProbe
 
 
 def from_torchvision(name: str, classes: int) -> nn.Module:
@@ -68,7 +68,7 @@ def last_linear(name: str, net: nn.Module) -> nn.Module:
 @networks
 def test_gradient_equals_the_last_layers_weights_at_the_penultimate_layer(name: str) -> None:
     net, x, y, layer = made(name)
-    weights = last_layer_weights(net, [layer], x, y)[layer]
+    weights = LastLayer.find(net, x[:2])(net, [layer], x, y)[layer]
     assert torch.equal(weights, last_linear(name, net).weight[y])
     torch.testing.assert_close(gradient(net, [layer], x, y)[layer], weights)
 
@@ -116,7 +116,7 @@ def test_logits_that_come_from_no_linear_layer_are_refused(end: nn.Module) -> No
 def test_weights_are_refused_for_other_layers_with_the_penultimate_ones_named() -> None:
     net, (x, y) = resnet(), images()
     with pytest.raises(UserError, match=r"'layer3' is not the penultimate one.* choose 'layer4' or 'layer4.0'"):
-        last_layer_weights(net, ["layer3"], x, y)
+        LastLayer.find(net, x)(net, ["layer3"], x, y)
 
 
 # ---------------------------------------------------------------- gradients
@@ -228,7 +228,7 @@ def test_one_call_of_a_module_called_twice_is_scored() -> None:
 
 def test_no_layers_have_no_scores() -> None:
     net, (x, y) = plain(), images()
-    assert gradient(net, [], x, y) == last_layer_weights(net, [], x, y) == {}
+    assert gradient(net, [], x, y) == LastLayer.find(net, x)(net, [], x, y) == {}
 
 
 def test_network_that_cuts_its_gradient_is_refused() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comparisons import synthetic
 from PIL import Image
 
 from channelscope.claims import CLAIMS
 from channelscope.errors import UserError
 from channelscope.report import write_report
+from comparisons import synthetic
 
 VOID = {"meta", "img", "br", "link"}
 

@@ -5,16 +5,16 @@ from contextlib import nullcontext
 from itertools import product
 
 import pytest
-import reference
 import torch
 import torchvision
-from networks import CLASSES, CallsAutograd, Twice, gated, hooks, images, plain, resnet, unchanged
 from torch import Tensor, nn
 
+import reference
 from channelscope.capture import capture
 from channelscope.errors import UserError
 from channelscope.hooks import LayerError
 from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
+from networks import CLASSES, CallsAutograd, Twice, gated, hooks, images, plain, resnet, unchanged
 
 CHANNELS, LOGITS = 5, 4
 PROBES: dict[str, Callable[[], nn.Module]] = {

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from tqdm.auto import tqdm
 
+from channelscope.alignment import FEWEST_REPLICATES
 from channelscope.attacks import FGSM, PGD, Attack, parse
 from channelscope.comparison.frames import Comparison, check_folder
 from channelscope.comparison.rows import assemble
@@ -32,7 +33,7 @@ def compare(
     images: int | None = None,
     methods: Mapping[str, str] | None = None,
     seed: int = 0,
-    replicates: int = 200,
+    replicates: int = 500,
     level: float = 0.95,
     threshold: float = 0.01,
     batch_size: int = 128,
@@ -63,8 +64,12 @@ def compare(
     Raises:
         UserError: for models, data, layers or settings that do not fit together.
     """
-    if replicates < 1 or not 0 < level < 1 or batch_size < 1:
-        raise UserError("A comparison needs at least one replicate, a level between 0 and 1 and images per batch.")
+    if replicates < FEWEST_REPLICATES or not 0 < level < 1 or batch_size < 1:
+        raise UserError(
+            f"A comparison needs at least {FEWEST_REPLICATES} replicates, a level between 0 and 1 and images per batch."
+        )
+    if not 0 <= seed < 2**31:
+        raise UserError(f"A seed lies between 0 and {2**31 - 1}, not at {seed}.")
     if images is not None and images < 1:
         raise UserError(f"A comparison needs at least one image, not {images}.")
     networks = subjects_of(models, methods or {}, device)
@@ -114,6 +119,8 @@ def _layers(
     for names in by_label.values():
         if isinstance(names, str) or (names is not None and not names):
             raise UserError("Layers are given as a list of names, such as ['layer3', 'layer4'].")
+        if names and not all(names):
+            raise UserError("A layer's name is empty: 'channelscope layers' lists the names.")
     return {label: by_label.get(label) for label in labels}
 
 

@@ -63,7 +63,7 @@ class Comparison:
         Raises:
             UserError: where the folder holds something else, or cannot be written.
         """
-        folder = Path(folder).absolute()
+        folder = Path(folder).resolve()  # of a link, what it points to is replaced
         check_folder(folder)
         with replacing_folder(folder) as temporary:
             for name in COLUMNS:
@@ -137,6 +137,8 @@ def check_folder(folder: Path) -> None:
     check_writable(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --out.")
+    if folder.is_mount():
+        raise UserError(f"{folder} is a disk of its own, which cannot be replaced: choose a folder on it.")
     held = {path.name for path in folder.iterdir()} if folder.exists() else set()
     tables = {f"{name}.csv" for name in COLUMNS}
     if held and not tables <= held <= tables | {"arrays.npz", "meta.json", "figures", "report.html"}:

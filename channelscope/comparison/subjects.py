@@ -42,12 +42,13 @@ class Subject:
 
     @property
     def compute(self) -> dict[str, Any] | None:
-        """What the training cost, as far as it is on record."""
+        """What decides the cost and the strength of the training, as far as it is on record."""
         settings = self.training.get("settings")
         if settings is None:
             return None
-        costly = ("arch", "width", "epochs", "batch_size", "attack_steps")
-        return {name: settings["recipe"].get(name) for name in costly} | {"data": settings["data"]}
+        assert self.checkpoint is not None  # it has settings
+        recipe = {name: value for name, value in settings["recipe"].items() if name != "beta"}  # of gates alone
+        return recipe | {"width": self.checkpoint.architecture.base_width, "data": settings["data"]}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -83,23 +84,35 @@ def subjects_of(
     models: Mapping[str, Network] | Sequence[str | Path], methods: Mapping[str, str], device: str
 ) -> list[Subject]:
     """Load what is named by path, and label what is not."""
+    by_label = _labelled(models)
+    if unknown := methods.keys() - by_label.keys():
+        raise UserError(f"There is no model {min(unknown)!r} among {', '.join(by_label)}.")
+    if unknown := set(methods.values()) - set(METHOD_NAMES):
+        raise UserError(f"There is no method {min(unknown)!r}: choose from {', '.join(METHOD_NAMES)}.")
+    return [_subject(label, model, methods.get(label), device) for label, model in by_label.items()]
+
+
+def _labelled(models: Mapping[str, Network] | Sequence[str | Path]) -> dict[str, Network]:
+    if isinstance(models, str | Path | nn.Module):
+        raise UserError("Give the models as a list of paths, or as {label: network or path}.")
     if not isinstance(models, Mapping):
+        if not all(isinstance(path, str | Path) for path in models):
+            raise UserError("Only paths can be listed without labels: give networks as {label: network}.")
         labels = [Path(path).stem for path in models]
         if len(set(labels)) < len(labels):
             raise UserError("Two models have the same file name: give each its own label.")
         models = dict(zip(labels, models, strict=True))
     if not models:
         raise UserError("There is nothing to compare: name at least one model.")
-    if unknown := methods.keys() - models.keys():
-        raise UserError(f"There is no model {min(unknown)!r} among {', '.join(models)}.")
-    if unknown := set(methods.values()) - set(METHOD_NAMES):
-        raise UserError(f"There is no method {min(unknown)!r}: choose from {', '.join(METHOD_NAMES)}.")
-    subjects = []
-    for label, model in models.items():
-        if isinstance(model, nn.Module):
-            subjects.append(Subject(label, model, methods.get(label), None))
-        else:
-            checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.read(model)
-            method = methods.get(label, checkpoint.method)
-            subjects.append(Subject(label, checkpoint.build().to(device), method, checkpoint))
-    return subjects
+    if strange := [label for label in models if not label.isprintable()]:
+        raise UserError(f"The label {strange[0]!r} has characters that cannot be printed: choose another.")
+    return dict(models)
+
+
+def _subject(label: str, model: Network, method: str | None, device: str) -> Subject:
+    if isinstance(model, nn.Module):
+        return Subject(label, model, method, None)
+    if not isinstance(model, Checkpoint | str | Path):
+        raise UserError(f"{label} is a {type(model).__name__}: give a network (torch.nn.Module) or a path.")
+    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.read(model)
+    return Subject(label, checkpoint.build().to(device), method or checkpoint.method, checkpoint)

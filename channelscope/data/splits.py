@@ -111,6 +111,8 @@ class Dataset:
         name, count = max(Counter(self.classes).items(), key=operator.itemgetter(1), default=("", 0))
         if count > 1:
             raise UserError(f"Class names must differ, and {name!r} comes {count} times in {self.name}: rename one.")
+        if strange := [name for name in self.classes if not name.isprintable()]:
+            raise UserError(f"The class name {strange[0]!r} has characters that cannot be printed: rename the class.")
         for part, split in self.parts.items():
             self._check(part, split)
 

@@ -45,8 +45,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, low in {"epochs": 1, "batch_size": 2, "attack_steps": 1}.items():
-            if getattr(self, name) < low:
-                raise UserError(f"A recipe's {name} is at least {low}, not {getattr(self, name)}.")
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise UserError(f"A recipe's {name} is a whole number from {low} up, not {value!r}.")
         if not 0 < self.lr <= 1e6:
             raise UserError(f"A recipe's lr (learning rate) lies above 0 and below a million, not at {self.lr}.")
         for name, high in _HIGHEST.items():

@@ -31,6 +31,8 @@ class Job:
     seed: int
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"A seed lies between 0 and {2**31 - 1}, not at {self.seed}.")
         check_writable(self.out)
         self.data.require_train()
         if self.data.val is None or not len(self.data.val):
@@ -108,7 +110,7 @@ class State:
     @classmethod
     def fresh(cls, job: Job, device: str) -> Self:
         """Begin a run, unless there is something at its end or on its way already."""
-        for path in (job.out, job.partial):
+        for path in (job.out, job.partial, job.log):
             if path.exists():
                 raise UserError(f"{path} exists: choose another --out, go on with --resume, or delete it first.")
         return cls._new(job, device)
@@ -120,7 +122,7 @@ class State:
             remove_leftovers(path)
         if not job.partial.exists():
             if not job.out.exists():
-                return cls._new(job, device)
+                return cls.fresh(job, device)
             _check_settings(job, Checkpoint.read(job.out).meta.get("settings"), job.out)
             return None
         kept = load_tensors(job.partial)
