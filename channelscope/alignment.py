@@ -145,7 +145,7 @@ def judge(quantity: Estimate, null: float = 0.0) -> Outcome:
     Supported if it lies above ``null`` as a whole, not supported if at or below it as a whole, else inconclusive: so
     also without an interval, or with one of no width, as of a single image or of networks that are always wrong.
     """
-    if quantity.low == quantity.high:
+    if np.isclose(quantity.low, quantity.high, rtol=1e-9, atol=1e-12):
         return "inconclusive"
     if quantity.low > null:
         return "supported"

@@ -55,6 +55,53 @@ def equal(a: Comparison, b: Comparison) -> None:
     assert one == other
 
 
+class Hidden(nn.Module):
+    """Pool and rectify without modules: no layer returns what the last linear layer gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(1, 5, 3), nn.Linear(5, networks.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+class Counting(nn.Module):
+    """Count its calls in a buffer, which is no business of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.net(x)
+
+
+# ---------------------------------------------------------------- any network
+
+
+def test_a_network_without_a_penultimate_layer_needs_layers_named() -> None:
+    with mistake("name the layers"):
+        compare({"net": Hidden()}, images(), **QUICK)
+    assert set(compare({"net": Hidden()}, images(), layers=["conv"], **QUICK).activations["layer"]) == {"conv"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_networks_of_any_precision_are_compared(dtype: torch.dtype) -> None:
+    network = net().to(dtype)
+    found = compare({"net": network}, images(), **QUICK)
+    wanted = network.eval().float()(images()[0]).argmax(1) == images()[1]
+    assert (found.arrays["correct/0/natural"] == wanted.numpy()).mean() >= 0.9  # rounding may turn a close call
+
+
+def test_a_buffer_of_the_networks_own_may_change_and_is_put_back() -> None:
+    network = Counting()
+    compare({"net": network}, images(), **QUICK)
+    assert network.calls == 0
+
+
 # ---------------------------------------------------------------- the numbers
 
 
@@ -543,7 +590,7 @@ def test_damaged_weights_are_told() -> None:
 
 # ---------------------------------------------------------------- saving
 
-WEIRD = ("NA", "nan", "<script>alert(1)</script>", "../x", 'a "b", c\nd', " ")
+WEIRD = ("NA", "nan", "<script>alert(1)</script>", "../x", 'a "b", c; d', " ")
 
 
 @pytest.fixture
@@ -775,3 +822,30 @@ def test_what_is_no_comparison(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", tmp_path / "file"):
         with mistake(str(path), "holds no comparison"):
             Comparison.load(path)
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    some().save(link, progress=False)
+    assert link.is_symlink()
+    assert (real / "report.html").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_models_are_given_by_label_or_path() -> None:
+    for wrong in ("nat.pt", net(), [net()], {"a": 3}, {"a\x1b": net()}):
+        with pytest.raises(UserError):
+            compare(wrong, images(), **QUICK)  # type: ignore[arg-type]
+
+
+def test_c4_gets_no_verdict_where_the_recipes_differ(tmp_path: Path) -> None:
+    paths = {method: trained(method) for method in ("at", "cifs")}
+    equal_recipes = compare(paths, digits(), **QUICK).verdicts.set_index("claim")["statement"]["C4"]
+    assert "No verdict" not in equal_recipes
+    other = Checkpoint.read(paths["at"])
+    other.meta["settings"]["recipe"]["eps"] = 0.0
+    statement = compare(paths | {"at": other}, digits(), **QUICK).verdicts.set_index("claim")["statement"]["C4"]
+    assert "No verdict, as their training differs (eps)" in statement

@@ -551,3 +551,11 @@ def test_the_backbone_starts_with_the_same_weights_whatever_the_gates(tmp_path: 
 def test_an_architecture_reads_its_last_stage() -> None:
     architecture = Architecture(arch="resnet10", width=2, classes=4)
     assert architecture.last_stage == ("layer4.0",)
+
+
+def test_a_table_beside_out_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "net.pt.csv").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(UserError, match="exists"):
+            train("standard", digits(), out=tmp_path / "net.pt", resume=resume, epochs=1, width=2, progress=False)
+    assert (tmp_path / "net.pt.csv").read_text() == "mine"
