@@ -23,6 +23,7 @@ import test_converters as releases
 from channelscope import cli
 from channelscope.attacks import PGD
 from channelscope.checkpoints import Checkpoint, load_tensors
+from channelscope.cli import commands
 from channelscope.comparison import Comparison, compare
 from channelscope.data import Dataset
 from runs import METHODS, contents, digits, trained, write_npz
@@ -283,7 +284,7 @@ def test_a_fault_of_ours_is_told_as_such(
     def fail(_: Any) -> None:
         raise KeyError("x\ny")
 
-    monkeypatch.setattr(cli, "_layers", fail)
+    monkeypatch.setattr(commands, "layers", fail)
     assert main("layers", work / "at.pt") == 1
     assert "please report it" in capsys.readouterr().err
     monkeypatch.setenv("CHANNELSCOPE_TRACEBACK", "1")
@@ -297,7 +298,7 @@ def test_too_little_memory_is_told(
     def fail(_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(cli, "_layers", fail)
+    monkeypatch.setattr(commands, "layers", fail)
     assert main("layers", work / "at.pt") == 2
     assert "memory" in capsys.readouterr().err
 

@@ -835,6 +835,12 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_an_attack_without_a_radius_is_refused() -> None:
+    with mistake("with an eps"):
+        some(attack=lambda network, x, y, generator=None: x)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_models_are_given_by_label_or_path() -> None:
     for wrong in ("nat.pt", net(), [net()], {"a": 3}, {"a\x1b": net()}):
         with pytest.raises(UserError):

@@ -128,6 +128,10 @@ def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack
     if not isinstance(attack, str):
         if eps is not None:
             raise UserError("An attack that is given as such has its own eps: set it there.")
+        if not callable(attack) or not hasattr(attack, "eps"):
+            raise UserError(
+                "An attack is a name such as 'pgd-20', or an object such as cs.PGD(): callable, with an eps."
+            )
         return attack
     return parse(attack, eps=Recipe.suited_to(dataset.name).eps if eps is None else eps)
 

@@ -1,0 +1,198 @@
+"""What each command does; heavy modules are imported when it runs."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from channelscope.errors import UserError
+
+if TYPE_CHECKING:
+    from channelscope.comparison import Comparison
+    from channelscope.data import Dataset
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train a network and print how its best epoch did."""
+    from channelscope.checkpoints import Checkpoint
+    from channelscope.training import train
+
+    out = Path(args.out or f"{args.method}.pt")
+    args.after_stop = f" The epochs that are complete are kept in {out}.partial: go on with --resume."
+    train(
+        args.method,
+        _data(args, args.data),
+        out=out,
+        seed=args.seed,
+        resume=args.resume,
+        device=_device(args),
+        progress=not args.quiet,
+        **{name: getattr(args, name) for name in ("arch", "width", "epochs", "batch_size", "lr", "eps")},
+    )
+    best = Checkpoint.read(out).meta["metrics"]
+    print(
+        f"{out}: best epoch {best['epoch']}, on validation images natural {best['val_natural']:.1%}, "
+        f"robust {best['val_robust']:.1%}; log in {out}.csv"
+    )
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Compare checkpoints, write the folder and print what was found."""
+    from channelscope.checkpoints import Checkpoint
+    from channelscope.comparison import check_folder, compare
+
+    out = Path(args.out)
+    check_folder(out)
+    labels = args.labels or [Path(path).stem for path in args.models]
+    if len(labels) != len(args.models):
+        raise UserError(f"There are {len(args.models)} models and {len(labels)} labels: give one label for each model.")
+    if len(set(labels)) < len(labels):
+        raise UserError("Two models have the same label: give each its own with --labels.")
+    models = {label: Checkpoint.read(path) for label, path in zip(labels, args.models, strict=True)}
+    found = compare(
+        models,
+        _data(args, args.data or _trained_on(models.values())),
+        attack=args.attack,
+        eps=args.eps,
+        layers=args.layers,
+        images=args.images,
+        seed=args.seed,
+        replicates=args.replicates,
+        batch_size=args.batch_size,
+        device=_device(args),
+        progress=not args.quiet,
+    )
+    found.meta["command"] = args.command
+    found.save(out, progress=not args.quiet)
+    _report(found, out, args.json)
+
+
+def _trained_on(checkpoints: Any) -> str:
+    """Name the data set on which all of the checkpoints were trained."""
+    settings = [checkpoint.meta.get("settings") for checkpoint in checkpoints]
+    names = {known["data"]["name"] if known else None for known in settings}
+    name = names.pop()
+    if names or name is None:
+        raise UserError("The models do not say that they were trained on one data set: name the data with --data.")
+    return str(name)
+
+
+def figures(args: argparse.Namespace) -> None:
+    """Draw a comparison's figures and report again."""
+    from channelscope.comparison import Comparison
+
+    folder = Path(args.folder)
+    Comparison.load(folder).draw(folder, progress=not args.quiet)
+    print(f"figures in {folder / 'figures'}, report in {folder / 'report.html'}")
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Train three networks on digits, compare them and print what was found."""
+    from channelscope.comparison import check_folder, compare
+    from channelscope.data import load
+    from channelscope.training import train
+
+    out, methods = Path(args.out), ("standard", "at", "cifs")
+    check_folder(out / "comparison")
+    args.after_stop = " Run the same command again: it goes on with the epoch that was interrupted."
+    digits, quiet = load("digits"), args.quiet
+    paths = {method: out / f"{method}.pt" for method in methods}
+    for method, path in paths.items():
+        train(method, digits, out=path, seed=args.seed, resume=True, progress=not quiet)
+    found = compare(paths, digits, seed=args.seed, progress=not quiet)
+    found.meta["command"] = args.command
+    found.save(out / "comparison", progress=not quiet)
+    _report(found, out / "comparison", as_json=False)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Turn another program's file into a checkpoint."""
+    from channelscope.converters import CONVERTERS
+
+    out = Path(args.out)
+    if out.exists():
+        raise UserError(f"{out} exists: choose another file to write to, or delete it first.")
+    checkpoint = CONVERTERS[args.source](args.file, method=args.method)
+    checkpoint.save(out)
+    gates = ", ".join(gate.layer for gate in checkpoint.gates) or "none"
+    arch = checkpoint.architecture
+    print(f"{out}: {arch.arch}, width {arch.width}, {arch.classes} classes, gates at: {gates}")
+
+
+def layers(args: argparse.Namespace) -> None:
+    """Print a network's layers."""
+    import torch
+
+    from channelscope.checkpoints import Checkpoint
+    from channelscope.hooks import trace
+    from channelscope.relevance import LastLayer
+
+    checkpoint = Checkpoint.read(args.model)
+    network, images = checkpoint.build(), torch.zeros(2, *checkpoint.image)
+    calls, _ = trace(network, images)
+    penultimate = LastLayer.find(network, torch.rand(2, *checkpoint.image, generator=torch.Generator())).inputs[0]
+    rows = [("layer", "kind", "channels", "shape")]
+    for call in calls:
+        shape = " x ".join(map(str, call.output.shape[1:]))
+        mark = "  <- penultimate: what 'compare' looks at by default" if call.name == penultimate else ""
+        rows.append((call.name, type(call.module).__name__, str(call.output.shape[1]), shape + mark))
+    print(_table(rows, align="llrl"))
+
+
+def _data(args: argparse.Namespace, name: str) -> "Dataset":
+    from channelscope.data import load
+
+    return load(name, root=Path(args.data_root), download=args.download, seed=args.seed, image_size=args.image_size)
+
+
+def _device(args: argparse.Namespace) -> str:
+    import torch
+
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"There is no device {device!r} here: use --device cpu.") from error
+    return str(device)
+
+
+def _report(found: "Comparison", out: Path, as_json: bool) -> None:
+    """Print what was found: a table and the verdicts, or all of it as JSON."""
+    robustness = found.robustness[found.robustness["class"] == "all"]
+    if as_json:
+        frames = {"robustness": robustness, "verdicts": found.verdicts}
+        values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
+        return
+    print(_table(_summary(found), align="l" + "r" * 6))
+    print(f"\n{found.meta['attack']}, eps {found.meta['eps']:.4g}, {found.meta['data']['images']} test images\n")
+    for verdict in found.verdicts.itertuples():
+        print(f"{verdict.claim} {verdict.verdict}: {verdict.statement}")
+    print(f"\nreport: {out / 'report.html'}")
+
+
+def _summary(found: "Comparison") -> list[tuple[str, ...]]:
+    """Lay out a row for each model: accuracy and, at its last layer, the alignment measures."""
+    rows: list[tuple[str, ...]] = [
+        ("model", "natural", found.meta["attack"], "worst case", "cosine", "NR ratio", "relevance alignment")
+    ]
+    accuracy = found.robustness[found.robustness["class"] == "all"].set_index(["model", "attack"])["accuracy"]
+    overall = found.alignment[found.alignment["class"] == "all"]
+    for model, known in found.meta["models"].items():
+        last = overall[(overall["model"] == model) & (overall["layer"] == known["layers"][-1])]
+        value = last.set_index("measure")["value"]
+        shares = (f"{accuracy[model, attack]:.1%}" for attack in ("natural", found.meta["attack"], "worst"))
+        measures = (f"{value[name]:.2f}" for name in ("cosine", "nr_ratio", "relevance_spearman_adversarial"))
+        rows.append((model, *shares, *measures))
+    return rows
+
+
+def _table(rows: Sequence[tuple[str, ...]], align: str) -> str:
+    """Set rows in columns, flush left (l) or right (r)."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, align, strict=True)
+        lines.append("  ".join(f"{cell:{'<' if side == 'l' else '>'}{width}}" for cell, width, side in cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,198 @@
+"""The commands, their options and their help."""
+
+import argparse
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, NoReturn
+
+from channelscope import __version__
+from channelscope.cli import commands
+
+_METHODS = ("standard", "at", "cifs", "cas")
+
+_OVERVIEW = """\
+Why is one CNN robust and another not? channelscope looks channel by channel: how strongly each channel is
+activated on natural and on adversarial images, how relevant it is to the class, and whether the two line up.
+
+begin here:
+  channelscope demo                                   train three networks on digits and compare them
+  channelscope train --method at --out at.pt          train one network
+  channelscope compare --models nat.pt at.pt cifs.pt  compare networks: tables, figures, report.html
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake with one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}: see '{self.prog} --help'.\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the whole command line; each command sets ``run`` to its function."""
+    parser = _Parser(prog="channelscope", description=_OVERVIEW, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"channelscope {__version__}")
+    menu = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    train = _command(
+        menu,
+        "train",
+        commands.train,
+        "train a network",
+        "Train a network and write its best checkpoint, chosen on the validation part under attack, and a log.",
+        "channelscope train --method cifs --data digits --out cifs.pt\n"
+        "  channelscope train --method at --data cifar10 --download --width 16 --epochs 30 --out at.pt",
+    )
+    train.add_argument(
+        "--method", required=True, choices=_METHODS, help="standard; at: adversarial training; cifs, cas: at with gates"
+    )
+    _add_data(train, "digits")
+    train.add_argument("--out", metavar="FILE", help="checkpoint to write (default: METHOD.pt)")
+    train.add_argument("--arch", help="resnet10, resnet18 (default), resnet34, resnet50 or wrn-28-10")
+    train.add_argument("--width", type=_positive, metavar="W", help="planes of the first stage (default: the recipe's)")
+    train.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data (default: the recipe's)")
+    train.add_argument("--batch-size", type=_positive, metavar="N", help="images per step (default: the recipe's)")
+    train.add_argument("--lr", type=float, help="learning rate at the beginning (default: the recipe's)")
+    train.add_argument("--eps", type=_eps, metavar="E", help="radius of the training attack, such as 8/255")
+    train.add_argument("--resume", action="store_true", help="go on with an interrupted run, or begin if there is none")
+    _add_common(train)
+
+    compare = _command(
+        menu,
+        "compare",
+        commands.compare,
+        "compare networks channel by channel",
+        "Compare networks and write a folder: tables (CSV, npz), figures (PDF, PNG), meta.json and report.html, with\n"
+        "verdicts on the claims C1 to C4 of the CIFS paper (arXiv 2102.05311).",
+        "channelscope compare --models nat.pt at.pt cifs.pt\n"
+        "  channelscope compare --models nat.pt at.pt --labels standard AT --attack pgd-100x5 --eps 8/255 --images 500",
+    )
+    compare.add_argument("--models", nargs="+", required=True, metavar="FILE", help="checkpoints of networks")
+    compare.add_argument("--labels", nargs="+", metavar="NAME", help="their names (default: the file names)")
+    _add_data(compare, None)
+    compare.add_argument("--out", default="comparison", metavar="DIR", help="folder to write (default: %(default)s)")
+    compare.add_argument(
+        "--attack", default="pgd-20", help="fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 for L2 (default: pgd-20)"
+    )
+    compare.add_argument("--eps", type=_eps, metavar="E", help="radius of the attack (default: the recipe's, as 8/255)")
+    compare.add_argument("--layers", nargs="+", metavar="NAME", help="layers to look at (default: the penultimate)")
+    compare.add_argument("--images", type=_positive, metavar="N", help="test images to use (default: all)")
+    compare.add_argument(
+        "--batch-size", type=_positive, default=128, metavar="N", help="images per pass (default: 128)"
+    )
+    compare.add_argument(
+        "--replicates", type=_positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
+    )
+    compare.add_argument("--json", action="store_true", help="print the results as JSON")
+    _add_common(compare)
+
+    figures = _command(
+        menu,
+        "figures",
+        commands.figures,
+        "draw a comparison's figures again",
+        "Draw the figures and the report of a comparison again, from its tables alone.",
+        "channelscope figures comparison",
+    )
+    figures.add_argument("folder", metavar="DIR", help="folder that 'channelscope compare' wrote")
+    _add_quiet(figures)
+
+    demo = _command(
+        menu,
+        "demo",
+        commands.demo,
+        "train three networks on digits and compare them",
+        "Train a standard, an AT and a CIFS network on scikit-learn's handwritten digits and compare them. Nothing is\n"
+        "downloaded; a run that was interrupted goes on, and networks that are complete are used again.",
+        "channelscope demo",
+    )
+    demo.add_argument(
+        "--out", default="channelscope-demo", metavar="DIR", help="folder to write (default: %(default)s)"
+    )
+    demo.add_argument("--seed", type=_seed, default=0, metavar="S", help="of weights, images and attacks (default: 0)")
+    _add_quiet(demo)
+
+    convert = _command(
+        menu,
+        "convert",
+        commands.convert,
+        "turn another program's network file into a checkpoint",
+        "Turn a network saved by another program into a checkpoint. cifs-release: a CIFAR ResNet (CIFS, CAS or plain) "
+        "of\nthe CIFS authors' code.",
+        "channelscope convert --from cifs-release ckp_best.pt cifs.pt",
+    )
+    convert.add_argument("--from", dest="source", required=True, choices=("cifs-release",), help="where FILE is from")
+    convert.add_argument("file", metavar="FILE", help="file to read; nothing in it is run")
+    convert.add_argument("out", metavar="OUT", help="checkpoint to write")
+    convert.add_argument("--method", choices=_METHODS, help="how it was trained, where the file cannot tell")
+
+    layers = _command(
+        menu,
+        "layers",
+        commands.layers,
+        "list a network's layers",
+        "List the layers that can be captured, by name, with their channels and shapes.",
+        "channelscope layers cifs.pt",
+    )
+    layers.add_argument("model", metavar="MODEL", help="checkpoint of a network")
+    return parser
+
+
+def _command(
+    menu: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, description: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = menu.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"examples:\n  {example}" if "\n" in example else f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--data",
+        default=default,
+        metavar="NAME",
+        help="digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/, a folder per class) or "
+        f"npz:FILE (train_images, train_labels, ...) (default: {default or 'what the models were trained on'})",
+    )
+    parser.add_argument("--data-root", default="data", metavar="DIR", help="where downloaded sets lie (default: data)")
+    parser.add_argument("--download", action="store_true", help="fetch the set if it is not there")
+    parser.add_argument("--image-size", type=_positive, metavar="S", help="scale and crop images to S x S")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="of everything random (default: 0)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    _add_quiet(parser)
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() and len(text) < 10 else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return number
+
+
+def _seed(text: str) -> int:
+    if not (text.isdecimal() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 999999999")
+    return int(text)
+
+
+def _eps(text: str) -> float:
+    try:
+        eps = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        eps = -1.0
+    if not 0 <= eps <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no radius in [0, 1] image units, such as 0.031 or 8/255")
+    return eps
