@@ -99,7 +99,7 @@ def _run(job: Job, state: State, progress: bool) -> None:
 
 
 def _train_epoch(job: Job, state: State, epoch: int, bar: Any) -> dict[str, float]:
-    """Make one pass over the training part; give its mean loss and accuracy on the images trained on."""
+    """Make one pass over the training part; give its mean loss and accuracy on the images trained on, labels given."""
     lr, generator = job.recipe.lr_at(epoch), job.generator(epoch)
     for group in state.optimizer.param_groups:
         group["lr"] = lr
