@@ -6,7 +6,7 @@ CIFS: Yan et al., ICML 2021 (arXiv 2102.05311), section 4. CAS: Bai et al., ICLR
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class FeatureSelector(nn.Module):
         super().__init__()
         if k < 1:
             raise UserError(f"A gate needs the relevance of at least one logit, not k = {k}.")
-        if imgf not in (known := Imgf.__args__):  # type: ignore[attr-defined]
+        if imgf not in (known := get_args(Imgf)):
             raise UserError(f"There is no mask function {imgf!r}: choose from {', '.join(known)}.")
         self.probe, self.k, self.imgf, self.detach = probe, k, imgf, detach
 

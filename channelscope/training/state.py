@@ -141,7 +141,7 @@ class State:
 
     @classmethod
     def _new(cls, job: Job, device: str) -> Self:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global generator alone: it is put back
             torch.default_generator.manual_seed(job.seed)
             network = build(job.architecture, job.gates).to(device)
         recipe = job.recipe
