@@ -11,8 +11,10 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, Self
+from reprlib import repr as short
+from typing import Any, Literal, Self, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -21,41 +23,64 @@ from channelscope import __version__
 from channelscope.errors import UserError
 from channelscope.files import replacing
 from channelscope.models import Architecture
-from channelscope.selection import FeatureSelector, Imgf, LinearProbe, Selective, TwoLayerProbe
+from channelscope.selection import KINDS, Selective
 
-FORMAT = 1
-METHOD_NAMES = ("standard", "at", "cifs", "cas")
+FORMAT = 2
+METHOD_NAMES = (
+    *("standard", "at", "trades", "mart", "fat", "cifs", "cas", "fsr", "eas", "kap"),
+    *("standard-cifs", "trades-cifs", "mart-cifs", "fat-cifs", "trades-cas", "mart-cas", "fat-cas"),
+)
 LOG = ("epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best")  # columns of a training log
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What it takes to build the gate of one layer again; see ``selection.FeatureSelector``.
+    """What it takes to build the gate of one layer again.
 
     Args:
         layer: the gated layer's name.
         channels: its number of channels.
-        probe: "linear" or "two-layer"; ``hidden`` units with softplus of sharpness ``beta`` in the latter.
-        k, imgf, detach: as in ``FeatureSelector``.
+        kind: of the gate, a key of ``selection.KINDS``.
+        options: of that kind, by name; those left out have the kind's own values.
+
+    Raises:
+        UserError: for an unknown kind, an unknown option, or a value of another type than the kind's.
     """
 
     layer: str
     channels: int
-    probe: Literal["linear", "two-layer"] = "linear"
-    hidden: int = 128
-    beta: float = 5.0
-    k: int = 2
-    imgf: Imgf = "softmax"
-    detach: bool = True
+    kind: str = "cifs"
+    options: dict[str, bool | int | float | str] = field(default_factory=dict)
 
-    def build(self, classes: int) -> FeatureSelector:
-        """Make the selector with fresh weights."""
-        probe: nn.Module = (
-            LinearProbe(self.channels, classes)
-            if self.probe == "linear"
-            else TwoLayerProbe(self.channels, classes, self.hidden, self.beta)
-        )
-        return FeatureSelector(probe, k=self.k, imgf=self.imgf, detach=self.detach)
+    def __post_init__(self) -> None:
+        if type(self.channels) is not int or not 1 <= self.channels <= 2**20:
+            raise UserError(f"A gated layer has between 1 and {2**20:,} channels, not {short(self.channels)}.")
+        if self.kind not in KINDS:
+            raise UserError(f"There is no gate {short(self.kind)}: choose from {', '.join(KINDS)}.")
+        for name, value in self.options.items():
+            self._check_option(name, value)
+
+    def _check_option(self, name: str, value: Any) -> None:
+        parameters = signature(KINDS[self.kind]).parameters.values()
+        known = {item.name: item.annotation for item in parameters if item.kind is item.KEYWORD_ONLY}
+        if name not in known:
+            raise UserError(f"A gate of kind {self.kind} has no option {short(name)}: choose from {', '.join(known)}.")
+        wanted = known[name]
+        if get_origin(wanted) is Literal:
+            fits, form = value in get_args(wanted), f"one of {', '.join(get_args(wanted))}"
+        else:  # True is no number here, though Python counts it as one
+            fits = type(value) in ((int, float) if wanted is float else (wanted,))
+            form = {bool: "true or false", int: "a whole number", float: "a number"}[wanted]
+        if not fits:
+            raise UserError(f"The option {name} of a gate of kind {self.kind} is {form}, not {short(value)}.")
+
+    def build(self, classes: int) -> nn.Module:
+        """Make the gate with fresh weights.
+
+        Raises:
+            UserError: for options out of range.
+        """
+        return KINDS[self.kind](self.channels, classes, **self.options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +93,7 @@ class Checkpoint:
         state: the network's ``state_dict``.
         image: channels, height and width of the images that it was trained on.
         class_names: names of the classes, or None where unknown.
-        method: standard, at, cifs or cas, or None where unknown.
+        method: one of ``METHOD_NAMES``, or None where unknown.
         meta: data, recipe, seed, metrics, history (one dict an epoch) and versions, as plain values.
     """
 
@@ -93,14 +118,17 @@ class Checkpoint:
         Raises:
             UserError: where ``path`` cannot be written.
         """
+        save_tensors(self.content(), Path(path))
+
+    def content(self) -> dict[str, Any]:
+        """Give the plain values and tensors that a file holds."""
         content = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        content |= {
+        return content | {
             "channelscope": FORMAT,
             "architecture": dataclasses.asdict(self.architecture),
             "gates": [dataclasses.asdict(gate) for gate in self.gates],
             "state": {name: tensor.detach().cpu() for name, tensor in self.state.items()},
         }
-        save_tensors(content, Path(path))
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
@@ -117,6 +145,7 @@ class Checkpoint:
             )
         if repr(content.pop("channelscope")) != repr(FORMAT):
             raise UserError(f"{path} was written by another version of channelscope: train or convert it again.")
+        content.pop("progress", None)  # of a training run that is not complete
         try:
             with torch.device("meta"), warnings.catch_warnings(action="ignore"):
                 checkpoint = cls._parse(content)
@@ -137,8 +166,7 @@ class Checkpoint:
         gates = tuple(Gate(**gate) for gate in content["gates"])
         image, names, meta = tuple(content["image"]), content["class_names"], content["meta"]
         fits = (
-            all(type(gate.k) is int and gate.k <= architecture.classes for gate in gates)
-            and all(gate.probe in ("linear", "two-layer") for gate in gates)
+            len({gate.layer for gate in gates}) == len(gates)
             and len(image) == 3
             and all(type(size) is int and 1 <= size <= 4096 for size in image)
             and image[0] == len(architecture.mean)

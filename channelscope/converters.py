@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def from_cifs_release(path: Path | str, *, method: str | None = None) -> Checkpo
         raise foreign from error
     if not is_finite(converted):
         raise UserError(f"{path} holds weights that are not finite numbers: get another file.")
-    guess = {0: None, 1: "cas", 2: "cifs"}[max((gate.k for gate in gates), default=0)]
+    guess = ("cas" if gates[0].options.get("k") == 1 else "cifs") if gates else None
     return Checkpoint(
         architecture=architecture,
         gates=gates,
@@ -98,13 +99,13 @@ def _gate_part(key: str) -> tuple[str, str, str] | None:
 def _gates(parts: Mapping[tuple[str, str, str], Tensor]) -> tuple[Gate, ...]:
     gates = []
     for layer in sorted({layer for layer, _, _ in parts}):
-        hidden, cas = parts.get((layer, "hidden", "weight")), parts.get((layer, "cas", "weight"))
-        if cas is not None:
-            gates.append(Gate(layer=layer, channels=cas.shape[1], k=1, imgf="identity"))
-        elif hidden is not None:
-            gates.append(Gate(layer=layer, channels=hidden.shape[1], probe="two-layer", hidden=hidden.shape[0]))
-        else:
-            gates.append(Gate(layer=layer, channels=parts[layer, "output", "weight"].shape[1]))
+        options: dict[str, bool | int | float | str] = {}
+        weight = parts.get((layer, "output", "weight"))
+        if (cas := parts.get((layer, "cas", "weight"))) is not None:
+            weight, options = cas, {"k": 1, "imgf": "identity"}
+        elif (hidden := parts.get((layer, "hidden", "weight"))) is not None:
+            weight, options = hidden, {"probe": "two-layer", "hidden": hidden.shape[0]}
+        gates.append(Gate(layer=layer, channels=cast(Tensor, weight).shape[1], options=options))
     return tuple(gates)
 
 

@@ -32,11 +32,20 @@ def architecture(arch: str = "resnet10", classes: int = 3, channels: int = 1) ->
 GATES = {
     "plain": (),
     "cifs": (
-        Gate(layer="layer4.0", channels=16, probe="two-layer", hidden=6, beta=3.0),
+        Gate(layer="layer4.0", channels=16, options={"probe": "two-layer", "hidden": 6, "beta": 3.0}),
         Gate(layer="layer4.1", channels=16),
     ),
-    "cas": (Gate(layer="layer4", channels=16, k=1, imgf="identity", detach=False),),
-    "other masks": (Gate(layer="layer2", channels=4, imgf="sigmoid"), Gate(layer="layer1.0", channels=2, imgf="relu")),
+    "cas": (Gate(layer="layer4", channels=16, options={"k": 1, "imgf": "identity", "detach": False}),),
+    "fsr": (Gate(layer="layer4", channels=16, kind="fsr", options={"hidden": 3, "tau": 0.5}),),
+    "eas": (Gate(layer="layer4.0", channels=16, kind="eas", options={"height": 1, "width": 1}),),
+    "kap": (
+        Gate(layer="conv1", channels=2, kind="kap"),
+        Gate(layer="layer3.0.shortcut.0", channels=8, kind="kap", options={"pool": 5, "noise": 0.1}),
+    ),
+    "other masks": (
+        Gate(layer="layer2", channels=4, options={"imgf": "sigmoid"}),
+        Gate(layer="layer1.0", channels=2, options={"imgf": "relu"}),
+    ),
 }
 
 
@@ -88,9 +97,11 @@ def test_a_network_comes_back_as_it_was(gates: str, channels: int, tmp_path: Pat
         one, other = before.probed(x), after.probed(x)
         assert same_state(one.probes, other.probes)
         assert same_state(one.masks, other.masks)
-        assert [(gate.k, gate.imgf, gate.detach) for gate in before.gates.values()] == [
-            (gate.k, gate.imgf, gate.detach) for gate in after.gates.values()
-        ]
+        assert [settings(gate) for gate in before.gates.values()] == [settings(gate) for gate in after.gates.values()]
+
+
+def settings(gate: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(gate).items() if isinstance(value, int | float | str | tuple)}
 
 
 @pytest.mark.parametrize("arch", ["resnet10", "resnet18", "resnet34", "resnet50", "wrn-10-1", "wrn-16-2"])
@@ -141,7 +152,7 @@ def test_reading_does_not_touch_global_randomness(gates: str, tmp_path: Path) ->
 
 def test_nothing_is_needed_but_torch_to_read_the_file(path: Path) -> None:
     content = torch.load(path, weights_only=True)
-    assert content["channelscope"] == 1
+    assert content["channelscope"] == 2
     assert content["architecture"] == asdict(architecture("resnet18"))
     assert same_state(content["state"], dict(Checkpoint.read(path).state))
 
@@ -215,7 +226,7 @@ HOSTILE: dict[str, Callable[[Hostile, Path], Any]] = {
     ),
     "a bare pickle": lambda hostile, path: path.write_bytes(pickle.dumps(hostile)),
     "a bare pickle of protocol 0": lambda hostile, path: path.write_bytes(pickle.dumps(hostile, 0)),
-    "among numbers": lambda hostile, path: path.write_bytes(pickle.dumps({"channelscope": 1, "meta": [hostile]})),
+    "among numbers": lambda hostile, path: path.write_bytes(pickle.dumps({"channelscope": 2, "meta": [hostile]})),
 }
 
 
@@ -314,7 +325,8 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- fields
 
 
-SMALL = (Gate(layer="layer3.0", channels=8, probe="two-layer", hidden=6), Gate(layer="layer4.0", channels=16))
+WHOLE: dict[str, Any] = {"probe": "two-layer", "hidden": 6, "beta": 5.0, "k": 2, "imgf": "softmax", "detach": True}
+SMALL = (Gate(layer="layer3.0", channels=8, options=WHOLE), Gate(layer="layer4.0", channels=16))
 
 
 def change(path: Path, keys: tuple[str | int, ...], value: Any) -> None:
@@ -331,7 +343,8 @@ FIELDS: list[tuple[str | int, ...]] = [
     ("channelscope",),
     *((name,) for name in ("architecture", "gates", "state", "image", "class_names", "method", "meta")),
     *(("architecture", name) for name in ("arch", "width", "classes", "mean", "std")),
-    *(("gates", 0, name) for name in ("layer", "channels", "probe", "hidden", "beta", "k", "imgf", "detach")),
+    *(("gates", 0, name) for name in ("layer", "channels", "kind", "options")),
+    *(("gates", 0, "options", name) for name in ("probe", "hidden", "beta", "k", "imgf", "detach", "more")),
     ("state", "cnn.conv1.weight"),
     ("state", "cnn.normalise.std"),
     ("state", "selectors.layer3/0.probe.hidden.weight"),
@@ -372,8 +385,13 @@ def test_a_field_of_any_type_is_refused_or_does_no_harm(
     assert not faults
 
 
+def of_kind(kind: str, **options: Any) -> dict[str, Any]:
+    """Describe a gate as a file does."""
+    return {"layer": "layer4.0", "channels": 16, "kind": kind, "options": options}
+
+
 WRONG: dict[str, tuple[tuple[str | int, ...], Any]] = {
-    "another version": (("channelscope",), 2),
+    "another version": (("channelscope",), 1),
     "a version that is a tensor": (("channelscope",), torch.ones(2)),
     "too few class names": (("class_names",), ["a", "b"]),
     "too many class names": (("class_names",), ["a", "b", "c", "d"]),
@@ -389,11 +407,33 @@ WRONG: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "an unknown field": (("more",), 3),
     "an unknown layer": (("gates", 0, "layer"), "layer9"),
     "another layer": (("gates", 0, "layer"), "layer3.0"),
+    "two gates of one layer": (("gates", 0, "layer"), "layer4.1"),
     "other channels": (("gates", 0, "channels"), 8),
-    "an unknown mask": (("gates", 0, "imgf"), "tanh"),
-    "an unknown probe": (("gates", 0, "probe"), "cubic"),
-    "a gate that chooses nothing": (("gates", 0, "k"), 0),
-    "a gate that chooses more than there are": (("gates", 0, "k"), 4),
+    "channels beyond reason": (("gates", 0, "channels"), 10**9),
+    "an unknown kind of gate": (("gates", 0, "kind"), "magic"),
+    "a field of a gate that is none": (("gates", 0, "k"), 2),
+    "options that are a list": (("gates", 0, "options"), ["k"]),
+    "an unknown option": (("gates", 0, "options", "depth"), 2),
+    "an option that is a number": (("gates", 0, "options", 3), 2),
+    "an option of another type": (("gates", 0, "options", "k"), 2.0),
+    "an option that is true where a number is": (("gates", 0, "options", "k"), True),
+    "an option that is a number where true or false is": (("gates", 0, "options", "detach"), 1),
+    "an unknown mask": (("gates", 0, "options", "imgf"), "tanh"),
+    "an unknown probe": (("gates", 0, "options", "probe"), "cubic"),
+    "a gate that chooses nothing": (("gates", 0, "options", "k"), 0),
+    "a gate that chooses more than there are": (("gates", 0, "options", "k"), 4),
+    "a sharpness that is no number": (("gates", 0, "options", "beta"), float("nan")),
+    "a probe beyond reason": (("gates", 0, "options", "hidden"), 10**9),
+    "a gate of another kind": (("gates", 0, "kind"), "fsr"),
+    "a gate of CIFS with an option of FSR": (("gates", 0, "options", "tau"), 0.1),
+    "a gate of FSR with a temperature of zero": (("gates", 0), of_kind("fsr", tau=0.0)),
+    "a gate of FSR beyond reason": (("gates", 0), of_kind("fsr", hidden=10**12)),
+    "a gate of EAS beyond reason": (("gates", 0), of_kind("eas", height=10**12)),
+    "a gate of EAS of no height": (("gates", 0), of_kind("eas", height=0)),
+    "a gate of KAP over an even number": (("gates", 0), of_kind("kap", pool=4)),
+    "a gate of KAP beyond reason": (("gates", 0), of_kind("kap", pool=10**12 + 1)),
+    "a gate of KAP of endless noise": (("gates", 0), of_kind("kap", noise=float("inf"))),
+    "a gate of KAP whose noise is a text": (("gates", 0), of_kind("kap", noise="1")),
     "no image": (("image",), None),
     "an image of two sizes": (("image",), [1, 8]),
     "an image of no pixels": (("image",), [1, 0, 8]),
@@ -415,6 +455,29 @@ def test_a_wrong_field_is_refused(case: str, tmp_path: Path) -> None:
     fresh(gates=GATES["cifs"]).save(tmp_path / "net.pt")
     change(tmp_path / "net.pt", *WRONG[case])
     refuses(tmp_path / "net.pt")
+
+
+def test_a_gate_without_weights_is_there_once(tmp_path: Path) -> None:
+    fresh(gates=(pool := Gate(layer="conv1", channels=2, kind="kap"),)).save(tmp_path / "net.pt")
+    change(tmp_path / "net.pt", ("gates",), [asdict(pool)] * 2)
+    refuses(tmp_path / "net.pt", "damaged")
+
+
+def test_a_mistaken_gate_is_answered_with_what_there_is() -> None:
+    with mistake("no gate 'cfis': choose from cifs, fsr, eas, kap"):
+        Gate(layer="layer4", channels=16, kind="cfis")
+    with mistake("of kind eas has no option 'depth': choose from height, width"):
+        Gate(layer="layer4", channels=16, kind="eas", options={"depth": 4})
+    with mistake("imgf of a gate of kind cifs is one of softmax, sigmoid, softplus, relu, identity, not 'tanh'"):
+        Gate(layer="layer4", channels=16, options={"imgf": "tanh"})
+    with mistake("The option tau of a gate of kind fsr is a number, not True"):
+        Gate(layer="layer4", channels=16, kind="fsr", options={"tau": True})
+    with mistake("A gated layer has between 1 and 1,048,576 channels, not 0"):
+        Gate(layer="layer4", channels=0)
+
+
+def test_a_whole_number_will_do_for_a_number() -> None:
+    assert Gate(layer="layer4", channels=16, kind="fsr", options={"tau": 1}).build(3).tau == 1
 
 
 @pytest.mark.parametrize("field", ["channelscope", "architecture", "gates", "state", "image"])

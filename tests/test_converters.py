@@ -46,11 +46,11 @@ CAS_OWN = {
 
 
 def cas(layer: str, channels: int) -> Gate:
-    return Gate(layer=layer, channels=channels, k=1, imgf="identity")
+    return Gate(layer=layer, channels=channels, options={"k": 1, "imgf": "identity"})
 
 
 def two_gates(channels: int) -> tuple[Gate, ...]:
-    return Gate(layer="layer4.0", channels=channels, probe="two-layer", hidden=11), Gate(
+    return Gate(layer="layer4.0", channels=channels, options={"probe": "two-layer", "hidden": 11}), Gate(
         layer="layer4.1", channels=channels
     )
 
@@ -132,7 +132,8 @@ def test_any_depth(arch: str, channels: int, tmp_path: Path) -> None:
 
 def test_gates_on_a_deeper_network(tmp_path: Path) -> None:
     known = Architecture(arch="resnet34", width=1, classes=CLASSES)
-    gates = (Gate(layer="layer4.1", channels=8, probe="two-layer", hidden=5), Gate(layer="layer4.2", channels=8))
+    two_layer = {"probe": "two-layer", "hidden": 5}
+    gates = (Gate(layer="layer4.1", channels=8, options=two_layer), Gate(layer="layer4.2", channels=8))
     ours = networks.settle(build(known, gates))
     state = {}
     for name, tensor in ours.state_dict().items():

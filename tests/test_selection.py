@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ import reference
 from channelscope.capture import capture
 from channelscope.errors import UserError
 from channelscope.hooks import LayerError
-from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
-from networks import CLASSES, CallsAutograd, Twice, gated, hooks, images, plain, resnet, unchanged
+from channelscope.selection import KINDS, FeatureSelector, LinearProbe, Selection, Selective, TwoLayerProbe, attached
+from networks import CLASSES, CallsAutograd, Twice, gated, hooks, images, plain, resnet, settle, unchanged
 
 CHANNELS, LOGITS = 5, 4
 PROBES: dict[str, Callable[[], nn.Module]] = {
@@ -55,7 +56,7 @@ def test_gate_is_that_of_the_paper_with_all_its_gradients(
     z, y = features()
     z.requires_grad_()
     labels = y if "labels" in mode else None
-    ours = tuple(gate(z, labels))
+    ours = tuple(gate(z, labels))[:3]
     papers = reference.gate(z, gate.probe, k, imgf, labels if "training" in mode else None, detach)
     torch.testing.assert_close(ours, papers, rtol=1e-10, atol=1e-12)
     wanted = [z, *gate.probe.parameters()]
@@ -165,6 +166,136 @@ def test_attached_restores_every_gate_also_after_an_exception() -> None:
     with pytest.raises(RuntimeError, match="inside"), attached(net):
         raise RuntimeError("inside" if not any(gate.detach for gate in net.gates.values()) else "still detached")
     assert [gate.detach for gate in net.gates.values()] == [True, False]
+
+
+class Hiding(nn.Module):
+    """A gate of somebody else's that hides gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detach = True
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Selection:
+        mask = (z.detach() if self.detach else z).flatten(2).mean(2).sigmoid()
+        return Selection(z * mask[:, :, None, None], None, mask)
+
+
+def test_attached_reaches_gates_of_every_kind_that_hide_gradients() -> None:
+    net, (x, _) = Selective(resnet(), {"layer4.0": Hiding()}).eval(), images()
+    x.requires_grad_()
+    hidden = torch.autograd.grad(net(x).square().sum(), x)[0]
+    with attached(net):
+        seen = torch.autograd.grad(net(x).square().sum(), x)[0]
+    assert not torch.allclose(hidden, seen)
+    assert net.gates["layer4.0"].detach
+
+
+# ---------------------------------------------------------------- every kind of gate
+
+
+WHERE = {"cifs": "layer4", "fsr": "layer4", "eas": "layer4.0", "kap": "layer4.1.conv2"}
+OPTIONS: dict[str, dict[str, Any]] = {"eas": {"height": 1, "width": 1}, "kap": {"noise": 0.1}}
+
+
+def of_kind(kind: str, channels: int = 16, classes: int = CLASSES, **options: Any) -> nn.Module:
+    return KINDS[kind](channels, classes, **OPTIONS.get(kind, {}) | options)
+
+
+def gated_by(kind: str) -> Selective:
+    return settle(Selective(resnet("resnet18"), {WHERE[kind]: of_kind(kind)}))
+
+
+def values(selection: Selection) -> list[Tensor]:
+    """List everything that a gate returned."""
+    found = [selection.features, selection.probe_logits, selection.mask, *selection.extra, *selection.rivals]
+    return [tensor for tensor in found if tensor is not None]
+
+
+def test_there_is_a_test_for_every_kind() -> None:
+    assert WHERE.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_give_numbers_for_features_that_are_zero(kind: str, training: bool) -> None:
+    z = torch.zeros(3, 16, 1, 1, requires_grad=True)
+    answer = of_kind(kind).train(training)(z, torch.tensor([0, 1, 2]))
+    assert all(tensor.isfinite().all() for tensor in values(answer))
+    sum(tensor.sum() for tensor in values(answer)).backward()
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_runs_without_autograd(kind: str, quiet: Callable[[], torch.no_grad]) -> None:
+    net, (x, y) = gated_by(kind), images()
+    wanted = net(x)
+    with quiet():
+        torch.testing.assert_close(net(x), wanted)
+        answer = net.train().probed(x, y)
+    assert not any(tensor.requires_grad for heads in answer.heads(y) for tensor, _ in heads)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_leaves_the_network_and_global_randomness_as_they_were(kind: str) -> None:
+    net, (x, y) = gated_by(kind), images()
+    with unchanged(net):
+        net.probed(x, y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_replaces_its_layers_features(kind: str) -> None:
+    net, (x, _), layer = gated_by(kind), images(), WHERE[kind]
+    with capture(net, layer, f"{layer}.gated") as seen:
+        answer = net.probed(x)
+    gate = net.gates[layer]
+    torch.testing.assert_close(seen[f"{layer}.gated"], gate(seen[layer]).features)
+    assert torch.equal(answer.features[layer], seen[layer])
+    assert not torch.allclose(answer.logits, net.cnn(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_trains_what_it_has(kind: str) -> None:
+    net, (x, y) = gated_by(kind).train(), images()
+    answer = net.probed(x, y)
+    heads = [(answer.logits, y), *answer.heads(y)[0]]
+    sum(nn.functional.cross_entropy(logits, targets) for logits, targets in heads).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert all(p.grad.any() for p in net.selectors.parameters())
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "cifs"])
+def test_kinds_for_feature_maps_refuse_other_features(kind: str) -> None:
+    with pytest.raises(UserError, match=rf"of kind {kind} selects feature maps .* of shape \(2, 16\): gate a conv"):
+        of_kind(kind)(torch.zeros(2, 16))
+
+
+def test_plain_values_make_the_gate_of_cifs_and_that_of_cas() -> None:
+    two_layer = of_kind("cifs", probe="two-layer", hidden=7, beta=3.0, k=3, imgf="relu", detach=False)
+    assert (two_layer.probe.hidden.out_features, two_layer.probe.beta) == (7, 3.0)
+    assert (two_layer.k, two_layer.imgf, two_layer.detach) == (3, "relu", False)
+    published, cas = of_kind("cifs"), of_kind("cifs", k=1, imgf="identity")
+    assert isinstance(published.probe, LinearProbe)
+    assert (published.k, published.imgf, published.detach) == (2, "softmax", True)
+    assert (cas.k, cas.imgf) == (1, "identity")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"k": CLASSES + 1}, f"cannot choose k = {CLASSES + 1} of {CLASSES} logits"),
+        ({"hidden": 0}, "between 1 and 65,536 hidden units, not 0"),
+        ({"hidden": 10**9}, "hidden units, not 1000000000"),
+        ({"beta": 0.0}, "sharpness beta above 0"),
+        ({"beta": float("nan")}, "not nan"),
+    ],
+    ids=str,
+)
+def test_values_that_make_no_gate_of_cifs_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        of_kind("cifs", **options)
 
 
 # ---------------------------------------------------------------- gated networks

@@ -1,12 +1,9 @@
-"""Channel-wise importance-based feature selection: relevance of probe logits, importance masks, gated networks.
+"""Channel-wise importance-based feature selection: relevance of probe logits, importance masks.
 
 CIFS: Yan et al., ICML 2021 (arXiv 2102.05311), section 4. CAS: Bai et al., ICLR 2021 (arXiv 2103.08307), section 4.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
-from channelscope.hooks import Edit, hooked, logits_of, named_layers
+from channelscope.selection.selections import Selection
 
 Imgf = Literal["softmax", "sigmoid", "softplus", "relu", "identity"]
 
@@ -49,14 +46,6 @@ class TwoLayerProbe(nn.Module):
         """Gradient of the chosen logits' sum with respect to v: g = W1^T (sigmoid(beta h) * W2^T chosen)."""
         slope = torch.sigmoid(self.beta * self.hidden(v))
         return (slope * (chosen @ self.output.weight)) @ self.hidden.weight
-
-
-class Selection(NamedTuple):
-    """What a gate returns: the selected features z * m, the probe logits p and the importance mask m."""
-
-    features: Float[Tensor, "n c *space"]
-    probe_logits: Float[Tensor, "n k"]
-    mask: Float[Tensor, "n c"]
 
 
 class FeatureSelector(nn.Module):
@@ -129,97 +118,32 @@ class FeatureSelector(nn.Module):
                 return g
 
 
-@contextmanager
-def attached(model: nn.Module) -> Iterator[None]:
-    """Let gradients pass through every gate's mask for as long as the context lasts: what an attacker would do."""
-    gates = [module for module in model.modules() if isinstance(module, FeatureSelector)]
-    before = [gate.detach for gate in gates]
-    try:
-        for gate in gates:
-            gate.detach = False
-        yield
-    finally:
-        for gate, detach in zip(gates, before, strict=True):
-            gate.detach = detach
-
-
-@dataclass(frozen=True)
-class Probed:
-    """A gated network's full answer: logits (n, k), then by gated layer the raw features, probe logits and masks."""
-
-    logits: Float[Tensor, "n k"]
-    features: dict[str, Tensor]
-    probes: dict[str, Tensor]
-    masks: dict[str, Tensor]
-
-
-class Selective(nn.Module):
-    """Gate any CNN at named layers, without editing it: the gated features replace the layer's output.
-
-    ``forward`` returns plain logits; ``probed`` also the gates' answers. For capture and ablation, a gated layer's
-    own name gives its raw features and ``NAME.gated`` the selected ones. ``load_state_dict`` also takes the
-    backbone's own state: the gates then stay as they are.
+def cifs_gate(
+    channels: int,
+    classes: int,
+    *,
+    probe: Literal["linear", "two-layer"] = "linear",
+    hidden: int = 128,
+    beta: float = 5.0,
+    k: int = 2,
+    imgf: Imgf = "softmax",
+    detach: bool = True,
+) -> FeatureSelector:
+    """Make a gate of CIFS from plain values; CAS is ``k=1, imgf="identity"``.
 
     Args:
-        cnn: the backbone.
-        selectors: layer name -> ``FeatureSelector``, as named in ``cnn.named_modules()``.
+        channels, classes: of the features and the logits.
+        probe: "linear" or "two-layer"; ``hidden`` units with softplus of sharpness ``beta`` in the latter.
+        k, imgf, detach: as in ``FeatureSelector``.
 
     Raises:
-        LayerError: for a layer that the backbone does not have.
+        UserError: for values out of range.
     """
-
-    def __init__(self, cnn: nn.Module, selectors: Mapping[str, FeatureSelector]) -> None:
-        super().__init__()
-        with hooked(cnn, {layer: lambda _: None for layer in selectors}):
-            pass  # only to learn at once that every layer exists
-        self.cnn = cnn
-        # A module's key may hold no dot.
-        self.selectors = nn.ModuleDict({layer.replace(".", "/"): gate for layer, gate in selectors.items()})
-
-    @property
-    def gates(self) -> dict[str, FeatureSelector]:
-        """The selectors by layer name."""
-        return {key.replace("/", "."): cast(FeatureSelector, gate) for key, gate in self.selectors.items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load the network's state, or the bare backbone's: then the gates stay as they are."""
-        own = self.state_dict()
-        if not state_dict.keys() & own.keys():
-            gates = {key: value for key, value in own.items() if key.startswith("selectors.")}
-            state_dict = gates | {f"cnn.{key}": value for key, value in state_dict.items()}
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def named_layers(self) -> dict[str, nn.Module]:
-        """List the backbone's layers under their own names, and each gate as ``LAYER.gated``."""
-        return named_layers(self.cnn) | {f"{layer}.gated": gate for layer, gate in self.gates.items()}
-
-    def forward(
-        self,
-        x: Float[Tensor, "n *image"],
-        labels: Int[Tensor, " n"] | None = None,
-        answers: dict[str, tuple[Tensor, Selection]] | None = None,
-    ) -> Float[Tensor, "n k"]:
-        """Give the plain logits; ``answers`` is filled by ``probed``, which is the way to ask for more."""
-
-        def edit(layer: str, gate: FeatureSelector) -> Edit:
-            def select(z: Tensor) -> Tensor:
-                selection: Selection = gate(z, labels)
-                if answers is not None:
-                    answers[layer] = z, selection
-                return selection.features
-
-            return select
-
-        with hooked(self.cnn, {layer: edit(layer, gate) for layer, gate in self.gates.items()}):
-            return logits_of(self.cnn(x))
-
-    def probed(self, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None) -> Probed:
-        """Run the network and keep what its gates say; labels (n,) reach the masks in training mode only."""
-        answers: dict[str, tuple[Tensor, Selection]] = {}
-        logits = self(x, labels, answers)  # a call as any other: hooks on the network see it
-        return Probed(
-            logits=logits,
-            features={layer: z for layer, (z, _) in answers.items()},
-            probes={layer: selection.probe_logits for layer, (_, selection) in answers.items()},
-            masks={layer: selection.mask for layer, (_, selection) in answers.items()},
-        )
+    if k > classes:
+        raise UserError(f"A gate cannot choose k = {k} of {classes} logits: lower k.")
+    if not 1 <= hidden <= 65536:
+        raise UserError(f"A probe has between 1 and 65,536 hidden units, not {hidden}.")
+    if not 0 < beta <= 1e6:
+        raise UserError(f"A probe's softplus has a sharpness beta above 0 and below a million, not {beta}.")
+    made = LinearProbe(channels, classes) if probe == "linear" else TwoLayerProbe(channels, classes, hidden, beta)
+    return FeatureSelector(made, k=k, imgf=imgf, detach=detach)

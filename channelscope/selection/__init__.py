@@ -1,0 +1,39 @@
+"""Gates, which select among a layer's features, and networks that have them.
+
+A gate is a module ``forward(z, labels=None) -> Selection``; labels reach it in training mode only. One that hides the
+gradient of its mask says so by an attribute ``detach``, which ``attached`` switches off. ``KINDS`` makes each kind of
+gate from plain values: ``KINDS[kind](channels, classes, **options)``.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from channelscope.selection.cifs import FeatureSelector, Imgf, LinearProbe, TwoLayerProbe, cifs_gate
+from channelscope.selection.eas import ElementScaler
+from channelscope.selection.fsr import FeatureRecalibrator
+from channelscope.selection.kap import KernelAveragePool
+from channelscope.selection.network import Probed, Selective, attached
+from channelscope.selection.selections import Selection
+
+__all__ = [
+    "KINDS",
+    "ElementScaler",
+    "FeatureRecalibrator",
+    "FeatureSelector",
+    "Imgf",
+    "KernelAveragePool",
+    "LinearProbe",
+    "Probed",
+    "Selection",
+    "Selective",
+    "TwoLayerProbe",
+    "attached",
+]
+
+KINDS: dict[str, Callable[..., nn.Module]] = {
+    "cifs": cifs_gate,
+    "fsr": FeatureRecalibrator,
+    "eas": ElementScaler,
+    "kap": KernelAveragePool,
+}
