@@ -5,7 +5,6 @@ import os
 import pickle
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from inspect import unwrap
 from itertools import pairwise
 from pathlib import Path
@@ -20,35 +19,29 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from channelscope.data import NAMES, Dataset, Split, as_dataset, augment, load, stratified
-from channelscope.data.images import image_folder
+from channelscope.data import NAMES, Dataset, Split, as_dataset, augment, load, splits, stratified
+from channelscope.data.folders import image_folder
 from channelscope.data.sampling import hold_out
-from channelscope.errors import UserError
+from pictures import (
+    another_size,
+    broken_link,
+    bytes_images,
+    cut_off,
+    empty_file,
+    generator,
+    mistake,
+    not_an_image,
+    sixteen_bits,
+    write_folder,
+    write_image,
+)
 
 quick = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**63 - 1)
 class_labels = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(torch.tensor)
-
-
-@contextmanager
-def mistake(words: str) -> Iterator[None]:
-    """Expect a UserError with these words in it, that is one finished line."""
-    with pytest.raises(UserError) as caught:
-        yield
-    message = str(caught.value)
-    assert words in message
-    assert message[0] in "'/~" or message[0].isalnum()
-    assert message.endswith((".", "?"))
-    assert "\n" not in message
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def bytes_images(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(256, shape, generator=generator(seed), dtype=torch.uint8)
 
 
 def some_split(n: int = 10, classes: int = 3, size: tuple[int, ...] = (3, 4, 5), seed: int = 0) -> Split:
@@ -119,6 +112,13 @@ def test_fingerprint_knows_pixels_labels_shape_and_type() -> None:
 def test_a_split_says_what_it_holds() -> None:
     assert repr(some_split()) == "Split(10 images of 3 x 4 x 5, uint8)"
     assert len(some_split(7)) == 7
+    assert some_split().image_shape == (3, 4, 5)
+
+
+def test_what_is_on_the_device_already_is_not_copied() -> None:
+    split = some_split()
+    assert split.to("cpu") is split
+    assert split.to(torch.device("cpu")) is split
 
 
 GOOD = torch.zeros(2, 1, 4, 4)
@@ -174,6 +174,54 @@ def test_a_batch_of_no_images() -> None:
         some_split().batches(0)
 
 
+# ---------------------------------------------------------------- on a GPU, without one
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations, and keeps the shapes of what travels from the machine's memory to a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.travels: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        result = func(*args, **(kwargs or {}))
+        inputs = [value for value in args if isinstance(value, Tensor)]
+        if isinstance(result, Tensor) and any(each.device != result.device for each in inputs):
+            assert inputs[0].device.type == "cpu"  # and nothing comes back
+            self.travels.append(tuple(result.shape))
+        return result
+
+
+def test_only_indices_and_draws_travel_to_images_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "check_labels", lambda *_: None)  # looks at the values, which are not there
+    # Torch's fake tensors have a device and no values: whatever would wait for a value is an error.
+    with FakeTensorMode(allow_non_fake_inputs=True), Operations() as done:
+        split = some_split(10).to("cuda")
+        assert done.travels == [(10, 3, 4, 5), (10,)]
+        assert split.to("cuda") is split
+        batches = list(split.batches(4, "cuda"))
+        assert done.travels[2:] == [(10,)]
+        augmented = [augment(images, generator(), crop=1) for images, _ in batches]
+        assert done.travels[3:] == [(4, 3), (4, 3), (2, 3)]
+    assert {value.device for batch in batches for value in batch} == {torch.device("cuda:0")}
+    assert {images.device for images in augmented} == {torch.device("cuda:0")}
+
+
+def operations(n: int, of: int) -> int:
+    split, order = some_split(of), torch.arange(n)
+    with Operations() as done:
+        [(images, _)] = split.batches(n, indices=order)
+        augment(images, generator(), crop=1)
+    return done.count
+
+
+def test_a_batch_takes_as_many_operations_as_any_other() -> None:
+    assert operations(1, of=1) == operations(300, of=300) == operations(2, of=3000) < 50
+
+
 # ---------------------------------------------------------------- Dataset
 
 
@@ -207,6 +255,41 @@ def test_training_needs_images_of_every_class() -> None:
         Dataset("mine", ("a", "b", "c"), some_split()).require_train()
     with mistake("Class 'b' of mine has no training images"):
         Dataset("mine", ("a", "b"), some_split(classes=1), train=some_split(classes=1)).require_train()
+
+
+@quick
+@given(n=st.integers(3, 30), seed=seeds)
+def test_a_limited_dataset_keeps_the_shares_of_the_classes(n: int, seed: int) -> None:
+    whole = Dataset("mine", ("a", "b", "c"), some_split(4), train=some_split(30), val=some_split(5))
+    limited = whole.limited(n, seed)
+    assert whole.train is not None
+    assert same(limited.require_train(), whole.train.subset(stratified(whole.train.labels, n, seed)))
+    counts = limited.require_train().labels.bincount(minlength=3)
+    assert counts.max() - counts.min() <= 1
+    assert limited.test is whole.test
+    assert limited.val is whole.val
+    assert (limited.name, limited.classes) == (whole.name, whole.classes)
+
+
+def test_a_dataset_limited_to_everything_is_everything() -> None:
+    whole = Dataset("mine", ("a", "b", "c"), some_split(4), train=some_split(30))
+    assert same(whole.limited(30, 5).require_train(), whole.require_train())
+
+
+@pytest.mark.parametrize(
+    ("train", "n", "words"),
+    [
+        (some_split(30), 2, "cannot be cut to 2 images: ask for a number from 3, one of each class, to 30"),
+        (some_split(30), 31, "cannot be cut to 31 images"),
+        (some_split(30), -1, "cannot be cut to -1 images"),
+        (Split(bytes_images(30, 3, 4, 5), torch.tensor([0] * 28 + [1, 2])), 5, "none would be of class 'b'"),
+        (some_split(30, classes=2), 5, "Class 'c' of mine has no training images"),
+        (None, 5, "no training images"),
+    ],
+)
+def test_a_dataset_cannot_be_limited(train: Split | None, n: int, words: str) -> None:
+    with mistake(words):
+        Dataset("mine", ("a", "b", "c"), some_split(), train=train).limited(n, 0)
 
 
 # ---------------------------------------------------------------- stratified, hold_out
@@ -336,6 +419,37 @@ def test_augment_draws_for_each_image_and_leaves_its_input() -> None:
     assert torch.equal(augment(images, generator(), crop=0, flip=False), images)
 
 
+def naive_augment(images: Tensor, source: torch.Generator, crop: int) -> Tensor:
+    """Draw every image's shift downwards, then every one's to the side, then who is mirrored; slice one by one."""
+    shifts = 2 * crop + 1
+    down, right = (torch.randint(shifts, (len(images),), generator=source) for _ in range(2))
+    mirrored = torch.randint(2, (len(images),), generator=source)
+    crops = [every_crop(image, crop, flip=True) for image in images]
+    chosen = (mirrored * shifts**2 + down * shifts + right).tolist()
+    return torch.stack([each[index] for each, index in zip(crops, chosen, strict=True)])
+
+
+@quick
+@given(n=st.integers(1, 5), crop=st.integers(0, 3), seed=seeds)
+def test_augment_draws_in_an_order_that_later_versions_keep(n: int, crop: int, seed: int) -> None:
+    images = torch.rand(n, 2, 4, 5, generator=generator(seed))
+    assert torch.equal(augment(images, generator(seed), crop), naive_augment(images, generator(seed), crop))
+
+
+@quick
+@given(n=st.integers(0, 8), cut=st.integers(0, 8), flip=st.booleans(), seed=seeds)
+def test_parts_of_a_batch_are_augmented_as_in_the_whole(n: int, cut: int, flip: bool, seed: int) -> None:
+    images, sources = torch.rand(n, 1, 4, 5, generator=generator(seed)), [generator(seed) for _ in range(3)]
+    expected = augment(images, sources[0], 2, flip)
+    parts = images[:cut], images[cut:]
+    augmented = [
+        augment(part, source, 2, flip, whole=n, first=first)
+        for part, source, first in zip(parts, sources[1:], (0, min(cut, n)), strict=True)
+    ]
+    assert torch.equal(torch.cat(augmented), expected)
+    assert all(torch.equal(source.get_state(), sources[0].get_state()) for source in sources)
+
+
 def test_augment_refuses_a_negative_crop() -> None:
     with mistake("0 pixels or more"):
         augment(torch.zeros(1, 1, 4, 4), generator(), crop=-1)
@@ -400,23 +514,6 @@ def test_any_dataset_can_be_scaled() -> None:
 
 
 # ---------------------------------------------------------------- load: imagefolder
-
-
-def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 5), seed: int = 0) -> np.ndarray[Any, Any]:
-    """Write a lossless image of (width, height), and give its pixels as RGB."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
-    image = Image.fromarray(pixels).convert(mode)
-    image.save(path)
-    return np.array(image.convert("RGB"))
-
-
-def write_folder(root: Path, per_class: int = 4, mode: str = "RGB") -> Path:
-    for part in ("train", "test"):
-        for label, name in enumerate(("ant", "bee", "cow")):
-            for index in range(per_class):
-                write_image(root / part / name / f"{index}.png", mode, seed=label * 100 + index + 50 * (part == "test"))
-    return root
 
 
 def test_an_image_folder(tmp_path: Path) -> None:
@@ -569,31 +666,6 @@ def no_test_images(root: Path) -> None:
 
 def another_class(root: Path) -> None:
     (root / "test" / "gnu").mkdir()
-
-
-def another_size(root: Path) -> None:
-    write_image(root / "test" / "bee" / "9.png", size=(7, 5))
-
-
-def not_an_image(root: Path) -> None:
-    (root / "train" / "cow" / "0.png").write_text("not an image")
-
-
-def empty_file(root: Path) -> None:
-    (root / "train" / "cow" / "0.png").write_bytes(b"")
-
-
-def cut_off(root: Path) -> None:
-    file = root / "train" / "cow" / "0.png"
-    file.write_bytes(file.read_bytes()[:60])
-
-
-def broken_link(root: Path) -> None:
-    (root / "train" / "cow" / "9.png").symlink_to(root / "nowhere.png")
-
-
-def sixteen_bits(root: Path) -> None:
-    Image.fromarray(np.full((5, 6), 40_000, np.uint16)).save(root / "train" / "cow" / "9.png")
 
 
 def one_image_to_train(root: Path) -> None:
@@ -1056,8 +1128,16 @@ def test_real_images() -> None:
     parts = [path for path in (Path(folder), Path(folder) / "cifar10-jpeg") if (path / "test").is_dir()]
     dataset = load(f"imagefolder:{parts[0] / 'test'}")
     assert len(dataset.classes) == 10
+    assert isinstance(dataset.test, Split)
     assert dataset.test.images.shape == (10_000, 3, 32, 32)
     assert dataset.test.labels.bincount().tolist() == [1000] * 10
     files = sorted((parts[0] / "test" / dataset.classes[3]).iterdir())
     with Image.open(files[17]) as image:
         assert np.array_equal(np.array(image), dataset.test.images[3017].permute(1, 2, 0).numpy())
+    streamed = load(f"imagefolder:{parts[0] / 'test'}", stream=True).test
+    order = torch.randperm(10_000, generator=generator())[:500]
+    for ours, theirs in zip(
+        streamed.batches(128, indices=order), dataset.test.batches(128, indices=order), strict=True
+    ):
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])

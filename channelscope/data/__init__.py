@@ -1,5 +1,8 @@
 """Labelled images: datasets by name or from the user's own tensors, samples of them, and batches.
 
+Each part of a dataset (train, val, test) is a `Split`, whose images are in memory or on a device, or, of a folder too
+large for that, a `Streamed`, whose images are decoded as they are needed. Both give the same batches.
+
 >>> from channelscope.data import load
 >>> digits = load("digits")
 >>> digits.test
@@ -9,8 +12,10 @@ Split(359 images of 1 x 8 x 8, uint8)
 (torch.Size([128, 1, 8, 8]), torch.float32)
 """
 
+from channelscope.data.datasets import Dataset, Part
 from channelscope.data.sampling import augment, stratified
 from channelscope.data.sources import NAMES, as_dataset, load
-from channelscope.data.splits import Dataset, Split
+from channelscope.data.splits import Split
+from channelscope.data.streams import Streamed
 
-__all__ = ["NAMES", "Dataset", "Split", "as_dataset", "augment", "load", "stratified"]
+__all__ = ["NAMES", "Dataset", "Part", "Split", "Streamed", "as_dataset", "augment", "load", "stratified"]

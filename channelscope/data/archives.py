@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from channelscope.data.datasets import Dataset, numbered
 from channelscope.data.images import channels_first
-from channelscope.data.splits import Dataset, Split, numbered
+from channelscope.data.splits import Split
 from channelscope.errors import UserError
 
 

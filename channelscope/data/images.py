@@ -1,52 +1,21 @@
-"""Image files and PIL images to tensors: a folder of class folders, read by threads into one block of memory."""
+"""Image files and PIL images to arrays: one by one, or by threads into one block of memory."""
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy import ndarray
 from numpy.typing import NDArray
 from torch import Tensor
 
-from channelscope.data.sampling import hold_out
-from channelscope.data.splits import Dataset, Split
 from channelscope.errors import UserError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 READERS = 4  # threads: decoding large images goes on side by side, small ones only get into each other's way
 CHUNK = 64  # files to a task: enough to make the threads' bookkeeping small
-
-Listing = list[tuple[str, int]]  # file, label
-
-
-def image_folder(name: str, folder: Path, validation: float, seed: int, image_size: int | None) -> Dataset:
-    """Read `folder`/{train,val,test}/<class>/*, of which only test is needed, or `folder`/<class>/* as the test part.
-
-    Classes are the class folders of train (of test where there is no train), in alphabetical order. Without a val
-    folder the share `validation` of the training files is held out, stratified. Names with a leading dot are left out.
-
-    Raises:
-        UserError: a folder is missing or has no images, a file is damaged, sizes differ without `image_size`.
-    """
-    try:
-        classes, listings = _listings(folder)
-    except OSError as error:
-        raise UserError(f"Cannot read the folder {error.filename or folder}: {error.strerror or error}.") from error
-    if "train" in listings and "val" not in listings and validation > 0:
-        _divide(listings, validation, seed)
-    files = [file for listing in listings.values() for file, _ in listing]
-    images = read_images(files, image_size)
-    ends = accumulate(len(listing) for listing in listings.values())
-    splits = {
-        part: Split(images[end - len(listing) : end], _labels(listing))
-        for (part, listing), end in zip(listings.items(), ends, strict=True)
-    }
-    return Dataset(name, classes, **splits)
 
 
 def read_images(files: Sequence[str], image_size: int | None) -> UInt8[Tensor, "n c h w"]:
@@ -64,7 +33,7 @@ def read_images(files: Sequence[str], image_size: int | None) -> UInt8[Tensor, "
     """
     from tqdm.auto import tqdm
 
-    images = _allocated(len(files), _decoded(files[0], image_size).shape[1:])
+    images = _allocated(len(files), decoded(files[0], image_size).shape[1:])
 
     def fill(start: int) -> bool:
         chunk = range(start, min(start + CHUNK, len(files)))
@@ -77,6 +46,31 @@ def read_images(files: Sequence[str], image_size: int | None) -> UInt8[Tensor, "
         bar = tqdm(chunks, "reading images", len(starts), leave=False, delay=2, unit="image", unit_scale=CHUNK)
         grey = list(bar)
     return torch.from_numpy(images[:, :1].copy() if all(grey) else images)
+
+
+def decoded(file: str, image_size: int | None) -> UInt8[ndarray, "c h w"]:
+    """Decode an image file as `pixels` does and scale it as `resized` does; UserError where it cannot be read."""
+    with _opened(file) as image:
+        values = pixels(image)
+    return values if image_size is None else resized(torch.from_numpy(values), image_size).numpy()
+
+
+def fitted(file: str, size: tuple[int, int], image_size: int | None) -> UInt8[ndarray, "c h w"]:
+    """Decode an image file that must have the height and width of the others; else UserError."""
+    image = decoded(file, image_size)
+    if image.shape[1:] != size:
+        sizes = [" x ".join(map(str, shape)) for shape in (image.shape[1:], size)]
+        raise UserError(
+            f"Images differ in size ({file}: {sizes[0]}, others: {sizes[1]}): "
+            "pass --image-size N to scale and crop them to N x N."
+        )
+    return image
+
+
+def is_grey(file: str) -> bool:
+    """Tell from the beginning of a file whether `pixels` would make one channel of it; UserError as `decoded`."""
+    with _opened(file) as image:
+        return bool(image.mode == "L")
 
 
 def pixels(image: Any) -> NDArray[np.uint8]:
@@ -107,85 +101,34 @@ def resized(images: Tensor, size: int) -> Tensor:
     return scaled.clamp(0, 1) if scaled.is_floating_point() else scaled  # the interpolation's sums may round above 1
 
 
-def _listings(folder: Path) -> tuple[tuple[str, ...], dict[str, Listing]]:
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder.absolute()}: give the folder that holds the images.")
-    # A class may be called "train": a part is told from a class by the folders inside it.
-    parts = {part: folder / part for part in ("train", "val", "test") if _subfolders(folder / part)}
-    if parts and "test" not in parts:
-        raise UserError(f"{folder} has {' and '.join(parts)} but no test: add {folder / 'test'}, or name one part.")
-    parts = parts or {"test": folder}
-    classes = _subfolders(parts.get("train", parts["test"]))
-    if not classes:
-        raise UserError(f"{folder} has no class folders: put the images into {folder}/<class>/.")
-    listings = {part: _listing(path, classes) for part, path in parts.items()}
-    for part, listing in listings.items():
-        if not listing:
-            raise UserError(f"{parts[part]} has no images: put {', '.join(SUFFIXES)} files into its class folders.")
-    return tuple(classes), listings
-
-
-def _listing(folder: Path, classes: Sequence[str]) -> Listing:
-    present = _subfolders(folder)
-    if unknown := sorted(set(present) - set(classes)):
-        raise UserError(f"{folder / unknown[0]} is a class that the training images do not have: move or remove it.")
-    return [(file, label) for label, name in enumerate(classes) if name in present for file in _files(folder / name)]
-
-
-def _subfolders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _files(folder: Path) -> Iterable[str]:
-    entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
-    # Not is_file(): a broken link is to be reported when it is read, not passed over.
-    return sorted(entry.path for entry in entries if entry.name.lower().endswith(SUFFIXES) and not entry.is_dir())
-
-
-def _divide(listings: dict[str, Listing], validation: float, seed: int) -> None:
-    # Done on the names, before anything is read, so that every split is a view of one block of memory.
-    train = listings["train"]
-    kept, held = hold_out(_labels(train), validation, seed)
-    listings["train"] = [train[index] for index in kept.tolist()]
-    listings["val"] = [train[index] for index in held.tolist()]
-
-
-def _labels(listing: Listing) -> Tensor:
-    return torch.tensor([label for _, label in listing], dtype=torch.int64)
-
-
 def _allocated(n: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
     shape = (n, 3, *size)
     try:
         return np.empty(shape, np.uint8)
     except MemoryError as error:
         need = np.prod(shape, dtype=float) / 2**30
-        raise UserError(f"{n} images of this size need {need:.0f} GiB: pass a smaller --image-size.") from error
+        raise UserError(
+            f"{n} images of this size need {need:.0f} GiB: pass --stream or a smaller --image-size."
+        ) from error
 
 
 def _fill(images: NDArray[np.uint8], index: int, files: Sequence[str], image_size: int | None) -> bool:
     """Write one image into its place, grey ones three times over; tell whether it is grey."""
-    image = _decoded(files[index], image_size)
-    if image.shape[1:] != images.shape[2:]:
-        sizes = [" x ".join(map(str, shape)) for shape in (image.shape[1:], images.shape[2:])]
-        raise UserError(
-            f"Images differ in size ({files[index]}: {sizes[0]}, {files[0]}: {sizes[1]}): "
-            "pass --image-size N to scale and crop them to N x N."
-        )
+    _, _, height, width = images.shape
+    image = fitted(files[index], (height, width), image_size)
     images[index] = image
     return len(image) == 1
 
 
-def _decoded(file: str, image_size: int | None) -> NDArray[np.uint8]:
+@contextmanager
+def _opened(file: str) -> Iterator[Any]:
+    """Open an image file with PIL, and name the file in whatever goes wrong with it."""
     from PIL import Image
 
     try:
-        with Image.open(file) as opened:
-            image = pixels(opened)
+        with Image.open(file) as image:
+            yield image
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         raise UserError(f"The image {file} cannot be read ({error}): replace or remove it.") from error
-    return image if image_size is None else resized(torch.from_numpy(image), image_size).numpy()

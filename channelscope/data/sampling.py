@@ -55,18 +55,28 @@ def hold_out(
 
 
 def augment(
-    images: Float[Tensor, "n c h w"], generator: Generator, crop: int = 4, flip: bool = True
+    images: Float[Tensor, "n c h w"],
+    generator: Generator,
+    crop: int = 4,
+    flip: bool = True,
+    *,
+    whole: int | None = None,
+    first: int = 0,
 ) -> Float[Tensor, "n c h w"]:
     """Shift each image by up to `crop` pixels each way, zeros coming in, and mirror every other one, by chance.
 
     The random crop with padding and horizontal flip of CIFAR training (He et al., CVPR 2016, section 4.2), with one
-    offset and one toss per image, for the whole batch at once.
+    offset and one toss per image, for the whole batch at once. Where the images are on another device than the
+    generator, these draws alone travel there, together; all else is computed where the images are.
 
     Args:
         images: (n, c, h, w), on any device.
         generator: the source of chance; on the CPU it gives the same result on every device.
         crop: the largest shift, in pixels; 0 for none.
         flip: whether to mirror.
+        whole: the size of the batch that `images` are a part of, from number `first` on; they are treated as they would
+            be among all of it. None: they are all of it.
+        first: see `whole`.
 
     Returns:
         (n, c, h, w), new values from the range of `images` and 0.
@@ -77,20 +87,22 @@ def augment(
     if crop < 0:
         raise UserError(f"The crop must be 0 pixels or more, not {crop}.")
     n, channels, height, width = images.shape
-    rows = _draw(2 * crop + 1, n, generator) + torch.arange(height)
-    columns = _draw(2 * crop + 1, n, generator) + torch.arange(width)
+    choices = [2 * crop + 1, 2 * crop + 1] + [2] * flip
+    draws = torch.cat([_draw(each, n if whole is None else whole, generator) for each in choices], 1)
+    draws = draws[first : first + n].to(images.device)
+    rows = draws[:, :1] + torch.arange(height, device=images.device)
+    columns = draws[:, 1:2] + torch.arange(width, device=images.device)
     if flip:
-        mirrored = _draw(2, n, generator).bool()
-        columns = torch.where(mirrored, columns.flip(1), columns)
+        columns = torch.where(draws[:, 2:].bool(), columns.flip(1), columns)
     padded = torch.nn.functional.pad(images, (crop,) * 4)
     # Each pixel's place in its padded image; one gather from these is quicker than indexing by row and column.
-    places = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).to(images.device)
+    places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
     places = places.view(n, 1, height * width).expand(-1, channels, -1)
     return padded.flatten(2).gather(2, places).view_as(images)
 
 
 def _draw(choices: int, n: int, generator: Generator) -> Tensor:
-    return torch.randint(choices, (n, 1), generator=generator, device=generator.device).cpu()
+    return torch.randint(choices, (n, 1), generator=generator, device=generator.device)
 
 
 def _generator(seed: int | Generator) -> Generator:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from channelscope.data.archives import from_npz
-from channelscope.data.images import image_folder, resized
+from channelscope.data.datasets import Dataset
+from channelscope.data.folders import image_folder
+from channelscope.data.images import resized
 from channelscope.data.sampling import hold_out
-from channelscope.data.splits import Dataset, Split
+from channelscope.data.splits import Split
 from channelscope.data.standard import TORCHVISION, digits, from_torchvision
 from channelscope.data.tensors import from_tensors, from_torch
 from channelscope.errors import UserError, suggest
@@ -27,6 +29,7 @@ class LoadOptions(TypedDict, total=False):
     seed: int
     validation: float
     image_size: int | None
+    stream: bool | None
 
 
 def load(
@@ -37,6 +40,7 @@ def load(
     seed: int = 0,
     validation: float = 0.1,
     image_size: int | None = None,
+    stream: bool | None = None,
 ) -> Dataset:
     """Load a dataset by name.
 
@@ -53,6 +57,9 @@ def load(
         seed: decides which training images are held out, at least 0.
         validation: the share of the training images, in [0, 1), that is held out where there is no val part.
         image_size: scale the shorter side to this many pixels and crop the centre; None: as stored.
+        stream: leave the images of an image folder on disk and decode them in every pass (`Streamed`), which gives the
+            same values; None: where they would take more than half of the machine's memory. Each process of a run
+            that reads them into memory has its own copy there.
 
     Raises:
         UserError: an unknown name, missing or damaged files, wrong contents, options out of range.
@@ -63,8 +70,8 @@ def load(
         raise UserError(f"The image size must be at least 1 pixel, not {image_size}.")
     kind, _, place = name.partition(":")
     if kind == "imagefolder" and place:
-        dataset = image_folder(name, Path(place).expanduser(), validation, seed, image_size)
-    elif kind == "npz" and place:
+        return image_folder(name, Path(place).expanduser(), validation, seed, image_size, stream)
+    if kind == "npz" and place:
         dataset = from_npz(name, Path(place).expanduser())
     elif name == "digits":
         dataset = digits()
@@ -72,6 +79,8 @@ def load(
         dataset = from_torchvision(name, root.expanduser(), download)
     else:
         raise _unknown(name)
+    if stream:
+        raise UserError(f"Only image folders are streamed, and {name!r} is none: leave --stream out.")
     return _resized(_with_val(dataset, validation, seed), image_size)
 
 
@@ -120,5 +129,8 @@ def _with_val(dataset: Dataset, validation: float, seed: int) -> Dataset:
 def _resized(dataset: Dataset, size: int | None) -> Dataset:
     if size is None or dataset.image_size == (size, size):
         return dataset
-    splits: dict[str, Any] = {p: Split(resized(s.images, size), s.labels) for p, s in dataset.parts.items()}
-    return replace(dataset, **splits)
+    scaled: dict[str, Any] = {}
+    for part, split in dataset.parts.items():
+        assert isinstance(split, Split)  # what is streamed is scaled as it is read
+        scaled[part] = Split(resized(split.images, size), split.labels)
+    return replace(dataset, **scaled)

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from channelscope.data.datasets import Dataset
 from channelscope.data.images import channels_first
 from channelscope.data.sampling import hold_out
-from channelscope.data.splits import Dataset, Split
+from channelscope.data.splits import Split
 from channelscope.errors import UserError
 
 DIGITS = tuple("0123456789")

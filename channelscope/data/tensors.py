@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from channelscope.data.datasets import Dataset, numbered
 from channelscope.data.images import pixels
-from channelscope.data.splits import Dataset, Split, numbered
+from channelscope.data.splits import Split
 from channelscope.errors import UserError
 
 

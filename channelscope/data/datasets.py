@@ -1,0 +1,116 @@
+"""A dataset: its parts, in memory or streamed, which share one size of image and one list of classes."""
+
+import operator
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from channelscope.data.sampling import stratified
+from channelscope.data.splits import Split
+from channelscope.data.streams import Streamed
+from channelscope.errors import UserError
+
+MAX_CLASSES = 100_000  # a number beyond is no class, and naming so many would fill the memory
+
+Part = Split | Streamed
+"""Labelled images, in memory or on disk: what can be trained, evaluated and analysed on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Parts that share one size of image and one list of classes.
+
+    Args:
+        name: how reports call it.
+        classes: the classes' names; label k is the class `classes[k]`. A class may be without images.
+        test: the images to analyse and evaluate on; at least one.
+        train: the images to train on, if there are any.
+        val: the images held out of training, on which checkpoints are chosen.
+
+    Raises:
+        UserError: a part without images or of another image size, a label without a class, repeated class names.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    test: Part
+    train: Part | None = None
+    val: Part | None = None
+
+    def __post_init__(self) -> None:
+        name, count = max(Counter(self.classes).items(), key=operator.itemgetter(1), default=("", 0))
+        if count > 1:
+            raise UserError(f"Class names must differ, and {name!r} comes {count} times in {self.name}: rename one.")
+        if strange := [name for name in self.classes if not name.isprintable()]:
+            raise UserError(f"The class name {strange[0]!r} has characters that cannot be printed: rename the class.")
+        for part, split in self.parts.items():
+            self._check(part, split)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts there are, by name: "train", "val", "test"."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {part: split for part, split in parts.items() if split is not None}
+
+    @property
+    def channels(self) -> int:
+        """The number of colour channels of every image."""
+        return self.test.image_shape[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The height and width of every image, in pixels."""
+        _, height, width = self.test.image_shape
+        return height, width
+
+    def require_train(self) -> Part:
+        """Give the training part; UserError if there is none, or if one of the classes has no image in it."""
+        if self.train is None:
+            raise UserError(f"{self.name} has no training images: choose a dataset that has a training part.")
+        counts = self.train.labels.bincount(minlength=len(self.classes))
+        if empty := [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]:
+            raise UserError(f"Class {empty[0]!r} of {self.name} has no training images: add some, or remove the class.")
+        return self.train
+
+    def limited(self, n: int, seed: int) -> "Dataset":
+        """Cut the training part to `n` images, chosen by `seed` so that the classes keep their shares (`stratified`).
+
+        Raises:
+            UserError: no training part; `n` is below the number of classes, leaves one without images, or is more than
+                there are; `seed` out of range.
+        """
+        train = self.require_train()
+        if not len(self.classes) <= n <= len(train):
+            raise UserError(
+                f"The training part of {self.name} cannot be cut to {n} images: ask for a number "
+                f"from {len(self.classes)}, one of each class, to {len(train)}, which is all there are."
+            )
+        part = train.subset(stratified(train.labels, n, seed))
+        if len(lost := set(range(len(self.classes))) - set(part.labels.tolist())):
+            raise UserError(
+                f"Of {n} training images of {self.name} none would be of class {self.classes[min(lost)]!r}, "
+                "the classes' shares kept: ask for more."
+            )
+        return replace(self, train=part)
+
+    def _check(self, part: str, split: Part) -> None:
+        if not len(split):
+            raise UserError(f"{self.name} has no {part} images: add at least one.")
+        if split.image_shape != self.test.image_shape:
+            raise UserError(
+                f"The {part} images of {self.name} are {split.image_shape} (channels, height, width) "
+                f"and the test images {self.test.image_shape}: give them one size."
+            )
+        if (largest := int(split.labels.max())) >= len(self.classes):
+            raise UserError(
+                f"The {part} labels of {self.name} go up to {largest}, but there are only {len(self.classes)} classes: "
+                f"labels must lie between 0 and {len(self.classes) - 1}."
+            )
+
+
+def numbered(splits: Iterable[Split]) -> tuple[str, ...]:
+    """Name the classes after their numbers, "0" up to the largest label; UserError if it is beyond reason."""
+    largest = max((int(split.labels.max()) for split in splits if len(split)), default=-1)
+    if largest >= MAX_CLASSES:
+        raise UserError(f"A label is {largest}: number the classes from 0, without gaps.")
+    return tuple(map(str, range(largest + 1)))
