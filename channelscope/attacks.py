@@ -1,6 +1,7 @@
 """White-box attacks on images in [0, 1]: frozen, configured callables (model, x, y) -> adversarial x.
 
-FGSM: Goodfellow et al., ICLR 2015 (arXiv 1412.6572). PGD: Madry et al., ICLR 2018 (arXiv 1706.06083).
+FGSM: Goodfellow et al., ICLR 2015 (arXiv 1412.6572). PGD: Madry et al., ICLR 2018 (arXiv 1706.06083). Early-stopped
+PGD: Zhang et al., ICML 2020 (arXiv 2002.11242).
 """
 
 import re
@@ -13,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
-from channelscope.hooks import evaluating, logits_of
+from channelscope.folding import run_folded
+from channelscope.hooks import evaluating, logits_for, logits_of
 from channelscope.objectives import Objective, cross_entropy
 
 Norm = Literal["inf", "2"]
@@ -45,19 +47,25 @@ class PGD:
         eps: radius of the ball in image units, >= 0; 0 returns the images.
         step: step length; None for eps * max(2 / steps, 1 / 10): the paper's 0.8/255 at eps 8/255 for 20 steps or more.
         steps: number of steps, >= 1.
-        random_start: begin at a random point of the ball instead of x.
+        random_start: begin at a random point of the ball instead of x; a number s for x + s * N(0, 1), projected (0.001
+            in TRADES and MART).
         restarts: number of runs, >= 1.
         norm: "inf" or "2".
         objective: (model, x, y) -> loss per image.
+        early_stop: tau of FAT's PGD-K-tau, >= 0, for friendly training images (Zhang et al., ICML 2020, Algorithm 1):
+            an image that the network takes for another class takes tau more steps and then stops. The objective is
+            asked about the images that are left: one that holds numbers of each image of the batch, as that of
+            TRADES does, needs a method ``rows(indices)`` that gives the objective of some of them.
     """
 
     eps: float = 8 / 255
     step: float | None = None
     steps: int = 20
-    random_start: bool = True
+    random_start: bool | float = True
     restarts: int = 1
     norm: Norm = "inf"
     objective: Objective = cross_entropy
+    early_stop: int | None = None
 
     def __post_init__(self) -> None:
         _check_ball(self.eps, self.norm)
@@ -65,6 +73,10 @@ class PGD:
             raise UserError("PGD needs at least one step and one restart.")
         if self.step is not None and not 0 <= self.step < float("inf"):
             raise UserError(f"PGD's step is a number from 0 up, not {self.step}.")
+        if not 0 <= self.random_start < float("inf"):
+            raise UserError(f"PGD's random start is true, false or a spread from 0 up, not {self.random_start}.")
+        if self.early_stop is not None and (self.early_stop < 0 or self.restarts > 1):
+            raise UserError("PGD that stops early takes a number of steps from 0 up, and one restart only.")
 
     def __call__(
         self,
@@ -79,56 +91,100 @@ class PGD:
             UserError: for images outside [0, 1] or with NaN.
         """
         check_images(x)
+        x = x.detach()
         if self.eps == 0 or not len(x):
             return x.clone()
         # Half precision cannot hold the ball: steps and projections are taken in 32 bits at least.
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        starts = self._starts(wide, generator) if self.random_start else wide.expand(self.restarts, *wide.shape)
+        wide = x.to(_wide(x.dtype))
+        starts = self._starts(wide, generator)
+
+        def run(layout: torch.memory_format) -> list[Tensor]:
+            origin = wide.to(memory_format=layout)
+            runs = [self._run(model, origin, y, start.to(memory_format=layout), x.dtype) for start in starts]
+            return [_rounded_towards(x, found) for found in runs]
+
         with evaluating(model):
-            best = _rounded_towards(x, self._run(model, wide, y, starts[0], x.dtype))
-            if self.restarts > 1:
-                best = self._worst(model, x, wide, y, starts[1:], best)
-        return best
+            return self._worst(model, x, y, run_folded(model, x, run))
+
+    def skip(self, x: Float[Tensor, "n *image"], n: int, generator: torch.Generator) -> None:
+        """Advance ``generator`` as an attack on n images of the shape and precision of those in x would."""
+        if self.eps and self.random_start is not False:
+            self._draw(x[:0].to(_wide(x.dtype)), n, generator)
 
     def _starts(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw the restarts' points: the ball's uniformly, an image's numbers in a row, so whatever its batch."""
-        device = x.device if generator is None else generator.device
-        shape = (len(x), self.restarts, x[0].numel() + (self.norm == "2"))
-        u = torch.rand(shape, generator=generator, device=device, dtype=x.dtype).to(x.device).transpose(0, 1)
+        """Give the restarts' points before their projection: in the ball uniformly, normal around x, or x itself."""
+        if self.random_start is False:
+            return x.expand(self.restarts, *x.shape)
+        u = self._draw(x, len(x), generator).transpose(0, 1)
+        if self.random_start is not True:
+            return x + self.random_start * _normal(u).reshape(-1, *x.shape)
         if self.norm == "inf":
             return x + self.eps * (2 * u.reshape(-1, *x.shape) - 1)
         # A uniform direction (that of a normal vector) at radius eps * u^(1/d).
-        tiny = torch.finfo(u.dtype).eps
-        normal = torch.erfinv((2 * u[..., :-1] - 1).clamp(tiny - 1, 1 - tiny))
+        normal = _normal(u[..., :-1])
         radius = self.eps * u[..., -1:].pow(1 / normal.shape[-1])
         return x + (radius * normal / normal.norm(dim=-1, keepdim=True).clamp_min(1e-12)).reshape(-1, *x.shape)
 
+    def _draw(self, x: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+        """Draw from [0, 1) what n images like those of x need, an image's numbers in a row, so whatever its batch."""
+        numbers = x.shape[1:].numel() + (self.norm == "2" and self.random_start is True)
+        device = x.device if generator is None else generator.device
+        u = torch.rand((n, self.restarts, numbers), generator=generator, device=device, dtype=x.dtype)
+        return u.to(x.device)
+
     def _run(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
-        step = self.eps * max(2 / self.steps, 1 / 10) if self.step is None else self.step
+        """Take the steps from one start."""
+        if self.early_stop is not None:
+            return self._run_friendly(model, x, y, start, dtype, self.early_stop)
         project = _projection(x, self.eps, self.norm)
         adversarial = project(start)
         for _ in range(self.steps):
-            adversarial = project(
-                adversarial + step * _ascent(model, self.objective, adversarial.to(dtype), y, self.norm)
-            )
+            adversarial = project(adversarial + self._move(model, _leaf(adversarial, dtype), y, self.objective))
         return adversarial
 
-    def _worst(self, model: nn.Module, x: Tensor, wide: Tensor, y: Tensor, starts: Tensor, best: Tensor) -> Tensor:
+    def _run_friendly(
+        self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, dtype: torch.dtype, tau: int
+    ) -> Tensor:
+        """Take the steps of PGD-K-tau from one start: fewer and fewer images take part in them."""
+        adversarial = _projection(x, self.eps, self.norm)(start)
+        going, patience = torch.arange(len(x), device=x.device), torch.full_like(y, tau)
+        for _ in range(self.steps):
+            at = _leaf(adversarial[going], dtype)
+            with logits_for(model, at) as logits:  # of the very pass that the gradient is taken of
+                move = self._move(model, at, y[going], _narrowed(self.objective, going))
+            fooled = ~_right(logits[0] if logits else logits_of(model(at)).detach(), y[going])
+            on = ~fooled | (patience[going] > 0)
+            patience[going] -= fooled.to(patience.dtype)
+            going, move = going[on], move[on]
+            if not len(going):
+                break
+            project = _projection(x[going], self.eps, self.norm)
+            adversarial[going] = project(adversarial[going] + move)
+        return adversarial
+
+    def _move(self, model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> Tensor:
+        """Give the step from x, before its projection."""
+        step = self.eps * max(2 / self.steps, 1 / 10) if self.step is None else self.step
+        return step * _ascent(model, objective, x, y, self.norm)
+
+    def _worst(self, model: nn.Module, x: Tensor, y: Tensor, runs: list[Tensor]) -> Tensor:
         """Take per image the run that fools the network, else the one of the largest objective."""
+        best, *others = runs
+        if not others:
+            return best
         with torch.no_grad():
             loss, fooled = self.objective(model, best, y), ~correct(model, best, y)
-        for start in starts:
-            other = _rounded_towards(x, self._run(model, wide, y, start, x.dtype))
-            with torch.no_grad():
+            for other in others:
                 other_loss, other_fooled = self.objective(model, other, y), ~correct(model, other, y)
-            better = torch.where(fooled == other_fooled, other_loss > loss, other_fooled)
-            best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), other, best)
-            loss, fooled = torch.where(better, other_loss, loss), fooled | other_fooled
+                better = torch.where(fooled == other_fooled, other_loss > loss, other_fooled)
+                best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), other, best)
+                loss, fooled = torch.where(better, other_loss, loss), fooled | other_fooled
         return best
 
     def __str__(self) -> str:
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
-        return f"pgd-{self.steps}{restarts}{_suffix(self.norm, self.objective)}"
+        tau = "" if self.early_stop is None else f"-{self.early_stop}"
+        return f"pgd-{self.steps}{restarts}{tau}{_suffix(self.norm, self.objective)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +217,9 @@ class FGSM:
         )
         return one_step(model, x, y, generator)
 
+    def skip(self, x: Float[Tensor, "n *image"], n: int, generator: torch.Generator) -> None:
+        """Leave ``generator`` alone, as an attack on n images would."""
+
     def __str__(self) -> str:
         return f"fgsm{_suffix(self.norm, self.objective)}"
 
@@ -191,13 +250,19 @@ def parse(name: str, *, eps: float = 8 / 255, objective: Objective = cross_entro
 @torch.no_grad()
 def correct(model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
     """Tell for which images the largest logit is the label's; a NaN among the logits is never correct."""
-    logits = logits_of(model(x))
+    return _right(logits_of(model(x)), y)
+
+
+def _right(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(1) == y) & ~logits.isnan().any(1)
 
 
 def check_images(x: Float[Tensor, "n *image"]) -> None:
     """Refuse images outside [0, 1] or with NaN."""
-    if x.numel() and not (x.min() >= 0 and x.max() <= 1):
+    if not x.numel():
+        return
+    low, high = x.aminmax()
+    if not (low >= 0) & (high <= 1):  # NaN is neither; one question to a GPU and not two
         raise UserError("Images must lie in [0, 1], without NaN: scale them so, and normalise inside the network.")
 
 
@@ -214,9 +279,8 @@ def _suffix(norm: Norm, objective: Objective) -> str:
 
 
 def _ascent(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
-    """Give the direction in which the objective grows fastest; 0 where its gradient is not a number."""
+    """Give the direction in which the objective grows fastest at a leaf x; 0 where its gradient is not a number."""
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
         loss = objective(model, x, y).sum()
         if not loss.requires_grad:
             raise UserError(
@@ -226,6 +290,27 @@ def _ascent(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, norm: 
         (gradient,) = torch.autograd.grad(loss, x, allow_unused=True, materialize_grads=True)
     gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
     return gradient.sign() if norm == "inf" else gradient / _length(gradient).clamp_min(1e-12)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give images of this precision that a gradient can be taken in."""
+    return x.to(dtype).detach().requires_grad_()
+
+
+def _narrowed(objective: Objective, rows: Tensor) -> Objective:
+    """Give the objective of these images of the batch."""
+    narrow: Callable[[Tensor], Objective] | None = getattr(objective, "rows", None)
+    return narrow(rows) if callable(narrow) else objective
+
+
+def _normal(u: Tensor) -> Tensor:
+    """Turn numbers of the uniform distribution on [0, 1) into numbers of the normal one."""
+    tiny = torch.finfo(u.dtype).eps
+    return 2**0.5 * torch.erfinv((2 * u - 1).clamp(tiny - 1, 1 - tiny))
 
 
 def _length(delta: Tensor) -> Tensor:
@@ -248,7 +333,10 @@ def _projection(x: Tensor, eps: float, norm: Norm) -> Callable[[Tensor], Tensor]
 
 
 def _rounded_towards(x: Tensor, adversarial: Tensor) -> Tensor:
-    """Round to the precision of x without leaving the ball around x."""
+    """Round to the precision of x without leaving the ball around x, and take on its memory format."""
+    adversarial = torch.empty_like(x, dtype=adversarial.dtype).copy_(adversarial)
+    if adversarial.dtype == x.dtype:
+        return adversarial
     rounded = adversarial.to(x.dtype)
     wide = x.to(adversarial.dtype)
     further = (rounded.to(adversarial.dtype) - wide).abs() > (adversarial - wide).abs()

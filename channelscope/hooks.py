@@ -77,7 +77,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = list(model.buffers())
+    before = _bytes_of(buffers)
     try:
         model.eval()
         for parameter in wanted:
@@ -85,10 +86,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         trained = any(module.training for module in model.modules())
-        drifted = [(now, before) for now, before in buffers if not torch.equal(now.nan_to_num(), before.nan_to_num())]
-        with torch.no_grad():
-            for buffer, before in drifted:
-                buffer.copy_(before)
+        drifted = _put_back(buffers, before)
         for module, training in modes:
             module.training = training
         for parameter in wanted:
@@ -96,11 +94,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     statistics = {
         id(buffer) for module in model.modules() if isinstance(module, _NormBase) for buffer in module.buffers()
     }
-    if trained or any(id(buffer) in statistics for buffer, _ in drifted):
+    if trained or any(id(buffer) in statistics for buffer in drifted):
         raise UserError(
             "The network switches itself to train mode in its forward pass, so its answers are not those of "
             "evaluation: remove the call of train() from its forward."
         )
+
+
+def _bytes_of(buffers: list[Tensor]) -> dict[torch.device, Tensor]:
+    """Copy all buffers, device by device, into one row of bytes: one comparison tells whether any has changed."""
+    rows: dict[torch.device, list[Tensor]] = {buffer.device: [] for buffer in buffers}
+    for buffer in buffers:
+        rows[buffer.device].append(buffer.detach().flatten().view(torch.uint8))
+    return {device: torch.cat(row) for device, row in rows.items()}
+
+
+@torch.no_grad()
+def _put_back(buffers: list[Tensor], before: dict[torch.device, Tensor]) -> list[Tensor]:
+    """Give the buffers the values that they had before; list those that had others."""
+    drifted = []
+    after = _bytes_of(buffers)
+    for device in (device for device in before if not torch.equal(after[device], before[device])):
+        here = [buffer for buffer in buffers if buffer.device == device]
+        sizes = [buffer.numel() * buffer.element_size() for buffer in here]
+        for buffer, was, now in zip(here, before[device].split(sizes), after[device].split(sizes), strict=True):
+            if not torch.equal(was, now):
+                buffer.copy_(was.clone().view(buffer.dtype).view(buffer.shape))  # cloned, it begins where its type may
+                drifted.append(buffer)
+    return drifted
 
 
 @dataclass(frozen=True)
@@ -135,6 +156,55 @@ def trace(model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[list[Call], F
         listed.append(Call(f"{name}@{calls[name]}" if times[name] > 1 else name, module, given, output))
         calls[name] += 1
     return listed, logits
+
+
+def handed_on(
+    model: nn.Module, x: Float[Tensor, "n *image"], layers: Mapping[str, nn.Module]
+) -> tuple[dict[str, str], Float[Tensor, "n k"]]:
+    """Run the network once on x and tell which of these layers gives its output, the tensor itself, to which other.
+
+    Listed are pairs of layers that are called once each, where the output of the first goes to one other of the
+    layers only (whoever else may use it). The logits come with them.
+    """
+    calls, takers, given = Counter[str](), Counter[str](), list[tuple[str, Tensor]]()
+    pairs: dict[str, str] = {}
+    with ExitStack() as handles:
+        for name, layer in layers.items():
+
+            def record(_: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+                calls[name] += 1
+                for giver in (giver for giver, tensor in given if inputs and tensor is inputs[0]):
+                    takers[giver] += 1
+                    pairs[giver] = name
+                given.append((name, output))
+
+            handles.callback(layer.register_forward_hook(record).remove)
+        logits = logits_of(model(x))
+    once = {name for name in layers if calls[name] == 1}
+    return {a: b for a, b in pairs.items() if {a, b} <= once and takers[a] == 1}, logits
+
+
+@contextmanager
+def logits_for(model: nn.Module, x: Float[Tensor, "n *image"]) -> Iterator[list[Tensor]]:
+    """Keep the logits of each forward pass inside the context that is given x, the tensor itself."""
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+        if any(given is x for given in (*inputs, *named.values())):
+            kept.append(logits_of(output).detach())
+
+    handle = model.register_forward_hook(keep, with_kwargs=True)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether anything watches or edits what goes through this very module, forward or backward."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 @dataclass

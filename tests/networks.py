@@ -27,7 +27,7 @@ def settle(model: nn.Module) -> nn.Module:
     """Give BatchNorm statistics other than those of a fresh network, and put the network in eval mode."""
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
                 module.running_mean.normal_(0, 0.2)
                 module.running_var.uniform_(0.5, 2)
     return model.eval()

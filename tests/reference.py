@@ -6,7 +6,7 @@ channelscope: the fast code is compared with it in float64.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 
 import torch
@@ -193,3 +193,139 @@ def nr_share(magnitude: Sequence[float], relevance: Sequence[float]) -> float:
     """Give the activation mass on negatively relevant channels, of the whole."""
     negative = math.fsum(abs(a) for a, g in zip(magnitude, relevance, strict=True) if g < 0)
     return _share(negative, math.fsum(abs(a) for a in magnitude))
+
+
+# ---------------- gates of the literature: FSR (arXiv 2303.13846), EAS (2202.11898), KAP (2210.00062)
+
+
+def three_convolutions(z: Tensor, weights: Mapping[str, Tensor], train: bool) -> Tensor:
+    """Give three 3x3 convolutions, BatchNorm and ReLU between; weights by the place of each part in a sequence."""
+    for place in (0, 3):
+        z = torch.conv2d(z, weights[f"{place}.weight"], padding=1)
+        norm = {name: weights[f"{place + 1}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
+        mean, variance = (z.mean((0, 2, 3)), z.var((0, 2, 3), False)) if train else list(norm.values())[2:]
+        scale = norm["weight"] / (variance + 1e-5).sqrt()
+        z = (z - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + norm["bias"].view(-1, 1, 1)
+        z = torch.where(z > 0, z, 0)
+    return torch.conv2d(z, weights["6.weight"], padding=1)
+
+
+def gumbel_softmax(r: Tensor, g1: Tensor, g2: Tensor, tau: float) -> Tensor:
+    """Give the first of the two parts of a Gumbel softmax over (p, 1 - p), p = sigmoid(r)."""
+    p = 1 / (1 + torch.exp(-r))
+    one, other = torch.exp((torch.log(p) + g1) / tau), torch.exp((torch.log(1 - p) + g2) / tau)
+    return one / (one + other)
+
+
+def separate_and_recalibrate(
+    z: Tensor, weights: Mapping[str, Tensor], tau: float, noise: tuple[Tensor, Tensor] | None
+) -> dict[str, Tensor]:
+    """Give FSR's features, mask and the logits of its three parts; Gumbel noise, a pair, only in training."""
+    inside = {
+        part: {key.removeprefix(f"{part}."): value for key, value in weights.items() if key.startswith(f"{part}.")}
+        for part in ("separation", "recalibration", "classifier")
+    }
+    zero = torch.zeros_like(z)
+    r = three_convolutions(z, inside["separation"], noise is not None)
+    m = gumbel_softmax(r, *(noise or (zero, zero)), tau)
+    robust, other = m * z, (1 - m) * z
+    recalibrated = other + (1 - m) * three_convolutions(other, inside["recalibration"], noise is not None)
+
+    def logits(part: Tensor) -> Tensor:
+        rows, bias = inside["classifier"]["weight"], inside["classifier"]["bias"]
+        return torch.stack([torch.stack([row @ v.mean((1, 2)) for row in rows]) + bias for v in part])
+
+    found = {"features": robust + recalibrated, "mask": m}
+    return found | {"robust": logits(robust), "other": logits(other), "recalibrated": logits(recalibrated)}
+
+
+def rival(logits: Tensor, label: int) -> int:
+    """Find the wrong class of one image's largest logit among the wrong."""
+    return max((k for k in range(len(logits)) if k != label), key=lambda k: logits[k].item())
+
+
+def scale_elements(
+    z: Tensor, weight: Tensor, bias: Tensor, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give EAS' features, probe logits and masks; labels only in training."""
+    features, logits, masks = [], [], []
+    for i in range(len(z)):
+        elements = list(z[i].flatten())
+        p = [
+            sum(w * element for w, element in zip(row, elements, strict=True)) + b
+            for row, b in zip(weight, bias, strict=True)
+        ]
+        chosen = max(range(len(p)), key=lambda k: p[k].item()) if labels is None else int(labels[i])
+        m = weight[chosen].view(z[i].shape)
+        features.append(m * z[i])
+        logits.append(torch.stack(p))
+        masks.append(m)
+    return torch.stack(features), torch.stack(logits), torch.stack(masks)
+
+
+def sheet(channels: int) -> tuple[int, int]:
+    """Find the squarest arrangement of channels with no more rows than columns."""
+    shapes = [(rows, channels // rows) for rows in range(1, channels + 1) if channels % rows == 0]
+    return min((shape for shape in shapes if shape[0] <= shape[1]), key=lambda shape: shape[1] - shape[0])
+
+
+def average_kernels(z: Tensor, pool: int) -> Tensor:
+    """Give KAP of features (n, c, h, w): channel by channel, the mean of its neighbours in the sheet."""
+    _, columns = sheet(z.shape[1])
+    places, reach, pooled = [divmod(c, columns) for c in range(z.shape[1])], (pool - 1) // 2, []
+    for row, column in places:
+        near = [c for c, (i, j) in enumerate(places) if abs(i - row) <= reach and abs(j - column) <= reach]
+        pooled.append(sum(z[:, c] for c in near) / len(near))
+    return torch.stack(pooled, 1)
+
+
+# ---------------------------------------------------------------- friendly attacks and folded networks
+
+
+def friendly_pgd(
+    loss: Loss,
+    predict: Callable[[Tensor], int],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    tau: int,
+    norm: str,
+    starts: Tensor,
+) -> Tensor:
+    """Follow Algorithm 1 of FAT (Zhang et al., ICML 2020, arXiv 2002.11242), PGD-K-tau, for each image."""
+    found = []
+    for origin, start, label in zip(images, starts, labels, strict=True):
+        x, left, patience = project(origin + start, origin, eps, norm), steps, tau
+        while left > 0:
+            if predict(x) != int(label) and patience == 0:
+                break
+            if predict(x) != int(label):
+                patience -= 1
+            x = project(x + step * direction(loss, x, int(label), norm), origin, eps, norm)
+            left -= 1
+        found.append(x)
+    return torch.stack(found)
+
+
+def normal_starts(images: Tensor, spread: float, generator: torch.Generator) -> Tensor:
+    """Draw spread * N(0, 1) for each pixel: the normal quantile of a uniform number."""
+    u = torch.rand(images.shape, generator=generator, dtype=images.dtype)
+    quantiles = [NormalDist().inv_cdf(float(value)) for value in u.flatten()]
+    return spread * torch.tensor(quantiles, dtype=images.dtype).view(images.shape)
+
+
+@torch.no_grad()
+def folded_convolution(convolution: nn.Conv2d, batchnorm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Give the weight and the bias of the convolution that does the work of both in eval mode, channel by channel."""
+    weights, biases = [], []
+    for c in range(convolution.out_channels):
+        deviation = math.sqrt(float(batchnorm.running_var[c]) + batchnorm.eps)
+        gamma = 1.0 if batchnorm.weight is None else float(batchnorm.weight[c])
+        beta = 0.0 if batchnorm.bias is None else float(batchnorm.bias[c])
+        bias = 0.0 if convolution.bias is None else float(convolution.bias[c])
+        weights.append(convolution.weight[c] * (gamma / deviation))
+        biases.append(beta + (bias - float(batchnorm.running_mean[c])) * gamma / deviation)
+    return torch.stack(weights), torch.tensor(biases, dtype=convolution.weight.dtype)
