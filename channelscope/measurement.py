@@ -1,6 +1,6 @@
 """Measure one network: activation, relevance and correctness on natural and adversarial images, in one pass."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from channelscope.alignment import measures
 from channelscope.attacks import Attack
 from channelscope.capture import activations, capture
-from channelscope.data import Split
+from channelscope.data import Part
+from channelscope.distributed import everyones, share, size, total
 from channelscope.errors import UserError
 from channelscope.hooks import evaluating, logits_of
 from channelscope.relevance import LastLayer, RelevanceScorer, gradient
@@ -87,6 +88,12 @@ class Measurement:
         self.add(into, {layer: activations(features[layer]) for layer in layers}, y, w)
         return (logits.argmax(1) == y).cpu()
 
+    def merge(self) -> None:
+        """Put the statistics of all processes' images in the place of those of this process's."""
+        for statistics in (self.natural, self.adversarial, self.relevance):
+            for layer, own in statistics.items():
+                statistics[layer] = own.merged(total)
+
     def measures(self, layer: str) -> dict[str, Float[ndarray, "r k"]]:
         """Compute the alignment measures of a layer, by replicate and class."""
         stats = (self.natural[layer], self.adversarial[layer], self.relevance[layer])
@@ -105,7 +112,7 @@ class Measurement:
 
 def measure(
     network: nn.Module,
-    images: Split,
+    images: Part,
     classes: int,
     *,
     layers: Sequence[str] | None,
@@ -121,6 +128,11 @@ def measure(
     Gates are attached throughout: an attacker sees the gradient through their masks. The relevance of the
     penultimate layer is the last linear layer's weight; of other layers, the gradient.
 
+    Where several processes are joined (see ``distributed``), each measures its share of the images and all of them
+    give what one would: the same counts and hits, and sums to rounding. For an attack's random starts to be the same
+    too, it needs a method ``skip(x, n, generator)`` that advances the generator past n images like x[0], as ``PGD``
+    and ``FGSM`` have; without it every process draws its own, from the seed and the first of its images.
+
     Args:
         network: any classifier of images in [0, 1].
         images: the images, whose order fixes the weights and the attacks' random starts.
@@ -130,30 +142,58 @@ def measure(
         weights, threshold: see ``stats``.
         batch_size: images per forward pass.
         seed: of the attacks' random starts.
-        progress: called with the number of images after every batch.
+        progress: called after every batch with its number of images; of several processes, with that of all of them
+            if they keep pace.
 
     Raises:
-        UserError: for a network that does not fit the data, and LayerError for a layer that does not fit it.
+        UserError: for a network that does not fit the data, or fewer images than processes; LayerError for a layer
+            that does not fit the network.
     """
+    if len(images) < size():
+        raise UserError(f"There are more processes ({size()}) than images ({len(images)}): start fewer, or add images.")
     like = next((parameter for parameter in network.parameters() if parameter.is_floating_point()), torch.zeros(1))
-    first, _ = next(images.batches(2, like.device))
-    scorers = _choose(network, layers, first.to(like), classes)
+    first = next(images.batches(2, like.device, torch.arange(min(2, len(images)))))[0].to(like)
+    scorers = _choose(network, layers, first, classes)
     layers = list(scorers)
-    result = Measurement(labels=images.labels, weights=weights, classes=classes, threshold=threshold)
+    result = Measurement(labels=images.labels.cpu(), weights=weights, classes=classes, threshold=threshold)
     hits: dict[str, list[Tensor]] = {name: [] for name in ("natural", *attacks)}
-    generators = {name: torch.Generator().manual_seed(seed) for name in attacks}
+    starts = {name: _generator(attack, seed, first, len(images), batch_size) for name, attack in attacks.items()}
     with evaluating(network), attached(network):
-        for (x, y), w in zip(images.batches(batch_size, like.device), weights.split(batch_size), strict=True):
-            x = x.to(like)
+        for x, y, w in _batches(images, weights, batch_size, like, progress):
             hits["natural"].append(result.observe(result.natural, network, layers, x, y, w))
             for index, (name, attack) in enumerate(attacks.items()):
-                x_adv = attack(network, x, y, generators[name])
+                x_adv = attack(network, x, y, starts[name])
                 watched = layers if index == 0 else ()
                 hits[name].append(result.observe(result.adversarial, network, watched, x_adv, y, w))
             result.add(result.relevance, _score(scorers, network, x, y), y, w)
-            progress(len(y))
-    result.hits.update({name: torch.cat(parts) for name, parts in hits.items()})
+    result.hits.update({name: everyones(torch.cat(parts)) for name, parts in hits.items()})
+    result.merge()
     return result
+
+
+def _batches(
+    images: Part, weights: Tensor, batch_size: int, like: Tensor, progress: Callable[[int], object]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Go through this process's share of the images, with their labels and weights, and tell how far all are."""
+    n = len(images)
+    own = torch.arange(n)[share(n)]
+    parts = weights[share(n)].split(batch_size)
+    done = 0
+    for (x, y), w in zip(images.batches(batch_size, like.device, own), parts, strict=True):
+        yield x.to(like), y, w
+        before, done = done, done + len(y)
+        progress(done * n // len(own) - before * n // len(own))
+
+
+def _generator(attack: Attack, seed: int, x: Tensor, n: int, batch_size: int) -> torch.Generator:
+    """Make the generator of an attack's random starts, past those of the images ahead of this process's share of n."""
+    before = share(n).start
+    if not hasattr(attack, "skip"):
+        return torch.Generator().manual_seed(seed + before)
+    generator = torch.Generator().manual_seed(seed)
+    for done in range(0, before, batch_size):  # all at once may be more than the memory holds
+        attack.skip(x, min(batch_size, before - done), generator)
+    return generator
 
 
 def _score(

@@ -1,11 +1,14 @@
 """Streaming, mergeable channel statistics per class, weighted for the bootstrap."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+_SUMS = ("count", "sum", "square_sum", "active")
 
 
 @dataclass(kw_only=True)
@@ -67,12 +70,24 @@ class ChannelStats:
         settings = (self.classes, self.channels, self.replicates, self.threshold)
         if settings != (other.classes, other.channels, other.replicates, other.threshold):
             raise ValueError("Only statistics of the same classes, channels, replicates and threshold can be merged.")
-        merged = type(self)(
+        return self._with({name: getattr(self, name) + getattr(other, name) for name in _SUMS})
+
+    def merged(self, total: Callable[[Tensor], Tensor]) -> Self:
+        """Merge the statistics that several processes took of disjoint sets of images.
+
+        Args:
+            total: gives the sum of the processes' tensors, as ``distributed.total`` does.
+        """
+        return self._with({name: total(getattr(self, name)) for name in _SUMS})
+
+    def _with(self, sums: Mapping[str, Tensor]) -> Self:
+        """Give statistics of the same settings with these sums."""
+        other = type(self)(
             classes=self.classes, channels=self.channels, replicates=self.replicates, threshold=self.threshold
         )
-        for name in ("count", "sum", "square_sum", "active"):
-            setattr(merged, name, getattr(self, name) + getattr(other, name))
-        return merged
+        for name, value in sums.items():
+            setattr(other, name, value)
+        return other
 
     @property
     def magnitude(self) -> Float[Tensor, "r k c"]:

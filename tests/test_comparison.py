@@ -390,7 +390,7 @@ def test_checkpoints_bring_what_is_known_of_their_training(four: Comparison) -> 
         "fingerprint": digits().test.fingerprint(),
     }
     assert set(four.verdicts["claim"]) == {"C1", "C2", "C3", "C4"}
-    assert four.meta["eps"] == Recipe.named("digits").eps
+    assert four.meta["eps"] == Recipe.suited_to("digits").attack.eps
 
 
 def test_paths_checkpoints_and_networks_are_the_same_network() -> None:
@@ -852,6 +852,9 @@ def test_c4_gets_no_verdict_where_the_recipes_differ(tmp_path: Path) -> None:
     equal_recipes = compare(paths, digits(), **QUICK).verdicts.set_index("claim")["statement"]["C4"]
     assert "No verdict" not in equal_recipes
     other = Checkpoint.read(paths["at"])
-    other.meta["settings"]["recipe"]["eps"] = 0.0
+    other.meta["settings"]["recipe"]["attack"]["beta_atk"] = 7.0  # of gates alone
     statement = compare(paths | {"at": other}, digits(), **QUICK).verdicts.set_index("claim")["statement"]["C4"]
-    assert "No verdict, as their training differs (eps)" in statement
+    assert "No verdict" not in statement
+    other.meta["settings"]["recipe"]["attack"]["eps"] = 0.0
+    statement = compare(paths | {"at": other}, digits(), **QUICK).verdicts.set_index("claim")["statement"]["C4"]
+    assert "No verdict, as their training differs (attack.eps)" in statement

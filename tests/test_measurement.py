@@ -1,18 +1,20 @@
 """Measurement: one pass gives what the definitions give, whatever the batches, and leaves the network alone."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import reference
 from channelscope.alignment import measures
 from channelscope.attacks import FGSM, PGD
 from channelscope.capture import activations, capture
-from channelscope.data import Split
+from channelscope.data import Split, Streamed
 from channelscope.errors import UserError
 from channelscope.hooks import LayerError
 from channelscope.measurement import Measurement, measure
@@ -42,6 +44,17 @@ def split(channels: int = 1, absent: int | None = None) -> Split:
     images = torch.randint(256, (N, channels, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.arange(N) % CLASSES
     return Split(images, labels if absent is None else torch.where(labels == absent, 0, labels))
+
+
+def write_images(folder: Path) -> None:
+    folder.mkdir()
+    for index, image in enumerate(split().images):
+        Image.fromarray(image[0].numpy()).save(folder / f"{index}.png")
+
+
+def streamed(folder: Path, workers: int) -> Streamed:
+    """Give the same images, to be read from a folder as they are needed."""
+    return Streamed(folder, tuple(f"{k}.png" for k in range(N)), split().labels, image_shape=(1, 8, 8), workers=workers)
 
 
 def measured(net: nn.Module, **options: Any) -> Measurement:
@@ -139,6 +152,12 @@ def test_measurement_is_the_same_whatever_the_batch_size(size: int) -> None:
     layers = ("net.relu1", "net.relu2")
     whole = measured(net, attacks=attacks, layers=layers)
     assert_same(measured(net, attacks=attacks, layers=layers, batch_size=size), whole)
+
+
+def test_images_that_stay_on_disk_are_measured_as_those_in_memory(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    net = InDouble(plain())
+    assert_same(measured(net, images=streamed(tmp_path / "images", workers=0)), measured(net))
 
 
 def test_random_starts_follow_from_the_seed() -> None:

@@ -1,11 +1,14 @@
 """The command line: parsing and printing only. torch is imported when a command runs, so ``--help`` is instant."""
 
+import argparse
 import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 
+from channelscope.cli import processes
 from channelscope.cli.parser import make_parser
 from channelscope.errors import UserError
 
@@ -13,40 +16,64 @@ _NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; give the exit status: 0 done, 2 the user's mistake, 130 stopped by Ctrl-C."""
+    """Run the command line; give the exit status: 0 done, 2 the user's mistake, 130 stopped by Ctrl-C.
+
+    Of several processes that ``torchrun`` started, only the first writes to the standard output.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    args = make_parser().parse_args(argv)
+    if processes.number():
+        _close_stdout()
+    args = _parse(argv)
     args.command = f"channelscope {shlex.join(argv)}"
     try:
+        processes.check(args)
         args.run(args)
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print(f"\nchannelscope: stopped.{getattr(args, 'after_stop', '')}", file=sys.stderr)
+        if not processes.number():
+            print(f"\nchannelscope: stopped.{getattr(args, 'after_stop', '')}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in 'channelscope layers ... | head'
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         return 0
     except MemoryError:
         return _fail(_NO_MEMORY)
     except OSError as error:
         return _fail(f"The system refused {error.filename or 'a file'}: {error.strerror or error}.")
     except Exception as error:
-        if isinstance(error, RuntimeError) and re.search("can't allocate memory|out of memory", str(error)):  # torch's
-            return _fail(_NO_MEMORY)
-        if os.environ.get("CHANNELSCOPE_TRACEBACK"):
-            raise
-        reason = (str(error).splitlines() or [""])[0]
-        print(
-            f"channelscope: this is a fault in channelscope ({type(error).__name__}: {reason}): please report it, "
-            "with what CHANNELSCOPE_TRACEBACK=1 shows.",
-            file=sys.stderr,
-        )
-        return 1
+        return _unexpected(error)
     return 0
 
 
-def _fail(sentence: str) -> int:
-    print(f"channelscope: {sentence}", file=sys.stderr)
-    return 2
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; of several processes, which all got the same, only the first says what is wrong."""
+    with redirect_stderr(sys.stdout) if processes.number() else nullcontext():
+        return make_parser().parse_args(argv)
+
+
+def _close_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(sentence: str, status: int = 2) -> int:
+    """Say why the command failed, unless the first of several processes says just that; give the exit status."""
+    if not processes.is_said(sentence):
+        which = f"process {processes.number()}: " if processes.number() else ""
+        print(f"channelscope: {which}{sentence}", file=sys.stderr, flush=True)
+    return status
+
+
+def _unexpected(error: Exception) -> int:
+    """Answer an error that nobody foresaw."""
+    if isinstance(error, RuntimeError) and re.search("can't allocate memory|out of memory", str(error)):  # torch's
+        return _fail(_NO_MEMORY)
+    if os.environ.get("CHANNELSCOPE_TRACEBACK"):
+        raise error
+    reason = (str(error).splitlines() or [""])[0]
+    return _fail(
+        f"this is a fault in channelscope ({type(error).__name__}: {reason}): please report it, with what "
+        "CHANNELSCOPE_TRACEBACK=1 shows.",
+        status=1,
+    )

@@ -14,6 +14,7 @@ from channelscope.comparison.frames import Comparison, check_folder
 from channelscope.comparison.rows import assemble
 from channelscope.comparison.subjects import Network, subjects_of
 from channelscope.data import Dataset, as_dataset, stratified
+from channelscope.distributed import is_first
 from channelscope.errors import UserError
 from channelscope.measurement import measure
 from channelscope.objectives import Gated, Joint
@@ -44,6 +45,9 @@ def compare(
 
     Every network gets the attack with the gradient passing through its masks, if it has any; a gated network also
     the same attack on its joint loss. "worst" is the worst case per image over these.
+
+    Where several processes are joined (see ``distributed``), they share the images, and each ends with the result: let
+    the first save it.
 
     Args:
         models: label -> network, or path of a checkpoint; or a sequence of paths, whose stems become the labels.
@@ -82,7 +86,8 @@ def compare(
     for subject in networks:
         subject.check(dataset)
     weights = bootstrap_weights(len(part), replicates, seed)
-    with tqdm(total=len(part) * len(networks), unit="img", disable=not progress) as bar:
+    shown = progress and is_first()
+    with tqdm(total=len(part) * len(networks), unit="img", disable=not shown) as bar:
         for subject in networks:
             bar.set_description(subject.label)
             subject.measurement = measure(
@@ -133,7 +138,7 @@ def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack
                 "An attack is a name such as 'pgd-20', or an object such as cs.PGD(): callable, with an eps."
             )
         return attack
-    return parse(attack, eps=Recipe.suited_to(dataset.name).eps if eps is None else eps)
+    return parse(attack, eps=Recipe.suited_to(dataset.name).attack.eps if eps is None else eps)
 
 
 def _attacks(attack: Attack, network: nn.Module) -> dict[str, Attack]:

@@ -15,10 +15,11 @@ from channelscope import alignment, claims
 from channelscope.checkpoints import versions
 from channelscope.comparison.frames import COLUMNS, Comparison
 from channelscope.comparison.subjects import Subject
-from channelscope.data import Dataset, Split
+from channelscope.data import Dataset, Part
+from channelscope.distributed import size
 
 
-def assemble(networks: Sequence[Subject], dataset: Dataset, part: Split, settings: dict[str, Any]) -> Comparison:
+def assemble(networks: Sequence[Subject], dataset: Dataset, part: Part, settings: dict[str, Any]) -> Comparison:
     """Put the measurements into frames."""
     level = settings["level"]
     judged = claims.verdicts([subject.evidence for subject in networks], level)
@@ -33,11 +34,15 @@ def assemble(networks: Sequence[Subject], dataset: Dataset, part: Split, setting
         },
         **settings,
         "versions": versions() | {name: version(name) for name in packages},
-        "hardware": {"device": str(_device(networks[0].network)), "threads": torch.get_num_threads()},
+        "hardware": {
+            "device": str(_device(networks[0].network)),
+            "threads": torch.get_num_threads(),
+            "processes": size(),
+        },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     meta = json.loads(json.dumps(meta))  # as it is when it is read again: tuples are lists
-    arrays = {"labels": part.labels.numpy()}
+    arrays = {"labels": part.labels.cpu().numpy()}
     for index, subject in enumerate(networks):
         arrays |= {f"correct/{index}/{name}": hits.numpy() for name, hits in subject.measurement.hits.items()}
     histories = [{"model": subject.label} | row for subject in networks for row in subject.training.get("history", ())]

@@ -16,6 +16,8 @@ from channelscope.measurement import Measurement
 
 Network = nn.Module | Checkpoint | str | Path
 
+_OF_GATES = ("attack.beta_atk",)  # settings outside the recipe's section on gates that matter to gates alone
+
 
 @dataclass
 class Subject:
@@ -47,8 +49,8 @@ class Subject:
         if settings is None:
             return None
         assert self.checkpoint is not None  # it has settings
-        recipe = {name: value for name, value in settings["recipe"].items() if name != "beta"}  # of gates alone
-        return recipe | {"width": self.checkpoint.architecture.base_width, "data": settings["data"]}
+        recipe = {name: value for name, value in _flat(settings["recipe"]).items() if name not in _OF_GATES}
+        return recipe | {"model.width": self.checkpoint.architecture.base_width, "data": settings["data"]}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -74,6 +76,12 @@ class Subject:
             robust_overall=overall,
             decided_by=measured.decided_by,
         )
+
+
+def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Name a recipe's settings in full, ``optimizer.lr``, but for those of its gates."""
+    sections = {name: values for name, values in recipe.items() if isinstance(values, Mapping) and name != "gates"}
+    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
 
 
 def _some(names: Sequence[str]) -> str:

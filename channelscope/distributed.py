@@ -1,0 +1,186 @@
+"""Several processes on one job, started by ``torchrun``: who one is, one's part of the work, what they tell each other.
+
+Without ``torchrun`` there is one process, and every function here is nearly free. The processes are torch's
+(``torch.distributed``: NCCL between GPUs, gloo otherwise); all of them see one file system.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from channelscope.errors import UserError
+
+# For a slower process, or one that fetches data; one that has died is noticed at once, by its closed connection.
+_PATIENCE = timedelta(hours=12)
+
+
+class ProcessLost(UserError):
+    """Another process of the run has stopped, so this one cannot go on."""
+
+
+def rank() -> int:
+    """Give this process's number, from 0."""
+    return dist.get_rank() if _together() else 0
+
+
+def size() -> int:
+    """Give the number of processes."""
+    return dist.get_world_size() if _together() else 1
+
+
+def is_first() -> bool:
+    """Tell whether this is the process that writes files and talks."""
+    return rank() == 0
+
+
+def started_by_torchrun() -> bool:
+    """Tell whether ``torchrun`` started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def own_device(device: str) -> str:
+    """Name this process's own device: of ``cuda``, the GPU of its number on this machine."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and started_by_torchrun() else device
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Join the processes that ``torchrun`` started, for as long as the context lasts; alone, do nothing.
+
+    Raises:
+        ProcessLost: where another process has gone.
+    """
+    if not started_by_torchrun() or _together():
+        yield
+        return
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    try:
+        # Tensors on the CPU, such as statistics, travel by gloo beside those of GPUs.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
+        yield
+        if on_gpu:  # not after an error: NCCL would wait for those that have stopped
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if not _is_of_a_connection(error):
+            raise
+        raise ProcessLost(
+            "Another of the run's processes has stopped, so this one cannot go on: see what that one said, then start "
+            "the run again."
+        ) from error
+    finally:
+        if not on_gpu and _together():
+            dist.destroy_process_group()
+
+
+@contextmanager
+def first_ahead() -> Iterator[None]:
+    """Let the first process do something, such as fetch files, before the others, which then find it done."""
+    if not is_first():
+        wait()
+    yield
+    if is_first():
+        wait()
+
+
+def share(n: int) -> slice:
+    """Give this process's share of n things: neighbours, at most one more than any other process's."""
+    return slice(rank() * n // size(), (rank() + 1) * n // size())
+
+
+def total(value: Tensor) -> Tensor:
+    """Add up the processes' tensors of numbers, of one shape and type: the same bits in every process."""
+    if not _together():
+        return value
+    sums = value.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(sums)
+    return sums
+
+
+def everyones(rows: Shaped[Tensor, "own *row"]) -> Shaped[Tensor, "all *row"]:
+    """Put the processes' rows (n_i, ...) one below the other, in the order of their numbers."""
+    if not _together():
+        return rows
+    counts = [int(count) for count in _all(torch.tensor([len(rows)], device=rows.device))]
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    return torch.cat([part[:count] for part, count in zip(_all(padded), counts, strict=True)])
+
+
+def wait() -> None:
+    """Wait until every process is here."""
+    total(torch.zeros(()))
+
+
+def synchronised(network: nn.Module) -> nn.Module:
+    """Let every BatchNorm of a network, in training, use the statistics of all processes' images; in place."""
+    if not _together():
+        return network
+    if next(network.parameters()).is_cuda:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = _SynchronisedBatchNorm2d
+    return network
+
+
+class _Total(torch.autograd.Function):
+    """``total`` with a gradient: a process's value takes part in every process's result."""
+
+    @staticmethod
+    def forward(_context: Any, value: Tensor) -> Tensor:
+        return total(value)
+
+    @staticmethod
+    def backward(_context: Any, slope: Tensor) -> Tensor:
+        return total(slope)
+
+
+class _SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over all processes' images, also on CPUs, for which torch's own SyncBatchNorm is not made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision cannot even count
+        n = total(wide.new_tensor(float(x.numel() // x.shape[1])))
+        mean = _Total.apply(wide.sum((0, 2, 3))) / n
+        centred = wide - mean.view(-1, 1, 1)
+        variance = _Total.apply(centred.square().sum((0, 2, 3))) / n
+        self._follow(mean.detach(), variance.detach() * (n / (n - 1)))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(x.dtype)
+
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics towards a batch's, as torch does: momentum None stands for their plain mean."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(variance, weight)
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _all(value: Tensor) -> list[Tensor]:
+    value = value.contiguous()
+    parts = [torch.empty_like(value) for _ in range(size())]
+    dist.all_gather(parts, value)
+    return parts
+
+
+def _is_of_a_connection(error: RuntimeError) -> bool:
+    """Tell NCCL's, the store's and gloo's errors from others; gloo's have no type of their own, but name its source."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
