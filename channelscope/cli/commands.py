@@ -3,12 +3,16 @@
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from channelscope.cli.processes import together
 from channelscope.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from channelscope.comparison import Comparison
     from channelscope.data import Dataset
 
@@ -16,41 +20,146 @@ if TYPE_CHECKING:
 def train(args: argparse.Namespace) -> None:
     """Train a network and print how its best epoch did."""
     from channelscope.checkpoints import Checkpoint
+    from channelscope.distributed import is_first
     from channelscope.training import train
 
-    out = Path(args.out or f"{args.method}.pt")
-    args.after_stop = f" The epochs that are complete are kept in {out}.partial: go on with --resume."
-    train(
-        args.method,
-        _data(args, args.data),
-        out=out,
-        seed=args.seed,
-        resume=args.resume,
-        device=_device(args),
-        progress=not args.quiet,
-        **{name: getattr(args, name) for name in ("arch", "width", "epochs", "batch_size", "lr", "eps")},
+    device, name = _device(args), args.recipe or args.method
+    out = Path(args.out or f"{Path(name).stem if name.endswith('.toml') else name}.pt")
+    args.after_stop = (
+        f" The epochs that are complete are kept in {out}.partial, a checkpoint of the best network so far: "
+        "go on with --resume."
     )
-    best = Checkpoint.read(out).meta["metrics"]
-    print(
-        f"{out}: best epoch {best['epoch']}, on validation images natural {best['val_natural']:.1%}, "
-        f"robust {best['val_robust']:.1%}; log in {out}.csv"
-    )
+    with together(args, device):
+        train(
+            name,
+            _data(args, args.data),
+            out=out,
+            seed=args.seed,
+            images=args.images,
+            resume=args.resume,
+            device=device,
+            logs=args.log,
+            progress=not args.quiet,
+            **_overrides(args),
+        )
+        if is_first():
+            best = Checkpoint.read(out).meta["metrics"]
+            print(
+                f"{out}: best epoch {best['epoch']}, on validation images natural {best['val_natural']:.1%}, "
+                f"robust {best['val_robust']:.1%}; log in {out}.csv"
+            )
+
+
+def _overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Read what is to be changed of the recipe."""
+    shorthands = {key: getattr(args, key) for key in ("arch", "width", "epochs", "batch_size", "lr", "eps")}
+    return shorthands | settings(args.set)
+
+
+def settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read NAME=VALUE pairs."""
+    from channelscope.training.recipes import parse_value
+
+    return {name: parse_value(value) for name, value in _pairs(pairs, "--set optimizer.lr=0.05")}
+
+
+def _pairs(pairs: Sequence[str], example: str) -> list[tuple[str, str]]:
+    if strange := [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]:
+        raise UserError(f"{strange[0]!r} sets nothing: write NAME=VALUE, as in {example}.")
+    return [(name, value) for name, _, value in (pair.partition("=") for pair in pairs)]
+
+
+def sweep(args: argparse.Namespace) -> None:
+    """Train a recipe's variants, and print how the networks did."""
+    from channelscope.distributed import is_first
+    from channelscope.sweep import sweep, values_of
+
+    device, out = _device(args), Path(args.out)
+    args.after_stop = " Run the same command again: it goes on with the epoch that was interrupted."
+    with together(args, device):
+        table = sweep(
+            args.recipe or args.method or "cifs",
+            _data(args, args.data),
+            out=out,
+            ablation=args.ablation,
+            vary={name: values_of(values) for name, values in _pairs(args.vary, "--vary gates.beta=1,2")},
+            seeds=args.seeds,
+            images=args.images,
+            test_images=args.test_images,
+            attack=args.attack,
+            test_eps=args.test_eps,
+            device=device,
+            logs=args.log,
+            progress=not args.quiet,
+            command=args.command,
+            **_overrides(args),
+        )
+        if is_first():
+            print(_table(_outcomes(table), align="lr" + "r" * 5))
+            print(f"\ntable: {out / 'sweep.csv'}, figure: {out / 'sweep.pdf'}", flush=True)
+    if len(failed := table[table["trouble"] != ""]):
+        raise UserError(
+            f"{len(failed)} of {len(table)} networks have no result; {failed['file'].iloc[0]}: "
+            f"{failed['trouble'].iloc[0]}"
+        )
+
+
+def _outcomes(table: "pd.DataFrame") -> list[tuple[str, ...]]:
+    """Lay out a row for each network of a sweep."""
+    rows: list[tuple[str, ...]] = [
+        ("variant", "seed", "natural", "attacked", "worst case", "95 % interval", "robust, validation")
+    ]
+    for row in table.to_dict("records"):
+        measured = [f"{row[name]:.1%}" for name in ("natural", "attacked", "robust", "val_robust")]
+        measured.insert(3, f"[{row['robust_low']:.1%}, {row['robust_high']:.1%}]")
+        rows.append((row["variant"], str(row["seed"]), *(["-"] * 5 if row["trouble"] else measured)))
+    return rows
+
+
+def recipes(args: argparse.Namespace) -> None:
+    """List recipes, or print one."""
+    from channelscope.errors import suggest
+    from channelscope.training.recipes import Recipe, catalogue, summary
+
+    known = catalogue()
+    if len(args.words) == 1 and args.words[0] in known:
+        print(f"# {args.words[0]}: {summary(args.words[0])}\n{Recipe.named(args.words[0]).toml()}")
+        return
+    found = [name for name in known if all(word in name for word in args.words)]
+    if not found:
+        words = " and ".join(map(repr, args.words))
+        raise UserError(
+            f"No recipe's name contains {words}.{suggest(args.words[0], known)} 'channelscope recipes' lists all."
+        )
+    print(_table([("recipe", "what it is"), *((name, summary(name)) for name in found)], align="ll"))
 
 
 def compare(args: argparse.Namespace) -> None:
     """Compare checkpoints, write the folder and print what was found."""
-    from channelscope.checkpoints import Checkpoint
-    from channelscope.comparison import check_folder, compare
+    from channelscope.comparison import check_folder
+    from channelscope.distributed import is_first
 
-    out = Path(args.out)
+    device, out = _device(args), Path(args.out)
     check_folder(out)
+    with together(args, device):
+        found = _comparison(args, device)
+        if is_first():
+            found.meta["command"] = args.command
+            found.save(out, progress=not args.quiet)
+            _report(found, out, args.json)
+
+
+def _comparison(args: argparse.Namespace, device: str) -> "Comparison":
+    from channelscope.checkpoints import Checkpoint
+    from channelscope.comparison import compare
+
     labels = args.labels or [Path(path).stem for path in args.models]
     if len(labels) != len(args.models):
         raise UserError(f"There are {len(args.models)} models and {len(labels)} labels: give one label for each model.")
     if len(set(labels)) < len(labels):
         raise UserError("Two models have the same label: give each its own with --labels.")
     models = {label: Checkpoint.read(path) for label, path in zip(labels, args.models, strict=True)}
-    found = compare(
+    return compare(
         models,
         _data(args, args.data or _trained_on(models.values())),
         attack=args.attack,
@@ -60,12 +169,9 @@ def compare(args: argparse.Namespace) -> None:
         seed=args.seed,
         replicates=args.replicates,
         batch_size=args.batch_size,
-        device=_device(args),
+        device=device,
         progress=not args.quiet,
     )
-    found.meta["command"] = args.command
-    found.save(out, progress=not args.quiet)
-    _report(found, out, args.json)
 
 
 def _trained_on(checkpoints: Any) -> str:
@@ -142,19 +248,24 @@ def layers(args: argparse.Namespace) -> None:
 
 def _data(args: argparse.Namespace, name: str) -> "Dataset":
     from channelscope.data import load
+    from channelscope.distributed import first_ahead
 
-    return load(name, root=Path(args.data_root), download=args.download, seed=args.seed, image_size=args.image_size)
+    with first_ahead() if args.download else nullcontext():  # one process fetches
+        return load(name, root=Path(args.data_root), download=args.download, seed=args.seed, image_size=args.image_size)
 
 
 def _device(args: argparse.Namespace) -> str:
+    """Choose the device: what is asked for, or a GPU if there is one, of several processes for each its own."""
     import torch
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device
+    from channelscope.distributed import own_device
+
+    device = own_device(("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device)
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"There is no device {device!r} here: use --device cpu.") from error
-    return str(device)
+    return device
 
 
 def _report(found: "Comparison", out: Path, as_json: bool) -> None:

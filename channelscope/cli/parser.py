@@ -8,7 +8,12 @@ from typing import Any, NoReturn
 from channelscope import __version__
 from channelscope.cli import commands
 
-_METHODS = ("standard", "at", "cifs", "cas")
+_METHODS = (
+    *("standard", "at", "trades", "mart", "fat", "cifs", "cas", "fsr", "eas", "kap"),
+    *("standard-cifs", "trades-cifs", "mart-cifs", "fat-cifs", "trades-cas", "mart-cas", "fat-cas"),
+)
+
+_ABLATIONS = ("imgf", "top-k", "probes", "beta", "layers")  # as in recipes/sweeps.toml
 
 _OVERVIEW = """\
 Why is one CNN robust and another not? channelscope looks channel by channel: how strongly each channel is
@@ -39,23 +44,61 @@ def make_parser() -> argparse.ArgumentParser:
         "train",
         commands.train,
         "train a network",
-        "Train a network and write its best checkpoint, chosen on the validation part under attack, and a log.",
+        "Train a network and write its best checkpoint, chosen on the validation part under attack, and a log.\n"
+        "Under torchrun several processes share every batch: torchrun --nproc-per-node 4 -m channelscope train ...",
         "channelscope train --method cifs --data digits --out cifs.pt\n"
-        "  channelscope train --method at --data cifar10 --download --width 16 --epochs 30 --out at.pt",
+        "  channelscope train --method trades --data cifar10 --download --width 16 --epochs 30 --out trades.pt\n"
+        "  channelscope train --recipe cifar10-resnet18-cifs-fast --data cifar10 --set optimizer.lr=0.05 gates.k=3",
     )
-    train.add_argument(
-        "--method", required=True, choices=_METHODS, help="standard; at: adversarial training; cifs, cas: at with gates"
-    )
-    _add_data(train, "digits")
+    _add_training(train, required=True)
     train.add_argument("--out", metavar="FILE", help="checkpoint to write (default: METHOD.pt)")
-    train.add_argument("--arch", help="resnet10, resnet18 (default), resnet34, resnet50 or wrn-28-10")
-    train.add_argument("--width", type=_positive, metavar="W", help="planes of the first stage (default: the recipe's)")
-    train.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data (default: the recipe's)")
-    train.add_argument("--batch-size", type=_positive, metavar="N", help="images per step (default: the recipe's)")
-    train.add_argument("--lr", type=float, help="learning rate at the beginning (default: the recipe's)")
-    train.add_argument("--eps", type=_eps, metavar="E", help="radius of the training attack, such as 8/255")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run, or begin if there is none")
     _add_common(train)
+
+    recipes = _command(
+        menu,
+        "recipes",
+        commands.recipes,
+        "list the recipes, or show one",
+        "List the recipes that ship with the package, SETTING-METHOD or SETTING-METHOD-fast, by the words in their\n"
+        "names; show one, as a file to change and to train from, by its whole name.",
+        "channelscope recipes svhn fast\n"
+        "  channelscope recipes cifar10-resnet18-cifs > mine.toml\n"
+        "  channelscope train --recipe mine.toml --data cifar10",
+    )
+    recipes.add_argument("words", nargs="*", metavar="WORD", help="a whole name, or what the names must contain")
+
+    sweep = _command(
+        menu,
+        "sweep",
+        commands.sweep,
+        "train a recipe's variants and compare them",
+        "Train every combination of some settings' values, attack the networks, and write checkpoints, logs, a table\n"
+        "(sweep.csv, sweep.json) and a figure (sweep.pdf, .png). The same command again goes on where it was stopped.",
+        "channelscope sweep imgf --data cifar10 --download --seeds 0 1 2 --out imgf\n"
+        "  channelscope sweep --recipe cifar10-resnet18-cifs-fast --data cifar10 --vary gates.beta=1,2 k=1,2\n"
+        "  channelscope sweep --width 4 --epochs 5 --vary gates.layers=[layer4.1],[layer4.0,layer4.1]",
+    )
+    sweep.add_argument(
+        "ablation",
+        nargs="?",
+        choices=_ABLATIONS,
+        metavar="ABLATION",
+        help=f"of the CIFS paper, settings that vary under this name: {', '.join(_ABLATIONS)}",
+    )
+    sweep.add_argument(
+        "--vary", nargs="+", action="extend", default=[], metavar="NAME=A,B", help="settings and the values to train"
+    )
+    sweep.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="S", help="of each variant (default: 0)")
+    _add_training(sweep, required=False)
+    sweep.add_argument("--out", default="sweep", metavar="DIR", help="folder to write (default: %(default)s)")
+    sweep.add_argument(
+        "--attack", default="pgd-20", help="of the test: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 (default: pgd-20)"
+    )
+    sweep.add_argument("--test-eps", type=_eps, metavar="E", help="its radius, such as 8/255 (default: the recipe's)")
+    sweep.add_argument("--test-images", type=_positive, metavar="N", help="test images to use (default: all)")
+    _add_device(sweep)
+    sweep.set_defaults(seed=0)  # of the parts of the data, which are the same for all
 
     compare = _command(
         menu,
@@ -152,6 +195,31 @@ def _command(
     return parser
 
 
+def _add_training(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Say what is trained, on what and how; ``required``: the method or the recipe has to be named."""
+    how = parser.add_mutually_exclusive_group(required=required)
+    how.add_argument(
+        "--method", metavar="METHOD", choices=_METHODS, help=f"by the data's recipe: {', '.join(_METHODS)}"
+    )
+    how.add_argument("--recipe", metavar="NAME", help="a recipe that 'channelscope recipes' lists, or a .toml file")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="change the recipe's settings"
+    )
+    _add_data(parser, "digits")
+    parser.add_argument("--images", type=_positive, metavar="N", help="training images to use (default: all)")
+    parser.add_argument("--arch", help="resnet10, resnet18, resnet34, resnet50 or wrn-28-10 (default: the recipe's)")
+    parser.add_argument(
+        "--width", type=_positive, metavar="W", help="planes of the first stage (default: the recipe's)"
+    )
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data (default: the recipe's)")
+    parser.add_argument("--batch-size", type=_positive, metavar="N", help="images per step (default: the recipe's)")
+    parser.add_argument("--lr", type=float, help="highest learning rate (default: the recipe's)")
+    parser.add_argument("--eps", type=_eps, metavar="E", help="radius of the training attack, such as 8/255")
+    parser.add_argument(
+        "--log", nargs="+", default=[], metavar="NAME", help="beside the CSV: tensorboard, wandb (offline)"
+    )
+
+
 def _add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument(
         "--data",
@@ -167,6 +235,10 @@ def _add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="of everything random (default: 0)")
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     _add_quiet(parser)
 

@@ -1,8 +1,9 @@
-"""Figures of a comparison, one paper column wide; drawn from its frames alone, never from a network."""
+"""Figures of a comparison and of a sweep, one paper column wide; drawn from tables alone, never from a network."""
 
 from channelscope.plots.catalogue import caption, draw, figures
 from channelscope.plots.drawing import alignment_robustness, frequency, magnitude, nr_share, relevance, training
 from channelscope.plots.paper import save
+from channelscope.plots.sweeps import sweep
 
 __all__ = [
     "alignment_robustness",
@@ -14,5 +15,6 @@ __all__ = [
     "nr_share",
     "relevance",
     "save",
+    "sweep",
     "training",
 ]

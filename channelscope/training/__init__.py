@@ -1,55 +1,62 @@
-"""Train standard, AT, CIFS and CAS networks from recipes: resumable after a kill, the same to the bit.
+"""Train networks from recipes: resumable after a kill, the same to the bit, in one process or many.
 
-AT: Madry et al., ICLR 2018. CIFS: Yan et al., ICML 2021. CAS: Bai et al., ICLR 2021.
+Standard training, AT, TRADES, MART and FAT, each with gates or without: see ``recipes`` and ``objectives``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from channelscope.attacks import correct
-from channelscope.capture import capture
-from channelscope.checkpoints import Checkpoint, versions
-from channelscope.data import as_dataset, augment
+from channelscope import distributed
+from channelscope.checkpoints import Checkpoint
+from channelscope.data import as_dataset
 from channelscope.errors import UserError, suggest
-from channelscope.hooks import evaluating
+from channelscope.training.engine import train_epoch, validate
+from channelscope.training.job import Job
+from channelscope.training.logs import LOGS, logging
 from channelscope.training.recipes import METHODS, Recipe
-from channelscope.training.state import Job, State
+from channelscope.training.state import State
 
-__all__ = ["METHODS", "Recipe", "train"]
+__all__ = ["LOGS", "METHODS", "Recipe", "train"]
 
 
 def train(
-    method: str,
+    recipe: str | Recipe,
     data: Any = "digits",
     *,
     out: Path | str,
     seed: int = 0,
+    images: int | None = None,
     resume: bool = False,
     device: str = "cpu",
+    logs: Sequence[str] = (),
     progress: bool = True,
     **overrides: Any,
 ) -> nn.Module:
     """Train a network and write its best checkpoint to ``out`` and its log, epoch by epoch, to ``out`` + ``.csv``.
 
     The best epoch is chosen on the validation part: by robust accuracy under the training attack, ties by natural
-    accuracy; for ``standard``, which knows of no attack, by natural accuracy. After every epoch the whole state is
-    kept in ``out`` + ``.partial``, until the run is complete.
+    accuracy; for training on natural images, which knows of no attack, by natural accuracy. After every epoch the whole
+    state is kept in ``out`` + ``.partial``, until the run is complete: a checkpoint too, of the best network so far.
+
+    Where ``torch.distributed`` is initialised, the processes share every batch, and the first one writes.
 
     Args:
-        method: standard, at, cifs or cas.
+        recipe: a recipe or the name of one, as ``cifar10-resnet18-cifs-fast``, the path of a ``.toml`` file, or a
+            method (standard, at, trades, mart, fat, cifs, cas, ...), for which the data's own recipe is taken.
         data: a data set, its name, or what else ``data.as_dataset`` takes, with a training part.
         out: the checkpoint to write.
         seed: of the weights, the order of the images, their augmentation and the attacks' random starts.
+        images: how many training images to use, class shares kept; None for all.
         resume: go on where an interrupted run of the same settings stopped (or begin, where there is none).
         device: cpu, cuda, ...
+        logs: beside the CSV: "tensorboard" (in ``out`` + ``.tensorboard``), "wandb" (offline, in ``out`` + ``.wandb``).
         progress: show a progress bar.
-        **overrides: what to change of the recipe: arch, width, epochs, batch_size, lr, eps, ... (None: as it is).
+        **overrides: what to change of the recipe: epochs=20, optimizer_lr=0.05, ...: see ``Recipe.override``.
 
     Returns:
         The best network, in eval mode, on the CPU.
@@ -57,92 +64,46 @@ def train(
     Raises:
         UserError: for settings that do not fit, an ``out`` that exists, or a loss that is no longer a number.
     """
-    if method not in METHODS:
-        raise UserError(f"There is no method {method!r}: choose from {', '.join(METHODS)}.{suggest(method, METHODS)}")
     dataset = as_dataset(data)
-    recipe = Recipe.suited_to(dataset.name).override(**overrides)
-    job = Job(method, recipe, dataset, Path(out), seed)
+    if images is not None:
+        dataset = dataset.limited(images, seed)
+    job = Job(_recipe(recipe, dataset.name).override(**overrides), dataset, Path(out), seed)
     state = State.take_up(job, device) if resume else State.fresh(job, device)
     if state is not None:
-        _run(job, state, progress)
+        with logging(logs, job.out, job.settings) as log:
+            _run(job, state, log, progress and distributed.is_first())
+    distributed.wait()
     return Checkpoint.read(out).build()
 
 
-def _run(job: Job, state: State, progress: bool) -> None:
+def _recipe(recipe: str | Recipe, data_name: str) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe in METHODS:
+        return Recipe.suited_to(data_name, recipe)
+    if not recipe.endswith(".toml") and "-resnet" not in recipe and "-wrn" not in recipe:
+        raise UserError(f"There is no method {recipe!r}: choose from {', '.join(METHODS)}.{suggest(recipe, METHODS)}")
+    return Recipe.named(recipe)
+
+
+def _run(job: Job, state: State, log: Any, progress: bool) -> None:
     """Train the epochs that are left and write the best network's checkpoint."""
-    epochs, done = job.recipe.epochs, len(state.history)
+    epochs, done = job.recipe.schedule.epochs, len(state.history)
     state.keep(job)  # a disk that is full or closed shows now, and not after the first epoch
     with tqdm(
         total=epochs * len(job.train),
         initial=done * len(job.train),
-        desc=job.method,
+        desc=job.recipe.method,
         unit="img",
         unit_scale=True,
         disable=not progress,
     ) as bar:
-        for epoch in range(done, epochs):
-            start = perf_counter()
-            row = {"epoch": epoch + 1} | _train_epoch(job, state, epoch, bar) | _validate(job, state)
+        while len(state.history) < epochs and not state.is_stale(job):
+            epoch, start = len(state.history), perf_counter()
+            row = {"epoch": epoch + 1} | train_epoch(job, state, epoch, bar) | validate(job, state)
             state.record(job, row | {"seconds": perf_counter() - start})
             state.keep(job)
-    best = next(row for row in state.history if row["best"])
-    Checkpoint(
-        architecture=job.architecture,
-        gates=job.gates,
-        state=state.best,
-        image=(job.data.channels, *job.data.image_size),
-        class_names=job.data.classes,
-        method=job.method,
-        meta={"settings": job.settings, "metrics": best, "history": state.history, "versions": versions()},
-    ).save(job.out)
-    job.partial.unlink()
-
-
-def _train_epoch(job: Job, state: State, epoch: int, bar: Any) -> dict[str, float]:
-    """Make one pass over the training part; give its mean loss and accuracy on the images trained on, labels given."""
-    lr, generator = job.recipe.lr_at(epoch), job.generator(epoch)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    loss_sum = hits = seen = 0.0
-    for x, y in _shuffled(job, generator, state.device):
-        if METHODS[job.method].adversarial:
-            x = job.attack(state.network, x, y, generator)
-        loss, correct_now = _step(job, state, x, y)
-        if not loss < float("inf"):
-            raise UserError(
-                f"The loss is no longer a number in epoch {epoch + 1}: lower the learning rate "
-                f"(the state of epoch {epoch} is in {job.partial})."
-            )
-        loss_sum, hits, seen = loss_sum + loss * len(y), hits + correct_now, seen + len(y)
-        bar.update(len(y))
-        bar.set_postfix(epoch=epoch + 1, loss=f"{loss_sum / seen:.3f}", acc=f"{hits / seen:.1%}", refresh=False)
-    return {"loss": loss_sum / seen, "accuracy": hits / seen, "lr": lr}
-
-
-def _shuffled(job: Job, generator: torch.Generator, device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give the training part's batches in random order, augmented; a last batch of one image is left out."""
-    order = torch.randperm(len(job.train), generator=generator)
-    for x, y in job.train.batches(job.recipe.batch_size, device, order):
-        if len(y) > 1:  # BatchNorm needs two
-            yield augment(x, generator, crop=job.recipe.crop, flip=job.recipe.flip), y
-
-
-def _step(job: Job, state: State, x: Tensor, y: Tensor) -> tuple[float, int]:
-    """Take one step of SGD; give the mean loss and the number of correct answers."""
-    state.network.train()
-    with capture(state.network, "") as answer:
-        loss = job.objective(state.network, x, y).mean()
-    state.optimizer.zero_grad()
-    loss.backward()
-    state.optimizer.step()
-    return loss.item(), int((answer[""].argmax(1) == y).sum())
-
-
-def _validate(job: Job, state: State) -> dict[str, float]:
-    """Measure natural and robust accuracy on the validation part, the same random starts each time."""
-    generator, natural, robust = job.generator(-1), 0, 0
-    with evaluating(state.network):
-        for x, y in job.val.batches(256, state.device):
-            natural += int(correct(state.network, x, y).sum())
-            robust += int(correct(state.network, job.attack(state.network, x, y, generator), y).sum())
-    return {"val_natural": natural / len(job.val), "val_robust": robust / len(job.val)}
+            log(state.history[-1])
+    if distributed.is_first():
+        job.checkpoint(state.best, state.history).save(job.out)
+        job.partial.unlink()

@@ -1,113 +1,241 @@
-"""Recipes and methods: how networks are trained, as data."""
+"""Recipes: how networks are trained, as data files that ship with the package, one for each setting and each method.
+
+A recipe is named SETTING-METHOD, as ``cifar10-resnet18-cifs``, or SETTING-METHOD-fast. A file may extend others, whose
+values it then changes.
+"""
 
 import dataclasses
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import resources
+from itertools import product
+from pathlib import Path
 from typing import Any, Self
 
-from channelscope.checkpoints import Gate
+from channelscope.checkpoints import METHOD_NAMES
 from channelscope.errors import UserError, suggest
-from channelscope.models import Architecture
+from channelscope.training.settings import (
+    Attack,
+    Augmentation,
+    Averaging,
+    Engine,
+    Gates,
+    Loss,
+    Model,
+    Optimizer,
+    Schedule,
+)
 
-_HIGHEST = {"momentum": 1, "weight_decay": 1, "eps": 1, "attack_step": 1, "beta": 1e6, "crop": 1e6}
+METHODS = METHOD_NAMES
+SETTINGS = ("digits-resnet18", "cifar10-resnet18", "cifar10-wrn-28-10", "svhn-resnet18", "fashion-mnist-resnet10")
+SUITED = {"digits": SETTINGS[0], "svhn": SETTINGS[3], "fashion-mnist": SETTINGS[4]}  # by data; others: CIFAR-10's
+_IMPOSSIBLE = {("fashion-mnist-resnet10", "eas")}  # its place is the block before the last, and there is but one
+
+Values = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained: SGD with a stepped learning rate, and the inner attack of adversarial training.
+    """How a network is trained; ``settings`` describes each section.
 
     Args:
-        arch, width: see ``models.Architecture``.
-        epochs, batch_size, lr, momentum, weight_decay: of SGD.
-        milestones: shares of the epochs after which the learning rate falls to a tenth.
-        crop, flip: augmentation: padding of the random crop in pixels, and mirroring.
-        eps, attack_steps, attack_step: of the training and validation attack, PGD with a random start (L-inf).
-        beta: weight of the probes in the joint loss of gated networks.
+        method: its short name in comparisons (standard, at, cifs, trades, ...); None for a way of your own.
     """
 
-    arch: str
-    width: int | None = None
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    milestones: tuple[float, ...]
-    crop: int
-    flip: bool
-    eps: float
-    attack_steps: int
-    attack_step: float
-    beta: float
-
-    def __post_init__(self) -> None:
-        for name, low in {"epochs": 1, "batch_size": 2, "attack_steps": 1}.items():
-            value = getattr(self, name)
-            if type(value) is not int or value < low:
-                raise UserError(f"A recipe's {name} is a whole number from {low} up, not {value!r}.")
-        if not 0 < self.lr <= 1e6:
-            raise UserError(f"A recipe's lr (learning rate) lies above 0 and below a million, not at {self.lr}.")
-        for name, high in _HIGHEST.items():
-            if not 0 <= getattr(self, name) <= high:
-                raise UserError(f"A recipe's {name} lies between 0 and {high:g}, not at {getattr(self, name)}.")
+    method: str | None = None
+    model: Model
+    optimizer: Optimizer
+    schedule: Schedule
+    data: Augmentation
+    attack: Attack
+    loss: Loss
+    gates: Gates = dataclasses.field(default_factory=Gates)
+    averaging: Averaging = dataclasses.field(default_factory=Averaging)
+    engine: Engine = dataclasses.field(default_factory=Engine)
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """Read a recipe that ships with the package: ``paper`` or ``digits``."""
-        text = resources.files("channelscope").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")
-        values = tomllib.loads(text)
-        lengths = {key: float(Fraction(values[key])) for key in ("eps", "attack_step")}
-        return cls(**values | lengths | {"milestones": tuple(values["milestones"])})
+        """Read a recipe that ships with the package, or a ``.toml`` file of the same form.
+
+        Raises:
+            UserError: for a name that is unknown, and a file that is missing or no recipe.
+        """
+        if name.endswith(".toml"):
+            return cls.from_values(_read(Path(name)))
+        known = catalogue()
+        if name not in known:
+            raise UserError(
+                f"There is no recipe {name!r}.{suggest(name, known)} 'channelscope recipes' lists them; your own is a "
+                "file whose name ends in .toml."
+            )
+        return cls.from_values(_merged(*known[name]) | {"method": known[name][1].partition("/")[2]})
 
     @classmethod
-    def suited_to(cls, data_name: str) -> Self:
-        """Choose the recipe for a data set: its own, or the paper's."""
-        return cls.named("digits" if data_name == "digits" else "paper")
+    def suited_to(cls, data_name: str, method: str = "at") -> Self:
+        """Choose the recipe of a method for a data set: its own setting, or that of CIFAR-10."""
+        return cls.named(f"{SUITED.get(data_name, 'cifar10-resnet18')}-{method}")
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Make a recipe of plain values, by section; UserError for what is missing, unknown or out of range."""
+        sections = {item.name: item.type for item in dataclasses.fields(cls) if item.name != "method"}
+        if unknown := values.keys() - sections.keys() - {"method"}:
+            raise UserError(f"A recipe has no section {min(unknown)!r}.{suggest(min(unknown), sections)}")
+        if missing := sections.keys() - values.keys() - {"gates", "averaging", "engine"}:
+            raise UserError(f"The recipe lacks the section [{min(missing)}]: add it, or extend a recipe that has it.")
+        method = values.get("method")
+        if method is not None and not isinstance(method, str):
+            raise UserError(f"A recipe's method is a short name such as 'at', not {method!r}.")
+        made = {name: kind.of(name, values[name]) for name, kind in sections.items() if name in values}  # type: ignore[union-attr]
+        return cls(method=method, **made)
+
+    def values(self) -> Values:
+        """Give the recipe as plain values, by section."""
+        return _plain(dataclasses.asdict(self))
 
     def override(self, **changes: Any) -> Self:
-        """Change what is not None; a new eps takes the step of the inner attack along."""
-        changes = {name: value for name, value in changes.items() if value is not None}
-        if unknown := changes.keys() - {item.name for item in dataclasses.fields(self)}:
-            raise UserError(f"A recipe has no setting {min(unknown)!r}.{suggest(min(unknown), dir(self))}")
-        if "eps" in changes and self.eps:
-            changes.setdefault("attack_step", self.attack_step * changes["eps"] / self.eps)
-        return dataclasses.replace(self, **changes)
+        """Change what is not None; a new eps takes the step of the attack along, unless that is given too.
 
-    def lr_at(self, epoch: int) -> float:
-        """Give the learning rate of an epoch, counted from 0."""
-        return self.lr * 0.1 ** sum(epoch >= round(share * self.epochs) for share in self.milestones)
+        A setting is named in full, ``optimizer.lr`` (or ``optimizer_lr``), or by its last word alone where only one
+        setting ends with it: ``lr``.
 
+        Raises:
+            UserError: for an unknown or ambiguous name, or a value that does not do.
+        """
+        values, paths = self.values(), dict(_paths(self.values()))
+        changed = {_path(name, paths): value for name, value in changes.items() if value is not None}
+        for (*sections, last), value in changed.items():
+            table = values
+            for section in sections:
+                table = table[section]
+            table[last] = value
+        new = type(self).from_values(values)
+        if ("attack", "eps") in changed and ("attack", "step") not in changed and self.attack.eps:
+            step = self.attack.step * new.attack.eps / self.attack.eps
+            new = dataclasses.replace(new, attack=dataclasses.replace(new.attack, step=step))
+        return new
 
-@dataclass(frozen=True)
-class Method:
-    """What sets the ways of training apart: adversarial images or natural ones, and which gates.
+    def toml(self) -> str:
+        """Write the recipe as a file that can be read, changed and trained from."""
+        return "\n".join(_toml(self.values()))
 
-    ``gates`` makes the gates of an architecture, by layer; gated networks train, and are attacked, on the joint loss.
-    """
-
-    adversarial: bool
-    gates: Callable[[Architecture], tuple[Gate, ...]] = lambda _: ()
-
-
-def _cifs(architecture: Architecture) -> tuple[Gate, ...]:
-    """Gate the last stage's blocks, a linear probe at the last and two-layer ones before, as in the paper."""
-    *earlier, last = architecture.last_stage
-    gates = [Gate(layer=layer, channels=architecture.channels, probe="two-layer") for layer in earlier]
-    return (*gates, Gate(layer=last, channels=architecture.channels))
-
-
-def _cas(architecture: Architecture) -> tuple[Gate, ...]:
-    return tuple(
-        Gate(layer=layer, channels=architecture.channels, k=1, imgf="identity") for layer in architecture.last_stage
-    )
+    def lr_at(self, epoch: float) -> float:
+        """Give the learning rate at a moment, in epochs from 0."""
+        return self.optimizer.lr * self.schedule.factor(epoch)
 
 
-METHODS = {
-    "standard": Method(adversarial=False),
-    "at": Method(adversarial=True),
-    "cifs": Method(adversarial=True, gates=_cifs),
-    "cas": Method(adversarial=True, gates=_cas),
-}
+@cache
+def catalogue() -> dict[str, tuple[str, ...]]:
+    """List the recipes that ship with the package: name -> the files that it is made of."""
+    names = {}
+    for setting, method, fast in product(SETTINGS, METHODS, (False, True)):
+        if not (fast and setting.startswith("digits")) and (setting, method) not in _IMPOSSIBLE:
+            files = (f"settings/{setting}", f"methods/{method}", *["fast"] * fast)
+            names[f"{setting}-{method}" + "-fast" * fast] = files
+    return names
+
+
+def summary(name: str) -> str:
+    """Say in a line what a recipe that ships with the package is: the first sentence of its method's file."""
+    text = _shipped(catalogue()[name][1])
+    return text.partition("\n")[0].removeprefix("# ").rstrip(".:")
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as TOML has it (0.1, true, [1, 2], "softmax"); anything else is a plain word."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _shipped(name: str) -> str:
+    return resources.files("channelscope").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")
+
+
+def _read(file: Path) -> Values:
+    """Read a user's recipe, which may extend recipes that ship with the package."""
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the recipe {file}: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{file} is no TOML file ({str(error).rstrip('.')}): mend it.") from error
+    base: Values = {}
+    extends = values.pop("extends", [])
+    for name in extends if isinstance(extends, list) else [extends]:
+        if not isinstance(name, str) or name.endswith(".toml"):
+            raise UserError(f"A recipe extends recipes that ship with the package, and {name!r} is none.")
+        base = _over(base, Recipe.named(name).values())
+    return _over(base, values)
+
+
+def _merged(*names: str) -> Values:
+    """Put files, and what they extend, one over the other."""
+    merged: Values = {}
+    for name in names:
+        own = tomllib.loads(_shipped(name))
+        folder = name.rpartition("/")[0]
+        extended = _merged(*(f"{folder}/{base}" for base in own.pop("extends", ())))
+        merged = _over(merged, _over(extended, own))
+    return merged
+
+
+def _over(below: Values, above: Values) -> Values:
+    both = {key: _over(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(above[key], dict)}
+    return below | above | both if all(isinstance(below[key], dict) for key in both) else below | above
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _paths(values: Values, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """List the settings by path; those that may be left out, and are, have a path too."""
+    for section in dataclasses.fields(Recipe) if not above else ():
+        for item in dataclasses.fields(section.type) if dataclasses.is_dataclass(section.type) else ():
+            yield (section.name, item.name), None
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _paths(value, (*above, key))
+        elif above:
+            yield (*above, key), value
+
+
+def _path(name: str, paths: Mapping[tuple[str, ...], Any]) -> tuple[str, ...]:
+    """Find the setting that a name means."""
+    found = [path for path in paths if name in (".".join(path), "_".join(path))]
+    found = found or [path for path in paths if name == path[-1]]
+    if not found and name.startswith("gates.options."):  # a gate checks its options itself
+        found = [("gates", "options", name.removeprefix("gates.options."))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{name!r} may be {' or '.join('.'.join(path) for path in found)}: write it in full.")
+    known = ["_".join(path) for path in paths] + [".".join(path) for path in paths] + [path[-1] for path in paths]
+    raise UserError(f"A recipe has no setting {name!r}.{suggest(name, known)} 'channelscope recipes NAME' lists them.")
+
+
+def _toml(values: Values, above: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            yield f"{key} = {_toml_value(value)}"
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from ("", f"[{above}{key}]")
+            yield from _toml(value, f"{above}{key}.")
+
+
+def _toml_value(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        case list():
+            return f"[{', '.join(map(_toml_value, value))}]"
+        case _:
+            return repr(value)

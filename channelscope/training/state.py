@@ -1,108 +1,57 @@
-"""What a training run is to do, and where it stands between two epochs."""
+"""Where a training run stands between two epochs."""
 
-import dataclasses
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from channelscope.attacks import PGD
-from channelscope.checkpoints import LOG, Checkpoint, Gate, build, check_history, is_finite, load_tensors, save_tensors
-from channelscope.data import Dataset, Split
+from channelscope import distributed
+from channelscope.checkpoints import LOG, Checkpoint, build, check_history, is_finite, load_tensors, save_tensors
+from channelscope.data import Part
 from channelscope.errors import UserError
-from channelscope.files import check_writable, remove_leftovers, replacing
-from channelscope.models import Architecture
-from channelscope.objectives import Joint, Objective, cross_entropy
-from channelscope.training.recipes import METHODS, Recipe
+from channelscope.files import remove_leftovers, replacing
+from channelscope.objectives import TrainingLoss
+from channelscope.training.job import Job
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a run is to do; two runs of equal settings end with equal weights."""
+class Minimised(nn.Module):
+    """A network and the loss by which it is trained, as one module: what data parallelism wraps."""
 
-    method: str
-    recipe: Recipe
-    data: Dataset
-    out: Path
-    seed: int
+    def __init__(self, network: nn.Module, loss: TrainingLoss) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"A seed lies between 0 and {2**31 - 1}, not at {self.seed}.")
-        check_writable(self.out)
-        self.data.require_train()
-        if self.data.val is None or not len(self.data.val):
-            raise UserError(f"{self.data.name} has no validation images, by which the best epoch is chosen.")
-        if self.recipe.crop >= min(self.data.image_size):
-            raise UserError(f"A crop of {self.recipe.crop} pixels is too large for images of {self.data.image_size}.")
-
-    @cached_property
-    def train(self) -> Split:
-        return self.data.require_train()
-
-    @property
-    def val(self) -> Split:
-        assert self.data.val is not None  # checked on construction
-        return self.data.val
-
-    @cached_property
-    def architecture(self) -> Architecture:
-        """The backbone, normalising by the training part's mean and standard deviation."""
-        sums = [(x.sum((0, 2, 3)), x.square().sum((0, 2, 3))) for x, _ in self.train.batches(1024)]
-        pixels = len(self.train) * self.data.image_size[0] * self.data.image_size[1]
-        mean, square = (torch.stack(part).double().sum(0) / pixels for part in zip(*sums, strict=True))
-        std = (square - mean.square()).clamp_min(1e-4).sqrt()  # a channel that never changes stays finite
-        return Architecture(
-            arch=self.recipe.arch,
-            width=self.recipe.width,
-            classes=len(self.data.classes),
-            mean=tuple(mean.tolist()),
-            std=tuple(std.tolist()),
-        )
-
-    @cached_property
-    def gates(self) -> tuple[Gate, ...]:
-        return METHODS[self.method].gates(self.architecture)
-
-    @property
-    def objective(self) -> Objective:
-        return Joint(self.recipe.beta) if self.gates else cross_entropy
-
-    @property
-    def attack(self) -> PGD:
-        recipe = self.recipe
-        return PGD(eps=recipe.eps, step=recipe.attack_step, steps=recipe.attack_steps, objective=self.objective)
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What must be the same for an interrupted run to go on."""
-        data = {"name": self.data.name, "train": self.train.fingerprint(), "val": self.val.fingerprint()}
-        recipe = dataclasses.asdict(self.recipe) | {"milestones": list(self.recipe.milestones)}
-        return {"method": self.method, "recipe": recipe, "data": data, "seed": self.seed}
-
-    @property
-    def partial(self) -> Path:
-        return self.out.with_name(self.out.name + ".partial")
-
-    @property
-    def log(self) -> Path:
-        return self.out.with_name(self.out.name + ".csv")
-
-    def generator(self, epoch: int) -> torch.Generator:
-        """Make the source of an epoch's random numbers: no epoch needs to know of those before it."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+    def forward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        """Give the loss per image."""
+        return self.loss(self.network, x, x_adv, y)
 
 
 @dataclass
 class State:
-    """Where a run stands between two epochs."""
+    """Where a run stands.
+
+    Args:
+        network: what is trained.
+        minimised: the network with its loss, over all processes.
+        optimizer, scaler: of the weights; of the loss, for half precision.
+        average: the average of the weights, if the recipe asks for one.
+        train, val: the images, on the network's device as the bytes that they are, unless they are streamed.
+        device: where the network is.
+        history: a row for each complete epoch.
+        best: the weights of the best one.
+    """
 
     network: nn.Module
+    minimised: nn.Module
     optimizer: torch.optim.SGD
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    train: Part
+    val: Part
     device: str
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -113,51 +62,85 @@ class State:
         for path in (job.out, job.partial, job.log):
             if path.exists():
                 raise UserError(f"{path} exists: choose another --out, go on with --resume, or delete it first.")
+        distributed.wait()  # all have looked before one writes
         return cls._new(job, device)
 
     @classmethod
     def take_up(cls, job: Job, device: str) -> Self | None:
         """Go on after the last complete epoch of a run of the same settings; None if it has reached its end."""
-        for path in (job.out, job.partial, job.log):
-            remove_leftovers(path)
+        if distributed.is_first():
+            for path in (job.out, job.partial, job.log):
+                remove_leftovers(path)
+        distributed.wait()
         if not job.partial.exists():
             if not job.out.exists():
                 return cls.fresh(job, device)
             _check_settings(job, Checkpoint.read(job.out).meta.get("settings"), job.out)
             return None
         kept = load_tensors(job.partial)
-        _check_settings(job, kept.get("settings") if isinstance(kept, dict) else None, job.partial)
+        known = kept.get("meta") if isinstance(kept, dict) else None
+        _check_settings(job, known.get("settings") if isinstance(known, dict) else None, job.partial)
         state = cls._new(job, device)
         try:
-            state.network.load_state_dict(kept["network"])
-            state.optimizer.load_state_dict(kept["optimizer"])
-            state.history, state.best = check_history(kept["history"]), kept["best"]
-            if state.history:
-                with torch.device("meta"):  # only to learn that the best weights are whole
-                    build(job.architecture, job.gates).load_state_dict(state.best, assign=True)
+            state._load(job, kept)
         except Exception as error:
             raise UserError(f"{job.partial} is damaged: delete it and train again.") from error
+        distributed.wait()
         return state
+
+    def _load(self, job: Job, kept: dict[str, Any]) -> None:
+        """Take over what ``keep`` wrote; raises anything where it does not fit."""
+        progress = kept["progress"]
+        self.network.load_state_dict(progress["network"])
+        self.optimizer.load_state_dict(progress["optimizer"])
+        self.scaler.load_state_dict(progress["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(progress["average"])
+        self.history = check_history(kept["meta"]["history"])
+        if self.history:
+            self.best = kept["state"]
+            with torch.device("meta"):  # only to learn that the best weights are whole
+                build(job.architecture, job.gates).load_state_dict(self.best, assign=True)
 
     @classmethod
     def _new(cls, job: Job, device: str) -> Self:
         with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global generator alone: it is put back
             torch.default_generator.manual_seed(job.seed)
-            network = build(job.architecture, job.gates).to(device)
-        recipe = job.recipe
+            network = build(job.architecture, job.gates)
+        dtype = torch.float64 if job.recipe.engine.precision == "fp64" else torch.float32
+        network = distributed.synchronised(network.to(device, dtype))
+        minimised: nn.Module = Minimised(network, job.loss)
+        if distributed.size() > 1:
+            minimised = DistributedDataParallel(minimised)
+        recipe, half = job.recipe.optimizer, job.recipe.engine.precision == "fp16"
         optimizer = torch.optim.SGD(
-            network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+            network.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
         )
-        return cls(network, optimizer, device)
+        scaler = torch.amp.GradScaler(torch.device(device).type, enabled=half)
+        average = _average(job, network)
+        images = job.train.to(device), job.val.to(device)
+        return cls(network, minimised, optimizer, scaler, average, *images, device)
+
+    def average_begins(self, job: Job, epoch: float) -> bool:
+        """Tell whether the weights are averaged at a moment, in epochs from 0."""
+        return self.average is not None and epoch >= job.recipe.averaging.start * job.recipe.schedule.epochs
+
+    @property
+    def chosen(self) -> nn.Module:
+        """The network that is validated and kept: the average, once it has begun."""
+        return self.average.module if self.average is not None and int(self.average.n_averaged) else self.network
 
     def record(self, job: Job, row: dict[str, Any]) -> None:
         """Add an epoch's row and keep the weights if it is the best so far."""
         self.history.append(row)
-        adversarial = METHODS[job.method].adversarial
-        scores = [(row["val_robust"] if adversarial else 0, row["val_natural"]) for row in self.history]
+        scores = [(row["val_robust"] if job.adversarial else 0, row["val_natural"]) for row in self.history]
         best = scores.index(max(scores))  # the first of equals
         if best == len(scores) - 1:
-            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.chosen.state_dict().items()}
             if not is_finite(self.best):
                 raise UserError(
                     f"The weights are no longer numbers after epoch {len(self.history)}: lower the learning rate "
@@ -166,21 +149,37 @@ class State:
         for epoch, earlier in enumerate(self.history):
             earlier["best"] = epoch == best
 
+    def is_stale(self, job: Job) -> bool:
+        """Tell whether the validation part has waited for a better epoch as long as the recipe allows."""
+        patience = job.recipe.schedule.patience
+        waited = next((age for age, row in enumerate(reversed(self.history)) if row["best"]), 0)
+        return bool(patience) and waited >= patience
+
     def keep(self, job: Job) -> None:
-        """Write all that is needed to go on, and the log."""
-        content = {
-            "settings": job.settings,
+        """Write all that is needed to go on, which is a checkpoint of the best network so far too, and the log."""
+        if not distributed.is_first():
+            return
+        content = job.checkpoint(self.best or self.network.state_dict(), self.history).content()
+        content["progress"] = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
-            "best": self.best,
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
         }
         save_tensors(content, job.partial)
         with replacing(job.log) as temporary:
             pd.DataFrame(self.history, columns=list(LOG)).to_csv(temporary, index=False)
 
 
-def _check_settings(job: Job, kept: Any, path: Path) -> None:
+def _average(job: Job, network: nn.Module) -> AveragedModel | None:
+    averaging = job.recipe.averaging
+    if averaging.kind == "none":
+        return None
+    how = get_ema_multi_avg_fn(averaging.decay) if averaging.kind == "ema" else None
+    return AveragedModel(network, multi_avg_fn=how)
+
+
+def _check_settings(job: Job, kept: Any, path: Any) -> None:
     if kept == job.settings:
         return
     different = [key for key in job.settings if not isinstance(kept, dict) or kept.get(key) != job.settings[key]]

@@ -1,0 +1,406 @@
+"""Sweeps: a recipe's settings varied, each variant trained with each seed, and the networks attacked and compared.
+
+A sweep that was interrupted goes on when it is started again; networks and results that are complete are used again.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from channelscope import distributed, plots
+from channelscope.attacks import parse
+from channelscope.checkpoints import build
+from channelscope.comparison import Comparison, compare
+from channelscope.data import Dataset, as_dataset, stratified
+from channelscope.errors import UserError, suggest
+from channelscope.files import check_writable, remove_leftovers, replacing
+from channelscope.training import METHODS, Recipe, train
+from channelscope.training.job import Job
+from channelscope.training.recipes import parse_value
+
+__all__ = ["ABLATIONS", "sweep", "values_of"]
+
+ABLATIONS: dict[str, dict[str, list[Any]]] = tomllib.loads(
+    resources.files("channelscope").joinpath("recipes/sweeps.toml").read_text(encoding="utf-8")
+)
+"""The settings that an ablation varies, each with its values, by the ablation's name."""
+
+_ACCURACIES = ("natural", "attacked", "robust")
+_MEASURED = {f"{name}{end}": "float64" for name in _ACCURACIES for end in ("", "_low", "_high")}
+_TRAINED = {"val_natural": "float64", "val_robust": "float64", "best_epoch": "Int64", "trained_epochs": "Int64"}
+_NUMBERS = {**_MEASURED, **_TRAINED, "seconds": "float64"}  # the table's columns, and their types
+
+_Row = dict[str, Any]
+
+
+def sweep(
+    recipe: str | Recipe = "cifs",
+    data: Any = "digits",
+    *,
+    out: Path | str,
+    ablation: str | None = None,
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    seeds: Sequence[int] = (0,),
+    images: int | None = None,
+    test_images: int | None = None,
+    attack: str = "pgd-20",
+    test_eps: float | None = None,
+    device: str = "cpu",
+    logs: Sequence[str] = (),
+    progress: bool = True,
+    command: str | None = None,
+    **overrides: Any,
+) -> pd.DataFrame:
+    """Train every combination of the varied settings' values with every seed, and attack the networks.
+
+    The folder ``out`` gets a checkpoint and a log for each network, VARIANT-sSEED.pt and .pt.csv, the table as
+    ``sweep.csv``, the settings as ``sweep.json``, and the figure as ``sweep.pdf`` and ``sweep.png``. A network that
+    cannot be trained, because its loss is no longer a number, does not stop the others: its row has the reason.
+
+    Where several processes are joined (see ``distributed``), they share every batch, and the first one writes.
+
+    Args:
+        recipe: a recipe, the name of one, the path of a ``.toml`` file, or a method: see ``training.train``.
+        data: a data set, its name, or what else ``data.as_dataset`` takes, with a training part.
+        out: the folder.
+        ablation: a key of ``ABLATIONS``, by which settings vary.
+        vary: further settings, each with its values. "A+B" gives both settings the same value.
+        seeds: of the trainings; to a sweep that is complete, others may be added.
+        images, test_images: how many images to train and to test on, class shares kept; None for all.
+        attack: of the test, a name that ``attacks.parse`` knows.
+        test_eps: its radius; None for the recipe's.
+        device: cpu, cuda, ...
+        logs: beside the CSV: see ``training.train``.
+        progress: show progress bars.
+        command: what to note in ``sweep.json`` as the command that was given.
+        **overrides: what to change of the recipe in all variants: see ``Recipe.override``.
+
+    Returns:
+        A row a network: variant, seed and the varied settings; accuracy on the test part, each with a 95 % interval
+        (_low, _high): natural, attacked, and robust, which is the worst case over the natural and all attacked images
+        (a network with gates is also attacked on its joint loss); val_natural and val_robust of the best epoch,
+        best_epoch, trained_epochs, seconds of training; trouble, why there is no result, or ""; the checkpoint's file.
+
+    Raises:
+        UserError: for settings that do not fit, or a sweep of other settings in ``out``.
+    """
+    dataset, folder = _dataset(data, images, test_images), Path(out)
+    base = _recipe(recipe, dataset.name).override(**overrides)
+    varied = _varied(ablation, vary or {})
+    runs = [_Run(variant, seed) for variant in _variants(base, varied) for seed in dict.fromkeys(seeds)]
+    test: dict[str, Any] = {
+        "attack": str(parse(attack)),
+        "eps": base.attack.eps if test_eps is None else test_eps,
+        "level": 0.95,
+    }
+    _check(runs, dataset, folder)
+    record = _Record.take_up(folder, {"recipe": base.values(), "vary": varied, "data": _known(dataset), **test}, runs)
+    title = f"{base.method or 'own recipe'} on {dataset.name}, by {', '.join(_short(varied).values())}"
+    counts = {name: len(part) for name, part in dataset.parts.items()}
+    record.meta |= {"title": title, "images": counts, "command": command}
+
+    def result(run: _Run) -> _Row:
+        earlier = record.result(run)
+        how: dict[str, Any] = {"device": device, "progress": progress}
+        train(run.variant.recipe, dataset, out=folder / run.file, seed=run.seed, resume=True, logs=logs, **how)
+        if earlier:
+            return earlier
+        found = compare({run.variant.name: folder / run.file}, dataset, **test, **how)
+        record.meta |= {name: found.meta[name] for name in ("versions", "hardware", "created")}
+        return _measured(found)
+
+    for number, run in enumerate(runs, 1):
+        _say(f"{number}/{len(runs)}: {run.variant.name}, seed {run.seed}", progress)
+        row = _or_trouble(result, run)
+        if "trouble" in row:
+            _say(f"no result: {row['trouble']}", progress)
+        record.add(run, row)
+    return record.finish()
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A recipe with some settings changed: in words, as a part of file names, one by one, and as a whole."""
+
+    name: str
+    slug: str
+    changes: dict[str, Any]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A training, of a variant with a seed."""
+
+    variant: _Variant
+    seed: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.variant.slug}-s{self.seed}.pt"
+
+
+@dataclass
+class _Record:
+    """What ``sweep.json`` and ``sweep.csv`` hold.
+
+    Args:
+        folder: where they are.
+        runs: the trainings, in the order of the table.
+        meta: the settings, how the results came about, and the results, by the checkpoint's file.
+    """
+
+    folder: Path
+    runs: Sequence[_Run]
+    meta: dict[str, Any]
+
+    @classmethod
+    def take_up(cls, folder: Path, settings: dict[str, Any], runs: Sequence[_Run]) -> Self:
+        """Begin a record, or go on with that of an earlier sweep of the same settings."""
+        file, settings = folder / "sweep.json", json.loads(json.dumps(settings))  # as they are when read again
+        meta = {"settings": settings, "results": {}}
+        if file.exists():
+            meta = _read(file)
+            known = meta["settings"]
+            # The order matters too: variants are named in it.
+            different = [key for key in settings if json.dumps(known.get(key)) != json.dumps(settings[key])]
+            if different:
+                raise UserError(
+                    f"{folder} holds a sweep of other settings ({', '.join(different)}): repeat those, or choose "
+                    "another --out."
+                )
+        distributed.wait()  # all have looked before one writes
+        if distributed.is_first():
+            for name in ("json", "csv", "pdf", "png"):
+                remove_leftovers(folder / f"sweep.{name}")
+        record = cls(folder, runs, meta)
+        record._write()
+        return record
+
+    def result(self, run: _Run) -> _Row:
+        """Give the result of a network that is complete; nothing where there is none."""
+        row: _Row = self.meta["results"].get(run.file, {})
+        return {} if "trouble" in row or not (self.folder / run.file).exists() else row
+
+    def add(self, run: _Run, row: _Row) -> None:
+        """Note a training's result, or its trouble."""
+        self.meta["results"][run.file] = row
+        self._write()
+
+    def table(self) -> pd.DataFrame:
+        """Lay out a row for each training that is over."""
+        varied, rows = list(self.meta["settings"]["vary"]), []
+        for run in self.runs:
+            if (row := self.meta["results"].get(run.file)) is not None:
+                changes = {name: _in_words(value) for name, value in run.variant.changes.items()}
+                identity = {"variant": run.variant.name, "seed": run.seed} | changes
+                rows.append(identity | row | {"trouble": row.get("trouble", ""), "file": run.file})
+        table = pd.DataFrame(rows, columns=["variant", "seed", *varied, *_NUMBERS, "trouble", "file"])
+        return table.astype(_NUMBERS)
+
+    def finish(self) -> pd.DataFrame:
+        """Draw the figure; give the table."""
+        table = self.table()
+        if distributed.is_first():
+            figure = plots.sweep(table, self.meta)
+            for ending in ("pdf", "png"):
+                plots.save(figure, self.folder / f"sweep.{ending}")
+        return table
+
+    def _write(self) -> None:
+        if distributed.is_first():
+            with replacing(self.folder / "sweep.json") as temporary:
+                temporary.write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+            with replacing(self.folder / "sweep.csv") as temporary:
+                self.table().to_csv(temporary, index=False)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(file.read_text("utf-8"))
+        if not isinstance(meta["settings"], dict) or not all(isinstance(row, dict) for row in meta["results"].values()):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged: delete it, and start again with the networks that are there.") from error
+    return dict(meta)
+
+
+def _or_trouble(result: Callable[[_Run], _Row], run: _Run) -> _Row:
+    """Give a training's result, or say why there is none."""
+    try:
+        return result(run)
+    except (UserError, MemoryError, torch.OutOfMemoryError) as error:
+        if distributed.size() > 1:  # the other processes may have got through, and go on
+            raise
+        return {"trouble": str(error) if isinstance(error, UserError) else "There is not enough memory for it."}
+
+
+def _measured(found: Comparison) -> _Row:
+    """Lay out what a comparison found about its one network."""
+    accuracy = found.robustness[found.robustness["class"] == "all"].set_index("attack")
+    attacks = dict(zip(_ACCURACIES, ("natural", found.meta["attack"], "worst"), strict=True))
+    row = {}
+    for name, attack in attacks.items():
+        for end, column in (("", "accuracy"), ("_low", "low"), ("_high", "high")):
+            row[f"{name}{end}"] = float(accuracy.loc[attack, column])
+    best = found.training[found.training["best"].astype(bool)].iloc[0]
+    row |= {name: float(best[name]) for name in ("val_natural", "val_robust")}
+    row |= {"best_epoch": int(best["epoch"]), "trained_epochs": len(found.training)}
+    row["seconds"] = float(found.training["seconds"].sum())
+    return {name: value if value == value else None for name, value in row.items()}  # JSON knows no NaN
+
+
+def _dataset(data: Any, images: int | None, test_images: int | None) -> Dataset:
+    dataset = as_dataset(data)
+    if images is not None:
+        dataset = dataset.limited(images, 0)
+    if test_images is not None:
+        if test_images < 1:
+            raise UserError(f"A test needs at least one image, not {test_images}.")
+        test = dataset.test.subset(stratified(dataset.test.labels, test_images, 0))
+        dataset = dataclasses.replace(dataset, test=test)
+    return dataset
+
+
+def _known(dataset: Dataset) -> dict[str, str]:
+    """Identify a data set."""
+    return {"name": dataset.name} | {name: part.fingerprint() for name, part in dataset.parts.items()}
+
+
+def _recipe(recipe: str | Recipe, data_name: str) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    return Recipe.suited_to(data_name, recipe) if recipe in METHODS else Recipe.named(recipe)
+
+
+def _varied(ablation: str | None, vary: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Put an ablation's settings and further ones together."""
+    if ablation is not None and ablation not in ABLATIONS:
+        raise UserError(
+            f"There is no ablation {ablation!r}: choose from {', '.join(ABLATIONS)}.{suggest(ablation, ABLATIONS)}"
+        )
+    known = ABLATIONS[ablation] if ablation else {}
+    if twice := known.keys() & vary.keys():
+        raise UserError(f"The ablation {ablation} varies {min(twice)} itself: give its values once.")
+    for name, values in vary.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise UserError(f"{name} varies over a list of values, as in [1, 2], not over {values!r}.")
+    if not known and not vary:
+        raise UserError(
+            f"Nothing varies: name an ablation ({', '.join(ABLATIONS)}), or settings, as in --vary gates.beta=1,2."
+        )
+    return {name: list(values) for name, values in {**known, **vary}.items()}
+
+
+def _variants(base: Recipe, varied: Mapping[str, Sequence[Any]]) -> list[_Variant]:
+    """Combine the settings' values; no two combinations may come to the same."""
+    names = _short(varied)
+    variants: list[_Variant] = []
+    for values in product(*varied.values()):
+        changes = dict(zip(varied, values, strict=True))
+        words = ", ".join(f"{names[name]} {_in_words(value)}" for name, value in changes.items())
+        recipe = base.override(**{part: value for name, value in changes.items() for part in name.split("+")})
+        for other in variants:
+            if _essence(other.recipe) == _essence(recipe):
+                gates = " The recipe has no gates." if recipe.gates.kind == "none" else ""
+                raise UserError(f"{other.name!r} and {words!r} are the same training: vary something else.{gates}")
+        variants.append(_Variant(words, _slug(words, [other.slug for other in variants]), changes, recipe))
+    return variants
+
+
+def _short(names: Iterable[str]) -> dict[str, str]:
+    """Call each setting by its last word that says something, where no other has the same."""
+    last = {name: name.partition("+")[0].removesuffix(".kind").rpartition(".")[2] for name in names}
+    counts = Counter(last.values())
+    return {name: word if counts[word] == 1 else name for name, word in last.items()}
+
+
+def _in_words(value: Any) -> str:
+    match value:
+        case list() | tuple():
+            return "+".join(map(_in_words, value)) or "[]"
+        case bool():
+            return str(value).lower()
+        case float() if float(f"{value:g}") == value:
+            return f"{value:g}"
+        case _:
+            return str(value)
+
+
+def _slug(name: str, taken: Sequence[str]) -> str:
+    """Turn a variant's name into a part of a file's name, that no other variant has."""
+    slug = re.sub(r"[^A-Za-z0-9.+_-]+", "-", name.replace(", ", "_"))[:120]
+    return next(free for free in (slug, *(f"{slug}-{n}" for n in range(2, len(taken) + 3))) if free not in taken)
+
+
+def _essence(recipe: Recipe) -> dict[str, Any]:
+    """Give what makes a difference: without gates, their settings make none."""
+    values = recipe.values()
+    return {**values, "gates": None} if recipe.gates.kind == "none" else values
+
+
+def _check(runs: Sequence[_Run], dataset: Dataset, folder: Path) -> None:
+    """Refuse, before hours of work, what would go wrong in the midst of it."""
+    if not runs:
+        raise UserError("A sweep needs at least one seed.")
+    check_writable(folder / "sweep.json")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --out.")
+    labels = dataset.require_train().labels
+    one_each = torch.stack([(labels == k).nonzero()[0, 0] for k in range(len(dataset.classes))])
+    small = dataclasses.replace(dataset, train=dataset.require_train().subset(one_each))  # its pixels are soon counted
+    for run in runs:
+        job = Job(run.variant.recipe, small, folder / run.file, run.seed)
+        architecture, gates = job.architecture, job.gates
+        with torch.device("meta"):
+            build(architecture, gates)
+
+
+def _say(sentence: str, progress: bool) -> None:
+    if progress and distributed.is_first():
+        tqdm.write(sentence, file=sys.stderr)
+
+
+def values_of(text: str) -> list[Any]:
+    """Read values with commas between them, each as in TOML or a plain word; quotes may be left out in lists too.
+
+    >>> values_of("softmax,sigmoid"), values_of("1,2.5"), values_of("[layer4.1],[layer4.0,layer4.1]")
+    (['softmax', 'sigmoid'], [1, 2.5], [['layer4.1'], ['layer4.0', 'layer4.1']])
+    """
+    return [_value(part.strip()) for part in _parts(text)]
+
+
+def _value(text: str) -> Any:
+    value = parse_value(text)
+    if value == text and text.startswith("[") and text.endswith("]"):
+        return values_of(text[1:-1])
+    return value
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Split at the commas that are in no brackets and in no quotes."""
+    depth, quote, part = 0, "", ""
+    for letter in text:
+        if letter == "," and not depth and not quote:
+            yield part
+            part = ""
+            continue
+        if letter in "\"'" and quote in ("", letter):
+            quote = "" if quote else letter
+        elif not quote:
+            depth += (letter == "[") - (letter == "]")
+        part += letter
+    yield part

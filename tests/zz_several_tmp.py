@@ -1,0 +1,199 @@
+"""What each of several processes does for ``test_distributed``: ``several.py FOLDER``, run by torchrun.
+
+The one process that they are compared with uses the same functions.
+"""
+
+import os
+import pickle
+import sys
+from itertools import product
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+import networks
+import test_measurement
+from channelscope import distributed
+from channelscope.attacks import FGSM, PGD
+from channelscope.comparison import Comparison, compare
+from channelscope.errors import UserError
+from channelscope.measurement import Measurement
+
+SEED = 3
+NORMS = list(product((torch.float32, torch.float64), (0.1, None), (6, 7, 1)))  # type, momentum, images
+ATTACKS = {
+    "pgd-2": PGD(eps=0.1, steps=2),
+    "pgd-2x3": PGD(eps=0.1, steps=2, restarts=3),
+    "pgd-3": PGD(eps=0.1, steps=3, random_start=0.05),
+    "pgd-2-l2": PGD(eps=0.5, steps=2, norm="2"),
+    "fgsm": FGSM(eps=0.1),
+}
+
+
+# ---------------------------------------------------------------- batch normalisation
+
+
+def batch(n: int, channels: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw images or features of a whole batch, and the slope of the loss in what is made of them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 1 + 2 * torch.randn(n, channels, 5, 4, generator=generator, dtype=torch.float64)
+    slope = torch.randn(n, channels, 5, 4, generator=generator, dtype=torch.float64)
+    return x.to(dtype), slope.to(dtype)
+
+
+def normalised(dtype: torch.dtype, momentum: float | None, n: int) -> dict[str, Tensor]:
+    """Train a BatchNorm on this process's share of two batches of n images, and use it."""
+    layer = nn.BatchNorm2d(3, momentum=momentum, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))
+        layer.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    layer = distributed.synchronised(layer)
+    found = {}
+    for step in range(2):
+        x, slope = (whole[distributed.share(n)] for whole in batch(n, 3, dtype, seed=step))
+        x.requires_grad_()
+        y = layer(x)
+        (y * slope).sum().backward()
+        found |= {f"output {step}": y.detach(), f"input's gradient {step}": x.grad}
+    layer.eval()
+    found["output in use"] = layer(x).detach()
+    found |= {name: value.detach() for name, value in layer.state_dict().items()}
+    return found | {f"{name}'s gradient": distributed.total(p.grad) for name, p in layer.named_parameters()}
+
+
+def trained() -> dict[str, Tensor]:
+    """Give the gradients, and the statistics after a step, of a network trained on shares of seven images."""
+    torch.manual_seed(SEED)
+    net = distributed.synchronised(networks.resnet().double().train())
+    x, y = networks.images(7, dtype=torch.float64)
+    own = distributed.share(7)
+    nn.functional.cross_entropy(net(x[own]), y[own], reduction="sum").backward()
+    gradients = {name: distributed.total(p.grad) for name, p in net.named_parameters()}
+    return gradients | {name: value.double() for name, value in net.named_buffers()}
+
+
+def in_half() -> Tensor:
+    """Normalise features of half precision, in training."""
+    x, _ = batch(600, 3, torch.bfloat16, seed=0)
+    return distributed.synchronised(nn.BatchNorm2d(3))(x[distributed.share(600)]).detach()
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def measured(**options: Any) -> Measurement:
+    """Measure a network whose answers do not depend on the batch: it computes in double precision."""
+    torch.manual_seed(SEED)
+    net = test_measurement.InDouble(networks.plain())
+    layers = ("net.relu1", "net.relu2")
+    return test_measurement.measured(net, **{"attacks": ATTACKS, "layers": layers, "seed": SEED} | options)
+
+
+def compared() -> Comparison:
+    """Compare networks in batches that are the same for one process and for two."""
+    torch.manual_seed(SEED)
+    models, (x, _) = {"plain": networks.plain(), "gated": networks.gated()}, networks.images(20)
+    data = (x, torch.arange(20) % networks.CLASSES)
+    return compare(models, data, attack="pgd-2", replicates=20, batch_size=5, progress=False)
+
+
+class Watching:
+    """An attack of somebody else's, which knows nothing of other processes."""
+
+    eps = 0.1
+
+    def __init__(self) -> None:
+        self.seeds: set[int] = set()
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        assert generator is not None
+        self.seeds.add(generator.initial_seed())
+        return x
+
+
+def streamed() -> Measurement:
+    """Measure images that stay on disk, which the first process writes there."""
+    folder = Path(sys.argv[1]) / "images"
+    with distributed.first_ahead():
+        if distributed.is_first():
+            test_measurement.write_images(folder)
+    return measured(images=test_measurement.streamed(folder, workers=1))
+
+
+def watched() -> set[int]:
+    watching = Watching()
+    measured(attacks={"watching": watching})
+    return watching.seeds
+
+
+def progressed() -> list[int]:
+    steps: list[int] = []
+    measured(progress=steps.append)
+    return steps
+
+
+def too_few() -> str:
+    try:
+        measured(images=test_measurement.split().subset(torch.tensor([0])))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+# ---------------------------------------------------------------- the processes
+
+
+def told() -> dict[str, Any]:
+    """Try what processes tell each other."""
+    own = distributed.rank()
+    rows = torch.arange(10.0).view(5, 2)
+    return {
+        "who": (own, distributed.size(), distributed.is_first()),
+        "shares": [distributed.share(n) for n in (0, 1, 7, 8)],
+        "total": distributed.total(torch.tensor([[1.5, -2.0]]) * (own + 1)),
+        "total of whole numbers": distributed.total(torch.tensor(2**40 + own)),
+        "everyone's": distributed.everyones(rows[distributed.share(5)]),
+        "everyone's hits": distributed.everyones(torch.tensor([True, False, True])[distributed.share(3)]),
+        "everyone's, the first's none": distributed.everyones(rows[distributed.share(1)]),
+        "everyone's none": distributed.everyones(rows[:0]),
+        "after the first": after_the_first(),
+    }
+
+
+def after_the_first() -> bool:
+    """Tell whether what the first process makes, slowly, is there for this one."""
+    made = Path(sys.argv[1]) / "made"
+    with distributed.first_ahead():
+        if distributed.is_first():
+            sleep(0.3)
+            made.touch()
+        return made.exists()
+
+
+def everything() -> dict[str, Any]:
+    """Do all of the above in processes that have joined."""
+    with distributed.joined("cpu"):
+        found: dict[str, Any] = {f"batchnorm {case}": normalised(*case) for case in NORMS}
+        found |= {
+            "network": trained(),
+            "half": in_half(),
+            "measured": measured(),
+            "streamed": streamed(),
+            "compared": compared(),
+        }
+        found |= {"watched": watched(), "progressed": progressed(), "too few": too_few(), "told": told()}
+    return found | {"left": (distributed.rank(), distributed.size())}
+
+
+def main() -> None:
+    """Write what this process found to FOLDER/NUMBER, pickled."""
+    torch.set_num_threads(1)
+    (Path(sys.argv[1]) / os.environ["RANK"]).write_bytes(pickle.dumps(everything()))
+
+
+if __name__ == "__main__":
+    main()
