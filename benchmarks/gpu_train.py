@@ -6,14 +6,16 @@ DATA is an image folder (train/ and test/, a folder per class). Each method trai
 and written to OUT/gpu_train.json are the seconds of an epoch (validation and logging included), training images a
 second and the share of the device's peak, that of a large matrix product in the same precision, measured here.
 
-OUT gets each run's state in half precision, in parts below 16 MB; copy OUT, name the copy as EARLIER, and the next call
-goes on. Half precision rounds weights and momentum: a run that was continued so ends near, not at, that of one piece.
+OUT gets each run's state in half precision, in parts below 16 MB (at.pt.partial.000, ...), and of a run that is
+complete its checkpoint (cat at.pt.0* > at.pt). Name OUT as EARLIER, and the next call goes on. Half precision rounds
+weights and momentum: a run that was continued so ends near, not at, that of one piece.
 """
 
 import argparse
 import io
 import json
 import platform
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -23,23 +25,13 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from channelscope.checkpoints import Checkpoint, load_tensors, save_tensors, versions
+from channelscope.checkpoints import build, load_tensors, save_tensors, versions
 from channelscope.data import Dataset, load
 from channelscope.training import Recipe, train
-from channelscope.training.engine import train_epoch
 from channelscope.training.job import Job
 from channelscope.training.recipes import parse_value
-from channelscope.training.state import State
 
 PART = 15_000_000  # bytes
-
-
-class _Silence:
-    """A progress bar that nobody looks at."""
-
-    def update(self, *_: Any) -> None: ...
-
-    def set_postfix(self, **_: Any) -> None: ...
 
 
 # ---------------------------------------------------------------- state in parts
@@ -54,24 +46,24 @@ def halved(value: Any, dtype: torch.dtype = torch.float16) -> Any:
     return [halved(item, dtype) for item in value] if isinstance(value, list) else value
 
 
-def write_parts(partial: Path, out: Path) -> None:
-    """Write a run's state, in half precision, as OUT/NAME.000, .001, ..."""
-    scratch = out / f"{partial.name}.half"
-    save_tensors(halved(load_tensors(partial)), scratch)
+def write_parts(file: Path, out: Path) -> None:
+    """Write a file of tensors, in half precision, as OUT/NAME.000, .001, ..."""
+    scratch = out / f"{file.name}.half"
+    save_tensors(halved(load_tensors(file)), scratch)
     content = scratch.read_bytes()
     scratch.unlink()
-    for old in out.glob(f"{partial.name}.[0-9]*"):
+    for old in out.glob(f"{file.name}.[0-9]*"):
         old.unlink()
     for number, start in enumerate(range(0, len(content), PART)):
-        (out / f"{partial.name}.{number:03}").write_bytes(content[start : start + PART])
+        (out / f"{file.name}.{number:03}").write_bytes(content[start : start + PART])
 
 
-def read_parts(earlier: Path, partial: Path) -> None:
-    """Put a run's state together again, in single precision, so that it can be resumed."""
-    parts = sorted(earlier.glob(f"{partial.name}.[0-9]*"))
+def read_parts(earlier: Path, file: Path) -> None:
+    """Put a file together again, in single precision."""
+    parts = sorted(earlier.glob(f"{file.name}.[0-9]*"))
     if parts:
         whole = torch.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)), weights_only=True)
-        save_tensors(halved(whole, torch.float32), partial)
+        save_tensors(halved(whole, torch.float32), file)
 
 
 # ---------------------------------------------------------------- measurements
@@ -98,15 +90,17 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def operations(recipe: Recipe, data: Dataset, device: str, out: Path) -> float:
-    """Count the floating-point operations of training on one image, attack included: one batch, counted by torch."""
-    few = data.limited(recipe.optimizer.batch_size, seed=0)
-    assert few.train is not None
-    job = Job(recipe, few, out / "counted.pt", 0)
-    state = State.fresh(job, device)
-    with FlopCounterMode(display=False) as counter:
-        train_epoch(job, state, 0, _Silence())
-    return counter.get_total_flops() / len(few.train)
+def operations(recipe: Recipe, data: Dataset, out: Path) -> float:
+    """Count the floating-point operations of training on one image.
+
+    With F those of a forward pass, counted by torch: 2 F for each step of the attack (forward, and backward to the
+    image), and 3 F for the training step (forward, backward to the features, and to the weights).
+    """
+    job = Job(recipe, data, out / "counted.pt", 0)
+    network = build(job.architecture, job.gates).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, *data.test.image_shape))
+    return counter.get_total_flops() * (2 * recipe.attack.steps + 3)
 
 
 def trained(method: str, recipe: Recipe, data: Dataset, args: argparse.Namespace) -> dict[str, Any]:
@@ -114,11 +108,12 @@ def trained(method: str, recipe: Recipe, data: Dataset, args: argparse.Namespace
     out = args.out / f"{method}.pt"
     partial = out.with_name(out.name + ".partial")
     if args.earlier:
-        read_parts(args.earlier, partial)
-        for name in (out.name, f"{out.name}.csv"):
-            if (args.earlier / name).exists():
-                (args.out / name).write_bytes((args.earlier / name).read_bytes())
-    before = len(load_tensors(partial)["meta"]["history"]) if partial.exists() else 0
+        for file in (out, partial):
+            read_parts(args.earlier, file)
+        log = f"{out.name}.csv"
+        if (args.earlier / log).exists():
+            shutil.copy(args.earlier / log, args.out / log)
+    before = next((len(load_tensors(file)["meta"]["history"]) for file in (partial, out) if file.exists()), 0)
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 60 * args.minutes / 2)
     try:
@@ -128,13 +123,10 @@ def trained(method: str, recipe: Recipe, data: Dataset, args: argparse.Namespace
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     history = pd.read_csv(f"{out}.csv").to_dict("records") if Path(f"{out}.csv").exists() else []
-    if partial.exists():
-        write_parts(partial, args.out)
-        partial.unlink()
-    elif out.exists():
-        found = Checkpoint.read(out)
-        save_tensors(found.content() | {"state": halved(dict(found.state))}, args.out / f"{method}-half.pt")
-        out.unlink()
+    for file in (out, partial):
+        if file.exists():
+            write_parts(file, args.out)
+            file.unlink()
     return summary(method, history[before:], history, recipe, data, args)
 
 
@@ -147,7 +139,7 @@ def summary(
     row: dict[str, Any] = {"method": method, "epochs": len(history), "epochs_of_this_call": len(new)}
     if timed:
         seconds = sum(epoch["seconds"] for epoch in timed) / len(timed)
-        per_image = operations(recipe, data, args.device, args.out)
+        per_image = operations(recipe, data, args.out)
         rate = len(data.train) / seconds
         row |= {
             "seconds_per_epoch": seconds,

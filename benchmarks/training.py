@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,9 +28,14 @@ from tqdm.auto import tqdm
 
 import channelscope
 from channelscope.attacks import PGD
+from channelscope.data import Dataset, Split
 from channelscope.models import Architecture
 from channelscope.objectives import Joint, Objective, cross_entropy
 from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
+from channelscope.training import Recipe
+from channelscope.training.engine import train_epoch
+from channelscope.training.job import Job
+from channelscope.training.state import State
 
 CLASSES = 10
 
@@ -127,11 +133,45 @@ def evaluation(width: int, batch: int) -> Case:
     return Case(what, 1.05, torch.no_grad()(lambda: gated(x)), torch.no_grad()(lambda: net(x)))
 
 
-def cases(quick: bool) -> Iterable[Case]:
+def epoch(width: int, batch: int, folder: Path) -> Case:
+    """An epoch of AT, images drawn, shuffled and augmented, against its attacks and steps of SGD alone."""
+    labels = torch.arange(2 * batch) % CLASSES
+    part = Split(torch.randint(256, (len(labels), 3, 32, 32), dtype=torch.uint8), labels)
+    data = Dataset("random", tuple(map(str, range(CLASSES))), test=part, train=part, val=part)
+    recipe = Recipe.named("cifar10-resnet18-at").override(width=width, batch_size=batch)
+    job = Job(recipe, data, folder / "net.pt", seed=0)
+    state, bar = State.fresh(job, "cpu"), tqdm(disable=True)
+    batches = [(x, y, PGD(eps=8 / 255, step=2 / 255, steps=10)) for x, y in part.batches(batch)]
+    net = copy.deepcopy(state.network)
+
+    def bare() -> None:
+        for x, y, pgd in batches:
+            step(pgd(net, x, y), y)
+
+    step = trained(net)
+    what = (
+        f"epoch of AT (PGD-10) on ResNet-18 of width {width}, batches of {batch}: all of it / attacks and steps alone"
+    )
+    return Case(what, 1.03, lambda: train_epoch(job, state, 0, bar), bare)
+
+
+def trained(net: nn.Module) -> Callable[[Tensor, Tensor], None]:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        F.cross_entropy(net.train()(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def cases(quick: bool, folder: Path) -> Iterable[Case]:
     """Make the cases one after the other; the small ones of --quick only show that they run."""
     yield attack(4 if quick else 16, 16 if quick else 128)
     yield training_step(8 if quick else 64, 16 if quick else 128)
     yield evaluation(8 if quick else 64, 16 if quick else 128)
+    yield epoch(4 if quick else 16, 16 if quick else 128, folder)
 
 
 # ---------------------------------------------------------------- measuring
@@ -200,9 +240,10 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads or torch.get_num_threads())
     report: dict[str, Any] = {"command": "python -m benchmarks.training", "machine": machine(), "cases": []}
-    for case in cases(options.quick):
-        report["cases"].append(measure(case, 2 if options.quick else options.rounds))
-        print(line(report["cases"][-1]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases(options.quick, Path(folder)):
+            report["cases"].append(measure(case, 2 if options.quick else options.rounds))
+            print(line(report["cases"][-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 

@@ -22,7 +22,8 @@ _FACE = {
     "errors": ("UserError",),
     "objectives": ("Joint", "cross_entropy"),
     "selection": ("FeatureSelector", "LinearProbe", "Selective", "TwoLayerProbe", "attached"),
-    "training": ("train",),
+    "sweep": ("sweep",),
+    "training": ("Recipe", "train"),
 }
 _HOME = {name: module for module, names in _FACE.items() for name in names}
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from channelscope.errors import UserError
     from channelscope.objectives import Joint, cross_entropy
     from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
-    from channelscope.training import train
+    from channelscope.sweep import sweep
+    from channelscope.training import Recipe, train
 
 __all__ = [
     "FGSM",
@@ -43,6 +45,7 @@ __all__ = [
     "FeatureSelector",
     "Joint",
     "LinearProbe",
+    "Recipe",
     "Selective",
     "TwoLayerProbe",
     "UserError",
@@ -51,6 +54,7 @@ __all__ = [
     "compare",
     "cross_entropy",
     "load",
+    "sweep",
     "train",
 ]
 

@@ -114,6 +114,22 @@ class CrossEntropy:
         return _summed(loss, self.beta, _heads(model, x_adv, y), self.scaled)
 
 
+@dataclass(frozen=True)
+class _Divergence:
+    """The objective of TRADES: the divergence from the answers to natural images, by gate and head."""
+
+    natural: list[list[Tensor]]
+    beta: float
+
+    def __call__(self, model: nn.Module, x_adv: Tensor, _y: Tensor) -> Tensor:
+        pairs = zip(self.natural, _answers(model, x_adv), strict=True)
+        return _summed(kl_divergence, self.beta, [list(zip(*gate, strict=True)) for gate in pairs])
+
+    def rows(self, indices: Tensor) -> Objective:
+        """Give the objective of some of the images, for an attack that stops early on others."""
+        return _Divergence([[logits[indices] for logits in gate] for gate in self.natural], self.beta)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TRADES:
     """Trade-off between natural and robust accuracy (Zhang et al., ICML 2019, arXiv 1901.08573, equation 5).
@@ -138,13 +154,7 @@ class TRADES:
     def attacked(self, model: nn.Module, x: Float[Tensor, "n *image"]) -> Objective:
         """Give the divergence of the answers from those to x, which are taken now, in the network's present mode."""
         with torch.no_grad():
-            natural = _answers(model, x)
-
-        def divergence(model: nn.Module, x_adv: Tensor, _y: Tensor) -> Tensor:
-            pairs = zip(natural, _answers(model, x_adv), strict=True)
-            return _summed(kl_divergence, self.beta_atk, [list(zip(*gate, strict=True)) for gate in pairs])
-
-        return divergence
+            return _Divergence(_answers(model, x), self.beta_atk)
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "n *image"], x_adv: Float[Tensor, "n *image"], y: Int[Tensor, " n"]

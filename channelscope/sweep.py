@@ -9,7 +9,7 @@ import re
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import product
@@ -29,6 +29,7 @@ from channelscope.errors import UserError, suggest
 from channelscope.files import check_writable, remove_leftovers, replacing
 from channelscope.training import METHODS, Recipe, train
 from channelscope.training.job import Job
+from channelscope.training.logs import check_logs
 from channelscope.training.recipes import parse_value
 
 __all__ = ["ABLATIONS", "sweep", "values_of"]
@@ -101,33 +102,18 @@ def sweep(
     base = _recipe(recipe, dataset.name).override(**overrides)
     varied = _varied(ablation, vary or {})
     runs = [_Run(variant, seed) for variant in _variants(base, varied) for seed in dict.fromkeys(seeds)]
-    test: dict[str, Any] = {
-        "attack": str(parse(attack)),
-        "eps": base.attack.eps if test_eps is None else test_eps,
-        "level": 0.95,
-    }
+    test = {"attack": str(parse(attack)), "eps": base.attack.eps if test_eps is None else test_eps, "level": 0.95}
+    check_logs(logs)
     _check(runs, dataset, folder)
     record = _Record.take_up(folder, {"recipe": base.values(), "vary": varied, "data": _known(dataset), **test}, runs)
-    title = f"{base.method or 'own recipe'} on {dataset.name}, by {', '.join(_short(varied).values())}"
-    counts = {name: len(part) for name, part in dataset.parts.items()}
-    record.meta |= {"title": title, "images": counts, "command": command}
-
-    def result(run: _Run) -> _Row:
-        earlier = record.result(run)
-        how: dict[str, Any] = {"device": device, "progress": progress}
-        train(run.variant.recipe, dataset, out=folder / run.file, seed=run.seed, resume=True, logs=logs, **how)
-        if earlier:
-            return earlier
-        found = compare({run.variant.name: folder / run.file}, dataset, **test, **how)
-        record.meta |= {name: found.meta[name] for name in ("versions", "hardware", "created")}
-        return _measured(found)
-
+    record.meta |= {
+        "title": f"{base.method or 'own recipe'} on {dataset.name}, by {', '.join(_short(varied).values())}",
+        "images": {name: len(part) for name, part in dataset.parts.items()},
+        "command": command,
+    }
     for number, run in enumerate(runs, 1):
         _say(f"{number}/{len(runs)}: {run.variant.name}, seed {run.seed}", progress)
-        row = _or_trouble(result, run)
-        if "trouble" in row:
-            _say(f"no result: {row['trouble']}", progress)
-        record.add(run, row)
+        record.add(run, _result(run, record, dataset, test, logs, {"device": device, "progress": progress}))
     return record.finish()
 
 
@@ -238,14 +224,24 @@ def _read(file: Path) -> dict[str, Any]:
     return dict(meta)
 
 
-def _or_trouble(result: Callable[[_Run], _Row], run: _Run) -> _Row:
-    """Give a training's result, or say why there is none."""
+def _result(
+    run: _Run, record: _Record, dataset: Dataset, test: dict[str, Any], logs: Sequence[str], how: dict[str, Any]
+) -> _Row:
+    """Train a network and attack it, unless that is done; say what came out, or why nothing did."""
+    file, earlier = record.folder / run.file, record.result(run)
     try:
-        return result(run)
+        train(run.variant.recipe, dataset, out=file, seed=run.seed, resume=True, logs=logs, **how)
+        if earlier:
+            return earlier
+        found = compare({run.variant.name: file}, dataset, **test, **how)
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
         if distributed.size() > 1:  # the other processes may have got through, and go on
             raise
-        return {"trouble": str(error) if isinstance(error, UserError) else "There is not enough memory for it."}
+        trouble = str(error) if isinstance(error, UserError) else "There is not enough memory for it."
+        _say(f"no result: {trouble}", how["progress"])
+        return {"trouble": trouble}
+    record.meta |= {name: found.meta[name] for name in ("versions", "hardware", "created")}
+    return _measured(found)
 
 
 def _measured(found: Comparison) -> _Row:

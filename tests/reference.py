@@ -329,3 +329,49 @@ def folded_convolution(convolution: nn.Conv2d, batchnorm: nn.BatchNorm2d) -> tup
         weights.append(convolution.weight[c] * (gamma / deviation))
         biases.append(beta + (bias - float(batchnorm.running_mean[c])) * gamma / deviation)
     return torch.stack(weights), torch.tensor(biases, dtype=convolution.weight.dtype)
+
+
+# ---------------------------------------------------------------- training losses, one image and one head at a time
+
+
+def log_probabilities(logits: Tensor) -> list[Tensor]:
+    """Give log softmax(logits) of one image, class by class."""
+    return [-cross_entropy(logits, label) for label in range(len(logits))]
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Give KL(softmax(p) || softmax(q)) = sum_k p_k log(p_k / q_k) of one image's logits."""
+    pairs = zip(log_probabilities(p), log_probabilities(q), strict=True)
+    return sum(torch.exp(log_p) * (log_p - log_q) for log_p, log_q in pairs)
+
+
+def smoothed_cross_entropy(logits: Tensor, label: int, smoothing: float) -> Tensor:
+    """Give -sum_k t_k log p_k, t the one-hot label mixed with the uniform distribution (Szegedy et al., 2016)."""
+    k = len(logits)
+    targets = [(1 - smoothing) * (index == label) + smoothing / k for index in range(k)]
+    return -sum(t * log_p for t, log_p in zip(targets, log_probabilities(logits), strict=True))
+
+
+def trades(natural: Tensor, adversarial: Tensor, label: int, trade_off: float, smoothing: float = 0.0) -> Tensor:
+    """Give the loss of TRADES (Zhang et al., ICML 2019): CE(f(x), y) + KL(f(x) || f(x')) / lambda."""
+    return smoothed_cross_entropy(natural, label, smoothing) + trade_off * divergence(natural, adversarial)
+
+
+def mart(natural: Tensor, adversarial: Tensor, label: int, trade_off: float, smoothing: float = 0.0) -> Tensor:
+    """Give the loss of MART (Wang et al., ICLR 2020): BCE(p(x'), y) + lambda KL(p(x) || p(x')) (1 - p_y(x))."""
+    of_natural, of_adversarial = (
+        [torch.exp(value) for value in log_probabilities(logits)] for logits in (natural, adversarial)
+    )
+    strongest = max((p for k, p in enumerate(of_adversarial) if k != label), key=lambda p: p.item())
+    margin = -torch.log(1 - strongest)
+    boosted = smoothed_cross_entropy(adversarial, label, smoothing) + margin
+    return boosted + trade_off * divergence(natural, adversarial) * (1 - of_natural[label])
+
+
+def of_all_heads(first: Tensor, gates: Sequence[Sequence[Tensor]], beta: float, scaled: bool) -> Tensor:
+    """Add up the losses of the network's own head and of each gate's, as the joint loss of CIFS does."""
+    loss = first
+    for gate in gates:
+        for head in gate:
+            loss = loss + beta / len(gates) * head
+    return 3 / (beta + 1) * loss if scaled else loss

@@ -16,9 +16,10 @@ from torch import Tensor
 from channelscope.checkpoints import Checkpoint
 from channelscope.data import Dataset, Split, load
 from channelscope.errors import UserError
-from channelscope.training import train
+from channelscope.training import Recipe, engine, train
+from channelscope.training.job import Job
 
-METHODS = ("standard", "at", "cifs", "cas")
+METHODS = ("standard", "at", "cifs", "cas")  # those that stand for the others, ``training.METHODS``
 TINY: dict[str, Any] = {"arch": "resnet10", "width": 2, "epochs": 2, "batch_size": 16, "attack_steps": 2}
 
 
@@ -83,6 +84,40 @@ def trained(method: str, classes: int = 4) -> Path:
     path = _folder() / f"{method}-{classes}.pt"
     train(method, digits(classes), out=path, progress=False, **TINY)
     return path
+
+
+def run(method: str, out: Path, **changes: Any) -> torch.nn.Module:
+    """Train a tiny network."""
+    return train(method, changes.pop("data", digits()), out=out, progress=False, **{**TINY, **changes})
+
+
+def tiny_job(method: str, out: Path, **changes: Any) -> Job:
+    """Describe the same run, without training."""
+    data, seed = changes.pop("data", digits()), changes.pop("seed", 0)
+    return Job(Recipe.suited_to(data.name, method).override(**{**TINY, **changes}), data, out, seed)
+
+
+class Interrupted:
+    """Stand in for the training step: a Ctrl-C comes at one of its calls."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+        self.calls, self.at, self.step = 0, at, engine._step
+        monkeypatch.setattr(engine, "_step", self)
+
+    def __call__(self, *args: Any) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return self.step(*args)
+
+
+def interrupted(method: str, out: Path, at: int = 5, **changes: Any) -> Path:
+    """Train a tiny network, with a Ctrl-C at one of its steps, three of which are an epoch; give the partial file."""
+    with pytest.MonkeyPatch.context() as patched:
+        Interrupted(patched, at)
+        with pytest.raises(KeyboardInterrupt):
+            run(method, out, **changes)
+    return out.with_name(f"{out.name}.partial")
 
 
 def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -1,6 +1,7 @@
 """What each of several processes does for ``test_distributed``: ``several.py FOLDER``, run by torchrun.
 
-The one process that they are compared with uses the same functions.
+The one process that they are compared with uses the same functions. Shapes are checked there, for to check them takes
+as long as all the rest.
 """
 
 import os
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import conftest  # noqa: F401  shapes are checked here too
 import networks
 import test_measurement
 from channelscope import distributed

@@ -1,6 +1,7 @@
 """Attacks: the papers' own steps, inside the ball, as strong as other libraries', and nothing left behind."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,8 @@ ATTACKS = [
     PGD(steps=2, restarts=3),
     PGD(steps=3, norm="2", eps=0.5),
     PGD(steps=2, objective=Joint()),
+    PGD(steps=3, random_start=0.001),
+    PGD(steps=3, early_stop=1, objective=Joint()),
 ]
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": plain,
@@ -112,6 +115,9 @@ def test_network_is_left_as_found_after_an_exception() -> None:
         PGD(steps=2)(net, x.expand(-1, 7, -1, -1), y, seed())
 
 
+stops = st.fixed_dictionaries({"early_stop": st.integers(0, 3)})
+
+
 @st.composite
 def attacks(draw: st.DrawFn) -> PGD | FGSM:
     norm = draw(st.sampled_from(["inf", "2"]))
@@ -122,9 +128,9 @@ def attacks(draw: st.DrawFn) -> PGD | FGSM:
         eps=eps,
         step=draw(st.none() | st.floats(0, 4)),
         steps=draw(st.integers(1, 3)),
-        random_start=draw(st.booleans()),
-        restarts=draw(st.integers(1, 3)),
+        random_start=draw(st.booleans() | st.floats(0, 2)),
         norm=norm,
+        **draw(st.fixed_dictionaries({}, optional={"restarts": st.integers(1, 3)}) | stops),
     )
 
 
@@ -226,6 +232,98 @@ def test_fgsm_takes_the_papers_step_exactly(make: Callable[[], nn.Module], objec
     torch.testing.assert_close(FGSM(eps=0.1, norm=norm, objective=objective)(net, x, y), papers, rtol=0, atol=1e-12)
 
 
+def predictions(net: nn.Module) -> Callable[[Tensor], int]:
+    return lambda x: int(net(x.unsqueeze(0)).argmax(1))
+
+
+@torch.no_grad()
+def undecided(net: Any, x: Tensor) -> nn.Module:
+    """Take the mean logits out of a network's, so that it is sure of no image."""
+    last = net.linear if hasattr(net, "linear") else net.cnn.linear
+    last.bias -= net(x).mean(0)
+    return net
+
+
+@naive
+@norms
+@pytest.mark.parametrize("tau", [0, 2])
+def test_early_stop_follows_the_papers_algorithm(
+    make: Callable[[], nn.Module], objective: Any, norm: str, tau: int
+) -> None:
+    x, _ = images(8, dtype=torch.float64)
+    net = undecided(make().double(), x)
+    y = net(x).argmax(1)
+    y[-1] = (y[-1] + 1) % CLASSES  # one image is misclassified from the start, others on the way, or never
+    eps, step, steps = (0.5, 0.01, 6) if norm == "inf" else (5.0, 0.06, 6)
+    options = {"eps": eps, "step": step, "steps": steps, "norm": norm}
+    papers = reference.friendly_pgd(
+        losses_of(net, objective), predictions(net), x, y, tau=tau, starts=torch.zeros_like(x), **options
+    )
+    attack = PGD(**options, objective=objective, random_start=False)
+    torch.testing.assert_close(replace(attack, early_stop=tau)(net, x, y), papers, rtol=0, atol=1e-6)
+    stopped = distance(attack(net, x, y), papers, "inf") > 1e-6
+    assert stopped[:-1].any()
+    assert stopped[-1]
+    assert not stopped.all()
+
+
+def test_early_stop_asks_about_the_images_that_are_left_only() -> None:
+    net, (x, _) = plain(), images(8)
+    y = net(x).argmax(1)
+    y[:3] = (y[:3] + 1) % CLASSES
+    asked: list[int] = []
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        asked.append(len(x))
+        return cross_entropy(model, x, y)
+
+    PGD(eps=1e-4, steps=4, early_stop=1, objective=objective)(net, x, y, seed())
+    assert asked == [8, 8, 5, 5]
+    asked.clear()
+    wrong = PGD(eps=0.1, steps=4, early_stop=0, random_start=False, objective=objective)(
+        net, x, (y + 1) % 2 + 3, seed()
+    )
+    assert asked == [8]
+    assert torch.equal(wrong, x)
+
+
+def test_early_stop_takes_no_forward_pass_of_its_own() -> None:
+    net, (x, y), passes = plain(), images(), []
+    PGD(steps=1)(net, x, y, seed())
+    net.register_forward_hook(lambda *_: passes.append(1))
+    PGD(steps=1)(net, x, y, seed())
+    before = len(passes)
+    PGD(eps=1e-4, steps=5, early_stop=5)(net, x, y, seed())
+    assert len(passes) - before == 5
+
+
+@dataclass
+class Apart:
+    """How far the logits are from those given, one row an image: an objective that knows its batch."""
+
+    natural: Tensor
+
+    def __call__(self, model: nn.Module, x: Tensor, _: Tensor) -> Tensor:
+        return (model(1 * x) - self.natural).square().sum(1)  # nor does the network get the very images
+
+    def rows(self, indices: Tensor) -> "Apart":
+        return Apart(self.natural[indices])
+
+
+def test_early_stop_narrows_an_objective_that_knows_its_batch() -> None:
+    net, (x, y) = plain().double(), images(8, dtype=torch.float64)
+    options = {"eps": 0.15, "step": 0.03, "steps": 5, "early_stop": 0}
+    with torch.no_grad():
+        natural = net(x)
+    found = PGD(**options, objective=Apart(natural))(net, x, y, seed())
+    alone = [
+        PGD(**options, objective=Apart(natural[i : i + 1]))(net, x[i : i + 1], y[i : i + 1], generator)
+        for generator in [seed()]
+        for i in range(8)
+    ]
+    torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-9)
+
+
 def opposed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Be largest where the network is surest of the label: what fools it has the smaller objective."""
     return -margin_of(model, x, y)
@@ -306,6 +404,38 @@ def test_random_start_is_spread_over_the_ball() -> None:
         assert (starts - x).mean(0).abs().max() < 0.03
 
 
+@norms
+def test_normal_start_is_spread_around_the_image_and_projected(norm: Any) -> None:
+    net, (x, y) = plain().double(), images(dtype=torch.float64)
+    x = 0.4 + 0.2 * x
+    noise = reference.normal_starts(x, 0.01, seed(3))
+    wide, narrow = (PGD(eps=eps, step=0, steps=1, norm=norm, random_start=0.01) for eps in (9.0, 0.01))
+    torch.testing.assert_close(wide(net, x, y, seed(3)), x + noise, rtol=0, atol=1e-9)
+    projected = torch.stack([reference.project(x[i] + noise[i], x[i], 0.01, norm) for i in range(len(x))])
+    torch.testing.assert_close(narrow(net, x, y, seed(3)), projected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack}-{getattr(attack, 'random_start', '')}")
+def test_skipped_images_leave_the_generator_where_their_attack_would(attack: PGD | FGSM, dtype: torch.dtype) -> None:
+    net, (x, y) = plain().to(dtype), images(5, dtype=dtype)
+    attacked, skipped = seed(3), seed(3)
+    attack(net, x, y, attacked)
+    attack.skip(x[:0], 5, skipped)
+    assert torch.equal(attacked.get_state(), skipped.get_state())
+
+
+def test_parts_of_a_batch_are_attacked_from_the_starts_of_the_whole() -> None:
+    net, (x, y) = plain().double(), images(6, dtype=torch.float64)
+    attack, generator = PGD(steps=2, restarts=2), seed()
+    attack.skip(x, 2, generator)
+    torch.testing.assert_close(attack(net, x[2:], y[2:], generator), attack(net, x, y, seed())[2:], rtol=0, atol=1e-9)
+    attack = PGD(eps=0.0)
+    untouched = seed()
+    attack.skip(x, 2, untouched)
+    assert torch.equal(untouched.get_state(), seed().get_state())
+
+
 def test_starts_come_from_the_generator_alone() -> None:
     net, (x, y) = plain(), images()
     attack = PGD(steps=1)
@@ -362,6 +492,10 @@ def test_network_without_gradient_is_refused() -> None:
         ({"steps": 0}, "at least one step"),
         ({"restarts": 0}, "at least one step and one restart"),
         ({"step": -0.1}, "step is a number from 0 up"),
+        ({"random_start": -0.1}, "random start is true, false or a spread from 0 up"),
+        ({"random_start": float("nan")}, "random start is true, false or a spread from 0 up"),
+        ({"early_stop": -1}, "stops early takes a number of steps from 0 up"),
+        ({"early_stop": 0, "restarts": 2}, "stops early takes .* and one restart only"),
     ],
     ids=str,
 )
@@ -403,6 +537,11 @@ def test_names_of_impossible_attacks_are_refused(name: str) -> None:
 
 def test_function_as_objective_gives_its_own_name() -> None:
     assert str(PGD(objective=margin_of)) == "pgd-20:margin_of"
+
+
+def test_early_stop_is_named_as_in_the_paper() -> None:
+    assert str(PGD(steps=10, early_stop=1)) == "pgd-10-1"
+    assert str(PGD(steps=10, early_stop=0, norm="2", objective=Joint())) == "pgd-10-0-l2:joint"
 
 
 def test_attacks_are_values() -> None:
@@ -512,6 +651,18 @@ def test_robust_accuracy_is_that_which_other_libraries_find(
     ours, theirs = robust(net, attack(net, x, y, seed()), y), robust(net, oracle(net, x, y, attack), y)
     assert abs(ours - theirs) < 0.03
     assert 0.02 < ours < 0.9
+
+
+@pytest.mark.parametrize("attack", [*DETERMINISTIC, *RANDOM], ids=str)
+def test_folding_changes_nothing_but_rounding(
+    attack: PGD | FGSM, trained: tuple[nn.Module, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, x, y = trained
+    folded = attack(net, x, y, seed())
+    monkeypatch.setattr("channelscope.attacks.run_folded", lambda _model, _x, work: work(torch.preserve_format))
+    plainly = attack(net, x, y, seed())
+    assert (distance(folded, plainly, "inf") < 1e-5).float().mean() >= 0.99
+    assert robust(net, folded, y) == robust(net, plainly, y)
 
 
 def test_more_steps_and_larger_balls_are_stronger(trained: tuple[nn.Module, Tensor, Tensor]) -> None:

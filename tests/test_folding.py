@@ -237,7 +237,7 @@ def takes_no_gradient(net: Two, x: Tensor) -> Tensor:
     return net.norm(z) + net.norm(net.second(net.first(x)))
 
 
-def lambda_free_mean(z: Tensor) -> Tensor:
+def total(z: Tensor) -> Tensor:
     return z.sum()
 
 
@@ -341,15 +341,15 @@ def test_network_that_views_its_features_is_folded_in_its_own_format() -> None:
     compare(net, images(size=2)[0], 1, torch.preserve_format)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_network_that_would_answer_otherwise_is_left_alone() -> None:
-    mean = torch.jit.script(lambda_free_mean)  # it takes a tensor for what it holds, whatever stands in for it
+    scripted = torch.jit.script(total)  # it takes a tensor for what it holds, whatever stands in for it
 
-    def adds_the_mean(net: Two, x: Tensor) -> Tensor:
+    def adds_the_total(net: Two, x: Tensor) -> Tensor:
         z = net.first(x)
-        return net.norm(z) + mean(z)
+        return net.norm(z) + scripted(z)
 
-    compare(Two(adds_the_mean).double(), double(), 0, torch.preserve_format)
+    compare(Two(adds_the_total).double(), double(), 0, torch.preserve_format)
 
 
 def test_forward_that_is_somebodys_own_stays() -> None:
@@ -441,6 +441,14 @@ def test_changed_structure_is_noticed() -> None:
     compare(net, x, 0)
     net.relu2 = nn.BatchNorm2d(8).double()
     compare(net, x, 1)
+
+
+def test_plan_made_while_the_network_is_folded_already_does_not_last() -> None:
+    net, x = plain().double(), double()
+    around = nn.Sequential(net)
+    with folded(net, x):
+        run_folded(around, x, lambda layout: around(x.to(memory_format=layout)))
+    compare(around, x, 1)
 
 
 def test_plan_dies_with_its_network() -> None:
@@ -623,22 +631,24 @@ def test_images_of_another_precision_or_shape_leave_the_network_alone() -> None:
     assert untouched(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(3, 4))
 
 
-def compiled_in_place() -> nn.Module:
-    net = plain()
-    net.compile(backend="eager")
-    return nn.Sequential(net)
+def compiled(net: nn.Module, graphs: list[Any]) -> nn.Module:
+    return torch.compile(net, backend=lambda graph, _: graphs.append(graph))
 
 
-OPAQUE = {
-    "replicated": lambda: nn.DataParallel(plain()),
-    "compiled": lambda: torch.compile(plain(), backend="eager"),
-    "compiled in place": compiled_in_place,
-}
+def compiled_in_place(net: nn.Module, graphs: list[Any]) -> nn.Module:
+    net.compile(backend=lambda graph, _: graphs.append(graph))
+    return net
 
 
-@pytest.mark.parametrize("make", OPAQUE.values(), ids=OPAQUE.keys())
-def test_replicated_and_compiled_networks_are_left_alone(make: Callable[[], nn.Module]) -> None:
-    assert untouched(make(), images()[0])
+def replicated(net: nn.Module, _: list[Any]) -> nn.Module:
+    return nn.DataParallel(net)
+
+
+@pytest.mark.parametrize("wrap", [compiled, compiled_in_place, replicated], ids=lambda wrap: wrap.__name__)
+def test_compiled_and_replicated_networks_are_left_alone(wrap: Callable[[nn.Module, list[Any]], nn.Module]) -> None:
+    graphs: list[Any] = []
+    assert untouched(nn.Sequential(wrap(plain(), graphs)), images()[0])
+    assert not graphs
     assert not untouched(nn.Sequential(plain()), images()[0])
 
 

@@ -11,7 +11,18 @@ from torch import Tensor, nn
 
 import channelscope
 from channelscope.errors import UserError
-from channelscope.hooks import LayerError, evaluating, first_tensor, hooked, logits_of, named_layers, trace
+from channelscope.hooks import (
+    LayerError,
+    evaluating,
+    first_tensor,
+    handed_on,
+    has_hooks,
+    hooked,
+    logits_for,
+    logits_of,
+    named_layers,
+    trace,
+)
 from networks import (
     FORMS,
     Answer,
@@ -275,6 +286,106 @@ def test_network_that_trains_itself_is_restored_after_another_exception() -> Non
     net, brittle = TrainsItself(), Brittle()
     with unchanged(net), pytest.raises(RuntimeError, match="broken behind"), evaluating(net):
         brittle(net(images()[0]).view(1, 1, 6, 5))
+
+
+class Counting(nn.Module):
+    """Has buffers of every kind, and counts its passes in some of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+        self.register_buffer("flag", torch.tensor(False))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("none", torch.zeros(0))
+        self.register_buffer("missing", torch.tensor([float("nan"), -0.0], dtype=torch.bfloat16))
+        self.register_buffer("turned", torch.arange(6.0).view(2, 3).t())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        self.flag.fill_(True)
+        self.turned.mul_(2)
+        return self.net(x)
+
+
+def test_evaluating_puts_back_buffers_that_the_network_changes() -> None:
+    net, (x, _) = Counting(), images()
+    with unchanged(net), evaluating(net):
+        net(x)
+        assert net.passes == 1
+    assert net.turned.flatten().tolist() == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "num_batches_tracked"])
+def test_drift_of_any_statistic_is_refused_and_put_back(name: str) -> None:
+    net = plain()
+    with unchanged(net), pytest.raises(UserError, match="switches itself to train mode"), evaluating(net):
+        getattr(net.bn1, name).add_(1)
+
+
+# ---------------------------------------------------------------- what goes from layer to layer
+
+
+def pairs_of(net: nn.Module, *names: str) -> dict[str, str]:
+    layers = dict(net.named_modules())
+    with unchanged(net):
+        return handed_on(net, images()[0], {name: layers[name] for name in names or layers if name})[0]
+
+
+def test_layers_that_hand_their_output_on_are_found() -> None:
+    found = pairs_of(plain(), "conv1", "bn1", "conv2", "flatten", "linear")
+    assert found == {"conv1": "bn1", "bn1": "conv2", "flatten": "linear"}  # a ReLU in place gives what it was given
+    assert pairs_of(plain(), "conv1", "linear") == {}
+
+
+def test_layers_called_twice_or_with_two_takers_hand_nothing_on() -> None:
+    assert pairs_of(Twice()) == {}
+    assert pairs_of(Shared()) == {}
+
+    class Forks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn1, self.bn2 = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.conv(x)
+            return (self.bn1(z) + self.bn2(z)).mean((2, 3))
+
+    net = Forks().eval()
+    assert pairs_of(net) == {}
+    assert pairs_of(net, "conv", "bn1") == {"conv": "bn1"}
+
+
+def test_logits_come_with_what_is_handed_on() -> None:
+    net, (x, _) = Returns(FORMS["dict"]), images()
+    assert torch.equal(handed_on(net, x, {})[1], net.net(x))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_logits_of_the_passes_that_are_given_these_very_images_are_kept(form: Callable[[Tensor, Tensor], Any]) -> None:
+    net, (x, _) = Returns(form), images()
+    with unchanged(net), logits_for(net, x) as kept:
+        net(x)
+        net(x + 0)
+        net(x=x)
+    assert len(kept) == 2
+    torch.testing.assert_close(kept[0], net.net(x).detach(), rtol=0, atol=0)
+    assert not kept[0].requires_grad
+
+
+def test_hooks_of_every_kind_are_noticed() -> None:
+    layer = nn.ReLU()
+    kinds = [
+        layer.register_forward_hook,
+        layer.register_forward_pre_hook,
+        layer.register_full_backward_hook,
+        layer.register_full_backward_pre_hook,
+    ]
+    assert not has_hooks(layer)
+    for register in kinds:
+        handle = register(lambda *_: None)
+        assert has_hooks(layer)
+        handle.remove()
+    assert not has_hooks(layer)
 
 
 # ---------------------------------------------------------------- logits and traces

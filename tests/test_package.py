@@ -77,5 +77,6 @@ def test_recipes_templates_and_types_come_along() -> None:
     from importlib.resources import files
 
     package = files("channelscope")
-    for name in ("py.typed", "recipes/settings/cifar10-resnet18.toml", "recipes/methods/cifs.toml", "recipes/fast.toml", "recipes/sweeps.toml", "templates/report.html.j2"):
+    recipes = ("settings/cifar10-resnet18", "methods/cifs", "fast", "sweeps")
+    for name in ("py.typed", "templates/report.html.j2", *(f"recipes/{recipe}.toml" for recipe in recipes)):
         assert package.joinpath(name).is_file()

@@ -69,6 +69,8 @@ def _unexpected(error: Exception) -> int:
     """Answer an error that nobody foresaw."""
     if isinstance(error, RuntimeError) and re.search("can't allocate memory|out of memory", str(error)):  # torch's
         return _fail(_NO_MEMORY)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return _fail("A process that reads images was ended by the system: free memory and start the command again.")
     if os.environ.get("CHANNELSCOPE_TRACEBACK"):
         raise error
     reason = (str(error).splitlines() or [""])[0]

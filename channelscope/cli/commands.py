@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -82,7 +83,7 @@ def sweep(args: argparse.Namespace) -> None:
             _data(args, args.data),
             out=out,
             ablation=args.ablation,
-            vary={name: values_of(values) for name, values in _pairs(args.vary, "--vary gates.beta=1,2")},
+            vary={name: values_of(values) for name, values in _varied(args.vary)},
             seeds=args.seeds,
             images=args.images,
             test_images=args.test_images,
@@ -102,6 +103,13 @@ def sweep(args: argparse.Namespace) -> None:
             f"{len(failed)} of {len(table)} networks have no result; {failed['file'].iloc[0]}: "
             f"{failed['trouble'].iloc[0]}"
         )
+
+
+def _varied(pairs: Sequence[str]) -> list[tuple[str, str]]:
+    varied = _pairs(pairs, "--vary gates.beta=1,2")
+    if twice := [name for name, count in Counter(name for name, _ in varied).items() if count > 1]:
+        raise UserError(f"{twice[0]} varies twice: give all of its values at once, as in {twice[0]}=1,2.")
+    return varied
 
 
 def _outcomes(table: "pd.DataFrame") -> list[tuple[str, ...]]:
@@ -251,7 +259,14 @@ def _data(args: argparse.Namespace, name: str) -> "Dataset":
     from channelscope.distributed import first_ahead
 
     with first_ahead() if args.download else nullcontext():  # one process fetches
-        return load(name, root=Path(args.data_root), download=args.download, seed=args.seed, image_size=args.image_size)
+        return load(
+            name,
+            root=Path(args.data_root),
+            download=args.download,
+            seed=args.seed,
+            image_size=args.image_size,
+            stream=args.stream,
+        )
 
 
 def _device(args: argparse.Namespace) -> str:

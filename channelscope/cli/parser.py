@@ -167,7 +167,12 @@ def make_parser() -> argparse.ArgumentParser:
     convert.add_argument("--from", dest="source", required=True, choices=("cifs-release",), help="where FILE is from")
     convert.add_argument("file", metavar="FILE", help="file to read; nothing in it is run")
     convert.add_argument("out", metavar="OUT", help="checkpoint to write")
-    convert.add_argument("--method", choices=_METHODS, help="how it was trained, where the file cannot tell")
+    convert.add_argument(
+        "--method",
+        metavar="METHOD",
+        choices=_METHODS,
+        help="how it was trained, where the file cannot tell (as in train)",
+    )
 
     layers = _command(
         menu,
@@ -231,6 +236,11 @@ def _add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
     parser.add_argument("--data-root", default="data", metavar="DIR", help="where downloaded sets lie (default: data)")
     parser.add_argument("--download", action="store_true", help="fetch the set if it is not there")
     parser.add_argument("--image-size", type=_positive, metavar="S", help="scale and crop images to S x S")
+    parser.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="decode an image folder as it is needed, not at once (default: where it would fill half the memory)",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from channelscope.plots.paper import COLOURS, COLUMN, styled
 
 _PANELS = {"natural": "natural", "robust": "adversarial"}  # a column of the table, and the colour of its data
 _LINE = 0.12  # inches, of a line of text or a dot
+_HIGHEST = 60  # inches: a picture has so many pixels at most
 
 
 @styled
@@ -27,10 +28,11 @@ def sweep(table: pd.DataFrame, meta: Mapping[str, Any]) -> Figure:
         meta: its ``sweep.json``.
     """
     known, variants = meta["settings"], list(dict.fromkeys(table["variant"]))
-    names = ["\n".join(textwrap.wrap(name, 16, max_lines=4, placeholder=" …")) for name in variants]
+    names = [_in_lines(name) for name in variants]
     seeds = int(table["variant"].value_counts().max())
     lines = max(seeds, *(name.count("\n") + 1 for name in names)) + 1
-    figure = Figure(figsize=(COLUMN, 1.4 + _LINE * lines * len(variants)), layout="constrained")
+    height = min(1.4 + _LINE * lines * len(variants), _HIGHEST)
+    figure = Figure(figsize=(COLUMN, height), layout="constrained")
     for ax, (column, colour) in zip(figure.subplots(1, 2, sharey=True), _PANELS.items(), strict=True):
         for place, variant in enumerate(variants):
             _variant(ax, frames.rows(table, variant=variant), column, place, COLOURS[colour])
@@ -43,6 +45,15 @@ def sweep(table: pd.DataFrame, meta: Mapping[str, Any]) -> Figure:
     figure.suptitle("\n".join(textwrap.wrap(meta["title"], 44)), x=0.02, ha="left")
     _legend(figure, known, int(meta["images"]["test"]), seeds)
     return figure
+
+
+def _in_lines(name: str) -> str:
+    """Break a variant's name after each setting, and long lists between their members."""
+    lines = []
+    for setting in name.split(", "):
+        broken = textwrap.wrap(setting.replace("+", "+ "), 20, break_on_hyphens=False)
+        lines += [line.replace("+ ", "+") for line in broken]
+    return "\n".join(lines[:6])
 
 
 def _variant(ax: Axes, rows: pd.DataFrame, column: str, place: int, colour: str) -> None:

@@ -117,7 +117,8 @@ def _nothing(job: Job, device: str) -> tuple[Tensor, Tensor]:
 def _step(job: Job, state: State, batch: _Batch, attack: PGD, generator: torch.Generator) -> Tensor:
     """Take one step of SGD; give the sums of loss and hits over this process's images, and their number."""
     sums = torch.zeros(3, dtype=torch.float64, device=state.device)
-    portions = job.recipe.optimizer.accumulate
+    # BatchNorm needs two images in a portion, and all processes as many portions.
+    portions = max(1, min(job.recipe.optimizer.accumulate, batch.whole // distributed.size() // 2))
     shares = list(zip(batch.x.tensor_split(portions), batch.y.tensor_split(portions), strict=True))
     if job.adversarial:
         attack.skip(batch.x, batch.first, generator)
@@ -182,7 +183,8 @@ def _computing(job: Job, device: str) -> Iterator[None]:
     """Compute in the recipe's precision."""
     kind = torch.device(device).type
     dtype = _MIXED.get(job.recipe.engine.precision)
-    with torch.autocast(kind, dtype) if dtype is not None else nullcontext():
+    # Autocast's cache would go on with the weights as they were before the first step.
+    with torch.autocast(kind, dtype, cache_enabled=False) if dtype is not None else nullcontext():
         yield
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from channelscope.attacks import PGD
 from channelscope.capture import capture
-from channelscope.checkpoints import Checkpoint, Gate, versions
+from channelscope.checkpoints import Checkpoint, Gate, build, versions
 from channelscope.data import Dataset, Part, stratified
 from channelscope.distributed import size
 from channelscope.errors import UserError, suggest
@@ -54,6 +54,8 @@ class Job:
             raise UserError(
                 f"A crop of {self.recipe.data.crop} pixels is too large for images of {self.data.image_size}."
             )
+        if self.recipe.attack.tau and self.recipe.loss.kind == "trades":
+            raise UserError("TRADES compares every image with its natural answer to the end: leave attack.tau empty.")
         if self.recipe.optimizer.batch_size % size():
             raise UserError(
                 f"{self.recipe.optimizer.batch_size} images of a step cannot be shared by {size()} processes: choose a "
@@ -102,7 +104,7 @@ class Job:
         shapes = self._shapes(wanted.layers)
         missing = max(0, len(shapes) - len(wanted.probes))
         probes = [*wanted.probes[:1] * missing, *wanted.probes][-len(shapes) :]
-        return tuple(
+        gates = tuple(
             Gate(
                 layer=layer,
                 channels=shape[1],
@@ -111,15 +113,23 @@ class Job:
             )
             for (layer, shape), probe in zip_longest(shapes.items(), probes)
         )
+        with torch.device("meta"):  # a gate that does not suit its layer says so now
+            build(self.architecture, gates).eval()(self._image)
+        return gates
 
     def _shapes(self, patterns: Sequence[str]) -> dict[str, torch.Size]:
         """Look up the gated layers and the shapes of their features, without computing them."""
+        architecture = self.architecture  # its mean and standard deviation are of real images
         with torch.device("meta"):
-            network = self.architecture.build().eval()
-            layers = _matching(patterns, network) if patterns else self.architecture.last_stage
+            network = architecture.build().eval()
+            layers = _matching(patterns, network) if patterns else architecture.last_stage
             with capture(network, *layers) as features:
-                network(torch.empty(1, self.data.channels, *self.data.image_size))
+                network(self._image)
         return {layer: features[layer].shape for layer in layers}
+
+    @property
+    def _image(self) -> Tensor:
+        return torch.empty(1, self.data.channels, *self.data.image_size, device="meta")
 
     @property
     def loss(self) -> TrainingLoss:
@@ -139,7 +149,7 @@ class Job:
     def attack_at(self, epoch: int) -> PGD:
         """The attack on training images in an epoch, counted from 0; its objective is the loss's affair."""
         attack = self.recipe.attack
-        tau = attack.tau_at(epoch / self.recipe.schedule.epochs)
+        tau = attack.tau_at(epoch, self.recipe.schedule.epochs)
         return PGD(eps=attack.eps, step=attack.step, steps=attack.steps, random_start=attack.start, early_stop=tau)
 
     @property
@@ -184,7 +194,7 @@ class Job:
 def _of_layer(kind: str, shape: torch.Size, probe: str | None) -> dict[str, str | int]:
     """Give the options of a gate that follow from its layer."""
     if kind == "eas":
-        return {"height": shape[2], "width": shape[3]}
+        return dict(zip(("height", "width"), shape[2:], strict=False))
     return {} if probe is None else {"probe": probe}
 
 
@@ -205,7 +215,7 @@ def _moments(images: Part) -> tuple[Tensor, Tensor]:
     """Compute the mean and the standard deviation of each input channel, of a sample if there are very many images."""
     chosen = stratified(images.labels, _PIXELS_OF) if len(images) > _PIXELS_OF else None
     sums, pixels = [], 0
-    for x, _ in images.batches(1024, indices=chosen):
+    for x, _ in images.batches(256, indices=chosen):
         sums.append(torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]))
         pixels += x.numel() // x.shape[1]
     mean, square = torch.stack(sums).double().sum(0) / pixels

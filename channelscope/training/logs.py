@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import time
@@ -33,10 +34,7 @@ def logging(
     Raises:
         UserError: for an unknown log, one whose library is not installed, and one that cannot be written.
     """
-    if unknown := set(names) - LOGS.keys():
-        raise UserError(
-            f"There is no log {min(unknown)!r}: choose from {', '.join(LOGS)}.{suggest(min(unknown), LOGS)}"
-        )
+    check_logs(names)
     with ExitStack() as stack:
         writers = []
         for name in dict.fromkeys(names) if distributed.is_first() else ():
@@ -48,6 +46,16 @@ def logging(
                 writer(row)
 
         yield write
+
+
+def check_logs(names: Sequence[str]) -> None:
+    """Refuse what is no log, or one whose library is missing."""
+    if unknown := set(names) - LOGS.keys():
+        raise UserError(
+            f"There is no log {min(unknown)!r}: choose from {', '.join(LOGS)}.{suggest(min(unknown), LOGS)}"
+        )
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise UserError(f"{missing[0]} is not installed: pip install 'channelscope[{missing[0]}]'.")
 
 
 Opener = Callable[[Path, dict[str, Any], Sequence[Row]], Any]
@@ -69,7 +77,7 @@ def _refusing(
 
             yield checked
     except ImportError as error:
-        raise UserError(f"{name} cannot be imported ({error}): pip install 'channelscope[{name}]'.") from error
+        raise UserError(f"{name} is damaged ({error}): pip install --force-reinstall {name}.") from error
     except OSError as error:
         raise _cannot_write(folder, error) from error
 

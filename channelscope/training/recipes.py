@@ -25,6 +25,7 @@ from channelscope.training.settings import (
     Model,
     Optimizer,
     Schedule,
+    shown,
 )
 
 METHODS = METHOD_NAMES
@@ -63,13 +64,7 @@ class Recipe:
         """
         if name.endswith(".toml"):
             return cls.from_values(_read(Path(name)))
-        known = catalogue()
-        if name not in known:
-            raise UserError(
-                f"There is no recipe {name!r}.{suggest(name, known)} 'channelscope recipes' lists them; your own is a "
-                "file whose name ends in .toml."
-            )
-        return cls.from_values(_merged(*known[name]) | {"method": known[name][1].partition("/")[2]})
+        return cls.from_values(_named(name))
 
     @classmethod
     def suited_to(cls, data_name: str, method: str = "at") -> Self:
@@ -85,8 +80,8 @@ class Recipe:
         if missing := sections.keys() - values.keys() - {"gates", "averaging", "engine"}:
             raise UserError(f"The recipe lacks the section [{min(missing)}]: add it, or extend a recipe that has it.")
         method = values.get("method")
-        if method is not None and not isinstance(method, str):
-            raise UserError(f"A recipe's method is a short name such as 'at', not {method!r}.")
+        if method not in (None, *METHODS):
+            raise UserError(f"A recipe's method is one of {', '.join(METHODS)}, not {shown(method)}: or leave it out.")
         made = {name: kind.of(name, values[name]) for name, kind in sections.items() if name in values}  # type: ignore[union-attr]
         return cls(method=method, **made)
 
@@ -94,7 +89,7 @@ class Recipe:
         """Give the recipe as plain values, by section."""
         return _plain(dataclasses.asdict(self))
 
-    def override(self, **changes: Any) -> Self:
+    def override(self, /, **changes: Any) -> Self:
         """Change what is not None; a new eps takes the step of the attack along, unless that is given too.
 
         A setting is named in full, ``optimizer.lr`` (or ``optimizer_lr``), or by its last word alone where only one
@@ -146,12 +141,23 @@ def parse_value(text: str) -> Any:
     """Read a value as TOML has it (0.1, true, [1, 2], "softmax"); anything else is a plain word."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
 def _shipped(name: str) -> str:
     return resources.files("channelscope").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")
+
+
+def _named(name: str) -> Values:
+    """Read what the files of a recipe that ships with the package say."""
+    known = catalogue()
+    if name not in known:
+        raise UserError(
+            f"There is no recipe {name!r}.{suggest(name, known)} 'channelscope recipes' lists them; your own is a "
+            "file whose name ends in .toml."
+        )
+    return _merged(*known[name]) | {"method": known[name][1].partition("/")[2]}
 
 
 def _read(file: Path) -> Values:
@@ -160,14 +166,14 @@ def _read(file: Path) -> Values:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read the recipe {file}: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
         raise UserError(f"{file} is no TOML file ({str(error).rstrip('.')}): mend it.") from error
     base: Values = {}
     extends = values.pop("extends", [])
     for name in extends if isinstance(extends, list) else [extends]:
         if not isinstance(name, str) or name.endswith(".toml"):
-            raise UserError(f"A recipe extends recipes that ship with the package, and {name!r} is none.")
-        base = _over(base, Recipe.named(name).values())
+            raise UserError(f"A recipe extends recipes that ship with the package, and {shown(name)} is none.")
+        base = _over(base, _named(name))
     return _over(base, values)
 
 
@@ -183,8 +189,12 @@ def _merged(*names: str) -> Values:
 
 
 def _over(below: Values, above: Values) -> Values:
-    both = {key: _over(below[key], above[key]) for key in below.keys() & above.keys() if isinstance(above[key], dict)}
-    return below | above | both if all(isinstance(below[key], dict) for key in both) else below | above
+    both = {
+        key: _over(below[key], above[key])
+        for key in below.keys() & above.keys()
+        if isinstance(below[key], dict) and isinstance(above[key], dict)
+    }
+    return below | above | both
 
 
 def _plain(value: Any) -> Any:
@@ -208,6 +218,7 @@ def _paths(values: Values, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
 def _path(name: str, paths: Mapping[tuple[str, ...], Any]) -> tuple[str, ...]:
     """Find the setting that a name means."""
     found = [path for path in paths if name in (".".join(path), "_".join(path))]
+    found = found or [path for path in paths if name in _spellings(path)]
     found = found or [path for path in paths if name == path[-1]]
     if not found and name.startswith("gates.options."):  # a gate checks its options itself
         found = [("gates", "options", name.removeprefix("gates.options."))]
@@ -217,6 +228,12 @@ def _path(name: str, paths: Mapping[tuple[str, ...], Any]) -> tuple[str, ...]:
         raise UserError(f"{name!r} may be {' or '.join('.'.join(path) for path in found)}: write it in full.")
     known = ["_".join(path) for path in paths] + [".".join(path) for path in paths] + [path[-1] for path in paths]
     raise UserError(f"A recipe has no setting {name!r}.{suggest(name, known)} 'channelscope recipes NAME' lists them.")
+
+
+def _spellings(path: tuple[str, ...]) -> set[str]:
+    """Spell a setting's full name: the options of a gate need not be called so."""
+    short = [part for part in path if part != "options"] if path[-1] != "options" else path
+    return {join.join(parts) for join in "._" for parts in (path, short)}
 
 
 def _toml(values: Values, above: str = "") -> Iterator[str]:

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import pairwise
+from reprlib import repr as short
 from typing import Any, Self
 
 from channelscope.errors import UserError, suggest
@@ -40,7 +40,7 @@ class _Section:
         """Make the section of plain values; UserError for what is missing, unknown or does not do."""
         known = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if not isinstance(values, dict):
-            raise UserError(f"A recipe's {name} is a section of settings, not {values!r}.")
+            raise UserError(f"A recipe's {name} is a section of settings, not {shown(values)}.")
         if unknown := values.keys() - known.keys():
             raise UserError(f"A recipe has no setting {name}.{min(unknown)}.{suggest(min(unknown), known)}")
         needed = {key for key, item in known.items() if item.default is item.default_factory is dataclasses.MISSING}
@@ -53,13 +53,27 @@ class _Section:
         return cls(**read)
 
 
+def shown(value: Any) -> str:
+    """Write a value into a sentence, cut short where it is long."""
+    try:
+        return short(value)
+    except ValueError:  # Python writes no number of so many digits
+        return "a number of thousands of digits"
+
+
+def _quotient(text: str) -> float:
+    """Read 0.1 or 8/255; of whole numbers that floats can hold the quotient is exact to the last bit."""
+    above, _, below = text.partition("/")
+    return float(above) / float(below or 1)
+
+
 def _read_number(name: str, value: Any, takes: _Number) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = float(Fraction(value)) if isinstance(value, str) else float(value)
+        number = _quotient(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"A recipe's {name} is a number such as 0.1 or 8/255, not {value!r}.") from error
+        raise UserError(f"A recipe's {name} is a number such as 0.1 or 8/255, not {shown(value)}.") from error
     if not takes[0] <= number <= takes[1]:
         raise UserError(f"A recipe's {name} lies between {takes[0]:g} and {takes[1]:g}, not at {number:g}.")
     return number
@@ -67,26 +81,27 @@ def _read_number(name: str, value: Any, takes: _Number) -> float:
 
 def _read_whole(name: str, value: Any, takes: _Number) -> int:
     if type(value) is not int or not takes[0] <= value <= takes[1]:
-        raise UserError(f"A recipe's {name} is a whole number from {takes[0]} to {takes[1]:,.0f}, not {value!r}.")
+        raise UserError(f"A recipe's {name} is a whole number from {takes[0]} to {takes[1]:,.0f}, not {shown(value)}.")
     return value
 
 
 def _read_word(name: str, value: Any, takes: tuple[str, ...]) -> str:
     if not isinstance(value, str) or (takes and value not in takes):
         choice = f"one of {', '.join(takes)}" if takes else "a word"
-        raise UserError(f"A recipe's {name} is {choice}, not {value!r}.{suggest(str(value), takes)}")
+        meant = suggest(value, takes) if isinstance(value, str) else ""
+        raise UserError(f"A recipe's {name} is {choice}, not {shown(value)}.{meant}")
     return value
 
 
 def _read_flag(name: str, value: Any, _takes: object) -> bool:
     if not isinstance(value, bool):
-        raise UserError(f"A recipe's {name} is true or false, not {value!r}.")
+        raise UserError(f"A recipe's {name} is true or false, not {shown(value)}.")
     return value
 
 
 def _read_list(name: str, value: Any, takes: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise UserError(f"A recipe's {name} is a list, as in [0.5, 0.75], not {value!r}.")
+        raise UserError(f"A recipe's {name} is a list, as in [0.5, 0.75], not {shown(value)}.")
     return tuple(takes["reads"](name, item, takes["takes"]) for item in value)
 
 
@@ -96,7 +111,7 @@ def _read_start(name: str, value: Any, takes: _Number) -> float | bool:
 
 def _read_options(name: str, value: Any, _takes: object) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(item, bool | int | float | str) for item in value.values()):
-        raise UserError(f"A recipe's {name} are numbers, words, true or false by name, not {value!r}.")
+        raise UserError(f"A recipe's {name} are numbers, words, true or false by name, not {shown(value)}.")
     return dict(value)
 
 
@@ -186,9 +201,9 @@ class Attack(_Section):
         if any(later < earlier for earlier, later in pairwise(self.tau_milestones)):
             raise UserError("A recipe's attack.tau_milestones grow.")
 
-    def tau_at(self, share: float) -> int | None:
-        """Give FAT's tau at a share of the epochs; None without early stopping."""
-        return self.tau[sum(share >= milestone for milestone in self.tau_milestones)] if self.tau else None
+    def tau_at(self, epoch: int, epochs: int) -> int | None:
+        """Give FAT's tau in an epoch, counted from 0; None without early stopping."""
+        return self.tau[sum(epoch >= round(share * epochs) for share in self.tau_milestones)] if self.tau else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from channelscope import distributed
 from channelscope.checkpoints import LOG, Checkpoint, build, check_history, is_finite, load_tensors, save_tensors
-from channelscope.data import Part
+from channelscope.data import Part, Split
 from channelscope.errors import UserError
 from channelscope.files import remove_leftovers, replacing
 from channelscope.objectives import TrainingLoss
@@ -108,7 +108,8 @@ class State:
             torch.default_generator.manual_seed(job.seed)
             network = build(job.architecture, job.gates)
         dtype = torch.float64 if job.recipe.engine.precision == "fp64" else torch.float32
-        network = distributed.synchronised(network.to(device, dtype))
+        layout = torch.channels_last if torch.device(device).type == "cuda" else torch.preserve_format
+        network = distributed.synchronised(network.to(device, dtype).to(memory_format=layout))
         minimised: nn.Module = Minimised(network, job.loss)
         if distributed.size() > 1:
             minimised = DistributedDataParallel(minimised)
@@ -122,7 +123,7 @@ class State:
         )
         scaler = torch.amp.GradScaler(torch.device(device).type, enabled=half)
         average = _average(job, network)
-        images = job.train.to(device), job.val.to(device)
+        images = _resident(job.train, device), _resident(job.val, device)
         return cls(network, minimised, optimizer, scaler, average, *images, device)
 
     def average_begins(self, job: Job, epoch: float) -> bool:
@@ -169,6 +170,15 @@ class State:
         save_tensors(content, job.partial)
         with replacing(job.log) as temporary:
             pd.DataFrame(self.history, columns=list(LOG)).to_csv(temporary, index=False)
+
+
+def _resident(part: Part, device: str) -> Part:
+    """Put images on the device, unless they would take more than half of what is free of a GPU's memory."""
+    if torch.device(device).type == "cuda" and isinstance(part, Split):
+        free, _ = torch.cuda.mem_get_info(device)
+        if part.images.nbytes > free / 2:
+            return part
+    return part.to(device)
 
 
 def _average(job: Job, network: nn.Module) -> AveragedModel | None:
