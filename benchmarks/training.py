@@ -196,7 +196,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
         ours, bare = ([one[clock] for one in taken[name]] for name in ("ours", "bare"))
         ratios = [a / b for a, b in zip(ours, bare, strict=True)]
         found[clock] = {"ratio": spread(ratios), "ours_s": spread(ours), "bare_s": spread(bare)}
-    return found
+    return found | {"holds": found["wall"]["ratio"]["median"] <= case.bound}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -227,7 +227,8 @@ def line(found: dict[str, Any]) -> str:
         f"{clock} {one['ratio']['median']:.3f} [{one['ratio']['quartile_1']:.3f}, {one['ratio']['quartile_3']:.3f}]"
         for clock, one in (("wall", wall), ("cpu", cpu))
     ]
-    return f"{found['what']}\n    {', '.join(ratios)}; at most {found['bound']:.2f}; {spent}, {found['rounds']} rounds"
+    verdict = f"{'at most' if found['holds'] else 'NOT at most'} {found['bound']:.2f}"
+    return f"{found['what']}\n    {', '.join(ratios)}; {verdict}; {spent}, {found['rounds']} rounds"
 
 
 def main() -> None:

@@ -191,7 +191,7 @@ class _Record:
         varied, rows = list(self.meta["settings"]["vary"]), []
         for run in self.runs:
             if (row := self.meta["results"].get(run.file)) is not None:
-                changes = {name: _in_words(value) for name, value in run.variant.changes.items()}
+                changes = {name: _in_cell(value) for name, value in run.variant.changes.items()}
                 identity = {"variant": run.variant.name, "seed": run.seed} | changes
                 rows.append(identity | row | {"trouble": row.get("trouble", ""), "file": run.file})
         table = pd.DataFrame(rows, columns=["variant", "seed", *varied, *_NUMBERS, "trouble", "file"])
@@ -308,7 +308,10 @@ def _variants(base: Recipe, varied: Mapping[str, Sequence[Any]]) -> list[_Varian
     for values in product(*varied.values()):
         changes = dict(zip(varied, values, strict=True))
         words = ", ".join(f"{names[name]} {_in_words(value)}" for name, value in changes.items())
-        recipe = base.override(**{part: value for name, value in changes.items() for part in name.split("+")})
+        flat = {part: value for name, value in changes.items() for part in name.split("+")}
+        recipe = base.override(**flat)
+        if recipe != base.override(**dict(reversed(flat.items()))):  # the last one counts
+            raise UserError(f"Two of {', '.join(flat)} are one setting: give its values once.")
         for other in variants:
             if _essence(other.recipe) == _essence(recipe):
                 gates = " The recipe has no gates." if recipe.gates.kind == "none" else ""
@@ -334,6 +337,10 @@ def _in_words(value: Any) -> str:
             return f"{value:g}"
         case _:
             return str(value)
+
+
+def _in_cell(value: Any) -> str | int | float:
+    return value if type(value) in (int, float) else _in_words(value)
 
 
 def _slug(name: str, taken: Sequence[str]) -> str:

@@ -32,7 +32,6 @@ from channelscope.training.state import State
 from runs import (
     METHODS,
     TINY,
-    Interrupted,
     contents,
     digits,
     interrupted,
@@ -196,6 +195,7 @@ def test_the_learning_rate_falls_at_its_milestones(tmp_path: Path, monkeypatch: 
         ({"gates_kind": "cifs", "gates.options.k": 5}, "k = 5 of 4"),
         ({"gates_kind": "fsr", "gates_probes": ["linear"]}, "probe"),
         ({"tau": [0, 1]}, "recipe's attack.tau"),
+        ({"loss.kind": "trades", "tau": [0]}, "TRADES"),
         ({"crop": 8}, "crop"),
         ({"crop": -1}, "crop"),
         ({"momentum": -1.0}, "momentum"),
@@ -546,7 +546,7 @@ def test_colour_images_of_uneven_sides(tmp_path: Path) -> None:
     assert network(x / 255).shape == (12, 2)
 
 
-@pytest.mark.parametrize(("batch_size", "epoch"), [(2, 1), (16, 2)], ids=["first epoch", "second epoch"])
+@pytest.mark.parametrize(("batch_size", "epoch"), [(2, 1), (24, 2)], ids=["first epoch", "second epoch"])
 def test_a_loss_that_is_no_number(batch_size: int, epoch: int, tmp_path: Path) -> None:
     with mistake(f"no longer a number in epoch {epoch}", "learning rate", f"state of epoch {epoch - 1}", ".partial"):
         run("at", tmp_path / "net.pt", lr=1e6, weight_decay=1, batch_size=batch_size)

@@ -72,10 +72,12 @@ def _variant(ax: Axes, rows: pd.DataFrame, column: str, place: int, colour: str)
 
 def _legend(figure: Figure, known: Mapping[str, Any], images: int, seeds: int) -> None:
     grey: dict[str, Any] = {"color": "0.3", "markersize": 3.5}
-    dot = f"a network{' (of one seed)' if seeds > 1 else ''} with its {known['level']:.0%} interval"
+    dot = f"a network with its {known['level']:.0%} interval"
     handles = [Line2D([], [], marker="o", label=dot, linewidth=0.8, **grey)]
     if seeds > 1:
-        handles.append(Line2D([], [], marker="|", linestyle="none", label="their mean", **grey | {"markersize": 8}))
+        handles.append(
+            Line2D([], [], marker="|", linestyle="none", label="mean of the seeds", **grey | {"markersize": 8})
+        )
     figure.legend(
         handles=handles,
         title=f"{images} test images; worst case over natural images and\n{_attack(known['attack'], known['eps'])}, "

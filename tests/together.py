@@ -1,0 +1,63 @@
+"""Training by several processes, for ``test_engine``: ``together.py FOLDER NUMBER PORT PORT``, started once for each.
+
+The one process that they are compared with uses the same functions.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from channelscope import distributed
+from runs import Interrupted, run
+
+# Rounding in 64 bits does not grow to 1e-9 in a few steps.
+EXACT: dict[str, Any] = {"precision": "fp64", "crop": 1, "flip": True}
+# Batches of 16 and a last one of 15 images, which two processes cannot share evenly.
+UNEVEN = EXACT | {"images": 47}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "at": ("at", UNEVEN),
+    "cifs": ("cifs", UNEVEN | {"averaging.kind": "swa", "averaging.start": 0}),
+    "trades": ("trades", UNEVEN | {"averaging.kind": "ema", "averaging.decay": 0.7, "nesterov": True}),
+}
+CHAIN: tuple[str, dict[str, Any]] = ("mart-cifs", UNEVEN | {"epochs": 3, "averaging.kind": "ema", "decay": 0.5})
+# Of the last batch, of two images, the first of three processes gets nothing.
+FEW: tuple[str, dict[str, Any]] = ("trades-cifs", EXACT | {"images": 38, "batch_size": 18, "epochs": 1})
+
+
+def trained(folder: Path, case: str) -> Path:
+    method, changes = CASES.get(case, FEW if case == "few" else CHAIN)
+    run(method, folder / f"{case}.pt", **changes)
+    return folder / f"{case}.pt"
+
+
+def stopped(out: Path, at: int, **options: Any) -> None:
+    """Train by turns: begin or go on until a Ctrl-C, which every process gets, at some step."""
+    method, changes = CHAIN
+    with pytest.MonkeyPatch.context() as patched:
+        Interrupted(patched, at)
+        with pytest.raises(KeyboardInterrupt):
+            run(method, out, **changes, **options)
+
+
+def main() -> None:
+    """Train in FOLDER, two processes first, and then with a third."""
+    folder, number, *ports = sys.argv[1:]
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", RANK=number)
+    if int(number) < 2:
+        os.environ.update(WORLD_SIZE="2", MASTER_PORT=ports[0])
+        with distributed.joined("cpu"):
+            for case in CASES:
+                trained(Path(folder), case)
+            stopped(Path(folder) / "chain.pt", 4, resume=True)
+    os.environ.update(WORLD_SIZE="3", MASTER_PORT=ports[1])
+    with distributed.joined("cpu"):
+        trained(Path(folder), "few")
+
+
+if __name__ == "__main__":
+    main()
