@@ -24,11 +24,14 @@ from channelscope import cli
 from channelscope.attacks import PGD
 from channelscope.checkpoints import Checkpoint, load_tensors
 from channelscope.cli import commands
+from channelscope.cli.parser import make_parser
 from channelscope.comparison import Comparison, compare
 from channelscope.data import Dataset
-from runs import METHODS, contents, digits, trained, write_npz
+from channelscope.training import Recipe
+from channelscope.training.recipes import catalogue, summary
+from runs import METHODS, contents, digits, same_run, trained, write_npz
 
-COMMANDS = ("train", "compare", "figures", "demo", "convert", "layers")
+COMMANDS = ("train", "recipes", "sweep", "compare", "figures", "demo", "convert", "layers")
 TINY = ["--arch", "resnet10", "--width", "2", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "-q"]
 
 
@@ -104,10 +107,68 @@ def test_settings_reach_the_recipe(tmp_path: Path) -> None:
     words = ["--lr", "0.02", "--eps", "4/255", "--seed", "7"]
     assert main("train", "--method", "at", "--data", data, "--out", tmp_path / "net.pt", *words, *TINY) == 0
     settings = Checkpoint.read(tmp_path / "net.pt").meta["settings"]
-    known = {name: settings["recipe"][name] for name in ("lr", "eps", "attack_step", "width", "epochs", "batch_size")}
-    expected = {"lr": 0.02, "eps": 4 / 255, "attack_step": 1 / 255, "width": 2, "epochs": 1, "batch_size": 16}
-    assert known == pytest.approx(expected)
+    assert Recipe.from_values(settings["recipe"]) == Recipe.suited_to("npz", "at").override(
+        lr=0.02, eps=4 / 255, step=1 / 255, arch="resnet10", width=2, epochs=1, batch_size=16
+    )
     assert settings["seed"] == 7
+
+
+def test_a_recipe_is_trained_by_name_and_by_file_with_changes(tmp_path: Path) -> None:
+    data, out = write_npz(tmp_path), tmp_path / "net.pt"
+    words = ["--data", data, "--images", "10", *TINY]
+    changes = ["--set", "gates.k=1", 'probes=["linear"]', "attack.eps=4/255", "--set", "averaging.kind=ema"]
+    assert main("train", "--recipe", "svhn-resnet18-cifs", "--out", out, *words, *changes) == 0
+    found = Checkpoint.read(out)
+    recipe = Recipe.from_values(found.meta["settings"]["recipe"])
+    assert recipe.method == found.method == "cifs"
+    assert (recipe.gates.options["k"], recipe.gates.probes) == (1, ("linear",))
+    assert (recipe.attack.eps, recipe.attack.step) == pytest.approx((4 / 255, 1 / 255))
+    assert (recipe.averaging.kind, recipe.optimizer.weight_decay) == ("ema", 5e-4)
+    assert [gate.options["k"] for gate in found.gates] == [1]
+    (tmp_path / "mine.toml").write_text(recipe.toml())
+    again = ["--recipe", tmp_path / "mine.toml", "--data", data, "--images", "10", "--device", "cpu", "-q"]
+    assert main("train", *again, "--out", tmp_path / "again.pt") == 0
+    assert same_run(tmp_path / "again.pt", out)
+
+
+def test_the_checkpoint_is_named_after_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_npz(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('extends = "digits-resnet18-standard"')
+    for name in ("digits-resnet18-standard", "mine.toml"):
+        assert main("train", "--recipe", name, "--data", data, *TINY) == 0
+    made = {"digits-resnet18-standard.pt", "digits-resnet18-standard.pt.csv", "mine.pt", "mine.pt.csv"}
+    assert set(contents(tmp_path)) - {"digits.npz", "mine.toml"} == made
+
+
+def test_recipes_are_listed_by_the_words_in_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("recipes") == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == list(catalogue())
+    assert all(summary(name) in row for name, row in zip(catalogue(), rows, strict=True))
+    assert main("recipes", "svhn", "fast", "cas") == 0
+    names = [row.split()[0] for row in capsys.readouterr().out.splitlines()[1:]]
+    assert names == [f"svhn-resnet18-{method}-fast" for method in ("cas", "trades-cas", "mart-cas", "fat-cas")]
+
+
+@pytest.mark.parametrize("name", ["cifar10-resnet18-cifs", "svhn-resnet18-at-fast"])
+def test_a_recipe_is_shown_as_a_file_to_change(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("recipes", name) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"# {name}: {summary(name)}\n")
+    (tmp_path / "mine.toml").write_text(said)
+    assert Recipe.named(str(tmp_path / "mine.toml")) == Recipe.named(name)
+
+
+def test_the_examples_of_train_can_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their recipes and settings exist; what they would take is hours."""
+    assert main("train", "--help") == 0
+    examples = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  channelscope")]
+    assert len(examples) == 3
+    for _, *words in examples:
+        args = make_parser().parse_args(words)
+        recipe = Recipe.named(args.recipe) if args.recipe else Recipe.suited_to(args.data, args.method)
+        assert recipe.override(**commands._overrides(args)) != recipe or not (args.set or args.epochs)
 
 
 def test_comparing_writes_a_folder(compared: Path) -> None:
@@ -372,6 +433,30 @@ words_of("a negative learning rate", *training(*NPZ, "--lr", "-0.1"))
 words_of("a learning rate of 0", *training(*NPZ, "--lr", "0"))
 words_of("a learning rate in words", *training(*NPZ, "--lr", "fast"))
 words_of("a learning rate beyond numbers", *training(*NPZ, "--lr", "1e300"))
+words_of("a method and a recipe", *training(*NPZ, "--recipe", "digits-resnet18-at"))
+words_of("an unknown recipe", "train", "--recipe", "cifar10-resnet18-bt", *NPZ, "-q")
+words_of("a recipe of another name", "train", "--recipe", "fast", *NPZ, "-q")
+words_of("a missing recipe file", "train", "--recipe", "none.toml", *NPZ, "-q")
+words_of("a recipe file that is none", "train", "--recipe", "recipe.toml", *NPZ, "-q")
+words_of("a folder for a recipe", "train", "--recipe", "folder.toml", *NPZ, "-q")
+words_of("recipes of unknown words", "recipes", "cifar11")
+words_of("a setting without a value", *training(*NPZ, "--set", "lr"))
+words_of("a value without a setting", *training(*NPZ, "--set", "=3"))
+words_of("no setting", *training(*NPZ, "--set"))
+words_of("an unknown setting", *training(*NPZ, "--set", "speed=3"))
+words_of("an ambiguous setting", *training(*NPZ, "--set", "kind=none"))
+words_of("a setting in words", *training(*NPZ, "--set", "optimizer.lr=fast"))
+words_of("a setting in brackets", *training(*NPZ, "--set", f"optimizer.lr={'[' * 3000}"))
+words_of("a setting of thousands of digits", *training(*NPZ, "--set", f"optimizer.lr={'9' * 5000}"))
+words_of("the seed for a setting", *training(*NPZ, "--set", "seed=3"))
+words_of("the data for a setting", *training(*NPZ, "--set", "data=digits"))
+words_of("gates of an unknown kind", *training(*NPZ, "--set", "gates.kind=cif"))
+words_of("gates at an unknown layer", *training(*NPZ, "--set", "gates.kind=cifs", 'gates.layers=["layer5"]'))
+words_of("TRADES that stops early", *training(*NPZ, "--set", "attack.tau=[0]", method="trades"))
+words_of("no training images", *training(*NPZ, "--images", "0"))
+words_of("fewer training images than classes", *training(*NPZ, "--images", "1"))
+words_of("more training images than there are", *training(*NPZ, "--images", "99"))
+words_of("an unknown log", *training(*NPZ, "--log", "paper"))
 words_of("an image size of 0", *training(*NPZ, "--image-size", "0"))
 words_of("images too small for the crop", *training(*NPZ, "--image-size", "4"))
 words_of("fewer labels than models", *comparing("--models", "net.pt", "again.pt", "--labels", "a"))
@@ -480,7 +565,7 @@ def _(folder: Path) -> list[Any]:
 @bad("a recorded run of other settings")
 def _(folder: Path) -> list[Any]:
     state = load_tensors(folder / "net.pt")
-    torch.save({"settings": state["meta"]["settings"]}, folder / "out.pt.partial")
+    torch.save({"meta": {"settings": state["meta"]["settings"]}}, folder / "out.pt.partial")
     return training(*NPZ, "--resume", "--lr", "0.03")
 
 
@@ -689,6 +774,8 @@ def test_bad_input_is_answered_in_one_line(
     Path("mine").mkdir()
     Path("mine/thesis.tex").write_text("mine")
     Path("notes.txt").write_text("mine")
+    Path("recipe.toml").write_text("lr: 0.1")
+    Path("folder.toml").mkdir()
     write_npz(tmp_path)
     words = BAD[case](tmp_path)
     before = contents(tmp_path)
