@@ -128,7 +128,7 @@ def synchronised(network: nn.Module) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = _SynchronisedBatchNorm2d
+            module.__class__ = SynchronisedBatchNorm2d
     return network
 
 
@@ -144,7 +144,7 @@ class _Total(torch.autograd.Function):
         return total(slope)
 
 
-class _SynchronisedBatchNorm2d(nn.BatchNorm2d):
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm over all processes' images, also on CPUs, for which torch's own SyncBatchNorm is not made."""
 
     def forward(self, x: Tensor) -> Tensor:

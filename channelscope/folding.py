@@ -25,7 +25,7 @@ from channelscope.hooks import handed_on, has_hooks, logits_of
 T = TypeVar("T")
 
 # What a BatchNorm does in eval mode, it does in all of these.
-_BATCHNORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, distributed._SynchronisedBatchNorm2d.forward)
+_BATCHNORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, distributed.SynchronisedBatchNorm2d.forward)
 
 # Images that the network is tried out on, to see whether it can be folded.
 _TRIED = 8

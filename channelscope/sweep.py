@@ -27,7 +27,7 @@ from channelscope.comparison import Comparison, compare
 from channelscope.data import Dataset, as_dataset, stratified
 from channelscope.errors import UserError, suggest
 from channelscope.files import check_writable, remove_leftovers, replacing
-from channelscope.training import METHODS, Recipe, train
+from channelscope.training import METHODS, Diverged, Recipe, train
 from channelscope.training.job import Job
 from channelscope.training.logs import check_logs
 from channelscope.training.recipes import parse_value
@@ -235,7 +235,7 @@ def _result(
             return earlier
         found = compare({run.variant.name: file}, dataset, **test, **how)
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
-        if distributed.size() > 1:  # the other processes may have got through, and go on
+        if distributed.size() > 1 and not isinstance(error, Diverged):  # the others may have got through, and go on
             raise
         trouble = str(error) if isinstance(error, UserError) else "There is not enough memory for it."
         _say(f"no result: {trouble}", how["progress"])

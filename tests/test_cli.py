@@ -456,7 +456,7 @@ words_of("TRADES that stops early", *training(*NPZ, "--set", "attack.tau=[0]", m
 words_of("no training images", *training(*NPZ, "--images", "0"))
 words_of("fewer training images than classes", *training(*NPZ, "--images", "1"))
 words_of("more training images than there are", *training(*NPZ, "--images", "99"))
-words_of("an unknown log", *training(*NPZ, "--log", "paper"))
+words_of("an unknown log", *training(*NPZ, "--log-to", "paper"))
 words_of("an image size of 0", *training(*NPZ, "--image-size", "0"))
 words_of("images too small for the crop", *training(*NPZ, "--image-size", "4"))
 words_of("fewer labels than models", *comparing("--models", "net.pt", "again.pt", "--labels", "a"))

@@ -17,7 +17,7 @@ import reference
 from channelscope import folding
 from channelscope.attacks import PGD
 from channelscope.capture import capture
-from channelscope.distributed import _SynchronisedBatchNorm2d
+from channelscope.distributed import SynchronisedBatchNorm2d
 from channelscope.errors import UserError
 from channelscope.folding import run_folded
 from channelscope.hooks import evaluating, hooked, logits_of
@@ -176,7 +176,7 @@ def test_folded_weights_follow_the_network() -> None:
 
 def test_batchnorm_of_several_processes_is_folded_too() -> None:
     net = plain().double()
-    net.bn1.__class__ = _SynchronisedBatchNorm2d
+    net.bn1.__class__ = SynchronisedBatchNorm2d
     compare(net, double(), 1)
 
 

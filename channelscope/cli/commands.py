@@ -39,7 +39,7 @@ def train(args: argparse.Namespace) -> None:
             images=args.images,
             resume=args.resume,
             device=device,
-            logs=args.log,
+            logs=args.log_to,
             progress=not args.quiet,
             **_overrides(args),
         )
@@ -90,7 +90,7 @@ def sweep(args: argparse.Namespace) -> None:
             attack=args.attack,
             test_eps=args.test_eps,
             device=device,
-            logs=args.log,
+            logs=args.log_to,
             progress=not args.quiet,
             command=args.command,
             **_overrides(args),

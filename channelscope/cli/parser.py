@@ -221,7 +221,7 @@ def _add_training(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--lr", type=float, help="highest learning rate (default: the recipe's)")
     parser.add_argument("--eps", type=_eps, metavar="E", help="radius of the training attack, such as 8/255")
     parser.add_argument(
-        "--log", nargs="+", default=[], metavar="NAME", help="beside the CSV: tensorboard, wandb (offline)"
+        "--log-to", nargs="+", default=[], metavar="NAME", help="beside the CSV: tensorboard, wandb (offline)"
     )
 
 

@@ -19,9 +19,9 @@ from channelscope.training.engine import train_epoch, validate
 from channelscope.training.job import Job
 from channelscope.training.logs import LOGS, logging
 from channelscope.training.recipes import METHODS, Recipe
-from channelscope.training.state import State
+from channelscope.training.state import Diverged, State
 
-__all__ = ["LOGS", "METHODS", "Recipe", "train"]
+__all__ = ["LOGS", "METHODS", "Diverged", "Recipe", "train"]
 
 
 def train(
@@ -70,7 +70,7 @@ def train(
     job = Job(_recipe(recipe, dataset.name).override(**overrides), dataset, Path(out), seed)
     state = State.take_up(job, device) if resume else State.fresh(job, device)
     if state is not None:
-        with logging(logs, job.out, job.settings) as log:
+        with logging(logs, job.out, job.settings, state.history) as log:
             _run(job, state, log, progress and distributed.is_first())
     distributed.wait()
     return Checkpoint.read(out).build()

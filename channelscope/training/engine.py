@@ -19,10 +19,9 @@ from channelscope import distributed
 from channelscope.attacks import PGD, correct
 from channelscope.capture import capture
 from channelscope.data import augment
-from channelscope.errors import UserError
 from channelscope.hooks import evaluating
 from channelscope.training.job import Job
-from channelscope.training.state import State
+from channelscope.training.state import Diverged, State
 
 _MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LOOK_EVERY = 16  # steps: each look at the loss waits for the device
@@ -154,9 +153,9 @@ def _attack(job: Job, attack: PGD, network: nn.Module, x: Tensor) -> PGD:
 
 def _look(job: Job, sums: Tensor, epoch: int, bar: Any) -> None:
     """Show where the loss is; refuse to go on where it is nowhere."""
-    loss, hits, seen = sums.tolist()
+    loss, hits, seen = distributed.total(sums).tolist()
     if not loss < float("inf"):
-        raise UserError(
+        raise Diverged(
             f"The loss is no longer a number in epoch {epoch + 1}: lower the learning rate "
             f"(the state of epoch {epoch} is in {job.partial})."
         )

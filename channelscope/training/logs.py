@@ -21,7 +21,7 @@ Row = dict[str, Any]  # an epoch's measurements, by the columns of the CSV
 
 @contextmanager
 def logging(
-    names: Sequence[str], out: Path, settings: dict[str, Any], history: Sequence[Row] = ()
+    names: Sequence[str], out: Path, settings: dict[str, Any], history: Sequence[Row]
 ) -> Iterator[Callable[[Row], None]]:
     """Open the named logs of a run; give the function that writes an epoch's row to each of them.
 

@@ -18,6 +18,10 @@ from channelscope.objectives import TrainingLoss
 from channelscope.training.job import Job
 
 
+class Diverged(UserError):
+    """A run whose loss or weights are no longer numbers; every one of its processes knows."""
+
+
 class Minimised(nn.Module):
     """A network and the loss by which it is trained, as one module: what data parallelism wraps."""
 
@@ -143,7 +147,7 @@ class State:
         if best == len(scores) - 1:
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.chosen.state_dict().items()}
             if not is_finite(self.best):
-                raise UserError(
+                raise Diverged(
                     f"The weights are no longer numbers after epoch {len(self.history)}: lower the learning rate "
                     f"(the state of the epoch before is in {job.partial})."
                 )
