@@ -281,6 +281,21 @@ def test_a_run_goes_on_after_ctrl_c_as_if_nothing_had_been(method: str, at: int,
     assert sorted(contents(tmp_path)) == ["net.pt", "net.pt.csv"]
 
 
+@pytest.mark.parametrize(("at", "epochs"), [(1, 0), (5, 1)])
+def test_what_an_interrupted_run_leaves_is_a_checkpoint_too(at: int, epochs: int, tmp_path: Path) -> None:
+    """Of the best network so far, or of the one at the start."""
+    partial = interrupted("cifs", tmp_path / "net.pt", at)
+    found = Checkpoint.read(partial)
+    assert [row["epoch"] for row in found.meta["history"]] == list(range(1, epochs + 1))
+    run("cifs", tmp_path / "one.pt", epochs=1)
+    begun = State.fresh(tiny_job("cifs", tmp_path / "new.pt"), "cpu").network.state_dict()
+    wanted = dict(Checkpoint.read(tmp_path / "one.pt").state) if epochs else begun
+    assert same_state(dict(found.state), wanted)
+    assert same_state(load(partial).state_dict(), wanted)
+    known = compare([partial], digits(), attack="pgd-1", replicates=20, progress=False)
+    assert len(known.training) == epochs
+
+
 def test_resume_begins_where_there_is_nothing_and_rests_where_all_is_done(tmp_path: Path) -> None:
     run("at", tmp_path / "net.pt", resume=True)
     assert same_run(tmp_path / "net.pt", trained("at"))

@@ -82,7 +82,10 @@ def _recipe(recipe: str | Recipe, data_name: str) -> Recipe:
     if recipe in METHODS:
         return Recipe.suited_to(data_name, recipe)
     if not recipe.endswith(".toml") and "-resnet" not in recipe and "-wrn" not in recipe:
-        raise UserError(f"There is no method {recipe!r}: choose from {', '.join(METHODS)}.{suggest(recipe, METHODS)}")
+        raise UserError(
+            f"There is no method or recipe {recipe!r}: the methods are {', '.join(METHODS)}, and 'channelscope recipes' "
+            f"lists the recipes.{suggest(recipe, METHODS)}"
+        )
     return Recipe.named(recipe)
 
 
