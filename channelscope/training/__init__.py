@@ -83,8 +83,8 @@ def _recipe(recipe: str | Recipe, data_name: str) -> Recipe:
         return Recipe.suited_to(data_name, recipe)
     if not recipe.endswith(".toml") and "-resnet" not in recipe and "-wrn" not in recipe:
         raise UserError(
-            f"There is no method or recipe {recipe!r}: the methods are {', '.join(METHODS)}, and 'channelscope recipes' "
-            f"lists the recipes.{suggest(recipe, METHODS)}"
+            f"There is no method or recipe {recipe!r}: the methods are {', '.join(METHODS)}, and "
+            f"'channelscope recipes' lists the recipes.{suggest(recipe, METHODS)}"
         )
     return Recipe.named(recipe)
 
