@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,15 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Read NAME=VALUE pairs."""
+    from channelscope.sweep import sweep
+    from channelscope.training import train
     from channelscope.training.recipes import parse_value
 
-    return {name: parse_value(value) for name, value in _pairs(pairs, "--set optimizer.lr=0.05")}
+    own = {*signature(train).parameters, *signature(sweep).parameters} - {"overrides"}
+    found = {name: parse_value(value) for name, value in _pairs(pairs, "--set optimizer.lr=0.05")}
+    if strange := found.keys() & own:  # these have options of their own
+        raise UserError(f"{min(strange)!r} is no setting of a recipe: 'channelscope recipes NAME' lists them.")
+    return found
 
 
 def _pairs(pairs: Sequence[str], example: str) -> list[tuple[str, str]]:

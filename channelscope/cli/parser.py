@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any, NoReturn
 
 from channelscope import __version__
@@ -272,7 +271,8 @@ def _seed(text: str) -> int:
 
 def _eps(text: str) -> float:
     try:
-        eps = float(Fraction(text))
+        above, fraction, below = text.partition("/")  # the class Fraction would hang on 1e999999999
+        eps = float(above) / (float(below) if fraction else 1.0)
     except (ValueError, ZeroDivisionError, OverflowError):
         eps = -1.0
     if not 0 <= eps <= 1:

@@ -1,7 +1,8 @@
 """An epoch of training and of validation, alone or as one of several processes.
 
 Every process goes through the same global batches and takes its share of each. Whatever is drawn by chance is drawn for
-the whole batch, so the result does not depend on the number of processes.
+the whole batch, so the result does not depend on the number of processes; but for the noise that some gates draw, and
+for portions of a step (``accumulate``), in each of which BatchNorm sees the images of that portion alone.
 """
 
 import dataclasses
