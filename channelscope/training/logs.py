@@ -21,7 +21,7 @@ Row = dict[str, Any]  # an epoch's measurements, by the columns of the CSV
 
 @contextmanager
 def logging(
-    names: Sequence[str], out: Path, settings: dict[str, Any], history: Sequence[Row]
+    names: Sequence[str], out: Path, settings: dict[str, Any], history: Sequence[Row] = ()
 ) -> Iterator[Callable[[Row], None]]:
     """Open the named logs of a run; give the function that writes an epoch's row to each of them.
 
@@ -63,7 +63,7 @@ Opener = Callable[[Path, dict[str, Any], Sequence[Row]], Any]
 
 @contextmanager
 def _refusing(
-    name: str, folder: Path, open_log: Opener, settings: dict[str, Any], history: Sequence[Row]
+    name: str, folder: Path, open_log: Opener, settings: dict[str, Any], history: Sequence[Row] = ()
 ) -> Iterator[Callable[[Row], None]]:
     """Open a log; what goes wrong with it, then or later, is told in one sentence."""
     try:
