@@ -27,7 +27,7 @@ from channelscope.comparison import Comparison, compare
 from channelscope.data import Dataset, as_dataset, stratified
 from channelscope.errors import UserError, suggest
 from channelscope.files import check_writable, remove_leftovers, replacing
-from channelscope.training import METHODS, Diverged, Recipe, train
+from channelscope.training import Diverged, Recipe, recipe_for, train
 from channelscope.training.job import Job
 from channelscope.training.logs import check_logs
 from channelscope.training.recipes import parse_value
@@ -99,7 +99,7 @@ def sweep(
         UserError: for settings that do not fit, or a sweep of other settings in ``out``.
     """
     dataset, folder = _dataset(data, images, test_images), Path(out)
-    base = _recipe(recipe, dataset.name).override(**overrides)
+    base = recipe_for(recipe, dataset.name).override(**overrides)
     varied = _varied(ablation, vary or {})
     runs = [_Run(variant, seed) for variant in _variants(base, varied) for seed in dict.fromkeys(seeds)]
     test = {"attack": str(parse(attack)), "eps": base.attack.eps if test_eps is None else test_eps, "level": 0.95}
@@ -274,12 +274,6 @@ def _dataset(data: Any, images: int | None, test_images: int | None) -> Dataset:
 def _known(dataset: Dataset) -> dict[str, str]:
     """Identify a data set."""
     return {"name": dataset.name} | {name: part.fingerprint() for name, part in dataset.parts.items()}
-
-
-def _recipe(recipe: str | Recipe, data_name: str) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    return Recipe.suited_to(data_name, recipe) if recipe in METHODS else Recipe.named(recipe)
 
 
 def _varied(ablation: str | None, vary: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:

@@ -21,7 +21,7 @@ from channelscope.training.logs import LOGS, logging
 from channelscope.training.recipes import METHODS, Recipe
 from channelscope.training.state import Diverged, State
 
-__all__ = ["LOGS", "METHODS", "Diverged", "Recipe", "train"]
+__all__ = ["LOGS", "METHODS", "Diverged", "Recipe", "recipe_for", "train"]
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
     dataset = as_dataset(data)
     if images is not None:
         dataset = dataset.limited(images, seed)
-    job = Job(_recipe(recipe, dataset.name).override(**overrides), dataset, Path(out), seed)
+    job = Job(recipe_for(recipe, dataset.name).override(**overrides), dataset, Path(out), seed)
     state = State.take_up(job, device) if resume else State.fresh(job, device)
     if state is not None:
         with logging(logs, job.out, job.settings, state.history) as log:
@@ -76,7 +76,8 @@ def train(
     return Checkpoint.read(out).build()
 
 
-def _recipe(recipe: str | Recipe, data_name: str) -> Recipe:
+def recipe_for(recipe: str | Recipe, data_name: str) -> Recipe:
+    """Find the recipe that a name, a file or a method means for a data set; UserError where there is none."""
     if isinstance(recipe, Recipe):
         return recipe
     if recipe in METHODS:
