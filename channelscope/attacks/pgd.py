@@ -1,35 +1,35 @@
-"""White-box attacks on images in [0, 1]: frozen, configured callables (model, x, y) -> adversarial x.
+"""Projected gradient attacks.
 
 FGSM: Goodfellow et al., ICLR 2015 (arXiv 1412.6572). PGD: Madry et al., ICLR 2018 (arXiv 1706.06083). Early-stopped
-PGD: Zhang et al., ICML 2020 (arXiv 2002.11242).
+PGD: Zhang et al., ICML 2020 (arXiv 2002.11242). C&W-inf: PGD on the margin of Carlini & Wagner, S&P 2017 (arXiv
+1608.04644).
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from channelscope.attacks.ball import (
+    Norm,
+    Randomness,
+    check_ball,
+    check_images,
+    correct,
+    is_right,
+    length,
+    normal,
+    projection,
+    rounded_towards,
+    uniform,
+    wide,
+)
 from channelscope.errors import UserError
 from channelscope.folding import run_folded
 from channelscope.hooks import evaluating, logits_for, logits_of
 from channelscope.objectives import Objective, cross_entropy
-
-Norm = Literal["inf", "2"]
-
-
-class Attack(Protocol):
-    """Any attack: its ``str`` is its short name, its result lies in the ball around x and in [0, 1]."""
-
-    @property
-    def eps(self) -> float:
-        """Radius of the ball, in image units."""
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Attack images x (n, c, h, w) in [0, 1] with labels y (n,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class PGD:
     early_stop: int | None = None
 
     def __post_init__(self) -> None:
-        _check_ball(self.eps, self.norm)
+        check_ball(self.eps, self.norm)
         if self.steps < 1 or self.restarts < 1:
             raise UserError("PGD needs at least one step and one restart.")
         if self.step is not None and not 0 <= self.step < float("inf"):
@@ -83,7 +83,7 @@ class PGD:
         model: nn.Module,
         x: Float[Tensor, "n *image"],
         y: Int[Tensor, " n"],
-        generator: torch.Generator | None = None,
+        generator: Randomness = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,); the random starts come from ``generator``.
 
@@ -95,13 +95,13 @@ class PGD:
         if self.eps == 0 or not len(x):
             return x.clone()
         # Half precision cannot hold the ball: steps and projections are taken in 32 bits at least.
-        wide = x.to(_wide(x.dtype))
-        starts = self._starts(wide, generator)
+        exact = x.to(wide(x.dtype))
+        starts = self._starts(exact, generator)
 
         def run(layout: torch.memory_format) -> list[Tensor]:
-            origin = wide.to(memory_format=layout)
+            origin = exact.to(memory_format=layout)
             runs = [self._run(model, origin, y, start.to(memory_format=layout), x.dtype) for start in starts]
-            return [_rounded_towards(x, found) for found in runs]
+            return [rounded_towards(x, found) for found in runs]
 
         with evaluating(model):
             return self._worst(model, x, y, run_folded(model, x, run))
@@ -109,34 +109,32 @@ class PGD:
     def skip(self, x: Float[Tensor, "n *image"], n: int, generator: torch.Generator) -> None:
         """Advance ``generator`` as an attack on n images of the shape and precision of those in x would."""
         if self.eps and self.random_start is not False:
-            self._draw(x[:0].to(_wide(x.dtype)), n, generator)
+            self._draw(x[:0].to(wide(x.dtype)), n, generator)
 
-    def _starts(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _starts(self, x: Tensor, generator: Randomness) -> Tensor:
         """Give the restarts' points before their projection: in the ball uniformly, normal around x, or x itself."""
         if self.random_start is False:
             return x.expand(self.restarts, *x.shape)
         u = self._draw(x, len(x), generator).transpose(0, 1)
         if self.random_start is not True:
-            return x + self.random_start * _normal(u).reshape(-1, *x.shape)
+            return x + self.random_start * normal(u).reshape(-1, *x.shape)
         if self.norm == "inf":
             return x + self.eps * (2 * u.reshape(-1, *x.shape) - 1)
         # A uniform direction (that of a normal vector) at radius eps * u^(1/d).
-        normal = _normal(u[..., :-1])
-        radius = self.eps * u[..., -1:].pow(1 / normal.shape[-1])
-        return x + (radius * normal / normal.norm(dim=-1, keepdim=True).clamp_min(1e-12)).reshape(-1, *x.shape)
+        direction = normal(u[..., :-1])
+        radius = self.eps * u[..., -1:].pow(1 / direction.shape[-1])
+        return x + (radius * direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12)).reshape(-1, *x.shape)
 
-    def _draw(self, x: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+    def _draw(self, x: Tensor, n: int, generator: Randomness) -> Tensor:
         """Draw from [0, 1) what n images like those of x need, an image's numbers in a row, so whatever its batch."""
         numbers = x.shape[1:].numel() + (self.norm == "2" and self.random_start is True)
-        device = x.device if generator is None else generator.device
-        u = torch.rand((n, self.restarts, numbers), generator=generator, device=device, dtype=x.dtype)
-        return u.to(x.device)
+        return uniform((n, self.restarts, numbers), x, generator)
 
     def _run(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
         """Take the steps from one start."""
         if self.early_stop is not None:
             return self._run_friendly(model, x, y, start, dtype, self.early_stop)
-        project = _projection(x, self.eps, self.norm)
+        project = projection(x, self.eps, self.norm)
         adversarial = project(start)
         for _ in range(self.steps):
             adversarial = project(adversarial + self._move(model, _leaf(adversarial, dtype), y, self.objective))
@@ -146,26 +144,26 @@ class PGD:
         self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, dtype: torch.dtype, tau: int
     ) -> Tensor:
         """Take the steps of PGD-K-tau from one start: fewer and fewer images take part in them."""
-        adversarial = _projection(x, self.eps, self.norm)(start)
+        adversarial = projection(x, self.eps, self.norm)(start)
         going, patience = torch.arange(len(x), device=x.device), torch.full_like(y, tau)
         for _ in range(self.steps):
             at = _leaf(adversarial[going], dtype)
             with logits_for(model, at) as logits:  # of the very pass that the gradient is taken of
                 move = self._move(model, at, y[going], _narrowed(self.objective, going))
-            fooled = ~_right(logits[0] if logits else logits_of(model(at)).detach(), y[going])
+            fooled = ~is_right(logits[0] if logits else logits_of(model(at)).detach(), y[going])
             on = ~fooled | (patience[going] > 0)
             patience[going] -= fooled.to(patience.dtype)
             going, move = going[on], move[on]
             if not len(going):
                 break
-            project = _projection(x[going], self.eps, self.norm)
+            project = projection(x[going], self.eps, self.norm)
             adversarial[going] = project(adversarial[going] + move)
         return adversarial
 
     def _move(self, model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> Tensor:
         """Give the step from x, before its projection."""
         step = self.eps * max(2 / self.steps, 1 / 10) if self.step is None else self.step
-        return step * _ascent(model, objective, x, y, self.norm)
+        return step * ascent(model, objective, x, y, self.norm)
 
     def _worst(self, model: nn.Module, x: Tensor, y: Tensor, runs: list[Tensor]) -> Tensor:
         """Take per image the run that fools the network, else the one of the largest objective."""
@@ -184,7 +182,7 @@ class PGD:
     def __str__(self) -> str:
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         tau = "" if self.early_stop is None else f"-{self.early_stop}"
-        return f"pgd-{self.steps}{restarts}{tau}{_suffix(self.norm, self.objective)}"
+        return f"pgd-{self.steps}{restarts}{tau}{suffix(self.norm, self.objective)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,14 +200,14 @@ class FGSM:
     objective: Objective = cross_entropy
 
     def __post_init__(self) -> None:
-        _check_ball(self.eps, self.norm)
+        check_ball(self.eps, self.norm)
 
     def __call__(
         self,
         model: nn.Module,
         x: Float[Tensor, "n *image"],
         y: Int[Tensor, " n"],
-        generator: torch.Generator | None = None,
+        generator: Randomness = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,); there is nothing random in it."""
         one_step = PGD(
@@ -221,64 +219,16 @@ class FGSM:
         """Leave ``generator`` alone, as an attack on n images would."""
 
     def __str__(self) -> str:
-        return f"fgsm{_suffix(self.norm, self.objective)}"
+        return f"fgsm{suffix(self.norm, self.objective)}"
 
 
-_NAME = re.compile(r"(?:(?P<fgsm>fgsm)|pgd-(?P<steps>[0-9]{1,6})(?:x(?P<restarts>[0-9]{1,4}))?)(?P<l2>-l2)?")
-
-
-def parse(name: str, *, eps: float = 8 / 255, objective: Objective = cross_entropy) -> PGD | FGSM:
-    """Make an attack from its short name: ``fgsm``, ``pgd-STEPS`` or ``pgd-STEPSxRESTARTS``, ``-l2`` for the L2 norm.
-
-    >>> str(parse("pgd-100x5-l2"))
-    'pgd-100x5-l2'
-
-    Raises:
-        UserError: for any other name.
-    """
-    found = _NAME.fullmatch(name)
-    if not found:
-        raise UserError(
-            f"There is no attack {name!r}: write fgsm, pgd-20 or pgd-100x5 (five restarts), with -l2 for the L2 norm."
-        )
-    norm: Norm = "2" if found["l2"] else "inf"
-    if found["fgsm"]:
-        return FGSM(eps=eps, norm=norm, objective=objective)
-    return PGD(eps=eps, steps=int(found["steps"]), restarts=int(found["restarts"] or 1), norm=norm, objective=objective)
-
-
-@torch.no_grad()
-def correct(model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    """Tell for which images the largest logit is the label's; a NaN among the logits is never correct."""
-    return _right(logits_of(model(x)), y)
-
-
-def _right(logits: Tensor, y: Tensor) -> Tensor:
-    return (logits.argmax(1) == y) & ~logits.isnan().any(1)
-
-
-def check_images(x: Float[Tensor, "n *image"]) -> None:
-    """Refuse images outside [0, 1] or with NaN."""
-    if not x.numel():
-        return
-    low, high = x.aminmax()
-    if not (low >= 0) & (high <= 1):  # NaN is neither; one question to a GPU and not two
-        raise UserError("Images must lie in [0, 1], without NaN: scale them so, and normalise inside the network.")
-
-
-def _check_ball(eps: float, norm: str) -> None:
-    if not 0 <= eps < float("inf"):
-        raise UserError(f"An attack's eps is a number from 0 up in image units, such as 0.031, not {eps}.")
-    if norm not in ("inf", "2"):
-        raise UserError(f"An attack's norm is 'inf' or '2', not {norm!r}.")
-
-
-def _suffix(norm: Norm, objective: Objective) -> str:
+def suffix(norm: Norm, objective: Objective) -> str:
+    """Give the end of an attack's short name."""
     of = "" if objective is cross_entropy else f":{getattr(objective, '__name__', objective)}"
     return ("-l2" if norm == "2" else "") + of
 
 
-def _ascent(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
+def ascent(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     """Give the direction in which the objective grows fastest at a leaf x; 0 where its gradient is not a number."""
     with torch.enable_grad():
         loss = objective(model, x, y).sum()
@@ -289,11 +239,7 @@ def _ascent(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, norm: 
             )
         (gradient,) = torch.autograd.grad(loss, x, allow_unused=True, materialize_grads=True)
     gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-    return gradient.sign() if norm == "inf" else gradient / _length(gradient).clamp_min(1e-12)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    return gradient.sign() if norm == "inf" else gradient / length(gradient).clamp_min(1e-12)
 
 
 def _leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -305,39 +251,3 @@ def _narrowed(objective: Objective, rows: Tensor) -> Objective:
     """Give the objective of these images of the batch."""
     narrow: Callable[[Tensor], Objective] | None = getattr(objective, "rows", None)
     return narrow(rows) if callable(narrow) else objective
-
-
-def _normal(u: Tensor) -> Tensor:
-    """Turn numbers of the uniform distribution on [0, 1) into numbers of the normal one."""
-    tiny = torch.finfo(u.dtype).eps
-    return 2**0.5 * torch.erfinv((2 * u - 1).clamp(tiny - 1, 1 - tiny))
-
-
-def _length(delta: Tensor) -> Tensor:
-    """L2 norm of each image's perturbation, shaped to divide it by."""
-    return delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.ndim - 1))
-
-
-def _projection(x: Tensor, eps: float, norm: Norm) -> Callable[[Tensor], Tensor]:
-    """Make the projection on the ball around x and on [0, 1]."""
-    if norm == "inf":
-        lower, upper = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
-        return lambda adversarial: torch.minimum(torch.maximum(adversarial, lower), upper)
-
-    def project(adversarial: Tensor) -> Tensor:
-        delta = adversarial - x
-        # Cutting to [0, 1] afterwards brings a point closer to x, so it stays inside the ball.
-        return (x + delta * (eps / _length(delta).clamp_min(max(eps, 1e-12)))).clamp(0, 1)
-
-    return project
-
-
-def _rounded_towards(x: Tensor, adversarial: Tensor) -> Tensor:
-    """Round to the precision of x without leaving the ball around x, and take on its memory format."""
-    adversarial = torch.empty_like(x, dtype=adversarial.dtype).copy_(adversarial)
-    if adversarial.dtype == x.dtype:
-        return adversarial
-    rounded = adversarial.to(x.dtype)
-    wide = x.to(adversarial.dtype)
-    further = (rounded.to(adversarial.dtype) - wide).abs() > (adversarial - wide).abs()
-    return torch.where(further, torch.nextafter(rounded, x), rounded)
