@@ -20,6 +20,7 @@ _FACE = {
     "checkpoints": ("load",),
     "comparison": ("Comparison", "compare"),
     "errors": ("UserError",),
+    "evaluation": ("Evaluation", "evaluate"),
     "objectives": ("Joint", "cross_entropy"),
     "selection": ("FeatureSelector", "LinearProbe", "Selective", "TwoLayerProbe", "attached"),
     "sweep": ("sweep",),
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from channelscope.checkpoints import load
     from channelscope.comparison import Comparison, compare
     from channelscope.errors import UserError
+    from channelscope.evaluation import Evaluation, evaluate
     from channelscope.objectives import Joint, cross_entropy
     from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
     from channelscope.sweep import sweep
@@ -42,6 +44,7 @@ __all__ = [
     "FGSM",
     "PGD",
     "Comparison",
+    "Evaluation",
     "FeatureSelector",
     "Joint",
     "LinearProbe",
@@ -53,6 +56,7 @@ __all__ = [
     "capture",
     "compare",
     "cross_entropy",
+    "evaluate",
     "load",
     "sweep",
     "train",

@@ -4,11 +4,15 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from channelscope.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -99,6 +103,37 @@ def check_writable(path: Path) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         reason = "may not be written to" if folder.is_dir() else "is a file, not a folder"
         raise UserError(f"Cannot write {path}: {folder} {reason}. Choose another place.")
+
+
+def check_folder(folder: Path, tables: Collection[str], others: Collection[str]) -> None:
+    """Refuse an --out that holds anything but an earlier result: all of its tables, and of the other files any.
+
+    Raises:
+        UserError: for a file, a disk of its own, a folder with other files or one that may not be written to.
+    """
+    check_writable(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --out.")
+    if folder.is_mount():
+        raise UserError(f"{folder} is a disk of its own, which cannot be replaced: choose a folder on it.")
+    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if held and not set(tables) <= held <= {*tables, *others}:
+        raise UserError(f"{folder} holds other files, which would be lost: choose another --out.")
+
+
+def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> "pd.DataFrame":
+    """Read a table with columns of words and of numbers; raises anything for another one.
+
+    A class may be called NA or nan, so only columns of numbers know of missing values.
+    """
+    import pandas as pd
+
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if set(frame.columns) != {*names, *numbers}:
+        raise ValueError(f"{path.name} has other columns")
+    for column in numbers:
+        frame[column] = pd.to_numeric(frame[column].replace("", None))
+    return frame
 
 
 def _umask() -> int:

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
 from channelscope.alignment import measures
-from channelscope.attacks import Attack
+from channelscope.attacks import Attack, image_generators
 from channelscope.capture import activations, capture
 from channelscope.data import Part
 from channelscope.distributed import everyones, share, size, total
@@ -18,7 +17,8 @@ from channelscope.errors import UserError
 from channelscope.hooks import evaluating, logits_of
 from channelscope.relevance import LastLayer, RelevanceScorer, gradient
 from channelscope.selection import attached
-from channelscope.stats import ChannelStats
+from channelscope.stats import ChannelStats, accuracy
+from channelscope.subjects import check_finite, try_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class Measurement:
         """Add the layers' activations on a batch to the statistics ``into``; tell which images are correct."""
         with torch.no_grad(), capture(network, *layers) as features:
             logits = logits_of(network(x))
-        _check_finite(logits)
+        check_finite(logits)
         self.add(into, {layer: activations(features[layer]) for layer in layers}, y, w)
         return (logits.argmax(1) == y).cpu()
 
@@ -101,13 +101,8 @@ class Measurement:
 
     def accuracy(self, hits: Bool[Tensor, " n"]) -> tuple[Float[ndarray, " r"], Float[ndarray, "r k"]]:
         """Compute the share of hits over all images (r,) and by class (r, k); NaN for a class without images."""
-        of_class = torch.nn.functional.one_hot(self.labels, self.classes).double()
-        weights = self.weights.double()
-        right = weights * hits.unsqueeze(1)
-        with np.errstate(invalid="ignore"):
-            by_class = (right.T @ of_class).numpy() / (weights.T @ of_class).numpy()
-            overall = right.sum(0).numpy() / weights.sum(0).numpy()
-        return overall, by_class
+        overall, by_class = accuracy(hits, self.labels, self.weights, self.classes)
+        return overall.numpy(), by_class.numpy()
 
 
 def measure(
@@ -116,7 +111,8 @@ def measure(
     classes: int,
     *,
     layers: Sequence[str] | None,
-    attacks: Mapping[str, Attack],
+    attack: Attack,
+    made: Float[ndarray, "n c h w"] | None = None,
     weights: Float[Tensor, "n r"],
     threshold: float,
     batch_size: int,
@@ -129,19 +125,18 @@ def measure(
     penultimate layer is the last linear layer's weight; of other layers, the gradient.
 
     Where several processes are joined (see ``distributed``), each measures its share of the images and all of them
-    give what one would: the same counts and hits, and sums to rounding. For an attack's random starts to be the same
-    too, it needs a method ``skip(x, n, generator)`` that advances the generator past n images like x[0], as ``PGD``
-    and ``FGSM`` have; without it every process draws its own, from the seed and the first of its images.
+    give what one would: the same counts and hits, and sums to rounding.
 
     Args:
         network: any classifier of images in [0, 1].
-        images: the images, whose order fixes the weights and the attacks' random starts.
+        images: the images, whose order fixes the weights and the attack's random numbers.
         classes: number of classes.
         layers: layers to measure; None for the penultimate one.
-        attacks: short name -> attack. The first makes the adversarial data of the statistics.
+        attack: makes the adversarial images.
+        made: the adversarial images (n, c, h, w), where they have been made by this attack before.
         weights, threshold: see ``stats``.
         batch_size: images per forward pass.
-        seed: of the attacks' random starts.
+        seed: of the attack's random numbers.
         progress: called after every batch with its number of images; of several processes, with that of all of them
             if they keep pace.
 
@@ -156,15 +151,15 @@ def measure(
     scorers = _choose(network, layers, first, classes)
     layers = list(scorers)
     result = Measurement(labels=images.labels.cpu(), weights=weights, classes=classes, threshold=threshold)
-    hits: dict[str, list[Tensor]] = {name: [] for name in ("natural", *attacks)}
-    starts = {name: _generator(attack, seed, first, len(images), batch_size) for name, attack in attacks.items()}
+    name, hits = str(attack), {"natural": list[Tensor](), str(attack): list[Tensor]()}
     with evaluating(network), attached(network):
-        for x, y, w in _batches(images, weights, batch_size, like, progress):
+        for rows, x, y, w in _batches(images, weights, batch_size, like, progress):
             hits["natural"].append(result.observe(result.natural, network, layers, x, y, w))
-            for index, (name, attack) in enumerate(attacks.items()):
-                x_adv = attack(network, x, y, starts[name])
-                watched = layers if index == 0 else ()
-                hits[name].append(result.observe(result.adversarial, network, watched, x_adv, y, w))
+            if made is None:
+                x_adv = attack(network, x, y, image_generators(seed, name, rows))
+            else:
+                x_adv = torch.from_numpy(made[rows]).to(x)
+            hits[name].append(result.observe(result.adversarial, network, layers, x_adv, y, w))
             result.add(result.relevance, _score(scorers, network, x, y), y, w)
     result.hits.update({name: everyones(torch.cat(parts)) for name, parts in hits.items()})
     result.merge()
@@ -173,27 +168,16 @@ def measure(
 
 def _batches(
     images: Part, weights: Tensor, batch_size: int, like: Tensor, progress: Callable[[int], object]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Go through this process's share of the images, with their labels and weights, and tell how far all are."""
+) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+    """Go through this process's images: their numbers, labels and weights with them; tell how far all processes are."""
     n = len(images)
     own = torch.arange(n)[share(n)]
-    parts = weights[share(n)].split(batch_size)
+    parts = zip(own.split(batch_size), weights[share(n)].split(batch_size), strict=True)
     done = 0
-    for (x, y), w in zip(images.batches(batch_size, like.device, own), parts, strict=True):
-        yield x.to(like), y, w
+    for (x, y), (rows, w) in zip(images.batches(batch_size, like.device, own), parts, strict=True):
+        yield rows.tolist(), x.to(like), y, w
         before, done = done, done + len(y)
         progress(done * n // len(own) - before * n // len(own))
-
-
-def _generator(attack: Attack, seed: int, x: Tensor, n: int, batch_size: int) -> torch.Generator:
-    """Make the generator of an attack's random starts, past those of the images ahead of this process's share of n."""
-    before = share(n).start
-    if not hasattr(attack, "skip"):
-        return torch.Generator().manual_seed(seed + before)
-    generator = torch.Generator().manual_seed(seed)
-    for done in range(0, before, batch_size):  # all at once may be more than the memory holds
-        attack.skip(x, min(batch_size, before - done), generator)
-    return generator
 
 
 def _score(
@@ -206,31 +190,10 @@ def _score(
     return {layer: scores[layer] for layer in scorers}
 
 
-def _check_finite(logits: Tensor) -> None:
-    if not logits.isfinite().all():
-        raise UserError("The network's logits are not finite numbers on some images: its weights are damaged.")
-
-
 def _choose(network: nn.Module, layers: Sequence[str] | None, x: Tensor, classes: int) -> dict[str, RelevanceScorer]:
     """Check on a few images that network, layers and data fit; tell the layers and the scorer of each."""
-    try:
-        with evaluating(network), torch.no_grad(), capture(network, *(layers or ())) as features:
-            logits = logits_of(network(x))
-    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"The network does not take images of shape {tuple(x.shape[1:])} ({reason}): "
-            "choose data of the kind that it was trained on."
-        ) from error
-    for z in features.values():
+    for z in try_out(network, x, classes, layers or ()).values():
         activations(z)
-    _check_finite(logits)
-    if logits.shape[1] != classes:
-        raise UserError(
-            f"The network has {logits.shape[1]} classes, the data has {classes}: choose data of the same classes."
-        )
     try:
         last = LastLayer.find(network, x)
     except UserError:

@@ -7,6 +7,7 @@ A network with gates answers with several *heads*: its own logits, and those of 
 for the logits, it is for every head, summed as in the joint loss of CIFS.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from channelscope.errors import UserError
 from channelscope.hooks import logits_of
 
 # (model, images x (n, c, h, w), labels y (n,)) -> loss per image (n,)
@@ -46,6 +48,40 @@ def cross_entropy(model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor,
     return F.cross_entropy(logits_of(model(x)), y, reduction="none")
 
 
+def margin(model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Margin of the strongest wrong class, per image: max_{k != y} z_k - z_y for the final logits z.
+
+    It is above 0 where the network is wrong (Carlini & Wagner, S&P 2017, arXiv 1608.04644: f_6 without its constant).
+    """
+    return _margin(logits_of(model(x)), y)
+
+
+def dlr(model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Difference of logits ratio, per image (Croce & Hein, ICML 2020, arXiv 2003.01690, equation 6).
+
+    With z the final logits and z_(1) >= z_(2) >= z_(3) the largest of them:
+
+        loss = (max_{k != y} z_k - z_y) / (z_(1) - z_(3))
+
+    It is -1 to 0 where the network is right, and changes with neither scale nor shift of the logits.
+
+    Raises:
+        UserError: for fewer than three classes.
+    """
+    logits = logits_of(model(x))
+    if logits.shape[1] < 3:
+        raise UserError(
+            f"The DLR loss compares the three largest logits, and this network has {logits.shape[1]}: use the margin."
+        )
+    largest = logits.topk(3, dim=1).values
+    return _margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)  # as the authors keep it finite
+
+
+def _margin(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    label = y.unsqueeze(1)
+    return logits.scatter(1, label, -torch.inf).amax(1) - logits.gather(1, label).squeeze(1)
+
+
 @dataclass(frozen=True)
 class Joint:
     """The joint loss of CIFS, per image (Yan et al., ICML 2021, section 4.3; scale as in the authors' release).
@@ -54,10 +90,11 @@ class Joint:
 
         loss = 3 / (beta + 1) * (CE(logits) + beta / L * sum_l CE(p^l))
 
-    In training mode the labels reach the gates' masks. A network without gates has the first term only.
+    In training mode the labels reach the gates' masks. A network without gates has the first term only. An infinite
+    beta is the limit: 3 / L * sum_l CE(p^l), the probes alone; the cross-entropy for a network without gates.
 
     Args:
-        beta: weight of the probes, >= 0; 2 in the paper.
+        beta: weight of the probes, >= 0, or infinity; 2 in the paper.
     """
 
     beta: float = 2.0
@@ -244,9 +281,11 @@ def _summed(
     A gate's own heads are added with equal weight; a network whose gates have none has the first term only.
     """
     first, *gates = heads
-    of_first, of_gates = (3 / (beta + 1), 3 / (1 + 1 / beta) if beta else 0.0) if scaled else (1.0, beta)
     asked = [gate for gate in gates if gate]
-    total = of_first * loss(*first[0])
-    for head in (head for gate in asked for head in gate):
-        total = total + of_gates / len(asked) * loss(*head)
-    return total
+    if math.isinf(beta):
+        # Not 0 times the first: a loss may be infinite in half precision, and then all would be no number.
+        of_first, of_gates = (0.0, 3.0) if asked else (1.0, 0.0)
+    else:
+        of_first, of_gates = (3 / (beta + 1), 3 / (1 + 1 / beta) if beta else 0.0) if scaled else (1.0, beta)
+    terms = [of_gates / len(asked) * loss(*head) for gate in asked for head in gate]
+    return sum(terms[1:], terms[0]) if not of_first else sum(terms, of_first * loss(*first[0]))

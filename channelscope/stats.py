@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _SUMS = ("count", "sum", "square_sum", "active")
@@ -114,3 +114,20 @@ def bootstrap_weights(images: int, replicates: int, seed: int) -> Float[Tensor, 
     generator = torch.Generator().manual_seed(seed)
     draws = torch.poisson(torch.ones(images, replicates), generator=generator)
     return torch.cat([torch.ones(images, 1), draws], 1)
+
+
+def accuracy(
+    hits: Bool[Tensor, " n"], labels: Int[Tensor, " n"], weights: Float[Tensor, "n r"], classes: int
+) -> tuple[Float[Tensor, " r"], Float[Tensor, "r k"]]:
+    """Compute the share of hits over all images (r,) and by class (r, k), by replicate; NaN for an empty class.
+
+    Args:
+        hits: the images that are classified correctly.
+        labels: of the images, below ``classes``.
+        weights: see ``bootstrap_weights``.
+        classes: number of classes.
+    """
+    of_class = torch.nn.functional.one_hot(labels, classes).double()
+    weights = weights.double()
+    right = weights * hits.unsqueeze(1)
+    return right.sum(0) / weights.sum(0), (right.T @ of_class) / (weights.T @ of_class)

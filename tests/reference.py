@@ -7,6 +7,7 @@ channelscope: the fast code is compared with it in float64.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from statistics import NormalDist
 
 import torch
@@ -307,6 +308,57 @@ def friendly_pgd(
             x = project(x + step * direction(loss, x, int(label), norm), origin, eps, norm)
             left -= 1
         found.append(x)
+    return torch.stack(found)
+
+
+def apgd_checkpoints(steps: int) -> list[int]:
+    """Give w_j = ceil(p_j N), section 3.1 of Croce & Hein (ICML 2020, arXiv 2003.01690): p_1 = 0.22 and so on."""
+    p = [Fraction(0), Fraction(22, 100)]
+    while p[-1] <= 1:
+        p.append(p[-1] + max(p[-1] - p[-2] - Fraction(3, 100), Fraction(6, 100)))
+    return [math.ceil(share * steps) for share in p if share <= 1]
+
+
+def apgd(
+    loss: Loss,
+    predict: Callable[[Tensor], int],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    norm: str,
+    starts: Tensor,
+    rho: float = 0.75,
+) -> Tensor:
+    """Follow Algorithm 1 of Croce & Hein for each image, to the first point that the network takes for another class.
+
+    The k-th point is judged at a checkpoint once it is known, as in the authors' code.
+    """
+    found = []
+    for origin, start, y in zip(images, starts, labels, strict=True):
+        label, w = int(y), apgd_checkpoints(steps)
+        x, eta = [project(origin + start, origin, eps, norm)], [2 * eps]
+        f = [float(loss(x[0].unsqueeze(0), label).detach())]
+        best, f_max, here = x[0], [f[0]], x[0]
+        while predict(x[-1]) == label and len(x) <= steps:
+            k = len(x)
+            z = project(here + eta[-1] * direction(loss, here, label, norm), origin, eps, norm)
+            moved = z if k == 1 else here + 0.75 * (z - here) + 0.25 * (here - x[-2] if k > 1 else 0)
+            before = here
+            x.append(project(moved, origin, eps, norm))
+            here = x[-1]
+            f.append(float(loss(here.unsqueeze(0), label).detach()))
+            best = here if f[-1] > f_max[-1] else best
+            f_max.append(max(f_max[-1], f[-1]))
+            eta.append(eta[-1])
+            x[-2] = before
+            if k in w[1:]:
+                last = max(step for step in w if step < k)
+                rises = sum(f[i + 1] > f[i] for i in range(last, k))
+                if rises < rho * (k - last) or (eta[last] == eta[k] and f_max[last] == f_max[k]):
+                    eta[-1], here = eta[-1] / 2, best
+        found.append(x[-1] if predict(x[-1]) != label else best)
     return torch.stack(found)
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reference
-from channelscope.attacks import FGSM, PGD, Attack, correct, parse
+from channelscope.attacks import APGD, FGSM, PGD, Attack, correct, image_generators, parse
 from channelscope.data import load
 from channelscope.errors import UserError
-from channelscope.objectives import Joint, cross_entropy
+from channelscope.objectives import Joint, cross_entropy, dlr, margin
 from networks import (
     CLASSES,
     FORMS,
@@ -42,6 +42,9 @@ ATTACKS = [
     PGD(steps=2, objective=Joint()),
     PGD(steps=3, random_start=0.001),
     PGD(steps=3, early_stop=1, objective=Joint()),
+    PGD(steps=2, early_stop=1, restarts=2),
+    PGD(steps=3, objective=margin),
+    PGD(steps=3, objective=Joint(float("inf"))),
 ]
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": plain,
@@ -324,6 +327,114 @@ def test_early_stop_narrows_an_objective_that_knows_its_batch() -> None:
     torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-9)
 
 
+# ---------------------------------------------------------------- early stop and restarts
+
+
+@naive
+@norms
+@torch.no_grad()
+def test_later_restarts_are_for_images_that_no_earlier_one_has_broken(
+    make: Callable[[], nn.Module], objective: Any, norm: Any
+) -> None:
+    x, _ = images(8, dtype=torch.float64)
+    net = undecided(make().double(), x)
+    y = net(x).argmax(1)
+    eps, step, steps = (0.03, 0.01, 3) if norm == "inf" else (0.3, 0.1, 3)
+    attack = PGD(eps=eps, step=step, steps=steps, norm=norm, objective=objective, early_stop=0, restarts=4)
+    loss, predicts = losses_of(net, objective), predictions(net)
+    starts = attack._starts(x, seed(1)) - x
+    options: dict[str, Any] = {"eps": eps, "step": step, "steps": steps, "norm": norm}
+    with torch.enable_grad():
+        runs = [reference.friendly_pgd(loss, predicts, x, y, tau=0, starts=start, **options) for start in starts]
+    at_run = []
+    found = attack(net, x, y, seed(1))
+    for i, label in enumerate(y.tolist()):
+        breaks = [r for r in range(4) if predicts(runs[r][i]) != label]
+        best = breaks[0] if breaks else max(range(4), key=lambda r: float(loss(runs[r][i].unsqueeze(0), label)))
+        torch.testing.assert_close(found[i], runs[best][i], rtol=0, atol=1e-6)
+        at_run.append(bool(breaks))
+    assert any(at_run)
+    assert not all(at_run)
+
+
+def test_images_broken_in_one_restart_cost_the_next_ones_nothing() -> None:
+    net, (x, _) = plain(), images(8)
+    y = net(x).argmax(1)
+    y[:3] = (y[:3] + 1) % CLASSES
+    asked: list[int] = []
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        asked.append(len(x))
+        return cross_entropy(model, x, y)
+
+    PGD(eps=1e-4, steps=2, restarts=3, early_stop=0, objective=objective)(net, x, y, seed())
+    # Two steps, of which the first finds the broken ones; then which point of an image is best.
+    assert asked == [8, 5, 8, 5, 5, 5, 5, 5, 5]
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.sampled_from(["inf", "2"]), st.integers(1, 3), st.booleans())
+def test_early_stop_loses_no_image_that_the_whole_run_breaks(number: int, norm: Any, restarts: int, own: bool) -> None:
+    x, net = torch.rand(12, 1, 4, 4, generator=seed(number), dtype=torch.float64), Linear().double()
+    y = net(x).argmax(1)
+    attack = PGD(eps=0.1 if norm == "inf" else 0.3, step=0.02, steps=3, restarts=restarts, norm=norm)
+    randomness = [image_generators(number, "", range(12)) if own else seed(number) for _ in range(2)]
+    whole, early = attack(net, x, y, randomness[0]), replace(attack, early_stop=0)(net, x, y, randomness[1])
+    assert not (correct(net, early, y) & ~correct(net, whole, y)).any()
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=4, eps=0.1, early_stop=0), APGD(steps=4, eps=0.1)], ids=str)
+def test_what_only_the_folded_network_takes_for_broken_is_attacked_further(
+    attack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, (x, _) = plain().double(), images(8, dtype=torch.float64)
+    y = net(x).argmax(1)
+    wanted = attack(net, x, y, seed())
+    assert (wanted - x).abs().max() > 0.09
+
+    def lying(model: nn.Module, _x: Tensor, work: Callable[[torch.memory_format], Any]) -> Any:
+        handle = model.register_forward_hook(lambda _, __, logits: -logits)
+        try:
+            return work(torch.preserve_format)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr("channelscope.attacks.runs.run_folded", lying)
+    torch.testing.assert_close(attack(net, x, y, seed()), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("attack", [PGD(eps=0.3, early_stop=0), APGD(eps=0.3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_images_are_returned_as_they_were_seen_broken(attack: Any, dtype: torch.dtype) -> None:
+    x, _ = images(16)
+    net = undecided(plain(), x).to(dtype)
+    x = x.to(dtype)
+    y = net(x).argmax(1)
+    seen: list[Tensor] = []
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        wrong = model(x).argmax(1) != y
+        seen.extend(x.detach()[wrong].flatten(1).float())
+        return cross_entropy(model, x, y)
+
+    found = replace(attack, objective=objective)(net, x, y, seed())
+    broken = found[~correct(net, found, y)].flatten(1).float()
+    assert len(broken)
+    assert all(any(torch.equal(row, one) for one in seen) for row in broken)
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=4, eps=0.1, early_stop=0, restarts=2), APGD(steps=6, eps=0.1, restarts=2),
+                                    PGD(steps=4, eps=0.5, early_stop=0, norm="2"), PGD(steps=2)], ids=str)  # fmt: skip
+def test_with_a_generator_each_images_are_attacked_alike_in_any_company(attack: Any) -> None:
+    x, _ = images(9, dtype=torch.float64)
+    net = undecided(plain().double(), x)
+    y = net(x).argmax(1)
+    whole = attack(net, x, y, image_generators(7, str(attack), range(9)))
+    for rows in ([0, 1, 2, 3], [8, 4, 6], [5], [7]):
+        found = attack(net, x[rows], y[rows], image_generators(7, str(attack), rows))
+        torch.testing.assert_close(found, whole[rows], rtol=0, atol=1e-9)
+
+
 def opposed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Be largest where the network is surest of the label: what fools it has the smaller objective."""
     return -margin_of(model, x, y)
@@ -331,7 +442,9 @@ def opposed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def runs_of(attack: PGD, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
     """Run each restart of an attack by itself."""
-    return torch.stack([attack._run(net, x, y, start, x.dtype) for start in attack._starts(x, generator)])
+    return torch.stack(
+        [attack._run(net, x, y, start, attack.objective).images for start in attack._starts(x, generator)]
+    )
 
 
 @torch.no_grad()
@@ -494,8 +607,7 @@ def test_network_without_gradient_is_refused() -> None:
         ({"step": -0.1}, "step is a number from 0 up"),
         ({"random_start": -0.1}, "random start is true, false or a spread from 0 up"),
         ({"random_start": float("nan")}, "random start is true, false or a spread from 0 up"),
-        ({"early_stop": -1}, "stops early takes a number of steps from 0 up"),
-        ({"early_stop": 0, "restarts": 2}, "stops early takes .* and one restart only"),
+        ({"early_stop": -1}, "stops early takes a number of further steps from 0 up"),
     ],
     ids=str,
 )
@@ -518,20 +630,67 @@ def test_impossible_attacks_are_refused(options: dict[str, Any], words: str) -> 
 def test_names_and_attacks_correspond(attack: PGD | FGSM, eps: float) -> None:
     assert parse(str(attack)) == attack
     assert str(parse(str(attack), eps=eps, objective=Joint())) == f"{attack}:joint"
-    assert parse(str(attack), eps=eps).eps == eps
+    assert parse(str(attack), eps=eps, norm="2") == replace(attack, eps=eps, norm="2")
+
+
+@given(
+    st.builds(PGD, steps=st.integers(1, 999_999), restarts=st.integers(1, 9999), objective=st.just(margin))
+    | st.builds(
+        APGD,
+        steps=st.integers(1, 999_999) | st.just(100),
+        restarts=st.integers(1, 9999) | st.just(1),
+        objective=st.sampled_from([cross_entropy, dlr, margin]),
+    ),
+    st.sampled_from(["inf", "2"]),
+)
+def test_names_that_say_their_objective_correspond_too(attack: PGD | APGD, norm: Any) -> None:
+    attack = replace(attack, norm=norm, eps=0.1)
+    assert parse(str(attack), eps=0.1, objective=Joint()) == attack
+
+
+def test_margin_and_auto_pgd_have_the_names_of_the_literature() -> None:
+    assert str(PGD(steps=30, objective=margin)) == "cw-30"
+    assert str(PGD(steps=30, restarts=2, norm="2", objective=margin)) == "cw-30x2-l2"
+    assert str(APGD()) == "apgd-ce"
+    assert str(APGD(objective=dlr, norm="2")) == "apgd-dlr-l2"
+    assert str(APGD(steps=50, restarts=5)) == "apgd-ce-50x5"
+    assert str(APGD(objective=margin, restarts=5)) == "apgd-margin-100x5"
+    assert str(APGD(objective=Joint(), steps=50)) == "apgd-50:joint"
 
 
 @pytest.mark.parametrize(
-    "name", ["", "pgd", "pgd-", "pgd20", "pgd-20x", "pgd-x5", "PGD-20", "fgsm-20", "pgd-20-l1", "pgd--1", " fgsm", "cw"]
+    "name",
+    [
+        "",
+        "pgd",
+        "pgd-",
+        "pgd20",
+        "pgd-20x",
+        "pgd-x5",
+        "PGD-20",
+        "fgsm-20",
+        "pgd-20-l1",
+        "pgd--1",
+        " fgsm",
+        "cw",
+        "cw-",
+        "apgd",
+        "apgd-50",
+        "apgd-cex5",
+        "apgd-ce-x5",
+        "apgd-dlr-l1",
+    ],
 )
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"There is no attack '{name}': write fgsm, pgd-20 or pgd-100x5"):
+    with pytest.raises(
+        UserError, match=f"There is no attack '{name}': write fgsm, pgd-20 or pgd-100x5 .*, cw-30, apgd-ce, apgd-dlr"
+    ):
         parse(name)
 
 
-@pytest.mark.parametrize("name", ["pgd-0", "pgd-20x0"])
+@pytest.mark.parametrize("name", ["pgd-0", "pgd-20x0", "cw-0", "apgd-ce-0", "apgd-ce-50x0"])
 def test_names_of_impossible_attacks_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="at least one step and one restart"):
+    with pytest.raises(UserError, match="at least one step"):
         parse(name)
 
 
@@ -659,7 +818,7 @@ def test_folding_changes_nothing_but_rounding(
 ) -> None:
     net, x, y = trained
     folded = attack(net, x, y, seed())
-    monkeypatch.setattr("channelscope.attacks.run_folded", lambda _model, _x, work: work(torch.preserve_format))
+    monkeypatch.setattr("channelscope.attacks.runs.run_folded", lambda _model, _x, work: work(torch.preserve_format))
     plainly = attack(net, x, y, seed())
     assert (distance(folded, plainly, "inf") < 1e-5).float().mean() >= 0.99
     assert robust(net, folded, y) == robust(net, plainly, y)

@@ -2,16 +2,32 @@
 
 import re
 
+from channelscope.attacks.apgd import APGD
 from channelscope.attacks.ball import Norm
 from channelscope.attacks.pgd import FGSM, PGD
 from channelscope.errors import UserError
-from channelscope.objectives import Objective, cross_entropy
+from channelscope.objectives import Objective, cross_entropy, dlr, margin
 
-_NAME = re.compile(r"(?:(?P<fgsm>fgsm)|pgd-(?P<steps>[0-9]{1,6})(?:x(?P<restarts>[0-9]{1,4}))?)(?P<l2>-l2)?")
+_RUNS = r"(?P<steps>[0-9]{1,6})(?:x(?P<restarts>[0-9]{1,4}))?"
+_NAME = re.compile(
+    rf"(?:fgsm|(?P<pgd>pgd|cw)-{_RUNS}|apgd-(?P<apgd>ce|dlr|margin)(?:-{_RUNS.replace('P<', 'P<a_')})?)(?P<l2>-l2)?"
+)
+_OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
 
 
-def parse(name: str, *, eps: float = 8 / 255, objective: Objective = cross_entropy) -> PGD | FGSM:
-    """Make an attack from its short name: ``fgsm``, ``pgd-STEPS`` or ``pgd-STEPSxRESTARTS``, ``-l2`` for the L2 norm.
+def parse(
+    name: str, *, eps: float = 8 / 255, norm: Norm = "inf", objective: Objective = cross_entropy
+) -> PGD | FGSM | APGD:
+    """Make an attack from its short name, with ``-l2`` at its end for the L2 norm.
+
+    ``fgsm``; ``pgd-STEPS`` and, on the margin of Carlini & Wagner, ``cw-STEPS``; ``apgd-ce``, ``apgd-dlr`` and
+    ``apgd-margin``, of 100 steps or with ``-STEPS``. ``xRESTARTS`` may follow the steps.
+
+    Args:
+        name: the short name.
+        eps: radius of the ball in image units.
+        norm: of a name without ``-l2``.
+        objective: what FGSM and PGD maximise; the others' names say it.
 
     >>> str(parse("pgd-100x5-l2"))
     'pgd-100x5-l2'
@@ -22,9 +38,15 @@ def parse(name: str, *, eps: float = 8 / 255, objective: Objective = cross_entro
     found = _NAME.fullmatch(name)
     if not found:
         raise UserError(
-            f"There is no attack {name!r}: write fgsm, pgd-20 or pgd-100x5 (five restarts), with -l2 for the L2 norm."
+            f"There is no attack {name!r}: write fgsm, pgd-20 or pgd-100x5 (five restarts), cw-30, apgd-ce, apgd-dlr, "
+            "apgd-margin or apgd-ce-50x5 (50 steps and not 100), with -l2 for the L2 norm."
         )
-    norm: Norm = "2" if found["l2"] else "inf"
-    if found["fgsm"]:
-        return FGSM(eps=eps, norm=norm, objective=objective)
-    return PGD(eps=eps, steps=int(found["steps"]), restarts=int(found["restarts"] or 1), norm=norm, objective=objective)
+    norm = "2" if found["l2"] else norm
+    if found["apgd"]:
+        steps, restarts = int(found["a_steps"] or 100), int(found["a_restarts"] or 1)
+        return APGD(eps=eps, steps=steps, restarts=restarts, norm=norm, objective=_OBJECTIVES[found["apgd"]])
+    if found["pgd"]:
+        steps, restarts = int(found["steps"]), int(found["restarts"] or 1)
+        of = margin if found["pgd"] == "cw" else objective
+        return PGD(eps=eps, steps=steps, restarts=restarts, norm=norm, objective=of)
+    return FGSM(eps=eps, norm=norm, objective=objective)

@@ -5,7 +5,6 @@ PGD: Zhang et al., ICML 2020 (arXiv 2002.11242). C&W-inf: PGD on the margin of C
 1608.04644).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,19 +16,15 @@ from channelscope.attacks.ball import (
     Randomness,
     check_ball,
     check_images,
-    correct,
     is_right,
-    length,
     normal,
     projection,
-    rounded_towards,
     uniform,
     wide,
 )
+from channelscope.attacks.runs import Points, direction, gradient_of, leaf, look, narrowed, restarted, seen
 from channelscope.errors import UserError
-from channelscope.folding import run_folded
-from channelscope.hooks import evaluating, logits_for, logits_of
-from channelscope.objectives import Objective, cross_entropy
+from channelscope.objectives import Objective, cross_entropy, margin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +48,11 @@ class PGD:
         norm: "inf" or "2".
         objective: (model, x, y) -> loss per image.
         early_stop: tau of FAT's PGD-K-tau, >= 0, for friendly training images (Zhang et al., ICML 2020, Algorithm 1):
-            an image that the network takes for another class takes tau more steps and then stops. The objective is
-            asked about the images that are left: one that holds numbers of each image of the batch, as that of
-            TRADES does, needs a method ``rows(indices)`` that gives the objective of some of them.
+            an image that the network takes for another class takes tau more steps and then stops; with 0 it stops at
+            once, which spares an evaluation most of its steps. Later restarts are for the images that no earlier
+            one has broken. The objective is asked about the images that are left: one that holds numbers of each
+            image of the batch, as that of TRADES does, needs a method ``rows(indices)`` that gives the objective
+            of some of them.
     """
 
     eps: float = 8 / 255
@@ -75,8 +72,8 @@ class PGD:
             raise UserError(f"PGD's step is a number from 0 up, not {self.step}.")
         if not 0 <= self.random_start < float("inf"):
             raise UserError(f"PGD's random start is true, false or a spread from 0 up, not {self.random_start}.")
-        if self.early_stop is not None and (self.early_stop < 0 or self.restarts > 1):
-            raise UserError("PGD that stops early takes a number of steps from 0 up, and one restart only.")
+        if self.early_stop is not None and self.early_stop < 0:
+            raise UserError("PGD that stops early takes a number of further steps from 0 up.")
 
     def __call__(
         self,
@@ -95,16 +92,14 @@ class PGD:
         if self.eps == 0 or not len(x):
             return x.clone()
         # Half precision cannot hold the ball: steps and projections are taken in 32 bits at least.
-        exact = x.to(wide(x.dtype))
-        starts = self._starts(exact, generator)
+        starts = self._starts(x.to(wide(x.dtype)), generator)
 
-        def run(layout: torch.memory_format) -> list[Tensor]:
-            origin = exact.to(memory_format=layout)
-            runs = [self._run(model, origin, y, start.to(memory_format=layout), x.dtype) for start in starts]
-            return [rounded_towards(x, found) for found in runs]
+        def run(x: Tensor, y: Tensor, start: Tensor, objective: Objective) -> Points:
+            if self.early_stop is None:
+                return self._run(model, x, y, start, objective)
+            return self._run_friendly(model, x, y, start, objective, self.early_stop)
 
-        with evaluating(model):
-            return self._worst(model, x, y, run_folded(model, x, run))
+        return restarted(model, x, y, starts, run, self.objective, drops=self.early_stop is not None)
 
     def skip(self, x: Float[Tensor, "n *image"], n: int, generator: torch.Generator) -> None:
         """Advance ``generator`` as an attack on n images of the shape and precision of those in x would."""
@@ -130,59 +125,49 @@ class PGD:
         numbers = x.shape[1:].numel() + (self.norm == "2" and self.random_start is True)
         return uniform((n, self.restarts, numbers), x, generator)
 
-    def _run(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, dtype: torch.dtype) -> Tensor:
+    def _run(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, objective: Objective) -> Points:
         """Take the steps from one start."""
-        if self.early_stop is not None:
-            return self._run_friendly(model, x, y, start, dtype, self.early_stop)
-        project = projection(x, self.eps, self.norm)
-        adversarial = project(start)
+        project = projection(x.to(start.dtype), self.eps, self.norm)
+        points = project(start)
         for _ in range(self.steps):
-            adversarial = project(adversarial + self._move(model, _leaf(adversarial, dtype), y, self.objective))
-        return adversarial
+            gradient, _ = gradient_of(model, leaf(seen(x, points)), y, objective)
+            points = project(points + self._move(gradient.to(points.dtype)))
+        return Points(seen(x, points), torch.zeros_like(y, dtype=torch.bool))
 
     def _run_friendly(
-        self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, dtype: torch.dtype, tau: int
-    ) -> Tensor:
+        self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, objective: Objective, tau: int
+    ) -> Points:
         """Take the steps of PGD-K-tau from one start: fewer and fewer images take part in them."""
-        adversarial = projection(x, self.eps, self.norm)(start)
-        going, patience = torch.arange(len(x), device=x.device), torch.full_like(y, tau)
+        project = projection(x.to(start.dtype), self.eps, self.norm)
+        points = project(start)
+        images, broken = seen(x, points).clone(), torch.zeros_like(y, dtype=torch.bool)
+        going, patience, of_going = torch.arange(len(x), device=x.device), torch.full_like(y, tau), objective
         for _ in range(self.steps):
-            at = _leaf(adversarial[going], dtype)
-            with logits_for(model, at) as logits:  # of the very pass that the gradient is taken of
-                move = self._move(model, at, y[going], _narrowed(self.objective, going))
-            fooled = ~is_right(logits[0] if logits else logits_of(model(at)).detach(), y[going])
-            on = ~fooled | (patience[going] > 0)
-            patience[going] -= fooled.to(patience.dtype)
-            going, move = going[on], move[on]
+            view = look(model, seen(x, points), y, of_going, gradient=True)
+            fooled, gradient = ~is_right(view.logits, y), view.gradient.to(points.dtype)
+            on = ~fooled | (patience > 0)
+            patience = patience - fooled.to(patience.dtype)
+            if not on.all():
+                images[going[~on]], broken[going[~on]] = seen(x, points)[~on], True
+                going, x, y, points, patience, gradient = (t[on] for t in (going, x, y, points, patience, gradient))
+                project, of_going = projection(x.to(start.dtype), self.eps, self.norm), narrowed(objective, going)
             if not len(going):
                 break
-            project = projection(x[going], self.eps, self.norm)
-            adversarial[going] = project(adversarial[going] + move)
-        return adversarial
+            points = project(points + self._move(gradient))
+        images[going] = seen(x, points)
+        return Points(images, broken)
 
-    def _move(self, model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> Tensor:
-        """Give the step from x, before its projection."""
+    def _move(self, gradient: Tensor) -> Tensor:
+        """Give the step along a gradient, before its projection."""
         step = self.eps * max(2 / self.steps, 1 / 10) if self.step is None else self.step
-        return step * ascent(model, objective, x, y, self.norm)
-
-    def _worst(self, model: nn.Module, x: Tensor, y: Tensor, runs: list[Tensor]) -> Tensor:
-        """Take per image the run that fools the network, else the one of the largest objective."""
-        best, *others = runs
-        if not others:
-            return best
-        with torch.no_grad():
-            loss, fooled = self.objective(model, best, y), ~correct(model, best, y)
-            for other in others:
-                other_loss, other_fooled = self.objective(model, other, y), ~correct(model, other, y)
-                better = torch.where(fooled == other_fooled, other_loss > loss, other_fooled)
-                best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), other, best)
-                loss, fooled = torch.where(better, other_loss, loss), fooled | other_fooled
-        return best
+        return step * direction(gradient, self.norm)
 
     def __str__(self) -> str:
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         tau = "" if self.early_stop is None else f"-{self.early_stop}"
-        return f"pgd-{self.steps}{restarts}{tau}{suffix(self.norm, self.objective)}"
+        # By its own name in the literature, which says what the objective is.
+        kind, objective = ("cw", cross_entropy) if self.objective is margin else ("pgd", self.objective)
+        return f"{kind}-{self.steps}{restarts}{tau}{suffix(self.norm, objective)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,28 +211,3 @@ def suffix(norm: Norm, objective: Objective) -> str:
     """Give the end of an attack's short name."""
     of = "" if objective is cross_entropy else f":{getattr(objective, '__name__', objective)}"
     return ("-l2" if norm == "2" else "") + of
-
-
-def ascent(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
-    """Give the direction in which the objective grows fastest at a leaf x; 0 where its gradient is not a number."""
-    with torch.enable_grad():
-        loss = objective(model, x, y).sum()
-        if not loss.requires_grad:
-            raise UserError(
-                "The network's loss has no gradient in its input (inference_mode around it, or detach or no_grad "
-                "within): gradient attacks say nothing about it."
-            )
-        (gradient,) = torch.autograd.grad(loss, x, allow_unused=True, materialize_grads=True)
-    gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-    return gradient.sign() if norm == "inf" else gradient / length(gradient).clamp_min(1e-12)
-
-
-def _leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give images of this precision that a gradient can be taken in."""
-    return x.to(dtype).detach().requires_grad_()
-
-
-def _narrowed(objective: Objective, rows: Tensor) -> Objective:
-    """Give the objective of these images of the batch."""
-    narrow: Callable[[Tensor], Objective] | None = getattr(objective, "rows", None)
-    return narrow(rows) if callable(narrow) else objective

@@ -15,8 +15,10 @@ from channelscope.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from channelscope.checkpoints import Checkpoint
     from channelscope.comparison import Comparison
     from channelscope.data import Dataset
+    from channelscope.evaluation import Evaluation
 
 
 def train(args: argparse.Namespace) -> None:
@@ -165,20 +167,16 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def _comparison(args: argparse.Namespace, device: str) -> "Comparison":
-    from channelscope.checkpoints import Checkpoint
     from channelscope.comparison import compare
 
-    labels = args.labels or [Path(path).stem for path in args.models]
-    if len(labels) != len(args.models):
-        raise UserError(f"There are {len(args.models)} models and {len(labels)} labels: give one label for each model.")
-    if len(set(labels)) < len(labels):
-        raise UserError("Two models have the same label: give each its own with --labels.")
-    models = {label: Checkpoint.read(path) for label, path in zip(labels, args.models, strict=True)}
+    models = _models(args)
     return compare(
         models,
         _data(args, args.data or _trained_on(models.values())),
         attack=args.attack,
         eps=args.eps,
+        attacks=args.attacks,
+        evaluation=args.evaluation,
         layers=args.layers,
         images=args.images,
         seed=args.seed,
@@ -187,6 +185,76 @@ def _comparison(args: argparse.Namespace, device: str) -> "Comparison":
         device=device,
         progress=not args.quiet,
     )
+
+
+def _models(args: argparse.Namespace) -> dict[str, "Checkpoint"]:
+    """Read the checkpoints, by label."""
+    from channelscope.checkpoints import Checkpoint
+
+    labels = args.labels or [Path(path).stem for path in args.models]
+    if len(labels) != len(args.models):
+        raise UserError(f"There are {len(args.models)} models and {len(labels)} labels: give one label for each model.")
+    if len(set(labels)) < len(labels):
+        raise UserError("Two models have the same label: give each its own with --labels.")
+    return {label: Checkpoint.read(path) for label, path in zip(labels, args.models, strict=True)}
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Attack checkpoints, write the folder and print what was found."""
+    from channelscope.distributed import is_first
+    from channelscope.evaluation import evaluate
+
+    device, models = _device(args), _models(args)
+    args.after_stop = " Run the same command again: it goes on with the images and attacks that are left."
+    with together(args, device):
+        found = evaluate(
+            models,
+            _data(args, args.data or _trained_on(models.values())),
+            attacks=args.attacks,
+            eps=args.eps,
+            norm=args.norm,
+            eps_sweep=args.eps_sweep,
+            images=args.images,
+            checks=args.checks,
+            cascade=args.cascade,
+            save_adversarial=args.save_adversarial,
+            out=args.out,
+            seed=args.seed,
+            replicates=args.replicates,
+            batch_size=args.batch_size,
+            device=device,
+            command=args.command,
+            progress=not args.quiet,
+        )
+        if is_first():
+            _tell(found, Path(args.out), args.json)
+
+
+def _tell(found: "Evaluation", out: Path, as_json: bool) -> None:
+    """Print a table of an evaluation, its worst cases and warnings, or all of it as JSON."""
+    frames = {"table": found.table, "worst": found.worst, "warnings": found.warnings, "eps_sweep": found.eps_sweep}
+    if as_json:
+        values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
+        return
+    rows = [("model", "attack", "natural", "robust", "95 % interval", "worst case so far")]
+    for row in found.table.to_dict("records"):
+        interval = f"[{row['low']:.1%}, {row['high']:.1%}]"
+        shares = [f"{row[name]:.1%}" for name in ("natural", "robust", "worst")]
+        rows.append((str(row["model"]), str(row["attack"]), *shares[:2], interval, shares[2]))
+    print(_table(rows, align="llrrrr"))
+    print(f"\neps {found.meta['eps']:.4g} (norm {found.meta['norm']}), {found.meta['data']['images']} test images\n")
+    for row in found.worst.itertuples():
+        interval = f"[{row.low:.1%}, {row.high:.1%}]"
+        print(f"{row.model}: worst case {row.robust:.1%} {interval}, decided by {row.decided_by}")
+    for row in found.eps_sweep.itertuples():
+        print(f"{row.model}: worst case at eps {row.eps:.4g}: {row.robust:.1%} [{row.low:.1%}, {row.high:.1%}]")
+    for row in found.warnings.itertuples():
+        print(f"WARNING, {row.model}: {row.sentence}")
+    for model, known in found.meta["models"].items():
+        for what, reason in known["unchecked"].items():
+            print(f"not checked, {model}: {what}: {reason}")
+    print(f"\ntables and figures: {out}")
 
 
 def _trained_on(checkpoints: Any) -> str:

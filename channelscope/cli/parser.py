@@ -109,24 +109,71 @@ def make_parser() -> argparse.ArgumentParser:
         "channelscope compare --models nat.pt at.pt cifs.pt\n"
         "  channelscope compare --models nat.pt at.pt --labels standard AT --attack pgd-100x5 --eps 8/255 --images 500",
     )
-    compare.add_argument("--models", nargs="+", required=True, metavar="FILE", help="checkpoints of networks")
-    compare.add_argument("--labels", nargs="+", metavar="NAME", help="their names (default: the file names)")
+    _add_models(compare)
     _add_data(compare, None)
     compare.add_argument("--out", default="comparison", metavar="DIR", help="folder to write (default: %(default)s)")
     compare.add_argument(
         "--attack", default="pgd-20", help="fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 for L2 (default: pgd-20)"
     )
     compare.add_argument("--eps", type=_eps, metavar="E", help="radius of the attack (default: the recipe's, as 8/255)")
+    compare.add_argument(
+        "--attacks",
+        nargs="+",
+        default=["adaptive"],
+        metavar="NAME",
+        help="for the worst case, beside that one: suites and attacks as in evaluate (default: adaptive)",
+    )
+    compare.add_argument(
+        "--evaluation", metavar="DIR", help="take worst case and adversarial images from what evaluate wrote there"
+    )
     compare.add_argument("--layers", nargs="+", metavar="NAME", help="layers to look at (default: the penultimate)")
     compare.add_argument("--images", type=_positive, metavar="N", help="test images to use (default: all)")
-    compare.add_argument(
-        "--batch-size", type=_positive, default=128, metavar="N", help="images per pass (default: 128)"
+    _add_measuring(compare)
+
+    evaluate = _command(
+        menu,
+        "evaluate",
+        commands.evaluate,
+        "attack networks, and tell whether the result can be believed",
+        "Attack networks by suites of strong and adaptive attacks, take the worst case per image, look for signs of\n"
+        "gradient masking. Writes a folder: tables (CSV, npz), figures, meta.json and RobustBench's JSON. The same\n"
+        "command again goes on where it was stopped.\n\nsuites:\n"
+        "  standard   FGSM, PGD-20, PGD-100 with 5 restarts, C&W-inf, APGD on the cross-entropy and on DLR\n"
+        "  paper      FGSM, PGD-20, PGD-100, C&W-inf as in the CIFS paper; with gates also the joint loss swept\n"
+        "  adaptive   PGD-20, C&W-inf, APGD on both losses; with gates also: the sweep of the joint loss, gradients\n"
+        "             hidden and not, frozen masks, each probe alone, transfer from the networks without gates\n"
+        "  auto       standard AutoAttack (needs: pip install 'channelscope[autoattack]')\n"
+        "  all        all of these\n"
+        "attacks by name: fgsm, pgd-20, pgd-100x5 (restarts), cw-30, apgd-ce, apgd-dlr, apgd-margin, apgd-ce-50x5,\n"
+        "  joint-sweep, square, autoattack",
+        "channelscope evaluate --models at.pt cifs.pt --attacks adaptive --images 500\n"
+        "  channelscope evaluate --models cifs.pt --attacks all --eps-sweep 2/255 4/255 8/255 16/255 --out cifs\n"
+        "  channelscope evaluate --models at.pt cifs.pt --attacks auto --cascade -q",
     )
-    compare.add_argument(
-        "--replicates", type=_positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
+    _add_models(evaluate)
+    _add_data(evaluate, None)
+    evaluate.add_argument("--out", default="evaluation", metavar="DIR", help="folder to write (default: %(default)s)")
+    evaluate.add_argument(
+        "--attacks", nargs="+", default=["standard"], metavar="NAME", help="suites and attacks (default: standard)"
     )
-    compare.add_argument("--json", action="store_true", help="print the results as JSON")
-    _add_common(compare)
+    evaluate.add_argument(
+        "--eps", type=_eps, metavar="E", help="radius of the attacks (default: the recipe's, as 8/255)"
+    )
+    evaluate.add_argument("--norm", choices=("inf", "2"), default="inf", help="of the ball (default: inf)")
+    evaluate.add_argument(
+        "--eps-sweep", type=_eps, nargs="+", default=[], metavar="E", help="also take the worst case at these radii"
+    )
+    evaluate.add_argument("--images", type=_positive, metavar="N", help="test images to use (default: all)")
+    evaluate.add_argument(
+        "--checks", type=_count, default=128, metavar="N", help="images to look for masking on; 0: none (default: 128)"
+    )
+    evaluate.add_argument(
+        "--cascade", action="store_true", help="give each attack only what those before it have left: faster"
+    )
+    evaluate.add_argument(
+        "--save-adversarial", action="store_true", help="keep the adversarial images, for compare --evaluation"
+    )
+    _add_measuring(evaluate)
 
     figures = _command(
         menu,
@@ -242,6 +289,20 @@ def _add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
     )
 
 
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", required=True, metavar="FILE", help="checkpoints of networks")
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="their names (default: the file names)")
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="images per pass (default: 128)")
+    parser.add_argument(
+        "--replicates", type=_positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    _add_common(parser)
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="of everything random (default: 0)")
     _add_device(parser)
@@ -261,6 +322,10 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
     return number
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _seed(text: str) -> int:

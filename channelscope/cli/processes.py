@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from channelscope.errors import UserError
 
-_SHARED = ("train", "sweep", "compare")  # the commands whose work several processes share
+_SHARED = ("train", "sweep", "compare", "evaluate")  # the commands whose work several processes share
 _LOST = "Another process of this run has ended, or torchrun was stopped."
 _MOMENT = 5.0  # seconds
 

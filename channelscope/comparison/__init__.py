@@ -1,25 +1,26 @@
 """Compare networks channel by channel: activation, relevance, robustness, and verdicts on the paper's claims."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from tqdm.auto import tqdm
 
 from channelscope.alignment import FEWEST_REPLICATES
-from channelscope.attacks import FGSM, PGD, Attack, parse
+from channelscope.attacks import Attack, parse
+from channelscope.comparison.earlier import Earlier
 from channelscope.comparison.frames import Comparison, check_folder
 from channelscope.comparison.rows import assemble
-from channelscope.comparison.subjects import Network, subjects_of
+from channelscope.comparison.subjects import Compared
 from channelscope.data import Dataset, as_dataset, stratified
 from channelscope.distributed import is_first
 from channelscope.errors import UserError
+from channelscope.evaluation import Evaluation, default_eps, listed
+from channelscope.evaluation.outcomes import Plan, outcomes
+from channelscope.evaluation.progress import Progress
 from channelscope.measurement import measure
-from channelscope.objectives import Gated, Joint
 from channelscope.stats import bootstrap_weights
-from channelscope.training import Recipe
+from channelscope.subjects import Network, subjects_of
 
 __all__ = ["Comparison", "check_folder", "compare"]
 
@@ -30,6 +31,8 @@ def compare(
     *,
     attack: str | Attack = "pgd-20",
     eps: float | None = None,
+    attacks: str | Attack | Sequence[str | Attack] = "adaptive",
+    evaluation: Evaluation | Path | str | None = None,
     layers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     images: int | None = None,
     methods: Mapping[str, str] | None = None,
@@ -43,8 +46,9 @@ def compare(
 ) -> Comparison:
     """Compare networks on the test part of a data set and judge the claims of the CIFS paper on them.
 
-    Every network gets the attack with the gradient passing through its masks, if it has any; a gated network also
-    the same attack on its joint loss. "worst" is the worst case per image over these.
+    One attack makes the adversarial data on which activations are compared. Robustness, and so claim C4, is the worst
+    case per image over this and further attacks, those made for gates among them (see ``evaluation``). Attacks see
+    through gates: gradients pass through their masks.
 
     Where several processes are joined (see ``distributed``), they share the images, and each ends with the result: let
     the first save it.
@@ -55,6 +59,9 @@ def compare(
         data: a data set, its name, or what else ``data.as_dataset`` takes.
         attack: a short name (see ``attacks.parse``) or any attack. It makes the adversarial data.
         eps: the radius of a named attack's ball; None for that of the data set's recipe (8/255 but for digits).
+        attacks: for the worst case, beside that one: as in ``evaluate``.
+        evaluation: what ``evaluate`` found on these models and images, or the folder where it is: its worst case is
+            taken, and its adversarial images where it kept them.
         layers: names of layers to measure, for all networks or by label; None for the penultimate layer of each.
         images: how many images of the test part to use, class shares kept; None for all.
         methods: label -> standard, at, cifs or cas, for networks whose checkpoints do not say so.
@@ -76,42 +83,63 @@ def compare(
         raise UserError(f"A seed lies between 0 and {2**31 - 1}, not at {seed}.")
     if images is not None and images < 1:
         raise UserError(f"A comparison needs at least one image, not {images}.")
-    networks = subjects_of(models, methods or {}, device)
-    chosen = _layers(layers, [subject.label for subject in networks])
+    subjects = subjects_of(models, methods or {}, device)
+    chosen = _layers(layers, [subject.label for subject in subjects])
     dataset = as_dataset(data)
     part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
     if reserved := {"all", "across"} & set(dataset.classes):
         raise UserError(f"A class cannot be called {min(reserved)!r}, as the tables' summary rows are: rename it.")
-    attack = _attack(attack, eps, dataset)
-    for subject in networks:
+    for subject in subjects:
         subject.check(dataset)
+    earlier = None if evaluation is None else Earlier.of(evaluation, subjects, part)
+    attack = _attack(attack, eps if earlier is None or eps is not None else earlier.eps, dataset)
+    if earlier is not None:
+        earlier.check(attack)
     weights = bootstrap_weights(len(part), replicates, seed)
-    shown = progress and is_first()
-    with tqdm(total=len(part) * len(networks), unit="img", disable=not shown) as bar:
-        for subject in networks:
+    compared = []
+    with tqdm(total=len(part) * len(subjects), unit="img", disable=not (progress and is_first())) as bar:
+        for subject in subjects:
             bar.set_description(subject.label)
-            subject.measurement = measure(
+            measurement = measure(
                 subject.network,
                 part,
                 len(dataset.classes),
                 layers=chosen[subject.label],
-                attacks=_attacks(attack, subject.network),
+                attack=attack,
+                made=earlier.images(subject, attack) if earlier else None,
                 weights=weights,
                 threshold=threshold,
                 batch_size=batch_size,
                 seed=seed,
                 progress=bar.update,
             )
+            compared.append(Compared(subject, measurement))
+    plan = Plan(
+        attacks=listed(attacks),
+        eps=attack.eps,
+        norm=getattr(attack, "norm", "inf"),
+        seed=seed,
+        batch_size=batch_size,
+    )
+    if earlier is None:
+        known = {item.label: item.measurement.hits for item in compared}
+        found = outcomes(subjects, part, len(dataset.classes), plan, Progress(None, {}), known=known, shown=progress)
+        stood = {label: outcome.hits for label, outcome in found.items()}
+    else:
+        stood = {subject.label: earlier.stood(subject) for subject in subjects}
+    for item in compared:
+        item.measurement.hits.update(stood[item.label])
     settings = {
         "attack": str(attack),
         "eps": attack.eps,
+        "attacks": [str(one) for one in plan.attacks] if earlier is None else earlier.attacks,
         "seed": seed,
         "replicates": replicates,
         "level": level,
         "threshold": threshold,
         "batch_size": batch_size,
     }
-    return assemble(networks, dataset, part, settings)
+    return assemble(compared, dataset, part, settings)
 
 
 def _layers(
@@ -138,13 +166,4 @@ def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack
                 "An attack is a name such as 'pgd-20', or an object such as cs.PGD(): callable, with an eps."
             )
         return attack
-    return parse(attack, eps=Recipe.suited_to(dataset.name).attack.eps if eps is None else eps)
-
-
-def _attacks(attack: Attack, network: nn.Module) -> dict[str, Attack]:
-    """Name the attacks on a network: a gated one is also attacked on its joint loss."""
-    attacks = {str(attack): attack}
-    if isinstance(network, Gated) and isinstance(attack, PGD | FGSM):
-        joint = dataclasses.replace(attack, objective=Joint())
-        attacks[str(joint)] = joint
-    return attacks
+    return parse(attack, eps=default_eps(dataset, "2" if attack.endswith("-l2") else "inf") if eps is None else eps)

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from channelscope import files
 from channelscope.errors import UserError
-from channelscope.files import check_writable, replacing_folder
+from channelscope.files import read_table, replacing_folder
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -115,7 +116,8 @@ class Comparison:
         if not (folder / "meta.json").is_file():
             raise UserError(f"{folder} holds no comparison: name a folder that 'channelscope compare' wrote.")
         try:
-            frames = {name: _read(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
+            frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
+            frames["training"]["best"] = frames["training"]["best"] == "True"
             with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             meta = json.loads((folder / "meta.json").read_text("utf-8"))
@@ -134,15 +136,9 @@ def _plots() -> ModuleType:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but an earlier comparison."""
-    check_writable(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another --out.")
-    if folder.is_mount():
-        raise UserError(f"{folder} is a disk of its own, which cannot be replaced: choose a folder on it.")
-    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    tables = {f"{name}.csv" for name in COLUMNS}
-    if held and not tables <= held <= tables | {"arrays.npz", "meta.json", "figures", "report.html"}:
-        raise UserError(f"{folder} holds other files, which would be lost: choose another --out.")
+    files.check_folder(
+        folder, {f"{name}.csv" for name in COLUMNS}, {"arrays.npz", "meta.json", "figures", "report.html"}
+    )
 
 
 def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
@@ -159,15 +155,3 @@ def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
         raise ValueError("meta.json has settings of another kind")
     if not all(known["layers"] and {"method", "arch"} <= known.keys() for _, known in models):
         raise ValueError("meta.json does not describe its models")
-
-
-def _read(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> pd.DataFrame:
-    """Read a table; a class may be called NA or nan, so only columns of numbers know of missing values."""
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if set(frame.columns) != {*names, *numbers}:
-        raise ValueError(f"{path.name} has other columns")
-    for column in numbers:
-        frame[column] = pd.to_numeric(frame[column].replace("", None))
-    if "best" in frame:
-        frame["best"] = frame["best"] == "True"
-    return frame

@@ -14,12 +14,12 @@ from torch import nn
 from channelscope import alignment, claims
 from channelscope.checkpoints import versions
 from channelscope.comparison.frames import COLUMNS, Comparison
-from channelscope.comparison.subjects import Subject
+from channelscope.comparison.subjects import Compared
 from channelscope.data import Dataset, Part
 from channelscope.distributed import size
 
 
-def assemble(networks: Sequence[Subject], dataset: Dataset, part: Part, settings: dict[str, Any]) -> Comparison:
+def assemble(networks: Sequence[Compared], dataset: Dataset, part: Part, settings: dict[str, Any]) -> Comparison:
     """Put the measurements into frames."""
     level = settings["level"]
     judged = claims.verdicts([subject.evidence for subject in networks], level)
@@ -35,7 +35,7 @@ def assemble(networks: Sequence[Subject], dataset: Dataset, part: Part, settings
         **settings,
         "versions": versions() | {name: version(name) for name in packages},
         "hardware": {
-            "device": str(_device(networks[0].network)),
+            "device": str(_device(networks[0].subject.network)),
             "threads": torch.get_num_threads(),
             "processes": size(),
         },
@@ -45,7 +45,9 @@ def assemble(networks: Sequence[Subject], dataset: Dataset, part: Part, settings
     arrays = {"labels": part.labels.cpu().numpy()}
     for index, subject in enumerate(networks):
         arrays |= {f"correct/{index}/{name}": hits.numpy() for name, hits in subject.measurement.hits.items()}
-    histories = [{"model": subject.label} | row for subject in networks for row in subject.training.get("history", ())]
+    histories = [
+        {"model": subject.label} | row for subject in networks for row in subject.subject.training.get("history", ())
+    ]
     return Comparison(
         activations=pd.concat([_activations(subject, dataset.classes) for subject in networks], ignore_index=True),
         alignment=_frame("alignment", [row for s in networks for row in _alignment(s, dataset.classes, level)]),
@@ -65,7 +67,7 @@ def _device(network: nn.Module) -> torch.device:
     return next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
 
 
-def _activations(subject: Subject, classes: Sequence[str]) -> pd.DataFrame:
+def _activations(subject: Compared, classes: Sequence[str]) -> pd.DataFrame:
     """Lay out one network's statistics, a row for each kind of data, layer, class and channel."""
     measured, frames = subject.measurement, []
     for data, statistics in (("natural", measured.natural), ("adversarial", measured.adversarial)):
@@ -80,7 +82,7 @@ def _activations(subject: Subject, classes: Sequence[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[[*COLUMNS["activations"][0], *COLUMNS["activations"][1]]]
 
 
-def _alignment(subject: Subject, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
+def _alignment(subject: Compared, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
     """Give the alignment measures' rows: each class, all classes, and the correlation across them."""
     evidence = subject.evidence
     for layer, measures in evidence.measures.items():
@@ -94,7 +96,7 @@ def _alignment(subject: Subject, classes: Sequence[str], level: float) -> Iterat
         yield row | vars(alignment.estimate(link, level, alignment.BOUNDS["relevance_robust_correlation"]))
 
 
-def _robustness(subject: Subject, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
+def _robustness(subject: Compared, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
     """Give the accuracy's rows: natural, under each attack and in the worst case, over all images and by class."""
     measured = subject.measurement
     counts = torch.bincount(measured.labels, minlength=len(classes)).tolist()

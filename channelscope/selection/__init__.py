@@ -13,7 +13,7 @@ from channelscope.selection.cifs import FeatureSelector, Imgf, LinearProbe, TwoL
 from channelscope.selection.eas import ElementScaler
 from channelscope.selection.fsr import FeatureRecalibrator
 from channelscope.selection.kap import KernelAveragePool
-from channelscope.selection.network import Probed, Selective, attached
+from channelscope.selection.network import Probed, Selective, attached, detached, frozen, is_hiding, takes_labels
 from channelscope.selection.selections import Selection
 
 __all__ = [
@@ -29,6 +29,10 @@ __all__ = [
     "Selective",
     "TwoLayerProbe",
     "attached",
+    "detached",
+    "frozen",
+    "is_hiding",
+    "takes_labels",
 ]
 
 KINDS: dict[str, Callable[..., nn.Module]] = {

@@ -69,6 +69,8 @@ class FeatureSelector(nn.Module):
             passes through the mask to the input. Attacks switch it off with ``attached``.
     """
 
+    labelled = True
+
     def __init__(self, probe: nn.Module, *, k: int = 2, imgf: Imgf = "softmax", detach: bool = True) -> None:
         super().__init__()
         if k < 1:
@@ -82,7 +84,7 @@ class FeatureSelector(nn.Module):
         v = z.flatten(2).mean(2) if z.ndim > 2 else z
         logits = self.probe(v)
         chosen = self._choose(logits, labels if self.training else None)
-        mask = self._mask(self._relevance(v.detach() if self.detach else v, chosen))
+        mask = self.importance(self._relevance(v.detach() if self.detach else v, chosen))
         return Selection(z * mask.view(*mask.shape, *[1] * (z.ndim - 2)), logits, mask)
 
     def _choose(self, logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"] | None) -> Float[Tensor, "n k"]:
@@ -104,7 +106,8 @@ class FeatureSelector(nn.Module):
         pull_back = torch.func.vjp(self.probe, v)[1]  # differentiable itself, and at work under no_grad as well
         return cast(Tensor, pull_back(chosen)[0])
 
-    def _mask(self, g: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    def importance(self, g: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """Make the mask of the relevance."""
         match self.imgf:
             case "softmax":
                 return g.softmax(1)

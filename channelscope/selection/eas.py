@@ -40,6 +40,8 @@ class ElementScaler(nn.Module):
         UserError: for values out of range; in the forward pass for features of another size.
     """
 
+    labelled = True
+
     def __init__(self, channels: int, classes: int, *, height: int = 4, width: int = 4) -> None:
         super().__init__()
         self.shape = channels, height, width
@@ -57,10 +59,14 @@ class ElementScaler(nn.Module):
             )
         logits = self.probe(z.flatten(1))
         chosen = labels if self.training and labels is not None else logits.argmax(1)
+        mask = self.importance(chosen)
+        return Selection(z * mask, logits, mask)
+
+    def importance(self, chosen: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
+        """Make the mask of the chosen classes."""
         weight = self.probe.weight
         mask = F.one_hot(chosen, len(weight)).to(weight.dtype) @ weight  # indexing adds its gradients in any order
-        mask = mask.view_as(z)
-        return Selection(z * mask, logits, mask)
+        return mask.view(-1, *self.shape)
 
 
 def _words(shape: tuple[int, ...]) -> str:

@@ -54,7 +54,7 @@ class FeatureRecalibrator(nn.Module):
     def forward(self, z: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None = None) -> Selection:
         """Recalibrate the features z; the labels are not looked at."""
         require_maps(z, "fsr")
-        mask = self._mask(self.separation(z)).to(z.dtype)
+        mask = self.importance(self.separation(z)).to(z.dtype)
         robust, other = z * mask, z * (1 - mask)
         recalibrated = other + (1 - mask) * self.recalibration(other)
         of_robust, of_other, of_recalibrated = (
@@ -62,7 +62,8 @@ class FeatureRecalibrator(nn.Module):
         )
         return Selection(robust + recalibrated, None, mask, extra=(of_robust, of_recalibrated), rivals=(of_other,))
 
-    def _mask(self, r: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    def importance(self, r: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Make the mask of the robustness map."""
         if self.training:
             exact = torch.promote_types(r.dtype, torch.float32)  # half precision would often draw 0
             r = r + torch.rand_like(r, dtype=exact).logit()

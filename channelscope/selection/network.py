@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -21,16 +23,34 @@ class _Hiding(Protocol):
 def attached(model: nn.Module) -> Iterator[None]:
     """Let gradients pass through every gate's mask for as long as the context lasts: what an attacker would do.
 
-    A gate that hides its mask's gradient has an attribute ``detach`` that is True.
+    A gate that can hide its mask's gradient has an attribute ``detach``.
     """
-    hiding: list[_Hiding] = [part for part in model.modules() if isinstance(part, _Hiding) and part.detach is True]
+    with _detaching(model, False):
+        yield
+
+
+@contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """Let every gate that can hide the gradient of its mask: how the authors of CIFS attack their networks."""
+    with _detaching(model, True):
+        yield
+
+
+def is_hiding(model: nn.Module) -> bool:
+    """Tell whether a gate of the network hides the gradient of its mask."""
+    return any(part.detach is True for part in model.modules() if isinstance(part, _Hiding))
+
+
+@contextmanager
+def _detaching(model: nn.Module, hide: bool) -> Iterator[None]:
+    others = [part for part in model.modules() if isinstance(part, _Hiding) and part.detach is (not hide)]
     try:
-        for gate in hiding:
-            gate.detach = False
+        for gate in others:
+            gate.detach = hide
         yield
     finally:
-        for gate in hiding:
-            gate.detach = True
+        for gate in others:
+            gate.detach = not hide
 
 
 @dataclass(frozen=True)
@@ -127,3 +147,49 @@ class Selective(nn.Module):
             features={layer: z for layer, (z, _) in answers.items()},
             selections={layer: selection for layer, (_, selection) in answers.items()},
         )
+
+
+@runtime_checkable
+class _Masking(Protocol):
+    def importance(self, *given: Any) -> Tensor:
+        """Give the mask."""
+
+
+@contextmanager
+def frozen(network: Selective, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None) -> Iterator[None]:
+    """Hold the masks of all gates at their values for images x, as constants, for as long as the context lasts.
+
+    Inside, the network takes batches of the same images, or of the first of them, changed as an attack changes them.
+
+    Args:
+        network: a gated network.
+        x: the images.
+        labels: (n,), to hold the masks at what they are in training, where gates are told the labels.
+    """
+    gates = {layer: gate for layer, gate in network.gates.items() if isinstance(gate, _Masking)}
+    told = [gate for gate in gates.values() if labels is not None and takes_labels(gate)]
+    modes = [gate.training for gate in told]
+    try:
+        for gate in told:
+            gate.training = True  # of the gate alone, not of the layers in it
+        with torch.no_grad():
+            masks = network.probed(x, labels).masks
+    finally:
+        for gate, mode in zip(told, modes, strict=True):
+            gate.training = mode
+    try:
+        for layer, gate in gates.items():
+            vars(gate)["importance"] = partial(_first_rows, masks[layer])
+        yield
+    finally:
+        for gate in gates.values():
+            vars(gate).pop("importance", None)
+
+
+def takes_labels(gate: nn.Module) -> bool:
+    """Tell whether labels reach the gate's mask in training mode."""
+    return bool(getattr(gate, "labelled", False))
+
+
+def _first_rows(mask: Tensor, given: Tensor, *_: Any) -> Tensor:
+    return mask[: len(given)]

@@ -1,0 +1,136 @@
+"""Evaluate the robustness of networks: strong and adaptive attacks, worst case per image, warnings of masking."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from channelscope.alignment import FEWEST_REPLICATES
+from channelscope.attacks import Attack, Norm
+from channelscope.data import Dataset, as_dataset, stratified
+from channelscope.distributed import is_first, wait
+from channelscope.errors import UserError
+from channelscope.evaluation.outcomes import Plan, outcomes
+from channelscope.evaluation.progress import Gallery, Progress
+from channelscope.evaluation.results import Evaluation, check_folder
+from channelscope.evaluation.rows import assemble
+from channelscope.evaluation.suites import SUITES
+from channelscope.stats import bootstrap_weights
+from channelscope.subjects import Network, subjects_of
+from channelscope.training import Recipe
+
+__all__ = ["SUITES", "Evaluation", "check_folder", "default_eps", "evaluate", "listed"]
+
+_L2_EPS = 0.5  # usual for CIFAR-10; a recipe's radius is of the L-inf norm
+
+
+def evaluate(
+    models: Mapping[str, Network] | Sequence[str | Path] | nn.Module,
+    data: Any = "digits",
+    *,
+    attacks: str | Attack | Sequence[str | Attack] = "standard",
+    eps: float | None = None,
+    norm: Norm = "inf",
+    eps_sweep: Sequence[float] = (),
+    images: int | None = None,
+    checks: int = 128,
+    cascade: bool = False,
+    save_adversarial: bool = False,
+    out: Path | str | None = None,
+    methods: Mapping[str, str] | None = None,
+    seed: int = 0,
+    replicates: int = 500,
+    level: float = 0.95,
+    batch_size: int = 128,
+    device: str = "cpu",
+    command: str | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Attack networks on the test part of a data set, and tell how robust they are and whether that can be believed.
+
+    Every attack is given the images that the network classifies correctly; the worst case is taken per image over all
+    attacks. Attacks see through gates: gradients pass through their masks, but where an attack's name ends in
+    ``:detached``. Then the network is checked for signs of gradient masking; an attack by which a check found what
+    the others had not is run on all images that are left, and counts.
+
+    Where several processes are joined (see ``distributed``), they share the images, and each ends with the result.
+
+    Args:
+        models: label -> network, or path of a checkpoint; a sequence of paths, whose stems become the labels; or one
+            network. A network takes images in [0, 1] and is used in eval mode, where it is, and left as found.
+        data: a data set, its name, or what else ``data.as_dataset`` takes.
+        attacks: suites (see ``SUITES``), short names (see ``attacks.parse``) and attacks as such, one or several.
+        eps: the radius of named attacks; None for that of the data set's recipe (8/255 but for digits), of the L2
+            norm 0.5.
+        norm: "inf" or "2", of the suites.
+        eps_sweep: further radii at which the worst case over the named attacks is taken.
+        images: how many images of the test part to use, class shares kept; None for all.
+        checks: how many images the checks for gradient masking are made on; 0 for no checks.
+        cascade: give each attack only the images that all before it have left: much faster, the worst case is the
+            same, and ``robust`` is the accuracy after this attack and those before it.
+        save_adversarial: keep the adversarial images in ``out``. Every image is then attacked to the end.
+        out: folder to write. An evaluation that was stopped goes on when it is called again with the same arguments:
+            what it has so far is in ``out`` with ".partial" after it.
+        methods: label -> how the network was trained, where its checkpoint does not say so.
+        seed: of the choice of images, the attacks and the bootstrap.
+        replicates, level: of the bootstrap over images behind all intervals.
+        batch_size: images per forward pass.
+        device: where checkpoints are run.
+        command: what was typed, for the record.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: for models, data, attacks or settings that do not fit together.
+    """
+    if replicates < FEWEST_REPLICATES or not 0 < level < 1 or batch_size < 1 or (images is not None and images < 1):
+        raise UserError(
+            f"An evaluation needs at least {FEWEST_REPLICATES} replicates, a level between 0 and 1, and an image."
+        )
+    if save_adversarial and out is None:
+        raise UserError("Adversarial images are kept in a folder: name it with out, or --out.")
+    subjects, dataset = subjects_of(_labelled(models), methods or {}, device), as_dataset(data)
+    for subject in subjects:
+        subject.check(dataset)
+    part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
+    plan = Plan(
+        attacks=listed(attacks),
+        eps=default_eps(dataset, norm) if eps is None else eps,
+        norm=norm,
+        eps_sweep=tuple(eps_sweep),
+        checks=checks,
+        cascade=cascade,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    settings = plan.described() | {"replicates": replicates, "level": level, "save_adversarial": save_adversarial}
+    known = {"models": {s.label: s.digest for s in subjects}, "data": part.fingerprint(), **settings}
+    folder = None if out is None else Path(out).resolve()
+    if folder is not None:
+        check_folder(folder)
+    partial = folder and folder.with_name(f"{folder.name}.partial")
+    gallery = Gallery(partial / "adversarial", (len(part), *part.image_shape)) if partial and save_adversarial else None
+    state = Progress(partial, known)
+    found = outcomes(subjects, part, len(dataset.classes), plan, state, gallery, shown=progress)
+    weights = bootstrap_weights(len(part), replicates, seed)
+    result = assemble(subjects, found, dataset, part, weights, settings | {"command": command})
+    if folder is not None:
+        if is_first():
+            result.save(folder, adversarial=gallery.folder if gallery else None)
+        wait()
+        state.remove()
+    return result
+
+
+def listed(attacks: str | Attack | Sequence[str | Attack]) -> tuple[str | Attack, ...]:
+    """Give one or several attacks as several."""
+    return (attacks,) if isinstance(attacks, str) or not isinstance(attacks, Sequence) else tuple(attacks)
+
+
+def default_eps(dataset: Dataset, norm: Norm) -> float:
+    """Give the radius of attacks whose radius is not named: that of the data set's recipe, of the L2 norm 0.5."""
+    return Recipe.suited_to(dataset.name).attack.eps if norm == "inf" else _L2_EPS
+
+
+def _labelled(models: Any) -> Any:
+    return {type(models).__name__: models} if isinstance(models, nn.Module) else models

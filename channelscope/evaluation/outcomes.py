@@ -1,0 +1,196 @@
+"""What happens to the images: all networks under all of their attacks, the checks, and the sweep of eps."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from channelscope.attacks import Attack, Norm
+from channelscope.data import Part
+from channelscope.distributed import is_first, size
+from channelscope.errors import UserError
+from channelscope.evaluation.masking import Checks, findings
+from channelscope.evaluation.progress import Gallery, Progress
+from channelscope.evaluation.run import Run
+from channelscope.evaluation.suites import attacks_on
+from channelscope.selection import Selective, attached
+from channelscope.subjects import Subject, try_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an evaluation does to each network; see ``evaluate``."""
+
+    attacks: tuple[str | Attack, ...]
+    eps: float
+    norm: Norm
+    eps_sweep: tuple[float, ...] = ()
+    checks: int = 0
+    cascade: bool = False
+    seed: int
+    batch_size: int
+
+    def described(self) -> dict[str, Any]:
+        """Describe the plan in plain values."""
+        return vars(self) | {"attacks": list(map(str, self.attacks)), "eps_sweep": sorted(set(self.eps_sweep))}
+
+
+@dataclass(eq=False)
+class Outcomes:
+    """What happened to one network's images.
+
+    Args:
+        hits: "natural" and the name of each attack -> which images stood (n,).
+        attacked, broken: (attack, part) -> how many images the part was given, and how many it broke.
+        checks: for signs of gradient masking.
+        escalated: names of attacks that were added because a check found something by them.
+        sweep: eps -> which images stood the worst case (n,).
+    """
+
+    hits: dict[str, Bool[Tensor, " n"]] = field(default_factory=dict)
+    attacked: dict[tuple[str, str], int] = field(default_factory=dict)
+    broken: dict[tuple[str, str], int] = field(default_factory=dict)
+    checks: Checks | None = None
+    escalated: tuple[str, ...] = ()
+    sweep: dict[float, Bool[Tensor, " n"]] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> Bool[Tensor, " n"]:
+        """The images that stood everything."""
+        return torch.stack(list(self.hits.values())).all(0)
+
+
+def outcomes(
+    subjects: Sequence[Subject],
+    images: Part,
+    classes: int,
+    plan: Plan,
+    progress: Progress,
+    gallery: Gallery | None = None,
+    known: Mapping[str, Mapping[str, Bool[Tensor, " n"]]] | None = None,
+    shown: bool = True,
+) -> dict[str, Outcomes]:
+    """Attack every network.
+
+    Args:
+        subjects: the networks.
+        images: the images.
+        classes: number of classes.
+        plan: what is done.
+        progress, gallery: see ``Run``.
+        known: by label, outcomes that are known already, by attack: these attacks are not made.
+        shown: show a progress bar.
+
+    Raises:
+        UserError: for networks or attacks that do not fit the images, or fewer images than processes.
+    """
+    if len(images) < size():
+        raise UserError(f"There are more processes ({size()}) than images ({len(images)}): start fewer, or add images.")
+    named = {subject.label: _attacks(subject, subjects, plan, plan.eps, classes) for subject in subjects}
+    for subject in subjects:  # before the first attack, which may take hours
+        try_out(subject.network, next(_first(subject.network, images, 2))[0], classes)
+    parts = sum(1 + _parts(attacks) * (1 + len(plan.eps_sweep)) for attacks in named.values())
+    with tqdm(total=parts * len(images), unit="img", disable=not (shown and is_first())) as bar:
+        found = {}
+        for index, subject in enumerate(subjects):
+            run = Run(
+                index=index,
+                network=subject.network,
+                images=images,
+                batch_size=plan.batch_size,
+                seed=plan.seed,
+                progress=progress,
+                gallery=gallery,
+                advance=lambda n: bar.update(n * size()),
+            )
+            own = (known or {}).get(subject.label, {})
+            found[subject.label] = _outcomes_of(subject, run, named[subject.label], own, plan, classes, bar)
+            found[subject.label].sweep.update(_sweep(subject, subjects, run, found[subject.label], plan, classes, bar))
+    return found
+
+
+def _outcomes_of(
+    subject: Subject,
+    run: Run,
+    attacks: Mapping[str, Attack],
+    known: Mapping[str, Bool[Tensor, " n"]],
+    plan: Plan,
+    classes: int,
+    bar: Any,
+) -> Outcomes:
+    bar.set_description(f"{subject.label}: natural")
+    result = Outcomes(hits={"natural": run.natural()} | dict(known))
+    run.attacked.clear()  # of attacks only
+    run.broken.clear()
+    for name, attack in attacks.items():
+        if name in known:
+            run.advance(len(run.images) * _parts({name: attack}) // size())
+            continue
+        bar.set_description(f"{subject.label}: {name}")
+        result.hits[name] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
+    if plan.checks:
+        _check(subject, run, result, plan, bar)
+    result.attacked, result.broken = dict(run.attacked), dict(run.broken)
+    return result
+
+
+def _check(subject: Subject, run: Run, result: Outcomes, plan: Plan, bar: Any) -> None:
+    """Look for signs of gradient masking, and run what revealed one on all images."""
+    bar.set_description(f"{subject.label}: checks")
+    x, y = next(_first(subject.network, run.images, plan.checks))
+    with attached(subject.network):
+        result.checks = findings(
+            subject.network, x, y, eps=plan.eps, norm=plan.norm, seed=plan.seed, batch_size=plan.batch_size
+        )
+    for finding in result.checks.findings:
+        attack = finding.breaks
+        if attack is None or str(attack) in result.hits:
+            continue
+        bar.set_description(f"{subject.label}: {attack}")
+        bar.total += len(run.images)
+        result.hits[str(attack)] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
+        result.escalated += (str(attack),)
+
+
+def _sweep(
+    subject: Subject,
+    subjects: Sequence[Subject],
+    run: Run,
+    result: Outcomes,
+    plan: Plan,
+    classes: int,
+    bar: Any,
+) -> dict[float, Bool[Tensor, " n"]]:
+    """Take the worst case at each radius, the smallest first: an image broken in a ball is broken in every larger."""
+    left, found = result.hits["natural"], {}
+    at = Run(**{**vars(run), "gallery": None, "attacked": {}, "broken": {}})
+    for eps in sorted(set(plan.eps_sweep)):
+        if eps >= plan.eps:
+            left = left & result.worst
+        for name, attack in _attacks(subject, subjects, plan, eps, classes).items():
+            bar.set_description(f"{subject.label}: {name}, eps {eps:.3g}")
+            left = at.under(attack, left, f"{name}@{eps!r}")
+        found[eps] = left
+    return found
+
+
+def _attacks(subject: Subject, subjects: Sequence[Subject], plan: Plan, eps: float, classes: int) -> dict[str, Attack]:
+    twins = {}
+    if isinstance(subject.network, Selective):
+        twins = {other.label: other.network for other in subjects if not isinstance(other.network, Selective)}
+    return attacks_on(subject.network, plan.attacks, eps=eps, norm=plan.norm, classes=classes, twins=twins)
+
+
+def _parts(attacks: Mapping[str, Attack]) -> int:
+    return sum(len(getattr(attack, "parts", (attack,))) for attack in attacks.values())
+
+
+def _first(network: nn.Module, images: Part, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the first images, as the network takes them."""
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(1))
+    n = min(n, len(images))
+    return ((x.to(like), y) for x, y in images.batches(n, like.device, torch.arange(n)))

@@ -1,0 +1,141 @@
+"""How far an evaluation has come, kept on disk after every batch."""
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from channelscope.distributed import first_ahead, is_first, rank
+from channelscope.errors import UserError
+from channelscope.evaluation.results import gallery_name
+from channelscope.files import check_writable, replacing
+
+Key = tuple[int, str, str]  # model, attack, part of the attack
+
+
+class Progress:
+    """Which images have met which attack, and whether they stood; what a killed run goes on from.
+
+    Every process appends a line to its own file after each batch. A line that a kill cut short is left out, and its
+    batch is attacked again.
+
+    Args:
+        folder: where to keep it; None for nowhere.
+        settings: what the evaluation is of, as plain values.
+
+    Raises:
+        UserError: where the folder cannot be written, or holds an evaluation of something else.
+    """
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self.met: defaultdict[Key, dict[int, bool]] = defaultdict(dict)
+        if folder is None:
+            return
+        check_writable(folder / "settings.json")
+        with first_ahead():
+            if is_first():
+                self._take_up(folder, json.loads(json.dumps(settings)))
+        for path in sorted(folder.glob("met-*.jsonl")):
+            for key, images, stood in _lines(path):
+                self.met[key] |= dict(zip(images, stood, strict=True))
+        _end_line(self._own)
+
+    @property
+    def _own(self) -> Path:
+        assert self.folder is not None
+        return self.folder / f"met-{rank()}.jsonl"
+
+    @staticmethod
+    def _take_up(folder: Path, settings: dict[str, Any]) -> None:
+        known = folder / "settings.json"
+        if known.exists():
+            try:
+                same = json.loads(known.read_text("utf-8")) == settings
+            except ValueError:
+                same = False
+            if not same:
+                raise UserError(
+                    f"{folder} holds an evaluation of other models, data or settings that was interrupted: "
+                    "give the same command again to go on with it, delete it, or choose another --out."
+                )
+            return
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds other files: choose another --out.")
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(known) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1), "utf-8")
+
+    def record(self, key: Key, images: list[int], stood: list[bool]) -> None:
+        """Note that these images have met a part of an attack, and which of them stood."""
+        self.met[key] |= dict(zip(images, stood, strict=True))
+        if self.folder is None:
+            return
+        try:
+            with self._own.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([*key, images, [int(one) for one in stood]]) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {self._own}: {error.strerror or error}. Free space and give the same command again."
+            ) from error
+
+    def remove(self) -> None:
+        """Forget all, once the evaluation is complete."""
+        if self.folder is not None and is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Gallery:
+    """Adversarial images on disk: for each model and attack a file of all of the part's images.
+
+    Args:
+        folder: where the files are.
+        shape: of all images, (n, c, h, w).
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
+        self.folder, self.shape = folder, shape
+
+    def keep(self, model: int, attack: str, images: list[int], x: Float[Tensor, "n c h w"]) -> None:
+        """Write some of the images."""
+        path = self.folder / gallery_name(model, attack)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    np.lib.format.write_array_header_1_0(
+                        file, {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+                    )
+                    file.truncate(file.tell() + 4 * int(np.prod(self.shape)))
+            array = np.lib.format.open_memmap(path, mode="r+")
+            array[images] = x.detach().cpu().float().numpy()
+            array.flush()
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {path}: {error.strerror or error}. Free space and give the same command again."
+            ) from error
+
+
+def _lines(path: Path) -> Iterable[tuple[Key, list[int], list[bool]]]:
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            model, attack, part, images, stood = json.loads(line)
+        except ValueError:  # a kill came while it was written
+            continue
+        yield (model, attack, part), images, [bool(one) for one in stood]
+
+
+def _end_line(path: Path) -> None:
+    """End a line that was cut short, so that the next begins anew."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")

@@ -1,0 +1,172 @@
+"""From outcomes to tidy rows."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from channelscope import alignment
+from channelscope.checkpoints import versions
+from channelscope.data import Dataset, Part
+from channelscope.distributed import size
+from channelscope.evaluation.outcomes import Outcomes
+from channelscope.evaluation.results import COLUMNS, Evaluation
+from channelscope.stats import accuracy
+from channelscope.subjects import Subject
+
+_PACKAGES = ("torchvision", "numpy", "pandas", "pyautoattack")
+
+
+def assemble(
+    subjects: Sequence[Subject],
+    found: Mapping[str, Outcomes],
+    dataset: Dataset,
+    part: Part,
+    weights: Float[Tensor, "n r"],
+    settings: Mapping[str, Any],
+) -> Evaluation:
+    """Put the outcomes into frames."""
+    summary = _Summary(part.labels.cpu(), weights, dataset.classes, settings["level"])
+    rows = {name: [row for item in found.items() for row in make(summary, *item)] for name, make in _ROWS.items()}
+    frames = {name: pd.DataFrame(rows[name], columns=[*words, *numbers]) for name, (words, numbers) in COLUMNS.items()}
+    arrays = {"labels": part.labels.cpu().numpy()}
+    for index, subject in enumerate(subjects):
+        hits = found[subject.label].hits
+        arrays |= {f"correct/{index}/{name}": stood.numpy() for name, stood in hits.items()}
+    meta = _meta(subjects, found, dataset, part, settings)
+    return Evaluation(**frames, arrays=arrays, meta=json.loads(json.dumps(meta)))
+
+
+def _meta(
+    subjects: Sequence[Subject],
+    found: Mapping[str, Outcomes],
+    dataset: Dataset,
+    part: Part,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    described = {}
+    for subject in subjects:
+        outcome = found[subject.label]
+        described[subject.label] = subject.description | {
+            "digest": subject.digest,
+            "escalated": list(outcome.escalated),
+            "unchecked": dict(outcome.checks.skipped) if outcome.checks else {},
+        }
+    return {
+        "models": described,
+        "data": {
+            "name": dataset.name,
+            "classes": list(dataset.classes),
+            "images": len(part),
+            "fingerprint": part.fingerprint(),
+        },
+        **settings,
+        "versions": versions() | {name: known for name in _PACKAGES if (known := _version(name))},
+        "hardware": {
+            "device": str(next((p.device for p in subjects[0].network.parameters()), torch.device("cpu"))),
+            "threads": torch.get_num_threads(),
+            "processes": size(),
+        },
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+class _Summary:
+    """Turns outcomes into accuracies with intervals."""
+
+    def __init__(self, labels: Tensor, weights: Float[Tensor, "n r"], classes: tuple[str, ...], level: float) -> None:
+        self.labels, self.weights, self.classes, self.level = labels, weights, classes, level
+        self.counts = torch.bincount(labels, minlength=len(classes)).tolist()
+
+    def overall(self, hits: Bool[Tensor, " n"]) -> alignment.Estimate:
+        return self._estimate(accuracy(hits, self.labels, self.weights, len(self.classes))[0])
+
+    def by_class(self, hits: Bool[Tensor, " n"]) -> Iterator[tuple[str, alignment.Estimate, int]]:
+        of_classes = accuracy(hits, self.labels, self.weights, len(self.classes))[1]
+        for name, replicates, count in zip(self.classes, of_classes.T, self.counts, strict=True):
+            yield name, self._estimate(replicates), count
+
+    def _estimate(self, replicates: Tensor) -> alignment.Estimate:
+        return alignment.estimate(replicates.numpy(), self.level, (0.0, 1.0))
+
+
+def _table(summary: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:
+    hits = dict(outcome.hits)
+    so_far = natural = hits.pop("natural")
+    for name, stood in hits.items():
+        so_far = so_far & stood
+        alone, worst = summary.overall(stood), summary.overall(so_far)
+        yield {
+            "model": model,
+            "attack": name,
+            "natural": summary.overall(natural).value,
+            "robust": alone.value,
+            "low": alone.low,
+            "high": alone.high,
+            "worst": worst.value,
+            "worst_low": worst.low,
+            "worst_high": worst.high,
+            "count": len(stood),
+        }
+
+
+def _classes(summary: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:
+    for attack, stood in {**outcome.hits, "worst": outcome.worst}.items():
+        for name, found, count in summary.by_class(stood):
+            row = {"model": model, "attack": attack, "class": name, "accuracy": found.value}
+            yield row | {"low": found.low, "high": found.high, "count": count}
+
+
+def _worst(summary: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:
+    found, natural = summary.overall(outcome.worst), outcome.hits["natural"]
+    attacks = {name: int(stood.sum()) for name, stood in outcome.hits.items() if name != "natural"}
+    yield {
+        "model": model,
+        "decided_by": min(attacks, key=lambda name: attacks[name]),
+        "natural": summary.overall(natural).value,
+        "robust": found.value,
+        "low": found.low,
+        "high": found.high,
+        "count": len(natural),
+    }
+
+
+def _parts(_: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:
+    for (attack, part), given in outcome.attacked.items():
+        broken = outcome.broken[attack, part]
+        yield {"model": model, "attack": attack, "part": part, "attacked": given, "broken": broken}
+
+
+def _warnings(_: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:
+    for finding in outcome.checks.findings if outcome.checks else ():
+        evidence = json.dumps(finding.evidence)
+        yield {"model": model, "check": finding.check, "sentence": finding.sentence, "evidence": evidence}
+
+
+def _eps_sweep(summary: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:
+    for eps, stood in outcome.sweep.items():
+        found = summary.overall(stood)
+        yield {"model": model, "eps": eps, "robust": found.value, "low": found.low, "high": found.high}
+
+
+_ROWS = {
+    "table": _table,
+    "classes": _classes,
+    "worst": _worst,
+    "parts": _parts,
+    "warnings": _warnings,
+    "eps_sweep": _eps_sweep,
+}

@@ -1,0 +1,132 @@
+"""One network against its attacks: which images stand, batch by batch, going on where an earlier run was stopped."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from channelscope.attacks import PGD, Attack, correct, image_generators
+from channelscope.attacks.adaptive import Detached
+from channelscope.data import Part
+from channelscope.distributed import everyones, share
+from channelscope.errors import UserError
+from channelscope.evaluation.progress import Gallery, Progress
+from channelscope.hooks import evaluating
+from channelscope.selection import attached
+
+_ROUNDING = 1e-6  # by which an image may leave the ball: its pixels are numbers of 32 bits
+
+
+@dataclass(eq=False)
+class Run:
+    """One network under evaluation. Several processes share the images, and each ends with all outcomes.
+
+    An image that the network misclassifies as it is, or that a part of an attack has broken, is not given to (the other
+    parts of) the attack: it is broken already.
+
+    Args:
+        index: the network's place among those under evaluation.
+        network: any classifier of images in [0, 1], whose gates show their gradients.
+        images: the images.
+        batch_size: images per forward pass.
+        seed: of the attacks' random numbers; every image has its own, whatever its batch.
+        progress: what is known from an earlier run, and where to note what is new.
+        gallery: where to keep adversarial images; None for nowhere. Then every image is attacked to the end, broken or
+            not, as images for an analysis have to be.
+        advance: called with the number of images whose outcome is new.
+    """
+
+    index: int
+    network: nn.Module
+    images: Part
+    batch_size: int
+    seed: int
+    progress: Progress
+    gallery: Gallery | None
+    advance: Callable[[int], object]
+    attacked: dict[tuple[str, str], int] = field(default_factory=dict)
+    broken: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def natural(self) -> Bool[Tensor, " n"]:
+        """Tell which images are classified correctly as they are."""
+        everything = torch.ones(len(self.images), dtype=torch.bool)
+        return self._met("natural", "natural", everything, lambda x, _y, _rows: x)
+
+    def under(self, attack: Attack, given: Bool[Tensor, " n"], name: str | None = None) -> Bool[Tensor, " n"]:
+        """Tell which of the given images stand an attack, which goes by its own name or this; others do not stand."""
+        name, stood = name or str(attack), given
+        if self.gallery is not None:
+            everything = torch.ones_like(given)
+            return given & self._met(name, name, everything, self._made_by(attack, name, self._kept(name)))
+        for part in getattr(attack, "parts", (attack,)):
+            made = self._made_by(thrifty(part), str(part))
+            stood = stood & self._met(name, str(part), stood, made)
+        return stood
+
+    def _made_by(
+        self, attack: Attack, name: str, keep: Callable[[list[int], Tensor], None] | None = None
+    ) -> Callable[[Tensor, Tensor, list[int]], Tensor]:
+        def make(x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
+            x_adv = attack(self.network, x, y, image_generators(self.seed, name, rows))
+            _check_ball(attack, name, x, x_adv)
+            if keep is not None:
+                keep(rows, x_adv)
+            return x_adv
+
+        return make
+
+    def _kept(self, name: str) -> Callable[[list[int], Tensor], None]:
+        def keep(rows: list[int], x: Tensor) -> None:
+            assert self.gallery is not None
+            self.gallery.keep(self.index, name, rows, x)
+
+        return keep
+
+    def _met(
+        self, attack: str, part: str, given: Bool[Tensor, " n"], make: Callable[[Tensor, Tensor, list[int]], Tensor]
+    ) -> Bool[Tensor, " n"]:
+        """Let the given images of this process's share meet a part of an attack; tell which stood, of all shares."""
+        key, n = (self.index, attack, part), len(given)
+        known, own = self.progress.met[key], range(n)[share(n)]
+        wanted = [index for index in own if given[index]]
+        self.advance(len(own) - len(wanted) + sum(index in known for index in wanted))
+        for rows, x, y in self._batches([index for index in wanted if index not in known]):
+            with evaluating(self.network), attached(self.network):
+                stood = correct(self.network, make(x, y, rows), y)
+            self.progress.record(key, rows, stood.tolist())
+            self.advance(len(rows))
+        outcome = torch.tensor([bool(given[index]) and known[index] for index in own], dtype=torch.bool)
+        outcome = everyones(outcome.to(torch.uint8)).bool()
+        self.attacked[attack, part] = int(given.sum())
+        self.broken[attack, part] = int((given & ~outcome).sum())
+        return outcome
+
+    def _batches(self, rows: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "b c h w"], Int[Tensor, " b"]]]:
+        like = next((p for p in self.network.parameters() if p.is_floating_point()), torch.zeros(1))
+        order = torch.tensor(rows, dtype=torch.int64)
+        batches = self.images.batches(self.batch_size, like.device, order)
+        for own, (x, y) in zip(order.split(self.batch_size), batches, strict=True):
+            yield own.tolist(), x.to(like), y
+
+
+def thrifty(attack: Attack) -> Attack:
+    """Let an attack drop each image once it is broken, where the attack knows how to."""
+    if isinstance(attack, PGD) and attack.early_stop is None:
+        return dataclasses.replace(attack, early_stop=0)
+    if isinstance(attack, Detached):
+        return dataclasses.replace(attack, attack=thrifty(attack.attack))
+    return attack
+
+
+def _check_ball(attack: Attack, name: str, x: Tensor, x_adv: Tensor) -> None:
+    """Refuse images that are not the attack's to make."""
+    if x_adv.shape != x.shape or not x_adv.isfinite().all() or x_adv.min() < 0 or x_adv.max() > 1:
+        raise UserError(f"The attack {name} gives images outside [0, 1], or of another shape: its result says nothing.")
+    delta = (x_adv.to(torch.float64) - x.to(torch.float64)).flatten(1)
+    norm = getattr(attack, "norm", getattr(getattr(attack, "attack", None), "norm", "inf"))
+    distance = float(delta.abs().max() if norm == "inf" else delta.norm(dim=1).max())
+    if distance > attack.eps + _ROUNDING:
+        raise UserError(f"The attack {name} leaves its ball ({distance:.6f} > eps {attack.eps:.6f}): mend the attack.")

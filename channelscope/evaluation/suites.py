@@ -1,0 +1,108 @@
+"""Which attacks an evaluation makes: suites by name, and what is added for gated networks."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import nn
+
+from channelscope.attacks import PGD, Attack, Norm, parse
+from channelscope.attacks.adaptive import Detached, JointSweep, MaskFrozen, ProbeLoss, Transfer
+from channelscope.errors import UserError
+from channelscope.objectives import margin
+from channelscope.selection import Selective, is_hiding, takes_labels
+
+STANDARD = ("fgsm", "pgd-20", "pgd-100x5", "cw-30", "apgd-ce", "apgd-dlr")
+PAPER = ("fgsm", "pgd-20", "pgd-100", "cw-30")
+PLAIN = ("pgd-20", "cw-30", "apgd-ce", "apgd-dlr")  # what the adaptive attacks are set beside
+SUITES = {
+    "standard": "FGSM, PGD-20, PGD-100 with 5 restarts, C&W-inf, APGD on the cross-entropy and on DLR",
+    "paper": "FGSM, PGD-20, PGD-100, C&W-inf as in the CIFS paper; on gated networks also the sweep of the joint loss",
+    "adaptive": "PGD-20, C&W-inf, APGD on both losses; on gated networks also the attacks made for them",
+    "auto": "standard AutoAttack (APGD-CE, APGD-T, FAB-T, Square) by the package pyautoattack",
+    "all": "all of these",
+}
+
+
+def attacks_on(
+    network: nn.Module,
+    wanted: Sequence[str | Attack],
+    *,
+    eps: float,
+    norm: Norm,
+    classes: int,
+    twins: Mapping[str, nn.Module],
+) -> dict[str, Attack]:
+    """Name the attacks on one network, in the order in which they are made; each once.
+
+    Args:
+        network: gated or not.
+        wanted: suites, short names as ``attacks.parse`` knows them, and attacks as such.
+        eps, norm: the ball, for all but attacks as such. Of the L2 norm, "-l2" at the end of a name may be left out.
+        classes: number of classes; APGD on DLR, which needs three, is on the margin for two.
+        twins: label -> network without gates that the images of a transfer are made on.
+
+    Raises:
+        UserError: for an unknown name, a name of another norm, or AutoAttack without its package.
+    """
+    found: dict[str, Attack] = {}
+    for item in wanted:
+        for attack in _expanded(network, item, eps, norm, twins):
+            if isinstance(attack, str):
+                attack = _parsed(attack.replace("dlr", "margin") if classes < 3 else attack, eps, norm)
+            found.setdefault(str(attack), attack)
+    if not found:
+        raise UserError(f"An evaluation needs at least one attack: name a suite ({', '.join(SUITES)}) or attacks.")
+    return found
+
+
+def _parsed(name: str, eps: float, norm: Norm) -> Attack:
+    if norm == "inf" and name.endswith("-l2"):
+        raise UserError(f"{name} is of the L2 norm, whose radii are others: evaluate it by itself, with the norm '2'.")
+    return parse(name if norm == "inf" else f"{name.removesuffix('-l2')}-l2", eps=eps)
+
+
+def _expanded(
+    network: nn.Module, item: str | Attack, eps: float, norm: Norm, twins: Mapping[str, nn.Module]
+) -> Iterator[str | Attack]:
+    gated = network if isinstance(network, Selective) else None
+    match item:
+        case "standard":
+            yield from STANDARD
+        case "paper":
+            yield from PAPER
+            if gated:
+                yield from _sweeps(gated, eps, norm)
+        case "adaptive":
+            yield from PLAIN
+            if gated:
+                yield from _adaptive(gated, eps, norm, twins)
+        case "auto":
+            yield "autoattack"
+        case "all":
+            for suite in ("standard", "paper", "adaptive", "auto"):
+                yield from _expanded(network, suite, eps, norm, twins)
+        case _:
+            yield item
+
+
+def _sweeps(network: Selective, eps: float, norm: Norm) -> Iterator[Attack]:
+    sweep = JointSweep(attack=PGD(eps=eps, norm=norm))
+    yield sweep
+    if is_hiding(network):
+        yield Detached(attack=sweep)
+
+
+def _adaptive(network: Selective, eps: float, norm: Norm, twins: Mapping[str, nn.Module]) -> Iterator[Attack]:
+    """Attack where gates may hide something: their probes, their masks, and around them."""
+    base = PGD(eps=eps, norm=norm)
+    yield from _sweeps(network, eps, norm)
+    gates = list(network.gates.items())
+    if any(hasattr(gate, "importance") for _, gate in gates):
+        yield MaskFrozen(attack=base, at="natural")
+    if any(takes_labels(gate) for _, gate in gates):
+        yield MaskFrozen(attack=base, at="label")
+    for index, (layer, gate) in enumerate(gates):
+        if hasattr(gate, "probe") or hasattr(gate, "classifier"):
+            yield dataclasses.replace(base, objective=ProbeLoss(index, layer))
+    for name, twin in twins.items():
+        yield Transfer(attack=dataclasses.replace(base, objective=margin), source=twin, name=name)
