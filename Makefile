@@ -3,9 +3,9 @@
 PYTHON ?= python3
 # What `make check`, and so .ci/run, checks, in this order.
 CHECKS := install lint types floors test
-# Libraries whose attacks ours are tested against. Installed without dependencies: what they ask for,
-# GitPython and requests apart (the test extra has them), is here already, or is not needed, or is long outdated.
-ORACLES := foolbox==3.3.4 eagerpy==0.30.0 torchattacks==3.3.0
+# Libraries whose attacks ours are tested against, or measured beside (ART). Installed without dependencies: what they
+# ask for, GitPython and requests apart (the test extra has them), is here already, or is not needed, or is long outdated.
+ORACLES := foolbox==3.3.4 eagerpy==0.30.0 torchattacks==3.3.0 adversarial-robustness-toolbox==1.20.1 six==1.17.0
 
 # Paths are relative, so that the folder's own path may have spaces in it.
 VENV := .venv

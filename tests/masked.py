@@ -128,7 +128,7 @@ def _folder() -> Path:
 @cache
 def honest(method: str, seed: int = 0) -> nn.Module:
     """Train a small network on the digits, once for all tests."""
-    settings = {"arch": "resnet10", "width": 8, "epochs": 8, "progress": False}
+    settings = {"arch": "resnet10", "width": 4, "epochs": 8, "progress": False}
     return train(method, "digits", out=_folder() / f"{method}-{seed}.pt", seed=seed, **settings).eval()
 
 

@@ -338,27 +338,25 @@ def apgd(
     found = []
     for origin, start, y in zip(images, starts, labels, strict=True):
         label, w = int(y), apgd_checkpoints(steps)
-        x, eta = [project(origin + start, origin, eps, norm)], [2 * eps]
-        f = [float(loss(x[0].unsqueeze(0), label).detach())]
-        best, f_max, here = x[0], [f[0]], x[0]
-        while predict(x[-1]) == label and len(x) <= steps:
-            k = len(x)
-            z = project(here + eta[-1] * direction(loss, here, label, norm), origin, eps, norm)
-            moved = z if k == 1 else here + 0.75 * (z - here) + 0.25 * (here - x[-2] if k > 1 else 0)
-            before = here
-            x.append(project(moved, origin, eps, norm))
-            here = x[-1]
-            f.append(float(loss(here.unsqueeze(0), label).detach()))
-            best = here if f[-1] > f_max[-1] else best
-            f_max.append(max(f_max[-1], f[-1]))
-            eta.append(eta[-1])
-            x[-2] = before
-            if k in w[1:]:
+        x = previous = best = project(origin + start, origin, eps, norm)
+        f = [float(loss(x.unsqueeze(0), label).detach())]
+        eta, eta_at, f_max_at = 2 * eps, {0: 2 * eps}, {0: f[0]}
+        for k in range(1, steps + 1):
+            if predict(x) != label:
+                break
+            z = project(x + eta * direction(loss, x, label, norm), origin, eps, norm)
+            alpha = 1 if k == 1 else 0.75
+            x, previous = project(x + alpha * (z - x) + (1 - alpha) * (x - previous), origin, eps, norm), x
+            f.append(float(loss(x.unsqueeze(0), label).detach()))
+            if f[-1] > max(f[:-1]):
+                best = x
+            if k in w and predict(x) == label:
                 last = max(step for step in w if step < k)
+                eta_at[k], f_max_at[k] = eta, max(f)
                 rises = sum(f[i + 1] > f[i] for i in range(last, k))
-                if rises < rho * (k - last) or (eta[last] == eta[k] and f_max[last] == f_max[k]):
-                    eta[-1], here = eta[-1] / 2, best
-        found.append(x[-1] if predict(x[-1]) != label else best)
+                if rises < rho * (k - last) or (eta_at[last] == eta_at[k] and f_max_at[last] == f_max_at[k]):
+                    eta, x = eta / 2, best
+        found.append(x if predict(x) != label else best)
     return torch.stack(found)
 
 

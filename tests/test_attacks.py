@@ -798,6 +798,7 @@ def test_attack_without_randomness_finds_what_other_libraries_find(
     # Rounding may turn the sign of a gradient next to 0: an image in a hundred may differ.
     same = distance(ours, theirs, "inf") < 1e-5
     assert same.float().mean() >= 0.99
+    assert abs(robust(net, ours, y) - robust(net, theirs, y)) <= 0.005
     assert 0.02 < robust(net, ours, y) < 0.9  # neither hopeless nor harmless
 
 
@@ -822,6 +823,39 @@ def test_folding_changes_nothing_but_rounding(
     plainly = attack(net, x, y, seed())
     assert (distance(folded, plainly, "inf") < 1e-5).float().mean() >= 0.99
     assert robust(net, folded, y) == robust(net, plainly, y)
+
+
+def test_margin_attack_is_as_strong_as_foolboxs(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+    foolbox, eagerpy = pytest.importorskip("foolbox"), pytest.importorskip("eagerpy")
+
+    class OnMargin(foolbox.attacks.LinfPGD):
+        def get_loss_fn(self, model: Any, labels: Any) -> Any:
+            return lambda x: eagerpy.astensor(
+                margin_of(lambda x: model(eagerpy.astensor(x)).raw, x.raw, labels.raw).sum()
+            )
+
+    net, x, y = trained
+    attack = PGD(eps=EPS, step=EPS / 10, steps=30, random_start=False, objective=margin)
+    theirs = OnMargin(abs_stepsize=EPS / 10, steps=30, random_start=False)
+    model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    by_theirs = robust(net, theirs(model, x, y, epsilons=EPS)[1], y)
+    for ours in (attack, replace(attack, early_stop=0)):
+        assert abs(robust(net, ours(net, x, y), y) - by_theirs) <= 0.005
+    assert 0.02 < by_theirs < 0.9
+
+
+@pytest.mark.parametrize(("objective", "loss"), [(cross_entropy, "ce"), (dlr, "dlr")], ids=["ce", "dlr"])
+def test_auto_pgd_is_as_strong_as_the_authors(
+    objective: Any, loss: str, trained: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    library = pytest.importorskip("pyautoattack.autopgd_base")
+    net, x, y = trained
+    eps = 0.07
+    with torch.random.fork_rng(devices=[]):
+        theirs = library.APGDAttack(net, n_iter=50, norm="Linf", eps=eps, loss=loss, device="cpu").perturb(x, y)
+    by_theirs = robust(net, theirs, y)
+    assert abs(robust(net, APGD(eps=eps, steps=50, objective=objective)(net, x, y, seed()), y) - by_theirs) <= 0.005
+    assert 0.02 < by_theirs < 0.9
 
 
 def test_more_steps_and_larger_balls_are_stronger(trained: tuple[nn.Module, Tensor, Tensor]) -> None:

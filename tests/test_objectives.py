@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 import reference
 from channelscope.attacks import PGD
-from channelscope.objectives import MART, TRADES, CrossEntropy, Joint, TrainingLoss, cross_entropy, kl_divergence
+from channelscope.errors import UserError
+from channelscope.objectives import (
+    MART,
+    TRADES,
+    CrossEntropy,
+    Joint,
+    TrainingLoss,
+    cross_entropy,
+    dlr,
+    kl_divergence,
+    margin,
+)
 from channelscope.selection import KINDS, Probed, Selective
 from networks import CLASSES, FORMS, Returns, gated, images, plain, resnet, settle
 
@@ -81,7 +92,84 @@ def test_joint_loss_of_infinite_beta_is_that_of_the_probes_alone() -> None:
     torch.testing.assert_close(Joint(float("inf"))(net, x, y), wanted)
 
 
-@pytest.mark.parametrize(("beta", "name"), [(2.0, "joint"), (0.5, "joint0.5"), (10, "joint10"), (0.0, "joint0")])
+def test_joint_loss_of_infinite_beta_has_no_trace_of_the_logits() -> None:
+    class Infinite(nn.Module):
+        def probed(self, x: Tensor, labels: Tensor | None = None) -> Any:
+            return self
+
+        def heads(self, y: Tensor) -> list[list[tuple[Tensor, Tensor]]]:
+            return [[(torch.zeros(len(y), CLASSES), y)]]
+
+        logits = torch.tensor([[-torch.inf, 0, 0, 0, 0]] * 2)  # as of a network in half precision
+
+    found = Joint(float("inf"))(Infinite(), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(found, torch.full((2,), 3 * torch.tensor(float(CLASSES)).log().item()))
+
+
+@pytest.mark.parametrize("make", [plain, lambda: Selective(resnet(), {}).eval()], ids=["plain", "no gates"])
+def test_joint_loss_of_infinite_beta_without_gates_is_the_cross_entropy(make: Callable[[], nn.Module]) -> None:
+    net, (x, y) = make(), images()
+    torch.testing.assert_close(Joint(float("inf"))(net, x, y), cross_entropy(net, x, y))
+
+
+# ---------------------------------------------------------------- margins
+
+
+@pytest.mark.parametrize("objective", [margin, dlr], ids=["margin", "dlr"])
+def test_margins_are_those_of_the_papers_with_their_gradients(objective: Any) -> None:
+    net, (x, _) = plain().double(), images(20, dtype=torch.float64)
+    y = torch.arange(20) % CLASSES
+    x.requires_grad_()
+    naive = []
+    for logits, label in zip(net(x), y.tolist(), strict=True):
+        largest = sorted(logits, key=lambda value: -value.item())
+        other = max((logits[k] for k in range(CLASSES) if k != label), key=lambda value: value.item())
+        apart = other - logits[label]
+        naive.append(apart if objective is margin else apart / (largest[0] - largest[2]))
+    ours, papers = objective(net, x, y), torch.stack(naive)
+    torch.testing.assert_close(ours, papers)
+    slopes = [torch.autograd.grad(loss.sum(), x)[0] for loss in (ours, papers)]
+    torch.testing.assert_close(*slopes)
+    assert torch.equal(ours > 0, net(x).argmax(1) != y)
+    assert (ours > 0).any()
+    assert (ours < 0).any()
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize("objective", [margin, dlr], ids=["margin", "dlr"])
+def test_margins_take_networks_that_return_anything(objective: Any, form: object) -> None:
+    net, (x, y) = Returns(form), images()
+    torch.testing.assert_close(objective(net, x, y), objective(net.net, x, y))
+
+
+@given(
+    st.lists(st.lists(st.integers(-50, 50), min_size=4, max_size=4, unique=True), min_size=1, max_size=5),
+    st.floats(0.1, 10),
+    st.floats(-100, 100),
+)
+def test_dlr_changes_with_neither_scale_nor_shift(rows: list[list[int]], scale: float, shift: float) -> None:
+    z, y = torch.tensor(rows, dtype=torch.float64), torch.zeros(len(rows), dtype=torch.int64)
+    net = nn.Identity()  # the images are the logits
+    torch.testing.assert_close(dlr(net, scale * z + shift, y), dlr(net, z, y), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(margin(net, scale * z + shift, y), scale * margin(net, z, y), rtol=1e-6, atol=1e-9)
+
+
+def test_dlr_is_finite_where_the_logits_are_equal() -> None:
+    z = torch.zeros(2, CLASSES, requires_grad=True)
+    found = dlr(nn.Identity(), z, torch.tensor([0, 3]))
+    assert torch.equal(found, torch.zeros(2))
+    assert torch.autograd.grad(found.sum(), z)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_dlr_of_fewer_than_three_classes_is_refused(classes: int) -> None:
+    with pytest.raises(UserError, match=f"this network has {classes}: use the margin"):
+        dlr(nn.Identity(), torch.zeros(2, classes), torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("beta", "name"), [(2.0, "joint"), (0.5, "joint0.5"), (10, "joint10"), (0.0, "joint0"), (float("inf"), "jointinf")]
+)
 def test_objectives_have_short_names(beta: float, name: str) -> None:
     assert str(Joint(beta)) == name
 

@@ -1,7 +1,9 @@
 """Attacks on images in [0, 1]: frozen, configured callables (model, x, y) -> adversarial x."""
 
+from channelscope.attacks.adaptive import Detached, JointSweep, MaskFrozen, ProbeLoss, Transfer
 from channelscope.attacks.apgd import APGD
 from channelscope.attacks.ball import Attack, Norm, Randomness, check_images, correct, image_generators
+from channelscope.attacks.library import AttackWarning, AutoAttack, LibraryAttack, Square, doubts
 from channelscope.attacks.names import parse
 from channelscope.attacks.pgd import FGSM, PGD
 
@@ -10,10 +12,20 @@ __all__ = [
     "FGSM",
     "PGD",
     "Attack",
+    "AttackWarning",
+    "AutoAttack",
+    "Detached",
+    "JointSweep",
+    "LibraryAttack",
+    "MaskFrozen",
     "Norm",
+    "ProbeLoss",
     "Randomness",
+    "Square",
+    "Transfer",
     "check_images",
     "correct",
+    "doubts",
     "image_generators",
     "parse",
 ]

@@ -26,6 +26,7 @@ from channelscope.attacks.ball import (
     check_images,
     correct,
     is_right,
+    length,
     projection,
     rounded_towards,
     wide,
@@ -137,16 +138,16 @@ class LibraryAttack:
                 "apgd-t"; for networks without a gradient, unless for "square".
         """
         check_images(x)
-        adversarial = x.detach().clone()
         if self.eps == 0 or not len(x):
-            return adversarial
+            return x.detach().clone()
         # Tensors made in inference mode take part in no graph: the attack makes its own outside.
         with evaluating(model), torch.inference_mode(False), torch.no_grad(), _randomness_kept():
+            adversarial = x.clone()
             logits = logits_of(model(x))
             _check_classes(self.name, logits.shape[1])
             left = is_right(logits, y).nonzero().flatten()
             if len(left):
-                standing, labels = x.detach()[left], y[left].long()
+                standing, labels = x[left], y[left].long()
                 _examine(model, standing, labels, logits[left], gradients=self.name != "square")
                 adversarial[left] = self._attack(model, standing, labels, logits.shape[1], _seed(generator))
         return adversarial
@@ -162,9 +163,16 @@ class LibraryAttack:
         exact = x.to(wide(x.dtype))
         found = run_folded(model, x, work).to(exact.dtype)
         found = torch.where(found.isnan(), exact, found)  # where a gradient was not a number
-        found = rounded_towards(x, projection(exact, self.eps, self.norm)(found))
+        found = self._rounded(x, projection(exact, self.eps, self.norm)(found))
         right = correct(model, found, y)
         return torch.where(right.view(-1, *[1] * (x.ndim - 1)), x, found)
+
+    def _rounded(self, x: Tensor, found: Tensor) -> Tensor:
+        """Round to the precision of x: to the nearest, which the network was shown, or else towards x."""
+        nearest = found.to(x.dtype)
+        delta = (nearest.to(found.dtype) - x.to(found.dtype)).abs()
+        inside = (delta if self.norm == "inf" else length(delta)) <= self.eps
+        return torch.where(inside, nearest, rounded_towards(x, found))
 
     def _make(self, logits: Callable[[Tensor], Tensor], device: torch.device, classes: int, seed: int) -> Any:
         """Make the library's attack on these logits, with the settings of the standard version."""

@@ -237,11 +237,12 @@ def _tell(found: "Evaluation", out: Path, as_json: bool) -> None:
         values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
         print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
         return
-    rows = [("model", "attack", "natural", "robust", "95 % interval", "worst case so far")]
-    for row in found.table.to_dict("records"):
-        interval = f"[{row['low']:.1%}, {row['high']:.1%}]"
-        shares = [f"{row[name]:.1%}" for name in ("natural", "robust", "worst")]
-        rows.append((str(row["model"]), str(row["attack"]), *shares[:2], interval, shares[2]))
+    level = f"{found.meta['level']:.0%} interval"
+    rows: list[tuple[str, ...]] = [("model", "attack", "natural", "robust", level, "worst case so far")]
+    for attack in found.table.to_dict("records"):
+        shares = [f"{attack[name]:.1%}" for name in ("natural", "robust", "low", "high", "worst")]
+        interval = f"[{shares[2]}, {shares[3]}]"
+        rows.append((str(attack["model"]), str(attack["attack"]), *shares[:2], interval, shares[4]))
     print(_table(rows, align="llrrrr"))
     print(f"\neps {found.meta['eps']:.4g} (norm {found.meta['norm']}), {found.meta['data']['images']} test images\n")
     for row in found.worst.itertuples():
@@ -252,6 +253,8 @@ def _tell(found: "Evaluation", out: Path, as_json: bool) -> None:
     for row in found.warnings.itertuples():
         print(f"WARNING, {row.model}: {row.sentence}")
     for model, known in found.meta["models"].items():
+        for note in known["notes"]:
+            print(f"note, {model}: {note}")
         for what, reason in known["unchecked"].items():
             print(f"not checked, {model}: {what}: {reason}")
     print(f"\ntables and figures: {out}")

@@ -83,10 +83,18 @@ def evaluate(
     Raises:
         UserError: for models, data, attacks or settings that do not fit together.
     """
-    if replicates < FEWEST_REPLICATES or not 0 < level < 1 or batch_size < 1 or (images is not None and images < 1):
+    if (
+        replicates < FEWEST_REPLICATES
+        or not 0 < level < 1
+        or min(batch_size, 1 if images is None else images) < 1
+        or checks < 0
+    ):
         raise UserError(
-            f"An evaluation needs at least {FEWEST_REPLICATES} replicates, a level between 0 and 1, and an image."
+            f"An evaluation needs at least {FEWEST_REPLICATES} replicates, a level between 0 and 1, an image and no "
+            "negative number of checks."
         )
+    if not listed(attacks):
+        raise UserError(f"An evaluation needs at least one attack: name a suite ({', '.join(SUITES)}) or attacks.")
     if save_adversarial and out is None:
         raise UserError("Adversarial images are kept in a folder: name it with out, or --out.")
     subjects, dataset = subjects_of(_labelled(models), methods or {}, device), as_dataset(data)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.attacks import PGD, Attack, Norm, correct, image_generators
-from channelscope.evaluation.remedies import Averaged
 from channelscope.hooks import logits_of
-from channelscope.objectives import Objective, cross_entropy, margin
+from channelscope.objectives import Objective, cross_entropy
 
 
 @contextmanager
@@ -47,10 +46,6 @@ class Examined:
     def pgd(self, steps: int = 20, objective: Objective = cross_entropy, restarts: int = 1) -> PGD:
         """Make a PGD that is done with an image once it is broken."""
         return PGD(eps=self.eps, norm=self.norm, steps=steps, objective=objective, restarts=restarts, early_stop=0)
-
-    def averaged(self, spread: float) -> PGD:
-        """Make a PGD on the margin with its gradient averaged over near points and the network's own randomness."""
-        return self.pgd(objective=Averaged(objective=margin, spread=spread))
 
     def along(self, slopes: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """Give the steepest step of this length along each image's gradient, and the rise that it promises."""

@@ -48,6 +48,7 @@ class Outcomes:
         attacked, broken: (attack, part) -> how many images the part was given, and how many it broke.
         checks: for signs of gradient masking.
         escalated: names of attacks that were added because a check found something by them.
+        notes: what the attacks themselves had to say.
         sweep: eps -> which images stood the worst case (n,).
     """
 
@@ -56,6 +57,7 @@ class Outcomes:
     broken: dict[tuple[str, str], int] = field(default_factory=dict)
     checks: Checks | None = None
     escalated: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     sweep: dict[float, Bool[Tensor, " n"]] = field(default_factory=dict)
 
     @property
@@ -134,7 +136,7 @@ def _outcomes_of(
         result.hits[name] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
     if plan.checks:
         _check(subject, run, result, plan, bar)
-    result.attacked, result.broken = dict(run.attacked), dict(run.broken)
+    result.attacked, result.broken, result.notes = dict(run.attacked), dict(run.broken), tuple(run.notes)
     return result
 
 

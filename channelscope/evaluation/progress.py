@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from channelscope.distributed import first_ahead, is_first, rank
+from channelscope.distributed import is_first, rank
 from channelscope.errors import UserError
 from channelscope.evaluation.results import gallery_name
 from channelscope.files import check_writable, replacing
@@ -35,43 +36,40 @@ class Progress:
     """
 
     def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
-        self.folder = folder
+        self.folder, self.settings = folder, json.dumps(settings, indent=1)
         self.met: defaultdict[Key, dict[int, bool]] = defaultdict(dict)
         if folder is None:
             return
         check_writable(folder / "settings.json")
-        with first_ahead():
-            if is_first():
-                self._take_up(folder, json.loads(json.dumps(settings)))
+        self._check(folder)
         for path in sorted(folder.glob("met-*.jsonl")):
             for key, images, stood in _lines(path):
                 self.met[key] |= dict(zip(images, stood, strict=True))
-        _end_line(self._own)
 
-    @property
-    def _own(self) -> Path:
-        assert self.folder is not None
-        return self.folder / f"met-{rank()}.jsonl"
-
-    @staticmethod
-    def _take_up(folder: Path, settings: dict[str, Any]) -> None:
-        known = folder / "settings.json"
-        if known.exists():
-            try:
-                same = json.loads(known.read_text("utf-8")) == settings
-            except ValueError:
-                same = False
-            if not same:
-                raise UserError(
-                    f"{folder} holds an evaluation of other models, data or settings that was interrupted: "
-                    "give the same command again to go on with it, delete it, or choose another --out."
-                )
+    def _check(self, folder: Path) -> None:
+        """Refuse a folder that holds anything else."""
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds other files: choose another --out.")
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(known) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1), "utf-8")
+        try:
+            known = (folder / "settings.json").read_text("utf-8")
+        except (OSError, ValueError):
+            raise UserError(f"{folder} holds other files: choose another --out.") from None
+        if known != self.settings:
+            raise UserError(
+                f"{folder} holds an evaluation of other models, data or settings that was interrupted: give the same "
+                "command again to go on with it, delete it, or choose another --out."
+            )
+
+    @cached_property
+    def _own(self) -> Path:
+        """This process's file, ready for the next line."""
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / "settings.json") as temporary:
+            temporary.write_text(self.settings, "utf-8")
+        path = self.folder / f"met-{rank()}.jsonl"
+        _end_line(path)
+        return path
 
     def record(self, key: Key, images: list[int], stood: list[bool]) -> None:
         """Note that these images have met a part of an attack, and which of them stood."""
@@ -85,7 +83,7 @@ class Progress:
                 os.fsync(file.fileno())
         except OSError as error:
             raise UserError(
-                f"Cannot write {self._own}: {error.strerror or error}. Free space and give the same command again."
+                f"Cannot write in {self.folder}: {error.strerror or error}. Free space and give the same command again."
             ) from error
 
     def remove(self) -> None:

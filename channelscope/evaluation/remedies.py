@@ -1,11 +1,10 @@
-"""What still attacks a network whose gradients mislead: random points, averaged gradients and estimated ones.
+"""What still attacks a network whose gradients mislead: random points, averages over chance, estimated gradients.
 
-Averaged gradients: expectation over transformation, Athalye et al., ICML 2018 (arXiv 1802.00420). Estimated ones: SPSA,
+Averages: expectation over transformation, Athalye et al., ICML 2018 (arXiv 1802.00420). Estimates: SPSA,
 Uesato et al., ICML 2018 (arXiv 1802.05666).
 """
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,31 +74,18 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True)
 class Averaged:
-    """An objective L with its gradient averaged over points near x and over the network's own randomness.
-
-        mean over j of L(model, x + spread * u_j, y),  u_j uniform in [-1, 1]^d
-
-    What is rugged at a scale below ``spread``, or random in the network, cancels.
+    """An objective L of a random network, averaged over its randomness: (1 / samples) * sum over j of L_j(model, x, y).
 
     Args:
-        objective: L.
-        spread: half the width of the cube of the points, in image units; 0 for the network's own randomness only.
-        samples: number of points, >= 1.
+        objective: L, with other random numbers at every call.
+        samples: number of calls, >= 1.
     """
 
     objective: Objective
-    spread: float
     samples: int = 10
 
     def __call__(self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        loss, slope = torch.zeros(len(x), device=x.device), torch.zeros_like(x)
-        for u in _draws(x, self.samples):
-            at = (x + self.spread * u).detach().requires_grad_(torch.is_grad_enabled())
-            here = self.objective(model, at, y)
-            if here.requires_grad:  # a gradient at a time: a graph of all samples would not fit into memory
-                slope += torch.autograd.grad(here.sum(), at, allow_unused=True, materialize_grads=True)[0]
-            loss = loss + here.detach()
-        return _sloping(loss / self.samples, slope / self.samples, x)
+        return torch.stack([self.objective(model, x, y) for _ in range(self.samples)]).mean(0)
 
     def __str__(self) -> str:
         return f"averaged-{_name(self.objective)}"
@@ -124,15 +110,20 @@ class Estimated:
     samples: int = 25
 
     def __call__(self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        slope = torch.zeros_like(x)
         with torch.no_grad():
             loss = self.objective(model, x, y)
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                for s in map(torch.sign, _draws(x, self.samples)):
-                    ahead, behind = (self.objective(model, x + way * self.spread * s, y) for way in (1, -1))
-                    slope += ((ahead - behind) / (2 * self.spread)).view(-1, *[1] * (x.ndim - 1)) * s
-        return _sloping(loss, slope / self.samples, x)
+        if not torch.is_grad_enabled():
+            return loss
+        return loss + ((x - x.detach()) * self._slope(model, x.detach(), y)).flatten(1).sum(1)
+
+    @torch.no_grad()
+    def _slope(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        slope, generator = torch.zeros_like(x), _generator_at(x)
+        for _ in range(self.samples):
+            s = (uniform(tuple(x.shape), x, generator) - 0.5).sign()
+            ahead, behind = (self.objective(model, x + way * self.spread * s, y) for way in (1, -1))
+            slope += ((ahead - behind) / (2 * self.spread)).view(-1, *[1] * (x.ndim - 1)) * s
+        return slope / self.samples
 
     def __str__(self) -> str:
         return f"estimated-{_name(self.objective)}"
@@ -142,14 +133,6 @@ def _name(objective: Objective) -> str:
     return str(getattr(objective, "__name__", objective))
 
 
-def _draws(x: Tensor, samples: int) -> Iterator[Tensor]:
-    """Draw from [-1, 1] like x: the same at the same point, other numbers at the next step of an attack."""
-    seed = zlib.crc32(x.detach().cpu().contiguous().numpy().tobytes())
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(samples):
-        yield 2 * uniform(tuple(x.shape), x.detach(), generator) - 1
-
-
-def _sloping(loss: Tensor, slope: Tensor, x: Tensor) -> Tensor:
-    """Give a loss this gradient in x."""
-    return loss + ((x - x.detach()) * slope).flatten(1).sum(1)
+def _generator_at(x: Tensor) -> torch.Generator:
+    """Make a generator that draws the same at the same point, and other numbers at the next step of an attack."""
+    return torch.Generator().manual_seed(zlib.crc32(x.float().cpu().contiguous().numpy().tobytes()))

@@ -193,9 +193,9 @@ def check_folder(folder: Path) -> None:
 
 
 def _plots() -> ModuleType:
-    from channelscope.plots import evaluations
+    import channelscope.plots.evaluations as plots
 
-    return evaluations
+    return plots
 
 
 def _check(frames: Mapping[str, pd.DataFrame], arrays: Mapping[str, np.ndarray], meta: Any) -> None:

@@ -56,6 +56,7 @@ def _meta(
         described[subject.label] = subject.description | {
             "digest": subject.digest,
             "escalated": list(outcome.escalated),
+            "notes": list(outcome.notes),
             "unchecked": dict(outcome.checks.skipped) if outcome.checks else {},
         }
     return {

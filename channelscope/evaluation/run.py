@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks import PGD, Attack, correct, image_generators
-from channelscope.attacks.adaptive import Detached
+from channelscope.attacks import PGD, Attack, Detached, correct, doubts, image_generators
 from channelscope.data import Part
 from channelscope.distributed import everyones, share
 from channelscope.errors import UserError
@@ -47,6 +46,7 @@ class Run:
     progress: Progress
     gallery: Gallery | None
     advance: Callable[[int], object]
+    notes: dict[str, None] = field(default_factory=dict)
     attacked: dict[tuple[str, str], int] = field(default_factory=dict)
     broken: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -94,8 +94,9 @@ class Run:
         wanted = [index for index in own if given[index]]
         self.advance(len(own) - len(wanted) + sum(index in known for index in wanted))
         for rows, x, y in self._batches([index for index in wanted if index not in known]):
-            with evaluating(self.network), attached(self.network):
+            with evaluating(self.network), attached(self.network), doubts() as said:
                 stood = correct(self.network, make(x, y, rows), y)
+            self.notes |= {f"{part}: {words}": None for words in said}
             self.progress.record(key, rows, stood.tolist())
             self.advance(len(rows))
         outcome = torch.tensor([bool(given[index]) and known[index] for index in own], dtype=torch.bool)
@@ -106,10 +107,10 @@ class Run:
 
     def _batches(self, rows: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "b c h w"], Int[Tensor, " b"]]]:
         like = next((p for p in self.network.parameters() if p.is_floating_point()), torch.zeros(1))
-        order = torch.tensor(rows, dtype=torch.int64)
-        batches = self.images.batches(self.batch_size, like.device, order)
-        for own, (x, y) in zip(order.split(self.batch_size), batches, strict=True):
-            yield own.tolist(), x.to(like), y
+        for start in range(0, len(rows), self.batch_size):
+            own = list(rows[start : start + self.batch_size])
+            x, y = next(self.images.batches(len(own), like.device, torch.tensor(own)))
+            yield own, x.to(like), y
 
 
 def thrifty(attack: Attack) -> Attack:

@@ -5,8 +5,17 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from channelscope.attacks import PGD, Attack, Norm, parse
-from channelscope.attacks.adaptive import Detached, JointSweep, MaskFrozen, ProbeLoss, Transfer
+from channelscope.attacks import (
+    PGD,
+    Attack,
+    Detached,
+    JointSweep,
+    MaskFrozen,
+    Norm,
+    ProbeLoss,
+    Transfer,
+    parse,
+)
 from channelscope.errors import UserError
 from channelscope.objectives import margin
 from channelscope.selection import Selective, is_hiding, takes_labels
@@ -50,15 +59,13 @@ def attacks_on(
             if isinstance(attack, str):
                 attack = _parsed(attack.replace("dlr", "margin") if classes < 3 else attack, eps, norm)
             found.setdefault(str(attack), attack)
-    if not found:
-        raise UserError(f"An evaluation needs at least one attack: name a suite ({', '.join(SUITES)}) or attacks.")
     return found
 
 
 def _parsed(name: str, eps: float, norm: Norm) -> Attack:
     if norm == "inf" and name.endswith("-l2"):
         raise UserError(f"{name} is of the L2 norm, whose radii are others: evaluate it by itself, with the norm '2'.")
-    return parse(name if norm == "inf" else f"{name.removesuffix('-l2')}-l2", eps=eps)
+    return parse(name, eps=eps, norm=norm)
 
 
 def _expanded(

@@ -1,0 +1,428 @@
+"""Evaluations: attacks, the worst case, what is dropped, what is kept, and going on after a kill."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import channelscope as cs
+from channelscope.attacks import APGD, FGSM, PGD, correct
+from channelscope.cli import main
+from channelscope.evaluation import SUITES, Evaluation, evaluate
+from channelscope.evaluation.progress import Progress
+from channelscope.evaluation.run import thrifty
+from channelscope.evaluation.suites import attacks_on
+from tests.runs import contents, digits, mistake, randomness_untouched, trained
+
+QUICK: dict[str, Any] = {"images": 12, "checks": 0, "progress": False, "batch_size": 5, "replicates": 40, "eps": 0.1}
+ALL = QUICK | {"images": None}
+WEAK = ("fgsm", "pgd-3", "cw-3", "apgd-ce-5")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Breaks:
+    """An attack that breaks the images whose first pixel is so, by adding eps, and counts the images it is given."""
+
+    eps: float = 0.1
+    given: list[int] = dataclasses.field(default_factory=list)
+    name: str = "breaks"
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Any = None) -> Tensor:
+        self.given.append(len(x))
+        return (x + self.eps).clamp(0, 1)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Brightness(nn.Module):
+    """Tells images by their mean: class 1 if it is above the limit."""
+
+    def __init__(self, limit: float = 0.5) -> None:
+        super().__init__()
+        self.limit = nn.Parameter(torch.tensor(limit))
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = 20 * (x.flatten(1).mean(1) - self.limit)
+        return torch.stack([-score, score], 1)
+
+
+def greys(*values: float) -> tuple[Tensor, Tensor]:
+    """Images of one brightness each, all labelled 0 below 0.5 and 1 above."""
+    x = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    return x, (torch.tensor(values) > 0.5).long()
+
+
+def test_known_network_has_the_known_accuracies() -> None:
+    """Every attack of radius 0.1 breaks what lies within 0.1 of the limit, and nothing else."""
+    data = greys(0.1, 0.3, 0.45, 0.48, 0.52, 0.7, 0.8, 0.9)
+    found = cs.evaluate({"net": Brightness()}, data, attacks=["fgsm", "pgd-5", "cw-5", "apgd-ce-8"], **ALL)
+    assert list(found.table["attack"]) == ["fgsm", "pgd-5", "cw-5", "apgd-ce-8"]
+    assert set(found.table["natural"]) == {1.0}
+    assert set(found.table["robust"]) == {5 / 8}
+    assert found.worst[["natural", "robust", "count"]].values.tolist() == [[1.0, 5 / 8, 8]]
+    low, high = found.worst.iloc[0][["low", "high"]]
+    assert 0 <= low < 5 / 8 < high <= 1
+    by_class = found.classes[found.classes["attack"] == "worst"].set_index("class")["accuracy"]
+    assert by_class.to_dict() == {"0": 2 / 4, "1": 3 / 4}
+
+
+def test_worst_case_is_per_image() -> None:
+    """Two attacks that break half of the images each leave none."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Half(Breaks):
+        below: float = 0.5
+
+        def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Any = None) -> Tensor:
+            towards = torch.where(y.view(-1, 1, 1, 1) == 0, 1.0, -1.0)
+            chosen = (x.flatten(1).mean(1) < self.below).view(-1, 1, 1, 1)
+            return torch.where(chosen == (self.name == "dark"), x + 0.1 * towards, x).clamp(0, 1)
+
+    data = greys(0.42, 0.45, 0.55, 0.58)
+    found = evaluate({"net": Brightness()}, data, attacks=[Half(name="dark"), Half(name="bright")], **ALL)
+    assert list(found.table["robust"]) == [0.5, 0.5]
+    assert list(found.table["worst"]) == [0.5, 0.0]
+    assert found.worst["robust"].item() == 0
+
+
+def test_images_that_are_broken_are_not_attacked() -> None:
+    """Misclassified images are given to no attack; in a cascade, broken ones to no other."""
+    x, y = greys(0.1, 0.2, 0.3, 0.45, 0.9, 0.95)
+    y[0] = 1  # the network is wrong about it as it is
+    first, second = Breaks(), Breaks(name="second")
+    found = evaluate({"net": Brightness()}, (x, y), attacks=[first, second], **ALL)
+    assert sum(first.given) == sum(second.given) == 5
+    assert list(found.table["robust"]) == [4 / 6, 4 / 6]
+    first, second = Breaks(), Breaks(name="second")
+    chained = evaluate({"net": Brightness()}, (x, y), attacks=[first, second], cascade=True, **ALL)
+    assert sum(first.given) == 5
+    assert sum(second.given) == 4
+    assert chained.parts["attacked"].tolist() == [5, 4]
+    assert chained.parts["broken"].tolist() == [1, 0]
+    assert chained.worst["robust"].item() == found.worst["robust"].item()
+
+
+def test_dropping_broken_images_changes_no_outcome_but_by_chance() -> None:
+    network = cs.load(trained("at"))
+    x, y = next(digits().test.batches(100))
+    x, y = x[correct(network, x, y)], y[correct(network, x, y)]
+    for attack in (PGD(eps=0.1, steps=5), PGD(eps=0.1, steps=5, restarts=3)):
+        whole = correct(network, attack(network, x, y, torch.Generator().manual_seed(0)), y)
+        dropped = correct(network, thrifty(attack)(network, x, y, torch.Generator().manual_seed(0)), y)
+        assert int((whole & ~dropped).sum()) >= int((dropped & ~whole).sum())
+    assert thrifty(FGSM()) == FGSM()
+    assert thrifty(APGD()) == APGD()
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_outcomes_do_not_depend_on_the_batch_size(cascade: bool) -> None:
+    models, options = {"at": trained("at"), "cifs": trained("cifs")}, QUICK | {"cascade": cascade}
+    small = evaluate(models, digits(), attacks=[*WEAK, "joint-sweep"], **(options | {"batch_size": 2}))
+    large = evaluate(models, digits(), attacks=[*WEAK, "joint-sweep"], **(options | {"batch_size": 50}))
+    pd.testing.assert_frame_equal(small.table, large.table)
+    pd.testing.assert_frame_equal(small.parts, large.parts)
+
+
+def test_networks_and_randomness_are_left_as_found() -> None:
+    network = cs.load(trained("cifs"))
+    network.train()
+    network.cnn.conv1.weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    with randomness_untouched():
+        evaluate({"cifs": network}, digits(), attacks=["adaptive"], **(QUICK | {"images": 4}))
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not network.cnn.conv1.weight.requires_grad
+    assert network.cnn.layer1[0].conv1.weight.requires_grad
+    assert all(gate.detach for gate in network.gates.values())
+
+
+def test_suites() -> None:
+    """Each suite has its attacks; gated networks get more; whatever is asked for twice is made once."""
+    gated, plain = cs.load(trained("cifs")), cs.load(trained("at"))
+
+    def names(network: nn.Module, *wanted: str, **options: Any) -> list[str]:
+        given: dict[str, Any] = {"eps": 0.1, "norm": "inf", "classes": 4, "twins": {"at": plain}}
+        return list(attacks_on(network, wanted, **(given | options)))
+
+    standard = ["fgsm", "pgd-20", "pgd-100x5", "cw-30", "apgd-ce", "apgd-dlr"]
+    assert names(plain, "standard") == names(gated, "standard") == standard
+    assert names(plain, "standard", classes=2)[-1] == "apgd-margin"
+    assert names(plain, "paper") == ["fgsm", "pgd-20", "pgd-100", "cw-30"]
+    assert names(gated, "paper")[4:] == ["pgd-20:joint-sweep", "pgd-20:joint-sweep:detached"]
+    assert names(plain, "adaptive") == ["pgd-20", "cw-30", "apgd-ce", "apgd-dlr"]
+    assert names(gated, "adaptive")[4:] == [
+        "pgd-20:joint-sweep",
+        "pgd-20:joint-sweep:detached",
+        "pgd-20:frozen-natural",
+        "pgd-20:frozen-label",
+        "pgd-20:probe-layer4.0",
+        "cw-20:from-at",
+    ]
+    assert names(plain, "auto") == ["autoattack"]
+    every = names(gated, "all")
+    assert len(set(every)) == len(every)
+    assert set(standard) | {"pgd-100", "autoattack"} <= set(every)
+    assert names(plain, "standard", norm="2")[1] == "pgd-20-l2"
+    assert SUITES.keys() == {"standard", "paper", "adaptive", "auto", "all"}
+    with mistake("pgd-20-l2", "L2"):
+        names(plain, "pgd-20-l2")
+    with mistake("'nonsense'"):
+        names(plain, "nonsense")
+
+
+def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:
+    models = {"at": trained("at"), "NA": trained("cifs")}
+    found = evaluate(models, digits(), attacks=WEAK, eps_sweep=[0.05, 0.3], out=tmp_path / "out", **QUICK)
+    loaded = Evaluation.load(tmp_path / "out")
+    for name in ("table", "classes", "worst", "parts", "warnings", "eps_sweep"):
+        pd.testing.assert_frame_equal(getattr(loaded, name), getattr(found, name), check_dtype=False)
+    assert loaded.meta == found.meta
+    assert all(np.array_equal(loaded.arrays[name], array) for name, array in found.arrays.items())
+    held = {path.name for path in (tmp_path / "out").iterdir()}
+    assert held == {f"{name}.csv" for name in ("table", "classes", "worst", "parts", "warnings", "eps_sweep")} | {
+        "arrays.npz",
+        "meta.json",
+        "figures",
+        "robustbench",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # what it went on from is gone
+    assert found.meta["attacks"] == list(WEAK)
+    assert {"torch", "channelscope", "python"} <= found.meta["versions"].keys()
+    evaluate(models, digits(), attacks=["fgsm"], out=tmp_path / "out", **QUICK)  # takes its place
+    assert list(Evaluation.load(tmp_path / "out").table["attack"]) == ["fgsm", "fgsm"]
+
+
+def test_accuracy_falls_with_eps() -> None:
+    found = evaluate({"at": trained("at")}, digits(), attacks=WEAK, eps_sweep=[0.5, 0, 0.02, 0.1], **QUICK)
+    assert list(found.eps_sweep["eps"]) == [0, 0.02, 0.1, 0.5]
+    assert found.eps_sweep["robust"].is_monotonic_decreasing
+    assert found.eps_sweep["robust"].iloc[0] == found.worst["natural"].item()
+    assert found.eps_sweep["robust"].iloc[2] == found.worst["robust"].item()
+    assert found.eps_sweep["robust"].iloc[3] < found.worst["robust"].item()
+
+
+def test_robustbench_form() -> None:
+    found = evaluate({"at": trained("at")}, digits(), attacks=["fgsm", "pgd-3"], **QUICK | {"eps": 8 / 255})
+    known = found.robustbench("at")
+    assert known["clean_acc"] == f"{100 * found.worst['natural'].item():.2f}"
+    assert known["reported"] == f"{100 * found.worst['robust'].item():.2f}"
+    assert (known["eps"], known["dataset"], known["architecture"]) == ("8/255", "digits", "resnet10")
+    assert known["autoattack_acc"] is None
+    assert known["unreliable"] is False
+    assert json.loads(json.dumps(known)) == known
+    with mistake("'cifs'"):
+        found.robustbench("cifs")
+
+
+def test_comparison_takes_over_outcomes_and_images(tmp_path: Path) -> None:
+    """A comparison that is given an evaluation attacks nothing, and finds what one that attacks itself finds."""
+    models, common = {"at": trained("at"), "cifs": trained("cifs")}, {"images": 12, "progress": False, "seed": 3}
+    options: dict[str, Any] = {"attacks": ["pgd-3", "cw-3"], "eps": 0.1, "replicates": 40}
+    evaluate(models, digits(), checks=0, save_adversarial=True, out=tmp_path / "out", **common, **options)
+    own = cs.compare(models, digits(), attack="pgd-3", **common, **options)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PGD, "__call__", None)
+        taken = cs.compare(models, digits(), attack="pgd-3", evaluation=tmp_path / "out", replicates=40, **common)
+    pd.testing.assert_frame_equal(taken.activations, own.activations)
+    pd.testing.assert_frame_equal(taken.robustness, own.robustness)
+    pd.testing.assert_frame_equal(taken.verdicts, own.verdicts)
+    with mistake("other images"):
+        cs.compare(models, digits(), evaluation=tmp_path / "out", replicates=40, progress=False)
+    with mistake("not of the network standard"):
+        cs.compare([trained("standard")], digits(), evaluation=tmp_path / "out", replicates=40, **common)
+    with mistake("of eps 0.1", "eps 0.2"):
+        cs.compare(models, digits(), attack="pgd-3", eps=0.2, evaluation=tmp_path / "out", replicates=40, **common)
+    with mistake("no adversarial images of pgd-4", "--save-adversarial"):
+        cs.compare(models, digits(), attack="pgd-4", evaluation=tmp_path / "out", replicates=40, **common)
+
+
+def test_verdict_c4_names_the_attack_that_decided() -> None:
+    models = {"at": trained("at"), "cifs": trained("cifs")}
+    found = cs.compare(models, digits(), attack="fgsm", attacks=["pgd-20"], eps=0.2, replicates=40, progress=False)
+    worst = found.robustness[(found.robustness["attack"] == "worst") & (found.robustness["class"] == "all")]
+    worst = worst.set_index("model")["accuracy"]
+    c4 = found.verdicts.set_index("claim").loc["C4"]
+    assert c4["estimate"] == pytest.approx(worst["cifs"] - worst["at"])
+    assert "decided by pgd-20" in c4["statement"]
+
+
+@pytest.mark.parametrize("attack", [Breaks(eps=0.1, name="bright"), Breaks(eps=0.1, name="nan")])
+def test_attacks_that_leave_the_ball_are_refused(attack: Breaks) -> None:
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Wrong(Breaks):
+        def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Any = None) -> Tensor:
+            return x * float("nan") if self.name == "nan" else (x + self.eps + 1e-4).clamp(0, 1)
+
+    with mistake(f"The attack {attack.name}"):
+        evaluate({"net": Brightness()}, greys(0.2, 0.8), attacks=[Wrong(name=attack.name)], **ALL)
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no attack": ({"attacks": []}, "at least one attack"),
+    "unknown attack": ({"attacks": ["pgd"]}, "'pgd'"),
+    "no images": ({"images": 0}, "an image"),
+    "no batch": ({"batch_size": 0}, "an image"),
+    "nowhere to keep": ({"save_adversarial": True}, "--out"),
+    "few replicates": ({"replicates": 3}, "replicates"),
+    "negative eps": ({"eps": -0.1}, "eps"),
+    "negative checks": ({"checks": -1}, "checks"),
+    "unknown method": ({"methods": {"at": "magic"}}, "magic"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_get_a_sentence(case: str, tmp_path: Path) -> None:
+    changes, words = MISTAKES[case]
+    options = {"attacks": ["fgsm"], "out": tmp_path / "out"} | QUICK | changes
+    if case == "nowhere to keep":
+        del options["out"]
+    with mistake(words):
+        evaluate({"at": trained("at")}, digits(), **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    before = contents(tmp_path)
+    with mistake("other files"):
+        evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], out=tmp_path / "out", **QUICK)
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / "thesis.tex").write_text("more work")
+    with mistake("other files"):
+        evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], out=tmp_path / "run", **QUICK)
+    (tmp_path / "run.partial" / "thesis.tex").unlink()
+    (tmp_path / "run.partial").rmdir()
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["meta.json", "table.csv", "arrays.npz", "worst.csv"])
+def test_damaged_evaluations_are_refused(name: str, tmp_path: Path) -> None:
+    evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], out=tmp_path / "out", **QUICK)
+    damaged = tmp_path / "out" / name
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    with mistake("damaged"):
+        Evaluation.load(tmp_path / "out")
+    with mistake("no evaluation"):
+        Evaluation.load(tmp_path)
+
+
+# ---------------------------------------------------------------- stopped and gone on
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, after: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Let the process be stopped after so many batches have been noted; list what is noted."""
+    noted: list[tuple[str, tuple[int, ...]]] = []
+    record = Progress.record
+
+    def note(self: Progress, key: Any, images: list[int], stood: list[bool]) -> None:
+        if len(noted) == after:
+            raise Killed
+        record(self, key, images, stood)
+        noted.append((key[2], tuple(images)))
+
+    monkeypatch.setattr(Progress, "record", note)
+    return noted
+
+
+def stopped(after: int, models: Any, **options: Any) -> None:
+    """Evaluate, and be stopped after so many batches."""
+    with pytest.MonkeyPatch.context() as patched:
+        stopping(patched, after)
+        with pytest.raises(Killed):
+            evaluate(models, digits(), **options)
+
+
+def test_stopped_evaluation_goes_on_with_the_images_that_are_left(tmp_path: Path) -> None:
+    options = QUICK | {"attacks": [*WEAK, "joint-sweep"], "eps_sweep": [0.05], "save_adversarial": False}
+    models = {"at": trained("at"), "cifs": trained("cifs")}
+    wanted = evaluate(models, digits(), out=tmp_path / "whole", **options)
+    every: list[tuple[str, tuple[int, ...]]] = []
+    for stop in (0, 1, 7, 4, 10**6):
+        with pytest.MonkeyPatch.context() as patched:
+            noted = stopping(patched, stop)
+            try:
+                found = evaluate(models, digits(), out=tmp_path / "out", **options)
+            except Killed:
+                assert not (tmp_path / "out").exists()
+        every += noted
+    pd.testing.assert_frame_equal(found.table, wanted.table)
+    pd.testing.assert_frame_equal(found.parts, wanted.parts)
+    pd.testing.assert_frame_equal(found.eps_sweep, wanted.eps_sweep)
+    per_image = [(part, index) for part, images in every for index in images]
+    counted = pd.Series(per_image).value_counts()
+    assert counted.max() <= 4  # two models, and of each the radius and the sweep of eps: never the same work twice
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+    options = QUICK | {"attacks": list(WEAK)}
+    wanted = evaluate({"at": trained("at")}, digits(), **options)
+    stopped(6, {"at": trained("at")}, out=tmp_path / "out", **options)
+    (noted,) = (tmp_path / "out.partial").glob("met-*.jsonl")
+    noted.write_bytes(noted.read_bytes()[:-9])
+    found = evaluate({"at": trained("at")}, digits(), out=tmp_path / "out", **options)
+    pd.testing.assert_frame_equal(found.table, wanted.table)
+
+
+def test_going_on_with_something_else_is_refused(tmp_path: Path) -> None:
+    options = QUICK | {"attacks": list(WEAK), "out": tmp_path / "out"}
+    stopped(2, {"at": trained("at")}, **options)
+    before = contents(tmp_path)
+    for models, changes in (
+        ({"at": trained("cifs")}, {}),
+        ({"at": trained("at")}, {"seed": 1}),
+        ({"at": trained("at")}, {"eps": 0.2}),
+        ({"at": trained("at")}, {"attacks": ["fgsm"]}),
+    ):
+        with mistake("interrupted", "delete it"):
+            evaluate(models, digits(), **options | changes)
+    assert contents(tmp_path) == before
+
+
+def test_killed_command_goes_on(tmp_path: Path) -> None:
+    """Kill -9 in the middle, twice; the same command then ends with the table of a run that was left alone."""
+    words = ["evaluate", "--models", str(trained("at")), "--attacks", "pgd-20", "cw-30", "square", "--images", "40"]
+    words += ["--batch-size", "2", "--checks", "0", "--eps", "0.1", "-q", "--device", "cpu"]
+    words += ["--data", "digits"]
+    partial = tmp_path / "out.partial"
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "channelscope", *words, "--out", str(tmp_path / "out")]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def lines() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in partial.glob("met-*"))
+
+    for more in (3, 5):
+        process, begun, deadline = start(), lines(), time.monotonic() + 120
+        while lines() < begun + more and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    kept = lines()
+    assert kept >= 8
+    last = start()
+    assert last.wait(300) == 0, last.stderr.read() if last.stderr else ""
+    assert not partial.exists()
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    a, b = Evaluation.load(tmp_path / "out"), Evaluation.load(tmp_path / "whole")
+    pd.testing.assert_frame_equal(a.table, b.table)
+    pd.testing.assert_frame_equal(a.parts, b.parts)
