@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from channelscope import distributed, plots
-from channelscope.attacks import parse
+from channelscope.attacks import APGD, FGSM, PGD, Attack, JointSweep, parse
 from channelscope.checkpoints import build
 from channelscope.comparison import Comparison, compare
 from channelscope.data import Dataset, as_dataset, stratified
@@ -92,7 +92,7 @@ def sweep(
     Returns:
         A row a network: variant, seed and the varied settings; accuracy on the test part, each with a 95 % interval
         (_low, _high): natural, attacked, and robust, which is the worst case over the natural and all attacked images
-        (a network with gates is also attacked on its joint loss); val_natural and val_robust of the best epoch,
+        (the attack is repeated on the joint loss, with seven weights); val_natural and val_robust of the best epoch,
         best_epoch, trained_epochs, seconds of training; trouble, why there is no result, or ""; the checkpoint's file.
 
     Raises:
@@ -233,7 +233,7 @@ def _result(
         train(run.variant.recipe, dataset, out=file, seed=run.seed, resume=True, logs=logs, **how)
         if earlier:
             return earlier
-        found = compare({run.variant.name: file}, dataset, **test, **how)
+        found = compare({run.variant.name: file}, dataset, attacks=_further(test), **test, **how)
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
         if distributed.size() > 1 and not isinstance(error, Diverged):  # the others may have got through, and go on
             raise
@@ -242,6 +242,12 @@ def _result(
         return {"trouble": trouble}
     record.meta |= {name: found.meta[name] for name in ("versions", "hardware", "created")}
     return _measured(found)
+
+
+def _further(test: dict[str, Any]) -> list[Attack]:
+    """Give what the test's attack is followed by: itself on the joint loss, whose weight of the probes varies."""
+    attack = parse(test["attack"], eps=test["eps"])
+    return [JointSweep(attack=attack)] if isinstance(attack, PGD | FGSM | APGD) else []
 
 
 def _measured(found: Comparison) -> _Row:

@@ -125,9 +125,13 @@ def _folder() -> Path:
     return Path(folder.name)
 
 
-@cache
 def honest(method: str, seed: int = 0) -> nn.Module:
     """Train a small network on the digits, once for all tests."""
+    return _trained(method, seed)
+
+
+@cache
+def _trained(method: str, seed: int) -> nn.Module:
     settings = {"arch": "resnet10", "width": 4, "epochs": 8, "progress": False}
     return train(method, "digits", out=_folder() / f"{method}-{seed}.pt", seed=seed, **settings).eval()
 

@@ -18,19 +18,19 @@ from runs import mistake
 
 
 def outcome(network: nn.Module, attack: Any, **options: Any) -> Binarisation:
-    return binarisation(network, *digits(64), attack, **{"images": 16, **options})
+    return binarisation(network, *digits(64), attack, **{"images": 12, **options})
 
 
 STRONG = PGD(eps=EPS, early_stop=0)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_strong_attack_on_an_honest_network_passes(seed: int) -> None:
     found = outcome(honest("at", seed), STRONG)
     assert found.passed
     assert found.finding is None
     assert found.random_success < 0.2
-    assert found.images > 12
+    assert found.images == 12
 
 
 @pytest.mark.parametrize("name", ["quantised input", "step function", "sine added", "noise injected"])
@@ -46,10 +46,10 @@ def test_weak_attack_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", [APGD(eps=EPS, objective=dlr), PGD(eps=EPS, objective=margin), PGD(eps=1.0, norm="2")], ids=str
+    "attack", [APGD(eps=EPS, steps=20, objective=dlr), PGD(eps=EPS, objective=margin), PGD(eps=1.0, norm="2")], ids=str
 )
 def test_every_kind_of_attack_works(attack: Any) -> None:
-    found = outcome(honest("at"), attack, images=6)
+    found = outcome(honest("at"), attack, images=4)
     assert found.attack_success > found.random_success
 
 
@@ -64,7 +64,6 @@ def test_readouts_have_their_adversarial_point_and_start_right() -> None:
         assert (points - image).abs().amax() <= EPS + 1e-6
         classes = readout(points).argmax(1)
         assert classes.tolist() == [0] * (module.INNER + 1) + [1]
-        readout.zero_grad()
 
 
 def test_everything_is_left_as_found_and_repeats_itself() -> None:

@@ -31,7 +31,7 @@ from channelscope.training import Recipe
 from channelscope.training.recipes import catalogue, summary
 from runs import METHODS, contents, digits, same_run, trained, write_npz
 
-COMMANDS = ("train", "recipes", "sweep", "compare", "figures", "demo", "convert", "layers")
+COMMANDS = ("train", "recipes", "sweep", "compare", "evaluate", "figures", "demo", "convert", "layers")
 TINY = ["--arch", "resnet10", "--width", "2", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "-q"]
 
 
@@ -68,7 +68,7 @@ def compared(work: Path) -> Path:
     """Compare two of them, and draw the figures."""
     out = work / "comparison"
     models = ["--models", work / "standard.pt", work / "cifs.pt", "--labels", "nat", "CIFS"]
-    settings = ["--attack", "pgd-2", "--replicates", "20", "--device", "cpu", "-q"]
+    settings = ["--attack", "pgd-2", "--attacks", "cw-2", "--replicates", "20", "--device", "cpu", "-q"]
     assert main("compare", *models, "--out", out, *settings) == 0
     return out
 
@@ -191,6 +191,7 @@ def test_comparing_prints_a_table_and_verdicts(
 ) -> None:
     models = [work / f"{method}.pt" for method in METHODS]
     settings = ["--attack", "fgsm", "--replicates", "20", "--eps", "0.1", "--images", "8", "-q", "--layers", "layer4"]
+    settings += ["--attacks", "cw-2"]
     assert main("compare", "--models", *models, "--out", tmp_path / "out", *settings) == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -232,7 +233,7 @@ def test_every_listed_layer_can_be_compared(work: Path, capsys: pytest.CaptureFi
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
     data = Dataset("digits", ("0", "1"), digits(2).test)
     found = compare({"net": Checkpoint.read(work / "cifs.pt").build()}, data, layers=names, attack=PGD(steps=1),
-                    replicates=20, progress=False)  # fmt: skip
+                    attacks=(), replicates=20, progress=False)  # fmt: skip
     assert list(found.activations["layer"].unique()) == names
 
 
@@ -719,7 +720,7 @@ def recorded(name: str, spoil: Callable[[Path], Any]) -> None:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Comparison, "draw", lambda *_, **__: None)
             models, data = {"net": networks.resnet(classes=2)}, Dataset("mine", ("a", "b"), digits(2).test)
-            found = compare(models, data, attack="pgd-1", replicates=20, progress=False)
+            found = compare(models, data, attack="pgd-1", attacks=(), replicates=20, progress=False)
             found.save(folder / "recorded", progress=False)
         spoil(folder / "recorded")
         return ["figures", "recorded", "-q"]

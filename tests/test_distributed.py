@@ -237,7 +237,7 @@ def test_a_lost_process_is_told_in_a_sentence(work: str, tmp_path: Path) -> None
 
 
 def words(out: Path, *more: str | Path) -> list[str | Path]:
-    settings = ["--batch-size", "5", "--replicates", "20", "--device", "cpu", "--quiet"]
+    settings = ["--batch-size", "5", "--replicates", "20", "--device", "cpu", "--quiet", "--attacks", "cw-2"]
     return ["-m", "channelscope", "compare", *more, "--data", write_npz(out.parent), "--out", out, *settings]
 
 
@@ -248,7 +248,7 @@ def test_two_processes_compare_as_one_does_and_talk_as_one(tmp_path: Path) -> No
     assert started.returncode == 0, errors
     assert printed.count("worst case") == printed.count("report: ") == 1
     found = Comparison.load(out)
-    wanted = compare([model], f"npz:{tmp_path / 'digits.npz'}", attack="pgd-2", batch_size=5, **QUICK)
+    wanted = compare([model], f"npz:{tmp_path / 'digits.npz'}", attack="pgd-2", attacks="cw-2", batch_size=5, **QUICK)
     for name in ("activations", "robustness", "alignment"):
         pd.testing.assert_frame_equal(getattr(found, name), getattr(wanted, name), check_dtype=False, rtol=1e-9)
 

@@ -409,7 +409,7 @@ def test_every_precision_trains_to_a_checkpoint(precision: str, method: str, tmp
     assert {value.dtype for value in found.state.values() if value.is_floating_point()} == {wanted}
     assert all(value.isfinite().all() for value in found.state.values())
     assert network(torch.rand(2, 1, 8, 8)).isfinite().all()
-    compare([tmp_path / "net.pt"], digits(), attack="pgd-1", replicates=20, progress=False)
+    compare([tmp_path / "net.pt"], digits(), attack="pgd-1", attacks=(), replicates=20, progress=False)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
@@ -540,6 +540,6 @@ def test_when_one_process_is_killed_the_other_says_so_and_the_best_network_is_ke
     partial = out.with_name("net.pt.partial")
     assert load(partial)(torch.rand(2, 1, 8, 8)).shape == (2, 2)
     test = Dataset(f"npz:{tmp_path / 'digits.npz'}", ("0", "1"), digits(2).test)
-    found = compare([partial], test, attack="pgd-1", replicates=20, progress=False)
+    found = compare([partial], test, attack="pgd-1", attacks=(), replicates=20, progress=False)
     assert len(found.training) == len(Checkpoint.read(partial).meta["history"]) >= 1
     assert not out.exists()

@@ -6,6 +6,7 @@ from channelscope.attacks.ball import Attack, Norm, Randomness, check_images, co
 from channelscope.attacks.library import AttackWarning, AutoAttack, LibraryAttack, Square, doubts
 from channelscope.attacks.names import parse
 from channelscope.attacks.pgd import FGSM, PGD
+from channelscope.attacks.runs import NoGradient
 
 __all__ = [
     "APGD",
@@ -18,6 +19,7 @@ __all__ = [
     "JointSweep",
     "LibraryAttack",
     "MaskFrozen",
+    "NoGradient",
     "Norm",
     "ProbeLoss",
     "Randomness",

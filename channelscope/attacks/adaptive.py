@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.attacks.ball import Attack, Randomness, correct
-from channelscope.attacks.pgd import PGD
+from channelscope.attacks.apgd import APGD
+from channelscope.attacks.pgd import FGSM, PGD
 from channelscope.errors import UserError
 from channelscope.hooks import evaluating
 from channelscope.objectives import Gated, Joint, cross_entropy
@@ -74,7 +75,7 @@ class JointSweep:
         betas: the weights, each >= 0.
     """
 
-    attack: PGD
+    attack: PGD | FGSM | APGD
     betas: tuple[float, ...] = BETAS
 
     @property

@@ -18,6 +18,10 @@ from channelscope.objectives import Objective
 Run = Callable[[Tensor, Tensor, Tensor, Objective], "Points"]
 
 
+class NoGradient(UserError):
+    """A network whose loss has no gradient in its input, so that gradient attacks say nothing about it."""
+
+
 class Points(NamedTuple):
     """Where a run left its images, and which of them left early because the network took them for another class."""
 
@@ -105,7 +109,7 @@ def gradient_of(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) ->
         losses = objective(model, x, y)
         loss = losses.sum()
         if not loss.requires_grad:
-            raise UserError(
+            raise NoGradient(
                 "The network's loss has no gradient in its input (inference_mode around it, or detach or no_grad "
                 "within): gradient attacks say nothing about it."
             )

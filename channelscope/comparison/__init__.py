@@ -7,12 +7,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from channelscope.alignment import FEWEST_REPLICATES
-from channelscope.attacks import Attack, parse
+from channelscope.attacks import Attack, Norm, parse
 from channelscope.comparison.earlier import Earlier
 from channelscope.comparison.frames import Comparison, check_folder
 from channelscope.comparison.rows import assemble
 from channelscope.comparison.subjects import Compared
-from channelscope.data import Dataset, as_dataset, stratified
+from channelscope.data import Dataset, Part, as_dataset, stratified
 from channelscope.distributed import is_first
 from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation, default_eps, listed
@@ -95,7 +95,6 @@ def compare(
     attack = _attack(attack, eps if earlier is None or eps is not None else earlier.eps, dataset)
     if earlier is not None:
         earlier.check(attack)
-    weights = bootstrap_weights(len(part), replicates, seed)
     compared = []
     with tqdm(total=len(part) * len(subjects), unit="img", disable=not (progress and is_first())) as bar:
         for subject in subjects:
@@ -107,32 +106,24 @@ def compare(
                 layers=chosen[subject.label],
                 attack=attack,
                 made=earlier.images(subject, attack) if earlier else None,
-                weights=weights,
+                weights=bootstrap_weights(len(part), replicates, seed),
                 threshold=threshold,
                 batch_size=batch_size,
                 seed=seed,
                 progress=bar.update,
             )
             compared.append(Compared(subject, measurement))
-    plan = Plan(
-        attacks=listed(attacks),
-        eps=attack.eps,
-        norm=getattr(attack, "norm", "inf"),
-        seed=seed,
-        batch_size=batch_size,
-    )
     if earlier is None:
-        known = {item.label: item.measurement.hits for item in compared}
-        found = outcomes(subjects, part, len(dataset.classes), plan, Progress(None, {}), known=known, shown=progress)
-        stood = {label: outcome.hits for label, outcome in found.items()}
+        norm: Norm = getattr(attack, "norm", "inf")
+        plan = Plan(attacks=listed(attacks), eps=attack.eps, norm=norm, seed=seed, batch_size=batch_size)
+        _attack_further(compared, part, len(dataset.classes), plan, progress)
     else:
-        stood = {subject.label: earlier.stood(subject) for subject in subjects}
-    for item in compared:
-        item.measurement.hits.update(stood[item.label])
+        for item in compared:
+            item.measurement.hits.update(earlier.stood(item.subject))
     settings = {
         "attack": str(attack),
         "eps": attack.eps,
-        "attacks": [str(one) for one in plan.attacks] if earlier is None else earlier.attacks,
+        "attacks": [str(one) for one in listed(attacks)] if earlier is None else earlier.attacks,
         "seed": seed,
         "replicates": replicates,
         "level": level,
@@ -140,6 +131,15 @@ def compare(
         "batch_size": batch_size,
     }
     return assemble(compared, dataset, part, settings)
+
+
+def _attack_further(compared: Sequence[Compared], part: Part, classes: int, plan: Plan, shown: bool) -> None:
+    """Take the worst case over the plan's attacks as well; the one that has been made is not made again."""
+    known = {item.label: item.measurement.hits for item in compared}
+    subjects = [item.subject for item in compared]
+    found = outcomes(subjects, part, classes, plan, Progress(None, {}), known=known, shown=shown)
+    for item in compared:
+        item.measurement.hits.update(found[item.label].hits)
 
 
 def _layers(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from channelscope.alignment import FEWEST_REPLICATES
@@ -83,16 +84,14 @@ def evaluate(
     Raises:
         UserError: for models, data, attacks or settings that do not fit together.
     """
-    if (
-        replicates < FEWEST_REPLICATES
-        or not 0 < level < 1
-        or min(batch_size, 1 if images is None else images) < 1
-        or checks < 0
-    ):
+    fewest = min(batch_size, 1 if images is None else images)
+    if replicates < FEWEST_REPLICATES or not 0 < level < 1 or fewest < 1 or checks < 0:
         raise UserError(
             f"An evaluation needs at least {FEWEST_REPLICATES} replicates, a level between 0 and 1, an image and no "
             "negative number of checks."
         )
+    if torch.is_inference_mode_enabled():
+        raise UserError("Attacks need gradients: call evaluate outside of torch.inference_mode.")
     if not listed(attacks):
         raise UserError(f"An evaluation needs at least one attack: name a suite ({', '.join(SUITES)}) or attacks.")
     if save_adversarial and out is None:

@@ -115,7 +115,7 @@ def binarisation(
 
     Args:
         network: any network; it, its gradients and the global random state are left as found.
-        x, y: images in [0, 1] and labels; used are the first that are classified correctly and that a readout is found for.
+        x, y: images in [0, 1] and labels; of those classified correctly, the first that have a readout are used.
         attack: with its eps and norm.
         layer: whose activations the readout gets; None for the penultimate one.
         images: how many at most, 24 to 48 say.

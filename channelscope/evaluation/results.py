@@ -203,6 +203,8 @@ def _check(frames: Mapping[str, pd.DataFrame], arrays: Mapping[str, np.ndarray],
     models, n = list(meta["models"]), meta["data"]["images"]
     if list(frames["worst"]["model"]) != models or list(dict.fromkeys(frames["table"]["model"])) != models:
         raise ValueError("the tables are of other models")
+    if any(frames[name]["count"].isna().any() for name in ("table", "worst", "classes")):
+        raise ValueError("a table is incomplete")
     if not all({"arch", "method", "digest"} <= known.keys() for known in meta["models"].values()):
         raise ValueError("meta.json does not describe its models")
     if not all(isinstance(meta[name], int | float) for name in ("eps", "level", "seed")):

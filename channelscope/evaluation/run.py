@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks import PGD, Attack, Detached, correct, doubts, image_generators
+from channelscope.attacks import PGD, Attack, Detached, NoGradient, correct, doubts, image_generators
 from channelscope.data import Part
 from channelscope.distributed import everyones, share
 from channelscope.errors import UserError
@@ -70,7 +70,11 @@ class Run:
         self, attack: Attack, name: str, keep: Callable[[list[int], Tensor], None] | None = None
     ) -> Callable[[Tensor, Tensor, list[int]], Tensor]:
         def make(x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
-            x_adv = attack(self.network, x, y, image_generators(self.seed, name, rows))
+            try:
+                x_adv = attack(self.network, x, y, image_generators(self.seed, name, rows))
+            except NoGradient as error:  # the others go on: an attack that asks for no gradient may break it
+                self.notes[f"{name} could not be made: {error}"] = None
+                x_adv = x
             _check_ball(attack, name, x, x_adv)
             if keep is not None:
                 keep(rows, x_adv)

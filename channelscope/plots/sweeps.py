@@ -81,7 +81,7 @@ def _legend(figure: Figure, known: Mapping[str, Any], images: int, seeds: int) -
     figure.legend(
         handles=handles,
         title=f"{images} test images; worst case over natural images and\n{_attack(known['attack'], known['eps'])}, "
-        "with gates also on the joint loss",
+        "the same on the joint loss with seven weights",
         loc="outside lower center",
         ncols=2,
     )
