@@ -92,7 +92,7 @@ class RandomGate(Gated):
     """A gate that closes some of the channels by chance, in evaluation too."""
 
     def gate(self, z: Tensor) -> Tensor:
-        return (torch.rand(*z.shape[:2], 1, 1, device=z.device) > 0.25) / 0.75
+        return (torch.rand(*z.shape[:2], 1, 1, device=z.device) > 0.1) / 0.9
 
 
 class Stepped(Gated):

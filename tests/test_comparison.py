@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import networks
 import reference
-from channelscope.attacks import FGSM, PGD
+from channelscope.attacks import FGSM, PGD, JointSweep
 from channelscope.checkpoints import Checkpoint
 from channelscope.comparison import Comparison, check_folder, compare
 from channelscope.comparison.frames import COLUMNS
@@ -492,17 +492,26 @@ def test_an_attack_of_the_users_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attack", "names"),
+    ("attack", "name"),
     [
-        (FGSM(eps=0.1), ["fgsm", "fgsm:joint"]),
-        (PGD(eps=0.5, steps=2, norm="2", restarts=2), ["pgd-2x2-l2", "pgd-2x2-l2:joint"]),
-        ("fgsm-l2", ["fgsm-l2", "fgsm-l2:joint"]),
+        (FGSM(eps=0.1), "fgsm"),
+        (PGD(eps=0.5, steps=2, norm="2", restarts=2), "pgd-2x2-l2"),
+        ("fgsm-l2", "fgsm-l2"),
     ],
     ids=str,
 )
-def test_attacks_by_name_or_as_such(attack: Any, names: list[str]) -> None:
+def test_attacks_by_name_or_as_such(attack: Any, name: str) -> None:
     found = compare({"net": gated()}, images(), **QUICK | {"attack": attack})
-    assert list(found.robustness["attack"].unique()) == ["natural", *names, "worst"]
+    assert list(found.robustness["attack"].unique()) == ["natural", name, "worst"]
+
+
+def test_worst_case_is_over_further_attacks() -> None:
+    found = compare({"net": gated()}, images(), **QUICK | {"attacks": ["fgsm", JointSweep(attack=PGD(steps=2))]})
+    accuracy = found.robustness.query("`class` == 'all'").set_index("attack")["accuracy"]
+    assert list(accuracy.index) == ["natural", "pgd-2", "fgsm", "pgd-2:joint-sweep", "worst"]
+    assert accuracy["worst"] <= accuracy.min()
+    assert found.meta["attacks"] == ["fgsm", "pgd-2:joint-sweep"]
+    assert found.meta["models"]["net"]["attacks"] == ["pgd-2", "fgsm", "pgd-2:joint-sweep"]
 
 
 def test_eps_zero_leaves_everything_alike() -> None:
@@ -529,8 +538,8 @@ def with_nan() -> tuple[Tensor, Tensor]:
 
 NET = {"net": net()}
 MISTAKES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
-    "no models": ({}, images(), {}, "nothing to compare"),
-    "no models in a list": ([], images(), {}, "nothing to compare"),
+    "no models": ({}, images(), {}, "no network"),
+    "no models in a list": ([], images(), {}, "no network"),
     "two files of one name": (["a/net.pt", "b/net.pt"], images(), {}, "label"),
     "a missing file": (["net.pt"], images(), {}, "net.pt"),
     "other classes": (NET, images(classes=4), {}, "classes"),
