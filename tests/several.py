@@ -98,7 +98,9 @@ def compared() -> Comparison:
     torch.manual_seed(SEED)
     models, (x, _) = {"plain": networks.plain(), "gated": networks.gated()}, networks.images(20)
     data = (x, torch.arange(20) % networks.CLASSES)
-    return compare(models, data, attack="pgd-2", attacks=["cw-2", "joint-sweep"], replicates=20, batch_size=5, progress=False)
+    return compare(
+        models, data, attack="pgd-2", attacks=["cw-2", "joint-sweep"], replicates=20, batch_size=5, progress=False
+    )
 
 
 class Watching:

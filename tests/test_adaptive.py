@@ -15,6 +15,7 @@ from channelscope.attacks import (
     PGD,
     Attack,
     Detached,
+    ImageGenerators,
     JointSweep,
     MaskFrozen,
     ProbeLoss,
@@ -101,7 +102,8 @@ def test_each_attack_gets_what_those_before_it_left() -> None:
 
         def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Any = None) -> Tensor:
             self.given += x.flatten().tolist()
-            assert generator is None or [own.initial_seed() for own in generator] == x.flatten().int().tolist()
+            assert [own.initial_seed() for own in generator.own] == x.flatten().int().tolist()
+            assert generator.initial_seed() == generator.own[0].initial_seed()
             return torch.where(x == self.breaks, -x, x)
 
     class Sign(nn.Module):
@@ -110,7 +112,7 @@ def test_each_attack_gets_what_those_before_it_left() -> None:
 
     x, y = torch.tensor([1.0, 2, 3, 4, 5]).view(-1, 1, 1, 1), torch.tensor([0, 0, 0, 0, 1])
     first, second = Given(2), Given(3)
-    generators = [torch.Generator().manual_seed(int(value)) for value in x.flatten()]
+    generators = ImageGenerators(torch.Generator().manual_seed(int(value)) for value in x.flatten())
     found = in_turn([first, second], Sign(), x, y, generators)
     assert found.flatten().tolist() == [1, -2, -3, 4, 5]
     assert first.given == [1, 2, 3, 4]  # the fifth is wrong as it is

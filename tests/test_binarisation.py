@@ -59,7 +59,7 @@ def test_readouts_have_their_adversarial_point_and_start_right() -> None:
     made = list(module._readouts(net, layer, x, EPS, "inf", 0))
     assert made
     for number, image, readout in made:
-        generator = module.image_generators(0, "binarisation", range(4))[number]
+        generator = module.image_generators(0, "binarisation", range(4)).own[number]
         points = module._points(image, EPS, "inf", generator)
         assert (points - image).abs().amax() <= EPS + 1e-6
         classes = readout(points).argmax(1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import networks
 import reference
-from channelscope.attacks import FGSM, PGD, JointSweep
+from channelscope.attacks import FGSM, PGD, JointSweep, image_generators
 from channelscope.checkpoints import Checkpoint
 from channelscope.comparison import Comparison, check_folder, compare
 from channelscope.comparison.frames import COLUMNS
@@ -149,7 +149,7 @@ def test_the_tables_agree_with_naive_ones(arch: str) -> None:
     last = "layer4" if arch == "resnet10" else "features"
     layers = ["layer2", last]
     found = compare({"net": network}, (x, y), layers=layers, seed=3, batch_size=18, **QUICK)
-    x_adv = PGD(steps=2)(network, x, y, torch.Generator().manual_seed(3))
+    x_adv = PGD(steps=2)(network, x, y, image_generators(3, "pgd-2", range(18)))
     for layer in layers:
         naive = {
             "natural": naive_activations(network, layer, x),

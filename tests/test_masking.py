@@ -43,7 +43,7 @@ def standing(network: nn.Module, attack: Attack) -> float:
 @pytest.mark.parametrize(("method", "seed"), [*(("at", seed) for seed in SEEDS), ("standard", 0), ("standard", 1)])
 def test_honest_networks_are_not_accused(method: str, seed: int) -> None:
     checks = looked_at(honest(method, seed))
-    assert checks.findings == ()
+    assert checks.findings == []
     assert set(checks.skipped) <= {"square"}
 
 
@@ -151,7 +151,7 @@ def test_nothing_is_said_where_no_image_is_right() -> None:
     net, (x, _) = Linear(64).eval(), images()
     wrong = (net(x).argmax(1) + 1) % 3
     checks = findings(net, x, wrong, eps=0.1)
-    assert checks.findings == ()
+    assert checks.findings == []
     assert "all" in checks.skipped
 
 

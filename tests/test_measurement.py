@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import reference
 from channelscope.alignment import measures
-from channelscope.attacks import FGSM, PGD, Randomness, image_generators
+from channelscope.attacks import FGSM, PGD, image_generators
 from channelscope.capture import activations, capture
 from channelscope.data import Split, Streamed
 from channelscope.errors import UserError
@@ -189,7 +189,7 @@ def test_gates_are_attached_while_attacked_and_scored() -> None:
     class Watching:
         eps = 0.0
 
-        def __call__(self, model: nn.Module, x: Tensor, y: Tensor, _: Randomness = None) -> Tensor:
+        def __call__(self, model: nn.Module, x: Tensor, y: Tensor, _: torch.Generator | None = None) -> Tensor:
             seen.extend(gate.detach for gate in model.gates.values())
             return x
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks.ball import Attack, Randomness, correct
 from channelscope.attacks.apgd import APGD
+from channelscope.attacks.ball import Attack, ImageGenerators, correct
 from channelscope.attacks.pgd import FGSM, PGD
 from channelscope.errors import UserError
 from channelscope.hooks import evaluating
@@ -27,14 +27,14 @@ BETAS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0, inf)
 
 
 def in_turn(
-    attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, generator: Randomness = None
+    attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n *image"]:
     """Run attacks one after the other, each on the images that are still classified correctly; x where all fail."""
     adversarial, left = x.clone(), torch.arange(len(x), device=x.device)
     with evaluating(model):
         left = left[correct(model, x, y)]
         for attack in attacks:
-            own = [generator[index] for index in left.tolist()] if isinstance(generator, Sequence) else generator
+            own = generator.only(left) if isinstance(generator, ImageGenerators) else generator
             found = attack(model, x[left], y[left], own)
             standing = correct(model, found, y[left])
             adversarial[left[~standing]] = found[~standing]
@@ -89,7 +89,11 @@ class JointSweep:
         return tuple(dataclasses.replace(self.attack, objective=Joint(beta)) for beta in self.betas)
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"], generator: Randomness = None
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,)."""
         return in_turn(self.parts, model, x, y, generator)
@@ -115,7 +119,11 @@ class Detached:
         return tuple(Detached(attack=part) for part in getattr(self.attack, "parts", ())) or (self,)
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"], generator: Randomness = None
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,)."""
         with detached(model):
@@ -150,7 +158,11 @@ class MaskFrozen:
         return self.attack.eps
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"], generator: Randomness = None
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,); of a network without gates, as the attack alone would."""
         if not isinstance(model, Selective) or not len(x):
@@ -182,7 +194,11 @@ class Transfer:
         return self.attack.eps
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"], generator: Randomness = None
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,), without a look at the model."""
         return self.attack(self.source, x, y, generator)

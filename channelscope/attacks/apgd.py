@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from channelscope.attacks.ball import (
     Norm,
-    Randomness,
     check_ball,
     check_images,
     is_right,
@@ -74,7 +73,7 @@ class APGD:
         model: nn.Module,
         x: Float[Tensor, "n *image"],
         y: Int[Tensor, " n"],
-        generator: Randomness = None,
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,); the random starts come from ``generator``.
 
@@ -91,7 +90,7 @@ class APGD:
 
         return restarted(model, x, y, self._starts(x.to(wide(x.dtype)), generator), run, self.objective, drops=True)
 
-    def _starts(self, x: Tensor, generator: Randomness) -> Tensor:
+    def _starts(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Give the restarts' points: x + eps t / |t|, t uniform in [-1, 1) for L-inf and normal for L2."""
         u = uniform((len(x), self.restarts, x.shape[1:].numel()), x, generator).transpose(0, 1)
         t = 2 * u - 1 if self.norm == "inf" else normal(u)

@@ -1,8 +1,8 @@
 """What all attacks share: the ball of images around x, random points of it, and who is right there."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable
+from typing import Literal, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,9 +13,6 @@ from channelscope.hooks import logits_of
 
 Norm = Literal["inf", "2"]
 
-# Where an attack's random numbers come from: one generator for the batch, or one for each of its images.
-Randomness = torch.Generator | Sequence[torch.Generator] | None
-
 
 class Attack(Protocol):
     """Any attack: its ``str`` is its short name, its result lies in the ball around x and in [0, 1]."""
@@ -24,7 +21,7 @@ class Attack(Protocol):
     def eps(self) -> float:
         """Radius of the ball, in image units."""
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Randomness = None) -> Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Attack images x (n, c, h, w) in [0, 1] with labels y (n,)."""
 
 
@@ -61,18 +58,41 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def uniform(shape: tuple[int, ...], like: Tensor, generator: Randomness) -> Tensor:
+class ImageGenerators(torch.Generator):
+    """A generator for each image of a batch: what is drawn for an image depends neither on the batch nor on the others.
+
+    To whom it is a generator like any other, it is the first image's.
+    """
+
+    own: tuple[torch.Generator, ...]
+
+    def __new__(cls, own: Iterable[torch.Generator]) -> Self:
+        made: Self = super().__new__(cls)
+        made.own = tuple(own)
+        if made.own:
+            made.manual_seed(made.own[0].initial_seed())
+        return made
+
+    def __init__(self, own: Iterable[torch.Generator]) -> None:
+        """Take what ``__new__`` has taken."""
+
+    def only(self, images: Int[Tensor, " m"]) -> Self:
+        """Keep the generators of some images of the batch."""
+        return type(self)(self.own[index] for index in images.tolist())
+
+
+def image_generators(seed: int, attack: str, images: Iterable[int]) -> ImageGenerators:
+    """Make the generators of an attack on images that have these numbers."""
+    return ImageGenerators(torch.Generator().manual_seed(_hashed(f"{seed} {attack} {image}")) for image in images)
+
+
+def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw from [0, 1), of the type and on the device of ``like``; ``shape`` begins with the number of images."""
-    if isinstance(generator, Sequence):
-        rows = [torch.rand(shape[1:], generator=own, device=own.device, dtype=like.dtype) for own in generator]
+    if isinstance(generator, ImageGenerators):
+        rows = [torch.rand(shape[1:], generator=own, dtype=like.dtype) for own in generator.own]
         return torch.stack(rows).to(like.device)
     device = like.device if generator is None else generator.device
     return torch.rand(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
-
-
-def image_generators(seed: int, attack: str, images: Iterable[int]) -> list[torch.Generator]:
-    """Make a generator for each image: an attack draws the same for it whatever the batch and the other images."""
-    return [torch.Generator().manual_seed(_hashed(f"{seed} {attack} {image}")) for image in images]
 
 
 def _hashed(words: str) -> int:

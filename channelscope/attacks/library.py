@@ -5,7 +5,7 @@ AutoAttack, APGD and the targeted DLR loss: Croce & Hein, ICML 2020 (arXiv 2003.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 from channelscope.attacks.adaptive import in_turn
 from channelscope.attacks.ball import (
     Norm,
-    Randomness,
     check_ball,
     check_images,
     correct,
@@ -77,7 +76,11 @@ class AutoAttack:
         return tuple(LibraryAttack(name=name, eps=self.eps, norm=self.norm) for name in _ITERATIONS)
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"], generator: Randomness = None
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,).
 
@@ -126,7 +129,11 @@ class LibraryAttack:
             raise UserError("AutoAttack's attacks need at least one iteration, Square at least one query.")
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"], generator: Randomness = None
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,); those that are not broken are returned as they are.
 
@@ -220,7 +227,11 @@ class Square:
         self._attack()
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"], generator: Randomness = None
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,), as ``LibraryAttack`` does."""
         return self._attack()(model, x, y, generator)
@@ -253,11 +264,9 @@ def _check_classes(name: Component, classes: int) -> None:
         raise UserError("The network has a single class, so that no image can be taken for another: attack another.")
 
 
-def _seed(generator: Randomness) -> int:
+def _seed(generator: torch.Generator | None) -> int:
     """Give the seed that the library shall begin with, anew for each of its attacks and each batch."""
-    if generator is None:
-        return 0
-    return (generator[0] if isinstance(generator, Sequence) else generator).initial_seed()
+    return 0 if generator is None else generator.initial_seed()
 
 
 def _door(model: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from channelscope.attacks.ball import (
     Norm,
-    Randomness,
     check_ball,
     check_images,
     is_right,
@@ -80,7 +79,7 @@ class PGD:
         model: nn.Module,
         x: Float[Tensor, "n *image"],
         y: Int[Tensor, " n"],
-        generator: Randomness = None,
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,); the random starts come from ``generator``.
 
@@ -106,7 +105,7 @@ class PGD:
         if self.eps and self.random_start is not False:
             self._draw(x[:0].to(wide(x.dtype)), n, generator)
 
-    def _starts(self, x: Tensor, generator: Randomness) -> Tensor:
+    def _starts(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Give the restarts' points before their projection: in the ball uniformly, normal around x, or x itself."""
         if self.random_start is False:
             return x.expand(self.restarts, *x.shape)
@@ -120,7 +119,7 @@ class PGD:
         radius = self.eps * u[..., -1:].pow(1 / direction.shape[-1])
         return x + (radius * direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12)).reshape(-1, *x.shape)
 
-    def _draw(self, x: Tensor, n: int, generator: Randomness) -> Tensor:
+    def _draw(self, x: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
         """Draw from [0, 1) what n images like those of x need, an image's numbers in a row, so whatever its batch."""
         numbers = x.shape[1:].numel() + (self.norm == "2" and self.random_start is True)
         return uniform((n, self.restarts, numbers), x, generator)
@@ -192,7 +191,7 @@ class FGSM:
         model: nn.Module,
         x: Float[Tensor, "n *image"],
         y: Int[Tensor, " n"],
-        generator: Randomness = None,
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,); there is nothing random in it."""
         one_step = PGD(

@@ -60,7 +60,7 @@ class Finding:
 class Checks:
     """What the checks found, and by name of the check why one of them could not be made."""
 
-    findings: tuple[Finding, ...] = ()
+    findings: list[Finding] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
@@ -105,7 +105,7 @@ def findings(
     with seeded(x, seed), evaluating(network):
         examined = Examined(network, x.detach(), y, eps, norm, seed, batch_size).of_correct()
         if not len(examined.x):
-            return Checks((), {"all": "The network classifies none of the images correctly."})
+            return Checks([], {"all": "The network classifies none of the images correctly."})
         return _checked(examined, progress or (lambda _check: None))
 
 
@@ -127,7 +127,7 @@ def _checked(examined: Examined, progress: Callable[[str], None]) -> Checks:
             progress(check)
             found.append(look(examined))
         found.extend(_compared(examined, progress, skipped))
-    return Checks(tuple(finding for finding in found if finding), skipped)
+    return Checks([finding for finding in found if finding], skipped)
 
 
 def _compared(examined: Examined, progress: Callable[[str], None], skipped: dict[str, str]) -> list[Finding | None]:
@@ -269,8 +269,7 @@ def _beaten(rival: _Rival, n: int, left: int, broken: int) -> Finding | None:
         return None
     return Finding(
         rival.check,
-        f"{rival.name} breaks {broken} of the {left} images that PGD-20 leaves standing (of {n}): {rival.meaning}, so "
-        f"run {rival.attack} on all images.",
+        f"{rival.name} breaks {broken} of the {left} images that PGD-20 leaves standing (of {n}): {rival.meaning}.",
         {"images": n, "left_by_pgd": left, "broken": broken, "limit": rival.limit},
         rival.attack,
     )
@@ -305,7 +304,7 @@ def _found_blindly(
     return Finding(
         "black-box",
         f"{attack}, which asks for no gradient, breaks {broken} of the {left} images that all attacks with gradients "
-        f"leave standing (of {n}): the gradients mislead, so run it on all images.",
+        f"leave standing (of {n}): the gradients mislead.",
         {"images": n, "left_by_gradients": left, "broken": broken, "limit": STRAY},
         attack,
     )

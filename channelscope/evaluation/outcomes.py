@@ -1,24 +1,28 @@
 """What happens to the images: all networks under all of their attacks, the checks, and the sweep of eps."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from channelscope.attacks import Attack, Norm
-from channelscope.data import Part
+from channelscope.attacks import PGD, Attack, Norm
+from channelscope.data import Part, stratified
 from channelscope.distributed import is_first, size
 from channelscope.errors import UserError
+from channelscope.evaluation.binarisation import binarisation
 from channelscope.evaluation.masking import Checks, findings
 from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.evaluation.run import Run
 from channelscope.evaluation.suites import attacks_on
 from channelscope.selection import Selective, attached
 from channelscope.subjects import Subject, try_out
+
+_BINARISED = 24  # images of the binarisation test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,7 @@ def outcomes(
         raise UserError(f"There are more processes ({size()}) than images ({len(images)}): start fewer, or add images.")
     named = {subject.label: _attacks(subject, subjects, plan, plan.eps, classes) for subject in subjects}
     for subject in subjects:  # before the first attack, which may take hours
-        try_out(subject.network, next(_first(subject.network, images, 2))[0], classes)
+        try_out(subject.network, next(_some(subject.network, images, torch.arange(min(2, len(images)))))[0], classes)
     parts = sum(1 + _parts(attacks) * (1 + len(plan.eps_sweep)) for attacks in named.values())
     with tqdm(total=parts * len(images), unit="img", disable=not (shown and is_first())) as bar:
         found = {}
@@ -135,27 +139,44 @@ def _outcomes_of(
         bar.set_description(f"{subject.label}: {name}")
         result.hits[name] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
     if plan.checks:
-        _check(subject, run, result, plan, bar)
+        _check(subject, run, attacks, result, plan, bar)
     result.attacked, result.broken, result.notes = dict(run.attacked), dict(run.broken), tuple(run.notes)
     return result
 
 
-def _check(subject: Subject, run: Run, result: Outcomes, plan: Plan, bar: Any) -> None:
+def _check(subject: Subject, run: Run, attacks: Mapping[str, Attack], result: Outcomes, plan: Plan, bar: Any) -> None:
     """Look for signs of gradient masking, and run what revealed one on all images."""
     bar.set_description(f"{subject.label}: checks")
-    x, y = next(_first(subject.network, run.images, plan.checks))
+    rows = stratified(run.images.labels.cpu(), min(plan.checks, len(run.images)), plan.seed)
+    x, y = next(_some(subject.network, run.images, rows))
     with attached(subject.network):
         result.checks = findings(
             subject.network, x, y, eps=plan.eps, norm=plan.norm, seed=plan.seed, batch_size=plan.batch_size
         )
-    for finding in result.checks.findings:
-        attack = finding.breaks
-        if attack is None or str(attack) in result.hits:
+        _binarise(subject.network, x, y, attacks, result.checks, plan)
+    for attack in (finding.breaks for finding in result.checks.findings if finding.breaks):
+        attack = dataclasses.replace(attack, early_stop=None) if isinstance(attack, PGD) else attack
+        if (name := str(attack)) in result.hits:
             continue
-        bar.set_description(f"{subject.label}: {attack}")
+        bar.set_description(f"{subject.label}: {name}")
         bar.total += len(run.images)
-        result.hits[str(attack)] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
-        result.escalated += (str(attack),)
+        result.hits[name] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
+        result.escalated += (name,)
+
+
+def _binarise(
+    network: nn.Module, x: Tensor, y: Tensor, attacks: Mapping[str, Attack], checks: Checks, plan: Plan
+) -> None:
+    """Test whether the first attack of several steps, or else PGD-20, is strong enough for the network."""
+    several = (attack for attack in attacks.values() if isinstance(attack, PGD) and attack.steps > 1)
+    attack = next(several, PGD(eps=plan.eps, norm=plan.norm))
+    try:
+        tested = binarisation(network, x, y, attack, images=_BINARISED, seed=plan.seed)
+    except UserError as error:
+        checks.skipped["binarisation"] = str(error)
+        return
+    if tested.finding is not None:
+        checks.findings.append(tested.finding)
 
 
 def _sweep(
@@ -169,7 +190,7 @@ def _sweep(
 ) -> dict[float, Bool[Tensor, " n"]]:
     """Take the worst case at each radius, the smallest first: an image broken in a ball is broken in every larger."""
     left, found = result.hits["natural"], {}
-    at = Run(**{**vars(run), "gallery": None, "attacked": {}, "broken": {}})
+    at = dataclasses.replace(run, gallery=None, attacked={}, broken={})
     for eps in sorted(set(plan.eps_sweep)):
         if eps >= plan.eps:
             left = left & result.worst
@@ -191,8 +212,7 @@ def _parts(attacks: Mapping[str, Attack]) -> int:
     return sum(len(getattr(attack, "parts", (attack,))) for attack in attacks.values())
 
 
-def _first(network: nn.Module, images: Part, n: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give the first images, as the network takes them."""
+def _some(network: nn.Module, images: Part, rows: Int[Tensor, " m"]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give some of the images, at once, as the network takes them."""
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(1))
-    n = min(n, len(images))
-    return ((x.to(like), y) for x, y in images.batches(n, like.device, torch.arange(n)))
+    return ((x.to(like), y) for x, y in images.batches(max(len(rows), 1), like.device, rows))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks import Norm, Randomness, check_images, correct
+from channelscope.attacks import Norm, check_images, correct
 from channelscope.attacks.ball import check_ball, length, normal, projection, rounded_towards, uniform, wide
 from channelscope.errors import UserError
 from channelscope.hooks import evaluating
@@ -43,7 +43,11 @@ class Noise:
 
     @torch.no_grad()
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"], generator: Randomness = None
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,); the points come from ``generator``.
 
@@ -63,7 +67,7 @@ class Noise:
                     break
         return found
 
-    def _draw(self, x: Tensor, generator: Randomness) -> Tensor:
+    def _draw(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw for all images, those that are done too: what an image gets does not depend on the others."""
         u = normal(uniform(tuple(x.shape), x, generator))
         return self.eps * (u.sign() if self.norm == "inf" else u / length(u).clamp_min(1e-12))
