@@ -23,7 +23,7 @@ demo: $(VENV)/.demo ## Run the demonstration: it trains, attacks and compares sm
 	$(VENV)/bin/channelscope demo
 
 test: $(VENV)/.test ## Run the tests, the doctests and the notebooks
-	$(RUN) pytest -q
+	$(RUN) pytest -q -n auto --dist loadfile
 
 install: $(VENV)/.dev ## Install channelscope and everything its development needs into .venv
 

@@ -15,13 +15,13 @@ __version__ = "0.1.0"
 
 # The public face, by module. Everything is imported at its first use, so that importing channelscope is instant.
 _FACE = {
-    "attacks": ("FGSM", "PGD"),
+    "attacks": ("APGD", "FGSM", "PGD"),
     "capture": ("capture",),
     "checkpoints": ("load",),
     "comparison": ("Comparison", "compare"),
     "errors": ("UserError",),
     "evaluation": ("Evaluation", "evaluate"),
-    "objectives": ("Joint", "cross_entropy"),
+    "objectives": ("Joint", "cross_entropy", "dlr", "margin"),
     "selection": ("FeatureSelector", "LinearProbe", "Selective", "TwoLayerProbe", "attached"),
     "sweep": ("sweep",),
     "training": ("Recipe", "train"),
@@ -29,18 +29,19 @@ _FACE = {
 _HOME = {name: module for module, names in _FACE.items() for name in names}
 
 if TYPE_CHECKING:
-    from channelscope.attacks import FGSM, PGD
+    from channelscope.attacks import APGD, FGSM, PGD
     from channelscope.capture import capture
     from channelscope.checkpoints import load
     from channelscope.comparison import Comparison, compare
     from channelscope.errors import UserError
     from channelscope.evaluation import Evaluation, evaluate
-    from channelscope.objectives import Joint, cross_entropy
+    from channelscope.objectives import Joint, cross_entropy, dlr, margin
     from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
     from channelscope.sweep import sweep
     from channelscope.training import Recipe, train
 
 __all__ = [
+    "APGD",
     "FGSM",
     "PGD",
     "Comparison",
@@ -56,8 +57,10 @@ __all__ = [
     "capture",
     "compare",
     "cross_entropy",
+    "dlr",
     "evaluate",
     "load",
+    "margin",
     "sweep",
     "train",
 ]

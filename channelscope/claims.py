@@ -42,6 +42,7 @@ class Evidence:
         robust: accuracy in the worst case over the attacks, by class (r, k).
         robust_overall: the same over all images (r,).
         decided_by: short name of the attack that broke the most images.
+        masked: signs of gradient masking, by the names of the checks; none where there were no checks.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Evidence:
     robust: Float[ndarray, "r k"]
     robust_overall: Float[ndarray, " r"]
     decided_by: str
+    masked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,10 @@ def _c4(at: Evidence, gated: Evidence, level: float) -> Verdict:
     if at.compute is None or at.compute != gated.compute:
         outcome = "inconclusive"
         statement += f" No verdict, as {_difference(at.compute, gated.compute)}."
+    for item in (gated, at):
+        if item.masked:
+            outcome = "inconclusive"
+            statement += f" {item.model} shows signs of gradient masking ({', '.join(item.masked)}): do not trust it."
     return _verdict("C4", f"{gated.model} - {at.model}", "", gain, outcome, statement)
 
 

@@ -237,3 +237,17 @@ def test_statements_are_plain_sentences() -> None:
     for verdict in verdicts([STANDARD, AT, evidence("cifs", "cifs")]) + verdicts([]):
         assert verdict.statement.endswith((".", ")."))
         assert "nan" not in verdict.statement
+
+
+@pytest.mark.parametrize("masked", ["cifs", "at"])
+def test_c4_trusts_no_network_with_signs_of_gradient_masking(masked: str) -> None:
+    both = [evidence("at", "at", robust=0.4), evidence("cifs", "cifs", robust=0.8)]
+    assert judged("C4", *both).verdict == "supported"
+    signs = ("black-box", "zero-gradient")
+    both = [dataclasses.replace(item, masked=signs if item.model == masked else ()) for item in both]
+    found = judged("C4", *both)
+    assert found.verdict == "inconclusive"
+    assert found.statement.endswith(
+        f"{masked} shows signs of gradient masking (black-box, zero-gradient): do not trust it."
+    )
+    assert found.statement.count("signs") == 1

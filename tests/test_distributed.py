@@ -24,6 +24,7 @@ from channelscope import cli, distributed
 from channelscope.cli import processes
 from channelscope.comparison import Comparison, compare
 from channelscope.comparison.frames import COLUMNS
+from channelscope.evaluation import Evaluation, evaluate
 from channelscope.measurement import Measurement
 from channelscope.stats import ChannelStats
 from runs import trained, write_npz
@@ -251,6 +252,27 @@ def test_two_processes_compare_as_one_does_and_talk_as_one(tmp_path: Path) -> No
     wanted = compare([model], f"npz:{tmp_path / 'digits.npz'}", attack="pgd-2", attacks="cw-2", batch_size=5, **QUICK)
     for name in ("activations", "robustness", "alignment"):
         pd.testing.assert_frame_equal(getattr(found, name), getattr(wanted, name), check_dtype=False, rtol=1e-9)
+
+
+def test_two_processes_evaluate_as_one_does(tmp_path: Path) -> None:
+    model, out = trained("cifs", 2), tmp_path / "out"
+    options: dict[str, Any] = {
+        "attacks": ["pgd-2", "apgd-ce-3", "joint-sweep"],
+        "checks": 4,
+        "batch_size": 5,
+        "replicates": 20,
+    }
+    command = ["evaluate", "--models", model, "--data", write_npz(tmp_path), "--out", out, "--device", "cpu", "-q"]
+    command += ["--checks", "4", "--batch-size", "5", "--replicates", "20", "--attacks", *options["attacks"]]
+    started = torchrun("-m", "channelscope", *command)
+    printed, errors = started.communicate(timeout=300)
+    assert started.returncode == 0, errors
+    assert printed.count("tables and figures") == 1
+    found = Evaluation.load(out)
+    wanted = evaluate([model], f"npz:{tmp_path / 'digits.npz'}", progress=False, **options)
+    for name in ("table", "parts", "classes"):
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(wanted, name), check_dtype=False, rtol=1e-9)
+    assert not out.with_name("out.partial").exists()
 
 
 def test_when_one_process_is_killed_the_other_says_so_and_ends(tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import channelscope as cs
+import masked
 from channelscope.attacks import APGD, FGSM, PGD, correct
 from channelscope.cli import main
 from channelscope.evaluation import SUITES, Evaluation, evaluate
 from channelscope.evaluation.progress import Progress
 from channelscope.evaluation.run import thrifty
 from channelscope.evaluation.suites import attacks_on
-from tests.runs import contents, digits, mistake, randomness_untouched, trained, write_npz
+from runs import contents, digits, mistake, randomness_untouched, trained, write_npz
 
 QUICK: dict[str, Any] = {"images": 12, "checks": 0, "progress": False, "batch_size": 5, "replicates": 40, "eps": 0.1}
 ALL = QUICK | {"images": None}
@@ -30,7 +31,7 @@ WEAK = ("fgsm", "pgd-3", "cw-3", "apgd-ce-5")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Breaks:
-    """An attack that breaks the images whose first pixel is so, by adding eps, and counts the images it is given."""
+    """An attack that adds eps, and counts the images that it is given."""
 
     eps: float = 0.1
     given: list[int] = dataclasses.field(default_factory=list)
@@ -320,6 +321,124 @@ def test_damaged_evaluations_are_refused(name: str, tmp_path: Path) -> None:
         Evaluation.load(tmp_path / "out")
     with mistake("no evaluation"):
         Evaluation.load(tmp_path)
+
+
+# ---------------------------------------------------------------- masked gradients
+
+FOUND_OUT = ("saturated logits", "quantised input", "detached purification", "random gate")
+
+
+@pytest.mark.parametrize("name", FOUND_OUT)
+def test_masked_network_is_warned_of_and_broken(name: str, tmp_path: Path) -> None:
+    """A warning fires, what revealed it is run on all images, and the worst case is below half of plain PGD-20."""
+    network, data = masked.masked(name), masked.digits(64)
+    options = {"attacks": "pgd-20", "eps": masked.EPS, "checks": 64, "replicates": 40, "progress": False}
+    with randomness_untouched():
+        found = evaluate({"net": network}, data, out=tmp_path / "out", **options)
+    assert len(found.warnings)
+    assert found.worst["robust"].item() < found.table["robust"].iloc[0] / 2
+    assert set(found.meta["models"]["net"]["escalated"]) <= set(found.table["attack"])
+    assert found.worst["decided_by"].item() in found.meta["models"]["net"]["escalated"]
+    assert found.robustbench("net")["unreliable"] is True
+    assert all(json.loads(evidence) for evidence in found.warnings["evidence"])
+    pd.testing.assert_frame_equal(Evaluation.load(tmp_path / "out").warnings, found.warnings)
+
+
+def test_network_without_any_gradient_is_not_the_end() -> None:
+    """Gradient attacks say nothing about it, and the evaluation says that."""
+    options = {"attacks": ["pgd-20", "apgd-ce"], "eps": masked.EPS, "checks": 0, "replicates": 40, "progress": False}
+    found = evaluate({"net": masked.masked("detached purification")}, masked.digits(32), **options)
+    assert list(found.table["robust"]) == [found.worst["natural"].item()] * 2
+    assert any("pgd-20 could not be made" in note for note in found.meta["models"]["net"]["notes"])
+    with mistake("inference_mode"), torch.inference_mode():
+        evaluate({"net": masked.honest("at")}, masked.digits(8), **options)
+
+
+def test_honest_network_is_not_warned_of() -> None:
+    options = {"attacks": "pgd-20", "eps": masked.EPS, "checks": 64, "replicates": 40, "progress": False}
+    found = evaluate({"net": masked.honest("at")}, masked.digits(64), **options)
+    assert found.warnings.empty
+    assert found.meta["models"]["net"]["escalated"] == []
+    assert list(found.table["attack"]) == ["pgd-20"]
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_figure_shows_every_accuracy_with_its_interval() -> None:
+    models = {"at": trained("at"), "cifs": trained("cifs")}
+    found = evaluate(models, digits(), attacks=["fgsm", "pgd-3", "joint-sweep"], **QUICK)
+    figure = found.plot()
+    for ax, model in zip(figure.axes, models, strict=True):
+        rows, worst = found.table[found.table["model"] == model], found.worst[found.worst["model"] == model].iloc[0]
+        shown = [float(line.get_xdata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
+        assert shown == pytest.approx([100 * worst["natural"], *(100 * rows["robust"]), 100 * worst["robust"]])
+        names = [label.get_text() for label in ax.get_yticklabels()]
+        assert names == ["natural images", "FGSM", "PGD-3", "PGD-20:joint-sweep", "worst case"]
+        assert ax.get_title(loc="left") == model
+        reach = [segment for bars in ax.collections for segment in bars.get_segments()]
+        ends = [(segment[:, 0].min(), segment[:, 0].max()) for segment in reach]
+        wanted = [(100 * row.low, 100 * row.high) for row in rows.itertuples()]
+        assert np.allclose(ends[1:-1], wanted)
+
+
+def test_figure_of_eps_shows_the_sweep() -> None:
+    found = evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], eps_sweep=[0.05, 0.2], **QUICK)
+    (line,) = found.plot_eps().axes[0].lines
+    assert list(line.get_xdata()) == pytest.approx([0, 255 * 0.05, 255 * 0.2])
+    robust = found.eps_sweep["robust"]
+    assert list(line.get_ydata()) == pytest.approx([100 * value for value in (found.worst["natural"].item(), *robust)])
+    with mistake("--eps-sweep"):
+        evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], **QUICK).plot_eps()
+
+
+# ---------------------------------------------------------------- at the command line
+
+
+def test_command_prints_a_table_and_writes_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--models", str(trained("at")), str(trained("cifs")), "--labels", "AT", "CIFS", "-q"]
+    words += ["--data", write_npz(tmp_path, 4), "--images", "8", "--eps", "0.1", "--checks", "8", "--device", "cpu"]
+    words += ["--attacks", "pgd-2", "joint-sweep", "--eps-sweep", "0.05", "0.2", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for part in ("worst case so far", "pgd-20:joint-sweep", "CIFS: worst case", "at eps 0.05", "8 test images"):
+        assert part in said
+    held = Evaluation.load(tmp_path / "out")
+    assert held.meta["command"].startswith("channelscope evaluate --models")
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
+        f"{name}.{ending}" for name in ("attacks", "eps") for ending in ("pdf", "png")
+    }
+    assert len(list((tmp_path / "out" / "robustbench").glob("*.json"))) == 2
+    assert main([*words, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in values["worst"]] == ["AT", "CIFS"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--attacks", "pgd"], "'pgd'"),
+        (["--eps", "2"], "radius"),
+        (["--norm", "1"], "--norm"),
+        (["--checks", "-1"], "--checks"),
+        (["--attacks", "pgd-20-l2"], "L2"),
+        (["--labels", "a", "b"], "1 models and 2 labels"),
+    ],
+)
+def test_wrong_words_get_a_sentence(
+    words: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--models", str(trained("at")), "--data", write_npz(tmp_path, 4), "--device", "cpu", "-q"]
+    try:
+        status = main([*command, *words, "--out", str(tmp_path / "out")])
+    except SystemExit as stop:
+        status = int(str(stop.code))
+    assert status == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
 
 
 # ---------------------------------------------------------------- stopped and gone on

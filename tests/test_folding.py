@@ -669,7 +669,7 @@ def test_autocast_attacks_fold_too() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-@pytest.mark.parametrize("objective", [cross_entropy, Joint()], ids=str)
+@pytest.mark.parametrize("objective", [cross_entropy, Joint()], ids=["cross-entropy", "joint"])
 def test_adversarial_images_have_the_format_of_the_images(layout: torch.memory_format, objective: Any) -> None:
     net, (x, y) = resnet(channels=3), images(channels=3)
     x = x.contiguous(memory_format=layout)

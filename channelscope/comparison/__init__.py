@@ -112,7 +112,7 @@ def compare(
                 seed=seed,
                 progress=bar.update,
             )
-            compared.append(Compared(subject, measurement))
+            compared.append(Compared(subject, measurement, earlier.masked(subject) if earlier else ()))
     if earlier is None:
         norm: Norm = getattr(attack, "norm", "inf")
         plan = Plan(attacks=listed(attacks), eps=attack.eps, norm=norm, seed=seed, batch_size=batch_size)

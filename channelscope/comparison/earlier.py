@@ -76,3 +76,8 @@ class Earlier:
         prefix = f"correct/{index}/"
         arrays = self.evaluation.arrays.items()
         return {name.removeprefix(prefix): torch.from_numpy(array) for name, array in arrays if name.startswith(prefix)}
+
+    def masked(self, subject: Subject) -> tuple[str, ...]:
+        """Name the checks that found signs of gradient masking."""
+        signs = self.evaluation.warnings
+        return tuple(signs[signs["model"] == self.labels[subject.label]]["check"])

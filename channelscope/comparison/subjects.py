@@ -10,10 +10,11 @@ from channelscope.subjects import Subject
 
 @dataclass(frozen=True)
 class Compared:
-    """One network and its measurement."""
+    """One network, its measurement, and the signs of gradient masking that an evaluation found."""
 
     subject: Subject
     measurement: Measurement
+    masked: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -36,4 +37,5 @@ class Compared:
             robust=by_class,
             robust_overall=overall,
             decided_by=measured.decided_by,
+            masked=self.masked,
         )

@@ -111,7 +111,8 @@ def evaluate(
         batch_size=batch_size,
     )
     settings = plan.described() | {"replicates": replicates, "level": level, "save_adversarial": save_adversarial}
-    known = {"models": {s.label: s.digest for s in subjects}, "data": part.fingerprint(), **settings}
+    balls = {str(one): one.eps for one in plan.attacks if not isinstance(one, str)}
+    known = {"models": {s.label: s.digest for s in subjects}, "data": part.fingerprint(), "balls": balls, **settings}
     folder = None if out is None else Path(out).resolve()
     if folder is not None:
         check_folder(folder)

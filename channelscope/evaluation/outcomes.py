@@ -88,7 +88,7 @@ def outcomes(
         classes: number of classes.
         plan: what is done.
         progress, gallery: see ``Run``.
-        known: by label, outcomes that are known already, by attack: these attacks are not made.
+        known: by label, outcomes that are known already, of natural images and by attack: they are not asked for.
         shown: show a progress bar.
 
     Raises:
@@ -129,7 +129,7 @@ def _outcomes_of(
     bar: Any,
 ) -> Outcomes:
     bar.set_description(f"{subject.label}: natural")
-    result = Outcomes(hits={"natural": run.natural()} | dict(known))
+    result = Outcomes(hits=dict(known) or {"natural": run.natural()})
     run.attacked.clear()  # of attacks only
     run.broken.clear()
     for name, attack in attacks.items():
@@ -138,7 +138,7 @@ def _outcomes_of(
             continue
         bar.set_description(f"{subject.label}: {name}")
         result.hits[name] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
-    if plan.checks:
+    if plan.checks and plan.eps:
         _check(subject, run, attacks, result, plan, bar)
     result.attacked, result.broken, result.notes = dict(run.attacked), dict(run.broken), tuple(run.notes)
     return result

@@ -141,7 +141,7 @@ class Evaluation:
             "autoattack_acc": _percentage(auto.iloc[0]["robust"]) if len(auto) else None,
             "unreliable": bool((self.warnings["model"] == model).any()),
             "footnote": f"Worst case over {', '.join(self.table[self.table['model'] == model]['attack'])}; "
-            f"n = {self.meta['data']['images']}, 95 % interval [{_percentage(overall['low'])}, "
+            f"n = {self.meta['data']['images']}, {self.meta['level']:.0%} interval [{_percentage(overall['low'])}, "
             f"{_percentage(overall['high'])}], seed {self.meta['seed']}.",
             "method": known[model]["method"],
             "training_data": (settings.get("data") or {}).get("name"),
