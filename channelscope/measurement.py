@@ -9,7 +9,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from channelscope.alignment import measures
-from channelscope.attacks import Attack, image_generators
+from channelscope.attacks import Attack, called, image_generators
 from channelscope.capture import activations, capture
 from channelscope.data import Part
 from channelscope.distributed import everyones, share, size, total
@@ -151,7 +151,7 @@ def measure(
     scorers = _choose(network, layers, first, classes)
     layers = list(scorers)
     result = Measurement(labels=images.labels.cpu(), weights=weights, classes=classes, threshold=threshold)
-    name, hits = str(attack), {"natural": list[Tensor](), str(attack): list[Tensor]()}
+    name, hits = called(attack), {"natural": list[Tensor](), called(attack): list[Tensor]()}
     with evaluating(network), attached(network):
         for rows, x, y, w in _batches(images, weights, batch_size, like, progress):
             hits["natural"].append(result.observe(result.natural, network, layers, x, y, w))

@@ -18,20 +18,14 @@ from torch import Tensor, nn
 import networks
 import test_measurement
 from channelscope import distributed
-from channelscope.attacks import FGSM, PGD
+from channelscope.attacks import PGD
 from channelscope.comparison import Comparison, compare
 from channelscope.errors import UserError
 from channelscope.measurement import Measurement
 
 SEED = 3
 NORMS = list(product((torch.float32, torch.float64), (0.1, None), (6, 7, 1)))  # type, momentum, images
-ATTACKS = {
-    "pgd-2": PGD(eps=0.1, steps=2),
-    "pgd-2x3": PGD(eps=0.1, steps=2, restarts=3),
-    "pgd-3": PGD(eps=0.1, steps=3, random_start=0.05),
-    "pgd-2-l2": PGD(eps=0.5, steps=2, norm="2"),
-    "fgsm": FGSM(eps=0.1),
-}
+ATTACK = PGD(eps=0.1, steps=2, restarts=3)
 
 
 # ---------------------------------------------------------------- batch normalisation
@@ -90,7 +84,7 @@ def measured(**options: Any) -> Measurement:
     torch.manual_seed(SEED)
     net = test_measurement.InDouble(networks.plain())
     layers = ("net.relu1", "net.relu2")
-    return test_measurement.measured(net, **{"attacks": ATTACKS, "layers": layers, "seed": SEED} | options)
+    return test_measurement.measured(net, **{"attack": ATTACK, "layers": layers, "seed": SEED} | options)
 
 
 def compared() -> Comparison:
@@ -128,7 +122,7 @@ def streamed() -> Measurement:
 
 def watched() -> set[int]:
     watching = Watching()
-    measured(attacks={"watching": watching})
+    measured(attack=watching)
     return watching.seeds
 
 

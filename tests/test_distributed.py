@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import several
 from channelscope import cli, distributed
+from channelscope.attacks import image_generators
 from channelscope.cli import processes
 from channelscope.comparison import Comparison, compare
 from channelscope.comparison.frames import COLUMNS
@@ -206,8 +207,10 @@ def test_both_processes_end_with_the_same_comparison(both: tuple[Found, Found]) 
     assert (settings[0]["hardware"]["processes"], wanted.meta["hardware"]["processes"]) == (2, 1)
 
 
-def test_an_attack_that_cannot_skip_draws_by_the_first_image_of_the_share(both: tuple[Found, Found]) -> None:
-    assert [found["watched"] for found in both] == [{several.SEED}, {several.SEED + 5}]
+def test_a_foreign_attack_draws_by_the_first_image_of_each_batch(both: tuple[Found, Found]) -> None:
+    wanted = [{0, 4}, {5, 9}]  # of batches of four
+    seeds = [{image_generators(several.SEED, "Watching", [n]).initial_seed() for n in own} for own in wanted]
+    assert [found["watched"] for found in both] == seeds
 
 
 def test_progress_is_that_of_all_processes(both: tuple[Found, Found]) -> None:
@@ -238,7 +241,7 @@ def test_a_lost_process_is_told_in_a_sentence(work: str, tmp_path: Path) -> None
 
 
 def words(out: Path, *more: str | Path) -> list[str | Path]:
-    settings = ["--batch-size", "5", "--replicates", "20", "--device", "cpu", "--quiet", "--attacks", "cw-2"]
+    settings = ["--attacks", "cw-2", "--batch-size", "5", "--replicates", "20", "--device", "cpu", "--quiet"]
     return ["-m", "channelscope", "compare", *more, "--data", write_npz(out.parent), "--out", out, *settings]
 
 

@@ -514,7 +514,7 @@ def test_objective_that_looks_inside_attacks_as_without_folding(
     copies = [copy.deepcopy(net) for _ in range(2)]
     PGD(steps=1)(copies[1], x, y)  # so that it is known how to fold it
     found = [attack(one, x, y, seed()) for one in copies]
-    monkeypatch.setattr("channelscope.attacks.run_folded", lambda _net, _x, work: work(torch.preserve_format))
+    monkeypatch.setattr("channelscope.attacks.runs.run_folded", lambda _net, _x, work: work(torch.preserve_format))
     wanted = attack(net, x, y, seed())
     assert not torch.equal(wanted, x)
     for adversarial in found:

@@ -108,7 +108,7 @@ def test_an_element_is_separated_as_robust_as_often_as_its_robustness_says(
     """The Gumbel softmax exceeds 1/2 with probability p, whatever its temperature; also where p needs fine draws."""
     made, draws = gate(tau=0.3).train(), 40_000
     r = torch.full((1, 1, 200, 200), math.log(robustness / (1 - robustness)), dtype=dtype)
-    share, wanted = float((made._mask(r) > 0.5).double().mean()), float(r[0, 0, 0, 0].double().sigmoid())
+    share, wanted = float((made.importance(r) > 0.5).double().mean()), float(r[0, 0, 0, 0].double().sigmoid())
     assert abs(share - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / draws)
 
 
@@ -131,7 +131,7 @@ def test_the_mask_nears_0_or_1_at_low_temperature() -> None:
 def test_masks_of_any_precision_are_numbers(dtype: torch.dtype) -> None:
     made, r = gate(tau=1e-6).train(), torch.zeros(1, 1, 300, 300, dtype=dtype)
     r.view(-1)[:3] = torch.tensor([-1e4, 1e4, 0])
-    mask = made._mask(r)
+    mask = made.importance(r)
     assert mask.isfinite().all()
     assert mask.view(-1)[:2].tolist() == [0, 1]
 

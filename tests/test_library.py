@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import channelscope.attacks.library as library_module
-from channelscope.attacks import correct
+from channelscope.attacks import ImageGenerators, correct
 from channelscope.attacks.adaptive import in_turn
 from channelscope.attacks.library import AttackWarning, AutoAttack, Component, LibraryAttack, Square, doubts
 from channelscope.data import load
@@ -225,7 +225,8 @@ def test_seed_is_the_generators_own_and_its_state_plays_no_part() -> None:
     first = attack(net, x, y, generator)
     torch.rand(3, generator=generator)
     assert torch.equal(attack(net, x, y, generator), first)
-    assert torch.equal(attack(net, x, y, [seeded(4), *(seeded(n) for n in range(11))]), first)
+    own = ImageGenerators([seeded(4), *(seeded(n) for n in range(11))])
+    assert torch.equal(attack(net, x, y, own), first)
     assert not torch.equal(attack(net, x, y, seeded(5)), first)
     assert torch.equal(attack(net, x, y), attack(net, x, y, seeded(0)))
 

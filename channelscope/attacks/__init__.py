@@ -2,7 +2,7 @@
 
 from channelscope.attacks.adaptive import Detached, JointSweep, MaskFrozen, ProbeLoss, Transfer
 from channelscope.attacks.apgd import APGD
-from channelscope.attacks.ball import Attack, ImageGenerators, Norm, check_images, correct, image_generators
+from channelscope.attacks.ball import Attack, ImageGenerators, Norm, called, check_images, correct, image_generators
 from channelscope.attacks.library import AttackWarning, AutoAttack, LibraryAttack, Square, doubts
 from channelscope.attacks.names import parse
 from channelscope.attacks.pgd import FGSM, PGD
@@ -25,6 +25,7 @@ __all__ = [
     "ProbeLoss",
     "Square",
     "Transfer",
+    "called",
     "check_images",
     "correct",
     "doubts",

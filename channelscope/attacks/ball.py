@@ -58,6 +58,16 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def called(attack: Attack | str) -> str:
+    """Give an attack's short name; of one that has none, its class's or function's, which is the same every time."""
+    if isinstance(attack, str):
+        return attack
+    kind = type(attack)
+    if hasattr(attack, "__name__") or (kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__):
+        return str(getattr(attack, "__name__", kind.__name__))
+    return str(attack)
+
+
 class ImageGenerators(torch.Generator):
     """A generator for each image of a batch: what is drawn for an image depends neither on the batch nor on the others.
 

@@ -7,7 +7,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from channelscope.alignment import FEWEST_REPLICATES
-from channelscope.attacks import Attack, Norm, parse
+from channelscope.attacks import Attack, Norm, called, parse
 from channelscope.comparison.earlier import Earlier
 from channelscope.comparison.frames import Comparison, check_folder
 from channelscope.comparison.rows import assemble
@@ -121,9 +121,9 @@ def compare(
         for item in compared:
             item.measurement.hits.update(earlier.stood(item.subject))
     settings = {
-        "attack": str(attack),
+        "attack": called(attack),
         "eps": attack.eps,
-        "attacks": [str(one) for one in listed(attacks)] if earlier is None else earlier.attacks,
+        "attacks": [called(one) for one in listed(attacks)] if earlier is None else earlier.attacks,
         "seed": seed,
         "replicates": replicates,
         "level": level,

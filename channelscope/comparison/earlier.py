@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
-from channelscope.attacks import Attack
+from channelscope.attacks import Attack, called
 from channelscope.data import Part
 from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation
@@ -68,7 +68,7 @@ class Earlier:
         """Give the adversarial images of the attack, where the evaluation kept any."""
         if self.folder is None or not self.evaluation.meta["save_adversarial"]:
             return None
-        return self.evaluation.adversarial(self.folder, self.labels[subject.label], str(attack))
+        return self.evaluation.adversarial(self.folder, self.labels[subject.label], called(attack))
 
     def stood(self, subject: Subject) -> dict[str, Bool[Tensor, " n"]]:
         """Tell which images stood each attack."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from channelscope.alignment import FEWEST_REPLICATES
-from channelscope.attacks import Attack, Norm
+from channelscope.attacks import Attack, Norm, called
 from channelscope.data import Dataset, as_dataset, stratified
 from channelscope.distributed import is_first, wait
 from channelscope.errors import UserError
@@ -111,7 +111,7 @@ def evaluate(
         batch_size=batch_size,
     )
     settings = plan.described() | {"replicates": replicates, "level": level, "save_adversarial": save_adversarial}
-    balls = {str(one): one.eps for one in plan.attacks if not isinstance(one, str)}
+    balls = {called(one): one.eps for one in plan.attacks if not isinstance(one, str)}
     known = {"models": {s.label: s.digest for s in subjects}, "data": part.fingerprint(), "balls": balls, **settings}
     folder = None if out is None else Path(out).resolve()
     if folder is not None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from channelscope.attacks import PGD, Attack, Norm
+from channelscope.attacks import PGD, Attack, Norm, called
 from channelscope.data import Part, stratified
 from channelscope.distributed import is_first, size
 from channelscope.errors import UserError
@@ -40,7 +40,7 @@ class Plan:
 
     def described(self) -> dict[str, Any]:
         """Describe the plan in plain values."""
-        return vars(self) | {"attacks": list(map(str, self.attacks)), "eps_sweep": sorted(set(self.eps_sweep))}
+        return vars(self) | {"attacks": list(map(called, self.attacks)), "eps_sweep": sorted(set(self.eps_sweep))}
 
 
 @dataclass(eq=False)
@@ -146,17 +146,20 @@ def _outcomes_of(
 
 def _check(subject: Subject, run: Run, attacks: Mapping[str, Attack], result: Outcomes, plan: Plan, bar: Any) -> None:
     """Look for signs of gradient masking, and run what revealed one on all images."""
-    bar.set_description(f"{subject.label}: checks")
+
+    def at(check: str) -> None:
+        bar.set_description(f"{subject.label}: check, {check}")
+
     rows = stratified(run.images.labels.cpu(), min(plan.checks, len(run.images)), plan.seed)
     x, y = next(_some(subject.network, run.images, rows))
     with attached(subject.network):
-        result.checks = findings(
-            subject.network, x, y, eps=plan.eps, norm=plan.norm, seed=plan.seed, batch_size=plan.batch_size
-        )
+        ball: dict[str, Any] = {"eps": plan.eps, "norm": plan.norm}
+        result.checks = findings(subject.network, x, y, **ball, seed=plan.seed, batch_size=plan.batch_size, progress=at)
+        at("binarisation")
         _binarise(subject.network, x, y, attacks, result.checks, plan)
     for attack in (finding.breaks for finding in result.checks.findings if finding.breaks):
         attack = dataclasses.replace(attack, early_stop=None) if isinstance(attack, PGD) else attack
-        if (name := str(attack)) in result.hits:
+        if (name := called(attack)) in result.hits:
             continue
         bar.set_description(f"{subject.label}: {name}")
         bar.total += len(run.images)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks import PGD, Attack, Detached, NoGradient, correct, doubts, image_generators
+from channelscope.attacks import PGD, Attack, Detached, NoGradient, called, correct, doubts, image_generators
 from channelscope.data import Part
 from channelscope.distributed import everyones, share
 from channelscope.errors import UserError
@@ -68,14 +68,14 @@ class Run:
 
     def under(self, attack: Attack, given: Bool[Tensor, " n"], name: str | None = None) -> Bool[Tensor, " n"]:
         """Tell which of the given images stand an attack, which goes by its own name or this; others do not stand."""
-        name, stood = name or str(attack), given
+        name, stood = name or called(attack), given
         if self.gallery is not None:
             everything = torch.ones_like(given)
             return given & self._met(name, name, everything, self._made_by(attack, name, self._kept(name)))
         for part in getattr(attack, "parts", (attack,)):
             # An image that a random network errs on once is not broken yet.
-            made = self._made_by(part if self.is_random else thrifty(part), str(part))
-            stood = stood & self._met(name, str(part), stood, made)
+            made = self._made_by(part if self.is_random else thrifty(part), called(part))
+            stood = stood & self._met(name, called(part), stood, made)
         return stood
 
     def _made_by(

@@ -14,6 +14,7 @@ from channelscope.attacks import (
     Norm,
     ProbeLoss,
     Transfer,
+    called,
     parse,
 )
 from channelscope.errors import UserError
@@ -58,7 +59,7 @@ def attacks_on(
         for attack in _expanded(network, item, eps, norm, twins):
             if isinstance(attack, str):
                 attack = _parsed(attack.replace("dlr", "margin") if classes < 3 else attack, eps, norm)
-            found.setdefault(str(attack), attack)
+            found.setdefault(called(attack), attack)
     return found
 
 

@@ -115,7 +115,8 @@ def attacks(comparison: Comparison) -> str:
 
 def in_capitals(name: str) -> str:
     """The name of an attack as papers have it: "PGD-20" for "pgd-20"."""
-    return re.sub("^(pgd|fgsm|cw)", lambda method: method[0].upper(), name)
+    name = re.sub("^(apgd(-ce|-dlr)?|pgd|fgsm|cw)", lambda method: method[0].upper(), name)
+    return re.sub("^(auto|square)", lambda method: method[0].capitalize(), name).replace("Autoattack", "AutoAttack")
 
 
 def where(shown: dict[str, str]) -> str:
