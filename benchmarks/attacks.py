@@ -128,7 +128,7 @@ def autoattack(net: nn.Module, eps: float) -> Contender:
 def pyautoattack(net: nn.Module, eps: float) -> Contender:
     library = importlib.import_module("pyautoattack")
     attack = library.AutoAttack(net, norm="Linf", eps=eps, seed=0, device="cpu")
-    return lambda x, y: attack.run_standard_evaluation(x, y, batch_size=len(x))
+    return lambda x, y: attack.run_standard_evaluation(x, y, batch_size=len(x))[0]
 
 
 CONTENDERS = {

@@ -5,6 +5,7 @@ bootstrap are one more axis. A class without images is NaN and stays NaN. Claims
 ICML 2021 (arXiv 2102.05311).
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from scipy.special import ndtri
 from scipy.stats import rankdata
 
 # The range of each measure, which an interval does not leave.
@@ -137,6 +139,21 @@ def estimate(
     low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2]) - others.mean() + value
     # Rounding, and a few replicates far from all others, can move the interval off the estimate: it is held.
     return Estimate(value, max(min(float(low), value), bounds[0]), min(max(float(high), value), bounds[1]))
+
+
+def wilson(count: int, n: int, level: float = 0.95) -> Estimate:
+    """Estimate a share from count of n, with Wilson's score interval (JASA, 1927), which has a width at 0 and 1 too.
+
+        (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    p = count / n, z the quantile of the normal distribution at (1 + level) / 2; NaN for n = 0.
+    """
+    if n == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    p, z = count / n, float(ndtri((1 + level) / 2))
+    middle, reach = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (middle - reach) / (1 + z * z / n), (middle + reach) / (1 + z * z / n)
+    return Estimate(p, max(0.0, min(low, p)), min(1.0, max(high, p)))
 
 
 def judge(quantity: Estimate, null: float = 0.0) -> Outcome:

@@ -42,7 +42,8 @@ class Evidence:
         robust: accuracy in the worst case over the attacks, by class (r, k).
         robust_overall: the same over all images (r,).
         decided_by: short name of the attack that broke the most images.
-        masked: signs of gradient masking, by the names of the checks; none where there were no checks.
+        masked: signs of gradient masking, by the names of the checks; None where it was not checked.
+        adaptive: whether attacks made for gates were among the attacks.
     """
 
     model: str
@@ -52,7 +53,8 @@ class Evidence:
     robust: Float[ndarray, "r k"]
     robust_overall: Float[ndarray, " r"]
     decided_by: str
-    masked: tuple[str, ...] = ()
+    masked: tuple[str, ...] | None = ()
+    adaptive: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,10 @@ def _c4(at: Evidence, gated: Evidence, level: float) -> Verdict:
     if at.compute is None or at.compute != gated.compute:
         outcome = "inconclusive"
         statement += f" No verdict, as {_difference(at.compute, gated.compute)}."
+    if not gated.adaptive:
+        statement += " No attack made for gates was among the attacks."
+    if at.masked is None or gated.masked is None:
+        statement += " It was not checked whether gradients are masked (channelscope evaluate does)."
     for item in (gated, at):
         if item.masked:
             outcome = "inconclusive"

@@ -133,7 +133,7 @@ def try_out(
         UserError: for images that the network does not take, another number of classes, logits that are not finite.
     """
     try:
-        with evaluating(network), torch.no_grad(), capture(network, *layers) as features:
+        with _same_randomness(x), evaluating(network), torch.no_grad(), capture(network, *layers) as features:
             logits = logits_of(network(x))
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
         if isinstance(error, UserError):
@@ -155,3 +155,26 @@ def check_finite(logits: Float[Tensor, "n k"]) -> None:
     """Refuse logits that are NaN or infinite."""
     if not logits.isfinite().all():
         raise UserError("The network's logits are not finite numbers on some images: its weights are damaged.")
+
+
+def widened(dataset: Dataset, networks: Sequence[nn.Module]) -> Dataset:
+    """Give data whose classes have no names, but numbers from their labels, the classes of the first network.
+
+    Some images of few classes are so evaluated on a network of many.
+    """
+    classes = dataset.classes
+    if dataset.name != "tensors" or classes != tuple(map(str, range(len(classes)))):
+        return dataset
+    like = next((p for p in networks[0].parameters() if p.is_floating_point()), torch.zeros(1))
+    x, _ = next(dataset.test.batches(1, like.device, torch.zeros(1, dtype=torch.int64)))
+    try:
+        with _same_randomness(x), evaluating(networks[0]), torch.no_grad():
+            known = logits_of(networks[0](x.to(like))).shape[1]
+    except Exception:  # that they do not fit is found, and told, in its place
+        return dataset
+    return dataclasses.replace(dataset, classes=tuple(map(str, range(max(known, len(classes))))))
+
+
+def _same_randomness(x: Tensor) -> Any:
+    """Leave the global random numbers, which a network may draw from, as they are."""
+    return torch.random.fork_rng([x.device] if x.is_cuda else [])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from channelscope.alignment import (
     judge,
     mean_over_classes,
     measures,
+    wilson,
 )
 
 # Few different values make ties; their negatives and 0 make empty sums.
@@ -232,3 +234,19 @@ def test_few_replicates_and_intervals_of_no_width_decide_nothing() -> None:
     assert judge(few) == "inconclusive"
     assert judge(estimate(np.zeros(201))) == "inconclusive"
     assert judge(estimate(np.full(201, 0.3))) == "inconclusive"
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+@pytest.mark.parametrize(("count", "n"), [(0, 10), (3, 10), (10, 10), (187, 500)])
+def test_wilson_is_where_the_score_test_turns(count: int, n: int, level: float) -> None:
+    """Both ends are the shares p with |count / n - p| = z sqrt(p (1 - p) / n)."""
+    found, z = wilson(count, n, level), NormalDist().inv_cdf((1 + level) / 2)
+    assert found.value == count / n
+    for end in (found.low, found.high):
+        assert abs(count / n - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), abs=1e-12)
+    assert found.low <= found.value <= found.high
+    assert found.low < found.high
+
+
+def test_wilson_of_nothing_is_unknown() -> None:
+    assert all(math.isnan(value) for value in vars(wilson(0, 0)).values())

@@ -251,3 +251,14 @@ def test_c4_trusts_no_network_with_signs_of_gradient_masking(masked: str) -> Non
         f"{masked} shows signs of gradient masking (black-box, zero-gradient): do not trust it."
     )
     assert found.statement.count("signs") == 1
+
+
+def test_c4_says_what_was_not_done() -> None:
+    at, cifs = evidence("at", "at", robust=0.4), evidence("cifs", "cifs", robust=0.8)
+    plain = judged("C4", at, cifs).statement
+    assert judged("C4", at, dataclasses.replace(cifs, masked=None)).statement == (
+        f"{plain} It was not checked whether gradients are masked (channelscope evaluate does)."
+    )
+    assert judged("C4", at, dataclasses.replace(cifs, adaptive=False)).statement == (
+        f"{plain} No attack made for gates was among the attacks."
+    )

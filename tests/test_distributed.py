@@ -263,10 +263,9 @@ def test_two_processes_evaluate_as_one_does(tmp_path: Path) -> None:
         "attacks": ["pgd-2", "apgd-ce-3", "joint-sweep"],
         "checks": 4,
         "batch_size": 5,
-        "replicates": 20,
     }
     command = ["evaluate", "--models", model, "--data", write_npz(tmp_path), "--out", out, "--device", "cpu", "-q"]
-    command += ["--checks", "4", "--batch-size", "5", "--replicates", "20", "--attacks", *options["attacks"]]
+    command += ["--checks", "4", "--batch-size", "5", "--attacks", *options["attacks"]]
     started = torchrun("-m", "channelscope", *command)
     printed, errors = started.communicate(timeout=300)
     assert started.returncode == 0, errors

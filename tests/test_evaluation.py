@@ -24,8 +24,9 @@ from channelscope.evaluation.run import thrifty
 from channelscope.evaluation.suites import attacks_on
 from runs import contents, digits, mistake, randomness_untouched, trained, write_npz
 
-QUICK: dict[str, Any] = {"images": 12, "checks": 0, "progress": False, "batch_size": 5, "replicates": 40, "eps": 0.1}
+QUICK: dict[str, Any] = {"images": 12, "checks": 0, "progress": False, "batch_size": 5, "eps": 0.1}
 ALL = QUICK | {"images": None}
+ANY_EPS = {name: value for name, value in QUICK.items() if name != "eps"}
 WEAK = ("fgsm", "pgd-3", "cw-3", "apgd-ce-5")
 
 
@@ -231,9 +232,9 @@ def test_robustbench_form() -> None:
 def test_comparison_takes_over_outcomes_and_images(tmp_path: Path) -> None:
     """A comparison that is given an evaluation attacks nothing, and finds what one that attacks itself finds."""
     models, common = {"at": trained("at"), "cifs": trained("cifs")}, {"images": 12, "progress": False, "seed": 3}
-    options: dict[str, Any] = {"attacks": ["pgd-3", "cw-3"], "eps": 0.1, "replicates": 40}
+    options: dict[str, Any] = {"attacks": ["pgd-3", "cw-3"], "eps": 0.1}
     evaluate(models, digits(), checks=0, save_adversarial=True, out=tmp_path / "out", **common, **options)
-    own = cs.compare(models, digits(), attack="pgd-3", **common, **options)
+    own = cs.compare(models, digits(), attack="pgd-3", replicates=40, **common, **options)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(PGD, "__call__", None)
         taken = cs.compare(models, digits(), attack="pgd-3", evaluation=tmp_path / "out", replicates=40, **common)
@@ -273,13 +274,99 @@ def test_attacks_that_leave_the_ball_are_refused(attack: Breaks) -> None:
         evaluate({"net": Brightness()}, greys(0.2, 0.8), attacks=[Wrong(name=attack.name)], **ALL)
 
 
+def test_attacks_as_such_keep_their_ball() -> None:
+    """Their eps and norm are the evaluation's, and its sweep changes them."""
+    found = evaluate({"at": trained("at")}, digits(), attacks=[PGD(eps=0.3, steps=3)], eps_sweep=[0.02, 0.3], **ANY_EPS)
+    named = evaluate({"at": trained("at")}, digits(), attacks="pgd-3", eps_sweep=[0.02, 0.3], **ANY_EPS | {"eps": 0.3})
+    assert found.meta["eps"] == 0.3
+    pd.testing.assert_frame_equal(found.table, named.table)
+    pd.testing.assert_frame_equal(found.eps_sweep, named.eps_sweep)
+    assert found.eps_sweep["robust"].iloc[0] > found.eps_sweep["robust"].iloc[1]
+    round_ball = evaluate({"at": trained("at")}, digits(), attacks=[PGD(eps=0.5, steps=2, norm="2")], **ANY_EPS)
+    assert (round_ball.meta["eps"], round_ball.meta["norm"]) == (0.5, "2")
+
+
+@pytest.mark.parametrize(
+    ("attacks", "words"),
+    [
+        ([PGD(eps=0.1, step=0.01), "pgd-20"], "called pgd-20"),
+        ([PGD(eps=0.1, step=0.01), PGD(eps=0.1)], "called pgd-20"),
+        ([PGD(eps=0.1), PGD(eps=0.2, steps=5)], "different balls"),
+        ([PGD(eps=0.2)], "different balls"),
+        ([PGD(eps=0.1, norm="2"), FGSM(eps=0.1)], "different balls"),
+        ([lambda model, x, y, generator: x], "with an eps"),
+        (["pgd-3", "autoattack"], "four classes"),
+    ],
+)
+def test_attacks_that_do_not_go_together_are_refused(attacks: list[Any], words: str, unchecked: None) -> None:
+    data = digits(3) if words == "four classes" else digits()
+    model = trained("at", 3) if words == "four classes" else trained("at")
+    asked: list[int] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Progress, "record", lambda *_: asked.append(1))
+        with mistake(words):
+            evaluate({"at": model}, data, attacks=attacks, **QUICK)
+    assert not asked  # before the first image
+
+
+def test_comparisons_attack_is_not_taken_for_another_of_its_name() -> None:
+    with mistake("called pgd-20"):
+        cs.compare([trained("at")], digits(), attack=PGD(eps=0.1, step=1e-6), attacks="pgd-20", progress=False)
+
+
+def test_attack_that_takes_no_generator_is_refused(unchecked: None) -> None:
+    class Short:
+        eps = 0.1
+
+        def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return x
+
+    with mistake("generator"):
+        evaluate({"at": trained("at")}, digits(), attacks=[Short()], **QUICK)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_networks_of_any_precision_are_evaluated(dtype: torch.dtype) -> None:
+    network = cs.load(trained("at")).to(dtype)
+    found = evaluate({"net": network}, digits(), attacks=["pgd-2", "apgd-ce-3"], **QUICK | {"checks": 20})
+    assert found.worst["natural"].item() >= found.worst["robust"].item()
+    assert found.meta["models"]["net"]["unchecked"].keys() <= {"binarisation"}  # a tiny network may have no readout
+
+
+def test_few_images_are_evaluated_on_a_network_of_many_classes() -> None:
+    x, _ = next(digits().test.batches(3))
+    network = cs.load(trained("at"))
+    y = network(x).argmax(1).clamp(max=1)
+    found = evaluate({"net": network}, (x, y), attacks="fgsm", **ALL)
+    assert found.meta["data"]["classes"] == ["0", "1", "2", "3"]
+    assert found.classes[found.classes["class"] == "3"]["accuracy"].isna().all()
+
+
+def test_in_a_cascade_the_attack_that_broke_the_most_decides() -> None:
+    data = greys(0.1, 0.42, 0.45, 0.48, 0.9)
+    found = evaluate({"net": Brightness()}, data, attacks=["pgd-5", "fgsm"], cascade=True, **ALL)
+    assert found.worst["decided_by"].item() == "pgd-5"
+    unharmed = evaluate({"net": Brightness()}, greys(0.1, 0.9), attacks=["pgd-5", "fgsm"], **ALL)
+    assert unharmed.worst["decided_by"].item() == "no attack"
+    assert unharmed.worst["low"].item() < unharmed.worst["robust"].item() == unharmed.worst["high"].item() == 1
+
+
+@pytest.mark.parametrize(
+    ("attacks", "cascade", "known"),
+    [("autoattack", False, True), ("autoattack", True, False), ("square", False, False)],
+)
+def test_robustbench_takes_autoattacks_figure_from_autoattack_alone(attacks: str, cascade: bool, known: bool) -> None:
+    found = evaluate({"at": trained("at")}, digits(), attacks=attacks, cascade=cascade, **QUICK | {"images": 6})
+    assert (found.robustbench("at")["autoattack_acc"] is not None) == known
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no attack": ({"attacks": []}, "at least one attack"),
     "unknown attack": ({"attacks": ["pgd"]}, "'pgd'"),
     "no images": ({"images": 0}, "an image"),
     "no batch": ({"batch_size": 0}, "an image"),
     "nowhere to keep": ({"save_adversarial": True}, "--out"),
-    "few replicates": ({"replicates": 3}, "replicates"),
+    "no level": ({"level": 1.0}, "level"),
     "negative eps": ({"eps": -0.1}, "eps"),
     "negative checks": ({"checks": -1}, "checks"),
     "unknown method": ({"methods": {"at": "magic"}}, "magic"),
@@ -332,7 +419,7 @@ FOUND_OUT = ("saturated logits", "quantised input", "detached purification", "ra
 def test_masked_network_is_warned_of_and_broken(name: str, tmp_path: Path) -> None:
     """A warning fires, what revealed it is run on all images, and the worst case is below half of plain PGD-20."""
     network, data = masked.masked(name), masked.digits(64)
-    options = {"attacks": "pgd-20", "eps": masked.EPS, "checks": 64, "replicates": 40, "progress": False}
+    options = {"attacks": "pgd-20", "eps": masked.EPS, "checks": 64, "progress": False}
     with randomness_untouched():
         found = evaluate({"net": network}, data, out=tmp_path / "out", **options)
     assert len(found.warnings)
@@ -346,16 +433,17 @@ def test_masked_network_is_warned_of_and_broken(name: str, tmp_path: Path) -> No
 
 def test_network_without_any_gradient_is_not_the_end() -> None:
     """Gradient attacks say nothing about it, and the evaluation says that."""
-    options = {"attacks": ["pgd-20", "apgd-ce"], "eps": masked.EPS, "checks": 0, "replicates": 40, "progress": False}
+    options = {"attacks": ["pgd-20", "apgd-ce"], "eps": masked.EPS, "checks": 0, "progress": False}
     found = evaluate({"net": masked.masked("detached purification")}, masked.digits(32), **options)
     assert list(found.table["robust"]) == [found.worst["natural"].item()] * 2
     assert any("pgd-20 could not be made" in note for note in found.meta["models"]["net"]["notes"])
+    honest = masked.honest("at")
     with mistake("inference_mode"), torch.inference_mode():
-        evaluate({"net": masked.honest("at")}, masked.digits(8), **options)
+        evaluate({"net": honest}, masked.digits(8), **options)
 
 
 def test_honest_network_is_not_warned_of() -> None:
-    options = {"attacks": "pgd-20", "eps": masked.EPS, "checks": 64, "replicates": 40, "progress": False}
+    options = {"attacks": "pgd-20", "eps": masked.EPS, "checks": 64, "progress": False}
     found = evaluate({"net": masked.honest("at")}, masked.digits(64), **options)
     assert found.warnings.empty
     assert found.meta["models"]["net"]["escalated"] == []
@@ -512,6 +600,7 @@ def test_going_on_with_something_else_is_refused(tmp_path: Path) -> None:
         ({"at": trained("at")}, {"seed": 1}),
         ({"at": trained("at")}, {"eps": 0.2}),
         ({"at": trained("at")}, {"attacks": ["fgsm"]}),
+        ({"at": trained("at")}, {"attacks": [WEAK[0], PGD(eps=0.1, step=1e-6, steps=3), *WEAK[2:]]}),
     ):
         with mistake("interrupted", "delete it"):
             evaluate(models, digits(), **options | changes)

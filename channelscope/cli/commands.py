@@ -220,7 +220,6 @@ def evaluate(args: argparse.Namespace) -> None:
             save_adversarial=args.save_adversarial,
             out=args.out,
             seed=args.seed,
-            replicates=args.replicates,
             batch_size=args.batch_size,
             device=device,
             command=args.command,

@@ -126,6 +126,9 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--evaluation", metavar="DIR", help="take worst case and adversarial images from what evaluate wrote there"
     )
+    compare.add_argument(
+        "--replicates", type=_positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
+    )
     compare.add_argument("--layers", nargs="+", metavar="NAME", help="layers to look at (default: the penultimate)")
     compare.add_argument("--images", type=_positive, metavar="N", help="test images to use (default: all)")
     _add_measuring(compare)
@@ -296,9 +299,6 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="images per pass (default: 128)")
-    parser.add_argument(
-        "--replicates", type=_positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
-    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     _add_common(parser)
 

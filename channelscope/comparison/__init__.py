@@ -7,7 +7,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from channelscope.alignment import FEWEST_REPLICATES
-from channelscope.attacks import Attack, Norm, called, parse
+from channelscope.attacks import Attack, called, parse
 from channelscope.comparison.earlier import Earlier
 from channelscope.comparison.frames import Comparison, check_folder
 from channelscope.comparison.rows import assemble
@@ -18,9 +18,10 @@ from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation, default_eps, listed
 from channelscope.evaluation.outcomes import Plan, outcomes
 from channelscope.evaluation.progress import Progress
+from channelscope.evaluation.suites import ball_of, norm_of
 from channelscope.measurement import measure
 from channelscope.stats import bootstrap_weights
-from channelscope.subjects import Network, subjects_of
+from channelscope.subjects import Network, subjects_of, widened
 
 __all__ = ["Comparison", "check_folder", "compare"]
 
@@ -91,6 +92,7 @@ def compare(
         raise UserError(f"A class cannot be called {min(reserved)!r}, as the tables' summary rows are: rename it.")
     for subject in subjects:
         subject.check(dataset)
+    dataset = widened(dataset, [subject.network for subject in subjects])
     earlier = None if evaluation is None else Earlier.of(evaluation, subjects, part)
     attack = _attack(attack, eps if earlier is None or eps is not None else earlier.eps, dataset)
     if earlier is not None:
@@ -112,10 +114,11 @@ def compare(
                 seed=seed,
                 progress=bar.update,
             )
-            compared.append(Compared(subject, measurement, earlier.masked(subject) if earlier else ()))
+            compared.append(Compared(subject, measurement, earlier.masked(subject) if earlier else None))
     if earlier is None:
-        norm: Norm = getattr(attack, "norm", "inf")
-        plan = Plan(attacks=listed(attacks), eps=attack.eps, norm=norm, seed=seed, batch_size=batch_size)
+        every = (attack, *listed(attacks))
+        _, norm = ball_of(every, attack.eps, norm_of(attack))
+        plan = Plan(attacks=every, eps=attack.eps, norm=norm, seed=seed, batch_size=batch_size)
         _attack_further(compared, part, len(dataset.classes), plan, progress)
     else:
         for item in compared:
@@ -165,5 +168,6 @@ def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack
             raise UserError(
                 "An attack is a name such as 'pgd-20', or an object such as cs.PGD(): callable, with an eps."
             )
+        ball_of([attack], attack.eps, norm_of(attack))
         return attack
     return parse(attack, eps=default_eps(dataset, "2" if attack.endswith("-l2") else "inf") if eps is None else eps)

@@ -14,6 +14,7 @@ from channelscope.attacks import Attack, called
 from channelscope.data import Part
 from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation
+from channelscope.evaluation.suites import norm_of
 from channelscope.subjects import Subject
 
 
@@ -57,7 +58,7 @@ class Earlier:
 
     def check(self, attack: Attack) -> None:
         """Refuse an attack on another ball."""
-        norm = getattr(attack, "norm", "inf")
+        norm = norm_of(attack)
         if attack.eps != self.eps or norm != self.evaluation.meta["norm"]:
             raise UserError(
                 f"The evaluation is of eps {self.eps:.6g} and the norm {self.evaluation.meta['norm']!r}, the attack "
@@ -77,7 +78,9 @@ class Earlier:
         arrays = self.evaluation.arrays.items()
         return {name.removeprefix(prefix): torch.from_numpy(array) for name, array in arrays if name.startswith(prefix)}
 
-    def masked(self, subject: Subject) -> tuple[str, ...]:
-        """Name the checks that found signs of gradient masking."""
+    def masked(self, subject: Subject) -> tuple[str, ...] | None:
+        """Name the checks that found signs of gradient masking; None where none were made."""
+        if not self.evaluation.meta["checks"]:
+            return None
         signs = self.evaluation.warnings
         return tuple(signs[signs["model"] == self.labels[subject.label]]["check"])

@@ -14,7 +14,7 @@ class Compared:
 
     subject: Subject
     measurement: Measurement
-    masked: tuple[str, ...] = ()
+    masked: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -38,4 +38,5 @@ class Compared:
             robust_overall=overall,
             decided_by=measured.decided_by,
             masked=self.masked,
+            adaptive=any("joint-sweep" in name for name in measured.hits),
         )

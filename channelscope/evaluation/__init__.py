@@ -1,13 +1,13 @@
 """Evaluate the robustness of networks: strong and adaptive attacks, worst case per image, warnings of masking."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from channelscope.alignment import FEWEST_REPLICATES
 from channelscope.attacks import Attack, Norm, called
 from channelscope.data import Dataset, as_dataset, stratified
 from channelscope.distributed import is_first, wait
@@ -16,9 +16,8 @@ from channelscope.evaluation.outcomes import Plan, outcomes
 from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.evaluation.results import Evaluation, check_folder
 from channelscope.evaluation.rows import assemble
-from channelscope.evaluation.suites import SUITES
-from channelscope.stats import bootstrap_weights
-from channelscope.subjects import Network, subjects_of
+from channelscope.evaluation.suites import SUITES, ball_of
+from channelscope.subjects import Network, subjects_of, widened
 from channelscope.training import Recipe
 
 __all__ = ["SUITES", "Evaluation", "check_folder", "default_eps", "evaluate", "listed"]
@@ -41,7 +40,6 @@ def evaluate(
     out: Path | str | None = None,
     methods: Mapping[str, str] | None = None,
     seed: int = 0,
-    replicates: int = 500,
     level: float = 0.95,
     batch_size: int = 128,
     device: str = "cpu",
@@ -62,20 +60,21 @@ def evaluate(
             network. A network takes images in [0, 1] and is used in eval mode, where it is, and left as found.
         data: a data set, its name, or what else ``data.as_dataset`` takes.
         attacks: suites (see ``SUITES``), short names (see ``attacks.parse``) and attacks as such, one or several.
-        eps: the radius of named attacks; None for that of the data set's recipe (8/255 but for digits), of the L2
-            norm 0.5.
-        norm: "inf" or "2", of the suites.
+        eps: the radius; None for that of the attacks as such, or else of the data set's recipe (8/255 but for digits),
+            of the L2 norm 0.5.
+        norm: "inf" or "2", of named attacks.
         eps_sweep: further radii at which the worst case over the named attacks is taken.
         images: how many images of the test part to use, class shares kept; None for all.
         checks: how many images the checks for gradient masking are made on; 0 for no checks.
         cascade: give each attack only the images that all before it have left: much faster, the worst case is the
             same, and ``robust`` is the accuracy after this attack and those before it.
-        save_adversarial: keep the adversarial images in ``out``. Every image is then attacked to the end.
+        save_adversarial: keep the adversarial images in ``out``. Every image is then attacked to the end, broken or
+            not, as images for an analysis have to be; what chance decides may come out otherwise.
         out: folder to write. An evaluation that was stopped goes on when it is called again with the same arguments:
             what it has so far is in ``out`` with ".partial" after it.
         methods: label -> how the network was trained, where its checkpoint does not say so.
-        seed: of the choice of images, the attacks and the bootstrap.
-        replicates, level: of the bootstrap over images behind all intervals.
+        seed: of the choice of images and of the attacks.
+        level: of the intervals, which are Wilson's.
         batch_size: images per forward pass.
         device: where checkpoints are run.
         command: what was typed, for the record.
@@ -84,12 +83,8 @@ def evaluate(
     Raises:
         UserError: for models, data, attacks or settings that do not fit together.
     """
-    fewest = min(batch_size, 1 if images is None else images)
-    if replicates < FEWEST_REPLICATES or not 0 < level < 1 or fewest < 1 or checks < 0:
-        raise UserError(
-            f"An evaluation needs at least {FEWEST_REPLICATES} replicates, a level between 0 and 1, an image and no "
-            "negative number of checks."
-        )
+    if not 0 < level < 1 or min(batch_size, 1 if images is None else images) < 1 or checks < 0:
+        raise UserError("An evaluation needs a level between 0 and 1, an image and no negative number of checks.")
     if torch.is_inference_mode_enabled():
         raise UserError("Attacks need gradients: call evaluate outside of torch.inference_mode.")
     if not listed(attacks):
@@ -99,7 +94,9 @@ def evaluate(
     subjects, dataset = subjects_of(_labelled(models), methods or {}, device), as_dataset(data)
     for subject in subjects:
         subject.check(dataset)
+    dataset = widened(dataset, [subject.network for subject in subjects])
     part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
+    eps, norm = ball_of(listed(attacks), eps, norm)
     plan = Plan(
         attacks=listed(attacks),
         eps=default_eps(dataset, norm) if eps is None else eps,
@@ -110,9 +107,9 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
     )
-    settings = plan.described() | {"replicates": replicates, "level": level, "save_adversarial": save_adversarial}
-    balls = {called(one): one.eps for one in plan.attacks if not isinstance(one, str)}
-    known = {"models": {s.label: s.digest for s in subjects}, "data": part.fingerprint(), "balls": balls, **settings}
+    settings = plan.described() | {"level": level, "save_adversarial": save_adversarial}
+    exact = [repr(one) if is_dataclass(one) else called(one) for one in plan.attacks]
+    known = {"models": {s.label: s.digest for s in subjects}, "data": part.fingerprint(), "exact": exact, **settings}
     folder = None if out is None else Path(out).resolve()
     if folder is not None:
         check_folder(folder)
@@ -120,8 +117,7 @@ def evaluate(
     gallery = Gallery(partial / "adversarial", (len(part), *part.image_shape)) if partial and save_adversarial else None
     state = Progress(partial, known)
     found = outcomes(subjects, part, len(dataset.classes), plan, state, gallery, shown=progress)
-    weights = bootstrap_weights(len(part), replicates, seed)
-    result = assemble(subjects, found, dataset, part, weights, settings | {"command": command})
+    result = assemble(subjects, found, dataset, part, settings | {"command": command})
     if folder is not None:
         if is_first():
             result.save(folder, adversarial=gallery.folder if gallery else None)

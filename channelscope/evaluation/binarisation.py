@@ -91,7 +91,8 @@ class Readout(nn.Module):
     def forward(self, x: Float[Tensor, "n *image"]) -> Float[Tensor, "n 4"]:
         """Give the logits; class 1 begins where s is 0."""
         self.queries += len(x)
-        s = (_features(self.network, self.layer, x) @ self.direction - self.threshold) / self.unit
+        a = _features(self.network, self.layer, x).to(self.direction.dtype)
+        s = (a @ self.direction - self.threshold) / self.unit
         low = -s.detach().abs() / 2 - 1
         return torch.stack([-s / 2, s / 2, low, low - 1], dim=1)
 

@@ -224,7 +224,7 @@ def _unbounded(examined: Examined) -> Finding | None:
     return Finding(
         "unbounded-eps",
         f"PGD-20 leaves {left} of {n} images standing where it may change them into any other: its failure says "
-        "nothing about robustness, so trust no figure of gradient attacks on this network.",
+        "nothing about robustness, so do not trust PGD on the cross-entropy on this network.",
         {"images": n, "left": left, "eps": whole},
     )
 

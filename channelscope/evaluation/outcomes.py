@@ -18,7 +18,7 @@ from channelscope.evaluation.binarisation import binarisation
 from channelscope.evaluation.masking import Checks, findings
 from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.evaluation.run import Run
-from channelscope.evaluation.suites import attacks_on
+from channelscope.evaluation.suites import attacks_on, resized
 from channelscope.selection import Selective, attached
 from channelscope.subjects import Subject, try_out
 
@@ -51,7 +51,7 @@ class Outcomes:
         hits: "natural" and the name of each attack -> which images stood (n,).
         attacked, broken: (attack, part) -> how many images the part was given, and how many it broke.
         checks: for signs of gradient masking.
-        escalated: names of attacks that were added because a check found something by them.
+        escalated: by name, the attacks that were added because a check found something by them.
         notes: what the attacks themselves had to say.
         sweep: eps -> which images stood the worst case (n,).
     """
@@ -60,7 +60,7 @@ class Outcomes:
     attacked: dict[tuple[str, str], int] = field(default_factory=dict)
     broken: dict[tuple[str, str], int] = field(default_factory=dict)
     checks: Checks | None = None
-    escalated: tuple[str, ...] = ()
+    escalated: dict[str, Attack] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     sweep: dict[float, Bool[Tensor, " n"]] = field(default_factory=dict)
 
@@ -96,6 +96,8 @@ def outcomes(
     """
     if len(images) < size():
         raise UserError(f"There are more processes ({size()}) than images ({len(images)}): start fewer, or add images.")
+    for eps in plan.eps_sweep:
+        _attacks(subjects[0], subjects, plan, eps, classes)
     named = {subject.label: _attacks(subject, subjects, plan, plan.eps, classes) for subject in subjects}
     for subject in subjects:  # before the first attack, which may take hours
         try_out(subject.network, next(_some(subject.network, images, torch.arange(min(2, len(images)))))[0], classes)
@@ -164,7 +166,7 @@ def _check(subject: Subject, run: Run, attacks: Mapping[str, Attack], result: Ou
         bar.set_description(f"{subject.label}: {name}")
         bar.total += len(run.images)
         result.hits[name] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
-        result.escalated += (name,)
+        result.escalated[name] = attack
 
 
 def _binarise(
@@ -197,7 +199,8 @@ def _sweep(
     for eps in sorted(set(plan.eps_sweep)):
         if eps >= plan.eps:
             left = left & result.worst
-        for name, attack in _attacks(subject, subjects, plan, eps, classes).items():
+        further = {name: resized(attack, eps) for name, attack in result.escalated.items()}
+        for name, attack in (_attacks(subject, subjects, plan, eps, classes) | further).items():
             bar.set_description(f"{subject.label}: {name}, eps {eps:.3g}")
             left = at.under(attack, left, f"{name}@{eps!r}")
         found[eps] = left

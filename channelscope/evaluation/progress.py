@@ -109,18 +109,26 @@ class Gallery:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                with replacing(path) as temporary, temporary.open("wb") as file:
-                    np.lib.format.write_array_header_1_0(
-                        file, {"descr": "<f4", "fortran_order": False, "shape": self.shape}
-                    )
-                    file.truncate(file.tell() + 4 * int(np.prod(self.shape)))
-            array = np.lib.format.open_memmap(path, mode="r+")
-            array[images] = x.detach().cpu().float().numpy()
-            array.flush()
+                self._begin(path)
+            with path.open("rb+") as file:  # not through the memory, where a full disk would end the process
+                size = 4 * int(np.prod(self.shape[1:]))
+                start = path.stat().st_size - self.shape[0] * size
+                for image, row in zip(x.detach().cpu().float().numpy(), images, strict=True):
+                    file.seek(start + row * size)
+                    file.write(np.ascontiguousarray(image).tobytes())
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise UserError(
                 f"Cannot write {path}: {error.strerror or error}. Free space and give the same command again."
             ) from error
+
+    def _begin(self, path: Path) -> None:
+        """Make a file of the images' size, which takes up no space yet."""
+        described = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, described)
+            file.truncate(file.tell() + 4 * int(np.prod(self.shape)))
 
 
 def _lines(path: Path) -> Iterable[tuple[Key, list[int], list[bool]]]:

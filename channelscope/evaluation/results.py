@@ -1,5 +1,6 @@
 """The result of an evaluation: tidy frames, saved and loaded whole."""
 
+import hashlib
 import json
 import os
 import re
@@ -113,7 +114,8 @@ class Evaluation:
     def robustbench(self, model: str) -> dict[str, Any]:
         """Describe a model's result with the keys of RobustBench's ``model_info`` files.
 
-        Accuracies are percentages, as text with two decimals; ``autoattack_acc`` is None unless AutoAttack was run;
+        Accuracies are percentages, as text with two decimals; ``autoattack_acc`` is None unless AutoAttack was run,
+        and not in a cascade;
         ``unreliable`` tells that there are signs of gradient masking.
 
         Raises:
@@ -123,7 +125,8 @@ class Evaluation:
         if model not in known:
             raise UserError(f"There is no model {model!r} in this evaluation.{suggest(model, known)}")
         overall = self.worst[self.worst["model"] == model].iloc[0]
-        auto = self.table[(self.table["model"] == model) & self.table["attack"].str.startswith("autoattack")]
+        auto = self.table[(self.table["model"] == model) & self.table["attack"].isin(["autoattack", "autoattack-l2"])]
+        auto = auto[:0] if self.meta["cascade"] else auto  # not its own then
         settings = known[model].get("settings") or {}
         return {
             "link": None,
@@ -183,8 +186,9 @@ class Evaluation:
 
 
 def gallery_name(model: int, attack: str) -> str:
-    """Name the file of a model's adversarial images."""
-    return f"{model}-{''.join(c if c.isalnum() or c in '-.' else '_' for c in attack)}.npy"
+    """Name the file of a model's adversarial images: by letters that every file system takes, and a digest."""
+    safe = re.sub(r"[^A-Za-z0-9.-]", "_", attack)[:80]
+    return f"{model}-{safe}-{hashlib.blake2b(attack.encode(), digest_size=4).hexdigest()}.npy"
 
 
 def check_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from channelscope import alignment
@@ -17,7 +17,6 @@ from channelscope.data import Dataset, Part
 from channelscope.distributed import size
 from channelscope.evaluation.outcomes import Outcomes
 from channelscope.evaluation.results import COLUMNS, Evaluation
-from channelscope.stats import accuracy
 from channelscope.subjects import Subject
 
 _PACKAGES = ("torchvision", "numpy", "pandas", "pyautoattack")
@@ -28,11 +27,10 @@ def assemble(
     found: Mapping[str, Outcomes],
     dataset: Dataset,
     part: Part,
-    weights: Float[Tensor, "n r"],
     settings: Mapping[str, Any],
 ) -> Evaluation:
     """Put the outcomes into frames."""
-    summary = _Summary(part.labels.cpu(), weights, dataset.classes, settings["level"])
+    summary = _Summary(part.labels.cpu(), dataset.classes, settings)
     rows = {name: [row for item in found.items() for row in make(summary, *item)] for name, make in _ROWS.items()}
     frames = {name: pd.DataFrame(rows[name], columns=[*words, *numbers]) for name, (words, numbers) in COLUMNS.items()}
     arrays = {"labels": part.labels.cpu().numpy()}
@@ -88,20 +86,17 @@ def _version(package: str) -> str | None:
 class _Summary:
     """Turns outcomes into accuracies with intervals."""
 
-    def __init__(self, labels: Tensor, weights: Float[Tensor, "n r"], classes: tuple[str, ...], level: float) -> None:
-        self.labels, self.weights, self.classes, self.level = labels, weights, classes, level
-        self.counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    def __init__(self, labels: Tensor, classes: tuple[str, ...], settings: Mapping[str, Any]) -> None:
+        self.labels, self.classes = labels, classes
+        self.level, self.cascade = settings["level"], settings["cascade"]
 
     def overall(self, hits: Bool[Tensor, " n"]) -> alignment.Estimate:
-        return self._estimate(accuracy(hits, self.labels, self.weights, len(self.classes))[0])
+        return alignment.wilson(int(hits.sum()), len(hits), self.level)
 
     def by_class(self, hits: Bool[Tensor, " n"]) -> Iterator[tuple[str, alignment.Estimate, int]]:
-        of_classes = accuracy(hits, self.labels, self.weights, len(self.classes))[1]
-        for name, replicates, count in zip(self.classes, of_classes.T, self.counts, strict=True):
-            yield name, self._estimate(replicates), count
-
-    def _estimate(self, replicates: Tensor) -> alignment.Estimate:
-        return alignment.estimate(replicates.numpy(), self.level, (0.0, 1.0))
+        for k, name in enumerate(self.classes):
+            of_class = hits[self.labels == k]
+            yield name, self.overall(of_class), len(of_class)
 
 
 def _table(summary: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:
@@ -133,16 +128,25 @@ def _classes(summary: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[
 
 def _worst(summary: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:
     found, natural = summary.overall(outcome.worst), outcome.hits["natural"]
-    attacks = {name: int(stood.sum()) for name, stood in outcome.hits.items() if name != "natural"}
     yield {
         "model": model,
-        "decided_by": min(attacks, key=lambda name: attacks[name]),
+        "decided_by": _decided_by(outcome, summary.cascade),
         "natural": summary.overall(natural).value,
         "robust": found.value,
         "low": found.low,
         "high": found.high,
         "count": len(natural),
     }
+
+
+def _decided_by(outcome: Outcomes, cascade: bool) -> str:
+    """Name the attack that broke the most images; in a cascade, of those that it was given."""
+    given, broken = outcome.hits["natural"], {}
+    for name, stood in outcome.hits.items():
+        broken[name] = int((given & ~stood).sum())
+        given = stood if cascade else given
+    most = max(broken, key=lambda name: broken[name])
+    return most if broken[most] else "no attack"
 
 
 def _parts(_: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
+from typing import Any
 
 from torch import nn
 
 from channelscope.attacks import (
     PGD,
     Attack,
+    AutoAttack,
     Detached,
     JointSweep,
     MaskFrozen,
@@ -59,8 +62,63 @@ def attacks_on(
         for attack in _expanded(network, item, eps, norm, twins):
             if isinstance(attack, str):
                 attack = _parsed(attack.replace("dlr", "margin") if classes < 3 else attack, eps, norm)
-            found.setdefault(called(attack), attack)
+            elif attack.eps != eps:
+                attack = resized(attack, eps)
+            if found.setdefault(called(attack), attack) != attack:
+                raise UserError(f"Two different attacks are called {called(attack)}: evaluate one after the other.")
+            if isinstance(attack, AutoAttack) and classes < 4:
+                raise UserError(f"AutoAttack needs at least four classes, not {classes}: name other attacks.")
     return found
+
+
+def ball_of(attacks: Sequence[str | Attack], eps: float | None, norm: Norm) -> tuple[float | None, Norm]:
+    """Give the ball that all attacks as such share, or else the one that is asked for.
+
+    Raises:
+        UserError: for attacks that are none, and for those on different balls.
+    """
+    own = [attack for attack in attacks if not isinstance(attack, str)]
+    for attack in own:
+        if not callable(attack) or not isinstance(getattr(attack, "eps", None), int | float) or not _takes(attack):
+            raise UserError(
+                "An attack is a name such as 'pgd-20', or an object such as cs.PGD(): with an eps, and called with "
+                "(model, x, y, generator)."
+            )
+    balls = {(float(attack.eps), norm_of(attack, norm)) for attack in own}
+    if len(balls) > 1 or any(eps not in (None, radius) for radius, _ in balls):
+        raise UserError("The attacks are on different balls: give all of them, and the evaluation, one eps and norm.")
+    return balls.pop() if balls else (eps, norm)
+
+
+def norm_of(attack: Attack, default: Norm = "inf") -> Norm:
+    """Give the norm of an attack's ball, looking into one that changes another."""
+    within: Any = getattr(attack, "attack", None)
+    own: Norm | None = getattr(attack, "norm", None)
+    return own or (default if within is None else norm_of(within, default))
+
+
+def resized(attack: Attack, eps: float) -> Attack:
+    """Give an attack with another radius.
+
+    Raises:
+        UserError: for one that has no eps to set.
+    """
+    if dataclasses.is_dataclass(attack) and not isinstance(attack, type):
+        names = {item.name for item in dataclasses.fields(attack)}
+        if "eps" in names:
+            return dataclasses.replace(attack, eps=eps)
+        if "attack" in names:
+            return dataclasses.replace(attack, attack=resized(attack.attack, eps))
+    raise UserError(f"{called(attack)} has no eps that can be set: leave it out of a sweep of eps.")
+
+
+def _takes(attack: Attack) -> bool:
+    """Tell whether an attack can be called with a network, images, labels and a generator."""
+    try:
+        signature(attack).bind(None, None, None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _parsed(name: str, eps: float, norm: Norm) -> Attack:
