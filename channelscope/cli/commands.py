@@ -1,7 +1,6 @@
 """What each command does; heavy modules are imported when it runs."""
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -9,16 +8,14 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from channelscope.cli.printing import outcomes, table, tell_comparison, tell_evaluation
 from channelscope.cli.processes import together
 from channelscope.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from channelscope.checkpoints import Checkpoint
     from channelscope.comparison import Comparison
     from channelscope.data import Dataset
-    from channelscope.evaluation import Evaluation
 
 
 def train(args: argparse.Namespace) -> None:
@@ -87,7 +84,7 @@ def sweep(args: argparse.Namespace) -> None:
     device, out = _device(args), Path(args.out)
     args.after_stop = " Run the same command again: it goes on with the epoch that was interrupted."
     with together(args, device):
-        table = sweep(
+        trained = sweep(
             args.recipe or args.method or "cifs",
             _data(args, args.data),
             out=out,
@@ -105,11 +102,11 @@ def sweep(args: argparse.Namespace) -> None:
             **_overrides(args),
         )
         if is_first():
-            print(_table(_outcomes(table), align="lr" + "r" * 5))
+            print(table(outcomes(trained), align="lr" + "r" * 5))
             print(f"\ntable: {out / 'sweep.csv'}, figure: {out / 'sweep.pdf'}", flush=True)
-    if len(failed := table[table["trouble"] != ""]):
+    if len(failed := trained[trained["trouble"] != ""]):
         raise UserError(
-            f"{len(failed)} of {len(table)} networks have no result; {failed['file'].iloc[0]}: "
+            f"{len(failed)} of {len(trained)} networks have no result; {failed['file'].iloc[0]}: "
             f"{failed['trouble'].iloc[0]}"
         )
 
@@ -119,18 +116,6 @@ def _varied(pairs: Sequence[str]) -> list[tuple[str, str]]:
     if twice := [name for name, count in Counter(name for name, _ in varied).items() if count > 1]:
         raise UserError(f"{twice[0]} varies twice: give all of its values at once, as in {twice[0]}=1,2.")
     return varied
-
-
-def _outcomes(table: "pd.DataFrame") -> list[tuple[str, ...]]:
-    """Lay out a row for each network of a sweep."""
-    rows: list[tuple[str, ...]] = [
-        ("variant", "seed", "natural", "attacked", "worst case", "95 % interval", "robust, validation")
-    ]
-    for row in table.to_dict("records"):
-        measured = [f"{row[name]:.1%}" for name in ("natural", "attacked", "robust", "val_robust")]
-        measured.insert(3, f"[{row['robust_low']:.1%}, {row['robust_high']:.1%}]")
-        rows.append((row["variant"], str(row["seed"]), *(["-"] * 5 if row["trouble"] else measured)))
-    return rows
 
 
 def recipes(args: argparse.Namespace) -> None:
@@ -148,7 +133,7 @@ def recipes(args: argparse.Namespace) -> None:
         raise UserError(
             f"No recipe's name contains {words}.{suggest(args.words[0], known)} 'channelscope recipes' lists all."
         )
-    print(_table([("recipe", "what it is"), *((name, summary(name)) for name in found)], align="ll"))
+    print(table([("recipe", "what it is"), *((name, summary(name)) for name in found)], align="ll"))
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -163,7 +148,7 @@ def compare(args: argparse.Namespace) -> None:
         if is_first():
             found.meta["command"] = args.command
             found.save(out, progress=not args.quiet)
-            _report(found, out, args.json)
+            tell_comparison(found, out, args.json)
 
 
 def _comparison(args: argparse.Namespace, device: str) -> "Comparison":
@@ -226,37 +211,7 @@ def evaluate(args: argparse.Namespace) -> None:
             progress=not args.quiet,
         )
         if is_first():
-            _tell(found, Path(args.out), args.json)
-
-
-def _tell(found: "Evaluation", out: Path, as_json: bool) -> None:
-    """Print a table of an evaluation, its worst cases and warnings, or all of it as JSON."""
-    frames = {"table": found.table, "worst": found.worst, "warnings": found.warnings, "eps_sweep": found.eps_sweep}
-    if as_json:
-        values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
-        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
-        return
-    level = f"{found.meta['level']:.0%} interval"
-    rows: list[tuple[str, ...]] = [("model", "attack", "natural", "robust", level, "worst case so far")]
-    for attack in found.table.to_dict("records"):
-        shares = [f"{attack[name]:.1%}" for name in ("natural", "robust", "low", "high", "worst")]
-        interval = f"[{shares[2]}, {shares[3]}]"
-        rows.append((str(attack["model"]), str(attack["attack"]), *shares[:2], interval, shares[4]))
-    print(_table(rows, align="llrrrr"))
-    print(f"\neps {found.meta['eps']:.4g} (norm {found.meta['norm']}), {found.meta['data']['images']} test images\n")
-    for row in found.worst.itertuples():
-        interval = f"[{row.low:.1%}, {row.high:.1%}]"
-        print(f"{row.model}: worst case {row.robust:.1%} {interval}, decided by {row.decided_by}")
-    for row in found.eps_sweep.itertuples():
-        print(f"{row.model}: worst case at eps {row.eps:.4g}: {row.robust:.1%} [{row.low:.1%}, {row.high:.1%}]")
-    for row in found.warnings.itertuples():
-        print(f"WARNING, {row.model}: {row.sentence}")
-    for model, known in found.meta["models"].items():
-        for note in known["notes"]:
-            print(f"note, {model}: {note}")
-        for what, reason in known["unchecked"].items():
-            print(f"not checked, {model}: {what}: {reason}")
-    print(f"\ntables and figures: {out}")
+            tell_evaluation(found, Path(args.out), args.json)
 
 
 def _trained_on(checkpoints: Any) -> str:
@@ -294,7 +249,7 @@ def demo(args: argparse.Namespace) -> None:
     found = compare(paths, digits, seed=args.seed, progress=not quiet)
     found.meta["command"] = args.command
     found.save(out / "comparison", progress=not quiet)
-    _report(found, out / "comparison", as_json=False)
+    tell_comparison(found, out / "comparison", as_json=False)
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -328,7 +283,7 @@ def layers(args: argparse.Namespace) -> None:
         shape = " x ".join(map(str, call.output.shape[1:]))
         mark = "  <- penultimate: what 'compare' looks at by default" if call.name == penultimate else ""
         rows.append((call.name, type(call.module).__name__, str(call.output.shape[1]), shape + mark))
-    print(_table(rows, align="llrl"))
+    print(table(rows, align="llrl"))
 
 
 def _data(args: argparse.Namespace, name: str) -> "Dataset":
@@ -358,44 +313,3 @@ def _device(args: argparse.Namespace) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"There is no device {device!r} here: use --device cpu.") from error
     return device
-
-
-def _report(found: "Comparison", out: Path, as_json: bool) -> None:
-    """Print what was found: a table and the verdicts, or all of it as JSON."""
-    robustness = found.robustness[found.robustness["class"] == "all"]
-    if as_json:
-        frames = {"robustness": robustness, "verdicts": found.verdicts}
-        values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
-        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
-        return
-    print(_table(_summary(found), align="l" + "r" * 6))
-    print(f"\n{found.meta['attack']}, eps {found.meta['eps']:.4g}, {found.meta['data']['images']} test images\n")
-    for verdict in found.verdicts.itertuples():
-        print(f"{verdict.claim} {verdict.verdict}: {verdict.statement}")
-    print(f"\nreport: {out / 'report.html'}")
-
-
-def _summary(found: "Comparison") -> list[tuple[str, ...]]:
-    """Lay out a row for each model: accuracy and, at its last layer, the alignment measures."""
-    rows: list[tuple[str, ...]] = [
-        ("model", "natural", found.meta["attack"], "worst case", "cosine", "NR ratio", "relevance alignment")
-    ]
-    accuracy = found.robustness[found.robustness["class"] == "all"].set_index(["model", "attack"])["accuracy"]
-    overall = found.alignment[found.alignment["class"] == "all"]
-    for model, known in found.meta["models"].items():
-        last = overall[(overall["model"] == model) & (overall["layer"] == known["layers"][-1])]
-        value = last.set_index("measure")["value"]
-        shares = (f"{accuracy[model, attack]:.1%}" for attack in ("natural", found.meta["attack"], "worst"))
-        measures = (f"{value[name]:.2f}" for name in ("cosine", "nr_ratio", "relevance_spearman_adversarial"))
-        rows.append((model, *shares, *measures))
-    return rows
-
-
-def _table(rows: Sequence[tuple[str, ...]], align: str) -> str:
-    """Set rows in columns, flush left (l) or right (r)."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, align, strict=True)
-        lines.append("  ".join(f"{cell:{'<' if side == 'l' else '>'}{width}}" for cell, width, side in cells).rstrip())
-    return "\n".join(lines)

@@ -116,7 +116,7 @@ def outcomes(
                 advance=lambda n: bar.update(n * size()),
             )
             own = (known or {}).get(subject.label, {})
-            found[subject.label] = _outcomes_of(subject, run, named[subject.label], own, plan, classes, bar)
+            found[subject.label] = _outcomes_of(subject, run, named[subject.label], own, plan, bar)
             found[subject.label].sweep.update(_sweep(subject, subjects, run, found[subject.label], plan, classes, bar))
     return found
 
@@ -127,7 +127,6 @@ def _outcomes_of(
     attacks: Mapping[str, Attack],
     known: Mapping[str, Bool[Tensor, " n"]],
     plan: Plan,
-    classes: int,
     bar: Any,
 ) -> Outcomes:
     bar.set_description(f"{subject.label}: natural")

@@ -1,0 +1,95 @@
+"""What commands print of their results."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from channelscope.comparison import Comparison
+    from channelscope.evaluation import Evaluation
+
+
+def outcomes(trained: "pd.DataFrame") -> list[tuple[str, ...]]:
+    """Lay out a row for each network of a sweep."""
+    rows: list[tuple[str, ...]] = [
+        ("variant", "seed", "natural", "attacked", "worst case", "95 % interval", "robust, validation")
+    ]
+    for row in trained.to_dict("records"):
+        measured = [f"{row[name]:.1%}" for name in ("natural", "attacked", "robust", "val_robust")]
+        measured.insert(3, f"[{row['robust_low']:.1%}, {row['robust_high']:.1%}]")
+        rows.append((row["variant"], str(row["seed"]), *(["-"] * 5 if row["trouble"] else measured)))
+    return rows
+
+
+def tell_evaluation(found: "Evaluation", out: Path, as_json: bool) -> None:
+    """Print a table of an evaluation, its worst cases and warnings, or all of it as JSON."""
+    frames = {"table": found.table, "worst": found.worst, "warnings": found.warnings, "eps_sweep": found.eps_sweep}
+    if as_json:
+        values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
+        return
+    level = f"{found.meta['level']:.0%} interval"
+    rows: list[tuple[str, ...]] = [("model", "attack", "natural", "robust", level, "worst case so far")]
+    for attack in found.table.to_dict("records"):
+        shares = [f"{attack[name]:.1%}" for name in ("natural", "robust", "low", "high", "worst")]
+        interval = f"[{shares[2]}, {shares[3]}]"
+        rows.append((str(attack["model"]), str(attack["attack"]), *shares[:2], interval, shares[4]))
+    print(table(rows, align="llrrrr"))
+    print(f"\neps {found.meta['eps']:.4g} (norm {found.meta['norm']}), {found.meta['data']['images']} test images\n")
+    for row in found.worst.itertuples():
+        interval = f"[{row.low:.1%}, {row.high:.1%}]"
+        print(f"{row.model}: worst case {row.robust:.1%} {interval}, decided by {row.decided_by}")
+    for row in found.eps_sweep.itertuples():
+        print(f"{row.model}: worst case at eps {row.eps:.4g}: {row.robust:.1%} [{row.low:.1%}, {row.high:.1%}]")
+    for row in found.warnings.itertuples():
+        print(f"WARNING, {row.model}: {row.sentence}")
+    for model, known in found.meta["models"].items():
+        for note in known["notes"]:
+            print(f"note, {model}: {note}")
+        for what, reason in known["unchecked"].items():
+            print(f"not checked, {model}: {what}: {reason}")
+    print(f"\ntables and figures: {out}")
+
+
+def tell_comparison(found: "Comparison", out: Path, as_json: bool) -> None:
+    """Print what was found: a table and the verdicts, or all of it as JSON."""
+    robustness = found.robustness[found.robustness["class"] == "all"]
+    if as_json:
+        frames = {"robustness": robustness, "verdicts": found.verdicts}
+        values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
+        return
+    print(table(_summary(found), align="l" + "r" * 6))
+    print(f"\n{found.meta['attack']}, eps {found.meta['eps']:.4g}, {found.meta['data']['images']} test images\n")
+    for verdict in found.verdicts.itertuples():
+        print(f"{verdict.claim} {verdict.verdict}: {verdict.statement}")
+    print(f"\nreport: {out / 'report.html'}")
+
+
+def _summary(found: "Comparison") -> list[tuple[str, ...]]:
+    """Lay out a row for each model: accuracy and, at its last layer, the alignment measures."""
+    rows: list[tuple[str, ...]] = [
+        ("model", "natural", found.meta["attack"], "worst case", "cosine", "NR ratio", "relevance alignment")
+    ]
+    accuracy = found.robustness[found.robustness["class"] == "all"].set_index(["model", "attack"])["accuracy"]
+    overall = found.alignment[found.alignment["class"] == "all"]
+    for model, known in found.meta["models"].items():
+        last = overall[(overall["model"] == model) & (overall["layer"] == known["layers"][-1])]
+        value = last.set_index("measure")["value"]
+        shares = (f"{accuracy[model, attack]:.1%}" for attack in ("natural", found.meta["attack"], "worst"))
+        measures = (f"{value[name]:.2f}" for name in ("cosine", "nr_ratio", "relevance_spearman_adversarial"))
+        rows.append((model, *shares, *measures))
+    return rows
+
+
+def table(rows: Sequence[tuple[str, ...]], align: str) -> str:
+    """Set rows in columns, flush left (l) or right (r)."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, align, strict=True)
+        lines.append("  ".join(f"{cell:{'<' if side == 'l' else '>'}{width}}" for cell, width, side in cells).rstrip())
+    return "\n".join(lines)
