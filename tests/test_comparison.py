@@ -542,7 +542,7 @@ MISTAKES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "no models in a list": ([], images(), {}, "no network"),
     "two files of one name": (["a/net.pt", "b/net.pt"], images(), {}, "label"),
     "a missing file": (["net.pt"], images(), {}, "net.pt"),
-    "other classes": (NET, images(classes=4), {}, "classes"),
+    "other classes": (NET, images(classes=7), {}, "classes"),
     "classes of other names": (
         {"net": trained("at")},
         Dataset("mine", ("a", "b", "c", "d"), digits().test),
