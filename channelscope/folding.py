@@ -97,7 +97,7 @@ def _find(model: nn.Module, x: Tensor, structure: tuple[Any, ...]) -> _Plan:
     if any(map(_is_opaque, layers.values())) or not any(map(_is_conv2d, foldable.values())):
         return none
     with suppress(Exception), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        with _same_randomness(x):
+        with same_randomness(x):
             pairs, logits = handed_on(model, x, foldable)
         fold = {a: b for a, b in pairs.items() if _is_conv2d(layers[a]) and not _is_conv2d(layers[b])}
         fold = _unshared(model, x, _Plan(structure, fold))
@@ -110,7 +110,7 @@ def _find(model: nn.Module, x: Tensor, structure: tuple[Any, ...]) -> _Plan:
 
 def _unshared(model: nn.Module, x: Tensor, plan: _Plan) -> dict[str, str]:
     """Leave out the convolutions whose own output is asked for as well: they would be computed twice."""
-    with _same_randomness(x), _folded(model, plan) as pairs:
+    with same_randomness(x), _folded(model, plan) as pairs:
         model(x)
     used = zip(plan.pairs.items(), pairs, strict=True)
     return dict(names for names, pair in used if not pair.asked_for_alone)
@@ -120,13 +120,13 @@ def _agrees(model: nn.Module, x: Tensor, logits: Tensor, plan: _Plan) -> bool:
     """Tell whether the folded network gives these logits for x, and does not fail."""
     # A GPU may convolve in TF32, of 10 bits; what a wrong plan does to the logits is larger by far.
     tolerance = 1e-4 if x.device.type == "cpu" else 1e-2
-    with suppress(Exception), _same_randomness(x), _folded(model, plan):
+    with suppress(Exception), same_randomness(x), _folded(model, plan):
         found = logits_of(model(x.to(memory_format=plan.layout)))
         return bool((found - logits).abs().max() <= tolerance * logits.abs().max())
     return False
 
 
-def _same_randomness(x: Tensor) -> Any:
+def same_randomness(x: Tensor) -> Any:
     """Let a network that draws random numbers draw the same each time, and the attack know nothing of it."""
     return torch.random.fork_rng([x.device] if x.is_cuda else [])
 

@@ -18,7 +18,7 @@ from channelscope.hooks import evaluating, logits_of
 from channelscope.relevance import LastLayer, RelevanceScorer, gradient
 from channelscope.selection import attached
 from channelscope.stats import ChannelStats, accuracy
-from channelscope.subjects import check_finite, try_out
+from channelscope.subjects import check_finite, parameter_of, try_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def measure(
     """
     if len(images) < size():
         raise UserError(f"There are more processes ({size()}) than images ({len(images)}): start fewer, or add images.")
-    like = next((parameter for parameter in network.parameters() if parameter.is_floating_point()), torch.zeros(1))
+    like = parameter_of(network)
     first = next(images.batches(2, like.device, torch.arange(min(2, len(images)))))[0].to(like)
     scorers = _choose(network, layers, first, classes)
     layers = list(scorers)

@@ -15,6 +15,7 @@ from channelscope.capture import capture
 from channelscope.checkpoints import METHOD_NAMES, Checkpoint
 from channelscope.data import Dataset
 from channelscope.errors import UserError
+from channelscope.folding import same_randomness
 from channelscope.hooks import evaluating, logits_of
 
 Network = nn.Module | Checkpoint | str | Path
@@ -133,7 +134,7 @@ def try_out(
         UserError: for images that the network does not take, another number of classes, logits that are not finite.
     """
     try:
-        with _same_randomness(x), evaluating(network), torch.no_grad(), capture(network, *layers) as features:
+        with same_randomness(x), evaluating(network), torch.no_grad(), capture(network, *layers) as features:
             logits = logits_of(network(x))
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
         if isinstance(error, UserError):
@@ -165,16 +166,16 @@ def widened(dataset: Dataset, networks: Sequence[nn.Module]) -> Dataset:
     classes = dataset.classes
     if dataset.name != "tensors" or classes != tuple(map(str, range(len(classes)))):
         return dataset
-    like = next((p for p in networks[0].parameters() if p.is_floating_point()), torch.zeros(1))
+    like = parameter_of(networks[0])
     x, _ = next(dataset.test.batches(1, like.device, torch.zeros(1, dtype=torch.int64)))
     try:
-        with _same_randomness(x), evaluating(networks[0]), torch.no_grad():
+        with same_randomness(x), evaluating(networks[0]), torch.no_grad():
             known = logits_of(networks[0](x.to(like))).shape[1]
     except Exception:  # that they do not fit is found, and told, in its place
         return dataset
     return dataclasses.replace(dataset, classes=tuple(map(str, range(max(known, len(classes))))))
 
 
-def _same_randomness(x: Tensor) -> Any:
-    """Leave the global random numbers, which a network may draw from, as they are."""
-    return torch.random.fork_rng([x.device] if x.is_cuda else [])
+def parameter_of(network: nn.Module) -> Tensor:
+    """Give a tensor on the network's device and of its precision, which images have to have too."""
+    return next((parameter for parameter in network.parameters() if parameter.is_floating_point()), torch.zeros(1))

@@ -20,7 +20,7 @@ from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.evaluation.run import Run
 from channelscope.evaluation.suites import attacks_on, resized
 from channelscope.selection import Selective, attached
-from channelscope.subjects import Subject, try_out
+from channelscope.subjects import Subject, parameter_of, try_out
 
 _BINARISED = 24  # images of the binarisation test
 
@@ -219,5 +219,5 @@ def _parts(attacks: Mapping[str, Attack]) -> int:
 
 def _some(network: nn.Module, images: Part, rows: Int[Tensor, " m"]) -> Iterator[tuple[Tensor, Tensor]]:
     """Give some of the images, at once, as the network takes them."""
-    like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(1))
+    like = parameter_of(network)
     return ((x.to(like), y) for x, y in images.batches(max(len(rows), 1), like.device, rows))

@@ -16,8 +16,10 @@ from channelscope.errors import UserError
 from channelscope.evaluation.examined import seeded
 from channelscope.evaluation.masking import ROUNDING
 from channelscope.evaluation.progress import Gallery, Progress
+from channelscope.evaluation.suites import norm_of
 from channelscope.hooks import evaluating, logits_of
 from channelscope.selection import attached
+from channelscope.subjects import parameter_of
 
 _ROUNDING = 1e-6  # by which an image may leave the ball: its pixels are numbers of 32 bits
 
@@ -122,7 +124,7 @@ class Run:
         return outcome
 
     def _batches(self, rows: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "b c h w"], Int[Tensor, " b"]]]:
-        like = next((p for p in self.network.parameters() if p.is_floating_point()), torch.zeros(1))
+        like = parameter_of(self.network)
         for start in range(0, len(rows), self.batch_size):
             own = list(rows[start : start + self.batch_size])
             x, y = next(self.images.batches(len(own), like.device, torch.tensor(own)))
@@ -143,7 +145,6 @@ def _check_ball(attack: Attack, name: str, x: Tensor, x_adv: Tensor) -> None:
     if x_adv.shape != x.shape or not x_adv.isfinite().all() or x_adv.min() < 0 or x_adv.max() > 1:
         raise UserError(f"The attack {name} gives images outside [0, 1], or of another shape: its result says nothing.")
     delta = (x_adv.to(torch.float64) - x.to(torch.float64)).flatten(1)
-    norm = getattr(attack, "norm", getattr(getattr(attack, "attack", None), "norm", "inf"))
-    distance = float(delta.abs().max() if norm == "inf" else delta.norm(dim=1).max())
+    distance = float(delta.abs().max() if norm_of(attack) == "inf" else delta.norm(dim=1).max())
     if distance > attack.eps + _ROUNDING:
         raise UserError(f"The attack {name} leaves its ball ({distance:.6f} > eps {attack.eps:.6f}): mend the attack.")
