@@ -529,8 +529,12 @@ def test_normal_start_is_spread_around_the_image_and_projected(norm: Any) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: f"{attack}-{getattr(attack, 'random_start', '')}")
-def test_skipped_images_leave_the_generator_where_their_attack_would(attack: PGD | FGSM, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "attack",
+    [attack for attack in ATTACKS if isinstance(attack, PGD)],
+    ids=lambda attack: f"{attack}-{getattr(attack, 'random_start', '')}",
+)
+def test_skipped_images_leave_the_generator_where_their_attack_would(attack: PGD, dtype: torch.dtype) -> None:
     net, (x, y) = plain().to(dtype), images(5, dtype=dtype)
     attacked, skipped = seed(3), seed(3)
     attack(net, x, y, attacked)

@@ -199,9 +199,6 @@ class FGSM:
         )
         return one_step(model, x, y, generator)
 
-    def skip(self, x: Float[Tensor, "n *image"], n: int, generator: torch.Generator) -> None:
-        """Leave ``generator`` alone, as an attack on n images would."""
-
     def __str__(self) -> str:
         return f"fgsm{suffix(self.norm, self.objective)}"
 
