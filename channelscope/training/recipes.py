@@ -29,8 +29,16 @@ from channelscope.training.settings import (
 )
 
 METHODS = METHOD_NAMES
-SETTINGS = ("digits-resnet18", "cifar10-resnet18", "cifar10-wrn-28-10", "svhn-resnet18", "fashion-mnist-resnet10")
-SUITED = {"digits": SETTINGS[0], "svhn": SETTINGS[3], "fashion-mnist": SETTINGS[4]}  # by data; others: CIFAR-10's
+SETTINGS = (
+    "digits-resnet18",
+    "cifar10-resnet18",
+    "cifar10-small",
+    "cifar10-wrn-28-10",
+    "svhn-resnet18",
+    "fashion-mnist-resnet10",
+)
+SUITED = {"digits": SETTINGS[0], "svhn": SETTINGS[4], "fashion-mnist": SETTINGS[5]}  # by data; others: CIFAR-10's
+_QUICK = (SETTINGS[0], SETTINGS[2])  # are fast as they are
 _IMPOSSIBLE = {("fashion-mnist-resnet10", "eas")}  # its place is the block before the last, and there is but one
 
 Values = dict[str, Any]
@@ -125,7 +133,7 @@ def catalogue() -> dict[str, tuple[str, ...]]:
     """List the recipes that ship with the package: name -> the files that it is made of."""
     names = {}
     for setting, method, fast in product(SETTINGS, METHODS, (False, True)):
-        if not (fast and setting.startswith("digits")) and (setting, method) not in _IMPOSSIBLE:
+        if not (fast and setting in _QUICK) and (setting, method) not in _IMPOSSIBLE:
             files = (f"settings/{setting}", f"methods/{method}", *["fast"] * fast)
             names[f"{setting}-{method}" + "-fast" * fast] = files
     return names
