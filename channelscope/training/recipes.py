@@ -32,7 +32,7 @@ METHODS = METHOD_NAMES
 SETTINGS = (
     "digits-resnet18",
     "cifar10-resnet18",
-    "cifar10-small",
+    "cifar10-resnet18-small",
     "cifar10-wrn-28-10",
     "svhn-resnet18",
     "fashion-mnist-resnet10",
