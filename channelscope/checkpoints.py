@@ -31,6 +31,7 @@ METHOD_NAMES = (
     *("standard-cifs", "trades-cifs", "mart-cifs", "fat-cifs", "trades-cas", "mart-cas", "fat-cas"),
 )
 LOG = ("epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best")  # columns of a training log
+GATE_LOG = ("probe_natural", "probe_robust", "mask_natural", "mask_adversarial", "mask_cosine")  # and of each CIFS gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,14 +178,14 @@ class Checkpoint:
         )
         if not fits:
             raise ValueError("mismatched parts")
-        _check_meta(meta)
+        _check_meta(meta, gates)
         values = {"architecture": architecture, "gates": gates, "image": image, "class_names": names and tuple(names)}
         return cls(**content | values)
 
 
-def _check_meta(meta: dict[str, Any]) -> None:
+def _check_meta(meta: dict[str, Any], gates: tuple[Gate, ...]) -> None:
     """Check what else is made use of; raises anything where it does not fit."""
-    check_history(meta.get("history", []))
+    check_history(meta.get("history", []), gates)
     known = [meta.get("versions", {})]
     if (settings := meta.get("settings")) is not None:
         known += [settings["recipe"], settings["data"]]
@@ -194,9 +195,19 @@ def _check_meta(meta: dict[str, Any]) -> None:
         raise ValueError("settings of another kind")
 
 
-def check_history(history: Any) -> list[dict[str, Any]]:
-    """Check that a training log is a list of rows with the columns of ``LOG``; raises anything where it is not."""
-    if not isinstance(history, list) or not all(row.keys() == set(LOG) for row in history):
+def log_columns(gates: tuple[Gate, ...]) -> list[str]:
+    """Name the columns of a training log.
+
+    For each gate of CIFS, by ``LAYER.`` and a name of ``GATE_LOG``, it has what the validation images find: the probe's
+    natural and robust accuracy, the share of the mask that is in effect (``mask_share``) on natural and on adversarial
+    images, and the cosine between the two masks of an image.
+    """
+    return [*LOG, *(f"{gate.layer}.{name}" for gate in gates if gate.kind == "cifs" for name in GATE_LOG)]
+
+
+def check_history(history: Any, gates: tuple[Gate, ...]) -> list[dict[str, Any]]:
+    """Check that a training log is a list of rows with the columns of such gates; raises anything where it is not."""
+    if not isinstance(history, list) or not all(row.keys() == set(log_columns(gates)) for row in history):
         raise ValueError("not a training log")
     return history
 

@@ -2,7 +2,16 @@
 
 from channelscope.attacks.adaptive import Detached, JointSweep, MaskFrozen, ProbeLoss, Transfer
 from channelscope.attacks.apgd import APGD
-from channelscope.attacks.ball import Attack, ImageGenerators, Norm, called, check_images, correct, image_generators
+from channelscope.attacks.ball import (
+    Attack,
+    ImageGenerators,
+    Norm,
+    called,
+    check_images,
+    correct,
+    image_generators,
+    is_right,
+)
 from channelscope.attacks.library import AttackWarning, AutoAttack, LibraryAttack, Square, doubts
 from channelscope.attacks.names import parse
 from channelscope.attacks.pgd import FGSM, PGD
@@ -30,5 +39,6 @@ __all__ = [
     "correct",
     "doubts",
     "image_generators",
+    "is_right",
     "parse",
 ]

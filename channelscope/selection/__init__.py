@@ -14,7 +14,7 @@ from channelscope.selection.eas import ElementScaler
 from channelscope.selection.fsr import FeatureRecalibrator
 from channelscope.selection.kap import KernelAveragePool
 from channelscope.selection.network import Probed, Selective, attached, detached, frozen, is_hiding, takes_labels
-from channelscope.selection.selections import Selection
+from channelscope.selection.selections import Selection, mask_share
 
 __all__ = [
     "KINDS",
@@ -32,6 +32,7 @@ __all__ = [
     "detached",
     "frozen",
     "is_hiding",
+    "mask_share",
     "takes_labels",
 ]
 

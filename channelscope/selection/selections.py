@@ -43,6 +43,17 @@ def strongest_rival(answer: Float[Tensor, "n k"], y: Int[Tensor, " n"]) -> Int[T
     return torch.where(first == y, second, first)
 
 
+def mask_share(mask: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+    r"""Give, per image, the share of a mask's multipliers that is in effect: their participation ratio.
+
+    .. math:: (\sum_i |m_i|)^2 \,/\, (C \sum_i m_i^2)
+
+    of C multipliers lies between 1 / C, where one alone is not 0, and 1, where all are alike; 0 for a mask of zeros.
+    """
+    m = mask.double().abs()
+    return (m.sum(1) ** 2 / (m.shape[1] * (m**2).sum(1)).clamp_min(torch.finfo(m.dtype).tiny)).to(mask.dtype)
+
+
 def require_maps(z: Float[Tensor, "n c *space"], kind: str) -> None:
     """Refuse features that are not feature maps (n, c, h, w)."""
     if z.ndim != 4:

@@ -12,15 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
 from channelscope import distributed
-from channelscope.attacks import PGD, correct
+from channelscope.attacks import PGD, correct, is_right
 from channelscope.capture import capture
+from channelscope.checkpoints import LOG, log_columns
 from channelscope.data import augment
 from channelscope.hooks import evaluating
+from channelscope.selection import FeatureSelector, Selective, mask_share
 from channelscope.training.job import Job
 from channelscope.training.state import Diverged, State
 
@@ -63,9 +66,13 @@ def train_epoch(job: Job, state: State, epoch: int, bar: Any) -> dict[str, float
 
 
 def validate(job: Job, state: State) -> dict[str, float]:
-    """Measure natural and robust accuracy on the validation part, the same random starts each time."""
+    """Measure natural and robust accuracy on the validation part, the same random starts each time.
+
+    Of the gates of CIFS also what ``log_columns`` names.
+    """
     part, attack, generator = distributed.share(len(job.val)), job.validation_attack, job.generator(-1)
-    hits = torch.zeros(2, dtype=torch.float64, device=state.device)
+    names = ["val_natural", "val_robust", *log_columns(job.gates)[len(LOG) :]]
+    sums = torch.zeros(len(names), dtype=torch.float64, device=state.device)
     indices = torch.arange(part.start, part.stop)
     with evaluating(state.chosen), _computing(job, state.device):
         skipped = torch.empty(1, job.data.channels, *job.data.image_size, dtype=_dtype(job))
@@ -73,9 +80,23 @@ def validate(job: Job, state: State) -> dict[str, float]:
         for x, y in state.val.batches(256, state.device, indices):
             x = x.to(_dtype(job))
             x_adv = attack(state.chosen, x, y, generator)
-            hits += torch.stack([correct(state.chosen, images, y).sum() for images in (x, x_adv)])
-    natural, robust = (distributed.total(hits) / len(job.val)).tolist()
-    return {"val_natural": natural, "val_robust": robust}
+            sums += torch.stack([part.sum(dtype=torch.float64) for part in _measured(state.chosen, x, x_adv, y)])
+    return dict(zip(names, (distributed.total(sums) / len(job.val)).tolist(), strict=True))
+
+
+@torch.no_grad()
+def _measured(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """Give validation's measurements per image, in the order of their columns."""
+    if not isinstance(network, Selective):
+        yield from (correct(network, images, y) for images in (x, x_adv))
+        return
+    natural, adversarial = network.probed(x), network.probed(x_adv)
+    yield from (is_right(answer.logits, y) for answer in (natural, adversarial))
+    for layer in (layer for layer, gate in network.gates.items() if isinstance(gate, FeatureSelector)):
+        yield from (is_right(answer.probes[layer], y) for answer in (natural, adversarial))
+        masks = natural.masks[layer], adversarial.masks[layer]
+        yield from map(mask_share, masks)
+        yield F.cosine_similarity(*masks)
 
 
 def _starts(job: Job) -> range:

@@ -10,7 +10,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from channelscope import distributed
-from channelscope.checkpoints import LOG, Checkpoint, build, check_history, is_finite, load_tensors, save_tensors
+from channelscope.checkpoints import (
+    Checkpoint,
+    build,
+    check_history,
+    is_finite,
+    load_tensors,
+    log_columns,
+    save_tensors,
+)
 from channelscope.data import Part, Split
 from channelscope.errors import UserError
 from channelscope.files import remove_leftovers, replacing
@@ -100,7 +108,7 @@ class State:
         self.scaler.load_state_dict(progress["scaler"])
         if self.average is not None:
             self.average.load_state_dict(progress["average"])
-        self.history = check_history(kept["meta"]["history"])
+        self.history = check_history(kept["meta"]["history"], job.gates)
         if self.history:
             self.best = kept["state"]
             with torch.device("meta"):  # only to learn that the best weights are whole
@@ -173,7 +181,7 @@ class State:
         }
         save_tensors(content, job.partial)
         with replacing(job.log) as temporary:
-            pd.DataFrame(self.history, columns=list(LOG)).to_csv(temporary, index=False)
+            pd.DataFrame(self.history, columns=log_columns(job.gates)).to_csv(temporary, index=False)
 
 
 def _resident(part: Part, device: str) -> Part:
