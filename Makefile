@@ -7,6 +7,9 @@ CHECKS := install lint types floors test
 # ask for, GitPython and requests apart (the test extra has them), is here already, or is not needed, or is long outdated.
 ORACLES := foolbox==3.3.4 eagerpy==0.30.0 torchattacks==3.3.0 adversarial-robustness-toolbox==1.20.1 six==1.17.0
 
+# CIFAR-10 as train/<class>/ and test/<class>/ folders of images.
+IMAGES ?= $(if $(CHANNELSCOPE_DATA),$(CHANNELSCOPE_DATA),data)/cifar10-jpeg
+
 # Paths are relative, so that the folder's own path may have spaces in it.
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -14,10 +17,10 @@ PIP_INSTALL := $(RUN) pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test install lint format types floors notebooks check coverage figures clean
+.PHONY: help demo test install lint format types floors notebooks check coverage figures zoo results-small clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## Run the demonstration: it trains, attacks and compares small networks
 	$(VENV)/bin/channelscope demo
@@ -54,8 +57,14 @@ check: ## Run every check that a change must pass
 coverage: $(VENV)/.test ## Run the tests and list the lines that none of them reaches
 	$(RUN) pytest -q --cov
 
-figures: $(VENV)/.demo ## Make the gallery in figures/ again
-	$(VENV)/bin/python figures/make.py
+figures: $(VENV)/.demo ## Make the gallery in figures/ again, that of CIFAR-10 where IMAGES are
+	$(RUN) figures.make --data "$(IMAGES)"
+
+zoo: $(VENV)/.test ## Train the networks that ship with the package on IMAGES: hours
+	$(RUN) benchmarks.results train --data "$(IMAGES)"
+
+results-small: $(VENV)/.test ## Measure them on IMAGES, and write the tables of docs/RESULTS.md: an hour
+	$(RUN) benchmarks.results measure --data "$(IMAGES)"
 
 clean: ## Remove .venv, caches and build output; data/ and runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

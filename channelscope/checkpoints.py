@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 import torch
 from torch import Tensor, nn
 
-from channelscope import __version__
+from channelscope import __version__, zoo
 from channelscope.errors import UserError
 from channelscope.files import replacing
 from channelscope.models import Architecture
@@ -113,6 +113,14 @@ class Checkpoint:
         network.load_state_dict(dict(self.state), assign=True)
         return network.eval()
 
+    def halved(self) -> Self:
+        """Give the checkpoint with its matrices and kernels in half precision; what is small keeps its precision.
+
+        BatchNorm's variances behind a mask, which shrinks what it lets through, would vanish in half precision.
+        """
+        state = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in self.state.items()}
+        return dataclasses.replace(self, state=state)
+
     def save(self, path: Path | str) -> None:
         """Write the checkpoint, whole or not at all.
 
@@ -133,12 +141,14 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Read a checkpoint.
+        """Read a checkpoint: a file, or ``zoo:NAME``, a network that ships with the package.
+
+        Weights that a file holds in half precision, to save space, come back in single precision.
 
         Raises:
             UserError: one sentence for a file that is missing, damaged, foreign or hostile.
         """
-        content = load_tensors(Path(path))
+        content = load_tensors(zoo.located(path))
         if not isinstance(content, dict) or "channelscope" not in content:
             raise UserError(
                 f"{path} is not a channelscope checkpoint: train one with 'channelscope train', "
@@ -180,7 +190,12 @@ class Checkpoint:
             raise ValueError("mismatched parts")
         _check_meta(meta, gates)
         values = {"architecture": architecture, "gates": gates, "image": image, "class_names": names and tuple(names)}
-        return cls(**content | values)
+        state = {name: _widened(tensor) for name, tensor in content["state"].items()}
+        return cls(**content | values | {"state": state})
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _check_meta(meta: dict[str, Any], gates: tuple[Gate, ...]) -> None:
@@ -226,7 +241,7 @@ def build(architecture: Architecture, gates: tuple[Gate, ...]) -> nn.Module:
 
 
 def load(path: Path | str) -> nn.Module:
-    """Load a trained network in eval mode: ``net(x)`` gives plain logits for images x in [0, 1].
+    """Load a trained network, a file or ``zoo:NAME``, in eval mode: ``net(x)`` gives plain logits for x in [0, 1].
 
     A gated network also has ``net.probed(x)``, with its probes' logits and masks.
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from channelscope import zoo
 from channelscope.capture import capture
 from channelscope.checkpoints import METHOD_NAMES, Checkpoint
 from channelscope.data import Dataset
@@ -105,7 +106,7 @@ def _labelled(models: Mapping[str, Network] | Sequence[str | Path]) -> dict[str,
     if not isinstance(models, Mapping):
         if not all(isinstance(path, str | Path) for path in models):
             raise UserError("Only paths can be listed without labels: give networks as {label: network}.")
-        labels = [Path(path).stem for path in models]
+        labels = [zoo.label_of(path) for path in models]
         if len(set(labels)) < len(labels):
             raise UserError("Two models have the same file name: give each its own label.")
         models = dict(zip(labels, models, strict=True))

@@ -7,20 +7,25 @@ as long as all the rest.
 import os
 import pickle
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from time import sleep
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 import networks
 import test_measurement
-from channelscope import distributed
+from channelscope import distributed, files
 from channelscope.attacks import PGD
 from channelscope.comparison import Comparison, compare
 from channelscope.errors import UserError
+from channelscope.evaluation import evaluate
+from channelscope.evaluation.progress import Progress
 from channelscope.measurement import Measurement
 
 SEED = 3
@@ -95,6 +100,32 @@ def compared() -> Comparison:
     return compare(
         models, data, attack="pgd-2", attacks=["cw-2", "joint-sweep"], replicates=20, batch_size=5, progress=False
     )
+
+
+@contextmanager
+def slowly(path: Path) -> Iterator[Path]:
+    """Replace a file, and take time for it."""
+    with files.replacing(path) as temporary:
+        sleep(1)
+        yield temporary
+
+
+class Late(Progress):
+    """The record of an evaluation, at which all processes but the first look late: while it is being begun."""
+
+    def __init__(self, *given: Any) -> None:
+        if not distributed.is_first():
+            sleep(0.5)
+        super().__init__(*given)
+
+
+def evaluated(out: Path | None = None) -> list[float]:
+    """Evaluate a network; give the accuracies under the attacks."""
+    torch.manual_seed(SEED)
+    data = (networks.images(20)[0], torch.arange(20) % networks.CLASSES)
+    given: dict[str, Any] = {"attacks": ["fgsm", "pgd-2"], "eps": 0.1, "checks": 0, "batch_size": 5, "progress": False}
+    with patch("channelscope.evaluation.Progress", Late), patch("channelscope.evaluation.progress.replacing", slowly):
+        return evaluate(networks.plain(), data, out=out, **given).table["robust"].tolist()
 
 
 class Watching:
@@ -180,6 +211,7 @@ def everything() -> dict[str, Any]:
             "measured": measured(),
             "streamed": streamed(),
             "compared": compared(),
+            "evaluated": evaluated(Path(sys.argv[1]) / "evaluation"),
         }
         found |= {"watched": watched(), "progressed": progressed(), "too few": too_few(), "told": told()}
     return found | {"left": (distributed.rank(), distributed.size())}

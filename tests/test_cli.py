@@ -31,7 +31,7 @@ from channelscope.training import Recipe
 from channelscope.training.recipes import catalogue, summary
 from runs import METHODS, contents, digits, same_run, trained, write_npz
 
-COMMANDS = ("train", "recipes", "sweep", "compare", "evaluate", "figures", "demo", "convert", "layers")
+COMMANDS = ("train", "recipes", "sweep", "compare", "evaluate", "figures", "demo", "convert", "layers", "zoo")
 TINY = ["--arch", "resnet10", "--width", "2", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "-q"]
 
 

@@ -207,6 +207,10 @@ def test_both_processes_end_with_the_same_comparison(both: tuple[Found, Found]) 
     assert (settings[0]["hardware"]["processes"], wanted.meta["hardware"]["processes"]) == (2, 1)
 
 
+def test_a_process_that_comes_late_to_an_evaluation_joins_it(both: tuple[Found, Found]) -> None:
+    assert [found["evaluated"] for found in both] == [several.evaluated()] * 2
+
+
 def test_a_foreign_attack_draws_by_the_first_image_of_each_batch(both: tuple[Found, Found]) -> None:
     wanted = [{0, 4}, {5, 9}]  # of batches of four
     seeds = [{image_generators(several.SEED, "Watching", [n]).initial_seed() for n in own} for own in wanted]

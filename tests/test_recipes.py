@@ -53,7 +53,7 @@ def test_every_setting_is_there_with_every_method_once() -> None:
     files = {file.name.removesuffix(".toml") for file in (SHIPPED / "settings").iterdir()}
     assert files == set(SETTINGS)
     wanted = {f"{setting}-{method}" for setting in SETTINGS for method in METHODS} - {"fashion-mnist-resnet10-eas"}
-    fast = {f"{name}-fast" for name in wanted if not name.startswith("digits")}
+    fast = {f"{name}-fast" for name in wanted if not name.startswith(("digits", "cifar10-resnet18-small"))}
     assert set(NAMES) == wanted | fast
 
 
@@ -490,7 +490,7 @@ KINDS = ("at", "cifs", "cas", "fsr", "eas", "kap")  # the other methods' gates a
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(tuple(f"-{kind}" for kind in KINDS))])
 def test_every_recipes_gates_fit_its_network(name: str) -> None:
-    setting, method = next((setting, name.removeprefix(f"{setting}-")) for setting in SETTINGS if setting in name)
+    setting, method = max((setting, name.removeprefix(f"{setting}-")) for setting in SETTINGS if setting in name)
     if method not in KINDS:
         assert named(name).gates == named(f"{setting}-{method.partition('-')[2]}").gates
         return

@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from channelscope.cli.printing import outcomes, table, tell_comparison, tell_evaluation
+from channelscope.cli.printing import outcomes, table, tell_comparison, tell_evaluation, tell_zoo
 from channelscope.cli.processes import together
 from channelscope.errors import UserError
 
@@ -174,9 +174,10 @@ def _comparison(args: argparse.Namespace, device: str) -> "Comparison":
 
 def _models(args: argparse.Namespace) -> dict[str, "Checkpoint"]:
     """Read the checkpoints, by label."""
+    from channelscope import zoo
     from channelscope.checkpoints import Checkpoint
 
-    labels = args.labels or [Path(path).stem for path in args.models]
+    labels = args.labels or [zoo.label_of(path) for path in args.models]
     if len(labels) != len(args.models):
         raise UserError(f"There are {len(args.models)} models and {len(labels)} labels: give one label for each model.")
     if len(set(labels)) < len(labels):
@@ -216,11 +217,18 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _trained_on(checkpoints: Any) -> str:
     """Name the data set on which all of the checkpoints were trained."""
+    from channelscope import zoo
+
     settings = [checkpoint.meta.get("settings") for checkpoint in checkpoints]
     names = {known["data"]["name"] if known else None for known in settings}
     name = names.pop()
     if names or name is None:
         raise UserError("The models do not say that they were trained on one data set: name the data with --data.")
+    if name == zoo.TRAINED_ON:
+        raise UserError(
+            f"The models were trained on {name}, which cannot be fetched by that name: add --data cifar10 --download, "
+            "or --data imagefolder:DIR."
+        )
     return str(name)
 
 
@@ -284,6 +292,22 @@ def layers(args: argparse.Namespace) -> None:
         mark = "  <- penultimate: what 'compare' looks at by default" if call.name == penultimate else ""
         rows.append((call.name, type(call.module).__name__, str(call.output.shape[1]), shape + mark))
     print(table(rows, align="llrl"))
+
+
+def zoo(args: argparse.Namespace) -> None:
+    """List the networks that ship with the package."""
+    from channelscope import zoo
+    from channelscope.checkpoints import Checkpoint
+    from channelscope.training.recipes import name_of
+
+    tell_zoo(
+        [
+            (f"zoo:{name}", name_of(settings["recipe"]), settings["data"]["name"])
+            for name in zoo.names()
+            for settings in [Checkpoint.read(f"zoo:{name}").meta["settings"]]
+        ],
+        zoo.results(),
+    )
 
 
 def _data(args: argparse.Namespace, name: str) -> "Dataset":

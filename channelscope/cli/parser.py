@@ -22,6 +22,7 @@ begin here:
   channelscope demo                                   train three networks on digits and compare them
   channelscope train --method at --out at.pt          train one network
   channelscope compare --models nat.pt at.pt cifs.pt  compare networks: tables, figures, report.html
+  channelscope zoo                                    trained networks that are here already
 """
 
 
@@ -231,7 +232,19 @@ def make_parser() -> argparse.ArgumentParser:
         "List the layers that can be captured, by name, with their channels and shapes.",
         "channelscope layers cifs.pt",
     )
-    layers.add_argument("model", metavar="MODEL", help="checkpoint of a network")
+    layers.add_argument("model", metavar="MODEL", help="checkpoint of a network, or zoo:NAME")
+
+    _command(
+        menu,
+        "zoo",
+        commands.zoo,
+        "list the trained networks that ship with the package",
+        "List the trained networks that ship with the package: how robust each was measured to be, what it was\n"
+        "trained on and by which recipe. Their names stand for files: --models zoo:NAME, cs.load('zoo:NAME').",
+        "channelscope zoo\n"
+        "  channelscope compare --models zoo:cifar10-standard zoo:cifar10-at zoo:cifar10-cifs \\\n"
+        "      --data cifar10 --download",
+    )
     return parser
 
 
@@ -293,7 +306,9 @@ def _add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", nargs="+", required=True, metavar="FILE", help="checkpoints of networks")
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="FILE", help="checkpoints of networks, or zoo:NAME"
+    )
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="their names (default: the file names)")
 
 

@@ -1,7 +1,7 @@
 """What commands print of their results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,28 @@ def _summary(found: "Comparison") -> list[tuple[str, ...]]:
         measures = (f"{value[name]:.2f}" for name in ("cosine", "nr_ratio", "relevance_spearman_adversarial"))
         rows.append((model, *shares, *measures))
     return rows
+
+
+def tell_zoo(networks: Sequence[tuple[str, str, str]], measured: Sequence[Mapping[str, str]]) -> None:
+    """Print the zoo's networks (name, recipe, data that they were trained on) and what was measured of each."""
+    attacks = {
+        "natural": "natural",
+        "pgd-20": "pgd-20",
+        "cw-30": "cw-30",
+        "worst": "worst case",
+        "autoattack": "autoattack",
+    }
+    known = {(f"zoo:{row['model']}", row["attack"]): row for row in measured}
+    rows: list[tuple[str, ...]] = [("network", *attacks.values(), "trained on", "recipe")]
+    for name, recipe, data in networks:
+        shares = (f"{float(known[name, attack]['accuracy']):.1%}" for attack in attacks)
+        rows.append((name, *shares, data, recipe))
+    print(table(rows, align="l" + "r" * len(attacks) + "ll"))
+    n, fewer = (known[networks[0][0], attack]["count"] for attack in ("worst", "autoattack"))
+    print(
+        f"\nL-inf, eps 8/255, on {n} test images (autoattack: {fewer}), seed 0; more in docs/RESULTS.md. Use them "
+        "as files:\n  channelscope compare --models zoo:cifar10-at zoo:cifar10-cifs --data cifar10 --download"
+    )
 
 
 def table(rows: Sequence[tuple[str, ...]], align: str) -> str:

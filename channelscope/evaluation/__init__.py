@@ -116,6 +116,7 @@ def evaluate(
     partial = folder and folder.with_name(f"{folder.name}.partial")
     gallery = Gallery(partial / "adversarial", (len(part), *part.image_shape)) if partial and save_adversarial else None
     state = Progress(partial, known)
+    wait()  # all have looked before one writes
     found = outcomes(subjects, part, len(dataset.classes), plan, state, gallery, shown=progress)
     result = assemble(subjects, found, dataset, part, settings | {"command": command})
     if folder is not None:

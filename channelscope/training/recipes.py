@@ -145,6 +145,11 @@ def summary(name: str) -> str:
     return text.partition("\n")[0].removeprefix("# ").rstrip(".:")
 
 
+def name_of(values: Values) -> str:
+    """Find the recipe that ships with the package and has these values; "your own" where there is none."""
+    return next((name for name in catalogue() if Recipe.named(name).values() == values), "your own")
+
+
 def parse_value(text: str) -> Any:
     """Read a value as TOML has it (0.1, true, [1, 2], "softmax"); anything else is a plain word."""
     try:

@@ -1,0 +1,51 @@
+"""The networks that ship with the package: ``zoo:NAME`` stands for a file wherever a trained network is asked for.
+
+Their files hold weights in half precision, which are computed with in single precision. ``results.csv`` has what was
+measured of each, by the commands of docs/RESULTS.md.
+"""
+
+import csv
+from pathlib import Path
+
+from channelscope.errors import UserError, suggest
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.csv"
+TRAINED_ON = "CIFAR-10 (JPEG)"  # all of CIFAR-10's images, coded as JPEG
+_PREFIX = "zoo:"
+
+
+def names() -> list[str]:
+    """List the networks, those of standard training first."""
+    return sorted((file.stem for file in HERE.glob("*.pt")), key=lambda name: (not name.endswith("-standard"), name))
+
+
+def located(path: Path | str) -> Path:
+    """Give the file that ``zoo:NAME`` stands for; any other path as it is.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    if not str(path).startswith(_PREFIX):
+        return Path(path)
+    name = str(path).removeprefix(_PREFIX)
+    if name not in names():
+        raise UserError(
+            f"There is no network {name!r} in the zoo: choose from {', '.join(names())}.{suggest(name, names())}"
+        )
+    return HERE / f"{name}.pt"
+
+
+def label_of(path: Path | str) -> str:
+    """Give a network's label: its name in the zoo, or its file's without the ending."""
+    return Path(str(path).removeprefix(_PREFIX)).stem
+
+
+def results() -> list[dict[str, str]]:
+    """Read what was measured: a row for each network and attack.
+
+    The columns: model; attack ("natural" for none, "worst" for the worst case per image over all attacks); accuracy,
+    low, high: fractions, with the 95 % interval; count, of test images.
+    """
+    with RESULTS.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,173 @@
+"""The networks that ship with the package: what they say of themselves is so."""
+
+import csv
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import results
+from channelscope import PGD, attached, load, zoo
+from channelscope.attacks import correct, image_generators
+from channelscope.checkpoints import Checkpoint, load_tensors
+from channelscope.cli import main
+from channelscope.data import Split, stratified
+from channelscope.data import load as load_data
+from channelscope.errors import UserError
+from channelscope.evaluation import Evaluation
+from channelscope.selection import Selective
+from channelscope.subjects import subjects_of
+from channelscope.training.recipes import name_of
+
+ROOT = Path(__file__).parent.parent
+NAMES = ["cifar10-standard", "cifar10-at", "cifar10-cas", "cifar10-cifs"]
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_zoo_holds_the_four_kinds_of_network() -> None:
+    assert zoo.names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_small_and_half_precise_and_its_network_is_not(name: str) -> None:
+    file = zoo.HERE / f"{name}.pt"
+    assert file.stat().st_size < 2_000_000
+    for tensor in load_tensors(file)["state"].values():
+        assert tensor.dtype == (torch.float16 if tensor.ndim > 1 else tensor.dtype)
+    network = load(f"zoo:{name}")
+    assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
+    assert isinstance(network, Selective) == (name in ("cifar10-cas", "cifar10-cifs"))
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_says_how_it_was_trained(name: str) -> None:
+    checkpoint = Checkpoint.read(f"zoo:{name}")
+    settings = checkpoint.meta["settings"]
+    assert name_of(settings["recipe"]) == f"cifar10-resnet18-small-{checkpoint.method}"
+    assert settings["data"]["name"] == zoo.TRAINED_ON
+    assert len(checkpoint.meta["history"]) == settings["recipe"]["schedule"]["epochs"]
+    assert checkpoint.class_names is not None
+    assert len(checkpoint.class_names) == 10
+
+
+def test_the_adversarially_trained_networks_had_equal_compute() -> None:
+    _, at, cas, cifs = subjects_of([f"zoo:{name}" for name in NAMES], {}, "cpu")
+    assert at.label == "cifar10-at"
+    assert at.compute == cas.compute == cifs.compute
+
+
+def test_any_other_path_is_left_as_it_is() -> None:
+    assert zoo.located("a/zoo:b.pt") == Path("a/zoo:b.pt")
+    assert zoo.label_of("a/b.c.pt") == "b.c"
+
+
+@pytest.mark.parametrize("name", ["zoo:", "zoo:cifar10-ta", "zoo:../zoo/cifar10-at", "zoo:cifar10-at.pt"])
+def test_an_unknown_name_is_the_users_to_know(name: str) -> None:
+    with pytest.raises(UserError, match="choose from cifar10-standard, cifar10-at"):
+        load(name)
+
+
+def test_halving_keeps_what_is_small(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.read("zoo:cifar10-cifs")
+    behind = "cnn.layer4.1.bn1.running_var"
+    state = dict(checkpoint.state) | {behind: torch.full_like(checkpoint.state[behind], 1e-12)}
+    Checkpoint(**vars(checkpoint) | {"state": state}).halved().save(tmp_path / "half.pt")
+    again = Checkpoint.read(tmp_path / "half.pt")
+    assert torch.equal(again.state[behind], state[behind])
+    for name, tensor in again.state.items():
+        torch.testing.assert_close(tensor, checkpoint.state[name] if name != behind else tensor, rtol=1e-3, atol=1e-7)
+
+
+def test_what_was_measured_is_what_the_images_outcomes_say(tmp_path: Path) -> None:
+    results.accuracies().to_csv(tmp_path / "again.csv", index=False)
+    again, kept = pd.read_csv(tmp_path / "again.csv"), pd.read_csv(zoo.RESULTS)
+    pd.testing.assert_frame_equal(again, kept)
+    assert set(kept["model"]) == set(NAMES)
+
+
+@pytest.mark.parametrize("page", results.PAGES, ids=str)
+def test_no_table_of_the_pages_was_edited_by_hand(page: Path) -> None:
+    text, marks = page.read_text("utf-8"), []
+    for name, make in results.TABLES.items():
+        for found in re.finditer(f"<!-- {name} -->\n(.*?)\n<!-- end of {name} -->", text, re.DOTALL):
+            assert found[1] == make()
+            marks.append(name)
+    assert marks
+
+
+def test_the_first_line_of_the_results_says_what_came_of_cifs() -> None:
+    lines = [line for line in Path("docs/RESULTS.md").read_text("utf-8").splitlines() if line.strip()]
+    assert lines[1] == "<!-- headline -->"
+    assert lines[2] == results.headline()
+
+
+def test_adversarial_training_is_worth_more_than_15_points() -> None:
+    table = pd.read_csv(zoo.RESULTS).query("attack == 'pgd-20'").set_index("model")["accuracy"]
+    assert (table.drop("cifar10-standard") > table["cifar10-standard"] + 0.15).all()
+
+
+def test_the_command_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["zoo"]) == 0
+    told = capsys.readouterr().out
+    with zoo.RESULTS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in NAMES:
+        line = next(line for line in told.splitlines() if line.startswith(f"zoo:{name} "))
+        shares = {row["attack"]: f"{float(row['accuracy']):.1%}" for row in rows if row["model"] == name}
+        assert line.split()[1:6] == [shares[key] for key in ("natural", "pgd-20", "cw-30", "worst", "autoattack")]
+        assert zoo.TRAINED_ON in line
+        assert f"cifar10-resnet18-small-{name.removeprefix('cifar10-')}" in line
+
+
+def test_data_has_to_be_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    status = main(["compare", "--models", "zoo:cifar10-at", "zoo:cifar10-cifs", "--out", str(tmp_path / "out")])
+    assert status == 2
+    assert "--data cifar10 --download" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Evaluation, Split]:
+    """The evaluation that is kept, and its images."""
+    folder = os.environ.get("CHANNELSCOPE_DATA")
+    if not folder:
+        pytest.skip("CHANNELSCOPE_DATA names no image folder")
+    part = load_data(f"imagefolder:{folder}/cifar10-jpeg", stream=True).test
+    found = Evaluation.load(ROOT / results.KEPT / "evaluation")
+    part = part.subset(stratified(part.labels, found.meta["data"]["images"], found.meta["seed"]))
+    x, y = next(part.batches(len(part)))
+    return found, Split(x, y)
+
+
+def _outcome(found: Evaluation, network: int, attack: str) -> np.ndarray:
+    return found.arrays[f"correct/{network}/{attack}"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_natural_accuracy_comes_out_again(measured: tuple[Evaluation, Split], name: str) -> None:
+    found, part = measured
+    network, index = load(f"zoo:{name}"), NAMES.index(name)
+    with torch.no_grad():
+        right = torch.cat([correct(network, x, y) for x, y in part.batches(250)])
+    assert abs(right.float().mean() - _outcome(found, index, "natural").mean()) <= 0.003
+
+
+@pytest.mark.parametrize("name", ["cifar10-at", "cifar10-cifs"])
+def test_robust_accuracy_comes_out_again(measured: tuple[Evaluation, Split], name: str) -> None:
+    found, part = measured
+    network: nn.Module = attached(load(f"zoo:{name}"))
+    outcome = _outcome(found, NAMES.index(name), "pgd-20")[:100]
+    attack = PGD(eps=8 / 255, steps=20, early_stop=0)
+    x, y = next(part.batches(100))
+    x_adv = attack(network, x, y, image_generators(found.meta["seed"], "pgd-20", range(100)))
+    again = correct(network, x_adv, y).numpy() & correct(network, x, y).numpy()
+    assert (again != outcome).sum() <= 1
