@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RUN = HERE.parent / "runs" / "gallery"
-TABLES = ("activations", "alignment", "robustness", "verdicts", "training")
+TABLES = ("activations", "alignment", "robustness", "verdicts", "training", "gates")
 
 
 def main() -> None:

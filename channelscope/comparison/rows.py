@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from channelscope import alignment, claims
-from channelscope.checkpoints import versions
+from channelscope.checkpoints import GATE_LOG, versions
 from channelscope.comparison.frames import COLUMNS, Comparison
 from channelscope.comparison.subjects import Compared
 from channelscope.data import Dataset, Part
@@ -54,6 +54,7 @@ def assemble(networks: Sequence[Compared], dataset: Dataset, part: Part, setting
         robustness=_frame("robustness", [row for s in networks for row in _robustness(s, dataset.classes, level)]),
         verdicts=_frame("verdicts", [dataclasses.asdict(verdict) for verdict in judged]),
         training=_frame("training", histories),
+        gates=_frame("gates", [row for log in histories for row in _gates(log)]),
         arrays=arrays,
         meta=meta,
     )
@@ -94,6 +95,14 @@ def _alignment(subject: Compared, classes: Sequence[str], level: float) -> Itera
         link = alignment.across_classes(measures["relevance_spearman_adversarial"], evidence.robust)
         row = {"model": subject.label, "layer": layer, "class": "across", "measure": "relevance_robust_correlation"}
         yield row | vars(alignment.estimate(link, level, alignment.BOUNDS["relevance_robust_correlation"]))
+
+
+def _gates(log: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give the gates' rows of one model's epoch: its log names their columns by layer and measure."""
+    layers = dict.fromkeys(name.rpartition(".")[0] for name in log if name.rpartition(".")[2] in GATE_LOG)
+    for layer in layers:
+        row = {"model": log["model"], "layer": layer, "epoch": log["epoch"]}
+        yield row | {measure: log[f"{layer}.{measure}"] for measure in GATE_LOG}
 
 
 def _robustness(subject: Compared, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
