@@ -45,16 +45,13 @@ def assemble(networks: Sequence[Compared], dataset: Dataset, part: Part, setting
     arrays = {"labels": part.labels.cpu().numpy()}
     for index, subject in enumerate(networks):
         arrays |= {f"correct/{index}/{name}": hits.numpy() for name, hits in subject.measurement.hits.items()}
-    histories = [
-        {"model": subject.label} | row for subject in networks for row in subject.subject.training.get("history", ())
-    ]
     return Comparison(
         activations=pd.concat([_activations(subject, dataset.classes) for subject in networks], ignore_index=True),
         alignment=_frame("alignment", [row for s in networks for row in _alignment(s, dataset.classes, level)]),
         robustness=_frame("robustness", [row for s in networks for row in _robustness(s, dataset.classes, level)]),
         verdicts=_frame("verdicts", [dataclasses.asdict(verdict) for verdict in judged]),
-        training=_frame("training", histories),
-        gates=_frame("gates", [row for log in histories for row in _gates(log)]),
+        training=_frame("training", [row for s in networks for row in _training(s)]),
+        gates=_frame("gates", [row for s in networks for row in _gates(s)]),
         arrays=arrays,
         meta=meta,
     )
@@ -97,12 +94,19 @@ def _alignment(subject: Compared, classes: Sequence[str], level: float) -> Itera
         yield row | vars(alignment.estimate(link, level, alignment.BOUNDS["relevance_robust_correlation"]))
 
 
-def _gates(log: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give the gates' rows of one model's epoch: its log names their columns by layer and measure."""
-    layers = dict.fromkeys(name.rpartition(".")[0] for name in log if name.rpartition(".")[2] in GATE_LOG)
-    for layer in layers:
-        row = {"model": log["model"], "layer": layer, "epoch": log["epoch"]}
-        yield row | {measure: log[f"{layer}.{measure}"] for measure in GATE_LOG}
+def _training(subject: Compared) -> list[dict[str, Any]]:
+    """Give the rows of one network's training log; none where it is unknown."""
+    return [{"model": subject.label} | row for row in subject.subject.training.get("history", ())]
+
+
+def _gates(subject: Compared) -> Iterator[dict[str, Any]]:
+    """Give the rows of each gate, epoch by epoch: the log names their columns by layer and measure."""
+    log = _training(subject)
+    columns = [name.rpartition(".") for name in (log[0] if log else ())]
+    for layer in dict.fromkeys(layer for layer, dot, _ in columns if dot):
+        for row in log:
+            measured = {name: row[f"{layer}.{name}"] for name in GATE_LOG}
+            yield {"model": subject.label, "layer": layer, "epoch": row["epoch"]} | measured
 
 
 def _robustness(subject: Compared, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
