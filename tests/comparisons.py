@@ -1,11 +1,13 @@
 """Small synthetic comparisons for the tests of the figures and of the page."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from channelscope.checkpoints import GATE_LOG
 from channelscope.comparison import Comparison
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -58,6 +60,17 @@ def _training(models: tuple[str, ...], epochs: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def _gates(models: tuple[str, ...], layers: tuple[str, ...], epochs: int) -> pd.DataFrame:
+    rows = []
+    for model, layer, epoch in product(models, layers, range(1, epochs + 1)):
+        done = 1 - np.exp(-3 * epoch / epochs)
+        depth = (1 + layers.index(layer)) / len(layers)
+        accuracies = {"probe_natural": 0.9 * done * depth, "probe_robust": 0.5 * done * depth}
+        masks = {"mask_natural": 1 - 0.6 * done, "mask_adversarial": 1 - 0.4 * done, "mask_cosine": 1 - 0.1 * done}
+        rows.append({"model": model, "layer": layer, "epoch": epoch, **accuracies, **masks})
+    return pd.DataFrame(rows, columns=["model", "layer", "epoch", *GATE_LOG])
+
+
 def _verdicts(models: tuple[str, ...]) -> pd.DataFrame:
     cases = (("C1", "supported", 0.31), ("C2", "not supported", -0.04), ("C3", "inconclusive", 0.12))
     rows = [
@@ -102,8 +115,10 @@ def synthetic(
     empty: tuple[str, ...] = (),
     epochs: int = 12,
     count: int = 100,
+    gates: tuple[str, ...] = (),
 ) -> Comparison:
-    """Frames as a comparison has them, drawn from a fixed seed; the classes in `empty` have no images."""
+    """Frames as a comparison has them, drawn from a fixed seed; the classes in `empty` have no images, and the
+    layers in `gates` have gates of CIFS in every model."""
     rng = np.random.default_rng(0)
     activations: list[pd.DataFrame] = []
     alignment: list[dict[str, Any]] = []
@@ -151,6 +166,7 @@ def synthetic(
         robustness=pd.DataFrame(robustness),
         verdicts=_verdicts(models),
         training=_training(models, epochs),
+        gates=_gates(models, gates, epochs),
         arrays={"labels": np.repeat(np.arange(len(classes)), count)},
         meta=_meta(models, classes, layers, count * (len(classes) - len(empty))),
     )

@@ -30,6 +30,13 @@ def importance(g: Tensor, imgf: str) -> Tensor:
     return torch.stack([of_channel(value) for value in g])
 
 
+def mask_share(mask: Tensor) -> float:
+    """Give the participation ratio of one image's mask m (c,): (sum of |m|)^2 / (c * sum of m^2); 0 of nothing."""
+    values = [abs(value) for value in mask.tolist()]
+    squares = sum(value**2 for value in values)
+    return sum(values) ** 2 / (len(values) * squares) if squares else 0.0
+
+
 def chosen_logits(p: Tensor, k: int, label: int | None) -> list[int]:
     """Choose the k largest logits; the label, where there is one, takes the place of the largest."""
     order = sorted(range(len(p)), key=lambda t: -p[t].item())

@@ -18,7 +18,18 @@ from torch import nn
 
 import networks
 from channelscope import cli
-from channelscope.checkpoints import LOG, Checkpoint, Gate, build, load, load_tensors, save_tensors
+from channelscope.checkpoints import (
+    GATE_LOG,
+    LOG,
+    Checkpoint,
+    Gate,
+    build,
+    check_history,
+    load,
+    load_tensors,
+    log_columns,
+    save_tensors,
+)
 from channelscope.errors import UserError
 from channelscope.models import Architecture
 from channelscope.selection import Selective
@@ -59,7 +70,7 @@ def fresh(arch: str = "resnet18", gates: tuple[Gate, ...] = (), channels: int = 
         image=(channels, 8, 8),
         class_names=("a", "b", "<c>"),
         method="at",
-        meta={"history": [dict.fromkeys(LOG, 1)], "none": None, "deep": {"values": [1, 2.5, "x"]}},
+        meta={"history": [dict.fromkeys(log_columns(gates), 1)], "none": None, "deep": {"values": [1, 2.5, "x"]}},
     )
 
 
@@ -443,6 +454,12 @@ WRONG: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "a method that is none": (("method",), "magic"),
     "a method that is a number": (("method",), 3),
     "meta data that are a list": (("meta",), []),
+    "a log without the gates": (("meta", "history"), [dict.fromkeys(LOG, 1)]),
+    "a log without one of a gate's columns": (
+        ("meta", "history"),
+        [dict.fromkeys(log_columns(GATES["cifs"]), 1), dict.fromkeys(log_columns(GATES["cifs"])[:-1], 1)],
+    ),
+    "a log of other gates": (("meta", "history"), [dict.fromkeys(log_columns(GATES["cas"]), 1)]),
     "weights of another shape": (("state", "cnn.conv1.weight"), torch.zeros(2, 1, 3, 4)),
     "weights that are a list": (("state", "cnn.conv1.weight"), [0.0]),
     "weights too many": (("state", "cnn.conv9.weight"), torch.zeros(2)),
@@ -461,6 +478,24 @@ def test_a_gate_without_weights_is_there_once(tmp_path: Path) -> None:
     fresh(gates=(pool := Gate(layer="conv1", channels=2, kind="kap"),)).save(tmp_path / "net.pt")
     change(tmp_path / "net.pt", ("gates",), [asdict(pool)] * 2)
     refuses(tmp_path / "net.pt", "damaged")
+
+
+def test_a_log_has_columns_for_each_gate_of_cifs() -> None:
+    assert log_columns(()) == log_columns(GATES["fsr"]) == log_columns(GATES["kap"]) == list(LOG)
+    of_gates = [f"{layer}.{name}" for layer in ("layer4.0", "layer4.1") for name in GATE_LOG]
+    assert log_columns(GATES["cifs"]) == [*LOG, *of_gates]
+
+
+@pytest.mark.parametrize("gates", GATES)
+def test_a_log_is_checked_column_by_column(gates: str) -> None:
+    columns = log_columns(GATES[gates])
+    whole = dict.fromkeys(columns, 1)
+    assert check_history([whole, whole], GATES[gates]) == [whole, whole]
+    assert check_history([], GATES[gates]) == []
+    spoilt = [{name: 1 for name in columns if name != missing} for missing in columns]
+    for row in (*spoilt, whole | {"layer9.probe_natural": 1}, {}):
+        with pytest.raises(ValueError, match="not a training log"):
+            check_history([whole, row], GATES[gates])
 
 
 def test_a_mistaken_gate_is_answered_with_what_there_is() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import networks
 import reference
 from channelscope.attacks import FGSM, PGD, JointSweep, image_generators
-from channelscope.checkpoints import Checkpoint
+from channelscope.checkpoints import GATE_LOG, LOG, Checkpoint
 from channelscope.comparison import Comparison, check_folder, compare
 from channelscope.comparison.frames import COLUMNS
 from channelscope.data import Dataset, Split
@@ -22,9 +22,9 @@ from channelscope.hooks import LayerError
 from channelscope.selection import Selective
 from channelscope.training import Recipe
 from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
-from runs import METHODS, contents, digits, mistake, randomness_untouched, refusal_allowed, trained
+from runs import METHODS, contents, digits, mistake, randomness_untouched, refusal_allowed, run, trained
 
-FRAMES = ("activations", "alignment", "robustness", "verdicts", "training")
+FRAMES = ("activations", "alignment", "robustness", "verdicts", "training", "gates")
 QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 20, "progress": False}
 
 
@@ -381,8 +381,9 @@ def test_checkpoints_bring_what_is_known_of_their_training(four: Comparison) -> 
     assert list(four.meta["models"]) == [trained(method).stem for method in METHODS]
     assert [known["method"] for known in four.meta["models"].values()] == list(METHODS)
     assert list(four.training["model"].unique()) == list(four.meta["models"])
-    expected = pd.concat([pd.read_csv(f"{trained(method)}.csv") for method in METHODS], ignore_index=True)
-    pd.testing.assert_frame_equal(four.training[list(expected.columns)], expected)
+    expected = pd.concat([pd.read_csv(f"{trained(method)}.csv")[list(LOG)] for method in METHODS], ignore_index=True)
+    pd.testing.assert_frame_equal(four.training[list(LOG)], expected)
+    assert {*four.training.columns} == {"model", *LOG}
     assert four.meta["data"] == {
         "name": "digits",
         "classes": ["0", "1", "2", "3"],
@@ -391,6 +392,32 @@ def test_checkpoints_bring_what_is_known_of_their_training(four: Comparison) -> 
     }
     assert set(four.verdicts["claim"]) == {"C1", "C2", "C3", "C4"}
     assert four.meta["eps"] == Recipe.suited_to("digits").attack.eps
+
+
+def test_the_logs_of_gates_are_a_table_of_their_own(four: Comparison) -> None:
+    rows = []
+    for method in ("cifs", "cas"):
+        log = pd.read_csv(f"{trained(method)}.csv")
+        for gate in Checkpoint.read(trained(method)).gates:
+            columns = {name: log[f"{gate.layer}.{name}"] for name in GATE_LOG}
+            rows.append(
+                pd.DataFrame({"model": trained(method).stem, "layer": gate.layer, "epoch": log["epoch"]} | columns)
+            )
+    assert list(four.gates.columns) == ["model", "layer", "epoch", *GATE_LOG]
+    pd.testing.assert_frame_equal(four.gates, pd.concat(rows, ignore_index=True))
+
+
+def test_each_gate_has_a_row_for_each_epoch(tmp_path: Path) -> None:
+    run("standard-cifs", tmp_path / "net.pt", data=digits(2), arch="resnet18", width=1)
+    found = compare([tmp_path / "net.pt"], digits(2), **QUICK)
+    rows = list(found.gates[["model", "epoch", "layer"]].itertuples(index=False, name=None))
+    assert rows == [("net", epoch, layer) for layer in ("layer4.0", "layer4.1") for epoch in (1, 2)]
+
+
+def test_without_gates_their_table_is_empty() -> None:
+    found = some()
+    assert list(found.gates.columns) == ["model", "layer", "epoch", *GATE_LOG]
+    assert found.gates.empty
 
 
 def test_paths_checkpoints_and_networks_are_the_same_network() -> None:

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+import reference
 import together
 from channelscope import distributed, training
-from channelscope.checkpoints import Checkpoint, load
+from channelscope.checkpoints import LOG, Checkpoint, load, log_columns
 from channelscope.comparison import compare
 from channelscope.data import Dataset, augment
 from channelscope.objectives import Joint
@@ -137,6 +138,38 @@ def test_an_epochs_row_is_of_all_its_images(precision: str, tmp_path: Path) -> N
     assert row["accuracy"] == pytest.approx(torch.cat(hits).double().mean().item())
     assert row["lr"] == pytest.approx(0.05)
     assert len(losses[-1]) == 8, "the last batch is smaller"
+
+
+def test_validation_follows_each_gate(tmp_path: Path) -> None:
+    """Per gate and image, one at a time: is the probe right, how much of the mask is in effect, and does it turn."""
+    job, state = begun("cifs", tmp_path, arch="resnet18", **EXACT)
+    epochs(job, state, 0)
+    found = engine.validate(job, state)
+    x, y = next(job.val.batches(len(job.val)))
+    x, network = x.double(), state.chosen.eval()
+    x_adv = job.validation_attack(network, x, y, job.generator(-1))
+    with torch.no_grad():
+        answers = [(network.probed(a[None]), network.probed(b[None])) for a, b in zip(x, x_adv, strict=True)]
+    expected = {
+        name: sum(answer[data].logits.argmax().item() == label for answer, label in zip(answers, y, strict=True))
+        for data, name in enumerate(("val_natural", "val_robust"))
+    }
+    for layer in ("layer4.0", "layer4.1"):
+        for data, (probe, mask) in enumerate((("natural", "natural"), ("robust", "adversarial"))):
+            guesses = [answer[data].probes[layer].argmax().item() for answer in answers]
+            expected[f"{layer}.probe_{probe}"] = sum(map(int.__eq__, guesses, y.tolist()))
+            shares = [reference.mask_share(answer[data].masks[layer][0]) for answer in answers]
+            expected[f"{layer}.mask_{mask}"] = sum(shares)
+        pairs = [[answer[data].masks[layer][0].tolist() for data in (0, 1)] for answer in answers]
+        expected[f"{layer}.mask_cosine"] = sum(reference.cosine(*pair) for pair in pairs)
+    assert found == pytest.approx({name: float(value) / len(y) for name, value in expected.items()}, rel=1e-6)
+    assert list(found) == log_columns(job.gates)[len(LOG) - 4 : len(LOG) - 2] + log_columns(job.gates)[len(LOG) :]
+    assert found["layer4.0.mask_cosine"] < 1 - 1e-9, "the attack moves the mask"
+
+
+@pytest.mark.parametrize("method", ["at", "fsr", "eas", "kap"])
+def test_validation_of_other_networks_has_no_gates(method: str, tmp_path: Path) -> None:
+    assert list(engine.validate(*begun(method, tmp_path))) == ["val_natural", "val_robust"]
 
 
 def test_processes_draw_noise_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,20 +24,26 @@ from channelscope.errors import UserError
 from channelscope.plots.paper import COLOURS, MODEL_COLOURS
 from comparisons import CLASSES, MODELS, synthetic
 
+TRAINED = "training images, as trained on"
 NATURAL, ADVERSARIAL = COLOURS["natural"].lower(), COLOURS["adversarial"].lower()
-SMALL = synthetic(models=("nat", "at"), classes=("bird", "cat", "dog"))
+SMALL = synthetic(models=("nat", "at"), classes=("bird", "cat", "dog"), gates=("layer4.0", "layer4.1"))
 ODD_CLASSES = ("../x$_a", "<script>alert(1)</script>", "a class with a name that is much too long for any column $")
+LONG = "backbone.encoder.stages.3.blocks.17.activation"
 HARD = {
-    "two classes, one model, one channel, one epoch": synthetic(("only",), ("a", "b"), channels=1, epochs=1),
+    "two classes, one model, one channel, one epoch": synthetic(
+        ("only",), ("a", "b"), channels=1, epochs=1, gates=("1",)
+    ),
     "odd and long names": synthetic(
-        ("a model with a very long name $x_1$", "at"), ODD_CLASSES, ("backbone.encoder.stages.3.blocks.17.activation",)
+        ("a model with a very long name $x_1$", "at"), ODD_CLASSES, (LONG,), gates=(LONG, "x$_1$")
     ),
     "one class with images": synthetic(("nat", "at"), ("a", "b", "c"), empty=("a", "c")),
     "a thousand channels": synthetic(("nat",), ("a", "b"), channels=1000),
-    "many classes and models": synthetic(("nat", "at", "cifs", "cas"), tuple(f"class number {i}" for i in range(60))),
+    "many classes and models": synthetic(
+        ("nat", "at", "cifs", "cas"), tuple(f"class number {i}" for i in range(60)), gates=("layer4",)
+    ),
     "24 classes": synthetic(("nat", "at"), tuple(f"class number {i}" for i in range(24))),
 }
-KINDS = ("relevance", "nr-share", "alignment-robustness", "training")
+KINDS = ("relevance", "nr-share", "alignment-robustness", "training", "gates")
 
 
 def measured(comparison: Comparison, **where: str) -> pd.DataFrame:
@@ -157,6 +163,9 @@ def test_training_draws_the_log_and_marks_the_best_epoch() -> None:
         points = by_colour(accuracy)
         np.testing.assert_array_equal(points[NATURAL], log[["epoch", "val_natural"]])
         np.testing.assert_array_equal(points[ADVERSARIAL], log[["epoch", "val_robust"]])
+        (trained,) = [line for line in accuracy.lines if line.get_linestyle() == ":"]
+        np.testing.assert_array_equal(trained.get_xydata(), log[["epoch", "accuracy"]])
+        assert to_hex(trained.get_color()) == "#000000"
         assert loss.lines[1].get_xdata()[0] == log.loc[log["best"], "epoch"].item()
 
 
@@ -205,13 +214,68 @@ def test_an_empty_class_is_said_to_be_empty() -> None:
     assert "magnitude-b" not in plots.figures(comparison)
 
 
+def dashed(ax: plt.Axes) -> list[float]:
+    """Where the vertical dashed lines of an axes are."""
+    return [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"]
+
+
+def test_training_says_what_its_dotted_line_is() -> None:
+    (legend,) = plots.training(SMALL).legends
+    assert [handle.get_label() for handle in legend.legend_handles if handle.get_linestyle() == ":"] == [TRAINED]
+    assert TRAINED in [text.get_text() for text in legend.texts]
+    assert "the gates are given the labels there" in plots.caption("training", SMALL)
+
+
+def test_gates_draws_each_probe_and_mask_and_marks_the_kept_epoch() -> None:
+    figure = plots.gates(SMALL)
+    panels = [(model, layer) for model in ("nat", "at") for layer in ("layer4.0", "layer4.1")]
+    for (probe, mask), (model, layer) in zip(np.reshape(figure.axes, (4, 2)), panels, strict=True):
+        rows = SMALL.gates[(SMALL.gates["model"] == model) & (SMALL.gates["layer"] == layer)]
+        drawn = {"probe_natural": (probe, NATURAL), "probe_robust": (probe, ADVERSARIAL)}
+        drawn |= {"mask_natural": (mask, NATURAL), "mask_adversarial": (mask, ADVERSARIAL)}
+        for column, (ax, colour) in drawn.items():
+            np.testing.assert_array_equal(by_colour(ax)[colour], rows[["epoch", column]])
+        assert probe.get_title(loc="left") == f"{model}\n{layer}"
+        assert dashed(probe) == dashed(mask) == [10]
+        for ax in (probe, mask):
+            assert ax.get_ylim() == (0, 1)
+            assert [tick.get_text() for tick in ax.get_yticklabels()][-1] == "100"
+
+
+def test_gates_leaves_out_models_without_them_and_epochs_that_are_unknown() -> None:
+    rows = SMALL.gates[(SMALL.gates["model"] == "at") & (SMALL.gates["layer"] == "layer4.1")].copy()
+    rows.loc[rows["epoch"] > 3, "probe_robust"] = np.nan
+    probe, mask = plots.gates(replace(SMALL, gates=rows, training=SMALL.training[:0])).axes
+    assert list(by_colour(probe)[ADVERSARIAL][:, 0]) == [1, 2, 3]
+    assert dashed(probe) == dashed(mask) == []
+
+
+def test_layers_of_long_names_are_told_apart_in_gates() -> None:
+    comparison = synthetic(("cifs",), ("a", "b"), epochs=1, gates=(f"{LONG}.0", f"{LONG}.1"))
+    titles = [ax.get_title(loc="left") for ax in plots.gates(comparison).axes[::2]]
+    assert titles == ["cifs\n…17.activation.0", "cifs\n…17.activation.1"]
+
+
+def test_without_gates_there_is_no_figure_of_them() -> None:
+    comparison = synthetic(("nat",), ("a", "b"))
+    assert "gates" not in plots.figures(comparison)
+    with pytest.raises(UserError, match="log of CIFS gates"):
+        plots.gates(comparison)
+
+
+def test_the_caption_of_gates_explains_probe_and_mask() -> None:
+    caption = plots.caption("gates", SMALL)
+    for words in ("probe is a small classifier", "mask: a factor for each channel", "100 % means", "1/C", "was kept"):
+        assert words in caption
+
+
 # ---------------------------------------------------------------------------------------------- the catalogue
 
 
 def test_small_data_have_figures_for_every_class_and_the_extreme_ones_come_first() -> None:
     names = list(plots.figures(SMALL))
-    assert names[:4] == list(KINDS)
-    assert sorted(names[4:]) == sorted(
+    assert names[:5] == list(KINDS)
+    assert sorted(names[5:]) == sorted(
         f"{kind}-{c}" for kind in ("magnitude", "frequency") for c in ("bird", "cat", "dog")
     )
 
@@ -225,9 +289,9 @@ def test_large_data_have_figures_for_the_five_most_and_least_robust_classes() ->
 
 
 def test_several_layers_are_told_apart_in_the_names() -> None:
-    names = plots.figures(synthetic(("nat",), ("a", "b"), ("layer3", "layer4.1")))
+    names = plots.figures(synthetic(("nat",), ("a", "b"), ("layer3", "layer4.1"), gates=("layer3", "layer4.1")))
     assert {"relevance-layer3", "relevance-layer4-1", "magnitude-a-layer3", "frequency-b-layer4-1"} <= set(names)
-    assert [name for name in names if name.startswith("training")] == ["training"]
+    assert [name for name in names if name.startswith(("training", "gates"))] == ["training", "gates"]
 
 
 def test_names_are_safe_and_unique_whatever_the_classes_are_called() -> None:
@@ -280,7 +344,7 @@ def test_captions_stand_alone(name: str) -> None:
     caption = plots.caption(name, SMALL)
     assert caption.endswith(".")
     assert "{" not in caption
-    if name != "training":
+    if name not in ("training", "gates"):
         assert "PGD-20, ε = 8/255" in caption
         assert "layer4" in caption
     if name.endswith("cat"):
@@ -303,7 +367,8 @@ def test_natural_and_adversarial_have_one_colour_each_in_every_figure() -> None:
     for name, make in plots.figures(SMALL).items():
         if name != "alignment-robustness":
             (legend,) = make().legends
-            assert [to_hex(handle.get_color()) for handle in legend.legend_handles] == [NATURAL, ADVERSARIAL]
+            handles = [handle for handle in legend.legend_handles if handle.get_label() != TRAINED]
+            assert [to_hex(handle.get_color()) for handle in handles] == [NATURAL, ADVERSARIAL]
 
 
 @pytest.fixture(scope="module", params=HARD.values(), ids=HARD.keys())
@@ -329,7 +394,11 @@ def test_every_figure_is_one_column_wide_readable_and_unclipped(hard: dict[str, 
 def test_titles_and_legend_do_not_overlap(hard: dict[str, Figure]) -> None:
     for name, figure in hard.items():
         titles = [text for ax in figure.axes for text in (ax.title, ax._left_title, ax._right_title)]
-        texts = [*titles, figure._suptitle, *(ax.xaxis.label for ax in figure.axes)]
+        texts = [
+            *titles,
+            figure._suptitle,
+            *(axis.label for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)),
+        ]
         parts = [*(text for text in texts if text.get_text()), figure.legends[0]]
         boxes = [part.get_window_extent().padded(-1) for part in parts]
         assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])], name

@@ -8,13 +8,24 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reference
 from channelscope.capture import capture
 from channelscope.errors import UserError
 from channelscope.hooks import LayerError
-from channelscope.selection import KINDS, FeatureSelector, LinearProbe, Selection, Selective, TwoLayerProbe, attached
+from channelscope.selection import (
+    KINDS,
+    FeatureSelector,
+    LinearProbe,
+    Selection,
+    Selective,
+    TwoLayerProbe,
+    attached,
+    mask_share,
+)
 from networks import CLASSES, CallsAutograd, Twice, gated, hooks, images, plain, resnet, settle, unchanged
 
 CHANNELS, LOGITS = 5, 4
@@ -123,6 +134,33 @@ def test_gates_run_without_autograd(probe: str, quiet: Callable[[], torch.no_gra
     with quiet():
         torch.testing.assert_close(gate(z), wanted)
         assert not gate(z).features.requires_grad
+
+
+MULTIPLIERS = st.floats(1e-6, 1e6) | st.floats(-1e6, -1e-6) | st.just(0.0)
+
+
+@given(st.lists(st.lists(MULTIPLIERS, min_size=7, max_size=7), min_size=1, max_size=4), st.floats(1e-6, 1e6))
+def test_the_share_of_a_mask_is_a_participation_ratio(masks: list[list[float]], scale: float) -> None:
+    mask = torch.tensor(masks, dtype=torch.float64)
+    share = mask_share(mask)
+    expected = torch.tensor([reference.mask_share(row) for row in mask], dtype=torch.float64)
+    torch.testing.assert_close(share, expected)
+    torch.testing.assert_close(mask_share(-scale * mask), share)
+    some = mask.any(1)
+    assert (share[some] >= (1 - 1e-9) / 7).all()
+    assert (share <= 1 + 1e-9).all()
+    assert (share[~some] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [1e-30, 0.125, 1.0, 1e30])
+def test_the_share_of_equal_multipliers_is_1_of_a_single_one_1_in_c_and_of_none_0(
+    value: float, dtype: torch.dtype
+) -> None:
+    masks = torch.stack([torch.full((8,), value), value * torch.eye(8)[3], torch.zeros(8)]).to(dtype)
+    share = mask_share(masks)
+    assert share.dtype == dtype
+    assert share.tolist() == pytest.approx([1, 1 / 8, 0], rel=1e-6)
 
 
 def test_choosing_more_logits_than_there_are_is_refused() -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from channelscope import training
-from channelscope.checkpoints import Checkpoint, load, load_tensors
+from channelscope.checkpoints import LOG, Checkpoint, load, load_tensors, log_columns
 from channelscope.comparison import compare
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
@@ -46,6 +46,7 @@ from runs import (
 )
 
 COLUMNS = ["epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best"]
+OF_A_GATE = ["probe_natural", "probe_robust", "mask_natural", "mask_adversarial", "mask_cosine"]
 MOST = (*METHODS, "fsr", "fat", "trades-cifs")  # everything there is in training, each thing once
 UNGATED = ("standard", "at", "trades", "mart", "fat")
 
@@ -118,16 +119,20 @@ def test_fewer_images_are_those_of_every_class(tmp_path: Path, monkeypatch: pyte
     assert Checkpoint.read(tmp_path / "net.pt").meta["settings"]["data"]["train"] == seen[0].train.fingerprint()
 
 
-@pytest.mark.parametrize("method", ["standard", "at", "fsr", "trades-cifs"])
-def test_the_log_has_a_row_for_each_epoch(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "gated"),
+    [("standard", []), ("at", []), ("fsr", []), ("trades-cifs", ["layer4.0"]), ("cas", ["layer4.0"])],
+)
+def test_the_log_has_a_row_for_each_epoch(method: str, gated: list[str]) -> None:
     path = trained(method)
     log = pd.read_csv(f"{path}.csv")
-    assert list(log.columns) == COLUMNS
+    assert list(log.columns) == [*COLUMNS, *(f"{layer}.{name}" for layer in gated for name in OF_A_GATE)]
+    assert log[log.columns[len(COLUMNS) :]].stack().between(-1, 1 + 1e-6).all()
     assert list(log["epoch"]) == [1, 2]
     assert log["best"].sum() == 1
     assert log[["accuracy", "val_natural", "val_robust"]].stack().between(0, 1).all()
     history = pd.DataFrame(Checkpoint.read(path).meta["history"])
-    pd.testing.assert_frame_equal(log, history)
+    pd.testing.assert_frame_equal(log, history[list(log.columns)])
     best = Checkpoint.read(path).meta["metrics"]
     assert best == history[history["best"]].iloc[0].to_dict()
 
@@ -242,9 +247,10 @@ def test_the_best_epoch_is_kept(case: str, method: str, tmp_path: Path, monkeypa
     best = best_natural if method == "standard" else best_robust
     states: list[dict[str, Tensor]] = []
 
-    def scripted(_job: Any, state: Any) -> dict[str, float]:
+    def scripted(job: Any, state: Any) -> dict[str, float]:
         states.append({name: tensor.clone() for name, tensor in state.network.state_dict().items()})
-        return {"val_natural": natural[len(states) - 1], "val_robust": robust[len(states) - 1]}
+        of_gates = dict.fromkeys(log_columns(job.gates)[len(LOG) :], 0.5)
+        return {"val_natural": natural[len(states) - 1], "val_robust": robust[len(states) - 1]} | of_gates
 
     monkeypatch.setattr(training, "validate", scripted)
     run(method, tmp_path / "net.pt", data=digits(2), epochs=3)

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from channelscope import files
+from channelscope.checkpoints import GATE_LOG
 from channelscope.errors import UserError
 from channelscope.files import read_table, replacing_folder
 
@@ -28,6 +29,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("model", "best"),
         ("epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds"),
     ),
+    "gates": (("model", "layer"), ("epoch", *GATE_LOG)),
 }
 
 
@@ -44,6 +46,10 @@ class Comparison:
             -> accuracy, low, high, count. Fractions.
         verdicts: claim, models, layer -> verdict, estimate, low, high, statement; see ``channelscope.claims``.
         training: model, epoch -> loss, accuracy, val_natural, val_robust, lr, seconds, best; empty where unknown.
+        gates: model, layer, epoch -> probe_natural, probe_robust, mask_natural, mask_adversarial, mask_cosine, of each
+            gate of CIFS on the validation images: accuracy of the probe, share of the mask in effect (0 to 1, see
+            ``selection.mask_share``) and cosine between an image's natural and adversarial mask; empty where no model
+            has a log of such gates.
         arrays: the images' indices and labels, and by model their correctness under each attack.
         meta: settings, seed, versions, data fingerprint and the models' descriptions, as plain values.
     """
@@ -53,6 +59,7 @@ class Comparison:
     robustness: pd.DataFrame
     verdicts: pd.DataFrame
     training: pd.DataFrame
+    gates: pd.DataFrame
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
 
@@ -104,6 +111,10 @@ class Comparison:
     def plot_training(self) -> Figure:
         """Draw the learning curves of the models that have a log."""
         return _plots().training(self)
+
+    def plot_gates(self) -> Figure:
+        """Draw each CIFS gate's probe accuracy and the share of channels that its mask lets through, by epoch."""
+        return _plots().gates(self)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from channelscope import alignment, claims
-from channelscope.checkpoints import versions
+from channelscope.checkpoints import GATE_LOG, versions
 from channelscope.comparison.frames import COLUMNS, Comparison
 from channelscope.comparison.subjects import Compared
 from channelscope.data import Dataset, Part
@@ -45,15 +45,13 @@ def assemble(networks: Sequence[Compared], dataset: Dataset, part: Part, setting
     arrays = {"labels": part.labels.cpu().numpy()}
     for index, subject in enumerate(networks):
         arrays |= {f"correct/{index}/{name}": hits.numpy() for name, hits in subject.measurement.hits.items()}
-    histories = [
-        {"model": subject.label} | row for subject in networks for row in subject.subject.training.get("history", ())
-    ]
     return Comparison(
         activations=pd.concat([_activations(subject, dataset.classes) for subject in networks], ignore_index=True),
         alignment=_frame("alignment", [row for s in networks for row in _alignment(s, dataset.classes, level)]),
         robustness=_frame("robustness", [row for s in networks for row in _robustness(s, dataset.classes, level)]),
         verdicts=_frame("verdicts", [dataclasses.asdict(verdict) for verdict in judged]),
-        training=_frame("training", histories),
+        training=_frame("training", [row for s in networks for row in _training(s)]),
+        gates=_frame("gates", [row for s in networks for row in _gates(s)]),
         arrays=arrays,
         meta=meta,
     )
@@ -94,6 +92,21 @@ def _alignment(subject: Compared, classes: Sequence[str], level: float) -> Itera
         link = alignment.across_classes(measures["relevance_spearman_adversarial"], evidence.robust)
         row = {"model": subject.label, "layer": layer, "class": "across", "measure": "relevance_robust_correlation"}
         yield row | vars(alignment.estimate(link, level, alignment.BOUNDS["relevance_robust_correlation"]))
+
+
+def _training(subject: Compared) -> list[dict[str, Any]]:
+    """Give the rows of one network's training log; none where it is unknown."""
+    return [{"model": subject.label} | row for row in subject.subject.training.get("history", ())]
+
+
+def _gates(subject: Compared) -> Iterator[dict[str, Any]]:
+    """Give the rows of each gate, epoch by epoch: the log names their columns by layer and measure."""
+    log = _training(subject)
+    columns = [name.rpartition(".") for name in (log[0] if log else ())]
+    for layer in dict.fromkeys(layer for layer, dot, _ in columns if dot):
+        for row in log:
+            measured = {name: row[f"{layer}.{name}"] for name in GATE_LOG}
+            yield {"model": subject.label, "layer": layer, "epoch": row["epoch"]} | measured
 
 
 def _robustness(subject: Compared, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:

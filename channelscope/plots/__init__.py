@@ -1,7 +1,7 @@
 """Figures of a comparison and of a sweep, one paper column wide; drawn from tables alone, never from a network."""
 
 from channelscope.plots.catalogue import caption, draw, figures
-from channelscope.plots.drawing import alignment_robustness, frequency, magnitude, nr_share, relevance, training
+from channelscope.plots.drawing import alignment_robustness, frequency, gates, magnitude, nr_share, relevance, training
 from channelscope.plots.paper import save
 from channelscope.plots.sweeps import sweep
 
@@ -11,6 +11,7 @@ __all__ = [
     "draw",
     "figures",
     "frequency",
+    "gates",
     "magnitude",
     "nr_share",
     "relevance",

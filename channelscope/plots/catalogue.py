@@ -26,8 +26,18 @@ CAPTIONS = {
     "mean over the classes.",
     "alignment-robustness": "Robust accuracy of each class against Spearman's correlation between the magnitudes of "
     "its adversarial images and the relevance of the channels. The legend gives the correlation across classes.",
-    "training": "Training loss, and accuracy on the natural and the attacked validation images, per epoch. The dashed "
-    "line marks the epoch whose network was kept.",
+    "training": "Training loss, and accuracy on the natural and the attacked validation images, per epoch. Dotted: "
+    "accuracy on the training images, as the network was trained on them. In gated networks the gates are given the "
+    "labels there, so a gap to the validation images shows how much of the answer came with the label. The dashed line "
+    "marks the epoch whose network was kept.",
+    "gates": "The gates of each model per epoch, on the natural and the attacked validation images; a row for each "
+    "gated layer; where curves coincide, the adversarial one covers the natural one. A gate's probe is a small "
+    "classifier that guesses the class from the features of that layer alone. From the guess comes the gate's mask: a "
+    "factor for each channel, large where the channel speaks for the classes that the probe finds likely, by which "
+    "the channel is multiplied before the rest of the network sees it. Left: accuracy of the probe; where it is "
+    "wrong, the mask favours channels of wrong classes. Right: the share of the layer's C channels that the mask lets "
+    "through, mean over the images (participation ratio of its factors: 100 % means that all channels pass alike, 1/C "
+    "that a single one does). The dashed line marks the epoch whose network was kept.",
     "magnitude": "Magnitude (mean activation) of each channel on natural and on adversarial images of {classes}. "
     "The channels of each model are sorted by its natural magnitude.",
     "frequency": "Activation frequency of each channel (the share of the images on which it is active) on natural and "
@@ -58,6 +68,8 @@ def _pictures(comparison: Comparison) -> Iterator[_Picture]:
         )
     if len(comparison.training):
         yield _Picture("training", (), None, True, partial(drawing.training, comparison))
+    if len(comparison.gates):
+        yield _Picture("gates", (), None, True, partial(drawing.gates, comparison))
     ranked = frames.extremes(comparison, EVERY_CLASS // 2)
     profiles = {"magnitude": drawing.magnitude, "frequency": drawing.frequency}
     for name, layer, (kind, make) in product(dict.fromkeys([*extremes, *ranked]), layers, profiles.items()):
@@ -85,9 +97,10 @@ def _named(comparison: Comparison) -> dict[str, _Picture]:
 def figures(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
     """Every figure of a comparison: its name -> a function without arguments that draws it.
 
-    Names are safe as file names: relevance, nr-share, alignment-robustness, training (if there is a log), then
-    magnitude-<class> and frequency-<class> for each class with images (above ten classes: the five most and the five
-    least robust); with several layers each name ends in the layer. Names made alike by this are numbered.
+    Names are safe as file names: relevance, nr-share, alignment-robustness, training (if there is a log), gates (if
+    there is one of a gate of CIFS), then magnitude-<class> and frequency-<class> for each class with images (above ten
+    classes: the five most and the five least robust); with several layers the names of all but training and gates end
+    in the layer. Names made alike by this are numbered.
     """
     return {name: picture.make for name, picture in _named(comparison).items()}
 
@@ -101,7 +114,7 @@ def caption(name: str, comparison: Comparison) -> str:
 
 
 def _caption(picture: _Picture, comparison: Comparison) -> str:
-    if picture.kind == "training":
+    if picture.kind in ("training", "gates"):
         return CAPTIONS[picture.kind]
     meta, shown = comparison.meta, frames.layers(comparison, picture.layer)
     text = CAPTIONS[picture.kind].format(classes=_classes_in_words(picture))

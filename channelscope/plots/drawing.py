@@ -4,6 +4,8 @@ import textwrap
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,6 +17,7 @@ from channelscope.plots import frames
 from channelscope.plots.paper import COLOURS, COLUMN, MODEL_COLOURS, MODEL_MARKERS, styled
 
 LABELLED = 24  # the most classes that one figure names
+TRAINED: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 0.8}  # on the training images
 
 
 def _grid(rows: int, columns: int, height: float, beside: float = 0.75, **options: Any) -> tuple[Figure, np.ndarray]:
@@ -30,12 +33,12 @@ def _title(figure: Figure, text: str) -> None:
     figure.suptitle("\n".join(textwrap.wrap(text, 44)), x=0.02, ha="left")
 
 
-def _data_legend(figure: Figure, adversarial: str, linestyle: Literal["-", "none"] = "none") -> None:
+def _data_legend(figure: Figure, adversarial: str, linestyle: Literal["-", "none"] = "none", *further: Artist) -> None:
     handles = [
         Line2D([], [], color=COLOURS[data], label=label, linestyle=linestyle, marker="o", markersize=3.5)
         for data, label in (("natural", "natural"), ("adversarial", f"adversarial ({adversarial})"))
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    figure.legend(handles=[*handles, *further], loc="outside lower center", ncols=1 if further else 2)
 
 
 def _in_percent(ax: Axes, label: str) -> None:
@@ -240,23 +243,20 @@ def _key(classes: list[str]) -> list[str]:
 def training(comparison: Comparison) -> Figure:
     """Draw each model's training loss and its accuracy on the validation images, natural and attacked, per epoch.
 
-    A dashed line marks the epoch whose network was kept. Raises UserError when no model has a training log.
+    A dotted line is the accuracy on the training images as they were trained on, where gates are given the labels; a
+    dashed one marks the epoch whose network was kept. Raises UserError when no model has a training log.
     """
     logs = comparison.training
     models = [model for model in frames.models(comparison) if model in set(logs["model"])]
     if not models:
         raise UserError("No model of this comparison has a training log; train them with channelscope to draw one.")
-    figure, axes = _grid(len(models), 2, 1.05, sharex="row")
+    figure, axes = _grid(len(models), 2, 1.05, 1.0, sharex="row")
     for (left, right), model in zip(axes, models, strict=True):
         log = frames.rows(logs, model=model)
         left.plot(log["epoch"], log["loss"], ".-", color="0.2", markersize=3)
-        for data, column in (("natural", "val_natural"), ("adversarial", "val_robust")):
-            measured = log.dropna(subset=[column])
-            right.plot(measured["epoch"], measured[column], ".-", color=COLOURS[data], markersize=3)
-        for ax in (left, right):
-            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-            for epoch in log.loc[log["best"].astype(bool), "epoch"]:
-                ax.axvline(epoch, color="0.4", linestyle="--", linewidth=0.7)
+        right.plot(log["epoch"], log["accuracy"], **TRAINED)
+        _by_epoch(right, log, natural="val_natural", adversarial="val_robust")
+        _epochs(comparison, model, left, right)
         left.set_title(frames.short(model, 14), loc="left", weight="bold")
         left.set_ylabel("training loss")
         right.set_ylim(0, 1)
@@ -265,5 +265,49 @@ def training(comparison: Comparison) -> Figure:
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
     _title(figure, "Training (dashed: the epoch that was kept)")
-    _data_legend(figure, "as set in training", linestyle="-")
+    _data_legend(figure, "as set in training", "-", Line2D([], [], label="training images, as trained on", **TRAINED))
+    return figure
+
+
+def _by_epoch(ax: Axes, log: pd.DataFrame, **columns: str) -> None:
+    """Draw a column of a log for each kind of data; epochs that were not measured are left out."""
+    for data, column in columns.items():
+        measured = log.dropna(subset=[column])
+        ax.plot(measured["epoch"], measured[column], ".-", color=COLOURS[data], markersize=3, clip_on=False)
+
+
+def _epochs(comparison: Comparison, model: str, *axes: Axes) -> None:
+    """Number the epochs and mark the one that was kept."""
+    log = frames.rows(comparison.training, model=model)
+    for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+        for epoch in log.loc[log["best"].astype(bool), "epoch"]:
+            ax.axvline(epoch, color="0.4", linestyle="--", linewidth=0.7)
+
+
+@styled
+def gates(comparison: Comparison) -> Figure:
+    """Draw, per epoch, each CIFS gate's probe accuracy and the share of the channels that its mask lets through.
+
+    A row for each model and gated layer, measured on the natural and the attacked validation images; the share is that
+    of ``selection.mask_share``. A dashed line marks the epoch whose network was kept. Raises UserError when no model
+    has a log of such gates.
+    """
+    panels = comparison.gates[["model", "layer"]].drop_duplicates().to_numpy().tolist()
+    if not panels:
+        raise UserError("No model of this comparison has a log of CIFS gates; train one with channelscope to draw it.")
+    figure, axes = _grid(len(panels), 2, 1.15, sharex="row")
+    for (left, right), (model, layer) in zip(axes, panels, strict=True):
+        log = frames.rows(comparison.gates, model=model, layer=layer)
+        _by_epoch(left, log, natural="probe_natural", adversarial="probe_robust")
+        _by_epoch(right, log, natural="mask_natural", adversarial="mask_adversarial")
+        _epochs(comparison, model, left, right)
+        left.set_title(f"{frames.short(model, 16)}\n{frames.short_layer(layer)}", loc="left", weight="bold")
+        for ax, label in ((left, "probe's\naccuracy"), (right, "channels\npassed")):
+            ax.set_ylim(0, 1)
+            _in_percent(ax, label)
+    for ax in axes[-1]:
+        ax.set_xlabel("epoch")
+    _title(figure, "Gates (dashed: the epoch that was kept)")
+    _data_legend(figure, "as set in training", "-")
     return figure

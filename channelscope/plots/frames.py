@@ -84,6 +84,11 @@ def short(name: str, length: int = 18) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
+def short_layer(name: str, length: int = 16) -> str:
+    """A layer's name, cut to a length at its beginning: layers of one network differ in the end of their names."""
+    return name if len(name) <= length else f"…{name[1 - length :]}"
+
+
 def percent(value: float, digits: int = 1) -> str:
     """As in "51.0 %"; a dash for NaN."""
     return "–" if np.isnan(value) else f"{100 * value:.{digits}f} %"
