@@ -16,12 +16,13 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from channelscope import zoo
 from channelscope.alignment import wilson
@@ -32,25 +33,26 @@ RUNS, KEPT = Path("runs/results-small"), Path("docs/results-small")
 PAGES = (Path("docs/RESULTS.md"), Path("README.md"))
 METHODS = ("standard", "at", "cas", "cifs")
 IMAGES, AUTOATTACK_IMAGES = 1000, 400
+COMPARED = ("verdicts.csv", "alignment.csv", "training.csv", "gates.csv")  # the other tables are in figures/cifar10
+CORES = len(os.sched_getaffinity(0))
 
 
 def name_of(method: str) -> str:
     return f"cifar10-{method}"
 
 
-def run(*command: str) -> None:
-    """Run a channelscope command, its work shared by all cores, which does not change the result.
+def run(*command: str, processes: int = 1) -> None:
+    """Run a channelscope command, by several processes or by one, on a thread each.
 
     What is complete already, and newer than its networks, is used again.
     """
     made, networks = Path(command[-1]) / "meta.json", [zoo.located(word) for word in command if word.startswith("zoo:")]
     if made.is_file() and all(file.stat().st_mtime < made.stat().st_mtime for file in networks):
         return
-    processes = 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
     together = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m")
     print("$ channelscope", *command, flush=True)
     line = [sys.executable, "-m", *(together if processes > 1 else ()), "channelscope", *command]
-    subprocess.run(line, check=True, env=os.environ | ({"OMP_NUM_THREADS": "1"} if processes > 1 else {}))
+    subprocess.run(line, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def train(data: Path, methods: list[str]) -> None:
@@ -72,19 +74,24 @@ def pack(source: Path, target: Path) -> None:
 
 def measure(data: Path) -> None:
     """Attack and compare the zoo's networks on test images."""
-    for name in map(name_of, METHODS):
-        options = ("--attacks", "adaptive", "auto", "--images", str(AUTOATTACK_IMAGES), "--checks", "0")
-        run("evaluate", "--models", f"zoo:{name}", *options, *_on(data), "--out", str(RUNS / f"autoattack-{name}"))
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(partial(autoattack_on, data), map(name_of, METHODS)))
     compare(data)
     keep()
+
+
+def autoattack_on(data: Path, name: str) -> None:
+    """Evaluate a network with AutoAttack: in one process, as it draws by the batch, so that batches are as ours."""
+    options = ("--attacks", "adaptive", "auto", "--images", str(AUTOATTACK_IMAGES), "--checks", "0")
+    run("evaluate", "--models", f"zoo:{name}", *options, *_on(data), "--out", str(RUNS / f"autoattack-{name}"))
 
 
 def compare(data: Path) -> Path:
     """Compare the zoo's networks, in the worst case over the adaptive attacks; give the comparison's folder."""
     evaluation, comparison = RUNS / "evaluation", RUNS / "comparison"
     shared = ("--models", *(f"zoo:{name_of(method)}" for method in METHODS), "--images", str(IMAGES), *_on(data))
-    run("evaluate", *shared, "--attacks", "fgsm", "adaptive", "--out", str(evaluation))
-    run("compare", *shared, "--evaluation", str(evaluation), "--out", str(comparison))
+    run("evaluate", *shared, "--attacks", "fgsm", "adaptive", "--out", str(evaluation), processes=CORES)
+    run("compare", *shared, "--evaluation", str(evaluation), "--out", str(comparison), processes=CORES)
     return comparison
 
 
@@ -96,9 +103,8 @@ def keep() -> None:
     """Keep what was measured: the tables, each image's outcome, the settings."""
     shutil.rmtree(KEPT, ignore_errors=True)
     for folder in sorted(path for path in RUNS.iterdir() if (path / "meta.json").is_file()):
-        compared = folder.name == "comparison"  # its tables are in the gallery
         (KEPT / folder.name).mkdir(parents=True)
-        for pattern in ("verdicts.csv", "training.csv", "gates.csv") if compared else ("*.csv", "arrays.npz"):
+        for pattern in COMPARED if folder.name == "comparison" else ("*.csv", "arrays.npz"):
             for file in folder.glob(pattern):
                 shutil.copy(file, KEPT / folder.name)
         shutil.copy(folder / "meta.json", KEPT / folder.name)
@@ -187,7 +193,18 @@ def autoattack() -> str:
 
 def front() -> str:
     """Lay out what the README has."""
-    return _accuracies("natural", "pgd-20", "cw-30", "autoattack", "worst")
+    return _accuracies("natural", "pgd-20", "cw-30", "worst", "autoattack")
+
+
+def shares() -> str:
+    """Say where the activation goes under attack: the share of it on NR channels, mean over the classes."""
+    table = pd.read_csv(KEPT / "comparison" / "alignment.csv", keep_default_na=False)
+    table = table[table["class"] == "all"].set_index(["model", "measure"])["value"].astype(float)
+    words = []
+    for method, label in zip(METHODS, ("standard", "AT", "CAS", "CIFS"), strict=True):
+        natural, adversarial = (table[name_of(method), f"nr_share_{data}"] for data in ("natural", "adversarial"))
+        words.append(f"{label} {_percent(natural)} → {_percent(adversarial)}")
+    return f"Share of the activation on NR channels, natural → adversarial images: {', '.join(words)}."
 
 
 NAMES = {
@@ -270,7 +287,7 @@ def conditions() -> str:
 
 TABLES = {
     make.__name__: make
-    for make in (headline, networks, robustness, autoattack, decided, claims, gates, conditions, front)
+    for make in (headline, networks, robustness, autoattack, decided, claims, gates, conditions, front, shares)
 }
 
 
