@@ -253,10 +253,22 @@ def _verdicts() -> pd.DataFrame:
     return pd.read_csv(KEPT / "comparison" / "verdicts.csv", keep_default_na=False)
 
 
+def why() -> str:
+    """Say what the logs show of CIFS beside AT."""
+    log = _kept_epochs()
+    at, cifs = log[log["model"] == name_of("at")].iloc[0], log[log["model"] == name_of("cifs")].iloc[-1]
+    return (
+        f"The CIFS network is right on {_percent(cifs['accuracy'])} of its adversarial training images, where its gates "
+        f"are given the labels, and on {_percent(cifs['val_robust'])} of the validation images under attack, where they "
+        f"are not; the AT network on {_percent(at['accuracy'])} and {_percent(at['val_robust'])}. The mask of the last "
+        f"gate ({cifs['layer']}) lets {_percent(cifs['mask_natural'])} of the channels through. Of the validation images "
+        f"the network is right on {_percent(cifs['val_natural'])}, and under attack on {_percent(cifs['val_robust'])}; "
+        f"that gate's probe alone is right on {_percent(cifs['probe_natural'])} and {_percent(cifs['probe_robust'])}."
+    )
+
+
 def gates() -> str:
     """Lay out what the gates do at the epoch that was kept."""
-    training, log = (pd.read_csv(KEPT / "comparison" / f"{name}.csv") for name in ("training", "gates"))
-    kept = training[training["best"]].merge(log, on=["model", "epoch"])
     rows = [
         {
             "network, layer": f"{row['model']}, {row['layer']}",
@@ -268,9 +280,15 @@ def gates() -> str:
             "mask in effect, under attack": _percent(row["mask_adversarial"]),
             "cosine of an image's two masks": f"{row['mask_cosine']:.3f}",
         }
-        for row in kept.to_dict("records")
+        for row in _kept_epochs().dropna(subset=["layer"]).to_dict("records")
     ]
     return _markdown(rows)
+
+
+def _kept_epochs() -> pd.DataFrame:
+    """Give the log of each network's kept epoch, a row for each gate."""
+    training, log = (pd.read_csv(KEPT / "comparison" / f"{name}.csv") for name in ("training", "gates"))
+    return training[training["best"]].merge(log, on=["model", "epoch"], how="left")
 
 
 def conditions() -> str:
@@ -287,7 +305,7 @@ def conditions() -> str:
 
 TABLES = {
     make.__name__: make
-    for make in (headline, networks, robustness, autoattack, decided, claims, gates, conditions, front, shares)
+    for make in (headline, networks, robustness, autoattack, decided, claims, why, gates, conditions, front, shares)
 }
 
 
