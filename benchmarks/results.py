@@ -23,11 +23,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
-from channelscope import zoo
+from channelscope import checkpoints, zoo
 from channelscope.alignment import wilson
 from channelscope.checkpoints import Checkpoint, Gate
+from channelscope.data import load, stratified
 from channelscope.evaluation import Evaluation
+from channelscope.selection import frozen
 
 RUNS, KEPT = Path("runs/results-small"), Path("docs/results-small")
 PAGES = (Path("docs/RESULTS.md"), Path("README.md"))
@@ -78,6 +81,24 @@ def measure(data: Path) -> None:
         list(pool.map(partial(autoattack_on, data), map(name_of, METHODS)))
     compare(data)
     keep()
+    labels_given(data).to_csv(KEPT / "labels.csv", index=False, lineterminator="\n")
+
+
+def labels_given(data: Path) -> pd.DataFrame:
+    """Give the gates a label for each test image, as in training: the true one, or another one, drawn from the rest."""
+    part = load(f"imagefolder:{data}", stream=True).test
+    x, y = next(part.subset(stratified(part.labels, IMAGES, 0)).batches(IMAGES))
+    wrong = (y + torch.randint(1, 10, y.shape, generator=torch.Generator().manual_seed(0))) % 10
+    rows = []
+    for name in map(name_of, ("cas", "cifs")):
+        network = checkpoints.load(f"zoo:{name}")
+        for given, labels in (("none", None), ("true", y), ("wrong", wrong)):
+            with torch.no_grad(), frozen(network, x, labels):
+                answer = network(x).argmax(1)
+            follows = float("nan") if labels is None else (answer == labels).double().mean().item()
+            right = (answer == y).double().mean().item()
+            rows.append({"model": name, "given": given, "right": right, "follows": follows, "count": len(y)})
+    return pd.DataFrame(rows)
 
 
 def autoattack_on(data: Path, name: str) -> None:
@@ -255,15 +276,16 @@ def _verdicts() -> pd.DataFrame:
 
 def why() -> str:
     """Say what the logs show of CIFS beside AT."""
-    log = _kept_epochs()
-    at, cifs = log[log["model"] == name_of("at")].iloc[0], log[log["model"] == name_of("cifs")].iloc[-1]
+    measures = ["accuracy", "val_natural", "val_robust", "probe_natural", "probe_robust", "mask_natural"]
+    shown = _kept_epochs().drop_duplicates("model", keep="last").set_index("model")[measures].map(_percent)
+    at, cifs = shown.loc[name_of("at")], shown.loc[name_of("cifs")]
     return (
-        f"The CIFS network is right on {_percent(cifs['accuracy'])} of its adversarial training images, where its gates "
-        f"are given the labels, and on {_percent(cifs['val_robust'])} of the validation images under attack, where they "
-        f"are not; the AT network on {_percent(at['accuracy'])} and {_percent(at['val_robust'])}. The mask of the last "
-        f"gate ({cifs['layer']}) lets {_percent(cifs['mask_natural'])} of the channels through. Of the validation images "
-        f"the network is right on {_percent(cifs['val_natural'])}, and under attack on {_percent(cifs['val_robust'])}; "
-        f"that gate's probe alone is right on {_percent(cifs['probe_natural'])} and {_percent(cifs['probe_robust'])}."
+        f"The CIFS network is right on {cifs['accuracy']} of the adversarial training images, where its gates have the "
+        f"labels, and on {cifs['val_robust']} of the validation images under attack, where they have not; the AT network "
+        f"on {at['accuracy']} and {at['val_robust']}. The mask of its last gate lets {cifs['mask_natural']} of the "
+        f"channels through. The network is right on {cifs['val_natural']} of the validation images, and on "
+        f"{cifs['val_robust']} under attack; that gate's probe alone is right on {cifs['probe_natural']} and "
+        f"{cifs['probe_robust']}."
     )
 
 
@@ -281,6 +303,20 @@ def gates() -> str:
             "cosine of an image's two masks": f"{row['mask_cosine']:.3f}",
         }
         for row in _kept_epochs().dropna(subset=["layer"]).to_dict("records")
+    ]
+    return _markdown(rows)
+
+
+def labels() -> str:
+    """Lay out what the networks answer when their gates are given labels."""
+    rows = [
+        {
+            "network": row["model"],
+            "label given to the gates": row["given"],
+            "answer is the true class": _percent(row["right"]),
+            "answer is the label given": "" if pd.isna(row["follows"]) else _percent(row["follows"]),
+        }
+        for row in pd.read_csv(KEPT / "labels.csv").to_dict("records")
     ]
     return _markdown(rows)
 
@@ -305,7 +341,20 @@ def conditions() -> str:
 
 TABLES = {
     make.__name__: make
-    for make in (headline, networks, robustness, autoattack, decided, claims, why, gates, conditions, front, shares)
+    for make in (
+        headline,
+        networks,
+        robustness,
+        autoattack,
+        decided,
+        claims,
+        why,
+        gates,
+        labels,
+        conditions,
+        front,
+        shares,
+    )
 }
 
 
