@@ -281,7 +281,7 @@ def why() -> str:
     at, cifs = shown.loc[name_of("at")], shown.loc[name_of("cifs")]
     return (
         f"The CIFS network is right on {cifs['accuracy']} of the adversarial training images, where its gates have the "
-        f"labels, and on {cifs['val_robust']} of the validation images under attack, where they have not; the AT network "
+        f"labels, and on {cifs['val_robust']} of the validation images under attack, where they have not; the AT one "
         f"on {at['accuracy']} and {at['val_robust']}. The mask of its last gate lets {cifs['mask_natural']} of the "
         f"channels through. The network is right on {cifs['val_natural']} of the validation images, and on "
         f"{cifs['val_robust']} under attack; that gate's probe alone is right on {cifs['probe_natural']} and "
