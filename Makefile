@@ -57,14 +57,15 @@ check: ## Run every check that a change must pass
 coverage: $(VENV)/.test ## Run the tests and list the lines that none of them reaches
 	$(RUN) pytest -q --cov
 
-figures: $(VENV)/.demo ## Make the gallery in figures/ again, that of CIFAR-10 where IMAGES are
-	$(RUN) figures.make --data "$(IMAGES)"
+figures: $(VENV)/.demo ## Make the galleries in figures/ again
+	$(RUN) figures.make
 
 zoo: $(VENV)/.test ## Train the networks that ship with the package on IMAGES: hours
 	$(RUN) benchmarks.results train --data "$(IMAGES)"
 
-results-small: $(VENV)/.test ## Measure them on IMAGES, and write the tables of docs/RESULTS.md: an hour
+results-small: $(VENV)/.test ## Measure them on IMAGES, write the tables of docs/RESULTS.md, draw: an hour
 	$(RUN) benchmarks.results measure --data "$(IMAGES)"
+	$(RUN) figures.make
 
 clean: ## Remove .venv, caches and build output; data/ and runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

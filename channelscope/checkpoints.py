@@ -118,8 +118,7 @@ class Checkpoint:
 
         BatchNorm's variances behind a mask, which shrinks what it lets through, would vanish in half precision.
         """
-        state = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in self.state.items()}
-        return dataclasses.replace(self, state=state)
+        return dataclasses.replace(self, state={name: _halved(tensor) for name, tensor in self.state.items()})
 
     def save(self, path: Path | str) -> None:
         """Write the checkpoint, whole or not at all.
@@ -127,6 +126,7 @@ class Checkpoint:
         Raises:
             UserError: where ``path`` cannot be written.
         """
+        zoo.check_target(path)
         save_tensors(self.content(), Path(path))
 
     def content(self) -> dict[str, Any]:
@@ -194,8 +194,13 @@ class Checkpoint:
         return cls(**content | values | {"state": state})
 
 
+def _halved(tensor: Tensor) -> Tensor:
+    half = tensor.half()
+    return half if tensor.ndim > 1 and half.isfinite().all() else tensor
+
+
 def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor
 
 
 def _check_meta(meta: dict[str, Any], gates: tuple[Gate, ...]) -> None:

@@ -1,22 +1,19 @@
-"""Make the galleries: keep the main figures of two comparisons, and their data, here.
+"""Make the galleries: ``python -m figures.make``.
 
-    python -m figures.make [--data DIR]
-
-digits: the demonstration's networks, trained where they are not yet. cifar10: the networks of the zoo on the images of
-DIR (test/<class>/), as docs/RESULTS.md has them; left as it is where DIR is missing.
+digits: the demonstration's networks, which are trained and compared where they are not yet. cifar10: drawn from the
+tables that ``python -m benchmarks.results measure`` keeps here. Main figures only, each gallery with its tables.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import results
+from channelscope import Comparison
+from channelscope.plots import caption, draw
 
-HERE, RUN = Path("figures"), Path("runs/gallery")
-TABLES = ("activations", "alignment", "robustness", "verdicts", "training", "gates")
+HERE, RUN, DRAWN = Path("figures"), Path("runs/gallery"), Path("runs/gallery/drawn")
 HEADS = {
     "digits": "# Gallery: three networks on handwritten digits",
     "cifar10": "# Gallery: four networks on CIFAR-10 (JPEG)",
@@ -30,35 +27,35 @@ channels are let through, NR ones held back.
 """
 
 
-def keep(name: str, made: Path) -> None:
-    """Copy a comparison's main figures and its tables."""
-    gallery = HERE / name
-    shutil.rmtree(gallery, ignore_errors=True)
-    gallery.mkdir()
-    captions = json.loads((made / "figures" / "captions.json").read_text("utf-8"))
-    shown = [item for item in captions if item["main"]]
-    for item in shown:
-        for ending in ("pdf", "png"):
-            shutil.copy(made / "figures" / f"{item['name']}.{ending}", gallery)
-    for table in TABLES:
-        shutil.copy(made / f"{table}.csv", gallery)
+def take_tables(made: Path, gallery: Path) -> None:
+    """Copy a comparison's tables and arrays, and its settings with the command that made them."""
+    gallery.mkdir(exist_ok=True)
+    for file in (*made.glob("*.csv"), made / "arrays.npz"):
+        shutil.copy(file, gallery)
     meta = json.loads((made / "meta.json").read_text("utf-8")) | {"command": "make figures"}
     (gallery / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    pictures = [f"## {item['name']}\n\n![{item['name']}]({item['name']}.png)\n\n{item['caption']}\n" for item in shown]
-    (gallery / "README.md").write_text("\n".join([f"{HEADS[name]}\n", WORDS, *pictures]), "utf-8")
+
+
+def draw_gallery(gallery: Path) -> None:
+    """Draw the main figures from a gallery's tables, and list them with their captions in its README."""
+    comparison = Comparison.load(gallery)
+    for old in (*gallery.glob("*.png"), *gallery.glob("*.pdf")):
+        old.unlink()
+    shutil.rmtree(DRAWN, ignore_errors=True)
+    draw(comparison, DRAWN)
+    shown = [item["name"] for item in json.loads((DRAWN / "captions.json").read_text("utf-8")) if item["main"]]
+    for name in shown:
+        for ending in ("pdf", "png"):
+            shutil.copy(DRAWN / f"{name}.{ending}", gallery)
+    pictures = [f"## {name}\n\n![{name}]({name}.png)\n\n{caption(name, comparison)}\n" for name in shown]
+    (gallery / "README.md").write_text("\n".join([f"{HEADS[gallery.name]}\n", WORDS, *pictures]), "utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m figures.make", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg"), metavar="DIR", help="CIFAR-10's images")
-    data = parser.parse_args().data
     subprocess.run([sys.executable, "-m", "channelscope", "demo", "--out", str(RUN)], check=True)
-    keep("digits", RUN / "comparison")
-    if data.is_dir():
-        keep("cifar10", results.compare(data))
-    else:
-        print(f"There is no folder {data}: figures/cifar10 is left as it is.")
+    take_tables(RUN / "comparison", HERE / "digits")
+    for name in HEADS:
+        draw_gallery(HERE / name)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import results
-from channelscope import PGD, attached, load, zoo
-from channelscope.attacks import correct, image_generators
+from benchmarks import pages
+from channelscope import attached, load, zoo
+from channelscope.attacks import correct, image_generators, parse
 from channelscope.checkpoints import Checkpoint, load_tensors
 from channelscope.cli import main
 from channelscope.data import Split, stratified
@@ -34,7 +34,8 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_zoo_holds_the_four_kinds_of_network() -> None:
-    assert zoo.names() == NAMES
+    assert list(zoo.NAMES) == NAMES
+    assert {file.stem for file in zoo.HERE.glob("*.pt")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,6 +78,26 @@ def test_an_unknown_name_is_the_users_to_know(name: str) -> None:
         load(name)
 
 
+@pytest.mark.parametrize("name", ["zoo:cifar10-at", "zoo:mine"])
+def test_nothing_is_written_under_a_name_of_the_zoo(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = Checkpoint.read("zoo:cifar10-at")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="choose another file"):
+        checkpoint.save(name)
+    assert main(["train", "--method", "at", "--epochs", "1", "--out", name, "-q"]) == 2
+    assert "choose another file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_too_large_for_half_precision_are_not_halved() -> None:
+    checkpoint = Checkpoint.read("zoo:cifar10-at")
+    large = {"linear.weight": torch.full_like(checkpoint.state["linear.weight"], 1e5)}
+    halved = Checkpoint(**vars(checkpoint) | {"state": dict(checkpoint.state) | large}).halved().state
+    assert torch.equal(halved["linear.weight"], large["linear.weight"])
+
+
 def test_halving_keeps_what_is_small(tmp_path: Path) -> None:
     checkpoint = Checkpoint.read("zoo:cifar10-cifs")
     behind = "cnn.layer4.1.bn1.running_var"
@@ -89,26 +110,39 @@ def test_halving_keeps_what_is_small(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_is_what_the_images_outcomes_say(tmp_path: Path) -> None:
-    results.accuracies().to_csv(tmp_path / "again.csv", index=False)
+    pages.accuracies().to_csv(tmp_path / "again.csv", index=False)
     again, kept = pd.read_csv(tmp_path / "again.csv"), pd.read_csv(zoo.RESULTS)
     pd.testing.assert_frame_equal(again, kept)
     assert set(kept["model"]) == set(NAMES)
 
 
-@pytest.mark.parametrize("page", results.PAGES, ids=str)
+@pytest.mark.parametrize("page", pages.PAGES, ids=str)
 def test_no_table_of_the_pages_was_edited_by_hand(page: Path) -> None:
-    text, marks = page.read_text("utf-8"), []
-    for name, make in results.TABLES.items():
-        for found in re.finditer(f"<!-- {name} -->\n(.*?)\n<!-- end of {name} -->", text, re.DOTALL):
-            assert found[1] == make()
-            marks.append(name)
+    text = page.read_text("utf-8")
+    marks = re.findall(r"<!-- (?!end of )(\w+) -->", text)
     assert marks
+    assert set(marks) <= set(pages.TABLES)
+    for name in marks:
+        assert f"<!-- {name} -->\n{pages.TABLES[name]()}\n<!-- end of {name} -->" in text
+
+
+def test_every_table_is_in_a_page() -> None:
+    text = "".join(page.read_text("utf-8") for page in pages.PAGES)
+    assert all(f"<!-- {name} -->" in text for name in pages.TABLES)
+
+
+def test_nothing_that_is_kept_names_a_folder_of_ours() -> None:
+    kept = [*pages.KEPT.rglob("*.json"), *pages.GALLERY.rglob("*.json"), *pages.KEPT.rglob("*.csv")]
+    assert kept
+    for file in kept:
+        assert "imagefolder:" not in (text := file.read_text("utf-8"))
+        assert not re.search(r"(^|[\s\"'=:])/\w", text)
 
 
 def test_the_first_line_of_the_results_says_what_came_of_cifs() -> None:
     lines = [line for line in Path("docs/RESULTS.md").read_text("utf-8").splitlines() if line.strip()]
     assert lines[1] == "<!-- headline -->"
-    assert lines[2] == results.headline()
+    assert lines[2] == pages.headline()
 
 
 def test_adversarial_training_is_worth_more_than_15_points() -> None:
@@ -142,7 +176,7 @@ def measured() -> tuple[Evaluation, Split]:
     if not folder:
         pytest.skip("CHANNELSCOPE_DATA names no image folder")
     part = load_data(f"imagefolder:{folder}/cifar10-jpeg", stream=True).test
-    found = Evaluation.load(ROOT / results.KEPT / "evaluation")
+    found = Evaluation.load(ROOT / pages.KEPT / "evaluation")
     part = part.subset(stratified(part.labels, found.meta["data"]["images"], found.meta["seed"]))
     x, y = next(part.batches(len(part)))
     return found, Split(x, y)
@@ -161,13 +195,12 @@ def test_natural_accuracy_comes_out_again(measured: tuple[Evaluation, Split], na
     assert abs(right.float().mean() - _outcome(found, index, "natural").mean()) <= 0.003
 
 
-@pytest.mark.parametrize("name", ["cifar10-at", "cifar10-cifs"])
-def test_robust_accuracy_comes_out_again(measured: tuple[Evaluation, Split], name: str) -> None:
+@pytest.mark.parametrize("attack", ["pgd-20", "cw-30"])
+@pytest.mark.parametrize("name", NAMES)
+def test_robust_accuracy_comes_out_again(measured: tuple[Evaluation, Split], name: str, attack: str) -> None:
     found, part = measured
     network: nn.Module = attached(load(f"zoo:{name}"))
-    outcome = _outcome(found, NAMES.index(name), "pgd-20")[:100]
-    attack = PGD(eps=8 / 255, steps=20, early_stop=0)
-    x, y = next(part.batches(100))
-    x_adv = attack(network, x, y, image_generators(found.meta["seed"], "pgd-20", range(100)))
+    x, y = next(part.batches(200))
+    x_adv = parse(attack, eps=8 / 255)(network, x, y, image_generators(found.meta["seed"], attack, range(200)))
     again = correct(network, x_adv, y).numpy() & correct(network, x, y).numpy()
-    assert (again != outcome).sum() <= 1
+    assert (again != _outcome(found, NAMES.index(name), attack)[:200]).sum() <= 1

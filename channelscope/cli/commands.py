@@ -303,7 +303,7 @@ def zoo(args: argparse.Namespace) -> None:
     tell_zoo(
         [
             (f"zoo:{name}", name_of(settings["recipe"]), settings["data"]["name"])
-            for name in zoo.names()
+            for name in zoo.NAMES
             for settings in [Checkpoint.read(f"zoo:{name}").meta["settings"]]
         ],
         zoo.results(),

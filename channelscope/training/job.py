@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from channelscope import zoo
 from channelscope.attacks import PGD
 from channelscope.capture import capture
 from channelscope.checkpoints import Checkpoint, Gate, build, versions
@@ -46,6 +47,7 @@ class Job:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
             raise UserError(f"A seed lies between 0 and {2**31 - 1}, not at {self.seed}.")
+        zoo.check_target(self.out)
         check_writable(self.out)
         self.data.require_train()
         if self.data.val is None or not len(self.data.val):

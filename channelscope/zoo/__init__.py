@@ -10,14 +10,10 @@ from pathlib import Path
 from channelscope.errors import UserError, suggest
 
 HERE = Path(__file__).parent
+NAMES = ("cifar10-standard", "cifar10-at", "cifar10-cas", "cifar10-cifs")
 RESULTS = HERE / "results.csv"
 TRAINED_ON = "CIFAR-10 (JPEG)"  # all of CIFAR-10's images, coded as JPEG
 _PREFIX = "zoo:"
-
-
-def names() -> list[str]:
-    """List the networks, those of standard training first."""
-    return sorted((file.stem for file in HERE.glob("*.pt")), key=lambda name: (not name.endswith("-standard"), name))
 
 
 def located(path: Path | str) -> Path:
@@ -29,11 +25,16 @@ def located(path: Path | str) -> Path:
     if not str(path).startswith(_PREFIX):
         return Path(path)
     name = str(path).removeprefix(_PREFIX)
-    if name not in names():
-        raise UserError(
-            f"There is no network {name!r} in the zoo: choose from {', '.join(names())}.{suggest(name, names())}"
-        )
+    if name not in NAMES:
+        known = ", ".join(NAMES)
+        raise UserError(f"There is no network {name!r} in the zoo: choose from {known}.{suggest(name, NAMES)}")
     return HERE / f"{name}.pt"
+
+
+def check_target(path: Path | str) -> None:
+    """Refuse a name of the zoo as a place to write to: the file could not be read again."""
+    if str(path).startswith(_PREFIX):
+        raise UserError(f"{path} means a network that ships with the package: choose another file to write to.")
 
 
 def label_of(path: Path | str) -> str:
@@ -46,6 +47,12 @@ def results() -> list[dict[str, str]]:
 
     The columns: model; attack ("natural" for none, "worst" for the worst case per image over all attacks); accuracy,
     low, high: fractions, with the 95 % interval; count, of test images.
+
+    Raises:
+        UserError: where the package is incomplete.
     """
-    with RESULTS.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with RESULTS.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"Cannot read {RESULTS}: {error.strerror}. Install channelscope again.") from error

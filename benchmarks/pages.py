@@ -1,0 +1,252 @@
+"""Put what ``benchmarks.results`` measured into docs/RESULTS.md and README.md: ``python -m benchmarks.pages``.
+
+The tables stand between marks, ``<!-- NAME -->`` and ``<!-- end of NAME -->``, and are made of docs/results-small,
+figures/cifar10 and the logs in the zoo's files; neither images nor attacks are needed.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from channelscope import zoo
+from channelscope.alignment import wilson
+from channelscope.checkpoints import Checkpoint, Gate
+from channelscope.evaluation import Evaluation
+
+KEPT, GALLERY = Path("docs/results-small"), Path("figures/cifar10")
+PAGES = (Path("docs/RESULTS.md"), Path("README.md"))
+METHODS = {"standard": "standard", "at": "AT", "cas": "CAS", "cifs": "CIFS"}
+
+
+def name_of(method: str) -> str:
+    return f"cifar10-{method}"
+
+
+def accuracies() -> pd.DataFrame:
+    """Lay out a row for each network and attack: "natural" for none, "worst" for the worst case per image."""
+    main, rows = Evaluation.load(KEPT / "evaluation"), []
+    for index, method in enumerate(METHODS):
+        name = name_of(method)
+        auto = Evaluation.load(KEPT / f"autoattack-{name}")
+        rows += _rows(name, main, index)
+        with_auto = {row["attack"]: row for row in _rows(name, auto, 0)}
+        rows += [with_auto["autoattack"], with_auto["worst"] | {"attack": "worst-with-autoattack"}]
+    return pd.DataFrame(rows)
+
+
+def _rows(name: str, found: Evaluation, index: int) -> list[dict[str, Any]]:
+    prefix = f"correct/{index}/"
+    hits = {key.removeprefix(prefix): stood for key, stood in found.arrays.items() if key.startswith(prefix)}
+    hits["worst"] = np.logical_and.reduce(list(hits.values()))
+    estimates = {attack: wilson(int(stood.sum()), len(stood), 0.95) for attack, stood in hits.items()}
+    return [
+        {"model": name, "attack": attack, "accuracy": found.value, "low": found.low, "high": found.high, "count": count}
+        for attack, found in estimates.items()
+        for count in [len(hits[attack])]
+    ]
+
+
+def write() -> None:
+    """Put the tables between their marks, ``<!-- NAME -->`` and ``<!-- end of NAME -->``, in the pages."""
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        for name, make in TABLES.items():
+            marks = re.compile(f"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+            text = marks.sub(lambda found, made=make: f"{found[1]}{made()}\n{found[2]}", text)
+        page.write_text(text, "utf-8")
+
+
+def headline() -> str:
+    """Say what came of CIFS against AT in the worst case."""
+    verdict = _verdicts().query("claim == 'C4' and models.str.contains('cifs')").iloc[0]
+    words = {
+        "supported": "CIFS makes adversarial training more robust here",
+        "not supported": "CIFS does not make adversarial training more robust here",
+        "inconclusive": "Whether CIFS makes adversarial training more robust is not decided here",
+    }
+    return f"**{words[verdict['verdict']]}.** {verdict['statement']}"
+
+
+def networks() -> str:
+    """Lay out how the networks were trained."""
+    rows = []
+    for name in map(name_of, METHODS):
+        checkpoint = Checkpoint.read(f"zoo:{name}")
+        history, kept = checkpoint.meta["history"], checkpoint.meta["metrics"]
+        rows.append(
+            {
+                "network": f"`zoo:{name}`",
+                "gates (probe)": ", ".join(map(_gate, checkpoint.gates)) or "none",
+                "epochs, kept": f"{len(history)}, {kept['epoch']}",
+                "minutes": f"{sum(row['seconds'] for row in history) / 60:.0f}",
+                "training images": _percent(kept["accuracy"]),
+                "validation, natural": _percent(kept["val_natural"]),
+                "validation, PGD-3": _percent(kept["val_robust"]),
+                "MB": f"{(zoo.HERE / f'{name}.pt').stat().st_size / 1e6:.2f}",
+            }
+        )
+    return _markdown(rows)
+
+
+def _gate(gate: Gate) -> str:
+    return f"{gate.layer} ({gate.options['probe']})"
+
+
+def robustness() -> str:
+    """Lay out accuracy by network and attack."""
+    return _accuracies("natural", "fgsm", "pgd-20", "cw-30", "apgd-ce", "apgd-dlr", "worst")
+
+
+def autoattack() -> str:
+    """Lay out accuracy under AutoAttack, on fewer images."""
+    return _accuracies("autoattack", "worst-with-autoattack")
+
+
+def front() -> str:
+    """Lay out what the README has."""
+    return _accuracies("natural", "pgd-20", "cw-30", "worst", "autoattack")
+
+
+def shares() -> str:
+    """Say where the activation goes under attack: the share of it on NR channels, mean over the classes."""
+    table = pd.read_csv(GALLERY / "alignment.csv", keep_default_na=False)
+    table = table[table["class"] == "all"].set_index(["model", "measure"])["value"].astype(float)
+    words = []
+    for method, label in METHODS.items():
+        natural, adversarial = (table[name_of(method), f"nr_share_{data}"] for data in ("natural", "adversarial"))
+        words.append(f"{label} {_percent(natural)} → {_percent(adversarial)}")
+    return f"Share of the activation on NR channels, natural → adversarial images: {', '.join(words)}."
+
+
+NAMES = {
+    "natural": "natural",
+    "fgsm": "FGSM",
+    "pgd-20": "PGD-20",
+    "cw-30": "C&W-30",
+    "apgd-ce": "APGD-CE",
+    "apgd-dlr": "APGD-DLR",
+    "autoattack": "AutoAttack",
+    "worst": "adaptive worst case",
+    "worst-with-autoattack": "worst case with AutoAttack",
+}
+
+
+def _accuracies(*attacks: str) -> str:
+    table = pd.DataFrame(zoo.results()).set_index(["model", "attack"]).astype(float)
+    rows = []
+    for name in map(name_of, METHODS):
+        cells = {"network": name.removeprefix("cifar10-")}
+        for attack in attacks:
+            found = table.loc[(name, attack)]
+            heading = f"{NAMES[attack]} (n = {found['count']:.0f})"
+            cells[heading] = f"{100 * found['accuracy']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+        rows.append(cells)
+    return _markdown(rows)
+
+
+def decided() -> str:
+    """Say which attack breaks the most images, and what the checks for masking found."""
+    found = Evaluation.load(KEPT / "evaluation")
+    lines = []
+    for row in found.worst.to_dict("records"):
+        signs = found.warnings[found.warnings["model"] == row["model"]]["sentence"].tolist()
+        checked = " ".join(signs) or "No sign of gradient masking."
+        lines.append(f"- {row['model']}: the attack that breaks the most images is `{row['decided_by']}`. {checked}")
+    return "\n".join(lines)
+
+
+def claims() -> str:
+    """Lay out the verdicts."""
+    return _markdown(_verdicts()[["claim", "models", "verdict", "statement"]].to_dict("records"))
+
+
+def _verdicts() -> pd.DataFrame:
+    return pd.read_csv(GALLERY / "verdicts.csv", keep_default_na=False)
+
+
+def gates() -> str:
+    """Lay out what networks and their gates do at the epoch that was kept."""
+    columns = {
+        "accuracy": "right: training images, as trained on",
+        "val_robust": "validation images under attack",
+        "val_natural": "validation images",
+        "probe_robust": "the probe alone, under attack",
+        "probe_natural": "the probe alone",
+        "mask_natural": "mask in effect",
+        "mask_adversarial": "under attack",
+    }
+    rows = []
+    for row in _kept_epochs().to_dict("records"):
+        gate = "" if pd.isna(row["layer"]) else f", {row['layer']}"
+        cells = {"network, gated layer": f"{row['model'].removeprefix('cifar10-')}{gate}"}
+        cells |= {words: "" if pd.isna(row[name]) else _percent(row[name]) for name, words in columns.items()}
+        rows.append(cells)
+    return _markdown(rows)
+
+
+def labels() -> str:
+    """Lay out what the networks answer when their gates are given labels."""
+    rows = [
+        {
+            "network": row["model"],
+            "label given to the gates": row["given"],
+            "answer is the true class": _percent(row["right"]),
+            "answer is the label given": "" if pd.isna(row["follows"]) else _percent(row["follows"]),
+        }
+        for row in pd.read_csv(KEPT / "labels.csv").to_dict("records")
+    ]
+    return _markdown(rows)
+
+
+def _kept_epochs() -> pd.DataFrame:
+    """Give the log of each network's kept epoch, a row for each gate."""
+    training, log = (pd.read_csv(GALLERY / f"{name}.csv") for name in ("training", "gates"))
+    return training[training["best"]].merge(log, on=["model", "epoch"], how="left")
+
+
+def conditions() -> str:
+    """Say on what the figures were measured."""
+    meta = json.loads((KEPT / "evaluation" / "meta.json").read_text("utf-8"))
+    versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
+    return (
+        f"n = {meta['data']['images']} test images of {zoo.TRAINED_ON}, class shares kept; L-inf, eps 8/255; seed "
+        f"{meta['seed']}; {meta['level']:.0%} intervals (Wilson's, over images). {meta['created'][:10]}, "
+        f"{(KEPT / 'hardware.txt').read_text('utf-8').strip()}; {versions}."
+    )
+
+
+TABLES = {
+    make.__name__: make
+    for make in (
+        headline,
+        networks,
+        robustness,
+        autoattack,
+        decided,
+        claims,
+        why,
+        gates,
+        labels,
+        conditions,
+        front,
+        shares,
+    )
+}
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    heads = list(rows[0])
+    lines = [heads, ["---"] * len(heads), *([str(row[head]) for head in heads] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+if __name__ == "__main__":
+    write()
