@@ -228,7 +228,6 @@ TABLES = {
         autoattack,
         decided,
         claims,
-        why,
         gates,
         labels,
         conditions,
