@@ -76,7 +76,8 @@ def compare(data: Path) -> None:
     evaluation, comparison = RUNS / "evaluation", RUNS / "comparison"
     shared = ("--models", *(f"zoo:{name_of(method)}" for method in METHODS), "--images", str(IMAGES), *_on(data))
     run("evaluate", *shared, "--attacks", "fgsm", "adaptive", "--out", str(evaluation), processes=CORES)
-    run("compare", *shared, "--evaluation", str(evaluation), "--out", str(comparison), processes=CORES)
+    labels = ("--labels", *METHODS)
+    run("compare", *shared, *labels, "--evaluation", str(evaluation), "--out", str(comparison), processes=CORES)
 
 
 def _on(data: Path) -> tuple[str, ...]:
