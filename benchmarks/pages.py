@@ -84,7 +84,7 @@ def networks() -> str:
                 "gates (probe)": ", ".join(map(_gate, checkpoint.gates)) or "none",
                 "epochs, kept": f"{len(history)}, {kept['epoch']}",
                 "minutes": f"{sum(row['seconds'] for row in history) / 60:.0f}",
-                "training images": _percent(kept["accuracy"]),
+                "training images, as trained on": _percent(kept["accuracy"]),
                 "validation, natural": _percent(kept["val_natural"]),
                 "validation, PGD-3": _percent(kept["val_robust"]),
                 "MB": f"{(zoo.HERE / f'{name}.pt').stat().st_size / 1e6:.2f}",
@@ -176,13 +176,13 @@ def _verdicts() -> pd.DataFrame:
 def gates() -> str:
     """Lay out what networks and their gates do at the epoch that was kept."""
     columns = {
-        "accuracy": "right: training images, as trained on",
-        "val_robust": "validation images under attack",
-        "val_natural": "validation images",
-        "probe_robust": "the probe alone, under attack",
-        "probe_natural": "the probe alone",
-        "mask_natural": "mask in effect",
-        "mask_adversarial": "under attack",
+        "accuracy": "training images, as trained on",
+        "val_natural": "validation",
+        "val_robust": "validation, attacked",
+        "probe_natural": "probe alone, validation",
+        "probe_robust": "probe alone, attacked",
+        "mask_natural": "mask in effect, validation",
+        "mask_adversarial": "mask in effect, attacked",
     }
     rows = []
     for row in _kept_epochs().to_dict("records"):
