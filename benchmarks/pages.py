@@ -62,14 +62,22 @@ def write() -> None:
 
 def headline() -> str:
     """Say what came of CIFS and of CAS against AT in the worst case."""
-    verdicts = _verdicts().query("claim == 'C4'").set_index("models")
-    cifs, cas = (verdicts.loc[f"{method} - at"] for method in ("cifs", "cas"))
+    found = _verdicts().query("claim == 'C4'").set_index("models")
+    cifs, cas = (found.loc[f"{method} - at"] for method in ("cifs", "cas"))
     words = {
         "supported": "CIFS makes adversarial training more robust here",
-        "not supported": "CIFS does not make adversarial training more robust here",
+        "not supported": "CIFS makes adversarial training less robust here",
         "inconclusive": "Whether CIFS makes adversarial training more robust is not decided here",
     }
-    return f"**{words[cifs['verdict']]}.** {cifs['statement']} CAS: {cas['verdict']}. {cas['statement']}"
+    what = "width 16, 8 epochs, one seed"
+    return f"**{words[cifs['verdict']]} ({what}).** {cifs['statement']} CAS: {cas['verdict']}. {cas['statement']}"
+
+
+def verdicts() -> str:
+    """Say what came of each claim."""
+    found = _verdicts()
+    words = [f"{row['claim']} {row['verdict']} ({row['models']})" for row in found.to_dict("records")]
+    return f"On the CIFAR-10 networks of the first figures: {', '.join(words)}."
 
 
 def networks() -> str:
@@ -228,6 +236,7 @@ TABLES = {
     make.__name__: make
     for make in (
         headline,
+        verdicts,
         networks,
         robustness,
         autoattack,

@@ -23,7 +23,12 @@ Made by `make figures`; the data is in the tables beside. *Standard*: trained on
 ones; *CAS*, *CIFS*: AT with gates. A gate sits behind a layer. Its *probe*, a small classifier, tells from the layer's
 channels which class it sees; a channel that speaks for that class is *positively relevant* (PR), one that speaks
 against it *negatively relevant* (NR). Its *mask* multiplies each channel by a weight that grows with the relevance: PR
-channels are let through, NR ones held back.
+channels are let through, others held back; a mask made of a wrong guess lets NR channels through.
+
+The adversarial images whose activations are shown are those of PGD-20 on the network's own answer, which can miss what
+gates hide; robust accuracy is the worst case over all attacks. Of their names, *joint-sweep* attacks the answer and the
+probes together, *detached* without the gradient through the masks, *frozen* with the masks held still, *probe* a probe
+alone, and *from* takes images made on another network.
 """
 
 
