@@ -139,6 +139,10 @@ def main() -> None:
         "--methods", nargs="+", default=METHODS, choices=METHODS, help="networks to train (default: all)"
     )
     args = parser.parse_args()
+    if not all((args.data / part).is_dir() for part in ("train", "test")):
+        sys.exit(
+            f"{args.data} has no train/<class>/ and test/<class>/: name CIFAR-10's images (--data, make IMAGES=DIR)."
+        )
     if args.step == "train":
         train(args.data, args.methods)
     else:
