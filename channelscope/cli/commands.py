@@ -217,17 +217,17 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _trained_on(checkpoints: Any) -> str:
     """Name the data set on which all of the checkpoints were trained."""
-    from channelscope import zoo
+    from channelscope.data.sources import NAMES
 
     settings = [checkpoint.meta.get("settings") for checkpoint in checkpoints]
     names = {known["data"]["name"] if known else None for known in settings}
     name = names.pop()
     if names or name is None:
         raise UserError("The models do not say that they were trained on one data set: name the data with --data.")
-    if name == zoo.TRAINED_ON:
+    if name.partition(":")[0] not in {known.partition(":")[0] for known in NAMES}:
         raise UserError(
-            f"The models were trained on {name}, which cannot be fetched by that name: add --data cifar10 --download, "
-            "or --data imagefolder:DIR."
+            f"The models were trained on {name}, which cannot be found by that name: name the data with --data, as in "
+            "--data cifar10 --download or --data imagefolder:DIR."
         )
     return str(name)
 
