@@ -40,6 +40,35 @@ def capture(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
         yield captured
 
 
+@contextmanager
+def pooled(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, "n c"]]]:
+    """Capture the named layers' activations only: inside the context, each forward pass refills the dict.
+
+    The features are reduced as they are made and not kept, so the memory beyond that of the bare forward pass is n x c
+    numbers a layer. Otherwise as ``capture``.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> with pooled(net, "0", "1") as found, torch.no_grad():
+    ...     _ = net(torch.zeros(2, 3, 5, 5))
+    >>> found["1"].shape
+    torch.Size([2, 8])
+
+    Raises:
+        LayerError: see ``hooks.hooked``; UserError: see ``activations``.
+    """
+    found: dict[str, Tensor] = {}
+
+    def reduce(name: str) -> Edit:
+        def edit(z: Tensor) -> None:
+            found[name] = activations(z)
+
+        return edit
+
+    with hooked(model, {name: reduce(name) for name in names}):
+        yield found
+
+
 def activations(z: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c"]:
     """Reduce features (n, c) or (n, c, h, w) to activations: the spatial mean of each channel.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from channelscope.alignment import measures
 from channelscope.attacks import Attack, called, image_generators
-from channelscope.capture import activations, capture
+from channelscope.capture import activations, pooled
 from channelscope.data import Part
 from channelscope.distributed import everyones, share, size, total
 from channelscope.errors import UserError
@@ -82,10 +82,10 @@ class Measurement:
         w: Float[Tensor, "n r"],
     ) -> Bool[Tensor, " n"]:
         """Add the layers' activations on a batch to the statistics ``into``; tell which images are correct."""
-        with torch.no_grad(), capture(network, *layers) as features:
+        with torch.no_grad(), pooled(network, *layers) as found:
             logits = logits_of(network(x))
         check_finite(logits)
-        self.add(into, {layer: activations(features[layer]) for layer in layers}, y, w)
+        self.add(into, found, y, w)
         return (logits.argmax(1) == y).cpu()
 
     def merge(self) -> None:

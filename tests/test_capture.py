@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from channelscope.capture import activations, capture
+from channelscope.capture import activations, capture, pooled
 from channelscope.errors import UserError
 from channelscope.hooks import LayerError
 from networks import (
@@ -42,6 +42,22 @@ def test_each_forward_pass_refills_the_features() -> None:
         net(x)
         net(x[:2])
     assert torch.equal(features["conv1"], net.conv1(x[:2]))
+
+
+@pytest.mark.parametrize("layer", ["bn1", "conv2", "linear"])
+def test_pooled_activations_are_those_of_the_captured_features(layer: str) -> None:
+    net, (x, _) = plain(), images()
+    with capture(net, layer) as features, pooled(net, layer) as found:
+        logits = net(x)
+    assert torch.equal(found[layer], activations(features[layer]))
+    assert torch.equal(logits, net(x))
+
+
+def test_pooled_activations_do_not_keep_the_features() -> None:
+    net, (x, _) = plain(), images()
+    with torch.no_grad(), pooled(net, "conv1") as found:
+        net(x)
+    assert found["conv1"].untyped_storage().nbytes() == found["conv1"].numel() * found["conv1"].element_size()
 
 
 def test_nothing_captured_is_nothing_done() -> None:
