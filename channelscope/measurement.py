@@ -85,7 +85,7 @@ class Measurement:
         with torch.no_grad(), pooled(network, *layers) as found:
             logits = logits_of(network(x))
         check_finite(logits)
-        self.add(into, found, y, w)
+        self.add(into, {layer: found[layer] for layer in layers}, y, w)
         return (logits.argmax(1) == y).cpu()
 
     def merge(self) -> None:
