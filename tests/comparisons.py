@@ -9,9 +9,11 @@ from scipy.stats import spearmanr
 
 from channelscope.checkpoints import GATE_LOG
 from channelscope.comparison import Comparison
+from channelscope.comparison.frames import tidy
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MODELS = ("nat", "at", "cifs")
+_EMPTY = ("flow", "confusion", "decay", "differences", "masks", "leakage", "matching", "matched", "excitation")
 # By model: how far an attack moves the magnitudes, how closely they follow the relevance, natural and worst accuracy.
 CHARACTER = {"nat": (0.9, 0.5, 0.95, 0.02), "at": (0.35, 0.7, 0.84, 0.46), "cifs": (0.2, 0.9, 0.82, 0.51)}
 
@@ -167,6 +169,7 @@ def synthetic(
         verdicts=_verdicts(models),
         training=_training(models, epochs),
         gates=_gates(models, gates, epochs),
+        **{name: tidy(name, []) for name in _EMPTY},
         arrays={"labels": np.repeat(np.arange(len(classes)), count)},
         meta=_meta(models, classes, layers, count * (len(classes) - len(empty))),
     )

@@ -24,7 +24,6 @@ from channelscope.training import Recipe
 from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
 from runs import METHODS, contents, digits, mistake, randomness_untouched, refusal_allowed, run, trained
 
-FRAMES = ("activations", "alignment", "robustness", "verdicts", "training", "gates")
 QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 20, "progress": False}
 
 
@@ -45,7 +44,7 @@ def some(**changes: Any) -> Comparison:
 
 
 def equal(a: Comparison, b: Comparison) -> None:
-    for name in FRAMES:
+    for name in COLUMNS:
         one, other = getattr(a, name), getattr(b, name)
         pd.testing.assert_frame_equal(one, other, check_dtype=bool(len(one)))  # an empty column has no type
     assert a.arrays.keys() == b.arrays.keys()
@@ -671,7 +670,7 @@ def test_a_comparison_of_checkpoints_comes_back(four: Comparison, undrawn: None,
     equal(four, again)
     assert again.training["best"].dtype == bool
     again.save(tmp_path / "again", progress=False)
-    for name in FRAMES:
+    for name in COLUMNS:
         assert (tmp_path / "out" / f"{name}.csv").read_bytes() == (tmp_path / "again" / f"{name}.csv").read_bytes()
 
 
@@ -827,7 +826,7 @@ def append(file: Path, text: str) -> None:
 
 
 SPOILT: dict[str, Any] = {
-    "no tables": lambda folder: [(folder / f"{name}.csv").unlink() for name in FRAMES],
+    "no tables": lambda folder: [(folder / f"{name}.csv").unlink() for name in COLUMNS],
     "a missing table": lambda folder: (folder / "alignment.csv").unlink(),
     "an empty table": lambda folder: (folder / "robustness.csv").write_text(""),
     "bytes for a table": lambda folder: (folder / "robustness.csv").write_bytes(bytes(range(256))),

@@ -1,7 +1,7 @@
 """The result of a comparison: tidy frames, saved and loaded whole."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,24 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds"),
     ),
     "gates": (("model", "layer"), ("epoch", *GATE_LOG)),
+    "flow": (("model", "layer", "class"), ("channel", "count", "change", "silenced", "awakened", "p", "q")),
+    "confusion": (("model", "data", "class", "answer"), ("count",)),
+    "decay": (("model", "layer", "varied", "measure"), ("at", "value", "low", "high")),
+    "differences": (
+        ("model", "other", "layer", "other_layer", "class", "measure"),
+        ("value", "low", "high", "p", "q"),
+    ),
+    "masks": (("model", "layer", "data", "class"), ("channel", "mask")),
+    "leakage": (("model", "layer", "data", "measure"), ("value", "low", "high")),
+    "matching": (("model", "layer", "other", "other_layer"), ("cka", "low", "high")),
+    "matched": (("model", "layer", "other", "other_layer"), ("channel", "other_channel", "correlation")),
+    "excitation": (("model", "layer", "data"), ("channel", "rank", "image", "activation")),
 }
+
+
+def tidy(name: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Lay rows out as the frame of that name, with its columns even where there are no rows."""
+    return pd.DataFrame(rows, columns=[*COLUMNS[name][0], *COLUMNS[name][1]])
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,18 @@ class Comparison:
             gate of CIFS on the validation images: accuracy of the probe, share of the mask in effect (0 to 1, see
             ``selection.mask_share``) and cosine between an image's natural and adversarial mask; empty where no model
             has a log of such gates.
+        flow: model, layer, class, channel -> count (images), change (mean over them of adversarial less natural
+            activation), silenced and awakened (shares of the images on which the channel is active on natural data
+            alone, on adversarial data alone), p and q of the change; see ``channelscope.comparison.flow``.
+        confusion: model, data, class (the true one), answer -> count of images.
+        decay: model, layer, varied ("eps" or "step"), measure -> at, value, low, high; empty unless asked for.
+        differences: model, other, layer, other_layer, class ("all" and each), measure -> value (model less other), low,
+            high, p, q; see ``channelscope.comparison.differences``.
+        masks: model, layer (the gated one), data, class, channel -> mask (mean over the images).
+        leakage: model, layer, data, measure -> value, low, high, of what gates tell about the labels.
+        matching: model, layer, other, other_layer -> cka, low, high.
+        matched: model, layer, other, other_layer, channel -> other_channel, correlation.
+        excitation: model, layer, data, channel, rank -> image (its index), activation: what excites a channel most.
         arrays: the images' indices and labels, and by model their correctness under each attack.
         meta: settings, seed, versions, data fingerprint and the models' descriptions, as plain values.
     """
@@ -60,6 +89,15 @@ class Comparison:
     verdicts: pd.DataFrame
     training: pd.DataFrame
     gates: pd.DataFrame
+    flow: pd.DataFrame
+    confusion: pd.DataFrame
+    decay: pd.DataFrame
+    differences: pd.DataFrame
+    masks: pd.DataFrame
+    leakage: pd.DataFrame
+    matching: pd.DataFrame
+    matched: pd.DataFrame
+    excitation: pd.DataFrame
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +13,8 @@ from torch import nn
 
 from channelscope import alignment, claims
 from channelscope.checkpoints import GATE_LOG, versions
-from channelscope.comparison.frames import COLUMNS, Comparison
+from channelscope.comparison import confusion, decay, differences, excitation, flow, leakage, masks, matching
+from channelscope.comparison.frames import COLUMNS, Comparison, tidy
 from channelscope.comparison.subjects import Compared
 from channelscope.data import Dataset, Part
 from channelscope.distributed import size
@@ -47,18 +48,23 @@ def assemble(networks: Sequence[Compared], dataset: Dataset, part: Part, setting
         arrays |= {f"correct/{index}/{name}": hits.numpy() for name, hits in subject.measurement.hits.items()}
     return Comparison(
         activations=pd.concat([_activations(subject, dataset.classes) for subject in networks], ignore_index=True),
-        alignment=_frame("alignment", [row for s in networks for row in _alignment(s, dataset.classes, level)]),
-        robustness=_frame("robustness", [row for s in networks for row in _robustness(s, dataset.classes, level)]),
-        verdicts=_frame("verdicts", [dataclasses.asdict(verdict) for verdict in judged]),
-        training=_frame("training", [row for s in networks for row in _training(s)]),
-        gates=_frame("gates", [row for s in networks for row in _gates(s)]),
+        alignment=tidy("alignment", [row for s in networks for row in _alignment(s, dataset.classes, level)]),
+        robustness=tidy("robustness", [row for s in networks for row in _robustness(s, dataset.classes, level)]),
+        verdicts=tidy("verdicts", [dataclasses.asdict(verdict) for verdict in judged]),
+        training=tidy("training", [row for s in networks for row in _training(s)]),
+        gates=tidy("gates", [row for s in networks for row in _gates(s)]),
+        flow=flow.frame(networks, dataset.classes),
+        confusion=confusion.frame(networks, dataset.classes),
+        decay=decay.frame(networks, level),
+        differences=differences.frame(networks, dataset.classes, level),
+        masks=masks.frame(networks, dataset.classes),
+        leakage=leakage.frame(networks, level),
+        matching=matching.of_layers(networks, level),
+        matched=matching.of_channels(networks),
+        excitation=excitation.frame(networks),
         arrays=arrays,
         meta=meta,
     )
-
-
-def _frame(name: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=[*COLUMNS[name][0], *COLUMNS[name][1]])
 
 
 def _device(network: nn.Module) -> torch.device:
