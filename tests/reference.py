@@ -8,6 +8,7 @@ channelscope: the fast code is compared with it in float64.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from itertools import permutations
 from statistics import NormalDist
 
 import torch
@@ -432,3 +433,29 @@ def of_all_heads(first: Tensor, gates: Sequence[Sequence[Tensor]], beta: float, 
         for head in gate:
             loss = loss + beta / len(gates) * head
     return 3 / (beta + 1) * loss if scaled else loss
+
+
+# ---------------------------------------------------------------- likeness of two networks' layers
+
+
+def hsic(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
+    """Give the unbiased HSIC of linear kernels as the U-statistic that it is (Song et al., JMLR 2012, theorem 3).
+
+    The mean over all ways to choose four images i, j, q, r of K_ij (M_ij + M_qr - 2 M_iq).
+    """
+    k, m = ([[math.fsum(x * y for x, y in zip(u, v, strict=True)) for v in rows] for u in rows] for rows in (a, b))
+    chosen = list(permutations(range(len(a)), 4))
+    return math.fsum(k[i][j] * (m[i][j] + m[q][r] - 2 * m[i][q]) for i, j, q, r in chosen) / len(chosen)
+
+
+def cka(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
+    """Give CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) (Kornblith et al., ICML 2019, arXiv 1905.00414)."""
+    return hsic(a, b) / math.sqrt(hsic(a, a) * hsic(b, b))
+
+
+def best_match(correlations: Sequence[Sequence[float]]) -> float:
+    """Give the largest sum of correlations of any way to pair the rows with as many columns, or the other way round."""
+    rows, columns = len(correlations), len(correlations[0])
+    if rows > columns:
+        return best_match(list(zip(*correlations, strict=True)))
+    return max(sum(correlations[i][j] for i, j in enumerate(chosen)) for chosen in permutations(range(columns), rows))

@@ -1,0 +1,135 @@
+"""How alike two networks' channels are on the same images: linear CKA of layers, and channels matched one to one.
+
+Pure functions of activations: row i of both arguments is image i.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+from scipy.optimize import linear_sum_assignment
+
+FEWEST = 4  # images: an unbiased HSIC needs as many
+
+
+def cka(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> float:
+    """Linear CKA of two layers' activations, with unbiased HSIC: 1 for equal up to rotation and scale, 0 for unrelated.
+
+        CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)),    K = A A^T, L = B B^T
+
+    (Kornblith et al., ICML 2019, arXiv 1905.00414). HSIC is Song et al.'s unbiased estimator (JMLR 2012), as in Nguyen
+    et al. (ICLR 2021, arXiv 2010.15327): the biased one calls unrelated layers alike when images are not many more than
+    channels. So CKA lies in [-1, 1], about 0, not above it, where layers have nothing in common.
+
+    >>> rng = np.random.default_rng(0)
+    >>> a = rng.normal(size=(50, 3))
+    >>> turned = a @ np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    >>> round(cka(a, 5 * turned + 1), 6)
+    1.0
+
+    Args:
+        a, b: activations of the same n images; NaN for fewer than four, and for a layer that is constant.
+    """
+    once = np.ones((len(a), 1))
+    return float(normalised(hsic(a, b, once), hsic(a, a, once), hsic(b, b, once))[0])
+
+
+def normalised(
+    between: Float[ndarray, " r"], own: Float[ndarray, " r"], others: Float[ndarray, " r"]
+) -> Float[ndarray, " r"]:
+    """Make CKA of HSIC(K, L), HSIC(K, K) and HSIC(L, L), by replicate of the bootstrap; NaN where K or L is constant."""
+    return between / np.sqrt(np.where((own > 0) & (others > 0), own * others, np.nan))
+
+
+def hsic(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"], weights: Float[ndarray, "n r"]) -> Float[ndarray, " r"]:
+    """Unbiased HSIC of two linear kernels, by replicate of the bootstrap.
+
+        HSIC = 1 / (n (n - 3)) sum_{i != j} K~_ij L~_ij
+
+    with K~ the U-centred kernel, whose rows and columns have the sum 0 without their diagonal. It is the mean of the
+    images' parts h_i = sum_j K~_ij L~_ij / (n - 3), and a replicate moves it to first order (HSIC is a U-statistic, and
+    its derivative by an image's weight 2 h_i / n, as moving the centre adds nothing):
+
+        HSIC_r = HSIC + 2 sum_i (w_ir / sum_j w_jr - 1 / n) h_i
+
+    Drawing images repeatedly instead would count their likeness to their own copies, which is what the unbiased
+    estimator leaves out. Time and memory grow with n c d and n r, not with n^2.
+
+    Args:
+        a, b: activations of the same images.
+        weights: of each image in each replicate; see ``stats.bootstrap_weights``. Column 0, all 1, is the estimate.
+    """
+    n = len(a)
+    if n < FEWEST:
+        return np.full(weights.shape[1], np.nan)
+    parts = _parts(_standard(a), _standard(b)) / (n - 3)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return parts.mean() + 2 * (parts @ (weights / weights.sum(0)) - parts.mean())
+
+
+def _standard(a: Float[ndarray, "n c"]) -> Float[ndarray, "n c"]:
+    """Centre activations and give them a total variance of 1, which CKA does not depend on; zeros for constant ones."""
+    centred = a.astype(np.float64) - a.mean(0, dtype=np.float64)
+    size = np.sqrt((centred**2).sum(1).mean())
+    return centred / size if size > 1e-12 * np.abs(a).max(initial=0) else np.zeros_like(centred)
+
+
+def _parts(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
+    """Sum each image's row of the product of the U-centred kernels: sum_{j != i} K~_ij L~_ij, for centred a and b.
+
+    With d and e the kernels' diagonals, K~_ij = K_ij + (d_i + d_j) / (n - 2) - sum(d) / ((n - 1) (n - 2)), as the rows
+    of K = A A^T have the sum 0; multiplied out, no kernel is ever made.
+    """
+    n = len(a)
+    d, e = (a**2).sum(1), (b**2).sum(1)
+    level = d / (n - 2) - d.sum() / ((n - 1) * (n - 2))  # what K~_ij has beside K_ij and d_j / (n - 2)
+    with_kernel = ((a @ (a.T @ b)) * b).sum(1) - d * e - level * e + (b @ (b.T @ d) - d * e) / (n - 2)
+    with_diagonal = a @ (a.T @ e) - d * e + level * (e.sum() - e) + (d @ e - d * e) / (n - 2)
+    return with_kernel + with_diagonal / (n - 2)
+
+
+class Match(NamedTuple):
+    """Channels of one network and of another that correspond, the surest pair first.
+
+    Args:
+        channel, other: numbers of the matched channels (m,), no number twice.
+        correlation: Pearson's, of each pair's activations over the images (m,); NaN where one of them is constant.
+    """
+
+    channel: Int[ndarray, " m"]
+    other: Int[ndarray, " m"]
+    correlation: Float[ndarray, " m"]
+
+
+def match(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Match:
+    """Match channels one to one, so that the sum of the pairs' correlations over images is the largest possible.
+
+    Li et al. (ICLR 2016, arXiv 1511.07543), bipartite matching; of layers of unequal width, min(c, d) channels each.
+
+    >>> rng = np.random.default_rng(0)
+    >>> a = rng.normal(size=(50, 3))
+    >>> found = match(a, a[:, [2, 0, 1]])
+    >>> dict(zip(found.channel.tolist(), found.other.tolist()))
+    {0: 1, 1: 2, 2: 0}
+
+    Args:
+        a, b: activations of the same n images.
+    """
+    correlations = _correlations(a, b)
+    channel, other = linear_sum_assignment(np.nan_to_num(correlations), maximize=True)
+    found = correlations[channel, other]
+    order = np.argsort(-np.nan_to_num(found, nan=-np.inf), kind="stable")
+    return Match(channel[order], other[order], found[order])
+
+
+def _correlations(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Float[ndarray, "c d"]:
+    """Correlate each column of one with each of the other; NaN for a constant one."""
+    return np.clip(_unit(a).T @ _unit(b), -1, 1)
+
+
+def _unit(a: Float[ndarray, "n c"]) -> Float[ndarray, "n c"]:
+    """Centre each column and bring it to length 1; NaN for a constant one."""
+    centred = a.astype(np.float64) - a.mean(0, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.ptp(a, 0) > 0, centred / np.linalg.norm(centred, axis=0), np.nan)
