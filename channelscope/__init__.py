@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 # The public face, by module. Everything is imported at its first use, so that importing channelscope is instant.
 _FACE = {
     "attacks": ("APGD", "FGSM", "PGD"),
-    "capture": ("capture",),
+    "capture": ("ablated", "capture"),
     "checkpoints": ("load",),
     "comparison": ("Comparison", "compare"),
     "errors": ("UserError",),
@@ -30,7 +30,7 @@ _HOME = {name: module for module, names in _FACE.items() for name in names}
 
 if TYPE_CHECKING:
     from channelscope.attacks import APGD, FGSM, PGD
-    from channelscope.capture import capture
+    from channelscope.capture import ablated, capture
     from channelscope.checkpoints import load
     from channelscope.comparison import Comparison, compare
     from channelscope.errors import UserError
@@ -53,6 +53,7 @@ __all__ = [
     "Selective",
     "TwoLayerProbe",
     "UserError",
+    "ablated",
     "attached",
     "capture",
     "compare",

@@ -1,9 +1,10 @@
-"""Read the features and channel activations of any network, by layer name."""
+"""Read, or suppress, the channels of any network, by layer name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
@@ -81,3 +82,66 @@ def activations(z: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c"]:
             "or (images, channels, height, width)."
         )
     return z if z.ndim == 2 else z.mean((2, 3))
+
+
+Channels = Sequence[int] | Bool[Tensor, " c"] | Bool[Tensor, "n c"]
+
+
+@contextmanager
+def ablated(
+    model: nn.Module,
+    channels: Mapping[str, Channels],
+    to: float | Mapping[str, Float[Tensor, " c"]] = 0.0,
+) -> Iterator[None]:
+    """Suppress channels of the named layers: inside the context, every position of them is 0, or what ``to`` says.
+
+    The network goes on from there, and its gradients with it: an attack inside the context sees the suppression.
+
+    Args:
+        model: any network.
+        channels: layer name -> the channels to suppress: their numbers or a mask (c,), for all images; or a mask
+            (n, c), a row for each image: the network then takes batches of these images, or of the first of them.
+        to: the value of a suppressed channel; or layer name -> a value for each channel (c,), such as its mean.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> with ablated(net, {"1": [2, 5]}):
+    ...     z = net(torch.ones(1, 3, 5, 5))
+    >>> bool(z[:, [2, 5]].any())
+    False
+
+    Raises:
+        LayerError: see ``hooks.hooked``.
+        UserError: for channels that the layer does not have, and for more images than the mask has rows.
+    """
+
+    def suppress(layer: str, chosen: Channels) -> Edit:
+        def edit(z: Tensor) -> Tensor:
+            value = to[layer].to(z) if isinstance(to, Mapping) else z.new_tensor(to)
+            rows = _suppressed(layer, chosen, z)
+            return torch.where(_beside(rows, z), _beside(value.expand(z.shape[1]), z), z)
+
+        return edit
+
+    with hooked(model, {layer: suppress(layer, chosen) for layer, chosen in channels.items()}):
+        yield
+
+
+def _suppressed(layer: str, chosen: Channels, z: Tensor) -> Bool[Tensor, "... c"]:
+    """Give the mask (c,) or (n, c) of the channels to suppress in features z."""
+    if isinstance(chosen, Tensor):
+        if chosen.shape[-1] != z.shape[1] or (chosen.ndim == 2 and len(chosen) < len(z)):
+            raise UserError(
+                f"The mask of layer {layer!r} has the shape {tuple(chosen.shape)}, and there are {len(z)} images with "
+                f"{z.shape[1]} channels: give a row (channels,), or one for each image."
+            )
+        return (chosen if chosen.ndim == 1 else chosen[: len(z)]).to(z.device)
+    if strange := [channel for channel in chosen if not 0 <= channel < z.shape[1]]:
+        raise UserError(f"Layer {layer!r} has {z.shape[1]} channels, from 0 up: there is no channel {strange[0]}.")
+    mask = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
+    mask[list(chosen)] = True
+    return mask
+
+
+def _beside(values: Tensor, z: Tensor) -> Tensor:
+    """Give values of channels, (c,) or (n, c), the dimensions of the features z."""
+    return values.reshape(-1, z.shape[1], *[1] * (z.ndim - 2))

@@ -1,4 +1,4 @@
-"""Capture: the features that the layer returned, of any network, and the network none the wiser."""
+"""Capture: the features that the layer returned, of any network, and the network none the wiser; and ablation."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from channelscope.capture import activations, capture, pooled
+from channelscope.attacks import PGD
+from channelscope.capture import ablated, activations, capture, pooled
 from channelscope.errors import UserError
-from channelscope.hooks import LayerError
+from channelscope.hooks import LayerError, hooked
 from networks import (
     CLASSES,
     FORMS,
@@ -190,3 +191,118 @@ def test_activations_of_a_vector_layer_are_its_values() -> None:
 def test_features_without_channels_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="have no channels: choose a layer that returns"):
         activations(torch.zeros(shape))
+
+
+# ---------------------------------------------------------------- ablation
+
+
+def by_hand(z: Tensor, rows: list[list[int]], values: list[float]) -> Tensor:
+    """Write the values of the suppressed channels in, image by image and channel by channel."""
+    z = z.clone()
+    for i, channels in enumerate(rows):
+        for c in channels:
+            z[i, c] = values[c]
+    return z
+
+
+@pytest.mark.parametrize("layer", ["bn1", "flatten"], ids=["maps", "vector"])
+@pytest.mark.parametrize("to", ["zero", "means"])
+def test_ablated_channels_have_the_value_and_the_others_are_left(layer: str, to: str) -> None:
+    net, (x, _) = plain(), images()
+    with torch.no_grad(), capture(net, layer) as features:
+        net(x)
+    z = features[layer]
+    means = activations(z).mean(0)
+    suppressed = [2, 5]
+    values = means.tolist() if to == "means" else [0.0] * z.shape[1]
+    options = {"to": {layer: means}} if to == "means" else {}
+    with torch.no_grad(), ablated(net, {layer: suppressed}, **options), capture(net, layer) as features:
+        logits = net(x)
+    assert torch.equal(features[layer], by_hand(z, [suppressed] * len(x), values))
+    with torch.no_grad(), hooked(net, {layer: lambda z: by_hand(z, [suppressed] * len(x), values)}):
+        assert torch.equal(net(x), logits)
+
+
+def test_every_image_can_have_channels_of_its_own() -> None:
+    net, (x, _) = plain(), images(4)
+    rows = [[0], [], [1, 2], [5]]
+    mask = torch.tensor([[c in channels for c in range(6)] for channels in rows])
+    with torch.no_grad(), capture(net, "conv1") as features:
+        net(x)
+    wanted = by_hand(features["conv1"], rows, [0.0] * 6)
+    with torch.no_grad(), ablated(net, {"conv1": mask}), capture(net, "conv1") as features:
+        net(x)
+        assert torch.equal(features["conv1"], wanted)
+        net(x[:2])
+        assert torch.equal(features["conv1"], wanted[:2])
+
+
+def test_numbers_and_a_mask_suppress_the_same_in_several_layers() -> None:
+    net, (x, _) = resnet(), images()
+    with ablated(net, {"layer1": [1], "layer3": [0, 7]}):
+        by_number = net(x)
+    masks = {"layer1": torch.arange(2) == 1, "layer3": torch.isin(torch.arange(8), torch.tensor([0, 7]))}
+    with ablated(net, masks):
+        assert torch.equal(net(x), by_number)
+    plainly = net(x)
+    with ablated(net, dict.fromkeys(masks, ())):
+        assert torch.equal(net(x), plainly)
+
+
+def features_of(net: nn.Module, x: Tensor) -> Tensor:
+    return net.layer1(net.bn1(net.conv1(net.normalise(x))).relu())
+
+
+def test_raw_features_are_ablated_ahead_of_the_gate_and_gated_ones_behind_it() -> None:
+    net, (x, _) = gated(), images()
+    with torch.no_grad():
+        untouched = net.probed(x)
+        alive = int(activations(untouched.features["layer4.0"]).mean(0).argmax())
+        with ablated(net, {"layer4.0": [alive]}):
+            ahead = net.probed(x)
+        with ablated(net, {"layer4.0.gated": [alive]}):
+            behind = net.probed(x)
+    assert not ahead.features["layer4.0"][:, alive].any()
+    assert not torch.allclose(ahead.masks["layer4.0"], untouched.masks["layer4.0"])
+    assert torch.equal(behind.features["layer4.0"], untouched.features["layer4.0"])
+    assert torch.equal(behind.masks["layer4.0"], untouched.masks["layer4.0"])
+    assert not torch.equal(behind.logits, untouched.logits)
+
+
+def test_attack_sees_the_ablation() -> None:
+    net, (x, y) = plain(), images()
+
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            return net[3:](torch.relu(net[:2](x) * torch.tensor([0.0, 1, 0, 1, 0, 1]).view(-1, 1, 1)))
+
+    attack = PGD(eps=0.1, steps=3, random_start=False)
+    with ablated(net, {"bn1": [0, 2, 4]}):
+        found = attack(net, x, y)
+    torch.testing.assert_close(found, attack(ByHand(), x, y))
+    assert not torch.allclose(found, attack(net, x, y))
+
+
+def test_ablation_leaves_the_network_as_found() -> None:
+    net, (x, _) = mixed(gated()).eval(), images()
+    with unchanged(net), ablated(net, {"layer4.0": [3]}):
+        net(x)
+
+
+@pytest.mark.parametrize(
+    ("channels", "words"),
+    [
+        ([6], r"'conv1' has 6 channels, from 0 up: there is no channel 6"),
+        ([-1], "there is no channel -1"),
+        (torch.zeros(5, dtype=torch.bool), r"shape \(5,\), and there are 6 images with 6 channels: give a row"),
+        (torch.zeros(4, 6, dtype=torch.bool), r"shape \(4, 6\), and there are 6 images with 6 channels"),
+    ],
+)
+def test_channels_that_a_layer_does_not_have_are_refused(channels: list[int] | Tensor, words: str) -> None:
+    net = plain()
+    with ablated(net, {"conv1": channels}), pytest.raises(UserError, match=words):
+        net(images()[0])
