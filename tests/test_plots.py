@@ -310,7 +310,8 @@ def test_draw_writes_each_figure_twice_with_captions_and_the_same_bytes_again(tm
     names = list(plots.figures(comparison))
     assert [path.name for path in paths] == [f"{name}.{ending}" for name in names for ending in ("pdf", "png")]
     listing = tmp_path / "one" / "figures" / "captions.json"
-    assert sorted([*paths, listing]) == sorted((tmp_path / "one" / "figures").iterdir())
+    tables = [listing.with_name(f"{name}.csv") for name in names]
+    assert sorted([*paths, *tables, listing]) == sorted((tmp_path / "one" / "figures").iterdir())
     listed = json.loads(listing.read_text())
     assert [entry["name"] for entry in listed] == names
     assert all(entry["caption"] == plots.caption(entry["name"], comparison) for entry in listed)

@@ -1,13 +1,14 @@
-"""All figures of a comparison, by name, with their captions, and the folder that holds them."""
+"""All figures of a comparison, each said once in ``KINDS``, and the folder that holds them."""
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
@@ -18,62 +19,197 @@ from channelscope.plots import drawing, frames
 from channelscope.plots.paper import save
 
 EVERY_CLASS = 10  # up to so many classes each has its own figures; beyond, the five most and the five least robust
-CAPTIONS = {
-    "relevance": "Magnitude (mean activation) of each channel against its relevance to the class, for {classes}. "
-    "Above each panel: the model's robust accuracy on the class, and Spearman's correlation ρ on natural and on "
-    "adversarial images. Channels left of the dashed line are negatively relevant (NR), right of it positively (PR).",
-    "nr-share": "Share of the activation mass that lies on negatively relevant (NR) channels, per class and as the "
-    "mean over the classes.",
-    "alignment-robustness": "Robust accuracy of each class against Spearman's correlation between the magnitudes of "
-    "its adversarial images and the relevance of the channels. The legend gives the correlation across classes.",
-    "training": "Training loss, and accuracy on the natural and the attacked validation images, per epoch. Dotted: "
-    "accuracy on the training images, as the network was trained on them. In gated networks the gates are given the "
-    "labels there, so a gap to the validation images shows how much of the answer came with the label. The dashed line "
-    "marks the epoch whose network was kept.",
-    "gates": "The gates of each model per epoch, on the natural and the attacked validation images; a row for each "
-    "gated layer; where curves coincide, the adversarial one covers the natural one. A gate's probe is a small "
-    "classifier that guesses the class from the features of that layer alone. From the guess comes the gate's mask: a "
-    "factor for each channel, large where the channel speaks for the classes that the probe finds likely, by which "
-    "the channel is multiplied before the rest of the network sees it. Left: accuracy of the probe; where it is "
-    "wrong, the mask favours channels of wrong classes. Right: the share of the layer's C channels that the mask lets "
-    "through, mean over the images (participation ratio of its factors: 100 % means that all channels pass alike, 1/C "
-    "that a single one does). The dashed line marks the epoch whose network was kept.",
-    "magnitude": "Magnitude (mean activation) of each channel on natural and on adversarial images of {classes}. "
-    "The channels of each model are sorted by its natural magnitude.",
-    "frequency": "Activation frequency of each channel (the share of the images on which it is active) on natural and "
-    "on adversarial images of {classes}. The channels of each model are sorted by its natural frequency.",
+SECTIONS = {
+    "claims": "The claims",
+    "network": "The whole network",
+    "gates": "Gates",
+    "models": "Between models",
+    "training": "Training",
 }
 
 
 @dataclass(frozen=True)
-class _Picture:
-    kind: str
-    classes: tuple[str, ...]
-    layer: str | None
-    main: bool  # the page shows it at once, the others on demand
-    make: Callable[[], Figure]
+class Subject:
+    """What one figure of a kind is about.
+
+    Args:
+        arguments: further arguments of the kind's two functions, by name; None for those at their default. The
+            others end the figure's name.
+        main: whether the page shows the figure at once, or on demand.
+    """
+
+    arguments: Mapping[str, str | None]
+    main: bool = True
 
 
-def _pictures(comparison: Comparison) -> Iterator[_Picture]:
-    """First what sums up the classes, then the channels of single classes, those of the extreme classes first."""
+def whole(_: Comparison) -> Iterator[Subject]:
+    """One figure, of all there is."""
+    yield Subject({})
+
+
+def by_layer(comparison: Comparison) -> Iterator[Subject]:
+    """A figure for each layer that was measured; one alone is each model's last."""
+    for layer in _layers(comparison):
+        yield Subject({"layer": layer})
+
+
+def by_class(comparison: Comparison) -> Iterator[Subject]:
+    """A figure for each class and layer: the most and the least robust class first, then the others."""
+    extremes, others = frames.extremes(comparison), frames.extremes(comparison, EVERY_CLASS // 2)
+    for name, layer in product(dict.fromkeys([*extremes, *others]), _layers(comparison)):
+        yield Subject({"class_name": name, "layer": layer}, main=name in extremes)
+
+
+def _layers(comparison: Comparison) -> list[str | None]:
     by_model = list(frames.layers_by_model(comparison).values())
     several = any(len(names) > 1 for names in by_model)
-    layers = list(dict.fromkeys(name for names in by_model for name in names)) if several else [None]
-    extremes = tuple(frames.extremes(comparison))
-    for layer in layers:
-        yield _Picture("relevance", extremes, layer, True, partial(drawing.relevance, comparison, layer))
-        yield _Picture("nr-share", (), layer, True, partial(drawing.nr_share, comparison, layer))
-        yield _Picture(
-            "alignment-robustness", (), layer, True, partial(drawing.alignment_robustness, comparison, layer)
-        )
-    if len(comparison.training):
-        yield _Picture("training", (), None, True, partial(drawing.training, comparison))
-    if len(comparison.gates):
-        yield _Picture("gates", (), None, True, partial(drawing.gates, comparison))
-    ranked = frames.extremes(comparison, EVERY_CLASS // 2)
-    profiles = {"magnitude": drawing.magnitude, "frequency": drawing.frequency}
-    for name, layer, (kind, make) in product(dict.fromkeys([*extremes, *ranked]), layers, profiles.items()):
-        yield _Picture(kind, (name,), layer, name in extremes, partial(make, comparison, name, layer))
+    return list(dict.fromkeys(name for names in by_model for name in names)) if several else [None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A figure, said once.
+
+    Args:
+        name: how its files and its captions are called.
+        draw, data: the two functions of (comparison, ...): the figure, and the table of what it draws.
+        caption: plain words. It may have {class_name}, {model} and whatever else the subject's arguments are called,
+            {extremes} (the most and the least robust class), and the sentences {layers}, {adversarial} (the attack on
+            the activations), {robust} (the attacks behind robust accuracy) and {bars} (the intervals).
+        section: where it stands, see SECTIONS.
+        claims: those on which it bears.
+        frame: the comparison's frame without whose rows there is no such figure.
+        subjects: what single figures of the kind are about.
+    """
+
+    name: str
+    draw: Callable[..., Figure]
+    data: Callable[..., pd.DataFrame]
+    caption: str
+    section: str
+    claims: tuple[str, ...] = ()
+    frame: str = "activations"
+    subjects: Callable[[Comparison], Iterable[Subject]] = whole
+
+
+KINDS = (
+    Kind(
+        name="relevance",
+        draw=drawing.relevance,
+        data=drawing.relevance_data,
+        caption="Magnitude (mean activation) of each channel against its relevance to the class, for {extremes}. "
+        "Above each panel: the model's robust accuracy on the class, and Spearman's correlation ρ on natural and on "
+        "adversarial images. Channels left of the dashed line are negatively relevant (NR), right of it positively "
+        "(PR). {layers} {adversarial} {robust}",
+        section="claims",
+        claims=("c2", "c3"),
+        subjects=by_layer,
+    ),
+    Kind(
+        name="nr-share",
+        draw=drawing.nr_share,
+        data=drawing.nr_share_data,
+        caption="Share of the activation mass that lies on negatively relevant (NR) channels, per class and as the "
+        "mean over the classes. {layers} {adversarial} {bars}",
+        section="claims",
+        claims=("c2",),
+        subjects=by_layer,
+    ),
+    Kind(
+        name="alignment-robustness",
+        draw=drawing.alignment_robustness,
+        data=drawing.alignment_robustness_data,
+        caption="Robust accuracy of each class against Spearman's correlation between the magnitudes of its "
+        "adversarial images and the relevance of the channels. The legend gives the correlation across classes. "
+        "{layers} {adversarial} {robust} {bars}",
+        section="claims",
+        claims=("c3",),
+        subjects=by_layer,
+    ),
+    Kind(
+        name="training",
+        draw=drawing.training,
+        data=drawing.training_data,
+        caption="Training loss, and accuracy on the natural and the attacked validation images, per epoch. Dotted: "
+        "accuracy on the training images, as the network was trained on them. In gated networks the gates are given "
+        "the labels there, so a gap to the validation images shows how much of the answer came with the label. The "
+        "dashed line marks the epoch whose network was kept.",
+        section="training",
+        frame="training",
+    ),
+    Kind(
+        name="gates",
+        draw=drawing.gates,
+        data=drawing.gates_data,
+        caption="The gates of each model per epoch, on the natural and the attacked validation images; a row for each "
+        "gated layer; where curves coincide, the adversarial one covers the natural one. A gate's probe is a small "
+        "classifier that guesses the class from the features of that layer alone. From the guess comes the gate's "
+        "mask: a factor for each channel, large where the channel speaks for the classes that the probe finds likely, "
+        "by which the channel is multiplied before the rest of the network sees it. Left: accuracy of the probe; where "
+        "it is wrong, the mask favours channels of wrong classes. Right: the share of the layer's C channels that the "
+        "mask lets through, mean over the images (participation ratio of its factors: 100 % means that all channels "
+        "pass alike, 1/C that a single one does). The dashed line marks the epoch whose network was kept.",
+        section="gates",
+        frame="gates",
+    ),
+    Kind(
+        name="magnitude",
+        draw=drawing.magnitude,
+        data=drawing.magnitude_data,
+        caption="Magnitude (mean activation) of each channel on natural and on adversarial images of class "
+        "{class_name}. The channels of each model are sorted by its natural magnitude. {layers} {adversarial} {robust}",
+        section="claims",
+        claims=("c1",),
+        subjects=by_class,
+    ),
+    Kind(
+        name="frequency",
+        draw=drawing.frequency,
+        data=drawing.frequency_data,
+        caption="Activation frequency of each channel (the share of the images on which it is active) on natural and "
+        "on adversarial images of class {class_name}. The channels of each model are sorted by its natural frequency. "
+        "{layers} {adversarial} {robust}",
+        section="claims",
+        claims=("c1",),
+        subjects=by_class,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    comparison: Comparison
+    kind: Kind
+    subject: Subject
+
+    def draw(self) -> Figure:
+        return self.kind.draw(self.comparison, **self.subject.arguments)
+
+    def data(self) -> pd.DataFrame:
+        return self.kind.data(self.comparison, **self.subject.arguments)
+
+    def caption(self) -> str:
+        words = {name: value for name, value in self.subject.arguments.items() if value is not None}
+        return self.kind.caption.format_map(_sentences(self.comparison, words.get("layer")) | words)
+
+    def stem(self) -> str:
+        parts = [self.kind.name, *(_slug(value) for value in self.subject.arguments.values() if value is not None)]
+        return "-".join(part for part in parts if part)
+
+
+def _sentences(comparison: Comparison, layer: str | None) -> dict[str, str]:
+    """What captions share, by name; see Kind."""
+    meta, extremes = comparison.meta, [f"class {name}" for name in frames.extremes(comparison)]
+    if len(extremes) == 2:
+        most, least = frames.extremes(comparison)
+        extremes = [f"the most robust class ({most})", f"the least robust one ({least})"]
+    return {
+        "extremes": " and ".join(extremes),
+        "layers": f"Layer: {', '.join(dict.fromkeys(frames.layers(comparison, layer).values()))}.",
+        "adversarial": f"Adversarial images: {frames.attack(comparison)}.",
+        "robust": f"Robust accuracy: {frames.attacks(comparison)}.",
+        "bars": f"Bars: {meta['level']:.0%} intervals (bootstrap over images, {meta['replicates']} replicates).",
+    }
 
 
 def _slug(words: str) -> str:
@@ -81,16 +217,17 @@ def _slug(words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:48].strip("-")
 
 
-def _named(comparison: Comparison) -> dict[str, _Picture]:
+def _pictures(comparison: Comparison) -> dict[str, _Picture]:
+    """Every figure by its name; names made alike by `_slug` are numbered."""
     named: dict[str, _Picture] = {}
-    for picture in _pictures(comparison):
-        single = picture.classes if len(picture.classes) == 1 and picture.kind != "relevance" else ()
-        parts = [picture.kind, *map(_slug, single), _slug(picture.layer or "")]
-        name = stem = "-".join(part for part in parts if part)
-        repeat = 1
-        while name in named:
-            name = f"{stem}-{(repeat := repeat + 1)}"
-        named[name] = picture
+    for kind in KINDS:
+        for subject in kind.subjects(comparison) if len(getattr(comparison, kind.frame)) else ():
+            picture = _Picture(comparison, kind, subject)
+            name = stem = picture.stem()
+            repeat = 1
+            while name in named:
+                name = f"{stem}-{(repeat := repeat + 1)}"
+            named[name] = picture
     return named
 
 
@@ -102,45 +239,39 @@ def figures(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
     classes: the five most and the five least robust); with several layers the names of all but training and gates end
     in the layer. Names made alike by this are numbered.
     """
-    return {name: picture.make for name, picture in _named(comparison).items()}
+    return {name: partial(_Picture.draw, picture) for name, picture in _pictures(comparison).items()}
+
+
+def data(name: str, comparison: Comparison) -> pd.DataFrame:
+    """What a figure draws, as a table; raises UserError for a name that `figures` lacks."""
+    return _picture(name, comparison).data()
 
 
 def caption(name: str, comparison: Comparison) -> str:
     """The caption of a figure, plain text ready to paste; raises UserError for a name that `figures` lacks."""
-    named = _named(comparison)
-    if name not in named:
-        raise UserError(f"No figure {name!r} in this comparison.{suggest(name, named)}")
-    return _caption(named[name], comparison)
+    return _picture(name, comparison).caption()
 
 
-def _caption(picture: _Picture, comparison: Comparison) -> str:
-    if picture.kind in ("training", "gates"):
-        return CAPTIONS[picture.kind]
-    meta, shown = comparison.meta, frames.layers(comparison, picture.layer)
-    text = CAPTIONS[picture.kind].format(classes=_classes_in_words(picture))
-    made = f"Layer: {', '.join(dict.fromkeys(shown.values()))}. Adversarial images: {frames.attack(comparison)}."
-    robust = f" Robust accuracy: {frames.attacks(comparison)}." if picture.kind != "nr-share" else ""
-    bars = f" Bars: {meta['level']:.0%} intervals (bootstrap over images, {meta['replicates']} replicates)."
-    return f"{text} {made}{robust}{bars if picture.kind in ('nr-share', 'alignment-robustness') else ''}"
-
-
-def _classes_in_words(picture: _Picture) -> str:
-    if picture.kind == "relevance" and len(picture.classes) == 2:
-        return f"the most robust class ({picture.classes[0]}) and the least robust one ({picture.classes[1]})"
-    return " and ".join(f"class {name}" for name in picture.classes)
+def _picture(name: str, comparison: Comparison) -> _Picture:
+    pictures = _pictures(comparison)
+    if name not in pictures:
+        raise UserError(f"No figure {name!r} in this comparison.{suggest(name, pictures)}")
+    return pictures[name]
 
 
 def draw(comparison: Comparison, folder: Path, *, progress: bool = True) -> list[Path]:
-    """Write every figure into a folder as .pdf and .png, beside `captions.json`, which the page reads.
+    """Write every figure into a folder as .pdf and .png, with its data as .csv, beside `captions.json` for the page.
 
     `captions.json` lists the figures in the page's order: name, caption, main (whether to show it at once). The same
     comparison gives the same bytes. Returns the paths of the pictures.
     """
     paths, listed = [], []
-    for name, picture in tqdm(_named(comparison).items(), desc="figures", unit="figure", disable=not progress):
-        figure = picture.make()
+    for name, picture in tqdm(_pictures(comparison).items(), desc="figures", unit="figure", disable=not progress):
+        figure = picture.draw()
         paths += [save(figure, folder / f"{name}.{ending}") for ending in ("pdf", "png")]
-        listed.append({"name": name, "caption": _caption(picture, comparison), "main": picture.main})
+        with replacing(folder / f"{name}.csv") as part:
+            picture.data().to_csv(part, index=False, lineterminator="\n")
+        listed.append({"name": name, "caption": picture.caption(), "main": picture.subject.main})
     with replacing(folder / "captions.json") as part:
         part.write_text(json.dumps(listed, indent=1), encoding="utf-8")
     return paths

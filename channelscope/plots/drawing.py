@@ -1,103 +1,81 @@
-"""The figures: each a function of a comparison, drawn from its frames alone, never from a network."""
+"""The figures of the claims and of training: what each shows as a table (``NAME_data``), and its drawing (``NAME``)."""
 
 import textwrap
-from typing import Any, Literal
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError, suggest
 from channelscope.plots import frames
-from channelscope.plots.paper import COLOURS, COLUMN, MODEL_COLOURS, MODEL_MARKERS, styled
+from channelscope.plots.axes import data_legend, empty, from_zero, grid, in_percent, markers, model_look, title
+from channelscope.plots.paper import COLOURS, styled
 
 LABELLED = 24  # the most classes that one figure names
+MEAN = "mean"  # of the classes, beside them
+_SPEARMAN = ("spearman", "spearman_low", "spearman_high")
+_ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 TRAINED: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 0.8}  # on the training images
 
 
-def _grid(rows: int, columns: int, height: float, beside: float = 0.75, **options: Any) -> tuple[Figure, np.ndarray]:
-    """`height` in inches is each row's, `beside` that of the title, the legend and the last row's labels."""
-    figure = Figure(figsize=(COLUMN, height * rows + beside), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for ax in axes.flat:
-        ax.tick_params(labelsize=6.5, length=2.5, width=0.6)  # not by the style: the user's would rule later drawings
-    return figure, axes
-
-
-def _title(figure: Figure, text: str) -> None:
-    figure.suptitle("\n".join(textwrap.wrap(text, 44)), x=0.02, ha="left")
-
-
-def _data_legend(figure: Figure, adversarial: str, linestyle: Literal["-", "none"] = "none", *further: Artist) -> None:
-    handles = [
-        Line2D([], [], color=COLOURS[data], label=label, linestyle=linestyle, marker="o", markersize=3.5)
-        for data, label in (("natural", "natural"), ("adversarial", f"adversarial ({adversarial})"))
-    ]
-    figure.legend(handles=[*handles, *further], loc="outside lower center", ncols=1 if further else 2)
-
-
-def _in_percent(ax: Axes, label: str) -> None:
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}"))
-    ax.set_ylabel(f"{label} (%)")
-
-
-def _empty(ax: Axes, reason: str) -> None:
-    ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color="0.4")
-
-
-def _from_zero(*sharing: Axes) -> None:
-    """Start the axis that these axes share at 0, unless there are values below: layers without a ReLU have them.
-
-    To be called once all is drawn, as it ends the adaptation of the axis to what is drawn.
-    """
-    if min(ax.dataLim.y0 for ax in sharing) >= 0:
-        highest = max(ax.dataLim.y1 for ax in sharing)
-        sharing[0].set_ylim(0, 1.05 * highest if 0 < highest < np.inf else 1)
-
-
-def _markers(channels: int) -> dict[str, Any]:
-    return {"marker": "o", "linestyle": "none", "markersize": float(np.clip(160 / channels, 1.2, 3.5)), "mew": 0}
-
-
-def _profile(comparison: Comparison, quantity: str, class_name: str, layer: str | None) -> Figure:
+def _profile_data(comparison: Comparison, quantity: str, class_name: str, layer: str | None) -> pd.DataFrame:
     known = frames.classes(comparison)
     if class_name not in known:
         raise UserError(f"No class {class_name!r} in this comparison.{suggest(class_name, known)}")
-    layers = frames.layers(comparison, layer)
-    figure, axes = _grid(len(layers), 1, 1.05)
-    for ax, (model, name) in zip(axes[:, 0], layers.items(), strict=True):
-        rows = frames.rows(comparison.activations, **{"class": class_name, "model": model, "layer": name})
-        natural, adversarial = (frames.rows(rows, data=data)[quantity].to_numpy(float) for data in COLOURS)
+    parts = []
+    for model, name in frames.layers(comparison, layer).items():
+        of_class = frames.rows(comparison.activations, **{"class": class_name, "model": model, "layer": name})
+        channels = of_class.pivot(index="channel", columns="data", values=quantity)[[*COLOURS]].reset_index()
+        channels = channels.sort_values("natural", ascending=False, kind="stable").rename_axis(columns=None)
+        place = range(1, len(channels) + 1)
+        accuracy = frames.robust(comparison, model, class_name)[0]
+        parts.append(channels.assign(place=place, model=model, layer=name, robust_accuracy=accuracy))
+    columns = ["model", "layer", "robust_accuracy", "place", "channel", *COLOURS]
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+def _profile(comparison: Comparison, quantity: str, class_name: str, layer: str | None) -> Figure:
+    drawn = _profile_data(comparison, quantity, class_name, layer)
+    layers = dict(drawn[["model", "layer"]].drop_duplicates().itertuples(index=False, name=None))
+    figure, axes = grid(len(layers), 1, 1.05)
+    for ax, model in zip(axes[:, 0], layers, strict=True):
+        channels = frames.rows(drawn, model=model)
         ax.set_ylabel(quantity)
         if quantity == "frequency":
             ax.set_ylim(0, 1.05)
-            _in_percent(ax, quantity)
-        _channels(ax, natural, adversarial)
+            in_percent(ax, quantity)
+        _channels(ax, channels)
         ax.set_title(frames.short(model, 24), loc="left", weight="bold")
-        ax.set_title(f"robust accuracy {frames.percent(frames.robust(comparison, model, class_name)[0])}", loc="right")
+        ax.set_title(f"robust accuracy {frames.percent(channels['robust_accuracy'].iloc[0])}", loc="right")
     axes[-1, 0].set_xlabel(f"channel, sorted by the model's natural {quantity}")
-    _title(figure, f"{frames.class_called(class_name)}: {quantity} per channel, {frames.where(layers)}")
-    _data_legend(figure, frames.attack(comparison))
+    title(figure, f"{frames.class_called(class_name)}: {quantity} per channel, {frames.where(layers)}")
+    data_legend(figure, frames.attack(comparison))
     return figure
 
 
-def _channels(ax: Axes, natural: np.ndarray, adversarial: np.ndarray) -> None:
-    if np.isnan(natural).all():
-        _empty(ax, "no images of this class")
+def _channels(ax: Axes, channels: pd.DataFrame) -> None:
+    if channels["natural"].isna().all():
+        empty(ax, "no images of this class")
         return
-    order, count = np.argsort(-natural, kind="stable"), len(natural)
-    edges = np.arange(count + 1) + 0.5
-    ax.stairs(natural[order], edges, fill=True, color=COLOURS["natural"], alpha=0.25, linewidth=0)
-    ax.stairs(natural[order], edges, color=COLOURS["natural"], baseline=None)
-    ax.plot(edges[1:] - 0.5, adversarial[order], color=COLOURS["adversarial"], **_markers(count))
+    count = len(channels)
+    natural, edges = channels["natural"].to_numpy(), np.arange(count + 1) + 0.5
+    ax.stairs(natural, edges, fill=True, color=COLOURS["natural"], alpha=0.25, linewidth=0)
+    ax.stairs(natural, edges, color=COLOURS["natural"], baseline=None)
+    ax.plot(channels["place"], channels["adversarial"], color=COLOURS["adversarial"], **markers(count))
     ax.set_xlim(0.5, count + 0.5)
-    _from_zero(ax)
+    from_zero(ax)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+
+
+def magnitude_data(comparison: Comparison, class_name: str, layer: str | None = None) -> pd.DataFrame:
+    """Give what `magnitude` draws: model, layer, place on the axis, channel -> natural, adversarial magnitude."""
+    return _profile_data(comparison, "magnitude", class_name, layer)
 
 
 @styled
@@ -110,6 +88,11 @@ def magnitude(comparison: Comparison, class_name: str, layer: str | None = None)
     return _profile(comparison, "magnitude", class_name, layer)
 
 
+def frequency_data(comparison: Comparison, class_name: str, layer: str | None = None) -> pd.DataFrame:
+    """Give what `frequency` draws: model, layer, place on the axis, channel -> natural, adversarial frequency."""
+    return _profile_data(comparison, "frequency", class_name, layer)
+
+
 @styled
 def frequency(comparison: Comparison, class_name: str, layer: str | None = None) -> Figure:
     """Draw how often each channel is active on natural and on adversarial images of a class, one panel per model.
@@ -120,6 +103,23 @@ def frequency(comparison: Comparison, class_name: str, layer: str | None = None)
     return _profile(comparison, "frequency", class_name, layer)
 
 
+def relevance_data(comparison: Comparison, layer: str | None = None) -> pd.DataFrame:
+    """Give what `relevance` draws: model, layer, class, data, channel -> relevance, magnitude.
+
+    Spearman's correlation of the two is beside, and the class's robust accuracy.
+    """
+    parts = []
+    layers, classes = frames.layers(comparison, layer), frames.extremes(comparison)
+    for (model, name), class_name, data in product(layers.items(), classes, COLOURS):
+        where = {"model": model, "layer": name, "class": class_name}
+        rho = frames.interval(comparison.alignment, **where, measure=f"relevance_spearman_{data}")[0]
+        accuracy = frames.robust(comparison, model, class_name)[0]
+        channels = frames.rows(comparison.activations, **where, data=data)
+        parts.append(channels.assign(spearman=rho, robust_accuracy=accuracy))
+    columns = ["model", "layer", "class", "robust_accuracy", "data", "spearman", "channel", "relevance", "magnitude"]
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
 @styled
 def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
     """Draw magnitude against relevance per channel, a row per model: the most robust class, then the least robust.
@@ -127,34 +127,48 @@ def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
     Each panel gives Spearman's correlation on natural and on adversarial images. `layer` defaults to each model's
     last one. Raises UserError for an unknown layer.
     """
-    layers, classes = frames.layers(comparison, layer), frames.extremes(comparison)
-    figure, axes = _grid(len(layers), len(classes), 1.25, 0.9, sharex="row", sharey="row")
-    for row, (model, name) in zip(axes, layers.items(), strict=True):
+    drawn, layers = relevance_data(comparison, layer), frames.layers(comparison, layer)
+    classes = list(drawn["class"].unique())
+    figure, axes = grid(len(layers), len(classes), 1.25, 0.9, sharex="row", sharey="row")
+    for row, model in zip(axes, layers, strict=True):
         for ax, class_name in zip(row, classes, strict=True):
-            _scatter(ax, comparison, **{"class": class_name, "model": model, "layer": name})
-            accuracy = frames.percent(frames.robust(comparison, model, class_name)[0], 0)
+            channels = frames.rows(drawn, **{"model": model, "class": class_name})
+            _scatter(ax, channels)
+            accuracy = frames.percent(channels["robust_accuracy"].iloc[0], 0)
             ax.set_title(f"{frames.class_called(class_name, 10)}, robust {accuracy}", pad=12, size=6.5)
-        _from_zero(*row)
+        from_zero(*row)
         row[0].set_ylabel(f"{frames.short(model, 16)}\nmagnitude")
     for ax, extreme in zip(axes[0], ("most", "least"), strict=False):
         ax.set_title(f"{extreme} robust class:\n{ax.get_title()}", pad=12, size=6.5)
     for ax in axes[-1]:
         ax.set_xlabel("← NR   relevance   PR →\n(logits / activation)")
-    _title(figure, f"Magnitude and relevance (Spearman ρ), {frames.where(layers)}")
-    _data_legend(figure, frames.attack(comparison))
+    title(figure, f"Magnitude and relevance (Spearman ρ), {frames.where(layers)}")
+    data_legend(figure, frames.attack(comparison))
     return figure
 
 
-def _scatter(ax: Axes, comparison: Comparison, **panel: str) -> None:
-    rows = frames.rows(comparison.activations, **panel)
+def _scatter(ax: Axes, drawn: pd.DataFrame) -> None:
     ax.axvline(0, color="0.6", linewidth=0.6, linestyle="--")
     for data, side, edge in (("natural", "left", 0), ("adversarial", "right", 1)):
-        channels = frames.rows(rows, data=data)
-        ax.plot(channels["relevance"], channels["magnitude"], color=COLOURS[data], alpha=0.7, **_markers(len(channels)))
-        rho = frames.interval(comparison.alignment, **panel, measure=f"relevance_spearman_{data}")[0]
+        channels = frames.rows(drawn, data=data)
+        ax.plot(channels["relevance"], channels["magnitude"], color=COLOURS[data], alpha=0.7, **markers(len(channels)))
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side}
-        ax.annotate(f"ρ {frames.number(rho)}", (edge, 1), (0, 3.5), color=COLOURS[data], size=6.5, **place)
+        rho = f"ρ {frames.number(channels['spearman'].iloc[0])}"
+        ax.annotate(rho, (edge, 1), (0, 3.5), color=COLOURS[data], size=6.5, **place)
     ax.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def nr_share_data(comparison: Comparison, layer: str | None = None) -> pd.DataFrame:
+    """Give what `nr_share` draws: model, layer, class ("mean" last), data -> share, low, high."""
+    layers, classes = frames.layers(comparison, layer), frames.classes(comparison)
+    if len(classes) > LABELLED:
+        classes = frames.extremes(comparison, LABELLED // 2)
+    found = []
+    for (model, name), data, class_name in product(layers.items(), COLOURS, [*classes, "all"]):
+        where = {"model": model, "layer": name, "class": class_name, "measure": f"nr_share_{data}"}
+        shown = MEAN if class_name == "all" else class_name
+        found.append((model, name, shown, data, *frames.interval(comparison.alignment, **where)))
+    return pd.DataFrame(found, columns=["model", "layer", "class", "data", "share", "low", "high"])
 
 
 @styled
@@ -165,26 +179,40 @@ def nr_share(comparison: Comparison, layer: str | None = None) -> Figure:
     12 most and the 12 least robust ones are shown. `layer` defaults to each model's last one. Raises UserError for
     an unknown layer.
     """
-    layers, classes = frames.layers(comparison, layer), frames.classes(comparison)
-    if len(classes) > LABELLED:
-        classes = frames.extremes(comparison, LABELLED // 2)
-    names = [*map(frames.short, classes), "mean"]
-    figure, axes = _grid(len(layers), 1, 0.9, 0.6 + 0.055 * max(map(len, names)), sharex=True, sharey=True)
-    places = np.arange(len(classes) + 1)
-    for ax, (model, name) in zip(axes[:, 0], layers.items(), strict=True):
-        measured = frames.rows(comparison.alignment, model=model, layer=name)
+    drawn, layers = nr_share_data(comparison, layer), frames.layers(comparison, layer)
+    count = len(drawn) // (len(layers) * len(COLOURS))
+    names = [*map(frames.short, drawn["class"][:count])]
+    figure, axes = grid(len(layers), 1, 0.9, 0.6 + 0.055 * max(map(len, names)), sharex=True, sharey=True)
+    places = np.arange(count)
+    for ax, model in zip(axes[:, 0], layers, strict=True):
         for data, beside in (("natural", -0.15), ("adversarial", 0.15)):
-            of_data = frames.rows(measured, measure=f"nr_share_{data}")
-            share, reach = frames.reach(frames.interval(of_data, **{"class": c}) for c in [*classes, "all"])
+            share, reach = frames.bars(frames.rows(drawn, model=model, data=data), "share")
             ax.errorbar(places + beside, share, reach, color=COLOURS[data], fmt="o", markersize=3, elinewidth=0.8)
-        ax.axvline(len(classes) - 0.5, color="0.8", linewidth=0.6)
+        ax.axvline(count - 1.5, color="0.8", linewidth=0.6)
         ax.set_title(frames.short(model, 40), loc="left", weight="bold")
-        _in_percent(ax, "NR share")
-    _from_zero(*axes[:, 0])
+        in_percent(ax, "NR share")
+    from_zero(*axes[:, 0])
     axes[-1, 0].set_xticks(places, names, rotation=90)
-    _title(figure, f"Activation mass on NR channels, {frames.where(layers)}")
-    _data_legend(figure, frames.attack(comparison))
+    title(figure, f"Activation mass on NR channels, {frames.where(layers)}")
+    data_legend(figure, frames.attack(comparison))
     return figure
+
+
+def alignment_robustness_data(comparison: Comparison, layer: str | None = None) -> pd.DataFrame:
+    """Give what `alignment_robustness` draws: model, layer, class -> spearman, accuracy, each with low and high.
+
+    The row of the class "across" has, in place of the classes' correlations, the one across them.
+    """
+    found: list[tuple[object, ...]] = []
+    for model, name in frames.layers(comparison, layer).items():
+        measured = frames.rows(comparison.alignment, model=model, layer=name)
+        aligned = frames.rows(measured, measure="relevance_spearman_adversarial")
+        for class_name in frames.classes(comparison):
+            spearman = frames.interval(aligned, **{"class": class_name})
+            found.append((model, name, class_name, *spearman, *frames.robust(comparison, model, class_name)))
+        across = frames.interval(measured, **{"class": "across"})
+        found.append((model, name, "across", *across, *[float("nan")] * 3))
+    return pd.DataFrame(found, columns=["model", "layer", "class", *_SPEARMAN, *_ACCURACY])
 
 
 @styled
@@ -195,39 +223,40 @@ def alignment_robustness(comparison: Comparison, layer: str | None = None) -> Fi
     legend has the correlation across classes. With more than 24 classes the numbers are left out. `layer` defaults
     to each model's last one. Raises UserError for an unknown layer.
     """
-    layers, classes = frames.layers(comparison, layer), frames.classes(comparison)
-    key = _key(classes)
-    figure, axes = _grid(1, 1, 2.5 + 0.14 * len(layers), 0.75 + 0.12 * len(key))
+    drawn, layers = alignment_robustness_data(comparison, layer), frames.layers(comparison, layer)
+    key = _key(frames.classes(comparison))
+    numbered = len(frames.classes(comparison)) <= LABELLED
+    figure, axes = grid(1, 1, 2.5 + 0.14 * len(layers), 0.75 + 0.12 * len(key))
     ax = axes[0, 0]
-    for index, (model, name) in enumerate(layers.items()):
-        _classes_of_model(ax, comparison, index, model, name)
+    for index, model in enumerate(layers):
+        _classes_of_model(ax, frames.rows(drawn, model=model), index, numbered)
     if not any(np.isfinite(line.get_xydata()).all() and len(line.get_xydata()) for line in ax.lines):
-        _empty(ax, "no class has a correlation")
+        empty(ax, "no class has a correlation")
     ax.set_xlabel("\n".join(["Spearman ρ of adversarial magnitude and relevance", *key]))
-    _in_percent(ax, "robust accuracy")
-    _title(figure, f"Robustness of classes by alignment, {frames.where(layers)}")
+    in_percent(ax, "robust accuracy")
+    title(figure, f"Robustness of classes by alignment, {frames.where(layers)}")
     how = f"adversarial: {frames.attack(comparison)}; robust: worst case of all attacks"
-    figure.legend(title=how, loc="outside lower center", markerscale=0.6 if len(classes) <= LABELLED else 2)
+    figure.legend(title=how, loc="outside lower center", markerscale=0.6 if numbered else 2)
     return figure
 
 
-def _classes_of_model(ax: Axes, comparison: Comparison, index: int, model: str, layer: str) -> None:
-    classes = frames.classes(comparison)
-    measured = frames.rows(comparison.alignment, model=model, layer=layer)
-    aligned = frames.rows(measured, measure="relevance_spearman_adversarial")
-    x, across = frames.reach(frames.interval(aligned, **{"class": name}) for name in classes)
-    y, up = frames.reach(frames.robust(comparison, model, name) for name in classes)
-    rho = frames.bounded(*frames.interval(measured, **{"class": "across"}))
-    colour, marker = MODEL_COLOURS[index % len(MODEL_COLOURS)], MODEL_MARKERS[index % len(MODEL_MARKERS)]
-    numbered = len(classes) <= LABELLED
-    size: dict[str, Any] = {"markersize": 8, "mfc": "white"} if numbered else {"markersize": 2, "mew": 0.5}
-    ax.errorbar(x, y, up, across, fmt="none", ecolor=colour, elinewidth=0.5, alpha=0.6 if numbered else 0.2, zorder=2)
-    ax.plot([], [], marker, color=colour, label=f"{frames.short(model)}: across classes ρ = {rho}", **size)
+def _classes_of_model(ax: Axes, drawn: pd.DataFrame, index: int, numbered: bool) -> None:
+    classes, across = drawn.iloc[:-1], drawn.iloc[-1]  # a class may be called "across"
+    x, beside = frames.bars(classes, *_SPEARMAN)
+    y, above = frames.bars(classes, *_ACCURACY)
+    rho = frames.bounded(*(float(across[column]) for column in _SPEARMAN))
+    look = model_look(index)
+    colour, size = look["color"], {"markersize": 8, "mfc": "white"} if numbered else {"markersize": 2, "mew": 0.5}
+    ax.errorbar(
+        x, y, above, beside, fmt="none", ecolor=colour, elinewidth=0.5, alpha=0.6 if numbered else 0.2, zorder=2
+    )
+    name = frames.short(str(across["model"]))
+    ax.plot([], [], linestyle="none", label=f"{name}: across classes ρ = {rho}", **look, **size)
     for number in np.flatnonzero(np.isfinite(x + y)):
-        above = 3 + index + number / len(classes)  # each marker hides the number of the one below it
-        ax.plot(x[number], y[number], marker, color=colour, zorder=above, **size)
+        order = 3 + index + number / len(classes)  # each marker hides the number of the one below it
+        ax.plot(x[number], y[number], linestyle="none", zorder=order, **look, **size)
         if numbered:
-            centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": above}
+            centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": order}
             ax.text(float(x[number]), float(y[number]), str(number), size=6.5, **centre)
 
 
@@ -239,6 +268,18 @@ def _key(classes: list[str]) -> list[str]:
     return textwrap.wrap("   ".join(names), 52)
 
 
+def training_data(comparison: Comparison) -> pd.DataFrame:
+    """Give what `training` draws: model, epoch -> loss, accuracy (in training), val_natural, val_robust, best."""
+    logs = comparison.training
+    if logs.empty:
+        raise UserError("No model of this comparison has a training log; train them with channelscope to draw one.")
+    models = frames.models(comparison)
+    logs = logs[logs["model"].isin(models)].sort_values(
+        "model", key=lambda names: names.map(models.index), kind="stable"
+    )
+    return logs[["model", "epoch", "loss", "accuracy", "val_natural", "val_robust", "best"]].reset_index(drop=True)
+
+
 @styled
 def training(comparison: Comparison) -> Figure:
     """Draw each model's training loss and its accuracy on the validation images, natural and attacked, per epoch.
@@ -246,26 +287,24 @@ def training(comparison: Comparison) -> Figure:
     A dotted line is the accuracy on the training images as they were trained on, where gates are given the labels; a
     dashed one marks the epoch whose network was kept. Raises UserError when no model has a training log.
     """
-    logs = comparison.training
-    models = [model for model in frames.models(comparison) if model in set(logs["model"])]
-    if not models:
-        raise UserError("No model of this comparison has a training log; train them with channelscope to draw one.")
-    figure, axes = _grid(len(models), 2, 1.05, 1.0, sharex="row")
+    drawn = training_data(comparison)
+    models = list(drawn["model"].unique())
+    figure, axes = grid(len(models), 2, 1.05, 1.0, sharex="row")
     for (left, right), model in zip(axes, models, strict=True):
-        log = frames.rows(logs, model=model)
+        log = frames.rows(drawn, model=model)
         left.plot(log["epoch"], log["loss"], ".-", color="0.2", markersize=3)
         right.plot(log["epoch"], log["accuracy"], **TRAINED)
         _by_epoch(right, log, natural="val_natural", adversarial="val_robust")
-        _epochs(comparison, model, left, right)
+        _epochs(log, left, right)
         left.set_title(frames.short(model, 14), loc="left", weight="bold")
         left.set_ylabel("training loss")
         right.set_ylim(0, 1)
         right.set_title("validation images", loc="right")
-        _in_percent(right, "accuracy")
+        in_percent(right, "accuracy")
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
-    _title(figure, "Training (dashed: the epoch that was kept)")
-    _data_legend(figure, "as set in training", "-", Line2D([], [], label="training images, as trained on", **TRAINED))
+    title(figure, "Training (dashed: the epoch that was kept)")
+    data_legend(figure, "as set in training", "-", Line2D([], [], label="training images, as trained on", **TRAINED))
     return figure
 
 
@@ -276,13 +315,26 @@ def _by_epoch(ax: Axes, log: pd.DataFrame, **columns: str) -> None:
         ax.plot(measured["epoch"], measured[column], ".-", color=COLOURS[data], markersize=3, clip_on=False)
 
 
-def _epochs(comparison: Comparison, model: str, *axes: Axes) -> None:
+def _epochs(log: pd.DataFrame, *axes: Axes) -> None:
     """Number the epochs and mark the one that was kept."""
-    log = frames.rows(comparison.training, model=model)
     for ax in axes:
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         for epoch in log.loc[log["best"].astype(bool), "epoch"]:
             ax.axvline(epoch, color="0.4", linestyle="--", linewidth=0.7)
+
+
+def gates_data(comparison: Comparison) -> pd.DataFrame:
+    """Give what `gates` draws: model, layer, epoch -> accuracy of the probe, share of the mask, best.
+
+    Both twice: probe_natural, probe_robust; mask_natural, mask_adversarial. `best` marks the epoch that was kept.
+    """
+    if comparison.gates.empty:
+        raise UserError("No model of this comparison has a log of CIFS gates; train one with channelscope to draw it.")
+    trained = comparison.training
+    kept = pd.MultiIndex.from_frame(trained.loc[trained["best"].astype(bool), ["model", "epoch"]])
+    columns = ["model", "layer", "epoch", "probe_natural", "probe_robust", "mask_natural", "mask_adversarial"]
+    logs = comparison.gates[columns]
+    return logs.assign(best=pd.MultiIndex.from_frame(logs[["model", "epoch"]]).isin(kept))
 
 
 @styled
@@ -293,21 +345,20 @@ def gates(comparison: Comparison) -> Figure:
     of ``selection.mask_share``. A dashed line marks the epoch whose network was kept. Raises UserError when no model
     has a log of such gates.
     """
-    panels = comparison.gates[["model", "layer"]].drop_duplicates().to_numpy().tolist()
-    if not panels:
-        raise UserError("No model of this comparison has a log of CIFS gates; train one with channelscope to draw it.")
-    figure, axes = _grid(len(panels), 2, 1.15, sharex="row")
+    drawn = gates_data(comparison)
+    panels = drawn[["model", "layer"]].drop_duplicates().to_numpy().tolist()
+    figure, axes = grid(len(panels), 2, 1.15, sharex="row")
     for (left, right), (model, layer) in zip(axes, panels, strict=True):
-        log = frames.rows(comparison.gates, model=model, layer=layer)
+        log = frames.rows(drawn, model=model, layer=layer)
         _by_epoch(left, log, natural="probe_natural", adversarial="probe_robust")
         _by_epoch(right, log, natural="mask_natural", adversarial="mask_adversarial")
-        _epochs(comparison, model, left, right)
+        _epochs(log, left, right)
         left.set_title(f"{frames.short(model, 16)}\n{frames.short_layer(layer)}", loc="left", weight="bold")
         for ax, label in ((left, "probe's\naccuracy"), (right, "channels\npassed")):
             ax.set_ylim(0, 1)
-            _in_percent(ax, label)
+            in_percent(ax, label)
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
-    _title(figure, "Gates (dashed: the epoch that was kept)")
-    _data_legend(figure, "as set in training", "-")
+    title(figure, "Gates (dashed: the epoch that was kept)")
+    data_legend(figure, "as set in training", "-")
     return figure

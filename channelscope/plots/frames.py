@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,11 @@ def reach(intervals: Iterable[tuple[float, float, float]]) -> tuple[np.ndarray, 
     """Values (n,) and the lengths of their error bars (2, n), as matplotlib wants them."""
     middle, low, high = np.array(list(intervals), dtype=float).reshape(-1, 3).T
     return middle, np.clip([middle - low, high - middle], 0, None)
+
+
+def bars(frame: pd.DataFrame, value: str = "value", low: str = "low", high: str = "high") -> tuple[Any, Any]:
+    """The same of a table's columns: values (n,) and the lengths of their error bars (2, n)."""
+    return reach(frame[[value, low, high]].itertuples(index=False, name=None))
 
 
 def models(comparison: Comparison) -> list[str]:

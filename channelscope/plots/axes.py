@@ -1,0 +1,80 @@
+"""What the figures have in common: panels, titles, the legend of the data, axes in percent."""
+
+import textwrap
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from channelscope.plots.paper import COLOURS, COLUMN, MODEL_COLOURS, MODEL_MARKERS
+
+
+def grid(rows: int, columns: int, height: float, beside: float = 0.75, **options: Any) -> tuple[Figure, np.ndarray]:
+    """Make a figure with panels (rows, columns), as wide as the style says.
+
+    `height` in inches is each row's, `beside` that of the title, the legend and the last row's labels; `options` are
+    those of ``Figure.subplots``.
+    """
+    figure = Figure(figsize=(COLUMN, height * rows + beside), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for ax in axes.flat:
+        small_ticks(ax)
+    return figure, axes
+
+
+def small_ticks(ax: Axes) -> None:
+    """Not by the style: the user's would rule later drawings."""
+    ax.tick_params(labelsize=6.5, length=2.5, width=0.6)
+
+
+def title(figure: Figure, text: str) -> None:
+    """Say above a figure what it shows, in lines as long as it is wide."""
+    figure.suptitle("\n".join(textwrap.wrap(text, 44)), x=0.02, ha="left")
+
+
+def data_legend(figure: Figure, adversarial: str, linestyle: Literal["-", "none"] = "none", *further: Artist) -> None:
+    """Say below a figure which colour is natural and which adversarial, made by which attack."""
+    handles = [
+        Line2D([], [], color=COLOURS[data], label=label, linestyle=linestyle, marker="o", markersize=3.5)
+        for data, label in (("natural", "natural"), ("adversarial", f"adversarial ({adversarial})"))
+    ]
+    figure.legend(handles=[*handles, *further], loc="outside lower center", ncols=1 if further else 2)
+
+
+def model_look(index: int) -> dict[str, Any]:
+    """Give colour and marker of the comparison's model number `index`: the same ones in every figure."""
+    return {
+        "color": MODEL_COLOURS[index % len(MODEL_COLOURS)],
+        "marker": MODEL_MARKERS[index % len(MODEL_MARKERS)],
+    }
+
+
+def in_percent(ax: Axes, label: str, which: Literal["x", "y"] = "y") -> None:
+    """Name an axis of fractions, and print them in percent."""
+    axis = ax.yaxis if which == "y" else ax.xaxis
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}"))
+    axis.set_label_text(f"{label} (%)")
+
+
+def empty(ax: Axes, reason: str) -> None:
+    """Say in a panel why nothing is drawn there."""
+    ax.text(0.5, 0.5, reason, transform=ax.transAxes, ha="center", va="center", color="0.4")
+
+
+def from_zero(*sharing: Axes) -> None:
+    """Start the axis that these axes share at 0, unless there are values below: layers without a ReLU have them.
+
+    To be called once all is drawn, as it ends the adaptation of the axis to what is drawn.
+    """
+    if min(ax.dataLim.y0 for ax in sharing) >= 0:
+        highest = max(ax.dataLim.y1 for ax in sharing)
+        sharing[0].set_ylim(0, 1.05 * highest if 0 < highest < np.inf else 1)
+
+
+def markers(channels: int) -> dict[str, Any]:
+    """Dots for so many channels: the more, the smaller."""
+    return {"marker": "o", "linestyle": "none", "markersize": float(np.clip(160 / channels, 1.2, 3.5)), "mew": 0}
