@@ -38,7 +38,7 @@ def cka(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> float:
 def normalised(
     between: Float[ndarray, " r"], own: Float[ndarray, " r"], others: Float[ndarray, " r"]
 ) -> Float[ndarray, " r"]:
-    """Make CKA of HSIC(K, L), HSIC(K, K) and HSIC(L, L), by replicate of the bootstrap; NaN where K or L is constant."""
+    """Make CKA of HSIC(K, L), HSIC(K, K) and HSIC(L, L), by replicate; NaN where K or L is constant."""
     return between / np.sqrt(np.where((own > 0) & (others > 0), own * others, np.nan))
 
 
