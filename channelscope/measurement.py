@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +17,7 @@ from channelscope.distributed import everyones, share, size, total
 from channelscope.errors import UserError
 from channelscope.hooks import evaluating, logits_of
 from channelscope.relevance import LastLayer, RelevanceScorer, gradient
-from channelscope.selection import attached
+from channelscope.selection import Probed, Selective, attached
 from channelscope.stats import ChannelStats, accuracy
 from channelscope.subjects import check_finite, parameter_of, try_out
 
@@ -72,22 +73,6 @@ class Measurement:
                 )
             into[layer].update(value, y, w)
 
-    def observe(
-        self,
-        into: dict[str, ChannelStats],
-        network: nn.Module,
-        layers: Sequence[str],
-        x: Float[Tensor, "n *image"],
-        y: Int[Tensor, " n"],
-        w: Float[Tensor, "n r"],
-    ) -> Bool[Tensor, " n"]:
-        """Add the layers' activations on a batch to the statistics ``into``; tell which images are correct."""
-        with torch.no_grad(), pooled(network, *layers) as found:
-            logits = logits_of(network(x))
-        check_finite(logits)
-        self.add(into, {layer: found[layer] for layer in layers}, y, w)
-        return (logits.argmax(1) == y).cpu()
-
     def merge(self) -> None:
         """Put the statistics of all processes' images in the place of those of this process's."""
         for statistics in (self.natural, self.adversarial, self.relevance):
@@ -103,6 +88,30 @@ class Measurement:
         """Compute the share of hits over all images (r,) and by class (r, k); NaN for a class without images."""
         overall, by_class = accuracy(hits, self.labels, self.weights, self.classes)
         return overall.numpy(), by_class.numpy()
+
+
+class Observed(NamedTuple):
+    """What a network made of a batch of images.
+
+    Args:
+        answers: the classes that it answers (n,).
+        activations: by layer (n, c).
+        masks: of its gates that have one, by gated layer (n, c); of masks of single elements, the mean over space.
+    """
+
+    answers: Int[Tensor, " n"]
+    activations: dict[str, Float[Tensor, "n c"]]
+    masks: dict[str, Float[Tensor, "n c"]]
+
+
+@torch.no_grad()
+def observe(network: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"]) -> Observed:
+    """Run a network once: its answers, the layers' activations and its gates' masks."""
+    with pooled(network, *layers) as found:
+        probed = network.probed(x) if isinstance(network, Selective) else Probed(logits_of(network(x)), {}, {})
+    check_finite(probed.logits)
+    masks = {layer: activations(mask) for layer, mask in probed.masks.items()}
+    return Observed(probed.logits.argmax(1).cpu(), {layer: found[layer] for layer in layers}, masks)
 
 
 def measure(
@@ -154,12 +163,15 @@ def measure(
     name, hits = called(attack), {"natural": list[Tensor](), called(attack): list[Tensor]()}
     with evaluating(network), attached(network):
         for rows, x, y, w in _batches(images, weights, batch_size, like, progress):
-            hits["natural"].append(result.observe(result.natural, network, layers, x, y, w))
+            natural = observe(network, layers, x)
             if made is None:
                 x_adv = attack(network, x, y, image_generators(seed, name, rows))
             else:
                 x_adv = torch.from_numpy(made[rows]).to(x)
-            hits[name].append(result.observe(result.adversarial, network, layers, x_adv, y, w))
+            adversarial = observe(network, layers, x_adv)
+            for seen, into, kind in ((natural, result.natural, "natural"), (adversarial, result.adversarial, name)):
+                result.add(into, seen.activations, y, w)
+                hits[kind].append(seen.answers == y.cpu())
             result.add(result.relevance, _score(scorers, network, x, y), y, w)
     result.hits.update({name: everyones(torch.cat(parts)) for name, parts in hits.items()})
     result.merge()
