@@ -56,14 +56,15 @@ class ChannelStats:
         if weights is None:
             weights = torch.ones(len(a), self.replicates, dtype=torch.float64)
         weights, labels = weights.cpu().double(), labels.cpu()
-        is_active = (a > self.threshold * a.amax(1, keepdim=True)).double()
-        for k in labels.unique().tolist():
-            of_class = labels == k
-            w = weights[of_class].T
-            self.count[:, k] += w.sum(1)
-            self.sum[:, k] += w @ a[of_class]
-            self.square_sum[k] += w[0] @ a[of_class].square()
-            self.active[k] += w[0] @ is_active[of_class]
+        of_class = torch.nn.functional.one_hot(labels, self.classes).double()
+        own = (weights[:, :1] * of_class).T
+        self.count += weights.T @ of_class
+        self.square_sum += own @ a.square()
+        self.active += own @ (a > self.threshold * a.amax(1, keepdim=True)).double()
+        # One product for all classes would multiply mostly zeros: a class has its own images side by side.
+        order, sizes = labels.argsort(), labels.bincount(minlength=self.classes).tolist()
+        for k, (w, its) in enumerate(zip(weights[order].split(sizes), a[order].split(sizes), strict=True)):
+            self.sum[:, k] += w.T @ its
 
     def __add__(self, other: Self) -> Self:
         """Merge the statistics of two disjoint sets of images."""
