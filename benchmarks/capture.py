@@ -35,8 +35,8 @@ from channelscope.stats import ChannelStats
 WIDTH, BATCH = 16, 128
 BLOCKS = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
 BOUNDS = {"ratio": 1.10, "peak_mb": 50.0}  # of ours
-# glibc gives large blocks back to the system whenever they are free, and fetching them again takes a quarter of the time
-# of the bare passes; whoever happens to hold more memory is spared that, and would look faster than they are.
+# glibc gives large blocks back to the system whenever they are free, and fetching them again takes a good part of the
+# bare passes' time; whoever happens to hold more memory is spared that, and would look faster than they are.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 MB = 1024 if sys.platform == "linux" else 1024**2  # what ru_maxrss counts, per MB
 
