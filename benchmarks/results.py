@@ -77,7 +77,8 @@ def compare(data: Path) -> None:
     shared = ("--models", *(f"zoo:{name_of(method)}" for method in METHODS), "--images", str(IMAGES), *_on(data))
     run("evaluate", *shared, "--attacks", "fgsm", "adaptive", "--out", str(evaluation), processes=CORES)
     labels = ("--labels", *METHODS)
-    run("compare", *shared, *labels, "--evaluation", str(evaluation), "--out", str(comparison), processes=CORES)
+    options = ("--evaluation", str(evaluation), "--no-thumbnails", "--out", str(comparison))
+    run("compare", *shared, *labels, *options, processes=CORES)
 
 
 def _on(data: Path) -> tuple[str, ...]:

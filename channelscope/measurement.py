@@ -15,6 +15,7 @@ from channelscope.capture import activations, pooled
 from channelscope.data import Part
 from channelscope.distributed import everyones, share, size, total
 from channelscope.errors import UserError
+from channelscope.excitation import Album, Excitation
 from channelscope.hooks import evaluating, logits_of
 from channelscope.relevance import LastLayer, RelevanceScorer, gradient
 from channelscope.selection import Probed, Selective, attached
@@ -34,6 +35,7 @@ class Measurement:
         natural, adversarial: statistics of the activations, by layer.
         relevance: statistics of the relevance on natural images, by layer.
         hits: "natural", and the short name of each attack -> the images that are classified correctly (n,).
+        excitation: "natural" and "adversarial" -> the images that excite each channel most, by layer.
     """
 
     labels: Tensor
@@ -44,6 +46,7 @@ class Measurement:
     adversarial: dict[str, ChannelStats] = field(default_factory=dict)
     relevance: dict[str, ChannelStats] = field(default_factory=dict)
     hits: dict[str, Bool[Tensor, " n"]] = field(default_factory=dict)
+    excitation: dict[str, Excitation] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -78,6 +81,7 @@ class Measurement:
         for statistics in (self.natural, self.adversarial, self.relevance):
             for layer, own in statistics.items():
                 statistics[layer] = own.merged(total)
+        self.excitation.update({data: own.merged(everyones) for data, own in self.excitation.items()})
 
     def measures(self, layer: str) -> dict[str, Float[ndarray, "r k"]]:
         """Compute the alignment measures of a layer, by replicate and class."""
@@ -124,6 +128,7 @@ def measure(
     made: Float[ndarray, "n c h w"] | None = None,
     weights: Float[Tensor, "n r"],
     threshold: float,
+    pictures: bool,
     batch_size: int,
     seed: int,
     progress: Callable[[int], object],
@@ -144,6 +149,7 @@ def measure(
         attack: makes the adversarial images.
         made: the adversarial images (n, c, h, w), where they have been made by this attack before.
         weights, threshold: see ``stats``.
+        pictures: keep small pictures of the images that excite the channels most.
         batch_size: images per forward pass.
         seed: of the attack's random numbers.
         progress: called after every batch with its number of images; of several processes, with that of all of them
@@ -160,6 +166,7 @@ def measure(
     scorers = _choose(network, layers, first, classes)
     layers = list(scorers)
     result = Measurement(labels=images.labels.cpu(), weights=weights, classes=classes, threshold=threshold)
+    result.excitation.update({data: Excitation(Album() if pictures else None) for data in ("natural", "adversarial")})
     name, hits = called(attack), {"natural": list[Tensor](), called(attack): list[Tensor]()}
     with evaluating(network), attached(network):
         for rows, x, y, w in _batches(images, weights, batch_size, like, progress):
@@ -172,6 +179,8 @@ def measure(
             for seen, into, kind in ((natural, result.natural, "natural"), (adversarial, result.adversarial, name)):
                 result.add(into, seen.activations, y, w)
                 hits[kind].append(seen.answers == y.cpu())
+            result.excitation["natural"].update(natural.activations, x, rows)
+            result.excitation["adversarial"].update(adversarial.activations, x_adv, rows)
             result.add(result.relevance, _score(scorers, network, x, y), y, w)
     result.hits.update({name: everyones(torch.cat(parts)) for name, parts in hits.items()})
     result.merge()

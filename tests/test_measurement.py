@@ -66,6 +66,7 @@ def measured(net: nn.Module, **options: Any) -> Measurement:
         "attack": ATTACKS["fgsm"],
         "weights": bootstrap_weights(N, 3, seed=0),
         "threshold": 0.01,
+        "pictures": True,
         "batch_size": 4,
         "seed": 0,
         "progress": lambda _: None,

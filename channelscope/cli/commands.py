@@ -166,6 +166,7 @@ def _comparison(args: argparse.Namespace, device: str) -> "Comparison":
         images=args.images,
         seed=args.seed,
         replicates=args.replicates,
+        thumbnails=not args.no_thumbnails,
         batch_size=args.batch_size,
         device=device,
         progress=not args.quiet,

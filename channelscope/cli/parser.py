@@ -132,6 +132,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--layers", nargs="+", metavar="NAME", help="layers to look at (default: the penultimate)")
     compare.add_argument("--images", type=_positive, metavar="N", help="test images to use (default: all)")
+    compare.add_argument(
+        "--no-thumbnails", action="store_true", help="keep no small pictures of the images that excite channels most"
+    )
     _add_measuring(compare)
 
     evaluate = _command(

@@ -41,6 +41,7 @@ def compare(
     replicates: int = 500,
     level: float = 0.95,
     threshold: float = 0.01,
+    thumbnails: bool = True,
     batch_size: int = 128,
     device: str = "cpu",
     progress: bool = True,
@@ -69,6 +70,8 @@ def compare(
         seed: of the choice of images, the attacks' random starts and the bootstrap.
         replicates, level: of the bootstrap over images behind all intervals.
         threshold: share of an image's largest channel above which a channel is active.
+        thumbnails: keep small pictures of the images that excite the channels most, natural and adversarial: at most
+            64 pixels a side, and 4 MB for the natural ones and for each network's adversarial ones.
         batch_size: images per forward pass.
         device: where checkpoints are run.
         progress: show a progress bar.
@@ -110,6 +113,7 @@ def compare(
                 made=earlier.images(subject, attack) if earlier else None,
                 weights=bootstrap_weights(len(part), replicates, seed),
                 threshold=threshold,
+                pictures=thumbnails,
                 batch_size=batch_size,
                 seed=seed,
                 progress=bar.update,

@@ -79,7 +79,8 @@ class Comparison:
         matching: model, layer, other, other_layer -> cka, low, high.
         matched: model, layer, other, other_layer, channel -> other_channel, correlation.
         excitation: model, layer, data, channel, rank -> image (its index), activation: what excites a channel most.
-        arrays: the images' indices and labels, and by model their correctness under each attack.
+        arrays: the images' labels, and by model their correctness under each attack; small pictures of the images that
+            excite channels most, see ``channelscope.comparison.excitation.thumbnails``.
         meta: settings, seed, versions, data fingerprint and the models' descriptions, as plain values.
     """
 

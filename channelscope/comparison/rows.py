@@ -46,6 +46,7 @@ def assemble(networks: Sequence[Compared], dataset: Dataset, part: Part, setting
     arrays = {"labels": part.labels.cpu().numpy()}
     for index, subject in enumerate(networks):
         arrays |= {f"correct/{index}/{name}": hits.numpy() for name, hits in subject.measurement.hits.items()}
+    arrays |= excitation.thumbnails(networks)
     return Comparison(
         activations=pd.concat([_activations(subject, dataset.classes) for subject in networks], ignore_index=True),
         alignment=tidy("alignment", [row for s in networks for row in _alignment(s, dataset.classes, level)]),
