@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from channelscope.channels import channel_axis, positions
 from channelscope.errors import UserError
 from channelscope.hooks import Edit, hooked
 
@@ -56,13 +57,13 @@ def pooled(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, "n
     torch.Size([2, 8])
 
     Raises:
-        LayerError: see ``hooks.hooked``; UserError: see ``activations``.
+        LayerError: see ``hooks.hooked``; UserError: see ``channels.channel_axis``.
     """
     found: dict[str, Tensor] = {}
 
     def reduce(name: str) -> Edit:
         def edit(z: Tensor) -> None:
-            found[name] = activations(z)
+            found[name] = activations(z, channel_axis(model, name, z.shape))
 
         return edit
 
@@ -70,18 +71,15 @@ def pooled(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, "n
         yield found
 
 
-def activations(z: Float[Tensor, "n c *space"]) -> Float[Tensor, "n c"]:
-    """Reduce features (n, c) or (n, c, h, w) to activations: the spatial mean of each channel.
+def activations(z: Float[Tensor, "n *features"], axis: int = 1) -> Float[Tensor, "n c"]:
+    """Reduce features to activations: the mean of each channel over its positions, space or tokens.
 
-    Raises:
-        UserError: for features of any other shape.
+    Args:
+        z: features (n, c), (n, c, h, w), (n, tokens, c), (n, h, w, c) or the like.
+        axis: where the channels are, see ``channels.channel_axis``.
     """
-    if z.ndim not in (2, 4):
-        raise UserError(
-            f"Features of shape {tuple(z.shape)} have no channels: choose a layer that returns (images, channels) "
-            "or (images, channels, height, width)."
-        )
-    return z if z.ndim == 2 else z.mean((2, 3))
+    over = positions(z.ndim, axis)
+    return z.mean(over) if over else z
 
 
 Channels = Sequence[int] | Bool[Tensor, " c"] | Bool[Tensor, "n c"]
@@ -116,9 +114,11 @@ def ablated(
 
     def suppress(layer: str, chosen: Channels) -> Edit:
         def edit(z: Tensor) -> Tensor:
+            axis = channel_axis(model, layer, z.shape)
+            z = z.movedim(axis, 1)
             value = to[layer].to(z) if isinstance(to, Mapping) else z.new_tensor(to)
             rows = _suppressed(layer, chosen, z)
-            return torch.where(_beside(rows, z), _beside(value.expand(z.shape[1]), z), z)
+            return torch.where(_beside(rows, z), _beside(value.expand(z.shape[1]), z), z).movedim(1, axis)
 
         return edit
 

@@ -5,10 +5,13 @@ once in a forward pass is addressed call by call: ``relu@0``, ``relu@1``. A wrap
 own names through a method ``named_layers() -> dict[str, nn.Module]``.
 """
 
+import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -31,6 +34,52 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     return own() if callable(own) else {name: module for name, module in model.named_modules() if name}
 
 
+def layer_named(model: nn.Module, name: str) -> nn.Module:
+    """Give the layer of this name, of which ``@call`` may be a part.
+
+    Raises:
+        LayerError: for a name that is not there, with suggestions.
+    """
+    return _resolve(name, named_layers(model) | {"": model})[0]
+
+
+def layers_named(model: nn.Module, names: Sequence[str], x: Float[Tensor, "n *image"]) -> list[str]:
+    """Turn patterns among layer names into the layers that they match, in the order in which these run.
+
+    As in a shell ``*`` stands for any characters but the dot, ``?`` for one and ``[0-9]`` for one of several:
+    ``layer4.*`` are the blocks of ``layer4``, ``layer4.*.*`` what is in them. A layer that runs more than once is
+    matched with its calls, ``relu@0`` and ``relu@1``, by ``relu*`` as well as by ``relu@*``. Names that are no patterns
+    stay as they are; none is listed twice.
+
+    Args:
+        model: any network.
+        names: names and patterns.
+        x: images for one forward pass, which tells what runs; there is none without a pattern.
+
+    Raises:
+        LayerError: for a pattern that no layer's name matches.
+    """
+    known, found, calls = named_layers(model), list[str](), list[str]()
+    for name in names:
+        if name in known or not set("*?[") & set(name):
+            found.append(name)
+            continue
+        calls = calls or [call.name for call in trace(model, x)[0]]
+        matched = [call for call in calls if _matches(call, name) or _matches(call.rpartition("@")[0] or call, name)]
+        if not matched:
+            raise LayerError(
+                f"No layer's name matches {name!r}, in which * stands for anything but a dot: "
+                "'channelscope layers' lists the names."
+            )
+        found += matched
+    return list(dict.fromkeys(found))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, patterns = name.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
 @contextmanager
 def hooked(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     """Pass the output of each named layer through its edit for as long as the context lasts.
@@ -38,8 +87,9 @@ def hooked(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     Args:
         model: any network. Every forward pass of it inside the context is watched.
         edits: layer name -> function of the layer's output tensor. It returns the tensor that the rest of the
-            network shall see, or None to leave the output alone. Of a layer that returns a tuple, list or dict,
-            the edit gets and replaces the first tensor.
+            network shall see, or None to leave the output alone. Of a layer that returns a tuple, list, dict or
+            dataclass, the edit gets and replaces the first tensor, which may lie one level deeper, as in
+            ``((features, weights), cache)``.
 
     Raises:
         LayerError: at once for an unknown name (with suggestions); in the forward pass for a layer that ran more
@@ -246,27 +296,47 @@ def _resolve(name: str, layers: Mapping[str, nn.Module]) -> tuple[nn.Module, int
 
 
 def first_tensor(output: Any, source: str) -> Tensor:
-    """Take the first tensor of what a module returned: a tensor, or a tuple, list or dict that holds one."""
+    """Take the first tensor of what a module returned: a tensor, or a tuple, list, dict or dataclass that holds one."""
     tensor = _first_or_none(output)
     if tensor is None:
         raise UserError(f"The {source} returns a {type(output).__name__} that holds no tensor: it cannot be analysed.")
     return tensor
 
 
-def _first_or_none(output: Any) -> Tensor | None:
-    items = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else [output]
-    return next((item for item in items if isinstance(item, Tensor)), None)
+def _items(output: Any) -> dict[Any, Any]:
+    """List what an output holds: the entries of a dict, tuple or list, the fields of a dataclass."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, tuple | list):
+        return dict(enumerate(output))
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return {entry.name: getattr(output, entry.name) for entry in dataclasses.fields(output)}
+    return {}
 
 
-def _replace_first(output: Any, new: Tensor) -> Any:
+def _first_or_none(output: Any, depth: int = 2) -> Tensor | None:
+    """Take the first tensor of an output, at most ``depth`` levels deep."""
+    if isinstance(output, Tensor) or not depth:
+        return output if isinstance(output, Tensor) else None
+    found = (_first_or_none(item, depth - 1) for item in _items(output).values())
+    return next((tensor for tensor in found if tensor is not None), None)
+
+
+def _replace_first(output: Any, new: Tensor, depth: int = 2) -> Any:
     """Rebuild ``output`` with ``new`` in the place of its first tensor."""
     if isinstance(output, Tensor):
         return new
-    pairs = list(output.items() if isinstance(output, Mapping) else enumerate(output))
-    first = next(key for key, value in pairs if isinstance(value, Tensor))
-    values = {key: new if key == first else value for key, value in pairs}
-    rebuild: Callable[[Any], Any] = getattr(output, "_make", type(output))  # named tuples take their fields one by one
-    return rebuild(values if isinstance(output, Mapping) else values.values())
+    items = _items(output)
+    first = next(key for key, item in items.items() if _first_or_none(item, depth - 1) is not None)
+    items[first] = _replace_first(items[first], new, depth - 1)
+    if isinstance(output, Mapping):
+        return type(output)(items)  # type: ignore[call-arg]
+    if isinstance(output, tuple | list):
+        rebuild: Callable[[Any], Any] = getattr(output, "_make", type(output))  # named tuples take fields one by one
+        return rebuild(items.values())
+    changed = copy(output)
+    object.__setattr__(changed, first, items[first])  # frozen ones too, and without running what checks the fields
+    return changed
 
 
 def logits_of(output: Any) -> Float[Tensor, "n k"]:

@@ -16,7 +16,7 @@ from channelscope.data import Part
 from channelscope.distributed import everyones, share, size, total
 from channelscope.errors import UserError
 from channelscope.excitation import Album, Excitation
-from channelscope.hooks import evaluating, logits_of
+from channelscope.hooks import evaluating, layers_named, logits_of
 from channelscope.relevance import LastLayer, RelevanceScorer, gradient
 from channelscope.selection import Probed, Selective, attached
 from channelscope.stats import ChannelStats, accuracy
@@ -213,8 +213,8 @@ def _score(
 
 def _choose(network: nn.Module, layers: Sequence[str] | None, x: Tensor, classes: int) -> dict[str, RelevanceScorer]:
     """Check on a few images that network, layers and data fit; tell the layers and the scorer of each."""
-    for z in try_out(network, x, classes, layers or ()).values():
-        activations(z)
+    layers = None if layers is None else layers_named(network, layers, x)
+    try_out(network, x, classes, layers or ())
     try:
         last = LastLayer.find(network, x)
     except UserError:

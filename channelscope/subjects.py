@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from channelscope import zoo
-from channelscope.capture import capture
+from channelscope.capture import pooled
 from channelscope.checkpoints import METHOD_NAMES, Checkpoint
 from channelscope.data import Dataset
 from channelscope.errors import UserError
@@ -129,13 +129,14 @@ def _subject(label: str, model: Network, method: str | None, device: str) -> Sub
 def try_out(
     network: nn.Module, x: Float[Tensor, "n *image"], classes: int, layers: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Check on a few images that network and data fit; give the features of some layers.
+    """Check on a few images that network and data fit; give the activations of some layers.
 
     Raises:
-        UserError: for images that the network does not take, another number of classes, logits that are not finite.
+        UserError: for images that the network does not take, another number of classes, logits that are not finite, a
+            layer without channels or that takes images apart.
     """
     try:
-        with same_randomness(x), evaluating(network), torch.no_grad(), capture(network, *layers) as features:
+        with same_randomness(x), evaluating(network), torch.no_grad(), pooled(network, *layers) as found:
             logits = logits_of(network(x))
     except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
         if isinstance(error, UserError):
@@ -150,7 +151,13 @@ def try_out(
         raise UserError(
             f"The network has {logits.shape[1]} classes, the data has {classes}: choose data of the same classes."
         )
-    return features
+    for layer, a in found.items():
+        if len(a) != len(x):
+            raise UserError(
+                f"Layer {layer!r} returns features of {len(a)} parts of {len(x)} images: name the layer around it, "
+                "which works on whole images."
+            )
+    return found
 
 
 def check_finite(logits: Float[Tensor, "n k"]) -> None:

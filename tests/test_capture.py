@@ -187,10 +187,28 @@ def test_activations_of_a_vector_layer_are_its_values() -> None:
     assert torch.equal(activations(z), z)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 5, 6)], ids=str)
-def test_features_without_channels_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match="have no channels: choose a layer that returns"):
-        activations(torch.zeros(shape))
+def test_activations_of_channels_last_are_means_over_the_axes_between() -> None:
+    z = torch.rand(2, 4, 5, 3, dtype=torch.float64)
+    torch.testing.assert_close(activations(z, 3), activations(z.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(activations(z[:, 0], 2), z[:, 0].mean(1))
+
+
+def tokens() -> nn.Module:
+    """Make a network whose last features are tokens, channels last."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(2), nn.Linear(36, 5), nn.Conv1d(4, CLASSES, 5), nn.Flatten())
+
+
+def test_layers_are_pooled_and_ablated_by_their_own_layout() -> None:
+    net, (x, _) = tokens(), images()
+    z = net[0](x)
+    with torch.no_grad(), pooled(net, "0", "2") as found:
+        net(x)
+    torch.testing.assert_close(found["0"], z.mean((2, 3)))
+    torch.testing.assert_close(found["2"], net[2](z.flatten(2)).mean(1))
+    with torch.no_grad(), ablated(net, {"2": [3]}), capture(net, "2") as features:
+        net(x)
+    assert not features["2"][:, :, 3].any()
+    assert features["2"][:, :, [0, 1, 2, 4]].all()
 
 
 # ---------------------------------------------------------------- ablation

@@ -1,7 +1,9 @@
 """Hooks: any network, any output, every error said at once, nothing left behind."""
 
+import dataclasses
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from channelscope.hooks import (
     handed_on,
     has_hooks,
     hooked,
+    layers_named,
     logits_for,
     logits_of,
     named_layers,
@@ -37,6 +40,7 @@ from networks import (
     images,
     mixed,
     plain,
+    resnet,
     unchanged,
 )
 
@@ -118,16 +122,15 @@ def test_edit_replaces_the_first_tensor_of_any_output(form: Callable[[Tensor, Te
     x, _ = images()
     net = Around(form)
     plain_output = net(x)
-    if plain_output.__class__.__name__ == "Output":  # a dataclass is taken apart as a network's output only
-        with pytest.raises(UserError, match="returns a Output that holds no tensor"), hooked(net, {"layer": look}):
-            net(x)
-        return
     with hooked(net, {"layer": lambda z: z + 1}):
         edited = net(x)
     assert type(edited) is type(plain_output)
     if isinstance(edited, Tensor):
         assert torch.equal(edited, plain_output + 1)
         return
+    if dataclasses.is_dataclass(edited):  # its features come first
+        edited, plain_output = [edited.features, edited.logits], [plain_output.features, plain_output.logits]
+        x = plain_output[1]
     keys = list(plain_output) if isinstance(plain_output, dict) else [0, 1]
     assert torch.equal(edited[keys[0]], plain_output[keys[0]] + 1)
     assert edited[keys[1]] is x or torch.equal(edited[keys[1]], plain_output[keys[1]])
@@ -137,6 +140,48 @@ def test_named_tuple_keeps_its_fields() -> None:
     net = Around(Answer)
     with hooked(net, {"layer": lambda z: 0 * z}):
         assert net(images()[0]).logits.abs().max() == 0
+
+
+@dataclass(frozen=True)
+class Cached:
+    """As networks of tokens return it: what they attend to, and what to go on with; strict about its fields."""
+
+    words: str
+    attended: tuple[Tensor, Tensor]
+
+    def __post_init__(self) -> None:
+        assert self.words == "made"
+        object.__setattr__(self, "words", "kept")
+
+
+NESTED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tuple in a tuple": lambda z, other: ((z, other), "cache"),
+    "dict in a tuple": lambda z, other: ("cache", {"z": z, "other": other}),
+    "tuple in a dict": lambda z, other: {"words": "none", "both": (z, other)},
+    "named tuple in a list": lambda z, other: [None, Answer(z, other)],
+    "tuple in a frozen dataclass": lambda z, other: Cached("made", (z, other)),
+}
+
+
+def _flat(output: Any) -> list[Any]:
+    if dataclasses.is_dataclass(output):
+        return [output.words, *output.attended]
+    items = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else None
+    return [output] if items is None else [inner for item in items for inner in _flat(item)]
+
+
+@pytest.mark.parametrize("form", NESTED.values(), ids=NESTED.keys())
+def test_edit_replaces_the_first_tensor_one_level_deeper(form: Callable[[Tensor, Tensor], Any]) -> None:
+    (x, _), net = images(), Around(form)
+    found = net(x)
+    with hooked(net, {"layer": lambda z: z + 1}):
+        edited = net(x)
+    assert type(edited) is type(found)
+    tensors = [[item for item in _flat(output) if isinstance(item, Tensor)] for output in (edited, found)]
+    assert torch.equal(tensors[0][0], tensors[1][0] + 1)
+    assert torch.equal(tensors[0][1], tensors[1][1])
+    words = [[item for item in _flat(output) if not isinstance(item, Tensor)] for output in (edited, found)]
+    assert words[0] == words[1]
 
 
 def test_layer_without_a_tensor_is_refused() -> None:
@@ -429,3 +474,40 @@ def test_trace_leaves_no_hook_after_an_exception() -> None:
     net = mixed(Brittle())
     with unchanged(net), pytest.raises(RuntimeError, match="broken"):
         trace(net, images()[0])
+
+
+# ---------------------------------------------------------------- patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("layer4.*", ["layer4.0", "layer4.1"]),
+        ("layer[13]", ["layer1", "layer3"]),
+        ("layer?.0.bn1", [f"layer{stage}.0.bn1" for stage in (1, 2, 3, 4)]),
+        ("layer4.*.conv*", [f"layer4.{block}.conv{index}" for block in (0, 1) for index in (1, 2)]),
+        ("conv1", ["conv1"]),
+    ],
+)
+def test_pattern_stands_for_the_layers_that_it_matches_part_by_part(pattern: str, wanted: list[str]) -> None:
+    assert layers_named(resnet("resnet18"), [pattern], images()[0]) == wanted
+
+
+def test_pattern_matches_calls_in_the_order_in_which_they_run_and_what_does_not_run_not() -> None:
+    net, (x, _) = Twice(), images()
+    assert layers_named(net, ["relu*"], x) == layers_named(net, ["relu@?"], x) == ["relu@0", "relu@1"]
+    assert layers_named(net, ["*"], x) == ["conv1", "relu@0", "conv2", "relu@1", "linear"]
+
+
+def test_names_stay_and_nothing_is_listed_twice() -> None:
+    net, (x, _) = resnet("resnet18"), images()
+    assert layers_named(net, ["layer4.1", "layer4.*", "nothing"], x) == ["layer4.1", "layer4.0", "nothing"]
+
+
+def test_pattern_matches_the_layers_of_gates() -> None:
+    assert layers_named(gated(), ["layer4.*.gated"], images()[0]) == ["layer4.0.gated", "layer4.1.gated"]
+
+
+def test_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(LayerError, match=r"No layer's name matches 'layer9.\*'.*'channelscope layers' lists"):
+        layers_named(resnet(), ["layer9.*"], images()[0])

@@ -323,17 +323,36 @@ def test_what_does_not_fit_is_said_in_a_sentence(
         measured(net, **options)
 
 
-def test_layer_without_channels_is_refused() -> None:
-    class Sequences(nn.Module):
+def test_layer_that_takes_images_apart_is_refused() -> None:
+    class Windows(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.flat, self.linear = nn.Flatten(2), nn.Linear(1, CLASSES)
+            self.norm, self.linear = nn.LayerNorm(4), nn.Linear(4, CLASSES)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.linear(self.flat(x).mean(2))
+            windows = self.norm(x.reshape(2 * len(x), -1, 4))
+            return self.linear(windows.mean(1).view(len(x), 2, 4).mean(1))
 
-    with pytest.raises(UserError, match=r"shape \(2, 1, 64\) have no channels"):
-        measured(Sequences(), layers=("flat",))
+    with pytest.raises(UserError, match=r"'norm' returns features of 4 parts of 2 images: name the layer around it"):
+        measured(Windows(), layers=("norm",))
+
+
+def test_layer_without_channels_is_refused() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.flat = nn.Linear(64, CLASSES), nn.Flatten(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.flat(x)
+            return self.linear(x.flatten(1))
+
+    with pytest.raises(UserError, match=r"shape \(128,\) have no channels"):
+        measured(Mean(), layers=("flat",))
+
+
+def test_patterns_stand_for_the_layers_that_they_match() -> None:
+    assert measured(resnet("resnet18"), layers=("layer4.?",)).layers == ("layer4.0", "layer4.1")
 
 
 def test_layers_of_a_network_without_a_linear_layer_can_be_named() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from channelscope.attacks import Attack, Norm, check_images, correct, image_generators
 from channelscope.attacks.ball import check_ball, length, normal, projection, uniform
-from channelscope.capture import activations, capture
+from channelscope.capture import pooled
 from channelscope.errors import UserError
 from channelscope.evaluation.examined import seeded
 from channelscope.evaluation.masking import MATERIAL, Finding, exceeds
@@ -151,9 +151,9 @@ def _penultimate(network: nn.Module, x: Tensor) -> str:
 
 
 def _features(network: nn.Module, layer: str, x: Tensor) -> Tensor:
-    with capture(network, layer) as features:
+    with pooled(network, layer) as found:
         network(x)
-    return activations(features[layer])
+    return found[layer]
 
 
 def _readouts(
