@@ -17,10 +17,13 @@ from channelscope.distributed import everyones, share, size, total
 from channelscope.errors import UserError
 from channelscope.excitation import Album, Excitation
 from channelscope.hooks import evaluating, layers_named, logits_of
+from channelscope.leakage import GateRecord, Given, extend, wrong_labels
 from channelscope.relevance import LastLayer, RelevanceScorer, gradient
-from channelscope.selection import Probed, Selective, attached
+from channelscope.selection import Probed, Selective, attached, takes_labels, told
 from channelscope.stats import ChannelStats, accuracy
 from channelscope.subjects import check_finite, parameter_of, try_out
+
+MOST_SINGLY = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,9 @@ class Measurement:
         relevance: statistics of the relevance on natural images, by layer.
         hits: "natural", and the short name of each attack -> the images that are classified correctly (n,).
         excitation: "natural" and "adversarial" -> the images that excite each channel most, by layer.
+        gates: "natural", "adversarial" -> what the gates did; nothing, in a network without any.
+        given: "true", "wrong" -> the labels that the gates were told besides (n,); empty where no gate takes labels.
+        singles: natural activations (m, c), by layer, of the images that are kept singly; see ``singly``.
     """
 
     labels: Tensor
@@ -47,11 +53,27 @@ class Measurement:
     relevance: dict[str, ChannelStats] = field(default_factory=dict)
     hits: dict[str, Bool[Tensor, " n"]] = field(default_factory=dict)
     excitation: dict[str, Excitation] = field(default_factory=dict)
+    gates: dict[str, GateRecord] = field(default_factory=dict, init=False)
+    given: dict[Given, Int[Tensor, " n"]] = field(default_factory=dict)
+    singles: dict[str, Float[Tensor, "m c"]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for data in ("natural", "adversarial"):
+            self.gates[data] = GateRecord(self.classes, self.weights.shape[1])
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The measured layers, in the order given."""
         return tuple(self.natural)
+
+    @property
+    def singly(self) -> Bool[Tensor, " n"]:
+        """The images of which activations and masks are kept one by one: ``MOST_SINGLY`` at even steps, or all."""
+        n = len(self.labels)
+        m = min(n, MOST_SINGLY)
+        chosen = torch.zeros(n, dtype=torch.bool)
+        chosen[torch.arange(m) * n // m] = True
+        return chosen
 
     @property
     def worst(self) -> Bool[Tensor, " n"]:
@@ -76,12 +98,21 @@ class Measurement:
                 )
             into[layer].update(value, y, w)
 
+    def keep(self, natural: Mapping[str, Float[Tensor, "n c"]], rows: Sequence[int]) -> None:
+        """Keep a batch's natural activations of the images that are kept singly."""
+        for layer, values in natural.items():
+            extend(self.singles, layer, values.cpu()[self.singly[rows]])
+
     def merge(self) -> None:
         """Put the statistics of all processes' images in the place of those of this process's."""
         for statistics in (self.natural, self.adversarial, self.relevance):
             for layer, own in statistics.items():
                 statistics[layer] = own.merged(total)
         self.excitation.update({data: own.merged(everyones) for data, own in self.excitation.items()})
+        for record in self.gates.values():
+            record.merge()
+        for layer, part in self.singles.items():
+            self.singles[layer] = everyones(part)
 
     def measures(self, layer: str) -> dict[str, Float[ndarray, "r k"]]:
         """Compute the alignment measures of a layer, by replicate and class."""
@@ -113,9 +144,22 @@ def observe(network: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *imag
     """Run a network once: its answers, the layers' activations and its gates' masks."""
     with pooled(network, *layers) as found:
         probed = network.probed(x) if isinstance(network, Selective) else Probed(logits_of(network(x)), {}, {})
+    return _observed(probed, {layer: found[layer] for layer in layers})
+
+
+@torch.no_grad()
+def observe_told(
+    network: Selective, x: Float[Tensor, "n *image"], given: Mapping[Given, Int[Tensor, " n"]]
+) -> dict[Given, Observed]:
+    """Run a gated network once for each set of labels that its gates are told, as they are in training."""
+    with told(network):
+        return {name: _observed(network.probed(x, labels.to(x.device)), {}) for name, labels in given.items()}
+
+
+def _observed(probed: Probed, found: Mapping[str, Tensor]) -> Observed:
     check_finite(probed.logits)
     masks = {layer: activations(mask) for layer, mask in probed.masks.items()}
-    return Observed(probed.logits.argmax(1).cpu(), {layer: found[layer] for layer in layers}, masks)
+    return Observed(probed.logits.argmax(1).cpu(), dict(found), masks)
 
 
 def measure(
@@ -167,6 +211,7 @@ def measure(
     layers = list(scorers)
     result = Measurement(labels=images.labels.cpu(), weights=weights, classes=classes, threshold=threshold)
     result.excitation.update({data: Excitation(Album() if pictures else None) for data in ("natural", "adversarial")})
+    result.given.update(_labels_given(network, result.labels, classes, seed))
     name, hits = called(attack), {"natural": list[Tensor](), called(attack): list[Tensor]()}
     with evaluating(network), attached(network):
         for rows, x, y, w in _batches(images, weights, batch_size, like, progress):
@@ -181,10 +226,26 @@ def measure(
                 hits[kind].append(seen.answers == y.cpu())
             result.excitation["natural"].update(natural.activations, x, rows)
             result.excitation["adversarial"].update(adversarial.activations, x_adv, rows)
+            result.keep(natural.activations, rows)
+            if isinstance(network, Selective):
+                given = {label: values[rows] for label, values in result.given.items()}
+                for data, seen, shown in (("natural", natural, x), ("adversarial", adversarial, x_adv)):
+                    result.gates[data].add(seen.masks, y, w)
+                    for label, told_so in {"none": seen, **observe_told(network, shown, given)}.items():
+                        result.gates[data].keep(label, told_so.answers, told_so.masks, result.singly[rows])
             result.add(result.relevance, _score(scorers, network, x, y), y, w)
     result.hits.update({name: everyones(torch.cat(parts)) for name, parts in hits.items()})
     result.merge()
     return result
+
+
+def _labels_given(
+    network: nn.Module, labels: Int[Tensor, " n"], classes: int, seed: int
+) -> dict[Given, Int[Tensor, " n"]]:
+    """Make the labels that gates are told, where a gate takes any: the true ones, and wrong ones."""
+    if classes < 2 or not isinstance(network, Selective) or not any(map(takes_labels, network.gates.values())):
+        return {}
+    return {"true": labels, "wrong": wrong_labels(labels, classes, seed)}
 
 
 def _batches(

@@ -13,7 +13,18 @@ from channelscope.comparison.frames import tidy
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MODELS = ("nat", "at", "cifs")
-_EMPTY = ("flow", "confusion", "decay", "differences", "masks", "leakage", "matching", "matched", "excitation")
+_EMPTY = (
+    "flow",
+    "confusion",
+    "decay",
+    "differences",
+    "masks",
+    "spread",
+    "leakage",
+    "matching",
+    "matched",
+    "excitation",
+)
 # By model: how far an attack moves the magnitudes, how closely they follow the relevance, natural and worst accuracy.
 CHARACTER = {"nat": (0.9, 0.5, 0.95, 0.02), "at": (0.35, 0.7, 0.84, 0.46), "cifs": (0.2, 0.9, 0.82, 0.51)}
 

@@ -38,6 +38,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("value", "low", "high", "p", "q"),
     ),
     "masks": (("model", "layer", "data", "class"), ("channel", "mask")),
+    "spread": (("model", "layer", "data", "class"), ("value", "low", "high")),
     "leakage": (("model", "layer", "data", "measure"), ("value", "low", "high")),
     "matching": (("model", "layer", "other", "other_layer"), ("cka", "low", "high")),
     "matched": (("model", "layer", "other", "other_layer"), ("channel", "other_channel", "correlation")),
@@ -75,9 +76,13 @@ class Comparison:
         differences: model, other, layer, other_layer, class ("all" and each), measure -> value (model less other), low,
             high, p, q; see ``channelscope.comparison.differences``.
         masks: model, layer (the gated one), data, class, channel -> mask (mean over the images).
-        leakage: model, layer, data, measure -> value, low, high, of what gates tell about the labels.
-        matching: model, layer, other, other_layer -> cka, low, high.
-        matched: model, layer, other, other_layer, channel -> other_channel, correlation.
+        spread: model, layer (the gated one), data, class ("all" and each) -> value, low, high: the share of the mask
+            that is in effect, mean over the images; see ``selection.mask_share``.
+        leakage: model, layer, data, measure -> value, low, high, of what gates tell about the labels; see
+            ``channelscope.comparison.leakage``.
+        matching: model, layer, other, other_layer -> cka, low, high, of natural activations; see ``matching.cka``.
+        matched: model, layer, other, other_layer, channel -> other_channel, correlation, of layers in the same place;
+            see ``matching.match``.
         excitation: model, layer, data, channel, rank -> image (its index), activation: what excites a channel most.
         arrays: the images' labels, and by model their correctness under each attack; small pictures of the images that
             excite channels most, see ``channelscope.comparison.excitation.thumbnails``.
@@ -95,6 +100,7 @@ class Comparison:
     decay: pd.DataFrame
     differences: pd.DataFrame
     masks: pd.DataFrame
+    spread: pd.DataFrame
     leakage: pd.DataFrame
     matching: pd.DataFrame
     matched: pd.DataFrame

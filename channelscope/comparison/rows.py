@@ -59,6 +59,7 @@ def assemble(networks: Sequence[Compared], dataset: Dataset, part: Part, setting
         decay=decay.frame(networks, level),
         differences=differences.frame(networks, dataset.classes, level),
         masks=masks.frame(networks, dataset.classes),
+        spread=masks.spread(networks, dataset.classes, level),
         leakage=leakage.frame(networks, level),
         matching=matching.of_layers(networks, level),
         matched=matching.of_channels(networks),

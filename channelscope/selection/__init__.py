@@ -13,7 +13,7 @@ from channelscope.selection.cifs import FeatureSelector, Imgf, LinearProbe, TwoL
 from channelscope.selection.eas import ElementScaler
 from channelscope.selection.fsr import FeatureRecalibrator
 from channelscope.selection.kap import KernelAveragePool
-from channelscope.selection.network import Probed, Selective, attached, detached, frozen, is_hiding, takes_labels
+from channelscope.selection.network import Probed, Selective, attached, detached, frozen, is_hiding, takes_labels, told
 from channelscope.selection.selections import Selection, mask_share
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "is_hiding",
     "mask_share",
     "takes_labels",
+    "told",
 ]
 
 KINDS: dict[str, Callable[..., nn.Module]] = {

@@ -1,7 +1,7 @@
 """Networks with gates: any CNN, gated at named layers, and the way to let an attacker see through the gates."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -156,6 +156,20 @@ class _Masking(Protocol):
 
 
 @contextmanager
+def told(network: Selective) -> Iterator[None]:
+    """Let labels reach the masks as in training, the network being in eval mode, for as long as the context lasts."""
+    gates = [gate for gate in network.gates.values() if takes_labels(gate)]
+    modes = [gate.training for gate in gates]
+    try:
+        for gate in gates:
+            gate.training = True  # of the gate alone, not of the layers in it
+        yield
+    finally:
+        for gate, mode in zip(gates, modes, strict=True):
+            gate.training = mode
+
+
+@contextmanager
 def frozen(network: Selective, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None) -> Iterator[None]:
     """Hold the masks of all gates at their values for images x, as constants, for as long as the context lasts.
 
@@ -167,16 +181,8 @@ def frozen(network: Selective, x: Float[Tensor, "n *image"], labels: Int[Tensor,
         labels: (n,), to hold the masks at what they are in training, where gates are told the labels.
     """
     gates = {layer: gate for layer, gate in network.gates.items() if isinstance(gate, _Masking)}
-    told = [gate for gate in gates.values() if labels is not None and takes_labels(gate)]
-    modes = [gate.training for gate in told]
-    try:
-        for gate in told:
-            gate.training = True  # of the gate alone, not of the layers in it
-        with torch.no_grad():
-            masks = network.probed(x, labels).masks
-    finally:
-        for gate, mode in zip(told, modes, strict=True):
-            gate.training = mode
+    with nullcontext() if labels is None else told(network), torch.no_grad():
+        masks = network.probed(x, labels).masks
     try:
         for layer, gate in gates.items():
             vars(gate)["importance"] = partial(_first_rows, masks[layer])
