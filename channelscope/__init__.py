@@ -22,6 +22,7 @@ _FACE = {
     "errors": ("UserError",),
     "evaluation": ("Evaluation", "evaluate"),
     "objectives": ("Joint", "cross_entropy", "dlr", "margin"),
+    "relevance": ("relevance",),
     "selection": ("FeatureSelector", "LinearProbe", "Selective", "TwoLayerProbe", "attached"),
     "sweep": ("sweep",),
     "training": ("Recipe", "train"),
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from channelscope.errors import UserError
     from channelscope.evaluation import Evaluation, evaluate
     from channelscope.objectives import Joint, cross_entropy, dlr, margin
+    from channelscope.relevance import relevance
     from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
     from channelscope.sweep import sweep
     from channelscope.training import Recipe, train
@@ -62,6 +64,7 @@ __all__ = [
     "evaluate",
     "load",
     "margin",
+    "relevance",
     "sweep",
     "train",
 ]

@@ -16,12 +16,12 @@ from channelscope.data import Part
 from channelscope.distributed import everyones, share, size, total
 from channelscope.errors import UserError
 from channelscope.excitation import Album, Excitation
-from channelscope.hooks import evaluating, layers_named, logits_of
+from channelscope.hooks import evaluating, logits_of
 from channelscope.leakage import GateRecord, Given, extend, wrong_labels
-from channelscope.relevance import LastLayer, RelevanceScorer, gradient
+from channelscope.relevance import RelevanceScorer, choose, gradient
 from channelscope.selection import Probed, Selective, attached, takes_labels, told
 from channelscope.stats import ChannelStats, accuracy
-from channelscope.subjects import check_finite, parameter_of, try_out
+from channelscope.subjects import check_finite, parameter_of
 
 MOST_SINGLY = 2000
 
@@ -274,14 +274,5 @@ def _score(
 
 def _choose(network: nn.Module, layers: Sequence[str] | None, x: Tensor, classes: int) -> dict[str, RelevanceScorer]:
     """Check on a few images that network, layers and data fit; tell the layers and the scorer of each."""
-    layers = None if layers is None else layers_named(network, layers, x)
-    try_out(network, x, classes, layers or ())
-    try:
-        last = LastLayer.find(network, x)
-    except UserError:
-        if layers is None:
-            raise
-        return dict.fromkeys(layers, gradient)
-    if layers is None and not last.inputs:
-        raise UserError("No layer returns just what the last linear layer gets: name the layers to analyse.")
-    return {layer: last if layer in last.inputs else gradient for layer in layers or last.inputs[:1]}
+    named, last = choose(network, layers, x, classes)
+    return {layer: last if last is not None and layer in last.inputs else gradient for layer in named}

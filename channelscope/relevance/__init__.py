@@ -1,47 +1,35 @@
 """Relevance of a layer's channels to the classes: how a class's logit changes with a channel's activation.
 
-A scorer gives the relevance to each image's own class; ``SCORERS`` has them by name. Their signs agree: above 0 a
-channel speaks for the class (positively relevant, PR), below 0 against it (NR).
+A scorer gives the relevance to each image's own class; ``SCORERS`` has them by name, ``COSTS`` what they cost. Their
+signs agree: above 0 a channel speaks for the class (positively relevant, PR), below 0 against it (NR).
 """
 
-from channelscope.errors import UserError, suggest
 from channelscope.relevance.ablation import Ablation
+from channelscope.relevance.attributions import Conductance, IntegratedGradients, deeplift
+from channelscope.relevance.costs import COSTS, Cost
 from channelscope.relevance.gradients import grad_cam, gradient, gradient_x_activation
 from channelscope.relevance.last_layer import LastLayer, weights
+from channelscope.relevance.names import SCORERS, scorer_named
 from channelscope.relevance.probes import probe
 from channelscope.relevance.scorers import RelevanceScorer
+from channelscope.relevance.scoring import choose, relevance
 
 __all__ = [
+    "COSTS",
     "SCORERS",
     "Ablation",
+    "Conductance",
+    "Cost",
+    "IntegratedGradients",
     "LastLayer",
     "RelevanceScorer",
+    "choose",
+    "deeplift",
     "grad_cam",
     "gradient",
     "gradient_x_activation",
     "probe",
+    "relevance",
     "scorer_named",
     "weights",
 ]
-
-SCORERS: dict[str, RelevanceScorer] = {
-    "weights": weights,
-    "gradient": gradient,
-    "gradient-x-activation": gradient_x_activation,
-    "grad-cam": grad_cam,
-    "probe": probe,
-    "ablation": Ablation(),
-    "ablation-mean": Ablation("mean"),
-    "ablation-class-mean": Ablation("class-mean"),
-}
-
-
-def scorer_named(name: str) -> RelevanceScorer:
-    """Give the scorer of this name.
-
-    Raises:
-        UserError: for a name that is not among ``SCORERS``.
-    """
-    if name not in SCORERS:
-        raise UserError(f"There is no scorer {name!r}: choose from {', '.join(SCORERS)}.{suggest(name, SCORERS)}")
-    return SCORERS[name]

@@ -38,6 +38,11 @@ class Ablation:
     rows: int = 512
     means: Mapping[str, Float[Tensor, "k c"]] | None = None
 
+    @property
+    def needs_means(self) -> bool:
+        """Whether it would rather have the means of all images."""
+        return self.to != "zero" and self.means is None
+
     def fitted(self, means: Mapping[str, Float[Tensor, "k c"]]) -> Self:
         """Give the scorer that has the means of more images than are scored at once; NaN for a class without."""
         return replace(self, means=means)
