@@ -1,14 +1,24 @@
 """Matching: CKA against the U-statistic of the papers, its invariances, and channels found again when permuted."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy import ndarray
+from torch import nn
 
 import reference
+from channelscope import measurement
+from channelscope.alignment import estimate
+from channelscope.comparison import Comparison, compare
 from channelscope.matching import cka, hsic, match, normalised
 from channelscope.stats import bootstrap_weights
+from networks import CLASSES, images, plain
 
 seeds = st.integers(0, 2**32 - 1)
 widths = st.integers(1, 6)
@@ -141,3 +151,101 @@ def test_a_channel_that_never_varies_is_matched_last_and_correlates_with_nothing
     found = match(a, b)
     assert found.channel.tolist()[2] == found.other.tolist()[2] == 0
     np.testing.assert_allclose(found.correlation, [1, 1, np.nan])
+
+
+# ---------------------------------------------------------------- of networks
+
+QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 30, "progress": False}
+ORDERS = {"relu1": [4, 0, 5, 2, 1, 3], "relu2": [7, 6, 0, 1, 3, 2, 5, 4]}
+
+
+def made() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return plain().double()
+
+
+@torch.no_grad()
+def permuted() -> nn.Module:
+    """The same network with its channels in another order."""
+    net, (first, second) = made(), ORDERS.values()
+    for name, parameter in [*net.conv1.named_parameters(), *net.bn1.named_parameters(), *net.bn1.named_buffers()]:
+        if name != "num_batches_tracked":
+            parameter.copy_(parameter[first].clone())
+    net.conv2.weight.copy_(net.conv2.weight[second][:, first].clone())
+    net.conv2.bias.copy_(net.conv2.bias[second].clone())
+    net.linear.weight.copy_(net.linear.weight[:, second].clone())
+    return net
+
+
+@pytest.fixture(scope="module")
+def found() -> Comparison:
+    data = (images(40)[0], torch.arange(40) % CLASSES)
+    nets = {"net": made(), "permuted": permuted(), "other": plain()}
+    layers = {"net": ["relu1", "relu2"], "permuted": ["relu1", "relu2"], "other": ["relu2"]}
+    return compare(nets, data, layers=layers, **QUICK)
+
+
+@pytest.mark.parametrize("layer", ORDERS)
+def test_the_channels_of_a_permuted_copy_are_found(found: Comparison, layer: str) -> None:
+    rows = found.matched[(found.matched["other"] == "permuted") & (found.matched["layer"] == layer)]
+    assert set(rows["model"]) == {"net"}
+    assert set(rows["other_layer"]) == {layer}
+    moving = rows.dropna()
+    assert len(moving) > 3
+    np.testing.assert_array_equal(np.array(ORDERS[layer])[moving["other_channel"]], moving["channel"])
+    np.testing.assert_allclose(moving["correlation"], 1, atol=1e-6)
+
+
+def test_the_layers_of_a_permuted_copy_are_alike(found: Comparison) -> None:
+    rows = found.matching[found.matching["other"] == "permuted"].set_index(["layer", "other_layer"])
+    assert len(rows) == 4
+    for layer in ORDERS:
+        np.testing.assert_allclose(rows.loc[(layer, layer), ["cka", "low", "high"]].astype(float), 1, atol=1e-6)
+    assert rows.loc[("relu1", "relu2"), "cka"] == pytest.approx(rows.loc[("relu2", "relu1"), "cka"])
+    assert rows.loc[("relu1", "relu2"), "cka"] < 0.99
+
+
+def test_layers_of_unequal_number_are_matched_from_the_deepest(found: Comparison) -> None:
+    rows = found.matched[(found.matched["model"] == "net") & (found.matched["other"] == "other")]
+    assert set(zip(rows["layer"], rows["other_layer"], strict=True)) == {("relu2", "relu2")}
+    pairs = found.matching[["model", "other"]].drop_duplicates().to_numpy().tolist()
+    assert pairs == [["net", "permuted"], ["net", "other"], ["permuted", "other"]]
+
+
+def test_the_frame_of_cka_is_that_of_the_activations(found: Comparison) -> None:
+    """Of all images, one by one, and resampled as the rest of the comparison is."""
+    a, b = (net(layer) for net, layer in ((activations_of(made()), "relu1"), (activations_of(permuted()), "relu2")))
+    weights = bootstrap_weights(40, 30, seed=0).double().numpy()
+    expected = estimate(normalised(hsic(a, b, weights), hsic(a, a, weights), hsic(b, b, weights)))
+    rows = found.matching.set_index(["model", "layer", "other", "other_layer"])
+    row = rows.loc[("net", "relu1", "permuted", "relu2")]
+    assert tuple(row) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def activations_of(net: nn.Module) -> Callable[[str], ndarray]:
+    """Give what runs the network on the images of the comparison and pools a layer."""
+
+    def pool(layer: str) -> ndarray:
+        depth = list(dict(net.named_children())).index(layer) + 1
+        return net[:depth](images(40)[0].double()).mean((2, 3)).detach().numpy()
+
+    return pool
+
+
+def test_of_many_images_some_at_even_steps_are_kept_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurement, "MOST_SINGLY", 8)
+    x, y = images(20)[0], torch.arange(20) // 4
+    found = compare({"net": made(), "permuted": permuted()}, (x, y), layers=["relu1"], batch_size=7, **QUICK)
+    chosen = [0, 2, 5, 7, 10, 12, 15, 17]
+    a, b = (net[:3](x[chosen].double()).mean((2, 3)).detach().numpy() for net in (made(), permuted()))
+    expected = match(a, b)
+    pd.testing.assert_series_equal(
+        found.matched["correlation"], pd.Series(expected.correlation, name="correlation"), atol=1e-6
+    )
+
+
+def test_one_network_alone_is_matched_with_nothing() -> None:
+    found = compare({"net": made()}, (images(10)[0], torch.arange(10) % CLASSES), **QUICK)
+    assert found.matching.empty
+    assert found.matched.empty
