@@ -60,10 +60,13 @@ def pooled(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, "n
         LayerError: see ``hooks.hooked``; UserError: see ``channels.channel_axis``.
     """
     found: dict[str, Tensor] = {}
+    axes: dict[str, int] = {}  # looked up once, as that takes longer than to reduce a batch
 
     def reduce(name: str) -> Edit:
         def edit(z: Tensor) -> None:
-            found[name] = activations(z, channel_axis(model, name, z.shape))
+            if name not in axes:
+                axes[name] = channel_axis(model, name, z.shape)
+            found[name] = activations(z, axes[name])
 
         return edit
 
