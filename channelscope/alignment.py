@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.special import ndtri
+from scipy.special import entr, ndtri
 from scipy.stats import rankdata
 
 # The range of each measure, which an interval does not leave.
@@ -26,6 +26,8 @@ BOUNDS = {
     "nr_ratio": (0.0, np.inf),
     "relevance_spearman_natural": (-1.0, 1.0),
     "relevance_spearman_adversarial": (-1.0, 1.0),
+    "uniformity_natural": (0.0, 1.0),
+    "uniformity_adversarial": (0.0, 1.0),
     "relevance_robust_correlation": (-1.0, 1.0),
 }
 
@@ -69,6 +71,35 @@ def nr_share(magnitude: Float[ndarray, "*n c"], relevance: Float[ndarray, "*n c"
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(relevance < 0, mass, 0).sum(-1) / mass.sum(-1)
     return np.where(np.isnan(relevance).any(-1), np.nan, share)
+
+
+def uniformity(frequency: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Evenness of the activation frequency over the channels, in [0, 1]: 1 where all are equally often active.
+
+        -sum_c p_c log p_c / log C,    p_c = f_c / sum_c' f_c'
+
+    with f the frequency and C the number of channels; NaN where no channel is ever active, and for one channel. Bai et
+    al., ICLR 2021 (arXiv 2103.08307) show in plots that adversarial images activate the channels more uniformly; the
+    measure, the normalised entropy, is Pielou's evenness (J. Theoretical Biology, 1966).
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        even = entr(frequency / frequency.sum(-1, keepdims=True)).sum(-1) / np.log(frequency.shape[-1])
+    return np.where(np.isfinite(even), np.clip(even, 0, 1), np.nan)
+
+
+def overlap(relevance: Float[ndarray, "*n k c"]) -> Float[ndarray, "*n k k"]:
+    """Overlap of the classes' positively relevant channels, in [0, 1]: |P_j & P_k| / |P_j | P_k| (Jaccard).
+
+    P_k = {c: g_kc > 0}, with g the relevance; NaN for a class whose relevance is not known, and for two of no such
+    channel.
+    """
+    positive = (relevance > 0).astype(float)
+    both = positive @ positive.swapaxes(-1, -2)
+    count = positive.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = both / (count[..., :, None] + count[..., None, :] - both)
+    unknown = np.isnan(relevance).any(-1)
+    return np.where(unknown[..., :, None] | unknown[..., None, :], np.nan, share)
 
 
 def measures(

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
-from channelscope.alignment import measures
+from channelscope.alignment import measures, uniformity
 from channelscope.attacks import Attack, called, image_generators
 from channelscope.capture import activations, pooled
 from channelscope.data import Part
@@ -20,7 +20,7 @@ from channelscope.hooks import evaluating, logits_of
 from channelscope.leakage import GateRecord, Given, extend, wrong_labels
 from channelscope.relevance import RelevanceScorer, choose, gradient
 from channelscope.selection import Probed, Selective, attached, takes_labels, told
-from channelscope.stats import ChannelStats, accuracy
+from channelscope.stats import ChannelStats, PairedStats, accuracy
 from channelscope.subjects import check_finite, parameter_of
 
 MOST_SINGLY = 2000
@@ -37,6 +37,8 @@ class Measurement:
         threshold: see ``stats.ChannelStats``.
         natural, adversarial: statistics of the activations, by layer.
         relevance: statistics of the relevance on natural images, by layer.
+        paired: statistics of the activations' change from each natural image to its adversarial one, by layer.
+        answers: "natural", "adversarial" -> the classes that the network answers (n,).
         hits: "natural", and the short name of each attack -> the images that are classified correctly (n,).
         excitation: "natural" and "adversarial" -> the images that excite each channel most, by layer.
         gates: "natural", "adversarial" -> what the gates did; nothing, in a network without any.
@@ -51,6 +53,8 @@ class Measurement:
     natural: dict[str, ChannelStats] = field(default_factory=dict)
     adversarial: dict[str, ChannelStats] = field(default_factory=dict)
     relevance: dict[str, ChannelStats] = field(default_factory=dict)
+    paired: dict[str, PairedStats] = field(default_factory=dict)
+    answers: dict[str, Int[Tensor, " n"]] = field(default_factory=dict)
     hits: dict[str, Bool[Tensor, " n"]] = field(default_factory=dict)
     excitation: dict[str, Excitation] = field(default_factory=dict)
     gates: dict[str, GateRecord] = field(default_factory=dict, init=False)
@@ -98,6 +102,15 @@ class Measurement:
                 )
             into[layer].update(value, y, w)
 
+    def pair(self, natural: Mapping[str, Tensor], adversarial: Mapping[str, Tensor], y: Tensor) -> None:
+        """Add the change of a batch's activations (n, c), by layer, from natural to adversarial images."""
+        for layer, value in natural.items():
+            if layer not in self.paired:
+                self.paired[layer] = PairedStats(
+                    classes=self.classes, channels=value.shape[1], threshold=self.threshold
+                )
+            self.paired[layer].update(value, adversarial[layer], y)
+
     def keep(self, natural: Mapping[str, Float[Tensor, "n c"]], rows: Sequence[int]) -> None:
         """Keep a batch's natural activations of the images that are kept singly."""
         for layer, values in natural.items():
@@ -108,6 +121,8 @@ class Measurement:
         for statistics in (self.natural, self.adversarial, self.relevance):
             for layer, own in statistics.items():
                 statistics[layer] = own.merged(total)
+        for layer, paired in self.paired.items():
+            self.paired[layer] = paired.merged(total)
         self.excitation.update({data: own.merged(everyones) for data, own in self.excitation.items()})
         for record in self.gates.values():
             record.merge()
@@ -117,7 +132,10 @@ class Measurement:
     def measures(self, layer: str) -> dict[str, Float[ndarray, "r k"]]:
         """Compute the alignment measures of a layer, by replicate and class."""
         stats = (self.natural[layer], self.adversarial[layer], self.relevance[layer])
-        return measures(*(part.magnitude.numpy() for part in stats))
+        return measures(*(part.magnitude.numpy() for part in stats)) | {
+            "uniformity_natural": uniformity(self.natural[layer].frequency.numpy()),
+            "uniformity_adversarial": uniformity(self.adversarial[layer].frequency.numpy()),
+        }
 
     def accuracy(self, hits: Bool[Tensor, " n"]) -> tuple[Float[ndarray, " r"], Float[ndarray, "r k"]]:
         """Compute the share of hits over all images (r,) and by class (r, k); NaN for a class without images."""
@@ -212,7 +230,7 @@ def measure(
     result = Measurement(labels=images.labels.cpu(), weights=weights, classes=classes, threshold=threshold)
     result.excitation.update({data: Excitation(Album() if pictures else None) for data in ("natural", "adversarial")})
     result.given.update(_labels_given(network, result.labels, classes, seed))
-    name, hits = called(attack), {"natural": list[Tensor](), called(attack): list[Tensor]()}
+    name, answers = called(attack), {"natural": list[Tensor](), "adversarial": list[Tensor]()}
     with evaluating(network), attached(network):
         for rows, x, y, w in _batches(images, weights, batch_size, like, progress):
             natural = observe(network, layers, x)
@@ -221,9 +239,11 @@ def measure(
             else:
                 x_adv = torch.from_numpy(made[rows]).to(x)
             adversarial = observe(network, layers, x_adv)
-            for seen, into, kind in ((natural, result.natural, "natural"), (adversarial, result.adversarial, name)):
-                result.add(into, seen.activations, y, w)
-                hits[kind].append(seen.answers == y.cpu())
+            result.add(result.natural, natural.activations, y, w)
+            result.add(result.adversarial, adversarial.activations, y, w)
+            result.pair(natural.activations, adversarial.activations, y)
+            for data, seen in (("natural", natural), ("adversarial", adversarial)):
+                answers[data].append(seen.answers)
             result.excitation["natural"].update(natural.activations, x, rows)
             result.excitation["adversarial"].update(adversarial.activations, x_adv, rows)
             result.keep(natural.activations, rows)
@@ -234,7 +254,9 @@ def measure(
                     for label, told_so in {"none": seen, **observe_told(network, shown, given)}.items():
                         result.gates[data].keep(label, told_so.answers, told_so.masks, result.singly[rows])
             result.add(result.relevance, _score(scorers, network, x, y), y, w)
-    result.hits.update({name: everyones(torch.cat(parts)) for name, parts in hits.items()})
+    result.answers.update({data: everyones(torch.cat(parts)) for data, parts in answers.items()})
+    for kind, answered in zip(("natural", name), result.answers.values(), strict=True):
+        result.hits[kind] = answered == result.labels
     result.merge()
     return result
 

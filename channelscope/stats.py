@@ -1,18 +1,47 @@
 """Streaming, mergeable channel statistics per class, weighted for the bootstrap."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_SUMS = ("count", "sum", "square_sum", "active")
+
+@dataclass(kw_only=True)
+class _Sums:
+    """Sums over images that can be merged: settings are fields that are given, sums those that are not."""
+
+    def __add__(self, other: Self) -> Self:
+        """Merge the statistics of two disjoint sets of images."""
+        if self._settings != other._settings:
+            *names, last = self._settings
+            raise ValueError(f"Only statistics of the same {', '.join(names)} and {last} can be merged.")
+        return self._with(lambda name: getattr(self, name) + getattr(other, name))
+
+    def merged(self, total: Callable[[Tensor], Tensor]) -> Self:
+        """Merge the statistics that several processes took of disjoint sets of images.
+
+        Args:
+            total: gives the sum of the processes' tensors, as ``distributed.total`` does.
+        """
+        return self._with(lambda name: total(getattr(self, name)))
+
+    @property
+    def _settings(self) -> dict[str, float]:
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+
+    def _with(self, summed: Callable[[str], Tensor]) -> Self:
+        """Give statistics of the same settings with these sums, by name."""
+        other = type(self)(**self._settings)
+        for name in (item.name for item in fields(self) if not item.init):
+            setattr(other, name, summed(name))
+        return other
 
 
 @dataclass(kw_only=True)
-class ChannelStats:
+class ChannelStats(_Sums):
     """Sums over images of each channel's activation a, per replicate of the bootstrap, class and channel.
 
     Every image i carries a weight w[i, r] in each replicate r: with all weights 1 the statistics are the plain
@@ -22,10 +51,11 @@ class ChannelStats:
         count[r, k]   = sum_i w[i, r] [y_i = k]
         sum[r, k, c]  = sum_i w[i, r] [y_i = k] a[i, c]
 
-    Squares and activity are summed for the first replicate alone, the estimate itself:
+        active[r, k, c] = sum_i w[i, r] [y_i = k] [a[i, c] > threshold * max_c' a[i, c']]
+
+    Squares are summed for the first replicate alone, the estimate itself:
 
         square_sum[k, c] = sum_i w[i, 0] [y_i = k] a[i, c]^2
-        active[k, c]     = sum_i w[i, 0] [y_i = k] [a[i, c] > threshold * max_c' a[i, c']]
 
     Args:
         classes, channels, replicates: the sizes of the three dimensions.
@@ -39,14 +69,14 @@ class ChannelStats:
     threshold: float = 0.01
     count: Float[Tensor, "r k"] = field(init=False, repr=False)
     sum: Float[Tensor, "r k c"] = field(init=False, repr=False)
+    active: Float[Tensor, "r k c"] = field(init=False, repr=False)
     square_sum: Float[Tensor, "k c"] = field(init=False, repr=False)
-    active: Float[Tensor, "k c"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         shape = (self.replicates, self.classes, self.channels)
         self.count = torch.zeros(shape[:2], dtype=torch.float64)
-        self.sum = torch.zeros(shape, dtype=torch.float64)
-        self.square_sum, self.active = (torch.zeros(shape[1:], dtype=torch.float64) for _ in range(2))
+        self.sum, self.active = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
+        self.square_sum = torch.zeros(shape[1:], dtype=torch.float64)
 
     def update(
         self, activations: Float[Tensor, "n c"], labels: Int[Tensor, " n"], weights: Float[Tensor, "n r"] | None = None
@@ -57,38 +87,15 @@ class ChannelStats:
             weights = torch.ones(len(a), self.replicates, dtype=torch.float64)
         weights, labels = weights.cpu().double(), labels.cpu()
         of_class = torch.nn.functional.one_hot(labels, self.classes).double()
-        own = (weights[:, :1] * of_class).T
         self.count += weights.T @ of_class
-        self.square_sum += own @ a.square()
-        self.active += own @ (a > self.threshold * a.amax(1, keepdim=True)).double()
+        self.square_sum += (weights[:, :1] * of_class).T @ a.square()
         # One product for all classes would multiply mostly zeros: a class has its own images side by side.
         order, sizes = labels.argsort(), labels.bincount(minlength=self.classes).tolist()
-        for k, (w, its) in enumerate(zip(weights[order].split(sizes), a[order].split(sizes), strict=True)):
+        is_active = active(a, self.threshold).double()
+        parts = (values[order].split(sizes) for values in (weights, a, is_active))
+        for k, (w, its, on) in enumerate(zip(*parts, strict=True)):
             self.sum[:, k] += w.T @ its
-
-    def __add__(self, other: Self) -> Self:
-        """Merge the statistics of two disjoint sets of images."""
-        settings = (self.classes, self.channels, self.replicates, self.threshold)
-        if settings != (other.classes, other.channels, other.replicates, other.threshold):
-            raise ValueError("Only statistics of the same classes, channels, replicates and threshold can be merged.")
-        return self._with({name: getattr(self, name) + getattr(other, name) for name in _SUMS})
-
-    def merged(self, total: Callable[[Tensor], Tensor]) -> Self:
-        """Merge the statistics that several processes took of disjoint sets of images.
-
-        Args:
-            total: gives the sum of the processes' tensors, as ``distributed.total`` does.
-        """
-        return self._with({name: total(getattr(self, name)) for name in _SUMS})
-
-    def _with(self, sums: Mapping[str, Tensor]) -> Self:
-        """Give statistics of the same settings with these sums."""
-        other = type(self)(
-            classes=self.classes, channels=self.channels, replicates=self.replicates, threshold=self.threshold
-        )
-        for name, value in sums.items():
-            setattr(other, name, value)
-        return other
+            self.active[:, k] += w.T @ on
 
     @property
     def magnitude(self) -> Float[Tensor, "r k c"]:
@@ -101,9 +108,75 @@ class ChannelStats:
         return (self.square_sum / self.count[0].unsqueeze(1) - self.magnitude[0].square()).clamp_min(0)
 
     @property
-    def frequency(self) -> Float[Tensor, "k c"]:
+    def frequency(self) -> Float[Tensor, "r k c"]:
         """Share of a class's images on which the channel is active; NaN for a class without images."""
-        return self.active / self.count[0].unsqueeze(1)
+        return self.active / self.count.unsqueeze(2)
+
+
+@dataclass(kw_only=True)
+class PairedStats(_Sums):
+    """Sums over pairs (a natural image, its adversarial one) of each channel's activations a and b, per class.
+
+        change_sum[k, c] = sum_i [y_i = k] (b[i, c] - a[i, c]), and change_square_sum that of its square
+        silenced_sum[k, c] = sum_i [y_i = k] [channel c active in a_i and not in b_i], and awakened_sum the reverse
+
+    Args:
+        classes, channels: the sizes of the two dimensions.
+        threshold: share of the image's largest channel above which a channel counts as active.
+    """
+
+    classes: int
+    channels: int
+    threshold: float = 0.01
+    count: Float[Tensor, " k"] = field(init=False, repr=False)
+    change_sum: Float[Tensor, "k c"] = field(init=False, repr=False)
+    change_square_sum: Float[Tensor, "k c"] = field(init=False, repr=False)
+    silenced_sum: Float[Tensor, "k c"] = field(init=False, repr=False)
+    awakened_sum: Float[Tensor, "k c"] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.count = torch.zeros(self.classes, dtype=torch.float64)
+        self.change_sum, self.change_square_sum, self.silenced_sum, self.awakened_sum = (
+            torch.zeros(self.classes, self.channels, dtype=torch.float64) for _ in range(4)
+        )
+
+    def update(
+        self, natural: Float[Tensor, "n c"], adversarial: Float[Tensor, "n c"], labels: Int[Tensor, " n"]
+    ) -> None:
+        """Add a batch of pairs: activations (n, channels) of both, labels in [0, classes)."""
+        a, b = (part.detach().to("cpu", torch.float64) for part in (natural, adversarial))
+        labels, before, after = labels.cpu(), active(a, self.threshold), active(b, self.threshold)
+        self.count += labels.bincount(minlength=self.classes)
+        self.change_sum.index_add_(0, labels, b - a)
+        self.change_square_sum.index_add_(0, labels, (b - a).square())
+        self.silenced_sum.index_add_(0, labels, (before & ~after).double())
+        self.awakened_sum.index_add_(0, labels, (after & ~before).double())
+
+    @property
+    def change(self) -> Float[Tensor, "k c"]:
+        """Mean of the adversarial less the natural activation; NaN for a class without images."""
+        return self.change_sum / self.count.unsqueeze(1)
+
+    @property
+    def change_variance(self) -> Float[Tensor, "k c"]:
+        """Variance over the images of the change, with n - 1 in the denominator; NaN for fewer than two images."""
+        n = self.count.unsqueeze(1)
+        return (self.change_square_sum - n * self.change.square()).clamp_min(0) / (n - 1)
+
+    @property
+    def silenced(self) -> Float[Tensor, "k c"]:
+        """Share of a class's images on which the channel is active as they are and no longer under attack."""
+        return self.silenced_sum / self.count.unsqueeze(1)
+
+    @property
+    def awakened(self) -> Float[Tensor, "k c"]:
+        """Share of a class's images on which the channel is active under attack alone."""
+        return self.awakened_sum / self.count.unsqueeze(1)
+
+
+def active(a: Float[Tensor, "n c"], threshold: float) -> Bool[Tensor, "n c"]:
+    """Tell which channels exceed a share of the image's largest one."""
+    return a > threshold * a.amax(1, keepdim=True)
 
 
 def bootstrap_weights(images: int, replicates: int, seed: int) -> Float[Tensor, "n r"]:

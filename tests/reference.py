@@ -204,6 +204,50 @@ def nr_share(magnitude: Sequence[float], relevance: Sequence[float]) -> float:
     return _share(negative, math.fsum(abs(a) for a in magnitude))
 
 
+def uniformity(frequency: Sequence[float]) -> float:
+    """Give the entropy of the frequencies as shares of their sum, over the largest that so many channels can have."""
+    whole = math.fsum(frequency)
+    if not whole or len(frequency) == 1:
+        return math.nan
+    shares = [f / whole for f in frequency if f]
+    return math.fsum(p * math.log(1 / p) for p in shares) / math.log(len(frequency))
+
+
+def overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Give the Jaccard index of the sets of channels whose relevance to one and to the other class is positive."""
+    sets = [{c for c, g in enumerate(relevance) if g > 0} for relevance in (one, other)]
+    return _share(len(sets[0] & sets[1]), len(sets[0] | sets[1]))
+
+
+def flow(
+    natural: Sequence[Sequence[float]], adversarial: Sequence[Sequence[float]], threshold: float
+) -> list[dict[str, float]]:
+    """Give by channel, of pairs of images, the mean change, and the shares on which it is silenced and awakened."""
+    found = []
+    for c in range(len(natural[0])):
+        states = [
+            (a[c] > threshold * max(a), b[c] > threshold * max(b)) for a, b in zip(natural, adversarial, strict=True)
+        ]
+        found.append(
+            {
+                "change": math.fsum(b[c] - a[c] for a, b in zip(natural, adversarial, strict=True)) / len(natural),
+                "silenced": states.count((True, False)) / len(states),
+                "awakened": states.count((False, True)) / len(states),
+            }
+        )
+    return found
+
+
+def false_discovery(p: Sequence[float]) -> list[float]:
+    """Give the q of Benjamini and Hochberg: of all levels alpha at which the step-up rule rejects a test, the least.
+
+    The rule rejects the k tests of the smallest p, k the largest number with p_(k) <= alpha k / m.
+    """
+    m, ordered = len(p), sorted(p)
+    levels = [min(1.0, value * m / rank) for rank, value in enumerate(ordered, start=1)]
+    return [min(level for value, level in zip(ordered, levels, strict=True) if value >= own) for own in p]
+
+
 # ---------------- gates of the literature: FSR (arXiv 2303.13846), EAS (2202.11898), KAP (2210.00062)
 
 

@@ -59,13 +59,44 @@ def test_measure_is_the_papers_along_the_last_axis(name: str, pair: tuple[ndarra
         assert found[index] == pytest.approx(wanted, rel=1e-9, abs=1e-9, nan_ok=True)
 
 
+@given(pairs())
+def test_uniformity_is_the_normalised_entropy(pair: tuple[ndarray, ndarray]) -> None:
+    frequency = np.clip(pair[0], 0, 1)
+    found = alignment.uniformity(frequency)
+    for index in np.ndindex(found.shape):
+        wanted = reference.uniformity(frequency[index].tolist())
+        assert found[index] == pytest.approx(wanted, abs=1e-9, nan_ok=True)
+    assert ((found >= 0) & (found <= 1) | np.isnan(found)).all()
+
+
+def test_uniformity_is_1_where_all_channels_are_alike_and_0_where_one_is_alone() -> None:
+    frequency = np.array([[0.2, 0.2, 0.2], [0.7, 0, 0], [0, 0, 0], [0.5, np.nan, 0.5]])
+    assert alignment.uniformity(frequency) == pytest.approx([1, 0, np.nan, np.nan], nan_ok=True)
+
+
+@given(pairs())
+def test_overlap_is_the_jaccard_index_of_pr_channels(pair: tuple[ndarray, ndarray]) -> None:
+    found = alignment.overlap(pair[0])
+    for index in np.ndindex(found.shape[:-2]):
+        for j, k in np.ndindex(found.shape[-2:]):
+            wanted = reference.overlap(pair[0][index][j].tolist(), pair[0][index][k].tolist())
+            assert found[index][j, k] == pytest.approx(wanted, nan_ok=True)
+
+
+def test_overlap_with_an_unknown_class_is_unknown() -> None:
+    relevance = np.array([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [np.nan, 1.0, 1.0]])
+    assert alignment.overlap(relevance)[:2, :2].tolist() == [[1, pytest.approx(1 / 3)], [pytest.approx(1 / 3), 1]]
+    assert np.isnan(alignment.overlap(relevance)[2]).all()
+
+
 @settings(max_examples=15)
 @given(pair=pairs())
 def test_all_measures_follow_from_activation_and_relevance(pair: tuple[ndarray, ndarray]) -> None:
     natural, adversarial = np.abs(pair)
     relevance = pair[0] - pair[1]
     found = measures(natural, adversarial, relevance)
-    assert found.keys() == BOUNDS.keys() - {"relevance_robust_correlation"}
+    others = {"relevance_robust_correlation", "uniformity_natural", "uniformity_adversarial"}
+    assert found.keys() == BOUNDS.keys() - others
     for index in np.ndindex(natural.shape[:-1]):
         a, b, g = (part[index].tolist() for part in (natural, adversarial, relevance))
         shares = reference.nr_share(a, g), reference.nr_share(b, g)

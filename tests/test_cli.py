@@ -191,22 +191,26 @@ def test_comparing_prints_a_table_and_verdicts(
 ) -> None:
     models = [work / f"{method}.pt" for method in METHODS]
     settings = ["--attack", "fgsm", "--replicates", "20", "--eps", "0.1", "--images", "8", "-q", "--layers", "layer4"]
-    settings += ["--attacks", "cw-2"]
+    settings += ["--attacks", "cw-2", "--eps-sweep", "2/255", "0.1"]
     assert main("compare", "--models", *models, "--out", tmp_path / "out", *settings) == 0
     said = capsys.readouterr()
     assert said.err == ""
     for words in (*METHODS, "worst case", "fgsm, eps 0.1, 8 test images", "C1 ", "C2 ", "C3 ", "C4 ", "report.html"):
         assert words in said.out
-    assert Comparison.load(tmp_path / "out").meta["data"]["images"] == 8
+    found = Comparison.load(tmp_path / "out")
+    assert found.meta["data"]["images"] == 8
+    assert found.decay["at"].unique().tolist() == [2 / 255, 0.1]
 
 
 def test_comparing_prints_json(work: Path, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--out", tmp_path / "out", "--attack", "pgd-2", "--replicates", "20", "--json", "-q"]
+    words += ["--step-sweep", "1", "3"]
     assert main("compare", "--models", work / "at.pt", work / "cas.pt", *words) == 0
     said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert said["out"] == str(tmp_path / "out")
     assert {row["model"] for row in said["robustness"]} == {"at", "cas"}
     assert {row["claim"] for row in said["verdicts"]} == {"C1", "C2", "C3", "C4"}
+    assert Comparison.load(tmp_path / "out").decay["at"].unique().tolist() == [1, 3]
 
 
 def test_figures_are_drawn_again_from_the_tables_the_same_to_the_byte(compared: Path, tmp_path: Path) -> None:

@@ -192,6 +192,8 @@ def check_alignment(found: Comparison, layer: str) -> None:
             "nr_ratio": shares[1] / shares[0] if shares[0] else math.nan,
             "relevance_spearman_natural": reference.spearman(natural, relevance),
             "relevance_spearman_adversarial": reference.spearman(adversarial, relevance),
+            "uniformity_natural": reference.uniformity(column(found, "frequency", "natural", layer, k)),
+            "uniformity_adversarial": reference.uniformity(column(found, "frequency", "adversarial", layer, k)),
         }
         assert table[str(k)].to_dict() == pytest.approx(expected, rel=1e-6, nan_ok=True)
         accuracy = found.robustness.set_index(["attack", "class"])["accuracy"]

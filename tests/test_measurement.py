@@ -121,9 +121,8 @@ def test_measurement_is_what_the_definitions_give(layers: tuple[str, ...] | None
                 naive = reference.channel_statistics(value.tolist(), y.tolist(), found.weights[:, r].tolist(), CLASSES)
                 wanted_magnitude = torch.tensor(naive["magnitude"], dtype=torch.float64)
                 torch.testing.assert_close(stats.magnitude[r], wanted_magnitude, equal_nan=True)
-                if r == 0:
-                    wanted_frequency = torch.tensor(naive["frequency"], dtype=torch.float64)
-                    torch.testing.assert_close(stats.frequency, wanted_frequency, equal_nan=True)
+                wanted_frequency = torch.tensor(naive["frequency"], dtype=torch.float64)
+                torch.testing.assert_close(stats.frequency[r], wanted_frequency, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

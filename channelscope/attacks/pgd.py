@@ -74,6 +74,11 @@ class PGD:
         if self.early_stop is not None and self.early_stop < 0:
             raise UserError("PGD that stops early takes a number of further steps from 0 up.")
 
+    @property
+    def step_length(self) -> float:
+        """Length of a step in image units, also where it follows from eps and the number of steps."""
+        return self.eps * max(2 / self.steps, 1 / 10) if self.step is None else self.step
+
     def __call__(
         self,
         model: nn.Module,
@@ -158,8 +163,7 @@ class PGD:
 
     def _move(self, gradient: Tensor) -> Tensor:
         """Give the step along a gradient, before its projection."""
-        step = self.eps * max(2 / self.steps, 1 / 10) if self.step is None else self.step
-        return step * direction(gradient, self.norm)
+        return self.step_length * direction(gradient, self.norm)
 
     def __str__(self) -> str:
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""

@@ -163,6 +163,8 @@ def _comparison(args: argparse.Namespace, device: str) -> "Comparison":
         attacks=args.attacks,
         evaluation=args.evaluation,
         layers=args.layers,
+        eps_sweep=args.eps_sweep,
+        step_sweep=args.step_sweep,
         images=args.images,
         seed=args.seed,
         replicates=args.replicates,

@@ -128,6 +128,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--evaluation", metavar="DIR", help="take worst case and adversarial images from what evaluate wrote there"
     )
     compare.add_argument(
+        "--eps-sweep", type=_eps, nargs="+", default=[], metavar="E", help="also measure alignment at these radii"
+    )
+    compare.add_argument(
+        "--step-sweep", type=_positive, nargs="+", default=[], metavar="N", help="and after so many steps of the attack"
+    )
+    compare.add_argument(
         "--replicates", type=_positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
     )
     compare.add_argument("--layers", nargs="+", metavar="NAME", help="layers to look at (default: the penultimate)")

@@ -1,6 +1,7 @@
 """Compare networks channel by channel: activation, relevance, robustness, and verdicts on the paper's claims."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from tqdm.auto import tqdm
 
 from channelscope.alignment import FEWEST_REPLICATES
 from channelscope.attacks import Attack, called, parse
+from channelscope.comparison.decay import points, strengths
 from channelscope.comparison.earlier import Earlier
 from channelscope.comparison.frames import Comparison, check_folder
 from channelscope.comparison.rows import assemble
@@ -35,6 +37,8 @@ def compare(
     attacks: str | Attack | Sequence[str | Attack] = "adaptive",
     evaluation: Evaluation | Path | str | None = None,
     layers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    eps_sweep: Sequence[float] = (),
+    step_sweep: Sequence[int] = (),
     images: int | None = None,
     methods: Mapping[str, str] | None = None,
     seed: int = 0,
@@ -65,6 +69,8 @@ def compare(
         evaluation: what ``evaluate`` found on these models and images, or the folder where it is: its worst case is
             taken, and its adversarial images where it kept them.
         layers: names of layers to measure, for all networks or by label; None for the penultimate layer of each.
+        eps_sweep: further radii at which to measure alignment under the attack that makes the adversarial data.
+        step_sweep: numbers of steps after which to measure it along a run of that attack, which is PGD then.
         images: how many images of the test part to use, class shares kept; None for all.
         methods: label -> standard, at, cifs or cas, for networks whose checkpoints do not say so.
         seed: of the choice of images, the attacks' random starts and the bootstrap.
@@ -100,25 +106,28 @@ def compare(
     attack = _attack(attack, eps if earlier is None or eps is not None else earlier.eps, dataset)
     if earlier is not None:
         earlier.check(attack)
+    further, weights = strengths(attack, eps_sweep, step_sweep), bootstrap_weights(len(part), replicates, seed)
     compared = []
-    with tqdm(total=len(part) * len(subjects), unit="img", disable=not (progress and is_first())) as bar:
+    passes = len(part) * len(subjects) * (1 + len(further))
+    with tqdm(total=passes, unit="img", disable=not (progress and is_first())) as bar:
         for subject in subjects:
             bar.set_description(subject.label)
-            measurement = measure(
+            measured = partial(
+                measure,
                 subject.network,
                 part,
                 len(dataset.classes),
                 layers=chosen[subject.label],
-                attack=attack,
-                made=earlier.images(subject, attack) if earlier else None,
-                weights=bootstrap_weights(len(part), replicates, seed),
+                weights=weights,
                 threshold=threshold,
-                pictures=thumbnails,
                 batch_size=batch_size,
                 seed=seed,
                 progress=bar.update,
             )
-            compared.append(Compared(subject, measurement, earlier.masked(subject) if earlier else None))
+            made = earlier.images(subject, attack) if earlier else None
+            measurement = measured(attack=attack, made=made, pictures=thumbnails)
+            masked = earlier.masked(subject) if earlier else None
+            compared.append(Compared(subject, measurement, masked, points(further, partial(measured, pictures=False))))
     if earlier is None:
         every = (attack, *listed(attacks))
         _, norm = ball_of(every, attack.eps, norm_of(attack))
@@ -131,6 +140,8 @@ def compare(
         "attack": called(attack),
         "eps": attack.eps,
         "attacks": [called(one) for one in listed(attacks)] if earlier is None else earlier.attacks,
+        "eps_sweep": list(eps_sweep),
+        "step_sweep": list(step_sweep),
         "seed": seed,
         "replicates": replicates,
         "level": level,

@@ -81,7 +81,7 @@ def _activations(subject: Compared, classes: Sequence[str]) -> pd.DataFrame:
             rows = pd.MultiIndex.from_product([classes, range(stats.channels)], names=["class", "channel"])
             frame = rows.to_frame(index=False)
             frame["magnitude"] = stats.magnitude[0].flatten().numpy()
-            frame["frequency"] = stats.frequency.flatten().numpy()
+            frame["frequency"] = stats.frequency[0].flatten().numpy()
             frame["relevance"] = measured.relevance[layer].magnitude[0].flatten().numpy()
             frame["count"] = stats.count[0].repeat_interleave(stats.channels).long().numpy()
             frames.append(frame.assign(model=subject.label, data=data, layer=layer))

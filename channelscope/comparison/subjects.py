@@ -1,7 +1,11 @@
 """The networks under comparison: what is known of each, and what was measured."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from jaxtyping import Float
+from numpy import ndarray
 
 from channelscope import claims
 from channelscope.measurement import Measurement
@@ -9,12 +13,37 @@ from channelscope.subjects import Subject
 
 
 @dataclass(frozen=True)
+class Point:
+    """What was measured of a network under one strength of the attack, by replicate of the bootstrap (r,).
+
+    Args:
+        varied: what of the attack.
+        at: eps in image units, or number of steps.
+        measures: layer -> measure -> mean over the classes (r,).
+        robust: accuracy (r,).
+    """
+
+    varied: str
+    at: float
+    measures: dict[str, dict[str, Float[ndarray, " r"]]]
+    robust: Float[ndarray, " r"]
+
+
+@dataclass(frozen=True)
 class Compared:
-    """One network, its measurement, and the signs of gradient masking that an evaluation found."""
+    """One network and what was found of it.
+
+    Args:
+        subject: the network.
+        measurement: what was measured under the attack.
+        masked: the signs of gradient masking that an evaluation found; None where it was not checked.
+        points: what was measured under other strengths of the attack.
+    """
 
     subject: Subject
     measurement: Measurement
     masked: tuple[str, ...] | None = None
+    points: tuple[Point, ...] = ()
 
     @property
     def label(self) -> str:
@@ -25,6 +54,11 @@ class Compared:
         attacks = [name for name in self.measurement.hits if name != "natural"]
         return self.subject.description | {"layers": list(self.measurement.layers), "attacks": attacks}
 
+    @cached_property
+    def measures(self) -> dict[str, dict[str, Float[ndarray, "r k"]]]:
+        """The alignment measures by layer."""
+        return {layer: self.measurement.measures(layer) for layer in self.measurement.layers}
+
     @property
     def evidence(self) -> claims.Evidence:
         measured = self.measurement
@@ -33,7 +67,7 @@ class Compared:
             model=self.label,
             method=self.subject.method,
             compute=self.subject.compute,
-            measures={layer: measured.measures(layer) for layer in measured.layers},
+            measures=self.measures,
             robust=by_class,
             robust_overall=overall,
             decided_by=measured.decided_by,
