@@ -177,11 +177,13 @@ def _figures(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"The figures in {folder} are incomplete or damaged; draw them again. ({error})") from error
 
 
-def _figure(folder: Path, name: str, caption: str, main: bool) -> dict[str, Any]:
+def _figure(
+    folder: Path, name: str, caption: str, seen: str, section: str, claims: list[str], main: bool
+) -> dict[str, Any]:
     if not re.fullmatch(r"[a-z0-9-]+", name):  # a name from a file must not lead out of the folder
         raise ValueError(f"{name!r} is no name of a figure")
     picture = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
-    return {"name": name, "caption": caption, "alt": str.split(caption, ". ")[0], "main": main, "picture": picture}
+    return {"name": name, "caption": caption, "alt": seen, "main": main, "picture": picture}
 
 
 def _attack(meta: dict[str, Any]) -> str:

@@ -460,13 +460,13 @@ def test_figure_shows_every_accuracy_with_its_interval() -> None:
     for ax, model in zip(figure.axes, models, strict=True):
         rows, worst = found.table[found.table["model"] == model], found.worst[found.worst["model"] == model].iloc[0]
         shown = [float(line.get_xdata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
-        assert shown == pytest.approx([100 * worst["natural"], *(100 * rows["robust"]), 100 * worst["robust"]])
+        assert shown == pytest.approx([worst["natural"], *rows["robust"], worst["robust"]])
         names = [label.get_text() for label in ax.get_yticklabels()]
         assert names == ["natural images", "FGSM", "PGD-3", "PGD-20:joint-sweep", "worst case"]
         assert ax.get_title(loc="left") == model
         reach = [segment for bars in ax.collections for segment in bars.get_segments()]
         ends = [(segment[:, 0].min(), segment[:, 0].max()) for segment in reach]
-        wanted = [(100 * row.low, 100 * row.high) for row in rows.itertuples()]
+        wanted = [(row.low, row.high) for row in rows.itertuples()]
         assert np.allclose(ends[1:-1], wanted)
 
 
@@ -475,7 +475,7 @@ def test_figure_of_eps_shows_the_sweep() -> None:
     (line,) = found.plot_eps().axes[0].lines
     assert list(line.get_xdata()) == pytest.approx([0, 255 * 0.05, 255 * 0.2])
     robust = found.eps_sweep["robust"]
-    assert list(line.get_ydata()) == pytest.approx([100 * value for value in (found.worst["natural"].item(), *robust)])
+    assert list(line.get_ydata()) == pytest.approx([found.worst["natural"].item(), *robust])
     with mistake("--eps-sweep"):
         evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], **QUICK).plot_eps()
 

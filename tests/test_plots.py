@@ -43,7 +43,7 @@ HARD = {
     ),
     "24 classes": synthetic(("nat", "at"), tuple(f"class number {i}" for i in range(24))),
 }
-KINDS = ("relevance", "nr-share", "alignment-robustness", "training", "gates")
+KINDS = ("relevance", "nr-share", "alignment-robustness", "robustness", "training", "gates")
 
 
 def measured(comparison: Comparison, **where: str) -> pd.DataFrame:
@@ -274,8 +274,9 @@ def test_the_caption_of_gates_explains_probe_and_mask() -> None:
 
 def test_small_data_have_figures_for_every_class_and_the_extreme_ones_come_first() -> None:
     names = list(plots.figures(SMALL))
-    assert names[:5] == list(KINDS)
-    assert sorted(names[5:]) == sorted(
+    whole, single = names[: len(KINDS)], names[len(KINDS) :]
+    assert whole == list(KINDS)
+    assert sorted(single) == sorted(
         f"{kind}-{c}" for kind in ("magnitude", "frequency") for c in ("bird", "cat", "dog")
     )
 
@@ -297,7 +298,7 @@ def test_several_layers_are_told_apart_in_the_names() -> None:
 def test_names_are_safe_and_unique_whatever_the_classes_are_called() -> None:
     classes = ("../x", "..\\x", "X", "<script>", "鳥", "犬", "con", "a" * 300, "", "..")
     names = list(plots.figures(synthetic(("nat",), classes)))
-    assert len(names) == 4 + 2 * len(classes)
+    assert len(names) == len(KINDS) - 1 + 2 * len(classes)
     assert all(re.fullmatch("[a-z][a-z0-9-]{0,60}", name) for name in names)
 
 
@@ -310,15 +311,17 @@ def test_draw_writes_each_figure_twice_with_captions_and_the_same_bytes_again(tm
     names = list(plots.figures(comparison))
     assert [path.name for path in paths] == [f"{name}.{ending}" for name in names for ending in ("pdf", "png")]
     listing = tmp_path / "one" / "figures" / "captions.json"
-    tables = [listing.with_name(f"{name}.csv") for name in names]
-    assert sorted([*paths, *tables, listing]) == sorted((tmp_path / "one" / "figures").iterdir())
+    others = [listing, listing.with_name("captions.txt"), *(listing.with_name(f"{name}.csv") for name in names)]
+    assert sorted([*paths, *others]) == sorted((tmp_path / "one" / "figures").iterdir())
+    assert sorted(path.read_bytes() for path in others) == sorted(
+        (tmp_path / "two" / path.name).read_bytes() for path in others
+    )
     listed = json.loads(listing.read_text())
     assert [entry["name"] for entry in listed] == names
     assert all(entry["caption"] == plots.caption(entry["name"], comparison) for entry in listed)
 
 
-def test_only_single_classes_between_the_extremes_are_left_for_later(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("channelscope.plots.catalogue.save", lambda figure, path: path)
+def test_only_single_classes_between_the_extremes_are_left_for_later(tmp_path: Path) -> None:
     comparison = synthetic(("nat",), ("a", "b", "c"), channels=2, epochs=0)
     plots.draw(comparison, tmp_path)
     later = [entry["name"] for entry in json.loads((tmp_path / "captions.json").read_text()) if not entry["main"]]
@@ -345,12 +348,12 @@ def test_captions_stand_alone(name: str) -> None:
     caption = plots.caption(name, SMALL)
     assert caption.endswith(".")
     assert "{" not in caption
-    if name not in ("training", "gates"):
+    if name not in ("training", "gates", "robustness"):
         assert "PGD-20, ε = 8/255" in caption
         assert "layer4" in caption
     if name.endswith("cat"):
         assert "class cat" in caption
-    if name in ("nr-share", "alignment-robustness"):
+    if name in ("nr-share", "alignment-robustness", "robustness"):
         assert "95% intervals" in caption
 
 
@@ -366,7 +369,7 @@ def test_nothing_global_is_changed() -> None:
 
 def test_natural_and_adversarial_have_one_colour_each_in_every_figure() -> None:
     for name, make in plots.figures(SMALL).items():
-        if name != "alignment-robustness":
+        if name not in ("alignment-robustness", "robustness"):  # whose colours tell the models
             (legend,) = make().legends
             handles = [handle for handle in legend.legend_handles if handle.get_label() != TRAINED]
             assert [to_hex(handle.get_color()) for handle in handles] == [NATURAL, ADVERSARIAL]
@@ -408,7 +411,7 @@ def test_titles_and_legend_do_not_overlap(hard: dict[str, Figure]) -> None:
 def test_nothing_that_is_drawn_lies_outside_its_axes(hard: dict[str, Figure]) -> None:
     for name, figure in hard.items():
         for ax in figure.axes:
-            (left, right), (bottom, top), drawn = ax.get_xlim(), ax.get_ylim(), ax.dataLim
+            (left, right), (bottom, top), drawn = ax.get_xlim(), sorted(ax.get_ylim()), ax.dataLim
             if np.isfinite(drawn.get_points()).all():
                 assert left <= drawn.x0 <= drawn.x1 <= right, name
                 assert bottom <= drawn.y0 <= drawn.y1 <= top, name

@@ -49,12 +49,18 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+def entry(name: str, main: bool = True, caption: str | None = None) -> dict[str, object]:
+    """What the list of figures says of one."""
+    words = {"caption": caption or f"About {name}. More & more.", "seen": f"{name} rises."}
+    return {"name": name, **words, "section": "claims", "claims": ["c1"], "main": main}
+
+
 def add_figures(folder: Path, **main: bool) -> None:
     """Tiny pictures and their list, as drawing leaves them."""
     (folder / "figures").mkdir(parents=True)
     for shade, name in enumerate(main):
         Image.new("RGB", (2, 2), (shade, 0, 0)).save(folder / "figures" / f"{name}.png")
-    listed = [{"name": name, "caption": f"About {name}. More & more.", "main": shown} for name, shown in main.items()]
+    listed = [entry(name, shown) for name, shown in main.items()]
     (folder / "figures" / "captions.json").write_text(json.dumps(listed))
 
 
@@ -139,7 +145,7 @@ def test_pictures_are_inside_with_captions_and_alternative_texts(tmp_path: Path)
     add_figures(tmp_path, relevance=True, later=False)
     page = Page(write_report(synthetic(), tmp_path))
     images = page.attributes("img")
-    assert [image["alt"] for image in images] == ["About relevance", "About later"]
+    assert [image["alt"] for image in images] == ["relevance rises.", "later rises."]
     for image, name in zip(images, ("relevance", "later"), strict=True):
         kind, content = str(image["src"]).split(",")
         assert kind == "data:image/png;base64"
@@ -170,7 +176,7 @@ def test_nothing_in_the_data_breaks_out_of_its_text(tmp_path: Path) -> None:
     comparison.meta["data"] |= {"name": evil, "fingerprint": evil}
     add_figures(tmp_path, relevance=True)
     listing = tmp_path / "figures" / "captions.json"
-    listing.write_text(json.dumps([{"name": "relevance", "caption": evil, "main": True}]))
+    listing.write_text(json.dumps([entry("relevance", caption=evil) | {"seen": evil}]))
     page = Page(write_report(comparison, tmp_path))
     assert "script" not in {tag for tag, _ in page.tags}
     assert len(page.attributes("img")) == 1

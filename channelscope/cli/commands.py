@@ -240,7 +240,8 @@ def figures(args: argparse.Namespace) -> None:
     from channelscope.comparison import Comparison
 
     folder = Path(args.folder)
-    Comparison.load(folder).draw(folder, progress=not args.quiet)
+    how = {name: getattr(args, name) for name in ("style", "wide", "latex", "only", "formats")}
+    Comparison.load(folder).draw(folder, **how, progress=not args.quiet)
     print(f"figures in {folder / 'figures'}, report in {folder / 'report.html'}")
 
 

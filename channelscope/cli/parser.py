@@ -193,10 +193,24 @@ def make_parser() -> argparse.ArgumentParser:
         "figures",
         commands.figures,
         "draw a comparison's figures again",
-        "Draw the figures and the report of a comparison again, from its tables alone.",
-        "channelscope figures comparison",
+        "Draw the figures and the report of a comparison again, from its tables alone. Beside each figure lies\n"
+        "what it shows (.csv), and captions.txt has the captions; other figures that lie there stay.",
+        "channelscope figures comparison\n  channelscope figures comparison --style icml --only c1,c3 --formats svg",
     )
     figures.add_argument("folder", metavar="DIR", help="folder that 'channelscope compare' wrote")
+    figures.add_argument("--style", metavar="NAME", help="width and fonts of a paper: default, icml, neurips or ieee")
+    figures.add_argument("--wide", action="store_true", help="as wide as the paper's text rather than one column")
+    figures.add_argument("--latex", action="store_true", help="let LaTeX set the text; captions.tex has the captions")
+    figures.add_argument(
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="WHAT",
+        help="claims (c1 to c4), kinds (magnitude) or names of figures (magnitude-cat)",
+    )
+    figures.add_argument(
+        "--formats", nargs="+", default=("pdf", "png"), metavar="NAME", help="pdf, png, svg (default: pdf png)"
+    )
     _add_quiet(figures)
 
     demo = _command(

@@ -126,40 +126,71 @@ class Comparison:
             self.draw(temporary, progress=progress)
         return folder
 
-    def draw(self, folder: Path | str, *, progress: bool = True) -> None:
-        """Draw the figures into ``folder/figures`` and write ``folder/report.html``, from the frames alone."""
+    def draw(
+        self,
+        folder: Path | str,
+        *,
+        style: str | None = None,
+        wide: bool = False,
+        latex: bool = False,
+        only: Sequence[str] = (),
+        formats: Sequence[str] = ("pdf", "png"),
+        progress: bool = True,
+    ) -> None:
+        """Draw figures into ``folder/figures`` and write ``folder/report.html``, from the frames alone.
+
+        Each figure's data (CSV) lies beside it, and the captions of all. Other figures that lie there stay.
+
+        Args:
+            folder: where to write.
+            style: "icml", "neurips" or "ieee": a paper's width and fonts; None for the default, or the surrounding
+                ``plots.style``'s.
+            wide: make figures as wide as the paper's text rather than one column.
+            latex: let LaTeX set the text.
+            only: claims ("c1"), kinds of figures ("magnitude") or names of figures; all if there is none.
+            formats: of "pdf", "png" and "svg". The report shows the PNGs.
+            progress: show a progress bar.
+
+        Raises:
+            UserError: for a style, a choice or a format that is unknown, or where LaTeX is missing.
+        """
         from channelscope import report
 
-        _plots().draw(self, Path(folder) / "figures", progress=progress)
+        how: dict[str, Any] = {"style": style, "wide": wide, "latex": latex, "only": only, "formats": formats}
+        _plots().draw(self, Path(folder) / "figures", **how, progress=progress)
         report.write_report(self, Path(folder))
 
-    def plot_magnitude(self, class_name: str, layer: str | None = None) -> Figure:
+    def plot_magnitude(self, class_name: str, layer: str | None = None, *, style: str | None = None) -> Figure:
         """Draw natural and adversarial magnitude per channel, for one class, a panel for each model."""
-        return _plots().magnitude(self, class_name, layer)
+        return _plot("magnitude", style, self, class_name, layer)
 
-    def plot_frequency(self, class_name: str, layer: str | None = None) -> Figure:
+    def plot_frequency(self, class_name: str, layer: str | None = None, *, style: str | None = None) -> Figure:
         """Draw natural and adversarial activation frequency per channel, for one class, a panel for each model."""
-        return _plots().frequency(self, class_name, layer)
+        return _plot("frequency", style, self, class_name, layer)
 
-    def plot_relevance(self, layer: str | None = None) -> Figure:
+    def plot_relevance(self, layer: str | None = None, *, style: str | None = None) -> Figure:
         """Draw magnitude against relevance per channel, for the most and the least robust class."""
-        return _plots().relevance(self, layer)
+        return _plot("relevance", style, self, layer)
 
-    def plot_nr_share(self, layer: str | None = None) -> Figure:
+    def plot_robustness(self, *, style: str | None = None) -> Figure:
+        """Draw the accuracy of every model under every attack, and in the worst case."""
+        return _plot("robustness", style, self)
+
+    def plot_nr_share(self, layer: str | None = None, *, style: str | None = None) -> Figure:
         """Draw the share of the activation mass on negatively relevant channels, by class and model."""
-        return _plots().nr_share(self, layer)
+        return _plot("nr_share", style, self, layer)
 
-    def plot_alignment_robustness(self, layer: str | None = None) -> Figure:
+    def plot_alignment_robustness(self, layer: str | None = None, *, style: str | None = None) -> Figure:
         """Draw each class's robust accuracy against its alignment of activation with relevance."""
-        return _plots().alignment_robustness(self, layer)
+        return _plot("alignment_robustness", style, self, layer)
 
-    def plot_training(self) -> Figure:
+    def plot_training(self, *, style: str | None = None) -> Figure:
         """Draw the learning curves of the models that have a log."""
-        return _plots().training(self)
+        return _plot("training", style, self)
 
-    def plot_gates(self) -> Figure:
+    def plot_gates(self, *, style: str | None = None) -> Figure:
         """Draw each CIFS gate's probe accuracy and the share of channels that its mask lets through, by epoch."""
-        return _plots().gates(self)
+        return _plot("gates", style, self)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -188,6 +219,14 @@ def _plots() -> ModuleType:
     from channelscope import plots
 
     return plots
+
+
+def _plot(name: str, style: str | None, *arguments: Any) -> Figure:
+    """Draw a figure in a style: the one of that name, or the one in force."""
+    plots = _plots()
+    with plots.style(style):
+        figure: Figure = getattr(plots, name)(*arguments)
+    return figure
 
 
 def check_folder(folder: Path) -> None:

@@ -151,17 +151,17 @@ class Evaluation:
             "versions": self.meta["versions"],
         }
 
-    def plot(self) -> Figure:
+    def plot(self, *, style: str | None = None) -> Figure:
         """Draw each model's accuracy under each attack and in the worst case, with intervals."""
-        return _plots().attacks(self)
+        return _plot("attacks", style, self)
 
-    def plot_eps(self) -> Figure:
+    def plot_eps(self, *, style: str | None = None) -> Figure:
         """Draw each model's worst-case accuracy against eps.
 
         Raises:
             UserError: for an evaluation without a sweep of eps.
         """
-        return _plots().eps_sweep(self)
+        return _plot("eps_sweep", style, self)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -200,6 +200,13 @@ def _plots() -> ModuleType:
     import channelscope.plots.evaluations as plots
 
     return plots
+
+
+def _plot(name: str, style: str | None, evaluation: Evaluation) -> Figure:
+    plots = _plots()
+    with plots.paper.style(style):
+        figure: Figure = getattr(plots, name)(evaluation)
+    return figure
 
 
 def _check(frames: Mapping[str, pd.DataFrame], arrays: Mapping[str, np.ndarray], meta: Any) -> None:

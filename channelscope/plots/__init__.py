@@ -1,13 +1,15 @@
-"""Figures of a comparison and of a sweep, one paper column wide; drawn from tables alone, never from a network."""
+"""Figures of a comparison and of a sweep, in the style of a paper; drawn from tables alone, never from a network."""
 
-from channelscope.plots.catalogue import caption, draw, figures
+from channelscope.plots.catalogue import caption, data, draw, figures
 from channelscope.plots.drawing import alignment_robustness, frequency, gates, magnitude, nr_share, relevance, training
-from channelscope.plots.paper import save
+from channelscope.plots.paper import save, style
+from channelscope.plots.robustness import robustness
 from channelscope.plots.sweeps import sweep
 
 __all__ = [
     "alignment_robustness",
     "caption",
+    "data",
     "draw",
     "figures",
     "frequency",
@@ -15,7 +17,9 @@ __all__ = [
     "magnitude",
     "nr_share",
     "relevance",
+    "robustness",
     "save",
+    "style",
     "sweep",
     "training",
 ]

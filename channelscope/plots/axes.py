@@ -10,16 +10,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from channelscope.plots.paper import COLOURS, COLUMN, MODEL_COLOURS, MODEL_MARKERS
+from channelscope.plots.paper import COLOURS, MODEL_COLOURS, MODEL_MARKERS, STYLES, current
+
+
+def blank(height: float) -> Figure:
+    """Make a figure without panels, as wide as the style says; `height` as in `grid`."""
+    size = (current().width, height * current().size / STYLES["default"].size)
+    return Figure(figsize=size, layout="constrained")
 
 
 def grid(rows: int, columns: int, height: float, beside: float = 0.75, **options: Any) -> tuple[Figure, np.ndarray]:
     """Make a figure with panels (rows, columns), as wide as the style says.
 
-    `height` in inches is each row's, `beside` that of the title, the legend and the last row's labels; `options` are
-    those of ``Figure.subplots``.
+    `height` in inches is each row's, `beside` that of the title, the legend and the last row's labels, both for text
+    of the default size; `options` are those of ``Figure.subplots``.
     """
-    figure = Figure(figsize=(COLUMN, height * rows + beside), layout="constrained")
+    figure = blank(height * rows + beside)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat:
         small_ticks(ax)
@@ -28,12 +34,19 @@ def grid(rows: int, columns: int, height: float, beside: float = 0.75, **options
 
 def small_ticks(ax: Axes) -> None:
     """Not by the style: the user's would rule later drawings."""
-    ax.tick_params(labelsize=6.5, length=2.5, width=0.6)
+    ax.tick_params(labelsize=current().small, length=2.5, width=0.6)
 
 
 def title(figure: Figure, text: str) -> None:
     """Say above a figure what it shows, in lines as long as it is wide."""
-    figure.suptitle("\n".join(textwrap.wrap(text, 44)), x=0.02, ha="left")
+    figure.suptitle("\n".join(wrapped(text, 44)), x=0.02, ha="left")
+
+
+def wrapped(text: str, characters: int) -> list[str]:
+    """Break a text into lines; `characters` fit into one in the default style."""
+    default, style = STYLES["default"], current()
+    fit = characters * style.width / default.column * default.size / style.size
+    return textwrap.wrap(text, int(fit) if style != default else characters)
 
 
 def data_legend(figure: Figure, adversarial: str, linestyle: Literal["-", "none"] = "none", *further: Artist) -> None:

@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,8 +16,7 @@ from tqdm.auto import tqdm
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError, suggest
 from channelscope.files import replacing
-from channelscope.plots import drawing, frames
-from channelscope.plots.paper import save
+from channelscope.plots import drawing, frames, paper, robustness, seen, tex
 
 EVERY_CLASS = 10  # up to so many classes each has its own figures; beyond, the five most and the five least robust
 SECTIONS = {
@@ -80,6 +80,7 @@ class Kind:
         claims: those on which it bears.
         frame: the comparison's frame without whose rows there is no such figure.
         subjects: what single figures of the kind are about.
+        seen: from the table of what is drawn, what is to be seen in words; see ``plots.seen``.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Kind:
     claims: tuple[str, ...] = ()
     frame: str = "activations"
     subjects: Callable[[Comparison], Iterable[Subject]] = whole
+    seen: Callable[[pd.DataFrame], str] = seen.ranges
 
 
 KINDS = (
@@ -97,6 +99,7 @@ KINDS = (
         name="relevance",
         draw=drawing.relevance,
         data=drawing.relevance_data,
+        seen=seen.relevance,
         caption="Magnitude (mean activation) of each channel against its relevance to the class, for {extremes}. "
         "Above each panel: the model's robust accuracy on the class, and Spearman's correlation ρ on natural and on "
         "adversarial images. Channels left of the dashed line are negatively relevant (NR), right of it positively "
@@ -109,6 +112,7 @@ KINDS = (
         name="nr-share",
         draw=drawing.nr_share,
         data=drawing.nr_share_data,
+        seen=seen.nr_share,
         caption="Share of the activation mass that lies on negatively relevant (NR) channels, per class and as the "
         "mean over the classes. {layers} {adversarial} {bars}",
         section="claims",
@@ -119,6 +123,7 @@ KINDS = (
         name="alignment-robustness",
         draw=drawing.alignment_robustness,
         data=drawing.alignment_robustness_data,
+        seen=seen.alignment_robustness,
         caption="Robust accuracy of each class against Spearman's correlation between the magnitudes of its "
         "adversarial images and the relevance of the channels. The legend gives the correlation across classes. "
         "{layers} {adversarial} {robust} {bars}",
@@ -127,9 +132,21 @@ KINDS = (
         subjects=by_layer,
     ),
     Kind(
+        name="robustness",
+        draw=robustness.robustness,
+        data=robustness.robustness_data,
+        seen=seen.robustness,
+        caption="Accuracy of each model on natural images, under each attack, and in the worst case: an image counts "
+        "as correct there only if it withstands every attack. An attack that is made for gates is run on models with "
+        "gates alone. {bars}",
+        section="claims",
+        claims=("c4",),
+    ),
+    Kind(
         name="training",
         draw=drawing.training,
         data=drawing.training_data,
+        seen=seen.training,
         caption="Training loss, and accuracy on the natural and the attacked validation images, per epoch. Dotted: "
         "accuracy on the training images, as the network was trained on them. In gated networks the gates are given "
         "the labels there, so a gap to the validation images shows how much of the answer came with the label. The "
@@ -141,6 +158,7 @@ KINDS = (
         name="gates",
         draw=drawing.gates,
         data=drawing.gates_data,
+        seen=seen.gates,
         caption="The gates of each model per epoch, on the natural and the attacked validation images; a row for each "
         "gated layer; where curves coincide, the adversarial one covers the natural one. A gate's probe is a small "
         "classifier that guesses the class from the features of that layer alone. From the guess comes the gate's "
@@ -156,6 +174,7 @@ KINDS = (
         name="magnitude",
         draw=drawing.magnitude,
         data=drawing.magnitude_data,
+        seen=seen.profile,
         caption="Magnitude (mean activation) of each channel on natural and on adversarial images of class "
         "{class_name}. The channels of each model are sorted by its natural magnitude. {layers} {adversarial} {robust}",
         section="claims",
@@ -166,6 +185,7 @@ KINDS = (
         name="frequency",
         draw=drawing.frequency,
         data=drawing.frequency_data,
+        seen=seen.profile,
         caption="Activation frequency of each channel (the share of the images on which it is active) on natural and "
         "on adversarial images of class {class_name}. The channels of each model are sorted by its natural frequency. "
         "{layers} {adversarial} {robust}",
@@ -191,6 +211,18 @@ class _Picture:
     def caption(self) -> str:
         words = {name: value for name, value in self.subject.arguments.items() if value is not None}
         return self.kind.caption.format_map(_sentences(self.comparison, words.get("layer")) | words)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """What the page is told."""
+        kind = self.kind
+        return {
+            "name": name,
+            "caption": self.caption(),
+            "seen": kind.seen(self.data()),
+            "section": kind.section,
+            "claims": list(kind.claims),
+            "main": self.subject.main,
+        }
 
     def stem(self) -> str:
         parts = [self.kind.name, *(_slug(value) for value in self.subject.arguments.values() if value is not None)]
@@ -259,19 +291,92 @@ def _picture(name: str, comparison: Comparison) -> _Picture:
     return pictures[name]
 
 
-def draw(comparison: Comparison, folder: Path, *, progress: bool = True) -> list[Path]:
-    """Write every figure into a folder as .pdf and .png, with its data as .csv, beside `captions.json` for the page.
+def draw(
+    comparison: Comparison,
+    folder: Path,
+    *,
+    style: str | None = None,
+    wide: bool = False,
+    latex: bool = False,
+    only: Sequence[str] = (),
+    formats: Sequence[str] = ("pdf", "png"),
+    progress: bool = True,
+) -> list[Path]:
+    """Write figures into a folder, each beside what it draws (.csv), and the captions of all that lie there.
 
-    `captions.json` lists the figures in the page's order: name, caption, main (whether to show it at once). The same
-    comparison gives the same bytes. Returns the paths of the pictures.
+    `captions.txt` is for pasting, and `captions.tex` too (where LaTeX draws); `captions.json` is for the page: it lists
+    the figures of which there is a .png, in the catalogue's order. The same comparison gives the same bytes.
+
+    Args:
+        comparison: what is drawn.
+        folder: where to write; other figures that lie there stay.
+        style, wide, latex: see ``paper.style``.
+        only: claims ("c1"), kinds ("magnitude") or names of figures; all if there is none.
+        formats: of pdf, png and svg.
+        progress: show a progress bar.
+
+    Returns:
+        The paths of the pictures.
+
+    Raises:
+        UserError: for a style, a choice or a format that is unknown, or where LaTeX is missing.
     """
-    paths, listed = [], []
-    for name, picture in tqdm(_pictures(comparison).items(), desc="figures", unit="figure", disable=not progress):
-        figure = picture.draw()
-        paths += [save(figure, folder / f"{name}.{ending}") for ending in ("pdf", "png")]
-        with replacing(folder / f"{name}.csv") as part:
-            picture.data().to_csv(part, index=False, lineterminator="\n")
-        listed.append({"name": name, "caption": picture.caption(), "main": picture.subject.main})
-    with replacing(folder / "captions.json") as part:
-        part.write_text(json.dumps(listed, indent=1), encoding="utf-8")
+    formats, chosen = _words(formats), _chosen(comparison, _words(only))
+    paper.check_formats(formats)
+    paths = []
+    with paper.style(style, wide=wide, latex=latex):
+        for name, picture in tqdm(chosen.items(), desc="figures", unit="figure", disable=not progress):
+            paths += paper.write(picture.draw(), picture.data(), folder / name, formats)
+    _write_captions(comparison, folder, latex)
     return paths
+
+
+def _words(given: Sequence[str]) -> list[str]:
+    """The single words of what is given with spaces or commas between, none twice."""
+    return list(dict.fromkeys(" ".join([given] if isinstance(given, str) else given).replace(",", " ").split()))
+
+
+def _chosen(comparison: Comparison, only: Sequence[str]) -> dict[str, _Picture]:
+    pictures = _pictures(comparison)
+    claims = sorted({claim for kind in KINDS for claim in kind.claims})
+    kinds = [kind.name for kind in KINDS]
+    answers = {
+        word: {
+            name
+            for name, picture in pictures.items()
+            if word.lower() in (*picture.kind.claims, picture.kind.name, name)
+        }
+        for word in only
+    }
+    for word, names in answers.items():
+        if not names and word.lower() in (*claims, *kinds):
+            raise UserError(f"This comparison has nothing to draw for {word!r}: leave it out.")
+        if not names:
+            known = suggest(word.lower(), dict.fromkeys([*claims, *kinds, *pictures]))
+            raise UserError(
+                f"No figure {word!r}; choose from {', '.join([*claims, *kinds])} or a figure's name.{known}"
+            )
+    return {name: picture for name, picture in pictures.items() if not only or name in set().union(*answers.values())}
+
+
+def _write_captions(comparison: Comparison, folder: Path, latex: bool) -> None:
+    """List the figures that lie in a folder."""
+    lying = {name: picture for name, picture in _pictures(comparison).items() if (folder / f"{name}.csv").exists()}
+    texts = {"captions.txt": [f"{name}\n{picture.caption()}\n" for name, picture in lying.items()]}
+    if latex:
+        texts["captions.tex"] = [_in_latex(name, picture.caption()) for name, picture in lying.items()]
+    shown = [picture.entry(name) for name, picture in lying.items() if (folder / f"{name}.png").exists()]
+    for file, parts in (texts | {"captions.json": [json.dumps(shown, indent=1, ensure_ascii=False)]}).items():
+        with replacing(folder / file) as part:
+            part.write_text("\n".join(parts), encoding="utf-8", newline="\n")
+
+
+def _in_latex(name: str, caption: str) -> str:
+    width = r"\textwidth" if paper.current().wide else r"\columnwidth"
+    return f"""\\begin{{figure}}[t]
+  \\centering
+  \\includegraphics[width={width}]{{{name}.pdf}}
+  \\caption{{{tex.escaped(caption)}}}
+  \\label{{fig:{name}}}
+\\end{{figure}}
+"""

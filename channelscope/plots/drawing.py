@@ -1,6 +1,5 @@
 """The figures of the claims and of training: what each shows as a table (``NAME_data``), and its drawing (``NAME``)."""
 
-import textwrap
 from itertools import product
 from typing import Any
 
@@ -14,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError, suggest
 from channelscope.plots import frames
-from channelscope.plots.axes import data_legend, empty, from_zero, grid, in_percent, markers, model_look, title
-from channelscope.plots.paper import COLOURS, styled
+from channelscope.plots.axes import data_legend, empty, from_zero, grid, in_percent, markers, model_look, title, wrapped
+from channelscope.plots.paper import COLOURS, current, styled
 
 LABELLED = 24  # the most classes that one figure names
 MEAN = "mean"  # of the classes, beside them
@@ -135,11 +134,11 @@ def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
             channels = frames.rows(drawn, **{"model": model, "class": class_name})
             _scatter(ax, channels)
             accuracy = frames.percent(channels["robust_accuracy"].iloc[0], 0)
-            ax.set_title(f"{frames.class_called(class_name, 10)}, robust {accuracy}", pad=12, size=6.5)
+            ax.set_title(f"{frames.class_called(class_name, 10)}, robust {accuracy}", pad=12, size=current().small)
         from_zero(*row)
         row[0].set_ylabel(f"{frames.short(model, 16)}\nmagnitude")
     for ax, extreme in zip(axes[0], ("most", "least"), strict=False):
-        ax.set_title(f"{extreme} robust class:\n{ax.get_title()}", pad=12, size=6.5)
+        ax.set_title(f"{extreme} robust class:\n{ax.get_title()}", pad=12, size=current().small)
     for ax in axes[-1]:
         ax.set_xlabel("← NR   relevance   PR →\n(logits / activation)")
     title(figure, f"Magnitude and relevance (Spearman ρ), {frames.where(layers)}")
@@ -154,7 +153,7 @@ def _scatter(ax: Axes, drawn: pd.DataFrame) -> None:
         ax.plot(channels["relevance"], channels["magnitude"], color=COLOURS[data], alpha=0.7, **markers(len(channels)))
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side}
         rho = f"ρ {frames.number(channels['spearman'].iloc[0])}"
-        ax.annotate(rho, (edge, 1), (0, 3.5), color=COLOURS[data], size=6.5, **place)
+        ax.annotate(rho, (edge, 1), (0, 3.5), color=COLOURS[data], size=current().small, **place)
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
@@ -257,7 +256,7 @@ def _classes_of_model(ax: Axes, drawn: pd.DataFrame, index: int, numbered: bool)
         ax.plot(x[number], y[number], linestyle="none", zorder=order, **look, **size)
         if numbered:
             centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": order}
-            ax.text(float(x[number]), float(y[number]), str(number), size=6.5, **centre)
+            ax.text(float(x[number]), float(y[number]), str(number), size=current().small, **centre)
 
 
 def _key(classes: list[str]) -> list[str]:
@@ -265,7 +264,7 @@ def _key(classes: list[str]) -> list[str]:
     if len(classes) > LABELLED or classes == [*map(str, range(len(classes)))]:
         return []
     names = [f"{number} {frames.short(name)}".replace(" ", "\u00a0") for number, name in enumerate(classes)]
-    return textwrap.wrap("   ".join(names), 52)
+    return wrapped("   ".join(names), 52)
 
 
 def training_data(comparison: Comparison) -> pd.DataFrame:

@@ -112,10 +112,13 @@ def bounded(value: float, low: float, high: float) -> str:
 
 def attack(comparison: Comparison) -> str:
     """The attack that made the adversarial images, as in "PGD-20, ε = 8/255"."""
-    eps = float(comparison.meta["eps"])
+    return f"{short(in_capitals(comparison.meta['attack']), 22)}, ε = {radius(float(comparison.meta['eps']))}"
+
+
+def radius(eps: float) -> str:
+    """As papers have it: "8/255", or a decimal number where it is no such fraction."""
     levels = round(eps * 255, 4)
-    name = short(in_capitals(comparison.meta["attack"]), 22)
-    return f"{name}, ε = {f'{levels:g}/255' if levels.is_integer() and 0 < eps < 1 else f'{eps:.4g}'}"
+    return f"{levels:g}/255" if levels.is_integer() and 0 < eps < 1 else f"{eps:.4g}"
 
 
 def attacks(comparison: Comparison) -> str:

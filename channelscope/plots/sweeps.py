@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from channelscope.plots import frames
-from channelscope.plots.paper import COLOURS, COLUMN, styled
+from channelscope.plots.axes import blank, small_ticks, title
+from channelscope.plots.paper import COLOURS, styled
 
 _PANELS = {"natural": "natural", "robust": "adversarial"}  # a column of the table, and the colour of its data
 _LINE = 0.12  # inches, of a line of text or a dot
@@ -32,17 +33,17 @@ def sweep(table: pd.DataFrame, meta: Mapping[str, Any]) -> Figure:
     seeds = int(table["variant"].value_counts().max())
     lines = max(seeds, *(name.count("\n") + 1 for name in names)) + 1
     height = min(1.4 + _LINE * lines * len(variants), _HIGHEST)
-    figure = Figure(figsize=(COLUMN, height), layout="constrained")
+    figure = blank(height)
     for ax, (column, colour) in zip(figure.subplots(1, 2, sharey=True), _PANELS.items(), strict=True):
         for place, variant in enumerate(variants):
             _variant(ax, frames.rows(table, variant=variant), column, place, COLOURS[colour])
         ax.set_title("natural images" if column == "natural" else "worst case")
         ax.set_xlabel("accuracy (%)")
-        ax.tick_params(labelsize=6.5, length=2.5, width=0.6)
+        small_ticks(ax)
         ax.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
         ax.set_ylim(len(variants) - 0.5, -0.5)
         ax.set_yticks(range(len(variants)), names)
-    figure.suptitle("\n".join(textwrap.wrap(meta["title"], 44)), x=0.02, ha="left")
+    title(figure, meta["title"])
     _legend(figure, known, int(meta["images"]["test"]), seeds)
     return figure
 
@@ -78,16 +79,11 @@ def _legend(figure: Figure, known: Mapping[str, Any], images: int, seeds: int) -
         handles.append(
             Line2D([], [], marker="|", linestyle="none", label="mean of the seeds", **grey | {"markersize": 8})
         )
+    attack = f"{frames.in_capitals(known['attack'])}, ε = {frames.radius(known['eps'])}"
     figure.legend(
         handles=handles,
-        title=f"{images} test images; worst case over natural images and\n{_attack(known['attack'], known['eps'])}, "
+        title=f"{images} test images; worst case over natural images and\n{attack}, "
         "the same on the joint loss with seven weights",
         loc="outside lower center",
         ncols=2,
     )
-
-
-def _attack(name: str, eps: float) -> str:
-    levels = round(eps * 255, 4)
-    radius = f"{levels:g}/255" if levels.is_integer() and 0 < eps < 1 else f"{eps:.4g}"
-    return f"{frames.in_capitals(name)}, ε = {radius}"

@@ -1,0 +1,121 @@
+"""What is to be seen in a figure, in words made of its data: for those who cannot see it."""
+
+from collections.abc import Callable, Hashable
+
+import numpy as np
+import pandas as pd
+
+from channelscope.plots.frames import bounded, number, percent
+
+
+def _each(drawn: pd.DataFrame, by: list[str], say: Callable[[pd.DataFrame], str]) -> str:
+    """One part of a sentence for each group of rows, named by what the group is."""
+    parts = [f"{', '.join(map(str, group))}: {say(rows)}" for group, rows in drawn.groupby(by, sort=False)]
+    return f"{'; '.join(parts)}."
+
+
+def profile(drawn: pd.DataFrame) -> str:
+    """Of channels in order: how many an attack raises, and what it makes of their sum."""
+
+    def say(rows: pd.DataFrame) -> str:
+        natural, adversarial = rows["natural"], rows["adversarial"]
+        if natural.isna().all():
+            return "no images"
+        rise = f"under attack {int((adversarial > natural).sum())} of {len(rows)} channels rise"
+        return f"{rise}, and their mean goes from {natural.mean():.3g} to {adversarial.mean():.3g}"
+
+    return _each(drawn, ["model"], say)
+
+
+def relevance(drawn: pd.DataFrame) -> str:
+    """Of magnitude against relevance: Spearman's correlations."""
+
+    def say(rows: pd.DataFrame) -> str:
+        rho = rows.drop_duplicates("data").set_index("data")["spearman"]
+        return f"ρ {number(rho['natural'])} on natural images, {number(rho['adversarial'])} on adversarial ones"
+
+    return _each(drawn, ["model", "class"], say)
+
+
+def nr_share(drawn: pd.DataFrame) -> str:
+    """Of the shares on NR channels: their mean, and the class with the highest."""
+
+    def say(rows: pd.DataFrame) -> str:
+        mean = rows.groupby("data").tail(1).set_index("data")["share"]
+        text = f"mean {percent(mean['natural'])} natural, {percent(mean['adversarial'])} adversarial"
+        attacked = rows[rows["data"] == "adversarial"][:-1].dropna(subset=["share"])
+        if attacked.empty:
+            return text
+        highest = attacked.sort_values("share", kind="stable").iloc[-1]
+        return f"{text}, the highest adversarial share {percent(highest['share'])} on class {highest['class']}"
+
+    return _each(drawn, ["model"], say)
+
+
+def alignment_robustness(drawn: pd.DataFrame) -> str:
+    """Of robustness against alignment: the correlation, and the classes at both ends."""
+
+    def say(rows: pd.DataFrame) -> str:
+        across = rows.iloc[-1]
+        rho = bounded(*(float(across[name]) for name in ("spearman", "spearman_low", "spearman_high")))
+        classes = rows[:-1].dropna(subset=["accuracy"]).sort_values("accuracy", kind="stable")
+        if classes.empty:
+            return f"ρ across classes {rho}"
+        ends = [f"{percent(end['accuracy'])} (class {end['class']})" for end in (classes.iloc[0], classes.iloc[-1])]
+        return f"ρ across classes {rho}, robust accuracy from {ends[0]} to {ends[1]}"
+
+    return _each(drawn, ["model"], say)
+
+
+def robustness(drawn: pd.DataFrame) -> str:
+    """Of accuracy under attacks: natural, and in the worst case."""
+
+    def say(rows: pd.DataFrame) -> str:
+        accuracy = rows.set_index("attack")["accuracy"]
+        return f"{percent(accuracy.iloc[0])} on natural images, {percent(accuracy.iloc[-1])} in the worst case"
+
+    return _each(drawn, ["model"], say)
+
+
+def training(drawn: pd.DataFrame) -> str:
+    """Of learning curves: where they end, and which epoch was kept."""
+
+    def say(rows: pd.DataFrame) -> str:
+        ends = [_last(rows[name]) for name in ("val_natural", "val_robust")]
+        kept = ", ".join(f"{epoch:g}" for epoch in rows.loc[rows["best"].astype(bool), "epoch"])
+        return f"ends at {ends[0]} natural and {ends[1]} attacked accuracy, epoch {kept or '–'} was kept"
+
+    return _each(drawn, ["model"], say)
+
+
+def gates(drawn: pd.DataFrame) -> str:
+    """Of gates by epoch: where probe and mask end."""
+
+    def say(rows: pd.DataFrame) -> str:
+        probe, mask = (
+            [_last(rows[name]) for name in names]
+            for names in (("probe_natural", "probe_robust"), ("mask_natural", "mask_adversarial"))
+        )
+        right = f"in the end the probe is right on {probe[0]} of the natural and {probe[1]} of the attacked images"
+        return f"{right}, and {mask[0]} and {mask[1]} of the channels pass"
+
+    return _each(drawn, ["model", "layer"], say)
+
+
+def _last(column: pd.Series) -> str:
+    measured = column.dropna()
+    return percent(float(measured.iloc[-1])) if len(measured) else "–"
+
+
+def ranges(drawn: pd.DataFrame) -> str:
+    """Of any figure: between which values each of its quantities lies."""
+
+    def say(rows: pd.DataFrame) -> str:
+        numbers = rows.select_dtypes(np.number).dropna(axis="columns", how="all")
+        return ", ".join(f"{_plain(name)} {numbers[name].min():.3g} to {numbers[name].max():.3g}" for name in numbers)
+
+    return _each(drawn, ["model"], say) if "model" in drawn else f"{say(drawn)}."
+
+
+def _plain(name: Hashable) -> str:
+    return str(name).replace("_", " ")
