@@ -503,3 +503,34 @@ def best_match(correlations: Sequence[Sequence[float]]) -> float:
     if rows > columns:
         return best_match(list(zip(*correlations, strict=True)))
     return max(sum(correlations[i][j] for i, j in enumerate(chosen)) for chosen in permutations(range(columns), rows))
+
+
+# ---------------------------------------------------------------- relevance by intervention
+
+
+@torch.no_grad()
+def ablation(
+    rest: Callable[[Tensor], Tensor], features: Tensor, labels: Sequence[int], values: Sequence[Sequence[float]]
+) -> list[list[float]]:
+    """Give, for each image and channel, the fall of its class's logit when the channel has the value everywhere.
+
+    ``rest`` is the network behind the features (n, c, ...), for one image at a time; ``values`` are by image, channel.
+    """
+    found = []
+    for z, label, row in zip(features, labels, values, strict=True):
+        whole, falls = float(rest(z.unsqueeze(0))[0, label]), []
+        for c, value in enumerate(row):
+            without = z.clone()
+            without[c] = value
+            falls.append(whole - float(rest(without.unsqueeze(0))[0, label]))
+        found.append(falls)
+    return found
+
+
+def means_by_class(activations: Sequence[Sequence[float]], labels: Sequence[int]) -> dict[int, list[float]]:
+    """Give each class's mean activation, channel by channel."""
+    found = {}
+    for k in set(labels):
+        of_class = [a for a, label in zip(activations, labels, strict=True) if label == k]
+        found[k] = [math.fsum(column) / len(of_class) for column in zip(*of_class, strict=True)]
+    return found

@@ -104,7 +104,7 @@ def _can_repeat_behind(model: nn.Module, layer: str, x: Float[Tensor, "n *image"
     try:
         with hooked(model, {layer: lambda z: torch.cat([z] * 3)}):
             logits = logits_of(model(x))
-    except (RuntimeError, ValueError, IndexError, AssertionError):  # a connection leads past the layer
+    except Exception:  # a connection leads past the layer, or the network minds how many images it answers to
         return False
     if logits.shape != wanted.shape:
         return False

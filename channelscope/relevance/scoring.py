@@ -103,6 +103,19 @@ class Scored:
     relevance: dict[str, dict[str, ChannelStats]] = field(default_factory=dict)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
 
+    def add(
+        self, scorer: str, layer: str, scores: Float[Tensor, "n c"] | UserError, y: Tensor, w: Tensor, classes: int
+    ) -> None:
+        """Add a batch's scores, or drop the layer for this scorer."""
+        of_scorer = self.relevance.setdefault(scorer, {})
+        if isinstance(scores, UserError):
+            self.refused[scorer, layer] = str(scores)
+            of_scorer.pop(layer, None)
+            return
+        if layer not in of_scorer:
+            of_scorer[layer] = ChannelStats(classes=classes, channels=scores.shape[1], replicates=w.shape[1])
+        of_scorer[layer].update(scores, y, w)
+
 
 def score(
     network: nn.Module,
@@ -131,15 +144,9 @@ def score(
     scorers = _fitted(scorers, network, part, classes, layers, batch_size)
     for (x, y), w in zip(part.batches(batch_size, like.device), weights.split(batch_size), strict=True):
         for name, scorer in scorers.items():
-            open_ = [layer for layer in layers if (name, layer) not in found.refused]
-            given = _given(scorer, network, open_, x.to(like), y)
-            for layer, scores in given.items():
-                if isinstance(scores, UserError):
-                    found.refused[name, layer] = str(scores)
-                    found.relevance.get(name, {}).pop(layer, None)
-                    continue
-                stats = found.relevance.setdefault(name, {}).setdefault(layer, _empty(classes, scores, weights))
-                stats.update(scores, y, w)
+            left = [layer for layer in layers if (name, layer) not in found.refused]
+            for layer, scores in _given(scorer, network, left, x.to(like), y).items():
+                found.add(name, layer, scores, y, w, classes)
             progress(len(y))
     return found
 
@@ -187,10 +194,6 @@ def _given(
         if len(layers) == 1:
             return {layers[0]: error}
     return {layer: scores for one in layers for layer, scores in _given(scorer, network, [one], x, y).items()}
-
-
-def _empty(classes: int, scores: Float[Tensor, "n c"], weights: Float[Tensor, "n r"]) -> ChannelStats:
-    return ChannelStats(classes=classes, channels=scores.shape[1], replicates=weights.shape[1])
 
 
 def _fitted(
