@@ -21,6 +21,7 @@ _FACE = {
     "comparison": ("Comparison", "compare"),
     "errors": ("UserError",),
     "evaluation": ("Evaluation", "evaluate"),
+    "explore": ("explore",),
     "objectives": ("Joint", "cross_entropy", "dlr", "margin"),
     "relevance": ("relevance",),
     "selection": ("FeatureSelector", "LinearProbe", "Selective", "TwoLayerProbe", "attached"),
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from channelscope.comparison import Comparison, compare
     from channelscope.errors import UserError
     from channelscope.evaluation import Evaluation, evaluate
+    from channelscope.explore import explore
     from channelscope.objectives import Joint, cross_entropy, dlr, margin
     from channelscope.relevance import relevance
     from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
@@ -62,6 +64,7 @@ __all__ = [
     "cross_entropy",
     "dlr",
     "evaluate",
+    "explore",
     "load",
     "margin",
     "relevance",

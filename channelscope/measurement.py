@@ -40,6 +40,7 @@ class Measurement:
         paired: statistics of the activations' change from each natural image to its adversarial one, by layer.
         answers: "natural", "adversarial" -> the classes that the network answers (n,).
         hits: "natural", and the short name of each attack -> the images that are classified correctly (n,).
+        penultimate: the layers whose relevance is the last linear layer's weight; that of the others is the gradient.
         excitation: "natural" and "adversarial" -> the images that excite each channel most, by layer.
         gates: "natural", "adversarial" -> what the gates did; nothing, in a network without any.
         given: "true", "wrong" -> the labels that the gates were told besides (n,); empty where no gate takes labels.
@@ -56,6 +57,7 @@ class Measurement:
     paired: dict[str, PairedStats] = field(default_factory=dict)
     answers: dict[str, Int[Tensor, " n"]] = field(default_factory=dict)
     hits: dict[str, Bool[Tensor, " n"]] = field(default_factory=dict)
+    penultimate: tuple[str, ...] = ()
     excitation: dict[str, Excitation] = field(default_factory=dict)
     gates: dict[str, GateRecord] = field(default_factory=dict, init=False)
     given: dict[Given, Int[Tensor, " n"]] = field(default_factory=dict)
@@ -227,7 +229,13 @@ def measure(
     first = next(images.batches(2, like.device, torch.arange(min(2, len(images)))))[0].to(like)
     scorers = _choose(network, layers, first, classes)
     layers = list(scorers)
-    result = Measurement(labels=images.labels.cpu(), weights=weights, classes=classes, threshold=threshold)
+    result = Measurement(
+        labels=images.labels.cpu(),
+        weights=weights,
+        classes=classes,
+        threshold=threshold,
+        penultimate=tuple(layer for layer, scorer in scorers.items() if scorer is not gradient),
+    )
     result.excitation.update({data: Excitation(Album() if pictures else None) for data in ("natural", "adversarial")})
     result.given.update(_labels_given(network, result.labels, classes, seed))
     name, answers = called(attack), {"natural": list[Tensor](), "adversarial": list[Tensor]()}

@@ -147,6 +147,22 @@ def test_pictures_are_saved_and_read_again(found, tmp_path):
         np.testing.assert_array_equal(loaded.arrays[name], found.arrays[name])
 
 
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("labels", np.zeros(3, np.int64)),
+        ("thumbnails/natural", np.zeros((1, 3, 4, 4), np.uint8)),
+        ("thumbnails/natural", np.zeros((7, 3, 4, 4))),
+        ("thumbnails/adversarial/0/images", np.array(3)),
+    ],
+)
+def test_pictures_that_do_not_fit_are_damage(found, tmp_path, name, array):
+    folder = found.save(tmp_path / "found", progress=False)
+    np.savez(folder / "arrays.npz", **found.arrays | {name: array})
+    with pytest.raises(cs.UserError, match="damaged"):
+        cs.Comparison.load(folder)
+
+
 def test_pictures_can_be_left_out():
     found = cs.compare(
         {"colour": mean_colour()}, colours(), attack="fgsm", attacks="fgsm", thumbnails=False, progress=False

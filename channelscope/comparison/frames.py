@@ -209,6 +209,7 @@ class Comparison:
                 arrays = {name: archive[name] for name in archive.files}
             meta = json.loads((folder / "meta.json").read_text("utf-8"))
             _check(frames, meta)
+            _check_images(frames["excitation"], arrays, len(meta["data"]["classes"]))
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"The comparison in {folder} is damaged ({reason}): compare the models again.") from error
@@ -250,3 +251,15 @@ def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
         raise ValueError("meta.json has settings of another kind")
     if not all(known["layers"] and {"method", "arch"} <= known.keys() for _, known in models):
         raise ValueError("meta.json does not describe its models")
+
+
+def _check_images(excitation: pd.DataFrame, arrays: Mapping[str, np.ndarray], classes: int) -> None:
+    """Check that the images that excite channels are there, and that their pictures are pictures."""
+    images = [excitation["image"].to_numpy(np.int64)]
+    for name in [name for name in arrays if name.startswith("thumbnails/") and not name.endswith("/images")]:
+        images.append(arrays[f"{name}/images"])
+        if arrays[name].dtype != np.uint8 or arrays[name].ndim != 4 or arrays[name].shape[:1] != images[-1].shape:
+            raise ValueError(f"{name} in arrays.npz holds no pictures")
+    labels = arrays["labels"][np.concatenate(images)]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError("arrays.npz has labels without a class")

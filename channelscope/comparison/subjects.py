@@ -52,7 +52,8 @@ class Compared:
     @property
     def description(self) -> dict[str, Any]:
         attacks = [name for name in self.measurement.hits if name != "natural"]
-        return self.subject.description | {"layers": list(self.measurement.layers), "attacks": attacks}
+        layers = {"layers": list(self.measurement.layers), "penultimate": list(self.measurement.penultimate)}
+        return self.subject.description | layers | {"attacks": attacks}
 
     @cached_property
     def measures(self) -> dict[str, dict[str, Float[ndarray, "r k"]]]:

@@ -1,0 +1,303 @@
+"""The explorer: what it draws, what its controls do, and what it says where channels are silenced."""
+
+import base64
+import html
+import io
+import re
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import channelscope as cs
+from channelscope.explore import Still, tables
+from channelscope.explore.pictures import ACROSS, Sheet
+from comparisons import synthetic
+
+
+def colours(n: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of one colour each, and labels."""
+    values = torch.rand(n, 3, 1, 1, generator=torch.Generator().manual_seed(3)) * 0.8 + 0.1
+    return values.expand(n, 3, 4, 4).mul(255).round().div(255), torch.arange(n) % 2
+
+
+def mean_colour() -> nn.Sequential:
+    """A network whose channel j is the mean of colour j, of which only the first two matter."""
+    net = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+        net[3].weight.copy_(torch.tensor([[1.0, -2.0, 0.0], [-1.0, 2.0, 0.0]]))
+        net[3].bias.copy_(torch.tensor([0.25, -0.25]))
+    return net
+
+
+@pytest.fixture(scope="module")
+def found() -> cs.Comparison:
+    models = {"colour": mean_colour(), "other": mean_colour()}
+    layers = {"colour": ["0"], "other": ["1", "0"]}
+    return cs.compare(models, colours(), layers=layers, attack="fgsm", attacks="fgsm", eps=0.1, progress=False)
+
+
+def order_of(chart: str) -> list[int]:
+    return [int(channel) for channel in re.findall(r'<div class="column[^>]*aria-label="channel (\d+)"', chart)]
+
+
+def values_of(comparison: cs.Comparison, quantity: str, data: str, **wanted: str) -> np.ndarray:
+    frame = comparison.activations
+    for column, value in {"data": data, **wanted}.items():
+        frame = frame[frame[column] == value]
+    return frame.sort_values("channel")[quantity].to_numpy()
+
+
+SORTED = {
+    "natural magnitude": lambda n, a, g: -n,
+    "adversarial magnitude": lambda n, a, g: -a,
+    "relevance": lambda n, a, g: g,
+    "change": lambda n, a, g: -abs(a - n),
+    "channel number": lambda n, a, g: np.arange(len(n)),
+}
+
+
+@pytest.mark.parametrize("order", tables.ORDERS)
+def test_channels_are_sorted_as_asked(order):
+    comparison = synthetic()
+    where = {"model": "at", "layer": "layer4", "class": "cat"}
+    rows = tables.channels(comparison, "at", "layer4", "cat", order)
+    natural, adversarial = (values_of(comparison, "magnitude", data, **where) for data in ("natural", "adversarial"))
+    relevance = values_of(comparison, "relevance", "natural", **where)
+    expected = np.argsort(SORTED[order](natural, adversarial, relevance), kind="stable")
+    np.testing.assert_array_equal(rows["channel"], expected)
+    np.testing.assert_array_equal(rows["natural"], natural[expected])
+    np.testing.assert_array_equal(rows["change"], (adversarial - natural)[expected])
+    shares = values_of(comparison, "frequency", "adversarial", **where)
+    np.testing.assert_array_equal(rows["frequency_adversarial"], shares[expected])
+    assert (
+        order_of(cs.explore(comparison, model="at", class_name="cat", order=order)._repr_html_()) == expected.tolist()
+    )
+
+
+def test_bars_and_lines_are_as_high_as_the_magnitudes():
+    comparison = synthetic()
+    rows = tables.channels(comparison, "cifs", "layer4", "dog", "channel number")
+    chart = cs.explore(comparison, model="cifs", class_name="dog", order="channel number").chart.value
+    high = rows[["natural", "adversarial"]].to_numpy().max()
+    bars = re.findall(r'class="bar" style="bottom:0.00%;height:([\d.]+)%"', chart)
+    lines = re.findall(r'class="line" style="bottom:([\d.]+)%"', chart)
+    np.testing.assert_allclose(np.array(bars, float), 100 * rows["natural"] / high, atol=0.01)
+    np.testing.assert_allclose(np.array(lines, float), 100 * rows["adversarial"] / high, atol=0.01)
+    speaks = re.findall(r'class="speaks[^"]*" style="(top|bottom):50.00%;height:([\d.]+)%"', chart)
+    signed = [float(height) * (1 if side == "bottom" else -1) for side, height in speaks]
+    np.testing.assert_allclose(signed, 50 * rows["relevance"] / rows["relevance"].abs().max(), atol=0.01)
+
+
+def test_magnitudes_below_zero_hang_from_it():
+    comparison = synthetic(channels=4)
+    comparison.activations["magnitude"] -= 0.5
+    chart = cs.explore(comparison, order="channel number").chart.value
+    rows = tables.channels(comparison, "nat", "layer4", "airplane", "channel number")
+    low, high = rows[["natural", "adversarial"]].to_numpy().min(), rows[["natural", "adversarial"]].to_numpy().max()
+    bars = np.array(re.findall(r'class="bar" style="bottom:([\d.]+)%;height:([\d.]+)%"', chart), float)
+    np.testing.assert_allclose(
+        bars[:, 0], 100 * (np.minimum(rows["natural"], 0) - low) / (max(high, 0) - low), atol=0.01
+    )
+
+
+def test_a_class_without_images_has_a_chart_without_bars():
+    explorer = cs.explore(synthetic(empty=("cat",)), class_name="cat")
+    assert 'class="bar" style="display:none"' in explorer.chart.value
+    assert 'class="bar" style="bottom' not in explorer.chart.value
+
+
+def test_what_excites_a_channel_most_is_shown(found):
+    x, y = colours()
+    most = x[:, 1].mean((1, 2)).argsort(descending=True)[:4].tolist()
+    chart = cs.explore(found, order="channel number").chart.value
+    card = chart[chart.index('aria-label="channel 1"') : chart.index('aria-label="channel 2"')]
+    shown = [re.search(r"image (\d+), class (\d): ", title) for title in re.findall(r'title="([^"]*)"', card)]
+    assert [(int(match[1]), int(match[2])) for match in shown[:4]] == [(image, int(y[image])) for image in most]
+    assert card.count('class="tile pictured"') == 8
+
+
+def test_each_tile_is_its_picture(found):
+    wanted = {("natural", int(image)) for image in found.arrays["thumbnails/natural/images"]}
+    sheet = Sheet.of(found, "colour", wanted)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.picture))))
+    width, height = sheet.tile
+    for image, picture in zip(
+        found.arrays["thumbnails/natural/images"], found.arrays["thumbnails/natural"], strict=True
+    ):
+        left, top = sheet.place("natural", int(image))
+        column, row = left // width, top // height
+        np.testing.assert_array_equal(
+            pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4], picture.transpose(1, 2, 0)
+        )
+    assert sheet.size == (ACROSS * width, -(-len(wanted) // ACROSS) * height)
+
+
+def test_without_pictures_the_images_are_named(found):
+    bare = replace(found, arrays={"labels": found.arrays["labels"]})
+    chart = cs.explore(bare).chart.value
+    assert "pictured" not in chart
+    assert chart.count("(no picture kept)") > 0
+
+
+def test_the_controls_choose_the_chart(found):
+    explorer = cs.explore(found)
+    controls = explorer.controls
+    assert "colour, 0: its 3 channels" in explorer.chart.value
+    controls["model"].value = "other"
+    assert controls["layer"].options == ("1", "0")
+    assert "other, 0: its 3 channels" in explorer.chart.value  # the layer of that name is there too
+    controls["layer"].value = "1"
+    controls["class_name"].value = "1"
+    controls["order"].value = "natural magnitude"
+    assert (
+        "other, 1: its 3 channels on images of <i>class 1</i></b>, sorted by natural magnitude" in explorer.chart.value
+    )
+    assert (
+        order_of(explorer.chart.value)
+        == tables.channels(found, "other", "1", "1", "natural magnitude")["channel"].tolist()
+    )
+    assert explorer._repr_html_().startswith(explorer.style.value)
+    controls["model"].value = "colour"
+    assert (controls["layer"].value, explorer.layer) == ("0", "0")
+
+
+def test_the_channel_chosen_is_described_and_stays_chosen(found):
+    explorer = cs.explore(found)
+    explorer.controls["channel"].value = 2
+    for order in ("channel number", "natural magnitude"):
+        explorer.controls["order"].value = order
+        assert re.search(r'class="below"><div class="card"><p><b>Channel 2</b>', explorer.chart.value)
+
+
+def test_the_estimate_of_silencing_is_exact_at_the_penultimate_layer(found):
+    x, y = colours()
+    net, silenced = mean_colour(), [0, 2]
+    with torch.no_grad():
+        before = net(x)
+        net[3].weight[:, silenced] = 0
+        change = (net(x) - before)[y == 1, 1].mean()
+    rows = tables.channels(found, "colour", "0", "1", "relevance")
+    assert tables.shift(rows, silenced)["natural"] == pytest.approx(float(change), abs=1e-6)
+    assert tables.is_exact(found, "colour", "0")
+
+
+def test_the_estimate_says_where_it_is_of_first_order():
+    explorer = cs.explore(synthetic())
+    explorer.controls["silenced"].value = (3, 5)
+    rows = tables.channels(synthetic(), "nat", "layer4", "airplane", "channel number")
+    expected = -(rows["relevance"] * rows["adversarial"])[[3, 5]].sum()
+    assert f"{expected:.3g}".replace("-", "−") in explorer.result.value
+    assert "first order" in explorer.result.value
+    assert "Run on" not in explorer.result.value
+
+
+def test_the_slider_silences_from_the_left(found):
+    explorer = cs.explore(found)
+    explorer.controls["first"].value = 2
+    assert list(explorer.controls["silenced"].value) == order_of(explorer.chart.value)[:2]
+    assert explorer.chart.value.count("column silenced") == 2
+    assert "2 of 3 channels of 0 silenced" in explorer.result.value
+    assert "exactly" in explorer.result.value
+    explorer.controls["none"].click()
+    assert explorer.controls["silenced"].value == ()
+    assert explorer.controls["first"].value == 0
+    assert "Nothing is silenced" in explorer.result.value
+
+
+def test_channels_stay_silenced_in_another_order_and_not_in_another_layer(found):
+    explorer = cs.explore(found, model="other")
+    explorer.controls["silenced"].value = (1,)
+    explorer.controls["order"].value = "channel number"
+    explorer.controls["class_name"].value = "1"
+    assert explorer.controls["silenced"].value == (1,)
+    explorer.controls["layer"].value = "1"
+    assert explorer.controls["silenced"].value == ()
+
+
+def test_networks_are_run_with_the_channels_silenced(found):
+    x, y = colours()
+    net = mean_colour().train()
+    explorer = cs.explore(found, models={"colour": net}, data=colours())
+    explorer.controls["silenced"].value = (1,)
+    silent = mean_colour()
+    silent[3].weight.data[:, 1] = 0
+    pictures = torch.from_numpy(found.arrays["thumbnails/adversarial/0"]) / 255
+    labels = y[torch.from_numpy(found.arrays["thumbnails/adversarial/0/images"])]
+    for data, images, classes in (("natural", x, y), ("adversarial", pictures, labels)):
+        shares = [float((model(images).argmax(1) == classes).float().mean()) for model in (mean_colour(), silent)]
+        before, after = (f"{100 * share:.1f} %" for share in shares)
+        said = re.sub("<[^>]*>", "", explorer.result.value)
+        assert re.search(f"Run on {len(classes)} {data} images.*accuracy {before} → {after}", said)
+    assert net.training
+    explorer.controls["model"].value = "other"  # whose network is not there
+    explorer.controls["silenced"].value = (1,)
+    assert "Run on" not in explorer.result.value
+
+
+def test_adversarial_pictures_of_another_size_are_not_run(found):
+    pictures = ("thumbnails/natural", "thumbnails/adversarial/0")
+    small = replace(found, arrays=found.arrays | {name: found.arrays[name][..., :2, :2] for name in pictures})
+    explorer = cs.explore(small, models={"colour": mean_colour()}, data=colours())
+    explorer.controls["first"].value = 1
+    said = re.sub("<[^>]*>", "", explorer.result.value)
+    assert "Run on 24 natural" in said
+    assert "adversarial images of all" not in said
+
+
+def test_names_from_files_are_escaped():
+    name, label = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'
+    comparison = synthetic(models=(label,), classes=("cat", name), layers=("<b>layer</b>",))
+    comparison.arrays["labels"][:] = 1
+    images = [(label, "<b>layer</b>", data, channel, 1, 0, 0.5) for data in tables.DATA for channel in range(24)]
+    columns = ["model", "layer", "data", "channel", "rank", "image", "activation"]
+    explorer = cs.explore(replace(comparison, excitation=pd.DataFrame(images, columns=columns)), class_name=name)
+    explorer.controls["first"].value = 3
+    for page in (explorer._repr_html_(), explorer.chart.value, explorer.result.value):
+        assert "<script" not in page
+        assert "<img" not in page
+        assert "<b>layer" not in page
+        assert html.escape("<b>layer</b>") in page
+
+
+def test_readers_without_a_kernel_get_the_chart(found):
+    explorer = cs.explore(found)
+    bundle = explorer._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert bundle["text/html"] == explorer._repr_html_()
+    assert "<script" not in bundle["text/html"]
+    assert "http" not in bundle["text/html"]  # nothing is fetched
+
+
+def test_without_ipywidgets_the_same_stands_still(found, monkeypatch):
+    expected = cs.explore(found, model="other", layer="1", class_name="1", order="change")._repr_html_()
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.delitem(sys.modules, "channelscope.explore.widgets")
+    still = cs.explore(found, model="other", layer="1", class_name="1", order="change")
+    assert type(still) is Still
+    assert still._repr_html_() == expected
+    assert order_of(expected) == tables.channels(found, "other", "1", "1", "change")["channel"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "colours"}, "no model 'colours'.*'colour'"),
+        ({"layer": "9"}, "no layer '9'"),
+        ({"class_name": "cat"}, "no class 'cat'"),
+        ({"order": "size"}, "no order 'size'"),
+        ({"models": {"colour": mean_colour()}}, "both the networks and the data"),
+        ({"data": "digits"}, "both the networks and the data"),
+        ({"models": {"mine": mean_colour()}, "data": colours()}, "no model 'mine' in the comparison"),
+        ({"models": {"colour": mean_colour()}, "data": "digits"}, "other classes than the comparison"),
+    ],
+)
+def test_mistakes_are_told(found, options, words):
+    with pytest.raises(cs.UserError, match=words):
+        cs.explore(found, **options)
