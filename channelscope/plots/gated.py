@@ -1,0 +1,202 @@
+"""Figures of gates in use: their masks, how much of them is in effect, and what they tell of the label."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from channelscope.comparison import Comparison
+from channelscope.plots import frames
+from channelscope.plots.axes import data_legend, from_zero, grid, in_percent, title
+from channelscope.plots.drawing import LABELLED
+from channelscope.plots.paper import COLOURS, styled
+
+MEAN = "all images"
+_CHANCE: dict[str, Any] = {"color": "0.35", "marker": "|", "linestyle": "none", "markersize": 9}
+
+
+def masks_data(comparison: Comparison, model: str, layer: str) -> pd.DataFrame:
+    """Give what `masks` draws: data, class, place on the axis, channel -> mask.
+
+    Channels are sorted by the class whose natural images they are let through most for, then by that mask. Classes
+    without images are left out, and all but the most and the least robust 12 where there are more than 24.
+    """
+    found = frames.rows(comparison.masks, model=model, layer=layer).dropna(subset=["mask"])
+    names = [name for name in frames.classes(comparison) if name in set(found["class"])]
+    if len(names) > LABELLED:
+        names = frames.extremes(comparison, LABELLED // 2)
+    natural = frames.rows(found, data="natural").pivot(index="class", columns="channel", values="mask").loc[names]
+    most, height = natural.to_numpy().argmax(0), natural.to_numpy().max(0)
+    order = np.lexsort((-height, most))
+    place = dict(zip(natural.columns[order], range(1, len(order) + 1), strict=True))
+    parts = [frames.rows(found, **{"data": data, "class": name}) for data, name in product(COLOURS, names)]
+    drawn = pd.concat(parts, ignore_index=True)
+    drawn = drawn.assign(place=drawn["channel"].map(place)).sort_values(["place"], kind="stable")
+    rank = drawn["data"].map([*COLOURS].index) * len(names) + drawn["class"].map(names.index)
+    drawn = drawn.assign(rank=rank).sort_values(["rank", "place"], kind="stable")
+    return drawn[["model", "layer", "data", "class", "place", "channel", "mask"]].reset_index(drop=True)
+
+
+@styled
+def masks(comparison: Comparison, model: str, layer: str) -> Figure:
+    """Draw a gate's mean mask by class (rows) and channel (columns), on natural and on adversarial images.
+
+    The channels have the same order in both panels, that of `masks_data`; so do the colours.
+    """
+    drawn = masks_data(comparison, model, layer)
+    names = list(drawn["class"].unique())
+    figure, axes = grid(2, 1, 0.25 + 0.095 * len(names), 0.75, sharex=True)
+    low, high = min(0.0, drawn["mask"].min()), max(drawn["mask"].max(), 0.0)
+    if low < 0:
+        low, high = -max(-low, high), max(-low, high)
+    for ax, data in zip(axes[:, 0], COLOURS, strict=True):
+        cells = frames.rows(drawn, data=data).pivot(index="class", columns="place", values="mask").loc[names]
+        edges = np.arange(cells.shape[1] + 1) + 0.5, np.arange(len(names) + 1) - 0.5
+        mesh = ax.pcolormesh(*edges, cells.to_numpy(), cmap="RdBu_r" if low < 0 else "Greys", vmin=low, vmax=high)
+        ax.set_yticks(range(len(names)), [frames.short(name, 12) for name in names])
+        ax.invert_yaxis()
+        described = data if data == "natural" else f"{data} ({frames.attack(comparison)})"
+        ax.set_title(f"{described} images", loc="left", color=COLOURS[data])
+    axes[-1, 0].set_xlabel("channel, sorted by the class it is let through for most")
+    axes[-1, 0].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    bar = figure.colorbar(mesh, ax=axes[:, 0], aspect=30, pad=0.01)
+    bar.set_label("the channel is multiplied by")
+    bar.locator = MaxNLocator(4)
+    bar.update_ticks()
+    where = f"{frames.short(model, 16)}, gate at {frames.short_layer(layer)}"
+    title(figure, f"What the gate's mask lets through, by class: {where}")
+    return figure
+
+
+def mask_share_data(comparison: Comparison) -> pd.DataFrame:
+    """Give what `mask_share` draws: model, layer, class (all images last), data -> value, low, high."""
+    names = frames.classes(comparison)
+    if len(names) > LABELLED:
+        names = frames.extremes(comparison, LABELLED // 2)
+    found = []
+    for model, layer in _gates(comparison.spread):
+        for data, name in product(COLOURS, [*names, "all"]):
+            where = {"model": model, "layer": layer, "data": data, "class": name}
+            shown = MEAN if name == "all" else name
+            found.append((model, layer, shown, data, *frames.interval(comparison.spread, **where)))
+    return pd.DataFrame(found, columns=["model", "layer", "class", "data", "value", "low", "high"])
+
+
+@styled
+def mask_share(comparison: Comparison) -> Figure:
+    """Draw how much of each gate's mask is in effect, by class, natural and adversarial, a panel for each gate."""
+    drawn = mask_share_data(comparison)
+    gates = _gates(drawn)
+    names = list(drawn["class"].unique())
+    longest = max(len(frames.short(name)) for name in names)
+    figure, axes = grid(len(gates), 1, 0.85, 0.75 + 0.055 * longest, sharex=True, sharey=True)
+    places = np.arange(len(names))
+    for ax, (model, layer) in zip(axes[:, 0], gates, strict=True):
+        for data, beside in (("natural", -0.15), ("adversarial", 0.15)):
+            value, reach = frames.bars(frames.rows(drawn, model=model, layer=layer, data=data))
+            ax.errorbar(places + beside, value, reach, color=COLOURS[data], fmt="o", markersize=3, elinewidth=0.8)
+        ax.axvline(len(names) - 1.5, color="0.8", linewidth=0.6)
+        ax.set_title(f"{frames.short(model, 20)}, gate at {frames.short_layer(layer)}", loc="left", weight="bold")
+        in_percent(ax, "in effect")
+    from_zero(*axes[:, 0])
+    axes[-1, 0].set_xticks(places, [*map(frames.short, names)], rotation=90)
+    title(figure, "Share of the channels that each gate's mask lets through (participation ratio)")
+    data_legend(figure, frames.attack(comparison))
+    return figure
+
+
+def _gates(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """The gates that a frame is about: model and layer."""
+    return list(frame[["model", "layer"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+# What is asked of the whole network, and of each gate: measure, words, the measure that says what is by chance.
+_NETWORK = (
+    ("network answers the true class", "", ""),
+    ("told nothing (as in use)", "accuracy", ""),
+    ("told the true class", "accuracy_true", ""),
+    ("told a wrong class", "accuracy_wrong", ""),
+    ("network answers the wrong class", "", ""),
+    ("told that wrong class", "follows_wrong", "follows_untold"),
+)
+_MASK = (
+    ("gate told nothing", "readable", "chance"),
+    ("gate told the true class", "readable_true", "chance"),
+)
+
+
+def leakage_data(comparison: Comparison) -> pd.DataFrame:
+    """Give what `leakage` draws: model, place on the axis, words -> layer, data, measure, value, low, high, chance.
+
+    Rows without a measure are headings.
+    """
+    parts = []
+    for model in comparison.leakage["model"].unique():
+        for place, (words, layer, measure, chance) in enumerate(_asked(comparison, str(model))):
+            for data in COLOURS:
+                where = {"model": str(model), "layer": layer, "data": data}
+                value, low, high = frames.interval(comparison.leakage, **where, measure=measure)
+                by_chance = frames.interval(comparison.leakage, **where, measure=chance)[0]
+                parts.append((model, place, words, layer, data, measure, value, low, high, by_chance))
+    columns = ["model", "place", "words", "layer", "data", "measure", "value", "low", "high", "chance"]
+    return pd.DataFrame(parts, columns=columns)
+
+
+def _asked(comparison: Comparison, model: str) -> list[tuple[str, str, str, str]]:
+    """The lines of a model's panel: words, layer, measure, measure by chance; without a measure, a heading."""
+    measured = frames.rows(comparison.leakage, model=model)
+    network, gates = _NETWORK, [layer for layer in measured["layer"].unique() if layer]
+    lines = [(words, "", measure, chance) for words, measure, chance in network] if "" in set(measured["layer"]) else []
+    for layer in gates:
+        lines.append((f"class read from {frames.short_layer(layer)}'s mask", layer, "", ""))
+        known = set(frames.rows(measured, layer=layer)["measure"])
+        lines += [(words, layer, measure, chance) for words, measure, chance in _MASK if measure in known]
+    return lines
+
+
+@styled
+def leakage(comparison: Comparison) -> Figure:
+    """Draw whether gated networks read the label in what their gates are told, a panel for each model.
+
+    Above: what the network answers when its gates are told nothing, the true class or a wrong one. Below: of how many
+    images a linear classifier reads the class from a gate's mask alone. Bars are intervals; a grey stroke marks what
+    comes about by chance.
+    """
+    drawn = leakage_data(comparison)
+    models = list(drawn["model"].unique())
+    lines = [drawn.loc[drawn["model"] == model, "place"].max() + 1 for model in models]
+    figure, axes = grid(len(models), 1, 1.0, 0.0, sharex=True, height_ratios=lines)
+    figure.set_figheight(0.8 + sum(0.2 + 0.125 * count for count in lines))
+    for ax, model in zip(axes[:, 0], models, strict=True):
+        _lines(ax, frames.rows(drawn, model=model))
+        ax.set_title(frames.short(model, 30), loc="left", weight="bold")
+    in_percent(axes[-1, 0], "share of the images", "x")
+    axes[-1, 0].set_xlim(-0.03, 1.03)
+    title(figure, "Do gates leak the label? What is answered when gates are told a class")
+    data_legend(figure, frames.attack(comparison), "none", Line2D([], [], **_CHANCE, label="by chance"))
+    return figure
+
+
+def _lines(ax: Axes, drawn: pd.DataFrame) -> None:
+    words = drawn.drop_duplicates("place")
+    for data, beside in (("natural", -0.17), ("adversarial", 0.17)):
+        of_data = frames.rows(drawn, data=data)
+        known = of_data[of_data["measure"] != ""]
+        value, reach = frames.bars(known)
+        ax.plot(known["chance"], known["place"] + beside, **_CHANCE)
+        ax.errorbar(
+            value, known["place"] + beside, xerr=reach, color=COLOURS[data], fmt="o", markersize=3, elinewidth=0.8
+        )
+    ax.set_yticks(words["place"], words["words"])
+    for label, measure in zip(ax.get_yticklabels(), words["measure"], strict=True):
+        label.set_fontstyle("normal" if measure else "italic")
+    for place in words.loc[words["measure"] == "", "place"]:
+        ax.axhline(place - 0.5, color="0.85", linewidth=0.6)
+    ax.set_ylim(words["place"].max() + 0.5, -0.5)
+    ax.grid(axis="x", color="0.92", linewidth=0.5)
+    ax.set_axisbelow(True)

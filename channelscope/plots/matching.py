@@ -1,0 +1,160 @@
+"""Figures between models: which layers, and which channels, of two networks correspond."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from channelscope.comparison import Comparison
+from channelscope.plots import frames
+from channelscope.plots.axes import empty, grid, in_percent, model_look, title
+from channelscope.plots.paper import styled
+
+SAME = 0.5  # the correlation from which two channels are taken to do the same
+NUMBERED = 8  # the most channels that are named by their numbers
+
+
+def likeness_data(comparison: Comparison) -> pd.DataFrame:
+    """Give what `likeness` draws: model, layer, other, other_layer -> cka, low, high, of the models' last layers."""
+    layers, found = frames.layers(comparison), comparison.matching
+    last = (found["layer"] == found["model"].map(layers)) & (found["other_layer"] == found["other"].map(layers))
+    return found[last].reset_index(drop=True)
+
+
+@styled
+def likeness(comparison: Comparison) -> Figure:
+    """Draw how alike the last measured layers of each two models are: linear CKA, with its interval."""
+    drawn = likeness_data(comparison)
+    figure, axes = grid(1, 1, 0.17 * len(drawn), 0.85)
+    ax = axes[0, 0]
+    cka, reach = frames.bars(drawn, "cka")
+    ax.errorbar(cka, range(len(drawn)), xerr=reach, color="black", fmt="o", markersize=3.5, elinewidth=0.8)
+    names = [f"{frames.short(one, 16)} – {frames.short(other, 16)}" for one, other in _pairs(drawn)]
+    ax.set_yticks(range(len(drawn)), names)
+    ax.set_ylim(len(drawn) - 0.5, -0.5)
+    ax.set_xlim(min(0.0, drawn["low"].min(), drawn["cka"].min()), 1.02)
+    ax.grid(axis="x", color="0.92", linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.set_xlabel("CKA: 0 unrelated, 1 alike")
+    title(figure, f"How alike are the features of two models? {frames.where(frames.layers(comparison))}")
+    return figure
+
+
+def _pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(frame[["model", "other"]].drop_duplicates().itertuples(index=False, name=None))
+
+
+def layer_likeness_data(comparison: Comparison, model: str, other: str) -> pd.DataFrame:
+    """Give what `layer_likeness` draws: layer, other_layer -> cka, low, high."""
+    return frames.rows(comparison.matching, model=model, other=other).reset_index(drop=True)
+
+
+@styled
+def layer_likeness(comparison: Comparison, model: str, other: str) -> Figure:
+    """Draw how alike each layer of a model is to each of another: linear CKA, as numbers and as shades."""
+    drawn = layer_likeness_data(comparison, model, other)
+    cells = drawn.pivot(index="layer", columns="other_layer", values="cka")
+    cells = cells.loc[drawn["layer"].unique(), drawn["other_layer"].unique()]
+    rows, columns = cells.shape
+    figure, axes = grid(1, 1, max(1.2, 0.26 * rows), 1.1)
+    ax = axes[0, 0]
+    edges = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
+    ax.pcolormesh(*edges, cells.to_numpy(), cmap="Greys", vmin=0, vmax=1)
+    for (row, column), value in np.ndenumerate(cells.to_numpy()):
+        if max(rows, columns) <= 12:
+            colour = "white" if value > 0.55 else "black"
+            ax.text(column, row, frames.number(value).removeprefix("0"), ha="center", va="center", color=colour)
+    ax.set_xticks(range(columns), [*map(frames.short_layer, cells.columns)], rotation=90)
+    ax.set_yticks(range(rows), [*map(frames.short_layer, cells.index)])
+    ax.set_xlabel(f"layer of {frames.short(other, 24)}")
+    ax.set_ylabel(f"layer of\n{frames.short(model, 16)}")
+    title(figure, f"Which layers of {frames.short(model)} and {frames.short(other)} are alike? (CKA, 0 to 1)")
+    return figure
+
+
+def matched_channels_data(comparison: Comparison, model: str, other: str, layer: str) -> pd.DataFrame:
+    """Give what `matched_channels` draws: channel, other_channel, correlation -> change, other_change, numbered.
+
+    `change` is the magnitude on adversarial images less that on natural ones, over all images, as a share of the mean
+    natural magnitude of the layer's channels. `numbered` marks the channels that the attack moves in the first model
+    and less in the other, the largest differences first, of those that correspond (correlation from 0.5 on).
+    """
+    pairs = frames.rows(comparison.matched, model=model, other=other, layer=layer)
+    other_layer = str(pairs["other_layer"].iloc[0])
+    change, other_change = _change(comparison, model, layer), _change(comparison, other, other_layer)
+    drawn = pairs.assign(
+        change=pairs["channel"].map(change), other_change=pairs["other_channel"].map(other_change)
+    ).reset_index(drop=True)
+    steadier = (drawn["change"].abs() - drawn["other_change"].abs()).where(drawn["correlation"] >= SAME)
+    chosen = steadier[steadier > 0].nlargest(NUMBERED).index
+    numbered = drawn.assign(numbered=drawn.index.isin(chosen), steadier=steadier)
+    return numbered.sort_values("steadier", ascending=False, kind="stable", ignore_index=True).drop(columns="steadier")
+
+
+def _change(comparison: Comparison, model: str, layer: str) -> pd.Series:
+    """By channel, the change of the magnitude under attack, as a share of the layer's mean natural magnitude."""
+    found = frames.rows(comparison.activations, model=model, layer=layer)
+    sums = found.assign(sum=(found["magnitude"] * found["count"]).fillna(0)).groupby(["data", "channel"])
+    magnitude = (sums["sum"].sum() / sums["count"].sum()).unstack("data")
+    return (magnitude["adversarial"] - magnitude["natural"]) / magnitude["natural"].abs().mean()
+
+
+@styled
+def matched_channels(comparison: Comparison, model: str, other: str, layer: str) -> Figure:
+    """Draw how far an attack moves each channel of a model, and the channel of another model that corresponds to it.
+
+    Above, a dot for each pair of channels: between the dashed lines are those that the attack moves less in the other
+    model. Below, the largest such differences, with the numbers of the two channels and their correlation.
+    """
+    drawn = matched_channels_data(comparison, model, other, layer)
+    named = drawn[drawn["numbered"]]
+    figure, axes = grid(2, 1, 0.0, height_ratios=(1.7, 0.3 + 0.13 * len(named)))
+    figure.set_figheight(3.1 + 0.13 * len(named))
+    one, two = frames.short(model, 16), frames.short(other, 16)
+    _pairs_of_channels(axes[0, 0], drawn)
+    in_percent(axes[0, 0], f"change in {one}", "x")
+    in_percent(axes[0, 0], f"change in\n{two}")
+    looks = {name: model_look(frames.models(comparison).index(name)) for name in (model, other)}
+    _differences(axes[1, 0], named, looks)
+    marks = [
+        Line2D([], [], linestyle="none", markersize=3.5, label=frames.short(name, 16), **look)
+        for name, look in looks.items()
+    ]
+    in_percent(axes[1, 0], "change under attack", "x")
+    axes[1, 0].set_ylabel(f"channel of {one}\n↔ of {two}")
+    handles, _ = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles=[*handles, *marks], loc="outside lower center", ncols=2)
+    title(figure, f"Channels of {one} and their matches in {two}, {frames.where({model: layer})}: change under attack")
+    return figure
+
+
+def _pairs_of_channels(ax: Axes, drawn: pd.DataFrame) -> None:
+    same = drawn["correlation"] >= SAME
+    kinds: tuple[tuple[str, pd.Series, dict[str, Any]], ...] = (
+        (f"no counterpart: r < {SAME}", ~same, {"mfc": "white", "color": "0.6"}),
+        (f"counterpart: r ≥ {SAME}", same, {"color": "0.2"}),
+    )
+    for words, chosen, look in kinds:
+        x, y = drawn.loc[chosen, "change"], drawn.loc[chosen, "other_change"]
+        ax.plot(x, y, "o", markersize=2.5, mew=0.6, label=f"{words} ({len(x)})", **look)
+    reach = 1.1 * float(np.nanmax(np.abs(drawn[["change", "other_change"]].to_numpy()), initial=1e-3))
+    for sign, label in ((1, "equal change"), (-1, "")):
+        ax.plot([-reach, reach], [-sign * reach, sign * reach], "--", color="0.6", linewidth=0.6, label=label or "_")
+    ax.set_xlim(-reach, reach)
+    ax.set_ylim(-reach, reach)
+
+
+def _differences(ax: Axes, named: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
+    if named.empty:
+        empty(ax, "no channel is moved less in the other model")
+    places = range(len(named))
+    ax.hlines(places, named["change"], named["other_change"], color="0.8", linewidth=1)
+    for column, look in zip(("change", "other_change"), looks.values(), strict=True):
+        ax.plot(named[column], places, linestyle="none", markersize=3.5, **look)
+    columns = (named[name] for name in ("channel", "other_channel", "correlation"))
+    words = [f"{channel} ↔ {other}, r {frames.number(r)}" for channel, other, r in zip(*columns, strict=True)]
+    ax.set_yticks(places, words)
+    ax.set_ylim(len(named) - 0.5, -0.5)
