@@ -192,6 +192,30 @@ class Comparison:
         """Draw each CIFS gate's probe accuracy and the share of channels that its mask lets through, by epoch."""
         return _plot("gates", style, self)
 
+    def plot_leakage(self, *, style: str | None = None) -> Figure:
+        """Draw what gated networks answer when their gates are told a class, and what their masks tell of it."""
+        return _plot("leakage", style, self)
+
+    def plot_masks(self, model: str, gate: str, *, style: str | None = None) -> Figure:
+        """Draw the mean mask of a gate by class and channel, on natural and on adversarial images."""
+        return _plot("masks", style, self, model, gate)
+
+    def plot_mask_share(self, *, style: str | None = None) -> Figure:
+        """Draw the share of the channels that each gate's mask lets through, by class."""
+        return _plot("mask_share", style, self)
+
+    def plot_likeness(self, *, style: str | None = None) -> Figure:
+        """Draw how alike the last layers of each two models are (CKA)."""
+        return _plot("likeness", style, self)
+
+    def plot_layer_likeness(self, model: str, other: str, *, style: str | None = None) -> Figure:
+        """Draw how alike each layer of a model is to each of another (CKA)."""
+        return _plot("layer_likeness", style, self, model, other)
+
+    def plot_matched_channels(self, model: str, other: str, layer: str, *, style: str | None = None) -> Figure:
+        """Draw how far the attack moves the channels of a model's layer, and their counterparts in another model."""
+        return _plot("matched_channels", style, self, model, other, layer)
+
     @classmethod
     def load(cls, folder: Path | str) -> Self:
         """Read a comparison that ``save`` wrote.

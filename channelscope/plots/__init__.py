@@ -2,6 +2,8 @@
 
 from channelscope.plots.catalogue import caption, data, draw, figures
 from channelscope.plots.drawing import alignment_robustness, frequency, gates, magnitude, nr_share, relevance, training
+from channelscope.plots.gated import leakage, mask_share, masks
+from channelscope.plots.matching import layer_likeness, likeness, matched_channels
 from channelscope.plots.paper import save, style
 from channelscope.plots.robustness import robustness
 from channelscope.plots.sweeps import sweep
@@ -14,7 +16,13 @@ __all__ = [
     "figures",
     "frequency",
     "gates",
+    "layer_likeness",
+    "leakage",
+    "likeness",
     "magnitude",
+    "mask_share",
+    "masks",
+    "matched_channels",
     "nr_share",
     "relevance",
     "robustness",

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError, suggest
 from channelscope.files import replacing
-from channelscope.plots import drawing, frames, paper, robustness, seen, tex
+from channelscope.plots import drawing, frames, gated, matching, paper, robustness, seen, tex
 
 EVERY_CLASS = 10  # up to so many classes each has its own figures; beyond, the five most and the five least robust
 SECTIONS = {
@@ -64,6 +64,29 @@ def _layers(comparison: Comparison) -> list[str | None]:
     by_model = list(frames.layers_by_model(comparison).values())
     several = any(len(names) > 1 for names in by_model)
     return list(dict.fromkeys(name for names in by_model for name in names)) if several else [None]
+
+
+def by_gate(comparison: Comparison) -> Iterator[Subject]:
+    """A figure for each gate; each model's last one first of all."""
+    gates = comparison.masks[["model", "layer"]].drop_duplicates()
+    last = set(gates.groupby("model")["layer"].last().items())
+    for model, layer in gates.itertuples(index=False, name=None):
+        yield Subject({"model": model, "gate": layer}, main=(model, layer) in last)
+
+
+def by_pair(comparison: Comparison) -> Iterator[Subject]:
+    """A figure for each pair of models of which one has several layers; those with the first model before all."""
+    pairs = comparison.matching.value_counts(["model", "other"], sort=False)
+    for model, other in pairs[pairs > 1].index:
+        yield Subject({"model": model, "other": other}, main=model == frames.models(comparison)[0])
+
+
+def by_matched_layers(comparison: Comparison) -> Iterator[Subject]:
+    """A figure for each pair of models and of layers in the same place; the first model's last layer before all."""
+    first, last = frames.models(comparison)[0], frames.layers(comparison)
+    names = ["model", "other", "layer"]
+    for model, other, layer in comparison.matched[names].drop_duplicates().itertuples(index=False, name=None):
+        yield Subject({"model": model, "other": other, "layer": layer}, main=(model, layer) == (first, last[first]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +192,86 @@ KINDS = (
         "pass alike, 1/C that a single one does). The dashed line marks the epoch whose network was kept.",
         section="gates",
         frame="gates",
+    ),
+    Kind(
+        name="leakage",
+        draw=gated.leakage,
+        data=gated.leakage_data,
+        seen=seen.leakage,
+        caption="Whether gates leak the label. In training a gate is told the class of the image, and makes of it its "
+        "mask: the factors by which the channels are multiplied. In use it is told nothing and guesses. Above, in each "
+        "panel: the share of the images for which the network answers the true class, with its gates told nothing, the "
+        "true class, or a wrong one drawn at random; then for which it answers that wrong class. A network that "
+        "answers whatever its gates are told has learned to read the label there, and its accuracy in training says "
+        "little about its accuracy in use. Below: the share of the images whose class a linear classifier "
+        "(cross-validated) reads from one gate's mask alone. Strokes: what comes about by chance, which is the same "
+        "wrong class answered with nothing told, or the share of the most frequent class. {adversarial} They were made "
+        "with the gates told nothing. Bars: Wilson's intervals of the comparison's level.",
+        section="gates",
+        frame="leakage",
+    ),
+    Kind(
+        name="masks",
+        draw=gated.masks,
+        data=gated.masks_data,
+        seen=seen.masks,
+        caption="Mean mask of {model}'s gate at {gate} over the images of each class, the gate being told nothing: the "
+        "factor by which each channel is multiplied before the rest of the network sees it. Channels have the same "
+        "order above and below: by the class for whose natural images they are let through most, then by how much. "
+        "{adversarial}",
+        section="gates",
+        frame="masks",
+        subjects=by_gate,
+    ),
+    Kind(
+        name="mask-share",
+        draw=gated.mask_share,
+        data=gated.mask_share_data,
+        seen=seen.mask_share,
+        caption="Share of a layer's C channels that each gate's mask lets through, mean over the images of each class: "
+        "100 % means that all channels pass alike, 1/C that a single one does (participation ratio of the mask's "
+        "factors, which is the exponential of their Rényi entropy of order 2, divided by C). {adversarial} {bars}",
+        section="gates",
+        frame="spread",
+    ),
+    Kind(
+        name="likeness",
+        draw=matching.likeness,
+        data=matching.likeness_data,
+        seen=seen.likeness,
+        caption="How alike the last measured layers of each two models are, by linear CKA (centred kernel alignment, "
+        "without bias) of their channels' activations on the same natural images: 1 where one is the other rotated and "
+        "scaled, such as a copy with its channels in another order, about 0 where they have nothing in common. "
+        "{layers} {bars}",
+        section="models",
+        frame="matching",
+    ),
+    Kind(
+        name="layer-likeness",
+        draw=matching.layer_likeness,
+        data=matching.layer_likeness_data,
+        seen=seen.likeness,
+        caption="How alike each layer of {model} is to each layer of {other}, by linear CKA (centred kernel alignment, "
+        "without bias) of their channels' activations on the same natural images: 1 where one is the other rotated and "
+        "scaled, about 0 where they have nothing in common.",
+        section="models",
+        frame="matching",
+        subjects=by_pair,
+    ),
+    Kind(
+        name="matched-channels",
+        draw=matching.matched_channels,
+        data=matching.matched_channels_data,
+        seen=seen.matched_channels,
+        caption="Channels of {model} and of {other} that correspond, and how far the attack moves each: its mean "
+        "activation on adversarial images less that on natural ones, in percent of the layer's mean magnitude. Each "
+        "channel of the one is matched with one of the other, so that their activations on the same natural images "
+        "correlate (r) most. Above: all pairs; between the dashed lines are those that are moved less in {other}. "
+        "Below: of the pairs that correspond, those where it is moved less by most, with the numbers of the two "
+        "channels. {adversarial} They were made for each model by itself.",
+        section="models",
+        frame="matched",
+        subjects=by_matched_layers,
     ),
     Kind(
         name="magnitude",

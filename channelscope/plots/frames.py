@@ -18,6 +18,16 @@ def rows(frame: pd.DataFrame, **wanted: str) -> pd.DataFrame:
     return frame
 
 
+def chosen(frame: pd.DataFrame, lack: str, **wanted: str) -> pd.DataFrame:
+    """Keep the wanted rows; where there are none, raise UserError: what is lacking, and what is there."""
+    found = rows(frame, **wanted)
+    if found.empty:
+        there = frame[[*wanted]].drop_duplicates().itertuples(index=False, name=None)
+        listed = "; ".join(", ".join(map(str, names)) for names in there)
+        raise UserError(f"{lack}{f' Choose from {listed}.' if listed else ''}")
+    return found
+
+
 def interval(frame: pd.DataFrame, value: str = "value", **wanted: str) -> tuple[float, float, float]:
     """Value, low and high of the one row that is wanted; NaN where there is none."""
     found = rows(frame, **wanted)

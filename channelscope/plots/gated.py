@@ -17,16 +17,19 @@ from channelscope.plots.drawing import LABELLED
 from channelscope.plots.paper import COLOURS, styled
 
 MEAN = "all images"
+_NO_GATES = "No model of this comparison has gates with masks: compare one of CIFS or CAS."
 _CHANCE: dict[str, Any] = {"color": "0.35", "marker": "|", "linestyle": "none", "markersize": 9}
 
 
-def masks_data(comparison: Comparison, model: str, layer: str) -> pd.DataFrame:
-    """Give what `masks` draws: data, class, place on the axis, channel -> mask.
+def masks_data(comparison: Comparison, model: str, gate: str) -> pd.DataFrame:
+    """Give what `masks` draws, of a gate (the layer where it is): data, class, place on the axis, channel -> mask.
 
     Channels are sorted by the class whose natural images they are let through most for, then by that mask. Classes
-    without images are left out, and all but the most and the least robust 12 where there are more than 24.
+    without images are left out, and all but the most and the least robust 12 where there are more than 24. Raises
+    UserError for an unknown gate.
     """
-    found = frames.rows(comparison.masks, model=model, layer=layer).dropna(subset=["mask"])
+    found = frames.chosen(comparison.masks, f"No gate {gate!r} of {model!r} here.", model=model, layer=gate)
+    found = found.dropna(subset=["mask"])
     names = [name for name in frames.classes(comparison) if name in set(found["class"])]
     if len(names) > LABELLED:
         names = frames.extremes(comparison, LABELLED // 2)
@@ -43,12 +46,12 @@ def masks_data(comparison: Comparison, model: str, layer: str) -> pd.DataFrame:
 
 
 @styled
-def masks(comparison: Comparison, model: str, layer: str) -> Figure:
+def masks(comparison: Comparison, model: str, gate: str) -> Figure:
     """Draw a gate's mean mask by class (rows) and channel (columns), on natural and on adversarial images.
 
     The channels have the same order in both panels, that of `masks_data`; so do the colours.
     """
-    drawn = masks_data(comparison, model, layer)
+    drawn = masks_data(comparison, model, gate)
     names = list(drawn["class"].unique())
     figure, axes = grid(2, 1, 0.25 + 0.095 * len(names), 0.75, sharex=True)
     low, high = min(0.0, drawn["mask"].min()), max(drawn["mask"].max(), 0.0)
@@ -68,18 +71,21 @@ def masks(comparison: Comparison, model: str, layer: str) -> Figure:
     bar.set_label("the channel is multiplied by")
     bar.locator = MaxNLocator(4)
     bar.update_ticks()
-    where = f"{frames.short(model, 16)}, gate at {frames.short_layer(layer)}"
+    where = f"{frames.short(model, 16)}, gate at {frames.short_layer(gate)}"
     title(figure, f"What the gate's mask lets through, by class: {where}")
     return figure
 
 
 def mask_share_data(comparison: Comparison) -> pd.DataFrame:
-    """Give what `mask_share` draws: model, layer, class (all images last), data -> value, low, high."""
+    """Give what `mask_share` draws: model, layer, class (all images last), data -> value, low, high.
+
+    Raises UserError where no model has gates.
+    """
     names = frames.classes(comparison)
     if len(names) > LABELLED:
         names = frames.extremes(comparison, LABELLED // 2)
     found = []
-    for model, layer in _gates(comparison.spread):
+    for model, layer in _gates(frames.chosen(comparison.spread, _NO_GATES)):
         for data, name in product(COLOURS, [*names, "all"]):
             where = {"model": model, "layer": layer, "data": data, "class": name}
             shown = MEAN if name == "all" else name
@@ -133,10 +139,10 @@ _MASK = (
 def leakage_data(comparison: Comparison) -> pd.DataFrame:
     """Give what `leakage` draws: model, place on the axis, words -> layer, data, measure, value, low, high, chance.
 
-    Rows without a measure are headings.
+    Rows without a measure are headings. Raises UserError where no model has gates.
     """
     parts = []
-    for model in comparison.leakage["model"].unique():
+    for model in frames.chosen(comparison.leakage, _NO_GATES)["model"].unique():
         for place, (words, layer, measure, chance) in enumerate(_asked(comparison, str(model))):
             for data in COLOURS:
                 where = {"model": str(model), "layer": layer, "data": data}
@@ -169,9 +175,8 @@ def leakage(comparison: Comparison) -> Figure:
     """
     drawn = leakage_data(comparison)
     models = list(drawn["model"].unique())
-    lines = [drawn.loc[drawn["model"] == model, "place"].max() + 1 for model in models]
-    figure, axes = grid(len(models), 1, 1.0, 0.0, sharex=True, height_ratios=lines)
-    figure.set_figheight(0.8 + sum(0.2 + 0.125 * count for count in lines))
+    heights = [0.2 + 0.125 * (1 + drawn.loc[drawn["model"] == model, "place"].max()) for model in models]
+    figure, axes = grid(len(models), 1, float(np.mean(heights)), 1.0, sharex=True, height_ratios=heights)
     for ax, model in zip(axes[:, 0], models, strict=True):
         _lines(ax, frames.rows(drawn, model=model))
         ax.set_title(frames.short(model, 30), loc="left", weight="bold")

@@ -18,8 +18,12 @@ NUMBERED = 8  # the most channels that are named by their numbers
 
 
 def likeness_data(comparison: Comparison) -> pd.DataFrame:
-    """Give what `likeness` draws: model, layer, other, other_layer -> cka, low, high, of the models' last layers."""
-    layers, found = frames.layers(comparison), comparison.matching
+    """Give what `likeness` draws: model, layer, other, other_layer -> cka, low, high, of the models' last layers.
+
+    Raises UserError where there is one model alone.
+    """
+    layers = frames.layers(comparison)
+    found = frames.chosen(comparison.matching, "There is one model alone here: compare it with another.")
     last = (found["layer"] == found["model"].map(layers)) & (found["other_layer"] == found["other"].map(layers))
     return found[last].reset_index(drop=True)
 
@@ -48,8 +52,9 @@ def _pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def layer_likeness_data(comparison: Comparison, model: str, other: str) -> pd.DataFrame:
-    """Give what `layer_likeness` draws: layer, other_layer -> cka, low, high."""
-    return frames.rows(comparison.matching, model=model, other=other).reset_index(drop=True)
+    """Give what `layer_likeness` draws: layer, other_layer -> cka, low, high; raises UserError for an unknown pair."""
+    lack = f"No pair of {model!r} and {other!r} here."
+    return frames.chosen(comparison.matching, lack, model=model, other=other).reset_index(drop=True)
 
 
 @styled
@@ -80,9 +85,11 @@ def matched_channels_data(comparison: Comparison, model: str, other: str, layer:
 
     `change` is the magnitude on adversarial images less that on natural ones, over all images, as a share of the mean
     natural magnitude of the layer's channels. `numbered` marks the channels that the attack moves in the first model
-    and less in the other, the largest differences first, of those that correspond (correlation from 0.5 on).
+    and less in the other, the largest differences first, of those that correspond (correlation from 0.5 on). Raises
+    UserError for an unknown pair or layer.
     """
-    pairs = frames.rows(comparison.matched, model=model, other=other, layer=layer)
+    lack = f"No match of {model!r} and {other!r} at {layer!r} here."
+    pairs = frames.chosen(comparison.matched, lack, model=model, other=other, layer=layer)
     other_layer = str(pairs["other_layer"].iloc[0])
     change, other_change = _change(comparison, model, layer), _change(comparison, other, other_layer)
     drawn = pairs.assign(
@@ -111,8 +118,8 @@ def matched_channels(comparison: Comparison, model: str, other: str, layer: str)
     """
     drawn = matched_channels_data(comparison, model, other, layer)
     named = drawn[drawn["numbered"]]
-    figure, axes = grid(2, 1, 0.0, height_ratios=(1.7, 0.3 + 0.13 * len(named)))
-    figure.set_figheight(3.1 + 0.13 * len(named))
+    heights = (1.7, 0.4 + 0.13 * len(named))
+    figure, axes = grid(2, 1, sum(heights) / 2, 1.1, height_ratios=heights)
     one, two = frames.short(model, 16), frames.short(other, 16)
     _pairs_of_channels(axes[0, 0], drawn)
     in_percent(axes[0, 0], f"change in {one}", "x")

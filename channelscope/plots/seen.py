@@ -102,6 +102,71 @@ def gates(drawn: pd.DataFrame) -> str:
     return _each(drawn, ["model", "layer"], say)
 
 
+def masks(drawn: pd.DataFrame) -> str:
+    """Of the masks of classes: the range of the factors, and how alike natural and adversarial ones are."""
+
+    def say(rows: pd.DataFrame) -> str:
+        means = rows.groupby("channel", sort=False)["mask"].mean().abs()
+        half = int((means.sort_values(ascending=False).cumsum() < 0.5 * means.sum()).sum()) + 1
+        span = f"factors from {rows['mask'].min():.3g} to {rows['mask'].max():.3g}"
+        return f"{span}, half of their sum on {half} of {len(means)} channels"
+
+    return _each(drawn, ["data"], say)
+
+
+def mask_share(drawn: pd.DataFrame) -> str:
+    """Of the shares of masks in effect: over all images."""
+
+    def say(rows: pd.DataFrame) -> str:
+        share = rows.groupby("data").tail(1).set_index("data")["value"]
+        return f"{percent(share['natural'])} on natural images, {percent(share['adversarial'])} on adversarial ones"
+
+    return _each(drawn, ["model", "layer"], say)
+
+
+def leakage(drawn: pd.DataFrame) -> str:
+    """Of label leakage, on natural images: what is answered by what the gates are told, and what masks tell."""
+    natural = drawn[(drawn["data"] == "natural") & (drawn["measure"] != "")]
+    words = {
+        "accuracy": "right with nothing told",
+        "accuracy_true": "right with the true class told",
+        "follows_wrong": "a wrong class that is told is answered",
+        "readable": "class read from the mask",
+        "readable_true": "class read from the mask with the true class told",
+    }
+
+    def say(rows: pd.DataFrame) -> str:
+        known = rows[rows["measure"].isin(words)]
+        said = zip(known["layer"], known["measure"], known["value"], strict=True)
+        return ", ".join(
+            f"{words[measure]}{layer and f' at {layer}'} {percent(value)}" for layer, measure, value in said
+        )
+
+    return _each(natural, ["model"], say)
+
+
+def likeness(drawn: pd.DataFrame) -> str:
+    """Of the likeness of layers: CKA of each pair of models, of their most alike layers where there are several."""
+
+    def say(rows: pd.DataFrame) -> str:
+        most = rows.sort_values("cka", kind="stable").iloc[-1]
+        cka = bounded(*(float(most[name]) for name in ("cka", "low", "high")))
+        return f"CKA {cka} for {most['layer']} and {most['other_layer']}"
+
+    return _each(drawn, ["model", "other"], say)
+
+
+def matched_channels(drawn: pd.DataFrame) -> str:
+    """Of matched channels: how many correspond, and how many of those are moved less in the other model."""
+
+    def say(rows: pd.DataFrame) -> str:
+        same = rows[rows["correlation"] >= 0.5]
+        less = int((same["other_change"].abs() < same["change"].abs()).sum())
+        return f"{len(same)} of {len(rows)} pairs correspond, and the attack moves {less} of them less in the other"
+
+    return _each(drawn, ["model", "other"], say)
+
+
 def _last(column: pd.Series) -> str:
     measured = column.dropna()
     return percent(float(measured.iloc[-1])) if len(measured) else "–"
