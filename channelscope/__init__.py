@@ -22,6 +22,7 @@ _FACE = {
     "errors": ("UserError",),
     "evaluation": ("Evaluation", "evaluate"),
     "explore": ("explore",),
+    "intervention": ("Interventions", "intervene"),
     "objectives": ("Joint", "cross_entropy", "dlr", "margin"),
     "relevance": ("relevance",),
     "selection": ("FeatureSelector", "LinearProbe", "Selective", "TwoLayerProbe", "attached"),
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from channelscope.errors import UserError
     from channelscope.evaluation import Evaluation, evaluate
     from channelscope.explore import explore
+    from channelscope.intervention import Interventions, intervene
     from channelscope.objectives import Joint, cross_entropy, dlr, margin
     from channelscope.relevance import relevance
     from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
@@ -51,6 +53,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "FeatureSelector",
+    "Interventions",
     "Joint",
     "LinearProbe",
     "Recipe",
@@ -65,6 +68,7 @@ __all__ = [
     "dlr",
     "evaluate",
     "explore",
+    "intervene",
     "load",
     "margin",
     "relevance",

@@ -126,6 +126,21 @@ def _subject(label: str, model: Network, method: str | None, device: str) -> Sub
     return Subject(label, checkpoint.build().to(device), method or checkpoint.method, checkpoint)
 
 
+def layers_by_label(
+    layers: Sequence[str] | Mapping[str, Sequence[str]] | None, labels: Sequence[str]
+) -> dict[str, Sequence[str] | None]:
+    """Tell the layers to look at by label; None for the penultimate one."""
+    by_label = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(labels, layers)
+    if unknown := by_label.keys() - set(labels):
+        raise UserError(f"There is no model {min(unknown)!r} among {', '.join(labels)}.")
+    for names in by_label.values():
+        if isinstance(names, str) or (names is not None and not names):
+            raise UserError("Layers are given as a list of names, such as ['layer3', 'layer4'].")
+        if names and not all(names):
+            raise UserError("A layer's name is empty: 'channelscope layers' lists the names.")
+    return {label: by_label.get(label) for label in labels}
+
+
 def try_out(
     network: nn.Module, x: Float[Tensor, "n *image"], classes: int, layers: Sequence[str] = ()
 ) -> dict[str, Tensor]:

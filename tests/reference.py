@@ -534,3 +534,58 @@ def means_by_class(activations: Sequence[Sequence[float]], labels: Sequence[int]
         of_class = [a for a, label in zip(activations, labels, strict=True) if label == k]
         found[k] = [math.fsum(column) / len(of_class) for column in zip(*of_class, strict=True)]
     return found
+
+
+# ---------------------------------------------------------------- interventions on channels
+
+
+def without(z: Tensor, channels: Sequence[int]) -> Tensor:
+    """Set channels of one image's features z (1, c, ...) to 0."""
+    return torch.stack([0 * z[:, c] if c in channels else z[:, c] for c in range(z.shape[1])], 1)
+
+
+def intervened(
+    hidden: Callable[[Tensor], Tensor],
+    rest: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    ranking: Sequence[Sequence[int]],
+    count: int,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    oracle: bool,
+) -> tuple[list[bool], list[bool]]:
+    """Tell which images are right, and which are robust, without the first ``count`` channels of a class's ranking.
+
+    The class is the answer of the network untouched to the very image, or the true label of an oracle. Robust are the
+    images that are right as they are, as PGD on the network untouched leaves them, and all the way of PGD on the one
+    that goes without the channels; both start at the image.
+    """
+
+    def untouched(x: Tensor) -> Tensor:
+        return rest(hidden(x))[0]
+
+    def suppressed(x: Tensor, label: int) -> Tensor:
+        of_class = label if oracle else int(untouched(x).argmax())
+        return rest(without(hidden(x), ranking[of_class][:count]))[0]
+
+    options = {"eps": eps, "step": step, "steps": steps, "norm": "inf"}
+    natural, robust = [], []
+    for image, label in zip(images, labels.tolist(), strict=True):
+        one, y, start = image.unsqueeze(0), torch.tensor([label]), torch.zeros_like(image).unsqueeze(0)
+        moved = pgd(lambda x, k: cross_entropy(untouched(x), k), one, y, starts=start, **options)
+        broken = friendly_pgd(
+            lambda x, k: cross_entropy(suppressed(x, k), k),
+            lambda x, k=label: int(suppressed(x.unsqueeze(0), k).argmax()),
+            one,
+            y,
+            tau=0,
+            starts=start,
+            **options,
+        )
+        right = [int(suppressed(x, label).argmax()) == label for x in (one, moved, broken)]
+        natural.append(right[0])
+        robust.append(all(right))
+    return natural, robust

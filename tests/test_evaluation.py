@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 import channelscope as cs
 import masked
-from channelscope.attacks import APGD, FGSM, PGD, correct
+from channelscope.attacks import APGD, FGSM, PGD, correct, thrifty
 from channelscope.cli import main
 from channelscope.evaluation import SUITES, Evaluation, evaluate
 from channelscope.evaluation.progress import Progress
-from channelscope.evaluation.run import thrifty
 from channelscope.evaluation.suites import attacks_on
 from runs import contents, digits, mistake, randomness_untouched, trained, write_npz
 

@@ -12,14 +12,13 @@ import torch
 
 from benchmarks import pages
 from channelscope import attached, load, zoo
-from channelscope.attacks import correct, image_generators, parse
+from channelscope.attacks import correct, image_generators, parse, thrifty
 from channelscope.checkpoints import Checkpoint, load_tensors
 from channelscope.cli import main
 from channelscope.data import Split, stratified
 from channelscope.data import load as load_data
 from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation
-from channelscope.evaluation.run import thrifty
 from channelscope.selection import Selective
 from channelscope.subjects import subjects_of
 from channelscope.training.recipes import name_of

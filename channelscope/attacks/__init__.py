@@ -1,6 +1,6 @@
 """Attacks on images in [0, 1]: frozen, configured callables (model, x, y) -> adversarial x."""
 
-from channelscope.attacks.adaptive import Detached, JointSweep, MaskFrozen, ProbeLoss, Transfer
+from channelscope.attacks.adaptive import Detached, JointSweep, MaskFrozen, ProbeLoss, Transfer, thrifty
 from channelscope.attacks.apgd import APGD
 from channelscope.attacks.ball import (
     Attack,
@@ -41,4 +41,5 @@ __all__ = [
     "image_generators",
     "is_right",
     "parse",
+    "thrifty",
 ]

@@ -205,3 +205,12 @@ class Transfer:
 
     def __str__(self) -> str:
         return f"{self.attack}:from-{self.name}"
+
+
+def thrifty(attack: Attack) -> Attack:
+    """Let an attack drop each image once it is broken, where the attack knows how to."""
+    if isinstance(attack, PGD) and attack.early_stop is None:
+        return dataclasses.replace(attack, early_stop=0)
+    if isinstance(attack, Detached):
+        return dataclasses.replace(attack, attack=thrifty(attack.attack))
+    return attack

@@ -17,13 +17,14 @@ from channelscope.comparison.subjects import Compared
 from channelscope.data import Dataset, Part, as_dataset, stratified
 from channelscope.distributed import is_first
 from channelscope.errors import UserError
-from channelscope.evaluation import Evaluation, default_eps, listed
+from channelscope.evaluation import Evaluation, listed
 from channelscope.evaluation.outcomes import Plan, outcomes
 from channelscope.evaluation.progress import Progress
 from channelscope.evaluation.suites import ball_of, norm_of
 from channelscope.measurement import measure
 from channelscope.stats import bootstrap_weights
-from channelscope.subjects import Network, subjects_of, widened
+from channelscope.subjects import Network, layers_by_label, subjects_of, widened
+from channelscope.training import default_eps
 
 __all__ = ["Comparison", "check_folder", "compare"]
 
@@ -94,7 +95,7 @@ def compare(
     if images is not None and images < 1:
         raise UserError(f"A comparison needs at least one image, not {images}.")
     subjects = subjects_of(models, methods or {}, device)
-    chosen = _layers(layers, [subject.label for subject in subjects])
+    chosen = layers_by_label(layers, [subject.label for subject in subjects])
     dataset = as_dataset(data)
     part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
     if reserved := {"all", "across"} & set(dataset.classes):
@@ -160,21 +161,6 @@ def _attack_further(compared: Sequence[Compared], part: Part, classes: int, plan
         item.measurement.hits.update(found[item.label].hits)
 
 
-def _layers(
-    layers: Sequence[str] | Mapping[str, Sequence[str]] | None, labels: Sequence[str]
-) -> dict[str, Sequence[str] | None]:
-    """Tell the layers to measure by label; None for the penultimate one."""
-    by_label = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(labels, layers)
-    if unknown := by_label.keys() - set(labels):
-        raise UserError(f"There is no model {min(unknown)!r} among {', '.join(labels)}.")
-    for names in by_label.values():
-        if isinstance(names, str) or (names is not None and not names):
-            raise UserError("Layers are given as a list of names, such as ['layer3', 'layer4'].")
-        if names and not all(names):
-            raise UserError("A layer's name is empty: 'channelscope layers' lists the names.")
-    return {label: by_label.get(label) for label in labels}
-
-
 def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack:
     if not isinstance(attack, str):
         if eps is not None:
@@ -185,4 +171,5 @@ def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack
             )
         ball_of([attack], attack.eps, norm_of(attack))
         return attack
-    return parse(attack, eps=default_eps(dataset, "2" if attack.endswith("-l2") else "inf") if eps is None else eps)
+    norm = "2" if attack.endswith("-l2") else "inf"
+    return parse(attack, eps=default_eps(dataset.name, norm) if eps is None else eps)

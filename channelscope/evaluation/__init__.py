@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from channelscope.attacks import Attack, Norm, called
-from channelscope.data import Dataset, as_dataset, stratified
+from channelscope.data import as_dataset, stratified
 from channelscope.distributed import is_first, wait
 from channelscope.errors import UserError
 from channelscope.evaluation.outcomes import Plan, outcomes
@@ -18,11 +18,9 @@ from channelscope.evaluation.results import Evaluation, check_folder
 from channelscope.evaluation.rows import assemble
 from channelscope.evaluation.suites import SUITES, ball_of
 from channelscope.subjects import Network, subjects_of, widened
-from channelscope.training import Recipe
+from channelscope.training import default_eps
 
-__all__ = ["SUITES", "Evaluation", "check_folder", "default_eps", "evaluate", "listed"]
-
-_L2_EPS = 0.5  # usual for CIFAR-10; a recipe's radius is of the L-inf norm
+__all__ = ["SUITES", "Evaluation", "check_folder", "evaluate", "listed"]
 
 
 def evaluate(
@@ -99,7 +97,7 @@ def evaluate(
     eps, norm = ball_of(listed(attacks), eps, norm)
     plan = Plan(
         attacks=listed(attacks),
-        eps=default_eps(dataset, norm) if eps is None else eps,
+        eps=default_eps(dataset.name, norm) if eps is None else eps,
         norm=norm,
         eps_sweep=tuple(eps_sweep),
         checks=checks,
@@ -130,11 +128,6 @@ def evaluate(
 def listed(attacks: str | Attack | Sequence[str | Attack]) -> tuple[str | Attack, ...]:
     """Give one or several attacks as several."""
     return (attacks,) if isinstance(attacks, str) or not isinstance(attacks, Sequence) else tuple(attacks)
-
-
-def default_eps(dataset: Dataset, norm: Norm) -> float:
-    """Give the radius of attacks whose radius is not named: that of the data set's recipe, of the L2 norm 0.5."""
-    return Recipe.suited_to(dataset.name).attack.eps if norm == "inf" else _L2_EPS
 
 
 def _labelled(models: Any) -> Any:

@@ -1,6 +1,5 @@
 """One network against its attacks: which images stand, batch by batch, going on where an earlier run was stopped."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks import PGD, Attack, Detached, NoGradient, called, correct, doubts, image_generators
+from channelscope.attacks import Attack, NoGradient, called, correct, doubts, image_generators, thrifty
 from channelscope.data import Part
 from channelscope.distributed import everyones, share
 from channelscope.errors import UserError
@@ -129,15 +128,6 @@ class Run:
             own = list(rows[start : start + self.batch_size])
             x, y = next(self.images.batches(len(own), like.device, torch.tensor(own)))
             yield own, x.to(like), y
-
-
-def thrifty(attack: Attack) -> Attack:
-    """Let an attack drop each image once it is broken, where the attack knows how to."""
-    if isinstance(attack, PGD) and attack.early_stop is None:
-        return dataclasses.replace(attack, early_stop=0)
-    if isinstance(attack, Detached):
-        return dataclasses.replace(attack, attack=thrifty(attack.attack))
-    return attack
 
 
 def _check_ball(attack: Attack, name: str, x: Tensor, x_adv: Tensor) -> None:

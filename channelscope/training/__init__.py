@@ -18,10 +18,10 @@ from channelscope.errors import UserError, suggest
 from channelscope.training.engine import train_epoch, validate
 from channelscope.training.job import Job
 from channelscope.training.logs import LOGS, logging
-from channelscope.training.recipes import METHODS, Recipe
+from channelscope.training.recipes import METHODS, Recipe, default_eps
 from channelscope.training.state import Diverged, State
 
-__all__ = ["LOGS", "METHODS", "Diverged", "Recipe", "recipe_for", "train"]
+__all__ = ["LOGS", "METHODS", "Diverged", "Recipe", "default_eps", "recipe_for", "train"]
 
 
 def train(

@@ -37,6 +37,7 @@ SETTINGS = (
     "svhn-resnet18",
     "fashion-mnist-resnet10",
 )
+_L2_EPS = 0.5  # usual for CIFAR-10; a recipe's radius is of the L-inf norm
 SUITED = {"digits": SETTINGS[0], "svhn": SETTINGS[4], "fashion-mnist": SETTINGS[5]}  # by data; others: CIFAR-10's
 _QUICK = (SETTINGS[0], SETTINGS[2])  # are fast as they are
 _IMPOSSIBLE = {("fashion-mnist-resnet10", "eas")}  # its place is the block before the last, and there is but one
@@ -241,6 +242,11 @@ def _path(name: str, paths: Mapping[tuple[str, ...], Any]) -> tuple[str, ...]:
         raise UserError(f"{name!r} may be {' or '.join('.'.join(path) for path in found)}: write it in full.")
     known = ["_".join(path) for path in paths] + [".".join(path) for path in paths] + [path[-1] for path in paths]
     raise UserError(f"A recipe has no setting {name!r}.{suggest(name, known)} 'channelscope recipes NAME' lists them.")
+
+
+def default_eps(data_name: str, norm: str = "inf") -> float:
+    """Give the radius of attacks whose radius is not named: that of the data set's recipe, of the L2 norm 0.5."""
+    return Recipe.suited_to(data_name).attack.eps if norm == "inf" else _L2_EPS
 
 
 def _spellings(path: tuple[str, ...]) -> set[str]:

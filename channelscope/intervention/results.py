@@ -1,0 +1,136 @@
+"""The result of an intervention: tidy frames, saved and loaded whole."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from channelscope import files
+from channelscope.errors import UserError
+from channelscope.files import read_table, replacing_folder
+
+# The frames' columns; those of numbers in the second tuple.
+COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "curves": (
+        ("model", "layer", "scorer", "curve", "order", "data"),
+        ("channels", "fraction", "accuracy", "low", "high"),
+    ),
+    "areas": (("model", "layer", "scorer", "order", "data"), ("area", "low", "high")),
+    "league": (("model", "layer", "scorer", "order", "data"), ("value", "low", "high", "rank")),
+    "verdicts": (
+        ("claim", "model", "layer", "scorer", "verdict", "statement"),
+        (
+            *("estimate", "low", "high"),
+            *("over_random", "over_random_low", "over_random_high"),
+            *("natural", "natural_low", "natural_high"),
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Interventions:
+    """What ``intervene`` found, as tidy frames; the figures are drawn from it alone, without networks.
+
+    Accuracies are fractions. data is "natural" or "adversarial"; order is "nr" (the most negatively relevant channels
+    first), "pr" (the most positively relevant first) or "random", whose scorer is "random" too.
+
+    Args:
+        curves: model, layer, scorer, curve ("deletion": so many channels are suppressed; "insertion": all but so many
+            are), order, data, channels, their fraction of the layer's -> accuracy, low, high. What the first channels
+            of one order insert, the last of the opposite order have left: the insertion curves are the deletion
+            curves, read from the other end.
+        areas: model, layer, scorer, order, data -> area under the deletion curve, in [0, 1], low, high. That under the
+            insertion curve of the opposite order is the same.
+        league: model, layer, scorer, order, data -> value, low, high, rank: how far the deletion curve lies from the
+            random one on the side where a true ranking puts it, as an area: above it for "nr", below it for "pr", and
+            the mean of the two for "both". The higher, the truer; rank 1 is the highest of the scorers.
+        verdicts: "C4 by intervention", model, layer, scorer -> verdict, statement; estimate: the change of the robust
+            accuracy; over_random: what it is beyond that of random suppression; natural: the change of the natural
+            accuracy; each with low and high.
+        meta: settings, seed, versions, data fingerprint and the models' descriptions, as plain values.
+    """
+
+    curves: pd.DataFrame
+    areas: pd.DataFrame
+    league: pd.DataFrame
+    verdicts: pd.DataFrame
+    meta: dict[str, Any]
+
+    def save(self, folder: Path | str) -> Path:
+        """Write tables (CSV), ``meta.json`` and figures (PDF, PNG) into a folder.
+
+        Earlier interventions there are replaced, when the new ones are complete.
+
+        Raises:
+            UserError: where the folder holds something else, or cannot be written.
+        """
+        folder = Path(folder).resolve()
+        check_folder(folder)
+        with replacing_folder(folder) as temporary:
+            for name in COLUMNS:
+                getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
+            (temporary / "meta.json").write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+            _plots().draw(self, temporary / "figures")
+        return folder
+
+    def plot_curves(self, layer: str | None = None, scorer: str | None = None) -> Figure:
+        """Draw accuracy against the share of a layer's channels that is suppressed, a panel for each model.
+
+        Args:
+            layer: one of the layers; None for the last of each model.
+            scorer: one of the scorers; None for the first.
+        """
+        return _plots().curves(self, layer, scorer)
+
+    def plot_league(self, layer: str | None = None) -> Figure:
+        """Draw how true each scorer's ranking is, a panel for each model."""
+        return _plots().league(self, layer)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read interventions that ``save`` wrote.
+
+        Raises:
+            UserError: for a folder that is missing, damaged or holds no interventions.
+        """
+        folder = Path(folder)
+        if not (folder / "meta.json").is_file() or not (folder / "league.csv").is_file():
+            raise UserError(f"{folder} holds no interventions: name a folder that 'channelscope intervene' wrote.")
+        try:
+            frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
+            meta = json.loads((folder / "meta.json").read_text("utf-8"))
+            _check(frames, meta)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"The interventions in {folder} are damaged ({reason}): intervene again.") from error
+        return cls(**frames, meta=meta)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but earlier interventions."""
+    files.check_folder(folder, {f"{name}.csv" for name in COLUMNS} | {"meta.json"}, {"figures"})
+
+
+def _plots() -> ModuleType:
+    import channelscope.plots.interventions as plots
+
+    return plots
+
+
+def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
+    """Check that tables and settings are of the same networks; raises anything where they are not."""
+    models = set(meta["models"])
+    if any(set(frame["model"]) != models for frame in frames.values()):
+        raise ValueError("the tables are of other models")
+    if not all(known["layers"] and {"method", "arch"} <= known.keys() for known in meta["models"].values()):
+        raise ValueError("meta.json does not describe its models")
+    if not all(isinstance(meta[name], int | float) for name in ("eps", "level", "replicates", "seed")):
+        raise ValueError("meta.json has settings of another kind")
+    if not isinstance(meta["attack"], str) or not isinstance(meta["ranked_on"]["part"], str):
+        raise ValueError("meta.json has settings of another kind")

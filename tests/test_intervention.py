@@ -1,0 +1,420 @@
+"""Interventions: networks whose answer is known, a naive loop, and what must always hold."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import trapezoid
+from torch import Tensor, nn
+
+import channelscope as cs
+import reference
+from channelscope.attacks import PGD
+from channelscope.data import Dataset, Split
+from channelscope.errors import UserError
+from channelscope.intervention import Interventions
+from channelscope.intervention.results import COLUMNS
+from channelscope.intervention.run import Run
+from channelscope.intervention.suppression import Plan, Suppressed
+from networks import CLASSES, gated, images, plain, unchanged
+
+ATTACK = PGD(eps=0.1, steps=4, random_start=False)
+QUICK: dict[str, Any] = {"attack": ATTACK, "replicates": 30, "progress": False, "random": 2}
+
+
+def lively(model: nn.Module, linear: nn.Linear) -> nn.Module:
+    """Let an untrained network answer with all of its classes, and hardly sure of any."""
+    x, _ = images(60)
+    with torch.no_grad():
+        linear.bias -= model(x).mean(0)
+    return model.eval()
+
+
+def small() -> nn.Sequential:
+    """Make the smallest CNN, lively."""
+    torch.manual_seed(0)
+    network = plain()
+    lively(network, network[-1])
+    return network
+
+
+class Pixels(nn.Module):
+    """A network whose channels are its pixels, less a threshold: logits = W relu(x - t) + b."""
+
+    def __init__(self, weight: list[list[float]], bias: list[float], thresholds: list[float]) -> None:
+        super().__init__()
+        self.features, self.linear = nn.ReLU(), nn.Linear(len(thresholds), len(bias))
+        self.linear.weight.data, self.linear.bias.data = torch.tensor(weight), torch.tensor(bias)
+        self.register_buffer("thresholds", torch.tensor(thresholds))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.features(x.flatten(1) - self.thresholds))
+
+
+def of_pixels(rows: list[list[float]], labels: list[int], classes: int) -> Dataset:
+    """Make data of images whose pixels are given, twice: to rank the channels on, and to judge."""
+    split = Split(torch.tensor(rows).view(len(rows), 1, 1, -1), torch.tensor(labels))
+    return Dataset("pixels", tuple(f"class {k}" for k in range(classes)), test=split, val=split)
+
+
+def accuracies(found: Interventions, order: str, data: str, curve: str = "deletion", **wanted: str) -> list[float]:
+    """Read a curve's accuracies, from no channel to all of them."""
+    rows = found.curves
+    for column, value in {"order": order, "data": data, "curve": curve, **wanted}.items():
+        rows = rows[rows[column] == value]
+    return rows.sort_values("channels")["accuracy"].tolist()
+
+
+# ---------------------------------------------------------------- networks whose answer is known
+
+
+def decided_by_one() -> tuple[nn.Module, Dataset]:
+    """Channel j alone decides class j, and the attack is too weak to change that."""
+    rows = [[1.0 if c == k else 0.2 for c in range(4)] for k in range(4)]
+    network = Pixels((10 * torch.eye(4)).tolist(), [0.0] * 4, [0.0] * 4)
+    return network, of_pixels(rows * 3, [0, 1, 2, 3] * 3, 4)
+
+
+@pytest.mark.parametrize("relevant_to", ["answer", "label"])
+def test_channel_that_alone_decides_the_class_kills_it_at_once_and_the_others_change_nothing(relevant_to: str) -> None:
+    network, data = decided_by_one()
+    found = cs.intervene(
+        {"net": network}, data, layers=["features"], fractions=[0.25, 0.5, 0.75], relevant_to=relevant_to, **QUICK
+    )
+    for kind in ("natural", "adversarial"):
+        assert accuracies(found, "nr", kind) == [1, 1, 1, 1, 0.25]  # without any channel, the answer is the first class
+        assert accuracies(found, "pr", kind) == [1, 0, 0, 0, 0.25]
+        assert accuracies(found, "pr", kind, "insertion") == [0.25, 1, 1, 1, 1]
+        assert accuracies(found, "nr", kind, "insertion") == [0.25, 0, 0, 0, 1]
+    areas = found.areas.set_index(["order", "data"])["area"]
+    assert areas["nr", "natural"] == pytest.approx(0.75 + 0.25 * 0.625)
+    assert areas["pr", "natural"] == pytest.approx(0.25 * 0.5 + 0.25 * 0.125)
+    league = found.league.set_index(["order", "data"])["value"]
+    assert league["both", "natural"] == pytest.approx((areas["nr", "natural"] - areas["pr", "natural"]) / 2)
+    assert (league > 0).all()
+
+
+def harmed_by_one(third: list[float]) -> tuple[nn.Module, Dataset]:
+    """Pixel 0 tells classes 0 and 1; pixel 1, which hardly exceeds its threshold, pushes both below class 2."""
+    network = Pixels([[-1.0, -30.0], [1.0, -30.0], third], [1.0, 0.0, 0.0], [0.0, 0.4])
+    return network, of_pixels([[0.2, 0.41], [0.8, 0.41]] * 12, [0, 1] * 12, 3)
+
+
+def test_without_a_harmful_channel_robust_accuracy_rises_to_a_known_value() -> None:
+    network, data = harmed_by_one(third=[0.0, -1.0])
+    found = cs.intervene({"net": network}, data, layers=["features"], fractions=[0.5], **QUICK)
+    assert accuracies(found, "nr", "natural") == [1, 1, 0.5]
+    assert accuracies(found, "nr", "adversarial") == [0, 1, 0.5]
+    (verdict,) = found.verdicts.itertuples()
+    assert verdict.estimate == 1
+    assert verdict.claim == "C4 by intervention"
+    assert verdict.verdict == "inconclusive"  # every image says the same: the interval has no width
+
+
+def test_attack_that_changes_the_answer_changes_what_is_suppressed() -> None:
+    """The harmful channel speaks for class 2: as the attacked network answers 2, it is that class's NR that go."""
+    network, data = harmed_by_one(third=[-1.0, 30.0])
+    extra = of_pixels([[0.2, 0.41], [0.8, 0.41], [0.0, 1.0]], [0, 1, 2], 3)
+    data = dataclasses.replace(data, val=extra.val)
+    honest = cs.intervene({"net": network}, data, layers=["features"], fractions=[0.5], **QUICK)
+    assert accuracies(honest, "nr", "natural") == [1, 1, 0.5]
+    assert accuracies(honest, "nr", "adversarial") == [0, 0, 0.5]
+    oracle = cs.intervene({"net": network}, data, layers=["features"], fractions=[0.5], relevant_to="label", **QUICK)
+    assert accuracies(oracle, "nr", "adversarial") == [0, 1, 0.5]
+    (verdict,) = oracle.verdicts.itertuples()
+    assert verdict.verdict == "inconclusive"
+    assert verdict.statement.endswith("No verdict, as the labels of the images chose the channels.")
+
+
+def test_verdict_follows_the_interval_of_the_change() -> None:
+    """Half of the images are broken by the harmful channel alone, half by the other too: the gain has an interval."""
+    network, _ = harmed_by_one(third=[0.0, -1.0])
+    mixed = of_pixels([[0.2, 0.41], [0.45, 0.41]] * 30, [0] * 60, 3)
+    found = cs.intervene({"net": network}, mixed, layers=["features"], fractions=[0.5], **QUICK)
+    assert accuracies(found, "nr", "adversarial") == [0, 0.5, 1]
+    (verdict,) = found.verdicts.itertuples()
+    assert verdict.verdict == "supported"
+    assert (verdict.estimate, verdict.natural) == (0.5, 0)
+    assert 0.2 < verdict.low < 0.5 < verdict.high < 0.8
+    assert verdict.statement.startswith(
+        "Suppressing 50.0% of the channels of features, the most negatively relevant by gradient, without retraining "
+        "changes the robust accuracy of net by +50.0 [+"
+    )
+
+
+def test_points_that_suppress_more_than_the_nr_channels_have_no_say() -> None:
+    network, data = harmed_by_one(third=[0.0, 0.0])  # class 2 has no images: its relevance is [0, -30], their mean
+    found = cs.intervene({"net": network}, data, layers=["features"], fractions=[0.75], **QUICK)
+    (verdict,) = found.verdicts.itertuples()
+    assert verdict.verdict == "inconclusive"
+    assert np.isnan(verdict.estimate)
+    assert "66.7% of the channels of features in net are negatively relevant" in verdict.statement
+    assert found.meta["models"]["net"]["nr_share"] == {"features": {"gradient": 4 / 6}}
+
+
+# ---------------------------------------------------------------- a naive loop
+
+
+@pytest.mark.parametrize("relevant_to", ["answer", "label"])
+@pytest.mark.parametrize("order", ["nr", "pr", "random"])
+def test_images_that_stand_are_those_of_the_naive_loop(order: str, relevant_to: str) -> None:
+    network, (x, _) = small().double(), images(8)
+    with torch.no_grad():
+        y = network(x.double()).argmax(1)
+    y[::4] = (y[::4] + 1) % CLASSES
+    relevance = torch.randn(CLASSES, 6, generator=torch.Generator().manual_seed(2))
+    plan = Plan.of({"bn1": {"gradient": relevance}}, [0.2, 0.5], 1, seed=0)
+    assert plan.counts["bn1"] == [0, 1, 3, 6]
+    attack = PGD(eps=0.02, step=0.01, steps=3, random_start=False)
+    run = Run(network=network, attack=attack, relevant_to=relevant_to, batch_size=4, seed=0)
+    stood = run.outcomes(Split(x, y), plan, lambda _: None)
+    ranking = next(one for one in plan.rankings if one.order == order)
+    if order != "random":
+        sign = 1 if order == "nr" else -1
+        assert ranking.channels.tolist() == [sorted(range(6), key=lambda c: sign * row[c]) for row in relevance]
+    for count in plan.counts["bn1"]:
+        natural, robust = reference.intervened(
+            network[:2],
+            network[2:],
+            x.double(),
+            y,
+            ranking.channels.tolist(),
+            count,
+            eps=0.02,
+            step=0.01,
+            steps=3,
+            oracle=relevant_to == "label",
+        )
+        found = stood[plan.point(ranking, count)]
+        assert (found.natural.tolist(), found.adversarial.tolist()) == (natural, robust)
+        if count == 0:
+            assert True in robust
+            assert robust != natural
+
+
+# ---------------------------------------------------------------- what must always hold
+
+
+def drawn() -> tuple[dict[str, nn.Module], Dataset]:
+    """Make two networks, and images that either is right about half of."""
+    torch.manual_seed(0)
+    gates = gated()
+    networks = {"plain": small(), "gated": lively(gates, gates.cnn.linear)}
+    (x, y), (others, labels) = images(24), images(15)
+    with torch.no_grad():
+        for start, network in enumerate(networks.values()):
+            y[start::2] = network(x).argmax(1)[start::2]
+    return networks, Dataset("drawn", tuple("abcde"), test=Split(x, y), val=Split(others.flip(0), labels))
+
+
+@pytest.fixture(scope="module")
+def found() -> Interventions:
+    networks, data = drawn()
+    return cs.intervene(
+        networks,
+        data,
+        layers={"plain": ["bn1", "relu2"], "gated": ["layer4.0"]},
+        scorers=["gradient", "gradient-x-activation"],
+        methods={"gated": "cifs"},
+        fractions=[0.3, 0.6],
+        **QUICK | {"attack": PGD(eps=0.1, steps=2)},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(found: Interventions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return found.save(tmp_path_factory.mktemp("saved") / "interventions")
+
+
+def test_no_suppression_is_the_plain_accuracy_and_of_all_the_constant_answer(found: Interventions) -> None:
+    networks, data = drawn()
+    x, y = next(data.test.batches(len(data.test)))
+    deleted = found.curves[(found.curves["curve"] == "deletion") & (found.curves["data"] == "natural")]
+    for name, network in networks.items():
+        untouched = deleted[(deleted["model"] == name) & (deleted["channels"] == 0)]
+        with torch.no_grad():
+            assert (untouched["accuracy"] == float((network(x).argmax(1) == y).double().mean())).all()
+    of_all = deleted[(deleted["layer"] == "relu2") & (deleted["fraction"] == 1)]
+    constant = int(networks["plain"].linear.bias.argmax())
+    assert (of_all["accuracy"] == float((y == constant).double().mean())).all()
+
+
+def test_insertion_is_deletion_from_the_other_end(found: Interventions) -> None:
+    opposite = {"nr": "pr", "pr": "nr", "random": "random"}
+    deleted, inserted = (found.curves[found.curves["curve"] == kind].copy() for kind in ("deletion", "insertion"))
+    inserted["order"] = inserted["order"].map(opposite)
+    inserted["fraction"] = 1 - inserted["fraction"]
+    keys = ["model", "layer", "scorer", "order", "data", "fraction"]
+    for frame in (deleted, inserted):
+        frame["fraction"] = frame["fraction"].round(9)
+    values = ["accuracy", "low", "high"]
+    pd.testing.assert_frame_equal(
+        deleted.sort_values(keys)[keys + values].reset_index(drop=True),
+        inserted.sort_values(keys)[keys + values].reset_index(drop=True),
+    )
+
+
+def test_areas_and_league_follow_from_the_curves(found: Interventions) -> None:
+    keys = ["model", "layer", "scorer", "order", "data"]
+    deleted = found.curves[found.curves["curve"] == "deletion"]
+    areas = {key: trapezoid(rows["accuracy"], rows["fraction"]) for key, rows in deleted.groupby(keys)}
+    for row in found.areas.itertuples():
+        assert row.area == pytest.approx(areas[row.model, row.layer, row.scorer, row.order, row.data])
+    for row in found.league.itertuples():
+        of = {order: areas[row.model, row.layer, row.scorer, order, row.data] for order in ("nr", "pr")}
+        random = areas[row.model, row.layer, "random", "random", row.data]
+        leads = {"nr": of["nr"] - random, "pr": random - of["pr"], "both": (of["nr"] - of["pr"]) / 2}
+        assert row.value == pytest.approx(leads[row.order])
+    for _, rows in found.league.groupby(["model", "layer", "order", "data"]):
+        assert sorted(rows["value"], reverse=True) == rows.sort_values("rank")["value"].tolist()
+        assert rows["rank"].min() == 1
+
+
+def test_intervals_contain_the_estimates(found: Interventions) -> None:
+    for frame, value in ((found.curves, "accuracy"), (found.areas, "area"), (found.league, "value")):
+        assert ((frame["low"] <= frame[value]) & (frame[value] <= frame["high"])).all()
+    judged = found.verdicts.dropna(subset=["estimate"])
+    assert len(judged)
+    assert ((judged["low"] <= judged["estimate"]) & (judged["estimate"] <= judged["high"])).all()
+    assert found.curves[["accuracy", "low", "high"]].stack().between(0, 1).all()
+
+
+def test_robust_images_are_right_as_they_are(found: Interventions) -> None:
+    keys = ["model", "layer", "scorer", "curve", "order", "channels"]
+    both = found.curves.pivot(index=keys, columns="data", values="accuracy")
+    assert (both["adversarial"] <= both["natural"] + 1e-12).all()
+    assert (both["adversarial"] < both["natural"]).any()
+
+
+def test_random_curves_do_not_depend_on_the_scorers() -> None:
+    x, y = images(12)
+    options = {"layers": ["bn1"], "fractions": [0.5], **QUICK}
+    one, other = (
+        cs.intervene({"net": small()}, (x, y), scorers=[scorer], **options) for scorer in ("gradient", "grad-cam")
+    )
+    random = [frame.curves[frame.curves["scorer"] == "random"].reset_index(drop=True) for frame in (one, other)]
+    assert random[0]["accuracy"].nunique() > 2
+    pd.testing.assert_frame_equal(*random)
+
+
+def test_batches_and_their_order_do_not_matter() -> None:
+    x, y = images(12)
+    network = small()
+    options = {"layers": ["relu2"], "fractions": [0.5], **QUICK | {"attack": PGD(eps=0.05, steps=2)}}
+    whole = cs.intervene({"net": network}, (x, y), **options)
+    pd.testing.assert_frame_equal(whole.curves, cs.intervene({"net": network}, (x, y), batch_size=5, **options).curves)
+
+
+def test_gated_networks_and_images_that_rank_and_are_judged_are_told_of(found: Interventions) -> None:
+    by_model = found.verdicts.groupby("model")["statement"].apply(list)
+    assert all(statement.endswith("No attack made for gates was run.") for statement in by_model["gated"])
+    assert not any("gates" in statement for statement in by_model["plain"])
+    assert found.meta["ranked_on"] == {"part": "val", "images": 15}
+    x, y = images(12)
+    alone = cs.intervene({"net": small()}, (x, y), layers=["bn1"], fractions=[0.5], **QUICK)
+    assert alone.meta["ranked_on"] == {"part": "test", "images": 12}
+    assert "ranked on the very images that are judged" in alone.verdicts["statement"][0]
+
+
+def test_penultimate_layer_is_the_default_and_networks_are_left_as_found() -> None:
+    network, (x, y) = small(), images(12)
+    with unchanged(network):
+        found = cs.intervene({"net": network}, (x, y), fractions=[0.5], **QUICK)
+    assert found.meta["models"]["net"]["layers"] == ["relu2"]
+
+
+def test_suppressed_network_follows_its_own_answer() -> None:
+    network, (x, _) = plain(), images()
+    masks = torch.rand(CLASSES, 8) < 0.5
+    with torch.no_grad():
+        answers = network(x).argmax(1)
+        logits = Suppressed(network, "relu2", masks)(x)
+        for i, answer in enumerate(answers.tolist()):
+            with cs.ablated(network, {"relu2": masks[answer]}):
+                torch.testing.assert_close(logits[i : i + 1], network(x[i : i + 1]))
+
+
+@given(
+    relevance=st.integers(2, 5).flatmap(
+        lambda k: st.integers(2, 9).flatmap(
+            lambda c: st.lists(st.lists(st.integers(-2, 2), min_size=c, max_size=c), min_size=k, max_size=k)
+        )
+    ),
+    fractions=st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4),
+)
+def test_rankings_are_orders_of_all_channels_and_masks_grow(relevance: list[list[int]], fractions: list[float]) -> None:
+    values = torch.tensor(relevance, dtype=torch.float32)
+    classes, channels = values.shape
+    plan = Plan.of({"layer": {"gradient": values}}, fractions, 2, seed=3)
+    counts = plan.counts["layer"]
+    assert counts == sorted(set(counts))
+    assert (counts[0], counts[-1]) == (0, channels)
+    by_order = {ranking.order: ranking for ranking in plan.rankings}
+    assert (values.gather(1, by_order["nr"].channels).diff(dim=1) >= 0).all()
+    assert torch.equal(by_order["pr"].channels, by_order["nr"].channels.flip(1))
+    for ranking in plan.rankings:
+        assert ranking.channels.sort(1).values.tolist() == [list(range(channels))] * classes
+        before = ranking.masks(0)
+        assert not before.any()
+        for count in counts[1:]:
+            masks = ranking.masks(count)
+            assert (masks.sum(1) == count).all()
+            assert (masks | ~before).all()
+            before = masks
+    assert len(plan.points) == 2 + 4 * (len(counts) - 2)
+
+
+# ---------------------------------------------------------------- files and mistakes
+
+
+def test_what_is_saved_is_what_is_loaded(found: Interventions, folder: Path) -> None:
+    again = Interventions.load(folder)
+    assert again.meta == found.meta
+    for name in COLUMNS:
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name), check_dtype=False)
+
+
+def test_other_folders_and_damaged_ones_are_refused(found: Interventions, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        found.save(tmp_path)
+    with pytest.raises(UserError, match="holds no interventions"):
+        Interventions.load(tmp_path)
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    meta = json.loads((damaged / "meta.json").read_text())
+    (damaged / "meta.json").write_text(json.dumps(meta | {"models": {"other": {}}}))
+    with pytest.raises(UserError, match="damaged"):
+        Interventions.load(damaged)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"fractions": []}, "name at least one"),
+        ({"fractions": [1.5]}, "between 0 and 1"),
+        ({"random": 0}, "at least one"),
+        ({"relevant_to": "truth"}, "answer or the label, not to the truth"),
+        ({"scorers": "gradient"}, "as a list of names"),
+        ({"scorers": ["tea leaves"]}, "no scorer 'tea leaves'"),
+        ({"layers": ["conv9"]}, "no layer 'conv9'"),
+        ({"layers": "conv1"}, "as a list of names"),
+        ({"replicates": 3}, "at least 20 replicates"),
+        ({"seed": -1}, "seed lies between"),
+        ({"attack": "pgd"}, "no attack 'pgd'"),
+        ({"attack": ATTACK, "eps": 0.1}, "has its own eps"),
+        ({"attack": 3}, "an attack is a name"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_does_not_fit_is_said_in_a_sentence(options: dict[str, Any], words: str) -> None:
+    x, y = images(12)
+    with pytest.raises(UserError, match=f"(?i){words}"):
+        cs.intervene({"net": small()}, (x, y), **{"progress": False, **options})
