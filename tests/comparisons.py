@@ -1,6 +1,6 @@
 """Small synthetic comparisons for the tests of the figures and of the page."""
 
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,6 @@ _EMPTY = (
     "confusion",
     "decay",
     "differences",
-    "masks",
-    "spread",
-    "leakage",
-    "matching",
-    "matched",
     "excitation",
 )
 # By model: how far an attack moves the magnitudes, how closely they follow the relevance, natural and worst accuracy.
@@ -84,6 +79,48 @@ def _gates(models: tuple[str, ...], layers: tuple[str, ...], epochs: int) -> pd.
     return pd.DataFrame(rows, columns=["model", "layer", "epoch", *GATE_LOG])
 
 
+def _in_use(
+    rng: np.random.Generator, models: tuple[str, ...], layers: tuple[str, ...], classes: tuple[str, ...], channels: int
+) -> dict[str, pd.DataFrame]:
+    """Masks, their spread and label leakage, of gates at these layers in every model."""
+    frames: dict[str, list[dict[str, Any]]] = {"masks": [], "spread": [], "leakage": []}
+
+    def add(name: str, value: float, **where: Any) -> None:
+        frames[name].append({**where, "value": value, "low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)})
+
+    for model, data in product(models if layers else (), ("natural", "adversarial")):
+        for name in ("accuracy", "accuracy_true", "accuracy_wrong", "follows_wrong", "follows_untold"):
+            add("leakage", float(rng.random()), model=model, layer="", data=data, measure=name)
+        for layer in layers:
+            where = {"model": model, "layer": layer, "data": data}
+            for name in ("readable", "readable_true", "chance"):
+                add("leakage", float(rng.random()), **where, measure=name)
+            for name in ("all", *classes):
+                add("spread", float(rng.random()), **where, **{"class": name})
+            signed = rng.normal(0 if layer.endswith("0") else 1, 0.2, (len(classes), channels))
+            for (k, channel), mask in np.ndenumerate(signed):
+                frames["masks"].append({**where, "class": classes[k], "channel": channel, "mask": mask})
+    return {name: tidy(name, rows) for name, rows in frames.items()}
+
+
+def _matches(
+    rng: np.random.Generator, models: tuple[str, ...], layers: tuple[str, ...], channels: int
+) -> dict[str, pd.DataFrame]:
+    """CKA of each two models' layers, and their channels matched in some order."""
+    frames: dict[str, list[dict[str, Any]]] = {"matching": [], "matched": []}
+    for model, other in combinations(models, 2):
+        for layer, other_layer in product(layers, layers):
+            where = {"model": model, "layer": layer, "other": other, "other_layer": other_layer}
+            cka = float(rng.random())
+            frames["matching"].append({**where, "cka": cka, "low": cka - 0.05, "high": min(1.0, cka + 0.05)})
+            if layer == other_layer:
+                correlations = np.sort(rng.random(channels))[::-1]
+                for pair in zip(rng.permutation(channels), rng.permutation(channels), correlations, strict=True):
+                    columns = ("channel", "other_channel", "correlation")
+                    frames["matched"].append({**where, **dict(zip(columns, pair, strict=True))})
+    return {name: tidy(name, rows) for name, rows in frames.items()}
+
+
 def _verdicts(models: tuple[str, ...]) -> pd.DataFrame:
     cases = (("C1", "supported", 0.31), ("C2", "not supported", -0.04), ("C3", "inconclusive", 0.12))
     rows = [
@@ -129,9 +166,10 @@ def synthetic(
     epochs: int = 12,
     count: int = 100,
     gates: tuple[str, ...] = (),
+    whole: bool = False,
 ) -> Comparison:
     """Frames as a comparison has them, drawn from a fixed seed; the classes in `empty` have no images, and the
-    layers in `gates` have gates of CIFS in every model."""
+    layers in `gates` have gates of CIFS in every model. With `whole` these are seen in use, and the models matched."""
     rng = np.random.default_rng(0)
     activations: list[pd.DataFrame] = []
     alignment: list[dict[str, Any]] = []
@@ -180,6 +218,8 @@ def synthetic(
         verdicts=_verdicts(models),
         training=_training(models, epochs),
         gates=_gates(models, gates, epochs),
+        **_in_use(np.random.default_rng(1), models, gates if whole else (), classes, channels),
+        **_matches(np.random.default_rng(2), models if whole else (), layers, channels),
         **{name: tidy(name, []) for name in _EMPTY},
         arrays={"labels": np.repeat(np.arange(len(classes)), count)},
         meta=_meta(models, classes, layers, count * (len(classes) - len(empty))),

@@ -34,10 +34,11 @@ HARD = {
         ("only",), ("a", "b"), channels=1, epochs=1, gates=("1",)
     ),
     "odd and long names": synthetic(
-        ("a model with a very long name $x_1$", "at"), ODD_CLASSES, (LONG,), gates=(LONG, "x$_1$")
+        ("a model with a very long name $x_1$", "at"), ODD_CLASSES, (LONG,), gates=(LONG, "x$_1$"), whole=True
     ),
     "one class with images": synthetic(("nat", "at"), ("a", "b", "c"), empty=("a", "c")),
-    "a thousand channels": synthetic(("nat",), ("a", "b"), channels=1000),
+    "a thousand channels": synthetic(("nat", "at"), ("a", "b"), channels=1000, gates=("layer4",), whole=True),
+    "many layers": synthetic(("nat", "at"), ("a", "b"), tuple(f"layer{i}.conv" for i in range(9)), whole=True),
     "many classes and models": synthetic(
         ("nat", "at", "cifs", "cas"), tuple(f"class number {i}" for i in range(60)), gates=("layer4",)
     ),
@@ -403,7 +404,7 @@ def test_titles_and_legend_do_not_overlap(hard: dict[str, Figure]) -> None:
             figure._suptitle,
             *(axis.label for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)),
         ]
-        parts = [*(text for text in texts if text.get_text()), figure.legends[0]]
+        parts = [*(text for text in texts if text.get_text()), *figure.legends]
         boxes = [part.get_window_extent().padded(-1) for part in parts]
         assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])], name
 

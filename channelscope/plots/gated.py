@@ -18,7 +18,7 @@ from channelscope.plots.paper import COLOURS, styled
 
 MEAN = "all images"
 _NO_GATES = "No model of this comparison has gates with masks: compare one of CIFS or CAS."
-_CHANCE: dict[str, Any] = {"color": "0.35", "marker": "|", "linestyle": "none", "markersize": 9}
+_CHANCE: dict[str, Any] = {"color": "0.35", "marker": "|", "linestyle": "none", "markersize": 6}
 
 
 def masks_data(comparison: Comparison, model: str, gate: str) -> pd.DataFrame:
@@ -159,7 +159,7 @@ def _asked(comparison: Comparison, model: str) -> list[tuple[str, str, str, str]
     network, gates = _NETWORK, [layer for layer in measured["layer"].unique() if layer]
     lines = [(words, "", measure, chance) for words, measure, chance in network] if "" in set(measured["layer"]) else []
     for layer in gates:
-        lines.append((f"class read from {frames.short_layer(layer)}'s mask", layer, "", ""))
+        lines.append((f"class read: mask at {frames.short_layer(layer, 12)}", layer, "", ""))
         known = set(frames.rows(measured, layer=layer)["measure"])
         lines += [(words, layer, measure, chance) for words, measure, chance in _MASK if measure in known]
     return lines
@@ -179,7 +179,7 @@ def leakage(comparison: Comparison) -> Figure:
     figure, axes = grid(len(models), 1, float(np.mean(heights)), 1.0, sharex=True, height_ratios=heights)
     for ax, model in zip(axes[:, 0], models, strict=True):
         _lines(ax, frames.rows(drawn, model=model))
-        ax.set_title(frames.short(model, 30), loc="left", weight="bold")
+        ax.set_title(frames.short(model, 24), loc="left", weight="bold")
     in_percent(axes[-1, 0], "share of the images", "x")
     axes[-1, 0].set_xlim(-0.03, 1.03)
     title(figure, "Do gates leak the label? What is answered when gates are told a class")
@@ -200,7 +200,7 @@ def _lines(ax: Axes, drawn: pd.DataFrame) -> None:
     ax.set_yticks(words["place"], words["words"])
     for label, measure in zip(ax.get_yticklabels(), words["measure"], strict=True):
         label.set_fontstyle("normal" if measure else "italic")
-    for place in words.loc[words["measure"] == "", "place"]:
+    for place in words.loc[words["measure"] == "", "place"][1:]:
         ax.axhline(place - 0.5, color="0.85", linewidth=0.6)
     ax.set_ylim(words["place"].max() + 0.5, -0.5)
     ax.grid(axis="x", color="0.92", linewidth=0.5)

@@ -118,7 +118,7 @@ def matched_channels(comparison: Comparison, model: str, other: str, layer: str)
     """
     drawn = matched_channels_data(comparison, model, other, layer)
     named = drawn[drawn["numbered"]]
-    heights = (1.7, 0.4 + 0.13 * len(named))
+    heights = (1.7, 0.4 + 0.13 * max(2, len(named)))
     figure, axes = grid(2, 1, sum(heights) / 2, 1.1, height_ratios=heights)
     one, two = frames.short(model, 16), frames.short(other, 16)
     _pairs_of_channels(axes[0, 0], drawn)
@@ -157,6 +157,8 @@ def _pairs_of_channels(ax: Axes, drawn: pd.DataFrame) -> None:
 def _differences(ax: Axes, named: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
     if named.empty:
         empty(ax, "no channel is moved less in the other model")
+        ax.set_yticks([])
+        return
     places = range(len(named))
     ax.hlines(places, named["change"], named["other_change"], color="0.8", linewidth=1)
     for column, look in zip(("change", "other_change"), looks.values(), strict=True):
