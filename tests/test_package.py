@@ -78,5 +78,10 @@ def test_recipes_templates_and_types_come_along() -> None:
 
     package = files("channelscope")
     recipes = ("settings/cifar10-resnet18", "methods/cifs", "fast", "sweeps")
-    for name in ("py.typed", "templates/report.html.j2", *(f"recipes/{recipe}.toml" for recipe in recipes)):
+    for name in (
+        "py.typed",
+        "report/templates/report.html.j2",
+        "report/templates/report.js",
+        *(f"recipes/{recipe}.toml" for recipe in recipes),
+    ):
         assert package.joinpath(name).is_file()

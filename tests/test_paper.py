@@ -18,7 +18,8 @@ from matplotlib.text import Text
 
 from channelscope import plots
 from channelscope.plots import paper, tex
-from channelscope.plots.catalogue import KINDS, SECTIONS
+from channelscope.plots.catalogue import KINDS
+from channelscope.report import SECTIONS
 from comparisons import synthetic
 from pictures import mistake
 

@@ -19,13 +19,6 @@ from channelscope.files import replacing
 from channelscope.plots import drawing, frames, gated, matching, paper, robustness, seen, tex
 
 EVERY_CLASS = 10  # up to so many classes each has its own figures; beyond, the five most and the five least robust
-SECTIONS = {
-    "claims": "The claims",
-    "network": "The whole network",
-    "gates": "Gates",
-    "models": "Between models",
-    "training": "Training",
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ class Kind:
         caption: plain words. It may have {class_name}, {model} and whatever else the subject's arguments are called,
             {extremes} (the most and the least robust class), and the sentences {layers}, {adversarial} (the attack on
             the activations), {robust} (the attacks behind robust accuracy) and {bars} (the intervals).
-        section: where it stands, see SECTIONS.
+        section: where the page and the gallery have it: claims, network, gates, models or training.
         claims: those on which it bears.
         frame: the comparison's frame without whose rows there is no such figure.
         subjects: what single figures of the kind are about.

@@ -1,0 +1,134 @@
+"""A comparison as one page of HTML that needs nothing else: pictures inside, no network."""
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from channelscope.comparison import Comparison
+from channelscope.errors import UserError
+from channelscope.files import replacing
+from channelscope.report import tables, words
+
+TEMPLATES = Path(__file__).parent / "templates"
+# What figures and tables are sorted into, in the page's order: title, and what there is to see.
+SECTIONS = {
+    "claims": ("Evidence for the claims", "What the verdicts rest on, and the classes and channels behind it."),
+    "network": ("The whole network", "What an attack does to single channels, answers and layers."),
+    "gates": ("Gates", "What gates do to channels, and what they let know of the label."),
+    "models": ("Between models", "What differs between two models on the same images, and which parts correspond."),
+    "training": ("Training", "How the networks came to be."),
+}
+
+
+def write_report(comparison: Comparison, folder: Path) -> Path:
+    """Write `folder`/report.html: what was found, verdicts, robustness, figures, tables, how it was made.
+
+    The figures are those that lie in `folder`/figures, as its `captions.json` lists them; the page says so if there
+    are none. It shows everything without its script, which sorts tables, closes an enlarged figure at Escape and opens
+    what is folded when the page is printed; nothing else is allowed to run. Returns the page's path.
+
+    Raises:
+        UserError: when that list or a picture in it is damaged or missing.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    meta, figures = comparison.meta, _figures(folder / "figures")
+    page = environment.get_template("report.html.j2").render(
+        title=f"{', '.join(meta['models'])} on {meta['data']['name']}",
+        setting=words.setting(comparison),
+        found=words.found(comparison),
+        claims=words.claims(comparison.verdicts),
+        evidence=_evidence(figures),
+        robustness=tables.robustness(comparison),
+        by_class=tables.by_class(comparison),
+        sections=_sections(comparison, figures),
+        figures=figures,
+        level=f"{meta['level']:.0%}",
+        made=words.made(meta),
+        command=meta.get("command"),
+        settings=tables.settings(meta),
+        style=_inline("report.css"),
+        script=_inline("report.js"),
+        hashes={name: _hash(name) for name in ("report.css", "report.js")},
+    )
+    with replacing(folder / "report.html") as part:
+        part.write_text(page, encoding="utf-8", newline="\n")
+    return folder / "report.html"
+
+
+def _inline(name: str) -> Markup:
+    return Markup((TEMPLATES / name).read_text("utf-8"))
+
+
+def _hash(name: str) -> str:
+    """What the page's policy knows its own style and script by."""
+    return base64.b64encode(hashlib.sha256((TEMPLATES / name).read_text("utf-8").encode()).digest()).decode()
+
+
+def _sections(comparison: Comparison, figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of the page that have a figure or a table."""
+    laid = tables.by_section(comparison)
+    sections = [
+        {
+            "name": name,
+            "title": title,
+            "note": note,
+            "figures": [figure for figure in figures if figure["section"] == name],
+            "tables": laid.get(name, []),
+        }
+        for name, (title, note) in SECTIONS.items()
+    ]
+    return [section for section in sections if section["figures"] or section["tables"]]
+
+
+def _evidence(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Of each claim the names of the figures that bear on it."""
+    evidence: dict[str, list[str]] = {}
+    for figure in figures:
+        for claim in figure["claims"] if figure["main"] else ():
+            evidence.setdefault(claim.upper(), []).append(figure["name"])
+    return evidence
+
+
+def _figures(folder: Path) -> list[dict[str, Any]]:
+    """The pictures that `captions.json` lists, ready to be put into the page."""
+    listing = folder / "captions.json"
+    if not listing.exists():
+        return []
+    try:
+        return [_figure(folder, **entry) for entry in json.loads(listing.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"The figures in {folder} are incomplete or damaged; draw them again. ({error})") from error
+
+
+def _figure(
+    folder: Path, name: str, caption: str, seen: str, section: str, claims: list[str], main: bool
+) -> dict[str, Any]:
+    if not re.fullmatch(r"[a-z0-9-]+", name):  # a name from a file must not lead out of the folder
+        raise ValueError(f"{name!r} is no name of a figure")
+    if section not in SECTIONS or not all(isinstance(text, str) for text in (caption, seen, *claims)):
+        raise ValueError(f"what is said of {name} is not of our making")
+    picture = (folder / f"{name}.png").read_bytes()
+    width, height = (int.from_bytes(picture[start : start + 4]) for start in (16, 20))  # as PNG's header has them
+    return {
+        "name": name,
+        "caption": caption,
+        "seen": seen,
+        "section": section,
+        "claims": claims,
+        "main": main,
+        "width": width,
+        "height": height,
+        "picture": base64.b64encode(picture).decode(),
+    }

@@ -1,0 +1,166 @@
+"""The page in a real browser: nothing fails or leaves it, tables sort, figures enlarge, a phone and paper hold it."""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from browser import PROGRAM, Tab, browsing
+from channelscope.report import write_report
+from comparisons import synthetic
+from test_report import add_figures
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium here")
+LONG = "a-model-with-a-name-that-no-phone-has-room-for-in-one-line"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("comparison")
+    add_figures(folder, relevance=True, training=True, later=False)
+    return write_report(synthetic(("nat", "at", LONG), gates=("layer4.0",), empty=("bird",)), folder)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with browsing(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+@pytest.fixture
+def tab(browser: Tab, page: Path) -> Tab:
+    browser.open(page)
+    return browser
+
+
+def test_nothing_fails_and_nothing_is_asked_of_anybody(tab: Tab, page: Path) -> None:
+    assert tab.complaints() == []
+    assert {address for address in tab.requests() if not address.startswith("data:image/png;base64,")} == {
+        page.as_uri()
+    }
+
+
+def test_a_script_that_is_not_the_pages_own_does_not_run(tab: Tab, page: Path, tmp_path: Path) -> None:
+    bad = "<script>document.title = 'taken'</script><img src='https://example.org/x.png'>"
+    spoilt = tmp_path / "report.html"
+    spoilt.write_text(page.read_text("utf-8").replace("<footer>", f"<footer>{bad}"), "utf-8")
+    tab.open(spoilt)
+    assert tab.run("document.title") != "taken"
+    assert len(tab.complaints()) >= 2
+    assert not [address for address in tab.requests() if "example.org" in address and not _blocked(tab, address)]
+
+
+def _blocked(tab: Tab, address: str) -> bool:
+    ids = {e["params"]["requestId"] for e in tab.events if e["params"].get("request", {}).get("url") == address}
+    failed = [e["params"] for e in tab.events if e["method"] == "Network.loadingFailed"]
+    return ids <= {params["requestId"] for params in failed if params.get("blockedReason") == "csp"}
+
+
+@pytest.mark.parametrize("width", [320, 1200])
+def test_no_width_makes_the_page_scroll_sideways(browser: Tab, page: Path, width: int) -> None:
+    browser.open(page, width)
+    browser.run("for (const details of document.querySelectorAll('details')) details.open = true")
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    inside = "(part) => part.getBoundingClientRect().right <= innerWidth"
+    assert browser.run(f"[...document.querySelectorAll('p, h1, h2, figure, nav, .table')].every({inside})")
+
+
+COLUMN = "[...document.querySelector('.sortable').tBodies[0].rows].map((row) => row.cells[%d].innerText)"
+HEAD = "document.querySelector('.sortable').tHead.rows[0].cells[%d]"
+
+
+def test_tables_sort_by_a_click_and_say_so(tab: Tab) -> None:
+    before = tab.run(COLUMN % 1)
+    numbers = [float(str(text).split()[0]) for text in before]
+    assert numbers != sorted(numbers)
+    for order in ("ascending", "descending"):
+        tab.run((HEAD % 1) + ".querySelector('button').click()")
+        assert tab.run((HEAD % 1) + ".getAttribute('aria-sort')") == order
+        sorted_now = [float(str(text).split()[0]) for text in tab.run(COLUMN % 1)]
+        assert sorted_now == sorted(numbers, reverse=order == "descending")
+    tab.run((HEAD % 0) + ".querySelector('button').click()")
+    assert tab.run((HEAD % 1) + ".hasAttribute('aria-sort')") is False
+    assert tab.run(COLUMN % 0) == sorted(tab.run(COLUMN % 0))
+
+
+def test_what_is_missing_is_last_whichever_way_a_table_is_sorted(tab: Tab) -> None:
+    table = "document.querySelectorAll('.sortable')[1]"
+    tab.run(table + ".closest('details').open = true")
+    for _ in range(2):
+        tab.run(table + ".tHead.rows[0].cells[1].querySelector('button').click()")
+        rows = tab.run(f"[...{table}.tBodies[0].rows].map((row) => row.cells[0].innerText)")
+        assert rows[-1] == "bird"
+
+
+def test_tables_sort_by_keyboard(tab: Tab) -> None:
+    tab.run((HEAD % 2) + ".querySelector('button').focus()")
+    tab.press("Enter", 13, "\r")
+    assert tab.run((HEAD % 2) + ".getAttribute('aria-sort')") == "ascending"
+
+
+def fixed(tab: Tab) -> bool:
+    return bool(tab.run("getComputedStyle(document.querySelector('#figure-relevance')).position === 'fixed'"))
+
+
+def test_a_figure_enlarges_by_click_or_enter_and_closes_by_link_or_escape(tab: Tab) -> None:
+    width = "document.querySelector('#figure-relevance img').getBoundingClientRect().width"
+    small = tab.run(width)
+    for opened, closed in (("click", "click"), ("Enter", "Escape")):
+        if opened == "click":
+            tab.run("document.querySelector('#figure-relevance .enlarge').click()")
+        else:
+            tab.run("document.querySelector('#figure-relevance .enlarge').focus()")
+            tab.press("Enter", 13, "\r")
+        tab.wait(lambda: fixed(tab))
+        assert tab.run(width) > 2 * small
+        assert tab.run("getComputedStyle(document.querySelector('#figure-relevance .close')).display") == "block"
+        if closed == "click":
+            tab.run("document.querySelector('#figure-relevance .close').click()")
+        else:
+            tab.press("Escape", 27)
+        tab.wait(lambda: not fixed(tab))
+
+
+def test_evidence_of_a_verdict_shows_the_figure(tab: Tab) -> None:
+    tab.run("document.querySelector('#c1 .evidence a').click()")
+    tab.wait(lambda: fixed(tab))
+
+
+def test_a_screen_reader_finds_its_way(tab: Tab) -> None:
+    tab.send("Accessibility.enable")
+    nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
+    tab.send("Accessibility.disable")
+    found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+    roles = [role for role, _ in found]
+    for landmark in ("banner", "main", "navigation", "contentinfo"):
+        assert roles.count(landmark) == 1
+    headings = [node for node in nodes if node.get("role", {}).get("value") == "heading" and not node["ignored"]]
+    levels = [{p["name"]: p["value"]["value"] for p in node["properties"]}["level"] for node in headings]
+    assert levels.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
+    assert all(name for role, name in found if role in ("image", "table", "region", "link", "button"))
+    assert ("image", "relevance: relevance rises.") in found
+
+
+def test_it_is_whole_without_its_script(tab: Tab, page: Path) -> None:
+    tab.send("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        tab.open(page)
+        tree = json.dumps(tab.send("DOMSnapshot.captureSnapshot", computedStyles=[])["strings"])
+        for words in ("What was found", "worst case over all attacks", "relevance rises."):
+            assert words in tree
+    finally:
+        tab.send("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_what_is_folded_is_printed(tab: Tab) -> None:
+    tab.run("dispatchEvent(new Event('beforeprint'))")
+    assert tab.run("document.querySelector('details:not([open])')") is None
+    tab.run("dispatchEvent(new Event('afterprint'))")
+    assert tab.run("document.querySelector('details[open]')") is None
+    pdf = tab.printed()
+    assert pdf.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 3
