@@ -80,8 +80,8 @@ def test_recipes_templates_and_types_come_along() -> None:
     recipes = ("settings/cifar10-resnet18", "methods/cifs", "fast", "sweeps")
     for name in (
         "py.typed",
-        "report/templates/report.html.j2",
-        "report/templates/report.js",
+        "templates/report.html.j2",
+        "templates/report.js",
         *(f"recipes/{recipe}.toml" for recipe in recipes),
     ):
         assert package.joinpath(name).is_file()

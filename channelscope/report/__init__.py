@@ -15,7 +15,7 @@ from channelscope.errors import UserError
 from channelscope.files import replacing
 from channelscope.report import tables, words
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent.parent / "templates"
 # What figures and tables are sorted into, in the page's order: title, and what there is to see.
 SECTIONS = {
     "claims": ("Evidence for the claims", "What the verdicts rest on, and the classes and channels behind it."),
