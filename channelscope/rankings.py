@@ -23,8 +23,8 @@ from channelscope.plots.paper import write
 from channelscope.plots.scorers import scorer_agreement, scorer_agreement_data
 from channelscope.relevance import COSTS, choose, scorer_named
 from channelscope.relevance.scoring import Scored, score, some
-from channelscope.stats import bootstrap_weights
-from channelscope.subjects import Network, parameter_of, subjects_of, widened
+from channelscope.stats import ChannelStats, bootstrap_weights
+from channelscope.subjects import Network, Subject, parameter_of, subjects_of, widened
 
 COLUMNS = {
     "relevance": ("model", "layer", "scorer", "class", "channel", "relevance"),
@@ -131,28 +131,40 @@ def rank(
                 batch_size=batch_size,
                 progress=bar.update,
             )
-    refused = [
-        {"model": model, "scorer": scorer, "layer": layer, "reason": reason}
-        for model, scored in found.items()
-        for (scorer, layer), reason in scored.refused.items()
-    ]
     if not any(of_scorer for scored in found.values() for of_scorer in scored.relevance.values()):
-        raise UserError(refused[0]["reason"])
-    packages = ("captum", "torchvision", "numpy", "scipy", "pandas", "matplotlib")
-    meta = {
-        "models": {subject.label: subject.description for subject in subjects},
-        "data": {
-            "name": dataset.name,
-            "classes": list(classes),
-            "images": len(part),
-            "fingerprint": part.fingerprint(),
-        },
+        raise UserError(next(reason for scored in found.values() for reason in scored.refused.values()))
+    settings = {
         "scorers": {name: str(COSTS[name]) for name in named},
         "layers": None if layers is None else list(layers),
         "seed": seed,
         "replicates": replicates,
         "level": level,
         "batch_size": batch_size,
+    }
+    known = {"name": dataset.name, "classes": list(classes), "images": len(part), "fingerprint": part.fingerprint()}
+    return Rankings(
+        relevance=_frame("relevance", (row for item in found.items() for row in _relevance(*item, classes))),
+        agreement=_frame("agreement", (row for item in found.items() for row in _agreement(*item, level))),
+        meta=_meta(subjects, found, known, settings),
+    )
+
+
+def _meta(
+    subjects: Sequence[Subject], found: Mapping[str, Scored], data: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Say what was done, on what and with what, as plain values."""
+    refused = [
+        {"model": model, "scorer": scorer, "layer": layer, "reason": reason}
+        for model, scored in found.items()
+        for (scorer, layer), reason in scored.refused.items()
+    ]
+    packages = ("captum", "torchvision", "numpy", "scipy", "pandas", "matplotlib")
+    meta = {
+        "models": {
+            subject.label: subject.description | {"layers": list(found[subject.label].layers)} for subject in subjects
+        },
+        "data": data,
+        **settings,
         "refused": refused,
         "versions": versions() | {name: version(name) for name in packages},
         "hardware": {
@@ -161,11 +173,7 @@ def rank(
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return Rankings(
-        relevance=_frame("relevance", (row for item in found.items() for row in _relevance(*item, classes))),
-        agreement=_frame("agreement", (row for item in found.items() for row in _agreement(*item, level))),
-        meta=json.loads(json.dumps(meta)),
-    )
+    return dict(json.loads(json.dumps(meta)))  # tuples are lists, as they are when it is read again
 
 
 def _frame(name: str, rows: Iterator[tuple[Any, ...]]) -> pd.DataFrame:
@@ -173,8 +181,8 @@ def _frame(name: str, rows: Iterator[tuple[Any, ...]]) -> pd.DataFrame:
 
 
 def _relevance(model: str, scored: Scored, classes: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    for scorer, by_layer in scored.relevance.items():
-        for layer, stats in by_layer.items():
+    for layer, at in _by_layer(scored).items():
+        for scorer, stats in at.items():
             for name, row in zip(classes, stats.magnitude[0].tolist(), strict=True):
                 for channel, value in enumerate(row):
                     yield model, layer, scorer, name, channel, value
@@ -182,13 +190,19 @@ def _relevance(model: str, scored: Scored, classes: Sequence[str]) -> Iterator[t
 
 def _agreement(model: str, scored: Scored, level: float) -> Iterator[tuple[Any, ...]]:
     """Compare the scorers of each layer, two and two."""
-    for layer in dict.fromkeys(layer for by_layer in scored.relevance.values() for layer in by_layer):
-        at = {
-            name: by_layer[layer].magnitude.numpy() for name, by_layer in scored.relevance.items() if layer in by_layer
-        }
-        for one, other in combinations(at, 2):
-            alike = estimate(mean_over_classes(spearman(at[one], at[other])), level, (-1.0, 1.0))
+    for layer, at in _by_layer(scored).items():
+        relevance = {scorer: stats.magnitude.numpy() for scorer, stats in at.items()}
+        for one, other in combinations(relevance, 2):
+            alike = estimate(mean_over_classes(spearman(relevance[one], relevance[other])), level, (-1.0, 1.0))
             yield model, layer, one, other, alike.value, alike.low, alike.high
+
+
+def _by_layer(scored: Scored) -> dict[str, dict[str, ChannelStats]]:
+    """Give layer -> scorer -> statistics, the layers in the order given."""
+    return {
+        layer: {name: by_layer[layer] for name, by_layer in scored.relevance.items() if layer in by_layer}
+        for layer in scored.layers
+    }
 
 
 def check_folder(folder: Path) -> None:

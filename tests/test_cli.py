@@ -23,15 +23,28 @@ import test_converters as releases
 from channelscope import cli
 from channelscope.attacks import PGD
 from channelscope.checkpoints import Checkpoint, load_tensors
-from channelscope.cli import commands
+from channelscope.cli import commands, inspection, parser
 from channelscope.cli.parser import make_parser
 from channelscope.comparison import Comparison, compare
 from channelscope.data import Dataset
+from channelscope.relevance import COSTS
 from channelscope.training import Recipe
 from channelscope.training.recipes import catalogue, summary
 from runs import METHODS, contents, digits, same_run, trained, write_npz
 
-COMMANDS = ("train", "recipes", "sweep", "compare", "evaluate", "figures", "demo", "convert", "layers", "zoo")
+COMMANDS = (
+    "train",
+    "recipes",
+    "sweep",
+    "compare",
+    "evaluate",
+    "relevance",
+    "figures",
+    "demo",
+    "convert",
+    "layers",
+    "zoo",
+)
 TINY = ["--arch", "resnet10", "--width", "2", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "-q"]
 
 
@@ -232,6 +245,54 @@ def test_layers_are_listed(method: str, work: Path, capsys: pytest.CaptureFixtur
     assert said.count("<- penultimate") == 1
 
 
+def test_layers_are_listed_by_patterns(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("layers", work / "cifs.pt", "layer?.0", "layer4.*.gated", "linear") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    names = ["layer1.0", "layer2.0", "layer3.0", "layer4.0", "layer4.0.gated", "linear"]
+    assert [row[0] for row in rows] == names
+    assert [int(row[2]) for row in rows] == [2, 4, 8, 16, 16, 2]
+
+
+def test_layers_of_other_libraries_networks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("layers", "torchvision:squeezenet1_0", "features.?", "--image-size", "64") == 0
+    said = capsys.readouterr().out
+    assert "features.3  Fire" in said
+    assert "<- penultimate" not in said  # a convolution makes its logits
+    assert main("layers", "timm:vit_tiny_patch16_224", "blocks.1?") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:3] for row in rows] == [["blocks.10", "Block", "192"], ["blocks.11", "Block", "192"]]
+    assert rows[0][3:] == ["197", "x", "192"]
+
+
+def test_relevance_is_scored_written_and_told(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ["--models", work / "standard.pt", work / "cifs.pt"]
+    words = ["--layers", "layer4.*", "--scorer", "gradient", "weights", "probe", "--images", "8", "--replicates", "20"]
+    assert main("relevance", *models, *words, "--out", tmp_path / "out", "-q", "--device", "cpu") == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "no scores, standard, layer4.0, probe: The network has no gates" in said.out
+    rows = [line.split() for line in said.out.splitlines()]
+    assert rows[0] == ["model", "layer", "scorer", "PR", "NR", "gradient", "weights", "probe"]
+    assert ["cifs", "layer4.0", "probe"] in [row[:3] for row in rows]
+    assert rows[1] == ["standard", "layer4.0", "gradient", *rows[1][3:5], "1.00"]  # what the weights say
+    table = pd.read_csv(tmp_path / "out" / "relevance.csv")
+    assert set(table["model"]) == {"standard", "cifs"}
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert meta["command"].startswith("channelscope relevance --models")
+    assert (tmp_path / "out" / "figures" / "scorer-agreement.pdf").is_file()
+    assert main("relevance", *models, *words, "--out", tmp_path / "out", "-q", "--json") == 0
+    assert {"counts", "agreement", "refused", "out"} == json.loads(capsys.readouterr().out).keys()
+
+
+def test_help_states_what_each_scorer_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {name: cost for name, (cost, _) in parser._SCORERS.items()} == {
+        name: str(cost) for name, cost in COSTS.items()
+    }
+    assert main("relevance", "--help") == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in COSTS)
+
+
 def test_every_listed_layer_can_be_compared(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("layers", work / "cifs.pt") == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
@@ -350,7 +411,7 @@ def test_a_fault_of_ours_is_told_as_such(
     def fail(_: Any) -> None:
         raise KeyError("x\ny")
 
-    monkeypatch.setattr(commands, "layers", fail)
+    monkeypatch.setattr(inspection, "layers", fail)
     assert main("layers", work / "at.pt") == 1
     assert "please report it" in capsys.readouterr().err
     monkeypatch.setenv("CHANNELSCOPE_TRACEBACK", "1")
@@ -364,7 +425,7 @@ def test_too_little_memory_is_told(
     def fail(_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(commands, "layers", fail)
+    monkeypatch.setattr(inspection, "layers", fail)
     assert main("layers", work / "at.pt") == 2
     assert "memory" in capsys.readouterr().err
 
@@ -476,6 +537,16 @@ words_of("a text for a model", *comparing("--models", "notes.txt"))
 words_of("layers of a missing model", "layers", "none.pt")
 words_of("layers of a folder", "layers", "mine")
 words_of("layers of a text", "layers", "notes.txt")
+words_of("layers that do not run", "layers", "net.pt", "layer5")
+words_of("layers by a pattern without a match", "layers", "net.pt", "layer5.*")
+words_of("layers of an unknown torchvision network", "layers", "torchvision:resnet51")
+words_of("layers of an unknown timm network", "layers", "timm:resnet51")
+words_of("layers of a library without a network", "layers", "timm:")
+words_of("an unknown scorer", "relevance", *NET, "--scorer", "slope", *NPZ, "-q")
+words_of("a scorer of gates without gates", "relevance", *NET, "--scorer", "probe", *NPZ, "-q")
+words_of("relevance of an unknown layer", "relevance", *NET, "--layers", "layer5", *NPZ, "-q")
+words_of("relevance with too few replicates", "relevance", *NET, "--replicates", "3", *NPZ, "-q")
+words_of("relevance written over other files", "relevance", *NET, "--out", "mine", *NPZ, "-q")
 words_of("out is a file, to compare", *comparing(*NET, "--out", "notes.txt"))
 words_of("out is below a file, to compare", *comparing(*NET, "--out", "notes.txt/out"))
 words_of("out is a folder of something else", *comparing(*NET, "--out", "mine"))

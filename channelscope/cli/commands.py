@@ -3,19 +3,17 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from channelscope.cli.inputs import data_of, device_of, models_of, trained_on
 from channelscope.cli.printing import outcomes, table, tell_comparison, tell_evaluation, tell_zoo
 from channelscope.cli.processes import together
 from channelscope.errors import UserError
 
 if TYPE_CHECKING:
-    from channelscope.checkpoints import Checkpoint
     from channelscope.comparison import Comparison
-    from channelscope.data import Dataset
 
 
 def train(args: argparse.Namespace) -> None:
@@ -24,7 +22,7 @@ def train(args: argparse.Namespace) -> None:
     from channelscope.distributed import is_first
     from channelscope.training import train
 
-    device, name = _device(args), args.recipe or args.method
+    device, name = device_of(args), args.recipe or args.method
     out = Path(args.out or f"{Path(name).stem if name.endswith('.toml') else name}.pt")
     args.after_stop = (
         f" The epochs that are complete are kept in {out}.partial, a checkpoint of the best network so far: "
@@ -33,7 +31,7 @@ def train(args: argparse.Namespace) -> None:
     with together(args, device):
         train(
             name,
-            _data(args, args.data),
+            data_of(args, args.data),
             out=out,
             seed=args.seed,
             images=args.images,
@@ -81,12 +79,12 @@ def sweep(args: argparse.Namespace) -> None:
     from channelscope.distributed import is_first
     from channelscope.sweep import sweep, values_of
 
-    device, out = _device(args), Path(args.out)
+    device, out = device_of(args), Path(args.out)
     args.after_stop = " Run the same command again: it goes on with the epoch that was interrupted."
     with together(args, device):
         trained = sweep(
             args.recipe or args.method or "cifs",
-            _data(args, args.data),
+            data_of(args, args.data),
             out=out,
             ablation=args.ablation,
             vary={name: values_of(values) for name, values in _varied(args.vary)},
@@ -141,7 +139,7 @@ def compare(args: argparse.Namespace) -> None:
     from channelscope.comparison import check_folder
     from channelscope.distributed import is_first
 
-    device, out = _device(args), Path(args.out)
+    device, out = device_of(args), Path(args.out)
     check_folder(out)
     with together(args, device):
         found = _comparison(args, device)
@@ -154,10 +152,10 @@ def compare(args: argparse.Namespace) -> None:
 def _comparison(args: argparse.Namespace, device: str) -> "Comparison":
     from channelscope.comparison import compare
 
-    models = _models(args)
+    models = models_of(args)
     return compare(
         models,
-        _data(args, args.data or _trained_on(models.values())),
+        data_of(args, args.data or trained_on(models.values())),
         attack=args.attack,
         eps=args.eps,
         attacks=args.attacks,
@@ -175,30 +173,17 @@ def _comparison(args: argparse.Namespace, device: str) -> "Comparison":
     )
 
 
-def _models(args: argparse.Namespace) -> dict[str, "Checkpoint"]:
-    """Read the checkpoints, by label."""
-    from channelscope import zoo
-    from channelscope.checkpoints import Checkpoint
-
-    labels = args.labels or [zoo.label_of(path) for path in args.models]
-    if len(labels) != len(args.models):
-        raise UserError(f"There are {len(args.models)} models and {len(labels)} labels: give one label for each model.")
-    if len(set(labels)) < len(labels):
-        raise UserError("Two models have the same label: give each its own with --labels.")
-    return {label: Checkpoint.read(path) for label, path in zip(labels, args.models, strict=True)}
-
-
 def evaluate(args: argparse.Namespace) -> None:
     """Attack checkpoints, write the folder and print what was found."""
     from channelscope.distributed import is_first
     from channelscope.evaluation import evaluate
 
-    device, models = _device(args), _models(args)
+    device, models = device_of(args), models_of(args)
     args.after_stop = " Run the same command again: it goes on with the images and attacks that are left."
     with together(args, device):
         found = evaluate(
             models,
-            _data(args, args.data or _trained_on(models.values())),
+            data_of(args, args.data or trained_on(models.values())),
             attacks=args.attacks,
             eps=args.eps,
             norm=args.norm,
@@ -216,23 +201,6 @@ def evaluate(args: argparse.Namespace) -> None:
         )
         if is_first():
             tell_evaluation(found, Path(args.out), args.json)
-
-
-def _trained_on(checkpoints: Any) -> str:
-    """Name the data set on which all of the checkpoints were trained."""
-    from channelscope.data.sources import NAMES
-
-    settings = [checkpoint.meta.get("settings") for checkpoint in checkpoints]
-    names = {known["data"]["name"] if known else None for known in settings}
-    name = names.pop()
-    if names or name is None:
-        raise UserError("The models do not say that they were trained on one data set: name the data with --data.")
-    if name.partition(":")[0] not in {known.partition(":")[0] for known in NAMES}:
-        raise UserError(
-            f"The models were trained on {name}, which cannot be found by that name: name the data with --data, as in "
-            "--data cifar10 --download or --data imagefolder:DIR."
-        )
-    return str(name)
 
 
 def figures(args: argparse.Namespace) -> None:
@@ -278,26 +246,6 @@ def convert(args: argparse.Namespace) -> None:
     print(f"{out}: {arch.arch}, width {arch.width}, {arch.classes} classes, gates at: {gates}")
 
 
-def layers(args: argparse.Namespace) -> None:
-    """Print a network's layers."""
-    import torch
-
-    from channelscope.checkpoints import Checkpoint
-    from channelscope.hooks import trace
-    from channelscope.relevance import LastLayer
-
-    checkpoint = Checkpoint.read(args.model)
-    network, images = checkpoint.build(), torch.zeros(2, *checkpoint.image)
-    calls, _ = trace(network, images)
-    penultimate = LastLayer.find(network, torch.rand(2, *checkpoint.image, generator=torch.Generator())).inputs[0]
-    rows = [("layer", "kind", "channels", "shape")]
-    for call in calls:
-        shape = " x ".join(map(str, call.output.shape[1:]))
-        mark = "  <- penultimate: what 'compare' looks at by default" if call.name == penultimate else ""
-        rows.append((call.name, type(call.module).__name__, str(call.output.shape[1]), shape + mark))
-    print(table(rows, align="llrl"))
-
-
 def zoo(args: argparse.Namespace) -> None:
     """List the networks that ship with the package."""
     from channelscope import zoo
@@ -312,32 +260,3 @@ def zoo(args: argparse.Namespace) -> None:
         ],
         zoo.results(),
     )
-
-
-def _data(args: argparse.Namespace, name: str) -> "Dataset":
-    from channelscope.data import load
-    from channelscope.distributed import first_ahead
-
-    with first_ahead() if args.download else nullcontext():  # one process fetches
-        return load(
-            name,
-            root=Path(args.data_root),
-            download=args.download,
-            seed=args.seed,
-            image_size=args.image_size,
-            stream=args.stream,
-        )
-
-
-def _device(args: argparse.Namespace) -> str:
-    """Choose the device: what is asked for, or a GPU if there is one, of several processes for each its own."""
-    import torch
-
-    from channelscope.distributed import own_device
-
-    device = own_device(("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device)
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"There is no device {device!r} here: use --device cpu.") from error
-    return device

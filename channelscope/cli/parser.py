@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from channelscope import __version__
-from channelscope.cli import commands
+from channelscope.cli import commands, inspection
 
 _METHODS = (
     *("standard", "at", "trades", "mart", "fat", "cifs", "cas", "fsr", "eas", "kap"),
@@ -13,6 +13,21 @@ _METHODS = (
 )
 
 _ABLATIONS = ("imgf", "top-k", "probes", "beta", "layers")  # as in recipes/sweeps.toml
+
+# What a scorer costs, as in relevance.COSTS, and what it says.
+_SCORERS = {
+    "weights": ("0", "the last linear layer's weights; of the penultimate layer only"),
+    "gradient": ("2", "how the class's logit changes with the activation"),
+    "gradient-x-activation": ("2", "that times the activation"),
+    "integrated-gradients": ("102 a layer", "that, integrated from the features of a black image"),
+    "conductance": ("102 a layer", "the logit's change through the channel, from a black image"),
+    "deeplift": ("6 a layer", "differences from a black image in place of gradients; refused where incomplete"),
+    "grad-cam": ("2", "Grad-CAM's weights: the gradient's spatial mean, which ranks as the gradient"),
+    "probe": ("1", "a gate's own relevance; of gated layers only"),
+    "ablation": ("1 + 1 a channel", "how the logit falls when the channel is set to zero"),
+    "ablation-mean": ("1 + 1 a channel", "... to its mean over the classes"),
+    "ablation-class-mean": ("1 + 1 a channel", "... to its mean over the image's class: what its spread does"),
+}
 
 _OVERVIEW = """\
 Why is one CNN robust and another not? channelscope looks channel by channel: how strongly each channel is
@@ -36,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the whole command line; each command sets ``run`` to its function."""
     parser = _Parser(prog="channelscope", description=_OVERVIEW, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"channelscope {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"channelscope {__version__}")
     menu = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
     train = _command(
@@ -247,15 +262,54 @@ def make_parser() -> argparse.ArgumentParser:
         help="how it was trained, where the file cannot tell (as in train)",
     )
 
+    relevance = _command(
+        menu,
+        "relevance",
+        inspection.relevance,
+        "score how relevant channels are to the classes",
+        "Score how relevant each channel is to each class: above 0 it speaks for the class (positively relevant, PR),\n"
+        "below against it (NR). Writes a folder: relevance.csv, agreement.csv (do scorers rank the channels alike?),\n"
+        "meta.json and a figure of the agreement. A scorer that does not apply to a layer is left out there.\n\n"
+        + _scorers(),
+        "channelscope relevance --models at.pt cifs.pt --scorer gradient ablation integrated-gradients\n"
+        "  channelscope relevance --models zoo:cifar10-at --layers 'layer[34].*' --data cifar10 --images 500",
+    )
+    _add_models(relevance)
+    _add_data(relevance, None)
+    relevance.add_argument("--out", default="relevance", metavar="DIR", help="folder to write (default: %(default)s)")
+    relevance.add_argument(
+        "--layers", nargs="+", metavar="NAME", help="names, or patterns as 'layer4.*' (default: the penultimate)"
+    )
+    relevance.add_argument(
+        "--scorer",
+        nargs="+",
+        choices=_SCORERS,
+        default=["gradient", "gradient-x-activation", "ablation"],
+        metavar="NAME",
+        help="see above (default: gradient gradient-x-activation ablation)",
+    )
+    relevance.add_argument("--images", type=_positive, metavar="N", help="test images to use (default: all)")
+    relevance.add_argument(
+        "--replicates", type=_positive, default=200, metavar="N", help="of the bootstrap (default: 200)"
+    )
+    _add_measuring(relevance)
+
     layers = _command(
         menu,
         "layers",
-        commands.layers,
+        inspection.layers,
         "list a network's layers",
-        "List the layers that can be captured, by name, with their channels and shapes.",
-        "channelscope layers cifs.pt",
+        "List the layers that can be captured, by name, with their channels and shapes; or those that patterns match,\n"
+        "in which * stands for anything but a dot: layer4.* are the blocks of layer4.",
+        "channelscope layers cifs.pt\n"
+        "  channelscope layers zoo:cifar10-at 'layer4.*' 'layer?.0.conv1'\n"
+        "  channelscope layers torchvision:convnext_tiny 'features.*'",
     )
-    layers.add_argument("model", metavar="MODEL", help="checkpoint of a network, or zoo:NAME")
+    layers.add_argument(
+        "model", metavar="MODEL", help="checkpoint, zoo:NAME; or torchvision:NAME, timm:NAME, with random weights"
+    )
+    layers.add_argument("patterns", nargs="*", metavar="PATTERN", help="names, or patterns (default: all layers)")
+    layers.add_argument("--image-size", type=_positive, metavar="S", help="look at images of S x S")
 
     _command(
         menu,
@@ -269,6 +323,13 @@ def make_parser() -> argparse.ArgumentParser:
         "      --data cifar10 --download",
     )
     return parser
+
+
+def _scorers() -> str:
+    lines = [f"  {name:<23}{cost:<17}{words}" for name, (cost, words) in _SCORERS.items()]
+    return "\n".join(
+        ["scorers, and what they cost in forward passes of all images (one backward pass counts 1):", *lines]
+    )
 
 
 def _command(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from channelscope.comparison import Comparison
     from channelscope.evaluation import Evaluation
+    from channelscope.rankings import Rankings
 
 
 def outcomes(trained: "pd.DataFrame") -> list[tuple[str, ...]]:
@@ -83,6 +84,37 @@ def _summary(found: "Comparison") -> list[tuple[str, ...]]:
         measures = (f"{value[name]:.2f}" for name in ("cosine", "nr_ratio", "relevance_spearman_adversarial"))
         rows.append((model, *shares, *measures))
     return rows
+
+
+def tell_rankings(found: "Rankings", out: Path, as_json: bool) -> None:
+    """Print how many channels each scorer finds relevant and how it agrees with the others, or all of it as JSON."""
+    counts = found.counts.reset_index()
+    if as_json:
+        frames = {"counts": counts, "agreement": found.agreement, "refused": found.meta["refused"]}
+        values = {
+            name: frame if isinstance(frame, list) else json.loads(frame.to_json(orient="records"))
+            for name, frame in frames.items()
+        }
+        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
+        return
+    alike = {}
+    for pair in found.agreement.to_dict("records"):
+        for one, other in ((pair["scorer"], pair["other"]), (pair["other"], pair["scorer"])):
+            alike[pair["model"], pair["layer"], one, other] = pair["value"]
+    scorers = list(dict.fromkeys(counts["scorer"]))
+    rows: list[tuple[str, ...]] = [("model", "layer", "scorer", "PR", "NR", *scorers)]
+    for row in counts.to_dict("records"):
+        at = (str(row["model"]), str(row["layer"]), str(row["scorer"]))
+        cells = [f"{alike[(*at, other)]:.2f}" if (*at, other) in alike else "" for other in scorers]
+        rows.append((*at, f"{row['positive']:.1f}", f"{row['negative']:.1f}", *cells))
+    print(table(rows, align="lll" + "r" * (len(scorers) + 2)))
+    print(
+        f"\n{found.meta['data']['images']} test images. PR, NR: channels that speak for and against a class, mean over "
+        "the classes;\nbeneath a scorer's name: Spearman's correlation with its ranking, mean over the classes."
+    )
+    for refusal in found.meta["refused"]:
+        print(f"no scores, {refusal['model']}, {refusal['layer']}, {refusal['scorer']}: {refusal['reason']}")
+    print(f"\ntables and figure: {out}")
 
 
 def tell_zoo(networks: Sequence[tuple[str, str, str]], measured: Sequence[Mapping[str, str]]) -> None:

@@ -42,9 +42,13 @@ def scorer_agreement(agreement: pd.DataFrame, meta: Mapping[str, Any]) -> Figure
         picture = _panel(ax, cells)
         ax.set_title(f"{frames.short(str(model))}, layer {frames.short_layer(str(layer), 24)}", loc="left")
     figure.colorbar(picture, ax=list(axes), location="bottom", fraction=0.06, aspect=30, pad=0.02).set_label(
-        "rank correlation (Spearman), −1: opposite, 1: the same ranking"
+        "rank correlation (1: channels in the same order)"
     )
-    title(figure, f"Do scorers of relevance rank the channels alike? Mean over classes, {_images(meta)}")
+    title(
+        figure,
+        "Do these ways to score how relevant a channel is to a class agree? Rank correlation (Spearman) over the "
+        f"layer's channels, mean over the classes, {meta['data']['images']} images",
+    )
     return figure
 
 
@@ -64,7 +68,3 @@ def _panel(ax: Axes, cells: pd.DataFrame) -> AxesImage:
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return picture
-
-
-def _images(meta: Mapping[str, Any]) -> str:
-    return f"{meta['data']['images']} images"

@@ -96,10 +96,12 @@ class Scored:
     """The relevance that scorers give, and why they give none.
 
     Args:
+        layers: the layers' names.
         relevance: scorer -> layer -> statistics of the scores; ``magnitude`` is the relevance by replicate and class.
         refused: (scorer, layer) -> the sentence that says why there is none.
     """
 
+    layers: tuple[str, ...]
     relevance: dict[str, dict[str, ChannelStats]] = field(default_factory=dict)
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
 
@@ -140,7 +142,7 @@ def score(
         batch_size: images per batch.
         progress: called after every batch of every scorer with its number of images.
     """
-    found, like = Scored(), parameter_of(network)
+    found, like = Scored(tuple(layers)), parameter_of(network)
     scorers = _fitted(scorers, network, part, classes, layers, batch_size)
     for (x, y), w in zip(part.batches(batch_size, like.device), weights.split(batch_size), strict=True):
         for name, scorer in scorers.items():
