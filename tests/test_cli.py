@@ -23,7 +23,7 @@ import test_converters as releases
 from channelscope import cli
 from channelscope.attacks import PGD
 from channelscope.checkpoints import Checkpoint, load_tensors
-from channelscope.cli import commands, inspection, parser
+from channelscope.cli import commands, inspection, options
 from channelscope.cli.parser import make_parser
 from channelscope.comparison import Comparison, compare
 from channelscope.data import Dataset
@@ -285,7 +285,7 @@ def test_relevance_is_scored_written_and_told(work: Path, tmp_path: Path, capsys
 
 
 def test_help_states_what_each_scorer_costs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert {name: cost for name, (cost, _) in parser._SCORERS.items()} == {
+    assert {name: cost for name, (cost, _) in options.SCORERS.items()} == {
         name: str(cost) for name, cost in COSTS.items()
     }
     assert main("relevance", "--help") == 0

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from channelscope.checkpoints import METHOD_NAMES, Gate, build
-from channelscope.cli import parser
+from channelscope.cli import options
 from channelscope.data import Dataset, Split
 from channelscope.objectives import MART, TRADES, CrossEntropy, Joint
 from channelscope.training import Recipe
@@ -60,7 +60,7 @@ def test_every_setting_is_there_with_every_method_once() -> None:
 def test_methods_have_one_list_everywhere() -> None:
     files = {file.name.removesuffix(".toml") for file in (SHIPPED / "methods").iterdir()}
     assert len(set(METHOD_NAMES)) == len(METHOD_NAMES)
-    assert files == set(METHOD_NAMES) == set(METHODS) == set(parser._METHODS)
+    assert files == set(METHOD_NAMES) == set(METHODS) == set(options.METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)

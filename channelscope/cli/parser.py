@@ -6,28 +6,24 @@ from typing import Any, NoReturn
 
 from channelscope import __version__
 from channelscope.cli import commands, inspection
-
-_METHODS = (
-    *("standard", "at", "trades", "mart", "fat", "cifs", "cas", "fsr", "eas", "kap"),
-    *("standard-cifs", "trades-cifs", "mart-cifs", "fat-cifs", "trades-cas", "mart-cas", "fat-cas"),
+from channelscope.cli.options import (
+    METHODS,
+    SCORERS,
+    add_common,
+    add_data,
+    add_device,
+    add_measuring,
+    add_models,
+    add_quiet,
+    add_training,
+    count,
+    eps,
+    positive,
+    scorers,
+    seed,
 )
 
 _ABLATIONS = ("imgf", "top-k", "probes", "beta", "layers")  # as in recipes/sweeps.toml
-
-# What a scorer costs, as in relevance.COSTS, and what it says.
-_SCORERS = {
-    "weights": ("0", "the last linear layer's weights; of the penultimate layer only"),
-    "gradient": ("2", "how the class's logit changes with the activation"),
-    "gradient-x-activation": ("2", "that times the activation"),
-    "integrated-gradients": ("102 a layer", "that, integrated from the features of a black image"),
-    "conductance": ("102 a layer", "the logit's change through the channel, from a black image"),
-    "deeplift": ("6 a layer", "differences from a black image in place of gradients; refused where incomplete"),
-    "grad-cam": ("2", "Grad-CAM's weights: the gradient's spatial mean, which ranks as the gradient"),
-    "probe": ("1", "a gate's own relevance; of gated layers only"),
-    "ablation": ("1 + 1 a channel", "how the logit falls when the channel is set to zero"),
-    "ablation-mean": ("1 + 1 a channel", "... to its mean over the classes"),
-    "ablation-class-mean": ("1 + 1 a channel", "... to its mean over the image's class: what its spread does"),
-}
 
 _OVERVIEW = """\
 Why is one CNN robust and another not? channelscope looks channel by channel: how strongly each channel is
@@ -65,10 +61,10 @@ def make_parser() -> argparse.ArgumentParser:
         "  channelscope train --method trades --data cifar10 --download --width 16 --epochs 30 --out trades.pt\n"
         "  channelscope train --recipe cifar10-resnet18-cifs-fast --data cifar10 --set optimizer.lr=0.05 gates.k=3",
     )
-    _add_training(train, required=True)
+    add_training(train, required=True)
     train.add_argument("--out", metavar="FILE", help="checkpoint to write (default: METHOD.pt)")
     train.add_argument("--resume", action="store_true", help="go on with an interrupted run, or begin if there is none")
-    _add_common(train)
+    add_common(train)
 
     recipes = _command(
         menu,
@@ -104,15 +100,15 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--vary", nargs="+", action="extend", default=[], metavar="NAME=A,B", help="settings and the values to train"
     )
-    sweep.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="S", help="of each variant (default: 0)")
-    _add_training(sweep, required=False)
+    sweep.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="S", help="of each variant (default: 0)")
+    add_training(sweep, required=False)
     sweep.add_argument("--out", default="sweep", metavar="DIR", help="folder to write (default: %(default)s)")
     sweep.add_argument(
         "--attack", default="pgd-20", help="of the test: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 (default: pgd-20)"
     )
-    sweep.add_argument("--test-eps", type=_eps, metavar="E", help="its radius, such as 8/255 (default: the recipe's)")
-    sweep.add_argument("--test-images", type=_positive, metavar="N", help="test images to use (default: all)")
-    _add_device(sweep)
+    sweep.add_argument("--test-eps", type=eps, metavar="E", help="its radius, such as 8/255 (default: the recipe's)")
+    sweep.add_argument("--test-images", type=positive, metavar="N", help="test images to use (default: all)")
+    add_device(sweep)
     sweep.set_defaults(seed=0)  # of the parts of the data, which are the same for all
 
     compare = _command(
@@ -125,13 +121,13 @@ def make_parser() -> argparse.ArgumentParser:
         "channelscope compare --models nat.pt at.pt cifs.pt\n"
         "  channelscope compare --models nat.pt at.pt --labels standard AT --attack pgd-100x5 --eps 8/255 --images 500",
     )
-    _add_models(compare)
-    _add_data(compare, None)
+    add_models(compare)
+    add_data(compare, None)
     compare.add_argument("--out", default="comparison", metavar="DIR", help="folder to write (default: %(default)s)")
     compare.add_argument(
         "--attack", default="pgd-20", help="fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 for L2 (default: pgd-20)"
     )
-    compare.add_argument("--eps", type=_eps, metavar="E", help="radius of the attack (default: the recipe's, as 8/255)")
+    compare.add_argument("--eps", type=eps, metavar="E", help="radius of the attack (default: the recipe's, as 8/255)")
     compare.add_argument(
         "--attacks",
         nargs="+",
@@ -143,20 +139,22 @@ def make_parser() -> argparse.ArgumentParser:
         "--evaluation", metavar="DIR", help="take worst case and adversarial images from what evaluate wrote there"
     )
     compare.add_argument(
-        "--eps-sweep", type=_eps, nargs="+", default=[], metavar="E", help="also measure alignment at these radii"
+        "--eps-sweep", type=eps, nargs="+", default=[], metavar="E", help="also measure alignment at these radii"
     )
     compare.add_argument(
-        "--step-sweep", type=_positive, nargs="+", default=[], metavar="N", help="and after so many steps of the attack"
+        "--step-sweep", type=positive, nargs="+", default=[], metavar="N", help="and after so many steps of the attack"
     )
     compare.add_argument(
-        "--replicates", type=_positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
+        "--replicates", type=positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
     )
-    compare.add_argument("--layers", nargs="+", metavar="NAME", help="layers to look at (default: the penultimate)")
-    compare.add_argument("--images", type=_positive, metavar="N", help="test images to use (default: all)")
+    compare.add_argument(
+        "--layers", nargs="+", metavar="NAME", help="layers, or patterns as 'layer4.*' (default: the penultimate)"
+    )
+    compare.add_argument("--images", type=positive, metavar="N", help="test images to use (default: all)")
     compare.add_argument(
         "--no-thumbnails", action="store_true", help="keep no small pictures of the images that excite channels most"
     )
-    _add_measuring(compare)
+    add_measuring(compare)
 
     evaluate = _command(
         menu,
@@ -178,22 +176,22 @@ def make_parser() -> argparse.ArgumentParser:
         "  channelscope evaluate --models cifs.pt --attacks all --eps-sweep 2/255 4/255 8/255 16/255 --out cifs\n"
         "  channelscope evaluate --models at.pt cifs.pt --attacks auto --cascade -q",
     )
-    _add_models(evaluate)
-    _add_data(evaluate, None)
+    add_models(evaluate)
+    add_data(evaluate, None)
     evaluate.add_argument("--out", default="evaluation", metavar="DIR", help="folder to write (default: %(default)s)")
     evaluate.add_argument(
         "--attacks", nargs="+", default=["standard"], metavar="NAME", help="suites and attacks (default: standard)"
     )
     evaluate.add_argument(
-        "--eps", type=_eps, metavar="E", help="radius of the attacks (default: the recipe's, as 8/255)"
+        "--eps", type=eps, metavar="E", help="radius of the attacks (default: the recipe's, as 8/255)"
     )
     evaluate.add_argument("--norm", choices=("inf", "2"), default="inf", help="of the ball (default: inf)")
     evaluate.add_argument(
-        "--eps-sweep", type=_eps, nargs="+", default=[], metavar="E", help="also take the worst case at these radii"
+        "--eps-sweep", type=eps, nargs="+", default=[], metavar="E", help="also take the worst case at these radii"
     )
-    evaluate.add_argument("--images", type=_positive, metavar="N", help="test images to use (default: all)")
+    evaluate.add_argument("--images", type=positive, metavar="N", help="test images to use (default: all)")
     evaluate.add_argument(
-        "--checks", type=_count, default=128, metavar="N", help="images to look for masking on; 0: none (default: 128)"
+        "--checks", type=count, default=128, metavar="N", help="images to look for masking on; 0: none (default: 128)"
     )
     evaluate.add_argument(
         "--cascade", action="store_true", help="give each attack only what those before it have left: faster"
@@ -201,7 +199,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--save-adversarial", action="store_true", help="keep the adversarial images, for compare --evaluation"
     )
-    _add_measuring(evaluate)
+    add_measuring(evaluate)
 
     figures = _command(
         menu,
@@ -226,7 +224,7 @@ def make_parser() -> argparse.ArgumentParser:
     figures.add_argument(
         "--formats", nargs="+", default=("pdf", "png"), metavar="NAME", help="pdf, png, svg (default: pdf png)"
     )
-    _add_quiet(figures)
+    add_quiet(figures)
 
     demo = _command(
         menu,
@@ -240,8 +238,8 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out", default="channelscope-demo", metavar="DIR", help="folder to write (default: %(default)s)"
     )
-    demo.add_argument("--seed", type=_seed, default=0, metavar="S", help="of weights, images and attacks (default: 0)")
-    _add_quiet(demo)
+    demo.add_argument("--seed", type=seed, default=0, metavar="S", help="of weights, images and attacks (default: 0)")
+    add_quiet(demo)
 
     convert = _command(
         menu,
@@ -258,7 +256,7 @@ def make_parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--method",
         metavar="METHOD",
-        choices=_METHODS,
+        choices=METHODS,
         help="how it was trained, where the file cannot tell (as in train)",
     )
 
@@ -270,12 +268,12 @@ def make_parser() -> argparse.ArgumentParser:
         "Score how relevant each channel is to each class: above 0 it speaks for the class (positively relevant, PR),\n"
         "below against it (NR). Writes a folder: relevance.csv, agreement.csv (do scorers rank the channels alike?),\n"
         "meta.json and a figure of the agreement. A scorer that does not apply to a layer is left out there.\n\n"
-        + _scorers(),
+        + scorers(),
         "channelscope relevance --models at.pt cifs.pt --scorer gradient ablation integrated-gradients\n"
         "  channelscope relevance --models zoo:cifar10-at --layers 'layer[34].*' --data cifar10 --images 500",
     )
-    _add_models(relevance)
-    _add_data(relevance, None)
+    add_models(relevance)
+    add_data(relevance, None)
     relevance.add_argument("--out", default="relevance", metavar="DIR", help="folder to write (default: %(default)s)")
     relevance.add_argument(
         "--layers", nargs="+", metavar="NAME", help="names, or patterns as 'layer4.*' (default: the penultimate)"
@@ -283,16 +281,16 @@ def make_parser() -> argparse.ArgumentParser:
     relevance.add_argument(
         "--scorer",
         nargs="+",
-        choices=_SCORERS,
+        choices=SCORERS,
         default=["gradient", "gradient-x-activation", "ablation"],
         metavar="NAME",
         help="see above (default: gradient gradient-x-activation ablation)",
     )
-    relevance.add_argument("--images", type=_positive, metavar="N", help="test images to use (default: all)")
+    relevance.add_argument("--images", type=positive, metavar="N", help="test images to use (default: all)")
     relevance.add_argument(
-        "--replicates", type=_positive, default=200, metavar="N", help="of the bootstrap (default: 200)"
+        "--replicates", type=positive, default=200, metavar="N", help="of the bootstrap (default: 200)"
     )
-    _add_measuring(relevance)
+    add_measuring(relevance)
 
     layers = _command(
         menu,
@@ -309,7 +307,7 @@ def make_parser() -> argparse.ArgumentParser:
         "model", metavar="MODEL", help="checkpoint, zoo:NAME; or torchvision:NAME, timm:NAME, with random weights"
     )
     layers.add_argument("patterns", nargs="*", metavar="PATTERN", help="names, or patterns (default: all layers)")
-    layers.add_argument("--image-size", type=_positive, metavar="S", help="look at images of S x S")
+    layers.add_argument("--image-size", type=positive, metavar="S", help="look at images of S x S")
 
     _command(
         menu,
@@ -325,13 +323,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _scorers() -> str:
-    lines = [f"  {name:<23}{cost:<17}{words}" for name, (cost, words) in _SCORERS.items()]
-    return "\n".join(
-        ["scorers, and what they cost in forward passes of all images (one backward pass counts 1):", *lines]
-    )
-
-
 def _command(
     menu: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, description: str, example: str
 ) -> argparse.ArgumentParser:
@@ -344,101 +335,3 @@ def _command(
     )
     parser.set_defaults(run=run)
     return parser
-
-
-def _add_training(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Say what is trained, on what and how; ``required``: the method or the recipe has to be named."""
-    how = parser.add_mutually_exclusive_group(required=required)
-    how.add_argument(
-        "--method", metavar="METHOD", choices=_METHODS, help=f"by the data's recipe: {', '.join(_METHODS)}"
-    )
-    how.add_argument("--recipe", metavar="NAME", help="a recipe that 'channelscope recipes' lists, or a .toml file")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="change the recipe's settings"
-    )
-    _add_data(parser, "digits")
-    parser.add_argument("--images", type=_positive, metavar="N", help="training images to use (default: all)")
-    parser.add_argument("--arch", help="resnet10, resnet18, resnet34, resnet50 or wrn-28-10 (default: the recipe's)")
-    parser.add_argument(
-        "--width", type=_positive, metavar="W", help="planes of the first stage (default: the recipe's)"
-    )
-    parser.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data (default: the recipe's)")
-    parser.add_argument("--batch-size", type=_positive, metavar="N", help="images per step (default: the recipe's)")
-    parser.add_argument("--lr", type=float, help="highest learning rate (default: the recipe's)")
-    parser.add_argument("--eps", type=_eps, metavar="E", help="radius of the training attack, such as 8/255")
-    parser.add_argument(
-        "--log-to", nargs="+", default=[], metavar="NAME", help="beside the CSV: tensorboard, wandb (offline)"
-    )
-
-
-def _add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
-    parser.add_argument(
-        "--data",
-        default=default,
-        metavar="NAME",
-        help="digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/, a folder per class) or "
-        f"npz:FILE (train_images, train_labels, ...) (default: {default or 'what the models were trained on'})",
-    )
-    parser.add_argument("--data-root", default="data", metavar="DIR", help="where downloaded sets lie (default: data)")
-    parser.add_argument("--download", action="store_true", help="fetch the set if it is not there")
-    parser.add_argument("--image-size", type=_positive, metavar="S", help="scale and crop images to S x S")
-    parser.add_argument(
-        "--stream",
-        action=argparse.BooleanOptionalAction,
-        help="decode an image folder as it is needed, not at once (default: where it would fill half the memory)",
-    )
-
-
-def _add_models(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--models", nargs="+", required=True, metavar="FILE", help="checkpoints of networks, or zoo:NAME"
-    )
-    parser.add_argument("--labels", nargs="+", metavar="NAME", help="their names (default: the file names)")
-
-
-def _add_measuring(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=_positive, default=128, metavar="N", help="images per pass (default: 128)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    _add_common(parser)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=_seed, default=0, metavar="S", help="of everything random (default: 0)")
-    _add_device(parser)
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    _add_quiet(parser)
-
-
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() and len(text) < 10 else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return number
-
-
-def _count(text: str) -> int:
-    return 0 if text == "0" else _positive(text)
-
-
-def _seed(text: str) -> int:
-    if not (text.isdecimal() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 999999999")
-    return int(text)
-
-
-def _eps(text: str) -> float:
-    try:
-        above, fraction, below = text.partition("/")  # the class Fraction would hang on 1e999999999
-        eps = float(above) / (float(below) if fraction else 1.0)
-    except (ValueError, ZeroDivisionError, OverflowError):
-        eps = -1.0
-    if not 0 <= eps <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no radius in [0, 1] image units, such as 0.031 or 8/255")
-    return eps

@@ -69,7 +69,8 @@ def compare(
         attacks: for the worst case, beside that one: as in ``evaluate``.
         evaluation: what ``evaluate`` found on these models and images, or the folder where it is: its worst case is
             taken, and its adversarial images where it kept them.
-        layers: names of layers to measure, for all networks or by label; None for the penultimate layer of each.
+        layers: names of layers to measure, or patterns such as ``layer4.*`` (see ``hooks.layers_named``), for all
+            networks or by label; None for the penultimate layer of each.
         eps_sweep: further radii at which to measure alignment under the attack that makes the adversarial data.
         step_sweep: numbers of steps after which to measure it along a run of that attack, which is PGD then.
         images: how many images of the test part to use, class shares kept; None for all.

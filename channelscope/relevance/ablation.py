@@ -88,7 +88,7 @@ class Ablation:
 
             with hooked(model, {layer: silence}):
                 logits = logits_of(model(x if behind else torch.cat([x] * k)))
-            columns.append(logits.unflatten(0, (k, len(x)))[:, torch.arange(len(x)), y])
+            columns.append(logits.unflatten(0, (k, len(x)))[:, torch.arange(len(x), device=y.device), y])
         return torch.cat(columns).T
 
 
