@@ -152,7 +152,7 @@ def _accuracies(*attacks: str) -> str:
         for attack in attacks:
             found = table.loc[(name, attack)]
             heading = f"{NAMES[attack]} (n = {found['count']:.0f})"
-            cells[heading] = f"{100 * found['accuracy']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+            cells[heading] = _share(found["accuracy"], found["low"], found["high"])
         rows.append(cells)
     return _markdown(rows)
 
@@ -201,17 +201,24 @@ def gates() -> str:
     return _markdown(rows)
 
 
-def labels() -> str:
-    """Lay out what the networks answer when their gates are given labels."""
-    rows = [
-        {
-            "network": row["model"],
-            "label given to the gates": row["given"],
-            "answer is the true class": _percent(row["right"]),
-            "answer is the label given": "" if pd.isna(row["follows"]) else _percent(row["follows"]),
-        }
-        for row in pd.read_csv(KEPT / "labels.csv").to_dict("records")
-    ]
+def leakage() -> str:
+    """Lay out what gated networks answer when their gates are told a class, and how well masks tell the class."""
+    table = pd.read_csv(GALLERY / "leakage.csv", keep_default_na=False)
+    columns = {
+        "accuracy": "right, gates told nothing",
+        "accuracy_true": "right, told the true class",
+        "follows_wrong": "answers the wrong class told",
+        "follows_untold": "answers that class, told nothing",
+        "readable": "class read from the mask",
+        "readable_true": "class read from the mask, gate told the true class",
+    }
+    rows = []
+    for (model, data, layer), measured in table.groupby(["model", "data", "layer"], sort=False):
+        cells = {"network, gate": ", ".join(filter(None, (model, layer))), "images": data}
+        for measure, words in columns.items():
+            found = measured[measured["measure"] == measure].to_dict("records")
+            cells[words] = "".join(_share(*(float(row[name]) for name in ("value", "low", "high"))) for row in found)
+        rows.append(cells)
     return _markdown(rows)
 
 
@@ -243,7 +250,7 @@ TABLES = {
         decided,
         claims,
         gates,
-        labels,
+        leakage,
         conditions,
         front,
         shares,
@@ -253,6 +260,10 @@ TABLES = {
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _share(value: float, low: float, high: float) -> str:
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _markdown(rows: list[dict[str, Any]]) -> str:

@@ -18,15 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-import torch
-
 from benchmarks import pages
 from benchmarks.pages import GALLERY, KEPT, METHODS, name_of
-from channelscope import checkpoints, zoo
+from channelscope import zoo
 from channelscope.checkpoints import Checkpoint
-from channelscope.data import load, stratified
-from channelscope.selection import frozen
 
 RUNS = Path("runs/results-small")
 IMAGES, AUTOATTACK_IMAGES = 1000, 400
@@ -91,7 +86,6 @@ def keep(data: Path) -> None:
     for name in ("evaluation", *(f"autoattack-{name_of(method)}" for method in METHODS)):
         _copy(RUNS / name, KEPT / name, data)
     _copy(RUNS / "comparison", GALLERY, data)
-    labels_given(data).to_csv(KEPT / "labels.csv", index=False, lineterminator="\n")
     (KEPT / "hardware.txt").write_text(_hardware() + "\n", "utf-8")
     pages.accuracies().to_csv(zoo.RESULTS, index=False, lineterminator="\n")
 
@@ -110,23 +104,6 @@ def _hardware() -> str:
     info = Path("/proc/cpuinfo")
     models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return f"{models[0] if models else platform.processor()}, {CORES} cores, {platform.system()}"
-
-
-def labels_given(data: Path) -> pd.DataFrame:
-    """Give the gates a label for each test image, as in training: the true one, or another one, drawn from the rest."""
-    part = load(f"imagefolder:{data}", stream=True).test
-    x, y = next(part.subset(stratified(part.labels, IMAGES, 0)).batches(IMAGES))
-    wrong = (y + torch.randint(1, 10, y.shape, generator=torch.Generator().manual_seed(0))) % 10
-    rows = []
-    for name in map(name_of, ("cas", "cifs")):
-        network = checkpoints.load(f"zoo:{name}")
-        for given, labels in (("none", None), ("true", y), ("wrong", wrong)):
-            with torch.no_grad(), frozen(network, x, labels):
-                answer = network(x).argmax(1)
-            follows = float("nan") if labels is None else (answer == labels).double().mean().item()
-            right = (answer == y).double().mean().item()
-            rows.append({"model": name, "given": given, "right": right, "follows": follows, "count": len(y)})
-    return pd.DataFrame(rows)
 
 
 def main() -> None:
