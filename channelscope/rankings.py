@@ -21,8 +21,7 @@ from channelscope.errors import UserError
 from channelscope.files import replacing_folder
 from channelscope.plots.paper import write
 from channelscope.plots.scorers import scorer_agreement, scorer_agreement_data
-from channelscope.relevance import COSTS, choose, scorer_named
-from channelscope.relevance.scoring import Scored, score, some
+from channelscope.relevance import COSTS, Scored, choose, few, score, scorer_named
 from channelscope.stats import ChannelStats, bootstrap_weights
 from channelscope.subjects import Network, Subject, parameter_of, subjects_of, widened
 
@@ -120,7 +119,7 @@ def rank(
     with tqdm(total=len(part) * len(subjects) * len(named), unit="img", disable=not progress) as bar:
         for subject in subjects:
             bar.set_description(subject.label)
-            chosen, _ = choose(subject.network, layers, some(subject.network, part), len(classes))
+            chosen, _ = choose(subject.network, layers, few(subject.network, part), len(classes))
             found[subject.label] = score(
                 subject.network,
                 part,

@@ -13,8 +13,7 @@ from channelscope.checkpoints import Checkpoint
 from channelscope.data import as_dataset
 from channelscope.errors import UserError
 from channelscope.models import Architecture
-from channelscope.relevance import SCORERS, gradient, relevance
-from channelscope.relevance.scoring import score
+from channelscope.relevance import SCORERS, gradient, relevance, score
 from channelscope.stats import bootstrap_weights
 from networks import CLASSES, gated, images, mixed, plain, resnet, unchanged
 

@@ -7,9 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from channelscope.data import Dataset, Part, stratified
-from channelscope.relevance import LastLayer, scorer_named
-from channelscope.stats import ChannelStats
-from channelscope.subjects import parameter_of, try_out
+from channelscope.errors import UserError
+from channelscope.relevance import choose, few, score, scorer_named
 
 
 def ranked_on(dataset: Dataset, judged: Part, images: int | None, seed: int) -> tuple[str, Part]:
@@ -44,25 +43,31 @@ def relevance_of(
         network: any network.
         images: the images to score on.
         classes: number of classes.
-        layers: names of layers; None for the penultimate one.
+        layers: names of layers and patterns; None for the penultimate one.
         scorers: names of scorers.
         batch_size: images per forward pass.
 
     Returns:
         layer -> scorer -> relevance (k, c).
+
+    Raises:
+        UserError: for a scorer that does not apply to a layer.
     """
-    like = parameter_of(network)
-    first = next(images.batches(2, like.device, torch.arange(min(2, len(images)))))[0].to(like)
-    try_out(network, first, classes, layers or ())
-    layers = layers or LastLayer.find(network, first).inputs[:1]
-    found: dict[str, dict[str, Float[Tensor, "k c"]]] = {layer: {} for layer in layers}
-    for name in dict.fromkeys(scorers):
-        stats: dict[str, ChannelStats] = {}
-        for x, y in images.batches(batch_size, like.device):
-            for layer, scores in scorer_named(name)(network, layers, x.to(like), y).items():
-                own = stats.setdefault(layer, ChannelStats(classes=classes, channels=scores.shape[1]))
-                own.update(scores, y)
-        for layer, own in stats.items():
-            relevance = own.magnitude[0]
-            found[layer][name] = torch.where(relevance.isnan(), relevance.nanmean(0), relevance)
-    return found
+    chosen, _ = choose(network, layers, few(network, images), classes)
+    found = score(
+        network,
+        images,
+        classes,
+        layers=chosen,
+        scorers={name: scorer_named(name) for name in scorers},
+        weights=torch.ones(len(images), 1),
+        batch_size=batch_size,
+        progress=lambda _: None,
+    )
+    if found.refused:
+        raise UserError(next(iter(found.refused.values())))
+    means = {layer: {name: found.relevance[name][layer].magnitude[0] for name in found.relevance} for layer in chosen}
+    return {
+        layer: {name: torch.where(mean.isnan(), mean.nanmean(0), mean) for name, mean in by_scorer.items()}
+        for layer, by_scorer in means.items()
+    }

@@ -12,7 +12,7 @@ from channelscope.relevance.last_layer import LastLayer, weights
 from channelscope.relevance.names import SCORERS, scorer_named
 from channelscope.relevance.probes import probe
 from channelscope.relevance.scorers import RelevanceScorer
-from channelscope.relevance.scoring import choose, relevance
+from channelscope.relevance.scoring import Scored, choose, few, relevance, score
 
 __all__ = [
     "COSTS",
@@ -23,13 +23,16 @@ __all__ = [
     "IntegratedGradients",
     "LastLayer",
     "RelevanceScorer",
+    "Scored",
     "choose",
     "deeplift",
+    "few",
     "grad_cam",
     "gradient",
     "gradient_x_activation",
     "probe",
     "relevance",
+    "score",
     "scorer_named",
     "weights",
 ]

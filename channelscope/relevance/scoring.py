@@ -71,7 +71,7 @@ def relevance(
     classes = len(widened(dataset, [subject.network]).classes)
     part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
     layers, _ = choose(
-        subject.network, [layer] if isinstance(layer, str) else layer, some(subject.network, part), classes
+        subject.network, [layer] if isinstance(layer, str) else layer, few(subject.network, part), classes
     )
     name, scorers = (scorer, scorer_named(scorer)) if isinstance(scorer, str) else ("relevance", scorer)
     with tqdm(total=len(part), unit="img", desc=name, disable=not progress) as bar:
@@ -180,7 +180,7 @@ def choose(
     return named or list(last.inputs[:1]), last
 
 
-def some(network: nn.Module, part: Part) -> Float[Tensor, "n *image"]:
+def few(network: nn.Module, part: Part) -> Float[Tensor, "n *image"]:
     """Take a few images, to try a network on them."""
     like = parameter_of(network)
     return next(part.batches(2, like.device, torch.arange(min(2, len(part)))))[0].to(like)
