@@ -1,7 +1,7 @@
 """Put what ``benchmarks.results`` measured into docs/RESULTS.md and README.md: ``python -m benchmarks.pages``.
 
 The tables stand between marks, ``<!-- NAME -->`` and ``<!-- end of NAME -->``, and are made of docs/results-small,
-figures/cifar10 and the logs in the zoo's files; neither images nor attacks are needed.
+figures/cifar10/tables and the logs in the zoo's files; neither images nor attacks are needed.
 """
 
 import json
@@ -17,7 +17,7 @@ from channelscope.alignment import wilson
 from channelscope.checkpoints import Checkpoint, Gate
 from channelscope.evaluation import Evaluation
 
-KEPT, GALLERY = Path("docs/results-small"), Path("figures/cifar10")
+KEPT, GALLERY = Path("docs/results-small"), Path("figures/cifar10/tables")
 PAGES = (Path("docs/RESULTS.md"), Path("README.md"))
 METHODS = {"standard": "standard", "at": "AT", "cas": "CAS", "cifs": "CIFS"}
 

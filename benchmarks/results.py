@@ -4,8 +4,8 @@
     python -m benchmarks.results measure [--data DIR]                        # an hour of two cores; goes on
 
 DIR holds train/<class>/ and test/<class>/. ``train`` packs the networks into channelscope/zoo. ``measure`` keeps the
-attacks' tables and each image's outcome in docs/results-small, the comparison's tables in figures/cifar10, and has
-``benchmarks.pages`` put them into the pages. To be started in the root of the repository.
+attacks' tables and each image's outcome in docs/results-small, the comparison's tables in figures/cifar10/tables, and
+has ``benchmarks.pages`` put them into the pages. To be started in the root of the repository.
 """
 
 import argparse

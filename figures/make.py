@@ -1,17 +1,22 @@
 """Make the galleries: ``python -m figures.make``.
 
 digits: the demonstration's networks, which are trained and compared where they are not yet. cifar10: drawn from the
-tables that ``python -m benchmarks.results measure`` keeps here. Main figures only, each gallery with its tables.
+tables that ``python -m benchmarks.results measure`` keeps here. Main figures only, each beside its data; the tables
+of which a gallery is drawn are in its folder ``tables``.
 """
 
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
+from typing import Any
 
 from channelscope import Comparison
-from channelscope.plots import caption, draw
+from channelscope.plots import draw
+from channelscope.report import SECTIONS
 
 HERE, RUN, DRAWN = Path("figures"), Path("runs/gallery"), Path("runs/gallery/drawn")
 HEADS = {
@@ -19,7 +24,7 @@ HEADS = {
     "cifar10": "# Gallery: four networks on CIFAR-10 (JPEG)",
 }
 WORDS = """\
-Made by `make figures`; the data is in the tables beside. *Standard*: trained on natural images; *AT*: on adversarial
+Made by `make figures`, from the tables in [tables](tables). *Standard*: trained on natural images; *AT*: on adversarial
 ones; *CAS*, *CIFS*: AT with gates. A gate sits behind a layer. Its *probe*, a small classifier, tells from the layer's
 channels which class it sees; a channel that speaks for that class is *positively relevant* (PR), one that speaks
 against it *negatively relevant* (NR). Its *mask* multiplies each channel by a weight that grows with the relevance: PR
@@ -34,26 +39,49 @@ alone, and *from* takes images made on another network.
 
 def take_tables(made: Path, gallery: Path) -> None:
     """Copy a comparison's tables and arrays, and its settings with the command that made them."""
-    gallery.mkdir(exist_ok=True)
+    tables = gallery / "tables"
+    shutil.rmtree(tables, ignore_errors=True)
+    tables.mkdir(parents=True)
     for file in (*made.glob("*.csv"), made / "arrays.npz"):
-        shutil.copy(file, gallery)
+        shutil.copy(file, tables)
     meta = json.loads((made / "meta.json").read_text("utf-8")) | {"command": "make figures"}
-    (gallery / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    (tables / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def draw_gallery(gallery: Path) -> None:
-    """Draw the main figures from a gallery's tables, and list them with their captions in its README."""
-    comparison = Comparison.load(gallery)
-    for old in (*gallery.glob("*.png"), *gallery.glob("*.pdf")):
-        old.unlink()
+    """Draw the main figures from a gallery's tables, each beside its data, and show them in its README."""
     shutil.rmtree(DRAWN, ignore_errors=True)
-    draw(comparison, DRAWN)
-    shown = [item["name"] for item in json.loads((DRAWN / "captions.json").read_text("utf-8")) if item["main"]]
-    for name in shown:
-        for ending in ("pdf", "png"):
-            shutil.copy(DRAWN / f"{name}.{ending}", gallery)
-    pictures = [f"## {name}\n\n![{name}]({name}.png)\n\n{caption(name, comparison)}\n" for name in shown]
-    (gallery / "README.md").write_text("\n".join([f"{HEADS[gallery.name]}\n", WORDS, *pictures]), "utf-8")
+    draw(Comparison.load(gallery / "tables"), DRAWN)
+    shown = [figure for figure in json.loads((DRAWN / "captions.json").read_text("utf-8")) if figure["main"]]
+    for old in (file for file in gallery.iterdir() if file.is_file()):
+        old.unlink()
+    for figure in shown:
+        for ending in ("pdf", "png", "csv"):
+            shutil.copy(DRAWN / f"{figure['name']}.{ending}", gallery)
+    (gallery / "README.md").write_text(page(HEADS[gallery.name], shown), "utf-8")
+
+
+def page(head: str, shown: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out a gallery's README: what it has, and then every figure with its caption, section by section."""
+    sections = {
+        title: figures
+        for name, (title, _) in SECTIONS.items()
+        if (figures := [figure for figure in shown if figure["section"] == name])
+    }
+    contents = []
+    for title, figures in sections.items():
+        links = ", ".join("[{name}](#{name})".format_map(figure) for figure in figures)
+        contents.append(f"- {title}: {links}")
+    parts = [head, WORDS, "\n".join(contents)]
+    for title, figures in sections.items():
+        parts += [f"## {title}", *map(_shown, figures)]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _shown(figure: Mapping[str, Any]) -> str:
+    name = figure["name"]
+    picture = f'<img src="{name}.png" width="480" alt="{escape(figure["seen"])}">'
+    return f"### {name}\n\n{picture}\n\n{figure['caption']} [Data]({name}.csv), [PDF]({name}.pdf)."
 
 
 def main() -> None:

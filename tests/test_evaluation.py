@@ -493,7 +493,7 @@ def test_command_prints_a_table_and_writes_the_folder(tmp_path: Path, capsys: py
     held = Evaluation.load(tmp_path / "out")
     assert held.meta["command"].startswith("channelscope evaluate --models")
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
-        f"{name}.{ending}" for name in ("attacks", "eps") for ending in ("pdf", "png")
+        f"{name}.{ending}" for name in ("attacks", "eps") for ending in ("csv", "pdf", "png")
     }
     assert len(list((tmp_path / "out" / "robustbench").glob("*.json"))) == 2
     assert main([*words, "--json"]) == 0
