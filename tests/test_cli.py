@@ -39,6 +39,7 @@ COMMANDS = (
     "compare",
     "evaluate",
     "relevance",
+    "intervene",
     "figures",
     "demo",
     "convert",

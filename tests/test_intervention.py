@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from scipy.integrate import trapezoid
 from torch import Tensor, nn
 
 import channelscope as cs
 import reference
 from channelscope.attacks import PGD
+from channelscope.cli import main, parser
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
 from channelscope.intervention import Interventions
 from channelscope.intervention.results import COLUMNS
 from channelscope.intervention.run import Run
 from channelscope.intervention.suppression import Plan, Suppressed
+from channelscope.plots import interventions
+from channelscope.plots.interventions import curves_data, league_data
+from channelscope.plots.paper import COLOURS
+from channelscope.relevance import SCORERS
 from networks import CLASSES, gated, images, plain, unchanged
+from runs import trained, write_npz
 
 ATTACK = PGD(eps=0.1, steps=4, random_start=False)
 QUICK: dict[str, Any] = {"attack": ATTACK, "replicates": 30, "progress": False, "random": 2}
@@ -148,6 +159,17 @@ def test_verdict_follows_the_interval_of_the_change() -> None:
         "Suppressing 50.0% of the channels of features, the most negatively relevant by gradient, without retraining "
         "changes the robust accuracy of net by +50.0 [+"
     )
+
+
+def test_one_image_supports_nothing() -> None:
+    """Of 60 images a single one is saved: an interval that is moved onto the estimate would lie above 0."""
+    network, _ = harmed_by_one(third=[0.0, -1.0])
+    data = of_pixels([[0.2, 0.41]] + [[0.45, 0.41]] * 59, [0] * 60, 3)
+    found = cs.intervene({"net": network}, data, layers=["features"], fractions=[0.5], **QUICK | {"replicates": 500})
+    (verdict,) = found.verdicts.itertuples()
+    assert verdict.estimate == pytest.approx(1 / 60)
+    assert verdict.low <= 0
+    assert verdict.verdict == "inconclusive"
 
 
 def test_points_that_suppress_more_than_the_nr_channels_have_no_say() -> None:
@@ -418,3 +440,135 @@ def test_what_does_not_fit_is_said_in_a_sentence(options: dict[str, Any], words:
     x, y = images(12)
     with pytest.raises(UserError, match=f"(?i){words}"):
         cs.intervene({"net": small()}, (x, y), **{"progress": False, **options})
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_curves_draw_their_data_and_nothing_else(found: Interventions) -> None:
+    data = curves_data(found, "bn1", "gradient-x-activation")
+    assert set(data["model"]) == {"plain"}  # the only network that has the layer
+    axes = found.plot_curves("bn1", "gradient-x-activation").axes
+    assert len(axes) == 2
+    for ax, kind in zip(axes, ("natural", "adversarial"), strict=True):
+        of_kind = data[data["data"] == kind]
+        drawn = sorted(tuple(map(tuple, line.get_xydata().round(9).tolist())) for line in ax.lines)
+        expected = [rows[["fraction", "accuracy"]].round(9) for _, rows in of_kind.groupby("order")]
+        assert drawn == sorted(tuple(rows.itertuples(index=False, name=None)) for rows in expected)
+        assert {line.get_color() for line in ax.lines} == {COLOURS[kind]}
+        bands = np.concatenate([band.get_paths()[0].vertices[:, 1] for band in ax.collections])
+        assert bands.max() == pytest.approx(of_kind["high"].max())
+        assert bands.min() == pytest.approx(of_kind["low"].min())
+
+
+def test_insertion_can_be_drawn_too(found: Interventions) -> None:
+    figure = found.plot_curves(curve="insertion")
+    assert len(figure.axes) == 4  # two networks, each at its last layer
+    assert figure.axes[-1].get_xlabel() == "channels kept, others 0 (%)"
+    starts = {line.get_ydata()[0] for line in figure.axes[0].lines}
+    assert len(starts) == 1  # from all suppressed, all orders begin alike
+    assert starts == set(accuracies(found, "nr", "natural", "insertion", layer="relu2", scorer="gradient")[:1])
+
+
+def test_league_draws_every_scorer_of_a_layer_the_best_on_top(found: Interventions) -> None:
+    data = league_data(found, "relu2")
+    assert set(data["order"]) == {"nr", "pr"}
+    best = found.league[(found.league["layer"] == "relu2") & (found.league["order"] == "both")]
+    best = best[best["data"] == "adversarial"].sort_values("rank", kind="stable")["scorer"].tolist()
+    figure = found.plot_league("relu2")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == best
+    for ax, order in zip(figure.axes, ("nr", "pr"), strict=True):
+        for dots, kind in zip(ax.containers, ("natural", "adversarial"), strict=True):
+            rows = data[(data["order"] == order) & (data["data"] == kind)]
+            assert rows["scorer"].tolist() == best
+            np.testing.assert_allclose(dots[0].get_xdata(), rows["value"])
+            (bars,) = dots[2]
+            reach = [[start[0], end[0]] for start, end in bars.get_segments()]
+            np.testing.assert_allclose(reach, rows[["low", "high"]], atol=1e-12)
+
+
+@pytest.mark.parametrize("draw", [Interventions.plot_curves, Interventions.plot_league])
+def test_figures_say_what_they_show(found: Interventions, draw: Callable[[Interventions], Figure]) -> None:
+    figure = draw(found)
+    (key,) = figure.legends
+    words = " ".join(key.get_title().get_text().split())
+    for part in ("24 images", "95% intervals", "PGD-2, ε = 0.1", "the class that the network answers"):
+        assert part in words
+    width, renderer = figure.get_size_inches()[0] * figure.dpi, FigureCanvasAgg(figure).get_renderer()
+    for text in (*figure.texts, figure._suptitle, key.get_title(), *key.get_texts()):
+        box = text.get_window_extent(renderer)
+        assert box.x0 >= 0
+        assert box.x1 <= width
+
+
+def test_every_figure_lies_beside_its_data(folder: Path, found: Interventions) -> None:
+    names = {path.name for path in (folder / "figures").iterdir()}
+    layers = ("bn1", "relu2", "layer4.0")
+    stems = {f"league-{layer}" for layer in layers}
+    stems |= {f"curves-{scorer}-{layer}" for scorer in ("gradient", "gradient-x-activation") for layer in layers}
+    assert names == {f"{stem}.{ending}" for stem in stems for ending in ("pdf", "png", "csv")}
+    held = pd.read_csv(folder / "figures" / "league-bn1.csv")
+    pd.testing.assert_frame_equal(held, league_data(found, "bn1"), check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("layer", "scorer", "words"),
+    [("layer9", None, "No layer 'layer9' here; choose from bn1, relu2"), ("bn1", "tea", "No curves of 'tea' here")],
+)
+def test_unknown_layers_and_scorers_are_refused(
+    found: Interventions, layer: str, scorer: str | None, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        found.plot_curves(layer, scorer)
+
+
+# ---------------------------------------------------------------- at the command line
+
+
+def test_command_prints_the_league_and_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interventions, "draw", lambda *_: [])
+    words = ["intervene", "--models", str(trained("at")), "--labels", "AT", "--data", write_npz(tmp_path, 4), "-q"]
+    words += ["--images", "8", "--eps", "0.1", "--attack", "pgd-1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    words += ["--fractions", "0.25", "--random", "1", "--replicates", "20", "--scorers", "weights", "probe"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for part in ("NR attacked", "8 test images", "C4 by intervention", "note, AT: The network has no gates"):
+        assert part in said
+    held = Interventions.load(tmp_path / "out")
+    assert held.meta["command"].startswith("channelscope intervene --models")
+    assert held.league["scorer"].unique().tolist() == ["weights"]
+    assert main([*words, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert set(values) == {"out", "areas", "league", "verdicts"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--fractions", "1.5"], "'1.5' is no share between 0 and 1"),
+        (["--relevant-to", "truth"], "--relevant-to"),
+        (["--scorers", "probe"], "The network has no gates, and so no probes: choose another scorer."),
+        (["--scorers", "tea"], "There is no scorer 'tea'"),
+    ],
+)
+def test_mistakes_at_the_command_line_are_answered_in_one_line(
+    words: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["intervene", "--models", str(trained("at")), "--data", write_npz(tmp_path, 4), "--images", "4", "-q"]
+    with suppress(SystemExit):
+        assert main([*command, "--out", str(tmp_path / "out"), *words]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_parsers_choices_are_the_modules() -> None:
+    assert tuple(SCORERS) == parser._SCORERS
+    given = parser.make_parser().parse_args(["intervene", "--models", "at.pt"])
+    defaults = {name: item.default for name, item in signature(cs.intervene).parameters.items()}
+    for name in ("scorers", "attack", "eps", "fractions", "random", "relevant_to", "images", "seed", "replicates"):
+        value = getattr(given, name)
+        assert (tuple(value) if isinstance(value, list) else value) == defaults[name], name

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from channelscope.cli.inputs import data_of, device_of, models_of, trained_on
-from channelscope.cli.printing import outcomes, table, tell_comparison, tell_evaluation, tell_zoo
+from channelscope.cli.printing import outcomes, table, tell_comparison, tell_evaluation, tell_interventions, tell_zoo
 from channelscope.cli.processes import together
 from channelscope.errors import UserError
 
@@ -201,6 +201,34 @@ def evaluate(args: argparse.Namespace) -> None:
         )
         if is_first():
             tell_evaluation(found, Path(args.out), args.json)
+
+
+def intervene(args: argparse.Namespace) -> None:
+    """Suppress channels of checkpoints, write the folder and print what was found."""
+    from channelscope.intervention import check_folder, intervene
+
+    device, models, out = device_of(args), models_of(args), Path(args.out)
+    check_folder(out)
+    found = intervene(
+        models,
+        data_of(args, args.data or trained_on(models.values())),
+        layers=args.layers,
+        scorers=args.scorers,
+        attack=args.attack,
+        eps=args.eps,
+        fractions=args.fractions,
+        random=args.random,
+        relevant_to=args.relevant_to,
+        images=args.images,
+        seed=args.seed,
+        replicates=args.replicates,
+        batch_size=args.batch_size,
+        device=device,
+        command=args.command,
+        progress=not args.quiet,
+    )
+    found.save(out)
+    tell_interventions(found, out, args.json)
 
 
 def figures(args: argparse.Namespace) -> None:

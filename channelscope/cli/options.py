@@ -123,6 +123,16 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1, such as 0.25")
+    return number
+
+
 def eps(text: str) -> float:
     """Read a radius, such as 0.031 or 8/255."""
     try:

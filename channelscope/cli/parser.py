@@ -21,6 +21,7 @@ from channelscope.cli.options import (
     positive,
     scorers,
     seed,
+    share,
 )
 
 _ABLATIONS = ("imgf", "top-k", "probes", "beta", "layers")  # as in recipes/sweeps.toml
@@ -200,6 +201,65 @@ def make_parser() -> argparse.ArgumentParser:
         "--save-adversarial", action="store_true", help="keep the adversarial images, for compare --evaluation"
     )
     add_measuring(evaluate)
+
+    intervene = _command(
+        menu,
+        "intervene",
+        commands.intervene,
+        "test relevance: suppress channels, see what is lost",
+        "Suppress channels of trained networks at test time: the most negatively relevant (NR), the most positively\n"
+        "relevant (PR) or random ones first. Measure natural accuracy, and robust accuracy under an attack that sees\n"
+        "it. Write tables (CSV), figures (PDF, PNG) and meta.json: curves, a league of relevance scorers, and the\n"
+        'verdict "C4 by intervention": does a network get more robust without its NR channels?',
+        "channelscope intervene --models at.pt cifs.pt --scorers weights gradient ablation\n"
+        "  channelscope intervene --models zoo:cifar10-at --layers layer3 layer4 --data cifar10 --images 200",
+    )
+    add_models(intervene)
+    add_data(intervene, None)
+    intervene.add_argument(
+        "--out", default="intervention", metavar="DIR", help="folder to write (default: %(default)s)"
+    )
+    intervene.add_argument(
+        "--layers", nargs="+", metavar="NAME", help="names or patterns, as layer4.* (default: the penultimate)"
+    )
+    intervene.add_argument(
+        "--scorers",
+        nargs="+",
+        choices=SCORERS,
+        default=["gradient"],
+        metavar="NAME",
+        help="as 'channelscope relevance --help' lists them (default: gradient)",
+    )
+    intervene.add_argument(
+        "--attack", default="pgd-20", help="fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 for L2 (default: pgd-20)"
+    )
+    intervene.add_argument(
+        "--eps", type=eps, metavar="E", help="radius of the attack (default: the recipe's, as 8/255)"
+    )
+    intervene.add_argument(
+        "--fractions",
+        type=share,
+        nargs="+",
+        default=[0.125, 0.25, 0.5, 0.75],
+        metavar="F",
+        help="shares of the channels to suppress, beside none and all (default: 0.125 0.25 0.5 0.75)",
+    )
+    intervene.add_argument(
+        "--random", type=positive, default=3, metavar="N", help="random orders to compare with (default: 3)"
+    )
+    intervene.add_argument(
+        "--relevant-to",
+        choices=("answer", "label"),
+        default="answer",
+        help="relevance to the class that the network answers, or that is true: an oracle (default: answer)",
+    )
+    intervene.add_argument(
+        "--images", type=positive, default=500, metavar="N", help="test images to use, at most (default: 500)"
+    )
+    intervene.add_argument(
+        "--replicates", type=positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
+    )
+    add_measuring(intervene)
 
     figures = _command(
         menu,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from channelscope.comparison import Comparison
     from channelscope.evaluation import Evaluation
+    from channelscope.intervention import Interventions
     from channelscope.rankings import Rankings
 
 
@@ -115,6 +116,47 @@ def tell_rankings(found: "Rankings", out: Path, as_json: bool) -> None:
     for refusal in found.meta["refused"]:
         print(f"no scores, {refusal['model']}, {refusal['layer']}, {refusal['scorer']}: {refusal['reason']}")
     print(f"\ntables and figure: {out}")
+
+
+def tell_interventions(found: "Interventions", out: Path, as_json: bool) -> None:
+    """Print the league of scorers and the verdicts, or all of it as JSON."""
+    frames = {"areas": found.areas, "league": found.league, "verdicts": found.verdicts}
+    if as_json:
+        values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
+        return
+    print(table(_league(found), align="lllr" + "r" * 4))
+    meta = found.meta
+    print(
+        "\naccuracy (mean over all numbers of channels) kept when the negatively relevant go first, and lost when the "
+        f"positively\nrelevant do, beyond random order; {meta['attack']}, eps {meta['eps']:.4g}, "
+        f"{meta['data']['images']} test images, {meta['level']:.0%} intervals\n"
+    )
+    for verdict in found.verdicts.itertuples():
+        print(f"{verdict.claim} {verdict.verdict}: {verdict.statement}")
+    for model, notes in meta["notes"].items():
+        for note in notes:
+            print(f"note, {model}: {note}")
+    print(f"\ntables and figures: {out}")
+
+
+def _league(found: "Interventions") -> list[tuple[str, ...]]:
+    """Lay out a row for each scorer of a model and layer, the best on adversarial images first."""
+    keys, columns = ["model", "layer", "scorer"], [("nr", "natural"), ("nr", "adversarial"), ("pr", "natural")]
+    rows: list[tuple[str, ...]] = [
+        ("model", "layer", "scorer", "rank", "NR natural", "NR attacked", "PR natural", "PR attacked")
+    ]
+    cells = {}
+    for row in found.league.to_dict("records"):
+        interval = f"{row['value']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]"
+        cells[*(row[key] for key in keys), row["order"], row["data"]] = interval
+    best = found.league[(found.league["order"] == "both") & (found.league["data"] == "adversarial")]
+    for (_, _), of_layer in best.groupby(["model", "layer"], sort=False):
+        for row in of_layer.sort_values("rank", kind="stable").to_dict("records"):
+            named = tuple(str(row[key]) for key in keys)
+            spread = (cells[*named, *column] for column in [*columns, ("pr", "adversarial")])
+            rows.append((*named, str(int(row["rank"])), *spread))
+    return rows
 
 
 def tell_zoo(networks: Sequence[tuple[str, str, str]], measured: Sequence[Mapping[str, str]]) -> None:

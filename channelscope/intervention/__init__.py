@@ -26,7 +26,7 @@ from channelscope.intervention.run import RelevantTo, Run
 from channelscope.intervention.suppression import Plan
 from channelscope.intervention.verdicts import verdicts
 from channelscope.stats import bootstrap_weights
-from channelscope.subjects import Network, layers_by_label, parameter_of, subjects_of, widened
+from channelscope.subjects import Network, Subject, layers_by_label, parameter_of, subjects_of, widened
 from channelscope.training import default_eps
 
 __all__ = ["Interventions", "check_folder", "intervene"]
@@ -117,11 +117,12 @@ def intervene(
         "batch_size": batch_size,
         "command": command,
     }
-    planned = []
+    planned: list[tuple[Subject, Plan]] = []
+    notes: dict[str, list[str]] = {}
     with tqdm(unit="img", disable=not progress, total=0) as bar:
         for subject in subjects:
             bar.set_description(f"{subject.label}: ranking")
-            relevance = relevance_of(
+            relevance, notes[subject.label] = relevance_of(
                 subject.network, others, len(dataset.classes), chosen[subject.label], scorers, batch_size
             )
             planned.append((subject, Plan.of(relevance, fractions, random, seed)))
@@ -131,7 +132,7 @@ def intervene(
             bar.set_description(subject.label)
             run = Run(network=subject.network, attack=attack, relevant_to=relevant_to, batch_size=batch_size, seed=seed)
             found.append(Intervened(subject, plan, run.outcomes(part, plan, bar.update), weights))
-    return _assemble(found, dataset, part, settings)
+    return _assemble(found, dataset, part, settings | {"notes": notes})
 
 
 def _check(

@@ -27,6 +27,9 @@ def some(part: Part, images: int | None, seed: int) -> Part:
     return part if images is None or images >= len(part) else part.subset(stratified(part.labels, images, seed))
 
 
+Relevance = dict[str, dict[str, Float[Tensor, "k c"]]]
+
+
 def relevance_of(
     network: nn.Module,
     images: Part,
@@ -34,7 +37,7 @@ def relevance_of(
     layers: Sequence[str] | None,
     scorers: Sequence[str],
     batch_size: int,
-) -> dict[str, dict[str, Float[Tensor, "k c"]]]:
+) -> tuple[Relevance, list[str]]:
     """Score the channels of layers by several scorers: mean over the images of a class of the relevance to it.
 
     The network may answer with a class that has no image here: its channels are worth the mean over the others.
@@ -43,31 +46,33 @@ def relevance_of(
         network: any network.
         images: the images to score on.
         classes: number of classes.
-        layers: names of layers and patterns; None for the penultimate one.
+        layers: names and patterns of layers; None for the penultimate one.
         scorers: names of scorers.
         batch_size: images per forward pass.
 
     Returns:
-        layer -> scorer -> relevance (k, c).
+        layer -> scorer -> relevance (k, c), without the scorers that a layer is not for; and sentences about these.
 
     Raises:
-        UserError: for a scorer that does not apply to a layer.
+        UserError: for what does not fit, and for a layer that no scorer is for.
     """
-    chosen, _ = choose(network, layers, few(network, images), classes)
-    found = score(
+    named, _ = choose(network, layers, few(network, images), classes)
+    scored = score(
         network,
         images,
         classes,
-        layers=chosen,
+        layers=named,
         scorers={name: scorer_named(name) for name in scorers},
         weights=torch.ones(len(images), 1),
         batch_size=batch_size,
         progress=lambda _: None,
     )
-    if found.refused:
-        raise UserError(next(iter(found.refused.values())))
-    means = {layer: {name: found.relevance[name][layer].magnitude[0] for name in found.relevance} for layer in chosen}
-    return {
-        layer: {name: torch.where(mean.isnan(), mean.nanmean(0), mean) for name, mean in by_scorer.items()}
-        for layer, by_scorer in means.items()
-    }
+    found: Relevance = {layer: {} for layer in named}
+    for name, by_layer in scored.relevance.items():
+        for layer, stats in by_layer.items():
+            worth = stats.magnitude[0]
+            found[layer][name] = torch.where(worth.isnan(), worth.nanmean(0), worth)
+    refused = dict(scored.refused)
+    if bare := [layer for layer, by_scorer in found.items() if not by_scorer]:
+        raise UserError(next(sentence for (_, layer), sentence in refused.items() if layer == bare[0]))
+    return found, list(dict.fromkeys(refused.values()))

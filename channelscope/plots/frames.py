@@ -1,7 +1,7 @@
 """What a comparison's frames say, and the words for it in figures."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,14 +66,18 @@ def layers_by_model(comparison: Comparison) -> dict[str, list[str]]:
 
 def layers(comparison: Comparison, layer: str | None = None) -> dict[str, str]:
     """Of each model the layer to show: the one asked for, or else its last; models without it are left out."""
-    known = layers_by_model(comparison)
+    return shown(layers_by_model(comparison), layer)
+
+
+def shown(known: Mapping[str, Sequence[str]], layer: str | None) -> dict[str, str]:
+    """The same of layers that are known by model."""
     if layer is None:
         return {model: names[-1] for model, names in known.items()}
-    shown = {model: layer for model, names in known.items() if layer in names}
-    if not shown:
+    found = {model: layer for model, names in known.items() if layer in names}
+    if not found:
         names = list(dict.fromkeys(name for names in known.values() for name in names))
         raise UserError(f"No layer {layer!r} here; choose from {', '.join(names)}.{suggest(layer, names)}")
-    return shown
+    return found
 
 
 def robust(comparison: Comparison, model: str, class_name: str) -> tuple[float, float, float]:
