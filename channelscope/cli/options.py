@@ -124,6 +124,7 @@ def seed(text: str) -> int:
 
 
 def share(text: str) -> float:
+    """Read a share between 0 and 1."""
     try:
         number = float(text)
     except ValueError:

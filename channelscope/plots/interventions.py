@@ -18,9 +18,9 @@ from channelscope.plots.axes import grid, in_percent, title, wrapped
 from channelscope.plots.paper import COLOURS, styled
 
 ORDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "nr": ("those that speak most against the class (negatively relevant, NR)", {"linestyle": "-", "marker": "o"}),
+    "nr": ("those that speak most against it (negatively relevant, NR)", {"linestyle": "-", "marker": "o"}),
     "random": ("random ones", {"linestyle": ":", "marker": "D"}),
-    "pr": ("those that speak most for the class (positively relevant, PR)", {"linestyle": "--", "marker": "s"}),
+    "pr": ("those that speak most for it (positively relevant, PR)", {"linestyle": "--", "marker": "s"}),
 }
 _ROW = 0.2  # inches, of a scorer
 
@@ -151,7 +151,7 @@ def _key(figure: Figure, interventions: Interventions, handles: list[Line2D], wo
         f"{meta['data']['images']} images, {meta['level']:.0%} intervals; adversarial: {attack}, on the network "
         f"without the channels; relevance to the class {whose}. {words}"
     )
-    lines = "\n".join(wrapped(made, 66))
+    lines = "\n".join(wrapped(made, 60))
     figure.legend(handles=handles, title=lines, loc="outside lower left", ncols=columns, alignment="left")
 
 
