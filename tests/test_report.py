@@ -103,6 +103,19 @@ def test_summary_says_models_data_attack_best_and_verdicts(tmp_path: Path) -> No
     assert "inconclusive C3 It cannot be told here whether the classes" in text
 
 
+def test_summary_says_which_network_follows_a_wrong_label(tmp_path: Path) -> None:
+    comparison = synthetic(("at", "cifs"), ("a", "b"), gates=("layer4",), whole=True)
+    shares = {"accuracy": 0.5, "accuracy_true": 0.9, "accuracy_wrong": 0.1, "follows_untold": 0.2}
+    frame = comparison.leakage
+    value = frame["measure"].map(shares).fillna((frame["model"] == "cifs") * 0.7 + 0.21)
+    leakage = frame.assign(value=value, low=value - 0.02, high=value + 0.02)
+    text = Page(write_report(replace(comparison, leakage=leakage), tmp_path)).text
+    assert "cifs reads the label in its gates" in text
+    assert "it answers that class for 91.0 % [89.0, 93.0] of the natural images" in text
+    assert "it is right on 50.0 % [48.0, 52.0]" in text
+    assert "at reads the label" not in text
+
+
 def test_verdicts_have_claim_badge_estimate_interval_and_statement(tmp_path: Path) -> None:
     comparison = synthetic()
     page = Page(write_report(comparison, tmp_path))

@@ -1,5 +1,6 @@
 """What was found, in sentences."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -45,13 +46,16 @@ def setting(comparison: Comparison) -> str:
 
 
 def found(comparison: Comparison) -> list[dict[str, str]]:
-    """The headlines: how robust the models are, then each claim's verdict; `claim` and `verdict` where there are."""
+    """The headlines: how robust the models are, which leak labels, then each claim's verdict.
+
+    `claim` and `verdict` are empty where there are none.
+    """
     claims = [
         {"claim": str(claim), "verdict": str(verdict), "text": _finding(str(claim), str(verdict), rows)}
         for (claim, verdict), rows in _told_apart(comparison.verdicts).groupby(["claim", "verdict"], sort=True)
     ]
-    robust = _robust(comparison)
-    return [*([{"claim": "", "verdict": "", "text": robust}] if robust else []), *claims]
+    further = [_robust(comparison), *_leaks(comparison.leakage)]
+    return [*({"claim": "", "verdict": "", "text": text} for text in further if text), *claims]
 
 
 def _told_apart(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -73,6 +77,20 @@ def _robust(comparison: Comparison) -> str:
     most = "keeps the most accuracy:" if several else "keeps"
     rest = "".join(f", {model} {share}" for model, share in others)
     return f"In the worst case over all attacks {first[0]} {most} {first[1]}{rest}."
+
+
+def _leaks(leakage: pd.DataFrame) -> Iterator[str]:
+    """A sentence for each model that answers a wrong class that its gates are told, more often than by chance."""
+    natural = leakage[(leakage["layer"] == "") & (leakage["data"] == "natural")]
+    for model, rows in natural.groupby("model", sort=False):
+        of = {str(row["measure"]): row for _, row in rows.iterrows()}
+        if of["follows_wrong"]["low"] > of["follows_untold"]["high"]:
+            told, untold = (" ".join(bounded(of[name], "value", share=True)) for name in ("follows_wrong", "accuracy"))
+            yield (
+                f"{model} reads the label in its gates: when they are told a wrong class, as in training they are told "
+                f"the true one, it answers that class for {told} of the natural images. In use, where they are told "
+                f"nothing, it is right on {untold}."
+            )
 
 
 def _finding(claim: str, verdict: str, rows: pd.DataFrame) -> str:
