@@ -91,7 +91,12 @@ def test_profile_says_class_model_robust_accuracy_attack_and_layer() -> None:
     for model in ("nat", "at"):
         assert f"robust accuracy {100 * worst['accuracy'][model]:.1f} %" in text
         assert re.search(rf"^{model}$", text, re.MULTILINE)
-    for word in ("cat: magnitude per channel, layer4", "adversarial (PGD-20, ε = 8/255)", "sorted by"):
+    for word in (
+        "cat: each channel's mean activation",
+        "(magnitude), layer4",
+        "adversarial (PGD-20, ε = 8/255)",
+        "sorted by",
+    ):
         assert word in text
 
 
@@ -202,7 +207,7 @@ def test_mistakes_are_told_with_a_suggestion(make, message: str) -> None:
 
 def test_layer_defaults_to_each_models_last_and_models_without_it_are_left_out() -> None:
     comparison = synthetic(("nat", "at"), ("a", "b"), ("layer3", "layer4"))
-    assert "Activation mass on NR channels, layer4" in words(plots.nr_share(comparison))
+    assert "(NR) channels, layer4" in "\n".join(words(plots.nr_share(comparison)))
     shallow = comparison.alignment.query("not (model == 'nat' and layer == 'layer4')")
     comparison = replace(comparison, alignment=shallow)
     assert len(plots.nr_share(comparison).axes) == 2
@@ -432,11 +437,11 @@ def test_negative_magnitudes_are_shown() -> None:
 
 def test_classes_that_are_numbers_are_said_to_be_classes() -> None:
     comparison = synthetic(("nat",), ("0", "1"), ("features.3",))
-    assert "class 1: magnitude per channel, layer features.3" in " ".join(
+    assert "class 1: each channel's mean activation (magnitude), layer features.3" in " ".join(
         words(plots.magnitude(comparison, "1"))
     ).replace("\n", " ")
     (ax,) = plots.alignment_robustness(comparison).axes
-    assert "\n" not in ax.get_xlabel()
+    assert ax.get_xlabel().endswith("under attack and relevance")
 
 
 def test_dollars_and_underscores_are_letters(tmp_path: Path) -> None:
@@ -444,7 +449,7 @@ def test_dollars_and_underscores_are_letters(tmp_path: Path) -> None:
     figure = plots.magnitude(comparison, "$x_{a$")
     plots.save(figure, tmp_path / "figure.pdf")
     assert "$m_1$" in words(figure)
-    assert any(word.startswith("$x_{a$: magnitude") for word in words(figure))
+    assert any(word.startswith("$x_{a$: each channel's") for word in words(figure))
 
 
 def test_a_measure_that_is_missing_is_a_dash() -> None:

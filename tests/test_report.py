@@ -9,10 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from channelscope.claims import CLAIMS
+from channelscope.comparison.frames import COLUMNS, Comparison, tidy
 from channelscope.errors import UserError
 from channelscope.report import write_report
 from comparisons import synthetic
@@ -290,3 +292,95 @@ def test_missing_numbers_and_missing_verdicts_are_dashes_and_a_sentence(tmp_path
     text = Page(write_report(replace(comparison, verdicts=unknown.iloc[:0], robustness=robustness), tmp_path)).text
     assert "No claim was judged." in text
     assert "worst case over all attacks –" in text
+
+
+# ------------------------------------------------------------------------- the tables of flow, answers, gates, pairs
+
+
+def rows_of(name: str, *rows: tuple[object, ...]) -> pd.DataFrame:
+    return tidy(name, [dict(zip(sum(COLUMNS[name], ()), row, strict=True)) for row in rows])
+
+
+def small() -> Comparison:
+    """Two models of one channel that speaks for class a, and one that speaks against it."""
+    made = synthetic(("at", "cifs"), ("a", "b"), channels=2)
+    signs = made.activations["channel"].map({0: 1.0, 1: -1.0})
+    flow = [
+        ("at", "layer4", "a", 0, 9, -1.0, 0.5, 0.0, 0.001, 0.002),
+        ("at", "layer4", "a", 1, 9, 0.1, 0.0, 0.25, 0.5, 0.5),
+    ]
+    flow += [
+        ("cifs", "layer4", "a", 0, 9, -0.1, 0.1, 0.0, 0.9, 0.9),
+        ("cifs", "layer4", "a", 1, 9, 2.0, 0.0, 1.0, 0.0, 0.0),
+    ]
+    answers = [
+        ("at", "adversarial", "a", "a", 3),
+        ("at", "adversarial", "a", "b", 1),
+        ("cifs", "adversarial", "a", "a", 4),
+    ]
+    decay = [
+        ("at", "layer4", "eps", "cosine", 8 / 255, 0.5, 0.4, 0.6),
+        ("cifs", "layer4", "eps", "cosine", 8 / 255, 0.7, 0.6, 0.8),
+    ]
+    decay += [
+        ("at", "layer4", "eps", "cosine", 2 / 255, 0.9, 0.8, 1.0),
+        ("at", "early", "eps", "cosine", 2 / 255, 0.1, 0.1, 0.1),
+    ]
+    leakage = [
+        ("cifs", "", "natural", "follows_wrong", 0.75, 0.7, 0.8),
+        ("cifs", "layer4", "adversarial", "chance", 0.1, 0.1, 0.1),
+    ]
+    differences = [("cifs", "at", "layer4", "layer4", "all", "cosine", -0.25, -0.5, 0.0, 0.01, 0.04)]
+    differences += [
+        ("cifs", "at", "", "", "all", "robust_accuracy", 0.02, -0.1, 0.1, 0.5, 0.6),
+        ("cifs", "at", "", "", "a", "cosine", 9, 9, 9, 0, 0),
+    ]
+    return replace(
+        made,
+        activations=made.activations.assign(relevance=signs),
+        flow=rows_of("flow", *flow),
+        confusion=rows_of("confusion", *answers),
+        decay=rows_of("decay", *decay),
+        leakage=rows_of("leakage", *leakage),
+        spread=rows_of("spread", ("cifs", "layer4", "natural", "all", 0.4, 0.3, 0.5)),
+        differences=rows_of("differences", *differences),
+        matching=rows_of("matching", ("at", "layer4", "cifs", "layer3", 0.875, 0.8, 0.9)),
+    )
+
+
+def test_channels_that_an_attack_silences_and_awakens_are_told_by_what_they_speak_for(tmp_path: Path) -> None:
+    text = Page(write_report(small(), tmp_path)).text
+    assert "at, layer4 50.0 % 25.0 % 50.0 % 0.0 % cifs, layer4 10.0 % 100.0 % 0.0 % 50.0 %" in text
+
+
+def test_the_wrong_answer_given_most_often_is_told_with_its_share(tmp_path: Path) -> None:
+    text = Page(write_report(small(), tmp_path)).text
+    assert "class at cifs a b 25.0 % – b – –" in text[text.rindex("Wrong answer given") :]
+
+
+def test_decay_is_by_strength_at_the_last_layer(tmp_path: Path) -> None:
+    text = Page(write_report(small(), tmp_path)).text
+    wanted = "eps at cifs 2/255 0.900 [0.800, 1.000] – 8/255 0.500 [0.400, 0.600] 0.700 [0.600, 0.800]"
+    assert wanted in text
+
+
+def test_gates_say_what_they_let_know(tmp_path: Path) -> None:
+    text = Page(write_report(small(), tmp_path)).text
+    assert "measure cifs channels in effect, layer4, natural images 40.0 % [30.0, 50.0]" in text
+    assert "answers the wrong class that its gates are told, natural images 75.0 % [70.0, 80.0]" in text
+    assert "share of the most frequent class, layer4, adversarial images 10.0 %" in text
+
+
+def test_differences_between_models_have_their_corrected_significance(tmp_path: Path) -> None:
+    page = Page(write_report(small(), tmp_path))
+    pair = "cifs − at, cosine of natural and adversarial magnitude, layer4 −0.250 [−0.500, 0.000] 0.04"
+    assert f"{pair} cifs − at, robust accuracy, worst case 2.0 % [−10.0, 10.0] 0.6" in page.text
+    assert '<tr class="strong"><th scope="row">cifs − at, cosine' in page.source
+    assert '<tr><th scope="row">cifs − at, robust accuracy' in page.source
+    assert "9.000" not in page.text
+    assert "at layer4 – cifs layer3 0.875 [0.800, 0.900]" in page.text
+
+
+def test_what_was_not_measured_has_no_section(tmp_path: Path) -> None:
+    page = Page(write_report(synthetic(), tmp_path))
+    assert [a["id"] for a in page.attributes("section")] == ["found", "verdicts", "robustness", "claims", "made"]

@@ -49,13 +49,17 @@ def wrapped(text: str, characters: int) -> list[str]:
     return textwrap.wrap(text, int(fit) if style != default else characters)
 
 
-def data_legend(figure: Figure, adversarial: str, linestyle: Literal["-", "none"] = "none", *further: Artist) -> None:
-    """Say below a figure which colour is natural and which adversarial, made by which attack."""
+def data_legend(
+    figure: Figure, adversarial: str, linestyle: Literal["-", "none"] = "none", *further: Artist, note: str = ""
+) -> None:
+    """Say below a figure which colour is natural and which adversarial, made by which attack; `note` explains more."""
     handles = [
         Line2D([], [], color=COLOURS[data], label=label, linestyle=linestyle, marker="o", markersize=3.5)
         for data, label in (("natural", "natural"), ("adversarial", f"adversarial ({adversarial})"))
     ]
-    figure.legend(handles=[*handles, *further], loc="outside lower center", ncols=1 if further else 2)
+    columns = 1 if further else 2
+    said = "\n".join(wrapped(note, 58)) or None
+    figure.legend(handles=[*handles, *further], title=said, loc="outside lower center", ncols=columns)
 
 
 def model_look(index: int) -> dict[str, Any]:

@@ -45,15 +45,16 @@ def _profile(comparison: Comparison, quantity: str, class_name: str, layer: str 
     figure, axes = grid(len(layers), 1, 1.05)
     for ax, model in zip(axes[:, 0], layers, strict=True):
         channels = frames.rows(drawn, model=model)
-        ax.set_ylabel(quantity)
+        ax.set_ylabel("mean activation")
         if quantity == "frequency":
             ax.set_ylim(0, 1.05)
-            in_percent(ax, quantity)
+            in_percent(ax, "active")
         _channels(ax, channels)
         ax.set_title(frames.short(model, 24), loc="left", weight="bold")
         ax.set_title(f"robust accuracy {frames.percent(channels['robust_accuracy'].iloc[0])}", loc="right")
     axes[-1, 0].set_xlabel(f"channel, sorted by the model's natural {quantity}")
-    title(figure, f"{frames.class_called(class_name)}: {quantity} per channel, {frames.where(layers)}")
+    shown = {"magnitude": "mean activation (magnitude)", "frequency": "share of images that activate it (frequency)"}
+    title(figure, f"{frames.class_called(class_name)}: each channel's {shown[quantity]}, {frames.where(layers)}")
     data_legend(figure, frames.attack(comparison))
     return figure
 
@@ -128,7 +129,7 @@ def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
     """
     drawn, layers = relevance_data(comparison, layer), frames.layers(comparison, layer)
     classes = list(drawn["class"].unique())
-    figure, axes = grid(len(layers), len(classes), 1.25, 0.9, sharex="row", sharey="row")
+    figure, axes = grid(len(layers), len(classes), 1.25, 1.15, sharex="row", sharey="row")
     for row, model in zip(axes, layers, strict=True):
         for ax, class_name in zip(row, classes, strict=True):
             channels = frames.rows(drawn, **{"model": model, "class": class_name})
@@ -136,14 +137,21 @@ def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
             accuracy = frames.percent(channels["robust_accuracy"].iloc[0], 0)
             ax.set_title(f"{frames.class_called(class_name, 10)}, robust {accuracy}", pad=12, size=current().small)
         from_zero(*row)
-        row[0].set_ylabel(f"{frames.short(model, 16)}\nmagnitude")
+        row[0].set_ylabel(f"{frames.short(model, 16)}\nmean activation")
     for ax, extreme in zip(axes[0], ("most", "least"), strict=False):
         ax.set_title(f"{extreme} robust class:\n{ax.get_title()}", pad=12, size=current().small)
     for ax in axes[-1]:
         ax.set_xlabel("← NR   relevance   PR →\n(logits / activation)")
-    title(figure, f"Magnitude and relevance (Spearman ρ), {frames.where(layers)}")
-    data_legend(figure, frames.attack(comparison))
+    title(figure, f"Is a channel more active the more it speaks for the class? {_place(layers)}")
+    note = (
+        "a dot: a channel; ρ: Spearman's correlation; NR, PR: negatively, positively relevant: against, for the class"
+    )
+    data_legend(figure, frames.attack(comparison), note=note)
     return figure
+
+
+def _place(layers: dict[str, str]) -> str:
+    return f"({frames.where(layers)})"
 
 
 def _scatter(ax: Axes, drawn: pd.DataFrame) -> None:
@@ -181,7 +189,7 @@ def nr_share(comparison: Comparison, layer: str | None = None) -> Figure:
     drawn, layers = nr_share_data(comparison, layer), frames.layers(comparison, layer)
     count = len(drawn) // (len(layers) * len(COLOURS))
     names = [*map(frames.short, drawn["class"][:count])]
-    figure, axes = grid(len(layers), 1, 0.9, 0.6 + 0.055 * max(map(len, names)), sharex=True, sharey=True)
+    figure, axes = grid(len(layers), 1, 0.9, 0.8 + 0.055 * max(map(len, names)), sharex=True, sharey=True)
     places = np.arange(count)
     for ax, model in zip(axes[:, 0], layers, strict=True):
         for data, beside in (("natural", -0.15), ("adversarial", 0.15)):
@@ -192,8 +200,9 @@ def nr_share(comparison: Comparison, layer: str | None = None) -> Figure:
         in_percent(ax, "NR share")
     from_zero(*axes[:, 0])
     axes[-1, 0].set_xticks(places, names, rotation=90)
-    title(figure, f"Activation mass on NR channels, {frames.where(layers)}")
-    data_legend(figure, frames.attack(comparison))
+    title(figure, f"Share of the activation on negatively relevant (NR) channels, {frames.where(layers)}")
+    note = f"by class; NR: the channel speaks against the class; bars: {comparison.meta['level']:.0%} intervals"
+    data_legend(figure, frames.attack(comparison), note=note)
     return figure
 
 
@@ -225,16 +234,20 @@ def alignment_robustness(comparison: Comparison, layer: str | None = None) -> Fi
     drawn, layers = alignment_robustness_data(comparison, layer), frames.layers(comparison, layer)
     key = _key(frames.classes(comparison))
     numbered = len(frames.classes(comparison)) <= LABELLED
-    figure, axes = grid(1, 1, 2.5 + 0.14 * len(layers), 0.75 + 0.12 * len(key))
+    figure, axes = grid(1, 1, 2.5 + 0.14 * len(layers), 1.0 + 0.12 * len(key))
     ax = axes[0, 0]
     for index, model in enumerate(layers):
         _classes_of_model(ax, frames.rows(drawn, model=model), index, numbered)
     if not any(np.isfinite(line.get_xydata()).all() and len(line.get_xydata()) for line in ax.lines):
         empty(ax, "no class has a correlation")
-    ax.set_xlabel("\n".join(["Spearman ρ of adversarial magnitude and relevance", *key]))
+    ax.set_xlabel(
+        "\n".join(["alignment: Spearman's ρ of the channels' mean", "activation under attack and relevance", *key])
+    )
     in_percent(ax, "robust accuracy")
-    title(figure, f"Robustness of classes by alignment, {frames.where(layers)}")
-    how = f"adversarial: {frames.attack(comparison)}; robust: worst case of all attacks"
+    title(figure, f"Are classes robust whose activation follows the channels' relevance? {_place(layers)}")
+    how = f"attack on activations: {frames.attack(comparison)}\nrobust: worst case of all attacks"
+    if numbered:
+        how += "; number: the class"
     figure.legend(title=how, loc="outside lower center", markerscale=0.6 if numbered else 2)
     return figure
 
@@ -346,7 +359,7 @@ def gates(comparison: Comparison) -> Figure:
     """
     drawn = gates_data(comparison)
     panels = drawn[["model", "layer"]].drop_duplicates().to_numpy().tolist()
-    figure, axes = grid(len(panels), 2, 1.15, sharex="row")
+    figure, axes = grid(len(panels), 2, 1.15, 1.0, sharex="row")
     for (left, right), (model, layer) in zip(axes, panels, strict=True):
         log = frames.rows(drawn, model=model, layer=layer)
         _by_epoch(left, log, natural="probe_natural", adversarial="probe_robust")
@@ -358,6 +371,7 @@ def gates(comparison: Comparison) -> Figure:
             in_percent(ax, label)
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
-    title(figure, "Gates (dashed: the epoch that was kept)")
-    data_legend(figure, "as set in training", "-")
+    title(figure, "Gates in training: is the probe right, how many channels pass? (dashed: the epoch kept)")
+    note = "a gate's probe is a small classifier; by its guess the gate lets channels pass; on validation images"
+    data_legend(figure, "as set in training", "-", note=note)
     return figure

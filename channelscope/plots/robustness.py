@@ -51,6 +51,8 @@ def robustness(comparison: Comparison) -> Figure:
     images = comparison.meta["data"]["images"]
     radius = frames.radius(float(comparison.meta["eps"]))
     title(figure, f"Accuracy under each attack, ε = {radius}, {images:,} images")
-    gated = "no mark: an attack for models with gates alone" if drawn.groupby("model").size().nunique() > 1 else None
-    figure.legend(title=gated, loc="outside lower center", ncols=3)
+    note = f"bars: {comparison.meta['level']:.0%} intervals"
+    if drawn.groupby("model").size().nunique() > 1:
+        note += "; no mark: an attack for models with gates alone"
+    figure.legend(title=note, loc="outside lower center", ncols=3)
     return figure

@@ -74,7 +74,7 @@ def number(value: float) -> str:
 
 def percent(value: float) -> str:
     """As in "51.0 %"; a dash for NaN."""
-    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+    return "–" if math.isnan(value) else f"{100 * value:z.1f} %".replace("-", "−")
 
 
 def radius(eps: float) -> str:
