@@ -68,7 +68,7 @@ def tell_comparison(found: "Comparison", out: Path, as_json: bool) -> None:
     print(f"\n{found.meta['attack']}, eps {found.meta['eps']:.4g}, {found.meta['data']['images']} test images\n")
     several = found.verdicts["layer"].replace("", None).nunique() > 1
     for verdict in found.verdicts.itertuples():
-        where = f" at {verdict.layer}" if several and verdict.layer else ""
+        where = f" at {verdict.layer!s}" if several and verdict.layer else ""
         print(f"{verdict.claim} {verdict.verdict}{where}: {verdict.statement}")
     print(f"\nreport: {out / 'report.html'}")
 

@@ -19,7 +19,7 @@ from channelscope.errors import UserError
 from channelscope.hooks import evaluating, hooked, logits_of
 from channelscope.selection import attached
 
-_ROWS = 512  # images per pass: the path's points of a batch are shared out
+_ROWS = 64  # images per pass, where fewer are given: several points of their paths at once
 _INCOMPLETE = 0.01  # of the change of the logits: what DeepLift's scores may miss of it
 
 
