@@ -10,13 +10,21 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the notebooks run: they train in ../runs what is not there yet, and share it."""
+    made = tmp_path_factory.mktemp("repository") / "notebooks"
+    made.mkdir()
+    return made
+
+
 @pytest.mark.filterwarnings("default")  # of jupyter's own
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path: Path, tmp_path: Path) -> None:
+def test_notebook_runs(path: Path, folder: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     if "CHANNELSCOPE_DATA" not in os.environ and any("CHANNELSCOPE_DATA" in cell.source for cell in notebook.cells):
         pytest.skip("CHANNELSCOPE_DATA names no image folder")
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
     errors = [output for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "error"]
     assert not errors
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))

@@ -40,7 +40,8 @@ class Explorer(Still):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """Give notebooks the widgets, and readers without a kernel the chart as it is now."""
-        return {"text/html": self._repr_html_(), **self.widget._repr_mimebundle_()}
+        plain = f"Explorer: {self.model}, {self.layer}, {self.class_name}, sorted by {self.order}"
+        return self.widget._repr_mimebundle_() | {"text/html": self._repr_html_(), "text/plain": plain}
 
     def _made(self) -> dict[str, Any]:
         known = {
