@@ -19,7 +19,7 @@ from channelscope.errors import UserError
 from channelscope.hooks import evaluating, hooked, logits_of
 from channelscope.selection import attached
 
-_ROWS = 64  # images per pass, where fewer are given: several points of their paths at once
+_ROWS = 64  # images per pass, unless more are given: the points of a few images' paths
 _INCOMPLETE = 0.01  # of the change of the logits: what DeepLift's scores may miss of it
 
 
@@ -46,9 +46,7 @@ class IntegratedGradients:
         def attribute(tapped: "_Tapped") -> Tensor:
             from captum.attr import LayerIntegratedGradients
 
-            return LayerIntegratedGradients(tapped, tapped.tap).attribute(
-                x, torch.zeros_like(x), target=y, n_steps=self.steps, internal_batch_size=max(_ROWS, len(x))
-            )
+            return _few_at_once(LayerIntegratedGradients(tapped, tapped.tap), x, y, self.steps)
 
         return _attributed(model, layers, attribute)
 
@@ -77,9 +75,7 @@ class Conductance:
         def attribute(tapped: "_Tapped") -> Tensor:
             from captum.attr import LayerConductance
 
-            return LayerConductance(tapped, tapped.tap).attribute(
-                x, torch.zeros_like(x), target=y, n_steps=self.steps, internal_batch_size=max(_ROWS, 2 * len(x))
-            )
+            return _few_at_once(LayerConductance(tapped, tapped.tap), x, y, self.steps)
 
         return _attributed(model, layers, attribute)
 
@@ -148,6 +144,13 @@ def _attributed(
             z = attribute(_Tapped(model, layer).eval()).detach()
             found[layer] = summed(z, channel_axis(model, layer, z.shape))
     return found
+
+
+def _few_at_once(method: Any, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    """Attribute along the paths of so many images that their points are about as many as the images that are given."""
+    images = max(1, max(_ROWS, len(x)) // (steps + 1))
+    parts = zip(x.split(images), y.split(images), strict=True)
+    return torch.cat([method.attribute(at, torch.zeros_like(at), target=k, n_steps=steps) for at, k in parts])
 
 
 @contextmanager
