@@ -428,6 +428,7 @@ def test_other_folders_and_damaged_ones_are_refused(found: Interventions, folder
         ({"layers": ["conv9"]}, "no layer 'conv9'"),
         ({"layers": "conv1"}, "as a list of names"),
         ({"replicates": 3}, "at least 20 replicates"),
+        ({"images": 0}, "at least one image, not 0"),
         ({"seed": -1}, "seed lies between"),
         ({"attack": "pgd"}, "no attack 'pgd'"),
         ({"attack": ATTACK, "eps": 0.1}, "has its own eps"),

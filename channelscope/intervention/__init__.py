@@ -94,7 +94,7 @@ def intervene(
     Raises:
         UserError: for models, data, layers or settings that do not fit together.
     """
-    _check(fractions, random, relevant_to, scorers, seed, replicates, level, batch_size)
+    _check(fractions, random, relevant_to, scorers, images, seed, replicates, level, batch_size)
     subjects, dataset = subjects_of(models, methods or {}, device), as_dataset(data)
     chosen = layers_by_label(layers, [subject.label for subject in subjects])
     for subject in subjects:
@@ -140,6 +140,7 @@ def _check(
     random: int,
     relevant_to: str,
     scorers: Sequence[str],
+    images: int | None,
     seed: int,
     replicates: int,
     level: float,
@@ -153,6 +154,8 @@ def _check(
         raise UserError(f"Channels are relevant to the {' or the '.join(known)}, not to the {relevant_to}.")
     if isinstance(scorers, str) or not scorers:
         raise UserError("Scorers are given as a list of names, such as ['gradient', 'ablation'].")
+    if images is not None and images < 1:
+        raise UserError(f"An intervention needs at least one image, not {images}.")
     if replicates < FEWEST_REPLICATES or not 0 < level < 1 or batch_size < 1:
         raise UserError(
             f"An intervention needs at least {FEWEST_REPLICATES} replicates, a level between 0 and 1 and images per "
