@@ -6,6 +6,7 @@ figures/cifar10/tables and the logs in the zoo's files; neither images nor attac
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from channelscope.evaluation import Evaluation
 
 KEPT, GALLERY = Path("docs/results-small"), Path("figures/cifar10/tables")
 PAGES = (Path("docs/RESULTS.md"), Path("README.md"))
+LAST = "layer4.1"  # the penultimate layer, of which the paper speaks
 METHODS = {"standard": "standard", "at": "AT", "cas": "CAS", "cifs": "CIFS"}
 
 
@@ -75,7 +77,7 @@ def headline() -> str:
 
 def verdicts() -> str:
     """Say what came of each claim."""
-    found = _verdicts()
+    found = _verdicts().query("layer in ('', @LAST)")
     words = [f"{row['claim']} {row['verdict']} ({row['models']})" for row in found.to_dict("records")]
     return f"On the CIFAR-10 networks of the first figures: {', '.join(words)}."
 
@@ -123,7 +125,8 @@ def front() -> str:
 def shares() -> str:
     """Say where the activation goes under attack: the share of it on NR channels, mean over the classes."""
     table = pd.read_csv(GALLERY / "alignment.csv", keep_default_na=False)
-    table = table[table["class"] == "all"].set_index(["model", "measure"])["value"].astype(float)
+    table = table[(table["class"] == "all") & (table["layer"] == LAST)]
+    table = table.set_index(["model", "measure"])["value"].astype(float)
     words = []
     for method, label in METHODS.items():
         natural, adversarial = (table[method, f"nr_share_{data}"] for data in ("natural", "adversarial"))
@@ -173,8 +176,8 @@ def decided() -> str:
 
 
 def claims() -> str:
-    """Lay out the verdicts."""
-    return _markdown(_verdicts()[["claim", "models", "verdict", "statement"]].to_dict("records"))
+    """Lay out the verdicts, layer by layer."""
+    return _markdown(_verdicts()[["claim", "models", "layer", "verdict", "statement"]].to_dict("records"))
 
 
 def _verdicts() -> pd.DataFrame:
@@ -222,6 +225,35 @@ def leakage() -> str:
     return _markdown(rows)
 
 
+def intervention() -> str:
+    """Lay out what becomes of the networks without their NR channels, by the layer and its scorer."""
+    kept = (pd.read_csv(KEPT / name / "verdicts.csv") for name in ("interventions", "league"))
+    return _markdown(pd.concat(kept)[["model", "layer", "scorer", "verdict", "statement"]].to_dict("records"))
+
+
+def league() -> str:
+    """Lay out how true each scorer's ranking is: areas between its curves and the random ones."""
+    table = pd.concat([pd.read_csv(KEPT / name / "league.csv") for name in ("interventions", "league")])
+    rows = []
+    for (model, layer, scorer), found in table.groupby(["model", "layer", "scorer"], sort=False):
+        cells = {"network": model, "layer": layer, "scorer": scorer}
+        for order, data in product(("nr", "pr"), ("natural", "adversarial")):
+            (row,) = found[(found["order"] == order) & (found["data"] == data)].to_dict("records")
+            cells[f"{order.upper()} first, {data}"] = _share(row["value"], row["low"], row["high"])
+        rows.append(cells)
+    return _markdown(rows)
+
+
+def intervened() -> str:
+    """Say on what the interventions were measured."""
+    meta = json.loads((KEPT / "interventions" / "meta.json").read_text("utf-8"))
+    return (
+        f"n = {meta['data']['images']} test images; channels ranked on {meta['ranked_on']['images']} images of the "
+        f"{meta['ranked_on']['part']} part; {meta['attack'].upper()}, eps 8/255; {meta['random']} random orders; seed "
+        f"{meta['seed']}; {meta['level']:.0%} intervals (bootstrap over images)."
+    )
+
+
 def _kept_epochs() -> pd.DataFrame:
     """Give the log of each network's kept epoch, a row for each gate."""
     training, log = (pd.read_csv(GALLERY / f"{name}.csv") for name in ("training", "gates"))
@@ -251,6 +283,9 @@ TABLES = {
         claims,
         gates,
         leakage,
+        intervened,
+        intervention,
+        league,
         conditions,
         front,
         shares,

@@ -24,7 +24,18 @@ from channelscope import zoo
 from channelscope.checkpoints import Checkpoint
 
 RUNS = Path("runs/results-small")
-IMAGES, AUTOATTACK_IMAGES = 1000, 400
+IMAGES, AUTOATTACK_IMAGES, INTERVENTION_IMAGES = 1000, 400, 300
+LAYERS = ("layer?.1",)  # the last block of every stage
+# Which networks, at which layers, and ranked by which scorers: "interventions" at the penultimate layer, where the
+# relevance is the last layer's weight; "league" below it, where scorers differ.
+INTERVENTIONS = {
+    "interventions": (("at", "cas", "cifs"), (), ("gradient", "gradient-x-activation")),
+    "league": (
+        ("at",),
+        ("--layers", "layer3.1"),
+        ("gradient", "gradient-x-activation", "integrated-gradients", "conductance", "ablation"),
+    ),
+}
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -57,6 +68,8 @@ def measure(data: Path) -> None:
     with ThreadPoolExecutor(CORES) as pool:
         list(pool.map(partial(autoattack_on, data), map(name_of, METHODS)))
     compare(data)
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(partial(intervene, data), INTERVENTIONS))
     keep(data)
 
 
@@ -72,8 +85,16 @@ def compare(data: Path) -> None:
     shared = ("--models", *(f"zoo:{name_of(method)}" for method in METHODS), "--images", str(IMAGES), *_on(data))
     run("evaluate", *shared, "--attacks", "fgsm", "adaptive", "--out", str(evaluation), processes=CORES)
     labels = ("--labels", *METHODS)
-    options = ("--evaluation", str(evaluation), "--no-thumbnails", "--out", str(comparison))
+    options = ("--evaluation", str(evaluation), "--layers", *LAYERS, "--no-thumbnails", "--out", str(comparison))
     run("compare", *shared, *labels, *options, processes=CORES)
+
+
+def intervene(data: Path, name: str) -> None:
+    """Suppress channels of the zoo's networks."""
+    methods, layers, scorers = INTERVENTIONS[name]
+    models = ("--models", *(f"zoo:{name_of(method)}" for method in methods), "--labels", *methods)
+    options = ("--images", str(INTERVENTION_IMAGES), *layers, "--scorers", *scorers, "--random", "2")
+    run("intervene", *models, *options, *_on(data), "--out", str(RUNS / name))
 
 
 def _on(data: Path) -> tuple[str, ...]:
@@ -83,7 +104,7 @@ def _on(data: Path) -> tuple[str, ...]:
 def keep(data: Path) -> None:
     """Keep what was measured: the tables, each image's outcome, the settings."""
     shutil.rmtree(KEPT, ignore_errors=True)
-    for name in ("evaluation", *(f"autoattack-{name_of(method)}" for method in METHODS)):
+    for name in ("evaluation", *(f"autoattack-{name_of(method)}" for method in METHODS), *INTERVENTIONS):
         _copy(RUNS / name, KEPT / name, data)
     _copy(RUNS / "comparison", GALLERY, data)
     (KEPT / "hardware.txt").write_text(_hardware() + "\n", "utf-8")
@@ -93,7 +114,7 @@ def keep(data: Path) -> None:
 def _copy(made: Path, kept: Path, data: Path) -> None:
     """Copy a result's tables and arrays, and its settings without the name of a folder of ours."""
     kept.mkdir(parents=True, exist_ok=True)
-    for file in (*made.glob("*.csv"), made / "arrays.npz"):
+    for file in (*made.glob("*.csv"), *made.glob("*.npz")):
         shutil.copy(file, kept)
     settings = (made / "meta.json").read_text("utf-8").replace(f"imagefolder:{data}", zoo.TRAINED_ON)
     (kept / "meta.json").write_text(settings + "\n", "utf-8")
