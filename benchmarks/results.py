@@ -93,7 +93,7 @@ def intervene(data: Path, name: str) -> None:
     """Suppress channels of the zoo's networks."""
     methods, layers, scorers = INTERVENTIONS[name]
     models = ("--models", *(f"zoo:{name_of(method)}" for method in methods), "--labels", *methods)
-    options = ("--images", str(INTERVENTION_IMAGES), *layers, "--scorers", *scorers, "--random", "2")
+    options = ("--images", str(INTERVENTION_IMAGES), *layers, "--scorer", *scorers, "--random", "2")
     run("intervene", *models, *options, *_on(data), "--out", str(RUNS / name))
 
 

@@ -531,7 +531,7 @@ def test_command_prints_the_league_and_the_verdict(
     monkeypatch.setattr(interventions, "draw", lambda *_: [])
     words = ["intervene", "--models", str(trained("at")), "--labels", "AT", "--data", write_npz(tmp_path, 4), "-q"]
     words += ["--images", "8", "--eps", "0.1", "--attack", "pgd-1", "--device", "cpu", "--out", str(tmp_path / "out")]
-    words += ["--fractions", "0.25", "--random", "1", "--replicates", "20", "--scorers", "weights", "probe"]
+    words += ["--fractions", "0.25", "--random", "1", "--replicates", "20", "--scorer", "weights", "probe"]
     assert main(words) == 0
     said = capsys.readouterr().out
     for part in ("NR attacked", "8 test images", "C4 by intervention", "note, AT: The network has no gates"):
@@ -549,8 +549,8 @@ def test_command_prints_the_league_and_the_verdict(
     [
         (["--fractions", "1.5"], "'1.5' is no share between 0 and 1"),
         (["--relevant-to", "truth"], "--relevant-to"),
-        (["--scorers", "probe"], "The network has no gates, and so no probes: choose another scorer."),
-        (["--scorers", "tea"], "invalid choice: 'tea'"),
+        (["--scorer", "probe"], "The network has no gates, and so no probes: choose another scorer."),
+        (["--scorer", "tea"], "invalid choice: 'tea'"),
     ],
 )
 def test_mistakes_at_the_command_line_are_answered_in_one_line(

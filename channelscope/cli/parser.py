@@ -211,7 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
         "relevant (PR) or random ones first. Measure natural accuracy, and robust accuracy under an attack that sees\n"
         "it. Write tables (CSV), figures (PDF, PNG) and meta.json: curves, a league of relevance scorers, and the\n"
         'verdict "C4 by intervention": does a network get more robust without its NR channels?',
-        "channelscope intervene --models at.pt cifs.pt --scorers weights gradient ablation\n"
+        "channelscope intervene --models at.pt cifs.pt --scorer weights gradient ablation\n"
         "  channelscope intervene --models zoo:cifar10-at --layers layer3 layer4 --data cifar10 --images 200",
     )
     add_models(intervene)
@@ -223,7 +223,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--layers", nargs="+", metavar="NAME", help="names or patterns, as layer4.* (default: the penultimate)"
     )
     intervene.add_argument(
-        "--scorers",
+        "--scorer",
         nargs="+",
         choices=SCORERS,
         default=["gradient"],
