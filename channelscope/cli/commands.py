@@ -213,7 +213,7 @@ def intervene(args: argparse.Namespace) -> None:
         models,
         data_of(args, args.data or trained_on(models.values())),
         layers=args.layers,
-        scorers=args.scorer,
+        scorers=args.scorers,
         attack=args.attack,
         eps=args.eps,
         fractions=args.fractions,

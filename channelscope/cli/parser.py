@@ -224,6 +224,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     intervene.add_argument(
         "--scorer",
+        dest="scorers",
         nargs="+",
         choices=SCORERS,
         default=["gradient"],
