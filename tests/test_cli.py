@@ -265,6 +265,12 @@ def test_layers_of_other_libraries_networks_are_listed(capsys: pytest.CaptureFix
     assert rows[0][3:] == ["197", "x", "192"]
 
 
+def test_every_call_of_a_layer_that_runs_twice_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("layers", "torchvision:resnet18", "layer1.0.relu", "--image-size", "32") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == ["layer1.0.relu@0", "layer1.0.relu@1"]
+
+
 def test_relevance_is_scored_written_and_told(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = ["--models", work / "standard.pt", work / "cifs.pt"]
     words = ["--layers", "layer4.*", "--scorer", "gradient", "weights", "probe", "--images", "8", "--replicates", "20"]

@@ -23,13 +23,15 @@ def layers(args: argparse.Namespace) -> None:
     network, shape = _network(args.model, args.image_size)
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     calls, _ = trace(network, images)
-    wanted = set(layers_named(network, args.patterns, images)) if args.patterns else {call.name for call in calls}
-    if missing := wanted - {call.name for call in calls}:
-        raise UserError(f"There is no layer {min(missing)!r} that runs in this network: leave it out to list all.")
+    named = {call.name: {call.name, call.name.rpartition("@")[0]} for call in calls}  # relu@1 is listed for relu too
+    wanted = set(layers_named(network, args.patterns, images)) if args.patterns else set(named)
+    if missing := wanted - set().union(*named.values()):
+        name = min(missing)
+        raise UserError(f"No layer {name!r} runs in this network.{suggest(name, named)} Without names, all are listed.")
     penultimate = _penultimate(network, images)
     rows = [("layer", "kind", "channels", "shape")]
     for call in calls:
-        if call.name in wanted:
+        if named[call.name] & wanted:
             size = " x ".join(map(str, call.output.shape[1:]))
             mark = "  <- penultimate: what 'compare' looks at by default" if call.name == penultimate else ""
             channels = _channels(network, call.name, tuple(call.output.shape))
