@@ -91,7 +91,8 @@ class Kind:
         draw, data: the two functions of (comparison, ...): the figure, and the table of what it draws.
         caption: plain words. It may have {class_name}, {model} and whatever else the subject's arguments are called,
             {extremes} (the most and the least robust class), and the sentences {layers}, {adversarial} (the attack on
-            the activations), {robust} (the attacks behind robust accuracy) and {bars} (the intervals).
+            the activations), {robust} (the attacks behind robust accuracy), {bars} and {wilson} (the
+            intervals).
         section: where the page and the gallery have it: claims, network, gates, models or training.
         claims: those on which it bears.
         frame: the comparison's frame without whose rows there is no such figure.
@@ -199,7 +200,7 @@ KINDS = (
         "little about its accuracy in use. Below: the share of the images whose class a linear classifier "
         "(cross-validated) reads from one gate's mask alone. Strokes: what comes about by chance, which is the same "
         "wrong class answered with nothing told, or the share of the most frequent class. {adversarial} They were made "
-        "with the gates told nothing. Bars: Wilson's intervals of the comparison's level.",
+        "with the gates told nothing. {wilson}",
         section="gates",
         frame="leakage",
     ),
@@ -256,12 +257,12 @@ KINDS = (
         draw=matching.matched_channels,
         data=matching.matched_channels_data,
         seen=seen.matched_channels,
-        caption="Channels of {model} and of {other} that correspond, and how far the attack moves each: its mean "
-        "activation on adversarial images less that on natural ones, in percent of the layer's mean magnitude. Each "
-        "channel of the one is matched with one of the other, so that their activations on the same natural images "
-        "correlate (r) most. Above: all pairs; between the dashed lines are those that are moved less in {other}. "
-        "Below: of the pairs that correspond, those where it is moved less by most, with the numbers of the two "
-        "channels. {adversarial} They were made for each model by itself.",
+        caption="Channels of {model} (at {layer}) and of {other} that correspond, and how far the attack moves each: "
+        "its mean activation on adversarial images less that on natural ones, in percent of the layer's mean "
+        "magnitude. Each channel of the one is matched with one of the other, so that their activations on the same "
+        "natural images correlate (r) most. Above: all pairs; between the dashed lines, left and right, are those that "
+        "are moved less in {other}. Below: of the pairs that correspond, those that are moved less by most, with the "
+        "numbers of the two channels. {adversarial} They were made for each model by itself.",
         section="models",
         frame="matched",
         subjects=by_matched_layers,
@@ -336,6 +337,7 @@ def _sentences(comparison: Comparison, layer: str | None) -> dict[str, str]:
         "layers": f"Layer: {', '.join(dict.fromkeys(frames.layers(comparison, layer).values()))}.",
         "adversarial": f"Adversarial images: {frames.attack(comparison)}.",
         "robust": f"Robust accuracy: {frames.attacks(comparison)}.",
+        "wilson": f"Bars: {meta['level']:.0%} intervals (Wilson's, over images).",
         "bars": f"Bars: {meta['level']:.0%} intervals (bootstrap over images, {meta['replicates']} replicates).",
     }
 

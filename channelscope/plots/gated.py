@@ -159,7 +159,7 @@ def _asked(comparison: Comparison, model: str) -> list[tuple[str, str, str, str]
     network, gates = _NETWORK, [layer for layer in measured["layer"].unique() if layer]
     lines = [(words, "", measure, chance) for words, measure, chance in network] if "" in set(measured["layer"]) else []
     for layer in gates:
-        lines.append((f"class read: mask at {frames.short_layer(layer, 12)}", layer, "", ""))
+        lines.append((f"class read from mask, {frames.short_layer(layer, 12)}", layer, "", ""))
         known = set(frames.rows(measured, layer=layer)["measure"])
         lines += [(words, layer, measure, chance) for words, measure, chance in _MASK if measure in known]
     return lines

@@ -130,11 +130,14 @@ def matched_channels(comparison: Comparison, model: str, other: str, layer: str)
         Line2D([], [], linestyle="none", markersize=3.5, label=frames.short(name, 16), **look)
         for name, look in looks.items()
     ]
-    in_percent(axes[1, 0], "change under attack", "x")
+    in_percent(axes[1, 0], "change of mean activation", "x")
     axes[1, 0].set_ylabel(f"channel of {one}\n↔ of {two}")
     handles, _ = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles=[*handles, *marks], loc="outside lower center", ncols=2)
-    title(figure, f"Channels of {one} and their matches in {two}, {frames.where({model: layer})}: change under attack")
+    how = f"attack: {frames.attack(comparison)}; r: correlation"
+    figure.legend(handles=[*handles, *marks], title=how, loc="outside lower center", ncols=2)
+    title(
+        figure, f"How far an attack moves channels of {one} and their matches in {two}, {frames.where({model: layer})}"
+    )
     return figure
 
 

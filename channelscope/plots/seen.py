@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from channelscope.plots.frames import bounded, number, percent
+from channelscope.plots.matching import SAME
 
 
 def _each(drawn: pd.DataFrame, by: list[str], say: Callable[[pd.DataFrame], str]) -> str:
@@ -160,7 +161,7 @@ def matched_channels(drawn: pd.DataFrame) -> str:
     """Of matched channels: how many correspond, and how many of those are moved less in the other model."""
 
     def say(rows: pd.DataFrame) -> str:
-        same = rows[rows["correlation"] >= 0.5]
+        same = rows[rows["correlation"] >= SAME]
         less = int((same["other_change"].abs() < same["change"].abs()).sum())
         return f"{len(same)} of {len(rows)} pairs correspond, and the attack moves {less} of them less in the other"
 
