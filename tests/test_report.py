@@ -327,9 +327,11 @@ def small() -> Comparison:
         ("at", "early", "eps", "cosine", 2 / 255, 0.1, 0.1, 0.1),
     ]
     leakage = [
+        ("cifs", "", "natural", "accuracy", 0.5, 0.4, 0.6),
         ("cifs", "", "natural", "follows_wrong", 0.75, 0.7, 0.8),
-        ("cifs", "layer4", "adversarial", "chance", 0.1, 0.1, 0.1),
     ]
+    leakage += [("cifs", "", "natural", "follows_untold", 0.1, 0.05, 0.2)]
+    leakage += [("cifs", "layer4", "adversarial", "chance", 0.1, 0.1, 0.1)]
     differences = [("cifs", "at", "layer4", "layer4", "all", "cosine", -0.25, -0.5, 0.0, 0.01, 0.04)]
     differences += [
         ("cifs", "at", "", "", "all", "robust_accuracy", 0.02, -0.1, 0.1, 0.5, 0.6),

@@ -249,8 +249,7 @@ def _plots() -> ModuleType:
 def _plot(name: str, style: str | None, *arguments: Any) -> Figure:
     """Draw a figure in a style: the one of that name, or the one in force."""
     plots = _plots()
-    with plots.style(style):
-        figure: Figure = getattr(plots, name)(*arguments)
+    figure: Figure = plots.paper.drawn(style, getattr(plots, name), *arguments)
     return figure
 
 

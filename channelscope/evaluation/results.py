@@ -202,10 +202,10 @@ def _plots() -> ModuleType:
     return plots
 
 
-def _plot(name: str, style: str | None, evaluation: Evaluation) -> Figure:
+def _plot(name: str, style: str | None, *arguments: Any) -> Figure:
+    """Draw a figure in a style: the one of that name, or the one in force."""
     plots = _plots()
-    with plots.paper.style(style):
-        figure: Figure = getattr(plots, name)(evaluation)
+    figure: Figure = plots.paper.drawn(style, getattr(plots, name), *arguments)
     return figure
 
 

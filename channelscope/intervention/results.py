@@ -79,19 +79,29 @@ class Interventions:
             _plots().draw(self, temporary / "figures")
         return folder
 
-    def plot_curves(self, layer: str | None = None, scorer: str | None = None, curve: str = "deletion") -> Figure:
+    def plot_curves(
+        self,
+        layer: str | None = None,
+        scorer: str | None = None,
+        curve: str = "deletion",
+        *,
+        style: str | None = None,
+    ) -> Figure:
         """Draw accuracy against the share of a layer's channels that is suppressed, a row of panels for each model.
 
         Args:
             layer: one of the layers; None for the last of each model.
             scorer: one of the scorers; None for the first.
             curve: "deletion", or "insertion" against the share that is not suppressed.
+            style: of a paper, see ``plots.style``.
         """
-        return _plots().curves(self, layer, scorer, curve)
+        plots = _plots()
+        return plots.paper.drawn(style, plots.curves, self, layer, scorer, curve)
 
-    def plot_league(self, layer: str | None = None) -> Figure:
+    def plot_league(self, layer: str | None = None, *, style: str | None = None) -> Figure:
         """Draw how true each scorer's ranking is, a row of panels for each model; `layer` as in ``plot_curves``."""
-        return _plots().league(self, layer)
+        plots = _plots()
+        return plots.paper.drawn(style, plots.league, self, layer)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:

@@ -136,6 +136,12 @@ def style(name: str | None = None, *, wide: bool = False, latex: bool = False) -
         _current.reset(token)
 
 
+def drawn(name: str | None, make: Callable[P, Figure], *args: P.args, **kwargs: P.kwargs) -> Figure:
+    """Draw a figure in the style of that name; None for the one in force."""
+    with style(name):
+        return make(*args, **kwargs)
+
+
 def styled(make: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in the style in force whatever the user's settings are, and leave these alone."""
 

@@ -19,7 +19,10 @@ MEASURES = {
     "relevance_spearman_natural": "Spearman correlation of magnitude and relevance, natural",
     "relevance_spearman_adversarial": "Spearman correlation of magnitude and relevance, adversarial",
     "relevance_robust_correlation": "Spearman correlation, across classes, of the line above with robust accuracy",
+    "uniformity_natural": "evenness of activation frequency over the channels, natural",
+    "uniformity_adversarial": "evenness of activation frequency over the channels, adversarial",
 }
+BY_STRENGTH = ("cosine", "nr_share_adversarial", "relevance_spearman_adversarial")  # those that tell most
 TOLD = {
     "accuracy": "answers the true class, gates told nothing",
     "accuracy_true": "answers the true class, gates told that class",
@@ -206,14 +209,15 @@ def _decay(comparison: Comparison) -> Iterator[Table]:
     models = comparison.meta["models"]
     last = {model: known["layers"][-1] for model, known in models.items()}
     frame = comparison.decay[comparison.decay["layer"] == comparison.decay["model"].map(last)]
+    frame = frame[frame["measure"].isin(BY_STRENGTH)]
     for (varied, measure), rows in frame.groupby(["varied", "measure"], sort=False):
         laid = []
         for at in sorted(rows["at"].unique()):
             cells = _cells(rows[rows["at"] == at], models, "value", "share" in str(measure))
             laid.append(Row(radius(at) if varied == "eps" else f"{at:g}", cells))
-        words = MEASURES.get(str(measure), str(measure))
-        of = "eps" if varied == "eps" else "attack's step"
-        yield Table(f"{words[0].upper()}{words[1:]}, by {of}", [of, *models], laid, folded=True)
+        words, of = MEASURES[str(measure)], "eps" if varied == "eps" else "attack's step"
+        note = "Other measures, and other layers, are in decay.csv."
+        yield Table(f"{words[0].upper()}{words[1:]}, by {of}", [of, *models], laid, note=note, folded=True)
 
 
 def _masks(comparison: Comparison) -> Iterator[Table]:
