@@ -56,9 +56,9 @@ class Explorer(Still):
                 name: Dropdown(options=options, value=getattr(self, name), description=words.get(name, name))
                 for name, options in known.items()
             },
-            "channel": Dropdown(description="channel"),
+            "channel": Dropdown(description="describe"),
             "silenced": SelectMultiple(description="silence", rows=6),
-            "first": IntSlider(description="from the left", max=0, continuous_update=False),
+            "first": IntSlider(description="from left", max=0, continuous_update=False),
             "none": Button(description="silence none"),
         }
 
@@ -91,7 +91,8 @@ class Explorer(Still):
         self._page = Page(self.comparison, self.model, self.layer)
         self.style.value = self._page.style()
         with self._alone():
-            self.controls["channel"].options = self.controls["silenced"].options = ()
+            self.controls["channel"].options = [("the first", None)]
+            self.controls["silenced"].options = ()
         self._sort()
 
     def _sort(self) -> None:
@@ -102,9 +103,8 @@ class Explorer(Still):
         with self._alone():
             for name in ("channel", "silenced"):
                 control, chosen = self.controls[name], self.controls[name].value
-                control.options = options
-                if chosen is not None:
-                    control.value = chosen
+                control.options = options if name == "silenced" else [("the first", None), *options]
+                control.value = chosen
             self.controls["first"].max, self.controls["first"].value = len(options), 0
         self._draw()
 
