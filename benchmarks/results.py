@@ -25,7 +25,7 @@ from channelscope.checkpoints import Checkpoint
 
 RUNS = Path("runs/results-small")
 IMAGES, AUTOATTACK_IMAGES, INTERVENTION_IMAGES = 1000, 400, 300
-LAYERS = ("layer?.1",)  # the last block of every stage
+LAYERS = ("layer?",)  # the stages, of gated networks the last with what its gates select
 # Which networks, at which layers, and ranked by which scorers: "interventions" at the penultimate layer, where the
 # relevance is the last layer's weight; "league" below it, where scorers differ.
 INTERVENTIONS = {
