@@ -5,6 +5,7 @@ import html
 import io
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +16,12 @@ from PIL import Image
 from torch import nn
 
 import channelscope as cs
+from browser import PROGRAM, Tab, browsing
 from channelscope.explore import Still, tables
 from channelscope.explore.pictures import ACROSS, Sheet
 from comparisons import synthetic
+
+in_a_browser = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
 
 
 def colours(n: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
@@ -301,3 +305,61 @@ def test_without_ipywidgets_the_same_stands_still(found, monkeypatch):
 def test_mistakes_are_told(found, options, words):
     with pytest.raises(cs.UserError, match=words):
         cs.explore(found, **options)
+
+
+@pytest.fixture(scope="module")
+def tab(found: cs.Comparison, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    """A browser that shows the chart of a page without a kernel."""
+    folder = tmp_path_factory.mktemp("explorer")
+    page = folder / "page.html"
+    page.write_text(f"<!DOCTYPE html><meta charset=utf-8>{cs.explore(found, order='channel number')._repr_html_()}")
+    with browsing(folder / "profile") as tab:
+        tab.open(page)
+        yield tab
+
+
+OPEN = (
+    "[...document.querySelectorAll('.column .card')].filter(card => card.checkVisibility()).map(card => card.innerText)"
+)
+
+
+def middle_of(tab: Tab, selector: str) -> dict[str, float]:
+    x, y = tab.run(
+        f"(box => [box.x + box.width / 2, box.y + box.height / 2])(document.querySelector('{selector}')"
+        ".getBoundingClientRect())"
+    )
+    return {"x": x, "y": y}
+
+
+@in_a_browser
+def test_pointing_at_a_channel_opens_its_card(tab):
+    assert tab.run(OPEN) == []
+    tab.send(
+        "Input.dispatchMouseEvent", type="mouseMoved", **middle_of(tab, '.column[aria-label="channel 1"] .magnitudes')
+    )
+    (card,) = tab.run(OPEN)
+    assert card.startswith("Channel 1:")
+    tab.send("Input.dispatchMouseEvent", type="mouseMoved", **middle_of(tab, ".below .card"))
+    assert tab.run(OPEN) == [card]  # it lies there now: the mouse may go to its images
+    tab.send("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)
+    assert tab.run(OPEN) == []
+
+
+@in_a_browser
+def test_the_tabulator_key_goes_through_the_channels(tab):
+    tab.send("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)
+    for channel in range(3):
+        tab.press("Tab", 9)
+        (card,) = tab.run(OPEN)
+        assert card.startswith(f"Channel {channel}:")
+
+
+@in_a_browser
+def test_every_tile_shows_its_part_of_the_sheet_and_nothing_is_fetched(tab):
+    shown = tab.run(
+        "[...document.querySelectorAll('.tile')].map(tile => getComputedStyle(tile).backgroundImage.slice(0, 20))"
+    )
+    assert shown
+    assert {picture[:9] for picture in shown} == {'url("data'}
+    assert not [url for url in tab.requests() if not url.startswith(("file:", "data:"))]
+    assert not tab.complaints()
