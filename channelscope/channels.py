@@ -17,10 +17,10 @@ def channel_axis(model: nn.Module, layer: str, shape: Sequence[int]) -> int:
     """Tell which axis of a layer's features holds the channels, by what the layer is.
 
     Convolutions, BatchNorm and GroupNorm work on axis 1, linear layers and LayerNorm on the last. A layer made of
-    such (a block, a stage) is asked for its parts: the axis is theirs where they agree, unless only the other one has
-    as many entries as the last part has channels (after a permutation). A layer without such parts (a ReLU, a
-    permutation) is like the nearest one before it in the network. Where nothing tells, features are (n, c, h, w), and
-    of three axes (n, tokens, c).
+    such (a block, a stage) is asked for its parts, a layer without (a ReLU) is like the nearest one before it. Linear
+    layers are heard only where there is nothing else: beside convolutions they mostly work on pooled features (squeeze
+    and excitation). Where parts disagree, or features are permuted, the axis is the one that has as many entries as the
+    last part has channels. Where nothing tells, features are (n, c, h, w), and of three axes (n, tokens, c).
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
     >>> channel_axis(net, "1", (2, 8, 5, 5))
@@ -44,15 +44,14 @@ def channel_axis(model: nn.Module, layer: str, shape: Sequence[int]) -> int:
     last = len(shape) - 1
     if last == 1:
         return 1
-    parts = _parts(model, layer, len(shape))
-    votes = {part.axis for part in parts if part.axis is not None}
-    expected = votes.pop() if len(votes) == 1 else None
+    parts, permuted = _parts(model, layer, len(shape))
+    votes = set() if permuted else _votes(parts)
+    if len(votes) == 1:
+        return votes.pop()
     by_size = {axis for axis in (1, last) if parts and shape[axis] == parts[-1].channels}
     if len(by_size) == 1:
         return by_size.pop()
-    if expected is not None:
-        return expected
-    if by_size:
+    if votes or by_size:
         raise UserError(
             f"Whether layer {layer!r} has its channels first or last cannot be told: its features are "
             f"{' x '.join(map(str, shape[1:]))}. Name a layer within it, or give images of another size."
@@ -72,40 +71,53 @@ def summed(z: Float[Tensor, "n *features"], axis: int) -> Float[Tensor, "n c"]:
 
 
 class _Part(NamedTuple):
-    """One layer with weights: the axis it works on, None where that is open, and its number of channels."""
+    """One layer with weights: the axes that it may work on, its number of channels, and whether it is linear."""
 
-    axis: int | None
+    axes: tuple[int, ...]
     channels: int
+    linear: bool = False
 
 
-def _parts(model: nn.Module, layer: str, axes: int) -> list[_Part]:
-    """List what the layer is made of; of a layer without weights of a known kind, the nearest one in the network."""
+def _votes(parts: Sequence[_Part]) -> set[int]:
+    heard = [part for part in parts if not part.linear] or parts
+    return {axis for part in heard for axis in part.axes}
+
+
+def _parts(model: nn.Module, layer: str, axes: int) -> tuple[list[_Part], bool]:
+    """List what the layer is made of, or else the nearest layer with weights; tell whether features are permuted."""
     layer = layer.removesuffix(".gated")  # what a gate selects is laid out as the features that it selects from
     module = layer_named(model, layer)
     if inside := list(_known(module.modules(), axes)):
-        return inside
+        return inside, any(map(_permutes, module.modules()))
     order = list(named_layers(model).values())
     at = next((index for index, other in enumerate(order) if other is module), 0)
-    nearest = next(_known(chain(reversed(order[:at]), order[at:]), axes), None)
-    if nearest is None:
-        return []
-    return [nearest._replace(axis=None) if type(module).__name__ == "Permute" else nearest]
+    between = [_permutes(module)]
+    for other in chain(reversed(order[:at]), order[at:]):
+        if near := list(_known(iter([other]), axes)):
+            return near, any(between)
+        between.append(_permutes(other))
+    return [], any(between)
+
+
+def _permutes(module: nn.Module) -> bool:
+    return type(module).__name__ == "Permute"  # torchvision's; timm permutes in its layers' own code
 
 
 def _known(modules: Iterator[nn.Module], axes: int) -> Iterator[_Part]:
+    last = axes - 1
     for module in modules:
         match module:
             case _ConvNd():  # what it gives has one axis for each of its kernel's, unless it is flattened to tokens
-                yield _Part(1 if axes == 2 + len(module.kernel_size) else None, module.out_channels)
+                yield _Part((1,) if axes == 2 + len(module.kernel_size) else (), module.out_channels)
             case _NormBase():
-                yield _Part(1, module.num_features)
+                yield _Part((1,), module.num_features)
             case nn.GroupNorm():
-                yield _Part(1, module.num_channels)
+                yield _Part((1,), module.num_channels)
             case nn.Linear():
-                yield _Part(axes - 1, module.out_features)
+                yield _Part((last,), module.out_features, linear=True)
             case nn.LayerNorm() | nn.RMSNorm() if len(module.normalized_shape) > 1:
-                yield _Part(1, module.normalized_shape[0])
+                yield _Part((1,), module.normalized_shape[0])
             case nn.LayerNorm() | nn.RMSNorm():
                 # Subclasses for maps (LayerNorm2d of torchvision and timm) permute in their own forward.
                 own = type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward)
-                yield _Part(axes - 1 if own or axes == 3 else None, module.normalized_shape[-1])
+                yield _Part((last,) if own or axes == 3 else (1, last), module.normalized_shape[-1])

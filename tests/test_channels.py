@@ -1,5 +1,6 @@
 """Where the channels are: told by what a layer is, and refused where it cannot be told."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +26,20 @@ def inner() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), last, nn.LayerNorm(6), nn.Linear(6, 24), nn.GELU(), first)
 
 
+def excited() -> nn.Sequential:
+    """Make a block whose channels are weighed by linear layers."""
+    return nn.Sequential(
+        nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Sequential(nn.Linear(6, 2), nn.Linear(2, 6))
+    )
+
+
+def dense() -> nn.Sequential:
+    """Make a block that grows by four channels, as wide as its maps may be."""
+    return nn.Sequential(
+        OrderedDict(block=nn.Sequential(nn.BatchNorm2d(10), nn.Conv2d(10, 4, 1)), pool=nn.AvgPool2d(2))
+    )
+
+
 # Network, layer, shape of its features, axis of its channels.
 CASES: list[tuple[Callable[[], nn.Module], str, tuple[int, ...], int]] = [
     (plain, "conv1", (2, 6, 8, 8), 1),
@@ -41,6 +56,10 @@ CASES: list[tuple[Callable[[], nn.Module], str, tuple[int, ...], int]] = [
     (inner, "4", (2, 5, 5, 24), 3),
     (inner, "5", (2, 24, 5, 5), 1),
     (lambda: nn.Sequential(inner()), "0", (2, 24, 5, 5), 1),
+    (dense, "block", (2, 14, 4, 4), 1),
+    (dense, "pool", (2, 14, 4, 4), 1),
+    (lambda: nn.Sequential(*inner(), nn.AdaptiveAvgPool2d(1)), "6", (2, 24, 1, 1), 1),
+    (lambda: nn.Sequential(excited()), "0", (2, 6, 6, 6), 1),
     (lambda: nn.Sequential(LayerNorm2d(6)), "0", (2, 6, 5, 5), 1),
     (lambda: nn.Sequential(nn.LayerNorm([6, 5, 5])), "0", (2, 6, 5, 5), 1),
     (lambda: nn.Sequential(nn.Conv1d(3, 6, 1)), "0", (2, 6, 9), 1),
@@ -57,6 +76,12 @@ def test_axis_is_that_of_what_the_layer_is(
     make: Callable[[], nn.Module], layer: str, shape: tuple[int, ...], axis: int
 ) -> None:
     assert channel_axis(make(), layer, shape) == axis
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(inner()), lambda: nn.Sequential(LayerNorm2d(24))])
+def test_parts_of_two_layouts_are_refused_where_sizes_tell_nothing(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(UserError, match=r"layer '0' .* cannot be told"):
+        channel_axis(make(), "0", (2, 24, 24, 24))
 
 
 def test_two_layouts_of_one_shape_are_refused() -> None:
