@@ -9,17 +9,12 @@ from scipy.stats import spearmanr
 
 from channelscope.checkpoints import GATE_LOG
 from channelscope.comparison import Comparison
-from channelscope.comparison.frames import tidy
+from channelscope.comparison.differences import MEASURES
+from channelscope.comparison.frames import COLUMNS, tidy
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MODELS = ("nat", "at", "cifs")
-_EMPTY = (
-    "flow",
-    "confusion",
-    "decay",
-    "differences",
-    "excitation",
-)
+_EMPTY = ("excitation",)
 # By model: how far an attack moves the magnitudes, how closely they follow the relevance, natural and worst accuracy.
 CHARACTER = {"nat": (0.9, 0.5, 0.95, 0.02), "at": (0.35, 0.7, 0.84, 0.46), "cifs": (0.2, 0.9, 0.82, 0.51)}
 
@@ -52,7 +47,95 @@ def _measures(by_data: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
         "nr_ratio": shares[1] / shares[0] if shares[0] else float("nan"),
         "relevance_spearman_natural": _correlation(n, relevance),
         "relevance_spearman_adversarial": _correlation(a, relevance),
+        "uniformity_natural": _uniformity(natural["frequency"]),
+        "uniformity_adversarial": _uniformity(adversarial["frequency"]),
     }
+
+
+def _uniformity(frequency: np.ndarray) -> float:
+    p = frequency / frequency.sum()
+    return float(-(p * np.log(p)).sum() / np.log(len(p))) if len(p) > 1 else float("nan")
+
+
+def _flow(activations: pd.DataFrame) -> pd.DataFrame:
+    """Silence or awaken channels by how much an attack changes their frequency; the largest changes are certain."""
+    keys = ["model", "layer", "class", "channel"]
+    natural, adversarial = (
+        activations[activations["data"] == data].set_index(keys) for data in ("natural", "adversarial")
+    )
+    more = adversarial["frequency"] - natural["frequency"]
+    changes = {
+        "count": natural["count"],
+        "change": adversarial["magnitude"] - natural["magnitude"],
+        "silenced": (-more).clip(lower=0) + 0.01,
+        "awakened": more.clip(lower=0) + 0.01,
+        "p": np.exp(-20 * more.abs()),
+        "q": np.minimum(1, 2 * np.exp(-20 * more.abs())),
+    }
+    frame = pd.DataFrame(changes).reset_index()
+    frame.loc[frame["count"] == 0, ["silenced", "awakened"]] = np.nan
+    return frame[[*COLUMNS["flow"][0], *COLUMNS["flow"][1]]]
+
+
+def _confusion(rng: np.random.Generator, robustness: list[dict[str, Any]], classes: tuple[str, ...]) -> pd.DataFrame:
+    """Spread each class's errors over the others by chance."""
+    rows = []
+    for row in robustness:
+        data = {"natural": "natural", "pgd-20": "adversarial"}.get(row["attack"])
+        if data is None or row["class"] == "all":
+            continue
+        right = 0 if np.isnan(row["accuracy"]) else round(row["accuracy"] * row["count"])
+        others = [name for name in classes if name != row["class"]]
+        wrong = rng.multinomial(row["count"] - right, rng.dirichlet(np.ones(len(others)))) if others else []
+        for answer, count in {row["class"]: right, **dict(zip(others, wrong, strict=True))}.items():
+            rows.append({"model": row["model"], "data": data, "class": row["class"], "answer": answer, "count": count})
+    frame = tidy("confusion", rows)
+    place = {name: index for index, name in enumerate(classes)}
+    return frame.sort_values(["answer"], key=lambda names: names.map(place), kind="stable").reset_index(drop=True)
+
+
+def _decay(alignment: list[dict[str, Any]], robustness: list[dict[str, Any]]) -> pd.DataFrame:
+    """Let every measure go to half of its value, in a line, as the attack grows."""
+    rows = []
+    for varied, at in (("eps", (2 / 255, 4 / 255, 8 / 255)), ("step", (1, 5, 20))):
+        for index, strength in enumerate(at):
+            known, part = {"varied": varied, "at": strength}, 1 - index / 4
+            for row in alignment:
+                if row["class"] == "all":
+                    values = {name: row[name] * part for name in ("value", "low", "high")}
+                    rows.append(
+                        {"model": row["model"], "layer": row["layer"], "measure": row["measure"]} | known | values
+                    )
+            for row in robustness:
+                if row["class"] == "all" and row["attack"] == "pgd-20":
+                    values = {
+                        new: row[name] * part for new, name in (("value", "accuracy"), ("low", "low"), ("high", "high"))
+                    }
+                    rows.append({"model": row["model"], "layer": "", "measure": "robust_accuracy"} | known | values)
+    return tidy("decay", rows)
+
+
+def _differences(
+    alignment: list[dict[str, Any]], robustness: list[dict[str, Any]], models: tuple[str, ...]
+) -> pd.DataFrame:
+    """Differences of two models, those above 0.1 certain."""
+    values: dict[tuple[str, str, str, str], float] = {}
+    for row in alignment:
+        if row["measure"] in MEASURES:
+            values[row["model"], row["layer"], row["class"], row["measure"]] = row["value"]
+    for row in robustness:
+        if row["attack"] == "worst":
+            values[row["model"], "", row["class"], "robust_accuracy"] = row["accuracy"]
+    rows = []
+    for other, model in combinations(models, 2):
+        for (owner, layer, name, measure), value in values.items():
+            if owner == model:
+                difference = value - values[other, layer, name, measure]
+                known = {"model": model, "other": other, "layer": layer, "other_layer": layer, "class": name}
+                p = np.nan if np.isnan(difference) else 0.001 if abs(difference) > 0.1 else 0.6
+                bounds = {"value": difference, "low": difference - 0.05, "high": difference + 0.05}
+                rows.append({**known, "measure": measure, **bounds, "p": p, "q": 2 * p if p < 0.1 else p})
+    return tidy("differences", rows)
 
 
 def _training(models: tuple[str, ...], epochs: int) -> pd.DataFrame:
@@ -167,9 +250,11 @@ def synthetic(
     count: int = 100,
     gates: tuple[str, ...] = (),
     whole: bool = False,
+    swept: bool = False,
 ) -> Comparison:
     """Frames as a comparison has them, drawn from a fixed seed; the classes in `empty` have no images, and the
-    layers in `gates` have gates of CIFS in every model. With `whole` these are seen in use, and the models matched."""
+    layers in `gates` have gates of CIFS in every model. With `whole` these are seen in use, and the models matched; with `swept`
+    the strength of the attack varies."""
     rng = np.random.default_rng(0)
     activations: list[pd.DataFrame] = []
     alignment: list[dict[str, Any]] = []
@@ -220,6 +305,10 @@ def synthetic(
         gates=_gates(models, gates, epochs),
         **_in_use(np.random.default_rng(1), models, gates if whole else (), classes, channels),
         **_matches(np.random.default_rng(2), models if whole else (), layers, channels),
+        flow=_flow(pd.concat(activations)),
+        confusion=_confusion(rng, robustness, classes),
+        decay=_decay(alignment, robustness) if swept else tidy("decay", []),
+        differences=_differences(alignment, robustness, models),
         **{name: tidy(name, []) for name in _EMPTY},
         arrays={"labels": np.repeat(np.arange(len(classes)), count)},
         meta=_meta(models, classes, layers, count * (len(classes) - len(empty))),

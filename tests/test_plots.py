@@ -21,6 +21,7 @@ from PIL import Image
 from channelscope import plots
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError
+from channelscope.plots.catalogue import _pictures
 from channelscope.plots.paper import COLOURS, MODEL_COLOURS
 from comparisons import CLASSES, MODELS, synthetic
 
@@ -44,7 +45,10 @@ HARD = {
     ),
     "24 classes": synthetic(("nat", "at"), tuple(f"class number {i}" for i in range(24))),
 }
-KINDS = ("relevance", "nr-share", "alignment-robustness", "robustness", "training", "gates")
+NETWORK = ("classes", "flow", "flow-share", "confusion", "embedding", "uniformity")
+KINDS = ("relevance", "nr-share", "alignment-robustness", "robustness", *NETWORK, "training", "gates")
+# Figures whose colours tell the models, signs of relevance or sizes rather than the data.
+COLOURED_OTHERWISE = ("alignment-robustness", "robustness", "classes", "flow", "flow-share", "confusion")
 
 
 def measured(comparison: Comparison, **where: str) -> pd.DataFrame:
@@ -375,7 +379,7 @@ def test_nothing_global_is_changed() -> None:
 
 def test_natural_and_adversarial_have_one_colour_each_in_every_figure() -> None:
     for name, make in plots.figures(SMALL).items():
-        if name not in ("alignment-robustness", "robustness"):  # whose colours tell the models
+        if name not in COLOURED_OTHERWISE:
             (legend,) = make().legends
             handles = [handle for handle in legend.legend_handles if handle.get_label() != TRAINED]
             assert [to_hex(handle.get_color()) for handle in handles] == [NATURAL, ADVERSARIAL]
@@ -385,7 +389,7 @@ def test_natural_and_adversarial_have_one_colour_each_in_every_figure() -> None:
 def hard(request: pytest.FixtureRequest) -> dict[str, Figure]:
     """One figure of each kind, of a comparison that is hard to draw."""
     makers = plots.figures(request.param)
-    names = {name.split("-")[0]: name for name in reversed(makers)}
+    names = {picture.kind.name: name for name, picture in reversed(_pictures(request.param).items())}
     return {name: makers[name]() for name in names.values()}
 
 

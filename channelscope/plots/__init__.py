@@ -2,8 +2,10 @@
 
 from channelscope.plots.catalogue import caption, data, draw, figures
 from channelscope.plots.drawing import alignment_robustness, frequency, gates, magnitude, nr_share, relevance, training
+from channelscope.plots.flow import confusion, flow, flow_share
 from channelscope.plots.gated import leakage, mask_share, masks
 from channelscope.plots.matching import layer_likeness, likeness, matched_channels
+from channelscope.plots.network import classes, decay, depth, embedding, uniformity
 from channelscope.plots.paper import save, style
 from channelscope.plots.robustness import robustness
 from channelscope.plots.sweeps import sweep
@@ -11,9 +13,16 @@ from channelscope.plots.sweeps import sweep
 __all__ = [
     "alignment_robustness",
     "caption",
+    "classes",
+    "confusion",
     "data",
+    "decay",
+    "depth",
     "draw",
+    "embedding",
     "figures",
+    "flow",
+    "flow_share",
     "frequency",
     "gates",
     "layer_likeness",
@@ -30,4 +39,5 @@ __all__ = [
     "style",
     "sweep",
     "training",
+    "uniformity",
 ]

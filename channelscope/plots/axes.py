@@ -1,6 +1,7 @@
 """What the figures have in common: panels, titles, the legend of the data, axes in percent."""
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from channelscope.plots.frames import short
 from channelscope.plots.paper import COLOURS, MODEL_COLOURS, MODEL_MARKERS, STYLES, current
 
 
@@ -60,6 +62,15 @@ def data_legend(
     columns = 1 if further else 2
     said = "\n".join(wrapped(note, 58)) or None
     figure.legend(handles=[*handles, *further], title=said, loc="outside lower center", ncols=columns)
+
+
+def model_legend(figure: Figure, models: Sequence[str], heading: str, *further: Artist) -> None:
+    """Say below a figure which line or dot is which of the comparison's models, all of them, under a heading."""
+    handles = [
+        Line2D([], [], label=short(name), linestyle="none", markersize=3.5, **model_look(index))
+        for index, name in enumerate(models)
+    ]
+    figure.legend(handles=[*handles, *further], title=heading, loc="outside lower center", ncols=3)
 
 
 def model_look(index: int) -> dict[str, Any]:

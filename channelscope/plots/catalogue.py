@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError, suggest
 from channelscope.files import replacing
-from channelscope.plots import drawing, frames, gated, matching, paper, robustness, seen, tex
+from channelscope.plots import drawing, flow, frames, gated, matching, network, paper, robustness, seen, tex
 
 EVERY_CLASS = 10  # up to so many classes each has its own figures; beyond, the five most and the five least robust
 
@@ -46,6 +46,19 @@ def by_layer(comparison: Comparison) -> Iterator[Subject]:
         yield Subject({"layer": layer})
 
 
+def by_depth(comparison: Comparison) -> Iterator[Subject]:
+    """One figure, where several layers of a model were measured."""
+    if len(_layers(comparison)) > 1:
+        yield Subject({})
+
+
+def by_layer_on_demand(comparison: Comparison) -> Iterator[Subject]:
+    """A figure for each layer; the page shows those of the models' last ones at once."""
+    last = frames.layers(comparison).values()
+    for layer in _layers(comparison):
+        yield Subject({"layer": layer}, main=layer is None or layer in last)
+
+
 def by_class(comparison: Comparison) -> Iterator[Subject]:
     """A figure for each class and layer: the most and the least robust class first, then the others."""
     extremes, others = frames.extremes(comparison), frames.extremes(comparison, EVERY_CLASS // 2)
@@ -57,6 +70,12 @@ def _layers(comparison: Comparison) -> list[str | None]:
     by_model = list(frames.layers_by_model(comparison).values())
     several = any(len(names) > 1 for names in by_model)
     return list(dict.fromkeys(name for names in by_model for name in names)) if several else [None]
+
+
+def by_swept(varied: str, comparison: Comparison) -> Iterator[Subject]:
+    """A figure for each layer, where the attack's strength was swept in this way."""
+    if len(frames.rows(comparison.decay, varied=varied)):
+        yield from by_layer_on_demand(comparison)
 
 
 def by_gate(comparison: Comparison) -> Iterator[Subject]:
@@ -158,6 +177,131 @@ KINDS = (
         "gates alone. {bars}",
         section="claims",
         claims=("c4",),
+    ),
+    Kind(
+        name="depth",
+        draw=network.depth,
+        data=network.depth_data,
+        seen=seen.depth,
+        caption="Alignment from layer to layer, mean over the classes: cosine of the natural and the adversarial "
+        "magnitudes (mean activations) of a layer's channels, 1 where the attack leaves them in proportion; share of "
+        "the activation mass that lies on negatively relevant (NR) channels, which speak against the class; Spearman's "
+        "correlation ρ of magnitude and relevance. Dashed: on natural images. {adversarial} {bars}",
+        section="network",
+        claims=("c1", "c2"),
+        subjects=by_depth,
+    ),
+    Kind(
+        name="classes",
+        draw=network.classes,
+        data=network.classes_data,
+        seen=seen.classes,
+        caption="Each class: its robust accuracy; the cosine of the natural and the adversarial magnitudes (mean "
+        "activations) of the channels, 1 where the attack leaves them in proportion; and how much more of the "
+        "activation mass lies on negatively relevant (NR) channels under attack than without (1, dashed: as much). "
+        "{layers} {adversarial} {robust} {bars}",
+        section="network",
+        claims=("c1", "c2", "c3"),
+        subjects=by_layer_on_demand,
+    ),
+    Kind(
+        name="decay-eps",
+        draw=partial(network.decay, varied="eps"),
+        data=partial(network.decay_data, varied="eps"),
+        seen=seen.decay,
+        caption="What becomes of accuracy and alignment as the radius ε of the attack grows: accuracy under this "
+        "attack alone; cosine of the natural and the adversarial magnitudes (mean activations) of the channels; share "
+        "of the adversarial activation mass that lies on negatively relevant (NR) channels; Spearman's correlation ρ "
+        "of adversarial magnitude and relevance. Means over the classes. {layers} {bars}",
+        section="network",
+        claims=("c1", "c2"),
+        frame="decay",
+        subjects=partial(by_swept, "eps"),
+    ),
+    Kind(
+        name="decay-step",
+        draw=partial(network.decay, varied="step"),
+        data=partial(network.decay_data, varied="step"),
+        seen=seen.decay,
+        caption="What becomes of accuracy and alignment in the course of the attack, which is stopped after so many "
+        "steps of the same length: accuracy under this attack alone; cosine of the natural and the adversarial "
+        "magnitudes (mean activations) of the channels; share of the adversarial activation mass that lies on "
+        "negatively relevant (NR) channels; Spearman's correlation ρ of adversarial magnitude and relevance. Means "
+        "over the classes. {layers} {adversarial} {bars}",
+        section="network",
+        claims=("c1", "c2"),
+        frame="decay",
+        subjects=partial(by_swept, "step"),
+    ),
+    Kind(
+        name="flow",
+        draw=flow.flow,
+        data=flow.flow_data,
+        seen=seen.flow,
+        caption="Channels that the attack awakens (up: share of the class's images on which the channel is active "
+        "under attack only) and silences (down: on which it is active without the attack only), for {extremes}. Active "
+        "is a channel above a share of the image's largest one (1 % if nothing else was asked for). Channels are "
+        "sorted by relevance: left of the dashed line the negatively relevant (NR), right of it the positively "
+        "relevant (PR) ones; the numbers above are the means over the NR channels of what is awakened, over the PR "
+        "channels of what is silenced. Faint: the channel's mean activation does not change significantly (paired "
+        "t-test, q > 0.05 by Benjamini and Hochberg over all that is tested of the model). {layers} {adversarial}",
+        section="network",
+        claims=("c1", "c2"),
+        frame="flow",
+        subjects=by_layer_on_demand,
+    ),
+    Kind(
+        name="flow-share",
+        draw=flow.flow_share,
+        data=flow.flow_share_data,
+        seen=seen.flow_share,
+        caption="Share of the positively relevant (PR) and of the negatively relevant (NR) channels whose mean "
+        "activation on a class falls or rises significantly under attack (paired t-test over the class's images, "
+        "q ≤ 0.05 by Benjamini and Hochberg over all channels, classes and layers of the model). Bars: mean over the "
+        "classes, dots: the classes. {layers} {adversarial}",
+        section="network",
+        claims=("c1", "c2"),
+        frame="flow",
+        subjects=by_layer_on_demand,
+    ),
+    Kind(
+        name="confusion",
+        draw=flow.confusion,
+        data=flow.confusion_data,
+        seen=seen.confusion,
+        caption="Left: what the images of each class are taken for under attack. Right: how far two classes share "
+        "their positively relevant (PR) channels (Jaccard index: shared ones over all). The diagonals are left out. "
+        "Above: Spearman's correlation ρ of the two over pairs of different classes, with the p of Mantel's test (999 "
+        "permutations of the classes), as the pairs are not independent: each class has part in many. {layers} "
+        "{adversarial}",
+        section="network",
+        frame="confusion",
+        subjects=by_layer_on_demand,
+    ),
+    Kind(
+        name="embedding",
+        draw=network.embedding,
+        data=network.embedding_data,
+        seen=seen.embedding,
+        caption="Where the attack moves the classes: from each class's mean activation on natural images to that on "
+        "adversarial ones, in the plane of the first two principal components of all these means, for each model by "
+        "itself. {layers} {adversarial}",
+        section="network",
+        claims=("c1",),
+        subjects=by_layer_on_demand,
+    ),
+    Kind(
+        name="uniformity",
+        draw=network.uniformity,
+        data=network.uniformity_data,
+        seen=seen.uniformity,
+        caption="How evenly the channels are active: on which share of a class's images its most frequent channel is "
+        "active, its second and so on, mean over the classes. Uniformity is the entropy of the frequencies over its "
+        "largest possible value: 1 where all channels are active equally often, 0 where one alone ever is. {layers} "
+        "{adversarial}",
+        section="network",
+        claims=("c1",),
+        subjects=by_layer_on_demand,
     ),
     Kind(
         name="training",

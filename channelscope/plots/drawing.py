@@ -232,7 +232,7 @@ def alignment_robustness(comparison: Comparison, layer: str | None = None) -> Fi
     to each model's last one. Raises UserError for an unknown layer.
     """
     drawn, layers = alignment_robustness_data(comparison, layer), frames.layers(comparison, layer)
-    key = _key(frames.classes(comparison))
+    key = class_key(frames.classes(comparison))
     numbered = len(frames.classes(comparison)) <= LABELLED
     figure, axes = grid(1, 1, 2.5 + 0.14 * len(layers), 1.0 + 0.12 * len(key))
     ax = axes[0, 0]
@@ -272,7 +272,7 @@ def _classes_of_model(ax: Axes, drawn: pd.DataFrame, index: int, numbered: bool)
             ax.text(float(x[number]), float(y[number]), str(number), size=current().small, **centre)
 
 
-def _key(classes: list[str]) -> list[str]:
+def class_key(classes: list[str]) -> list[str]:
     """Lines that say which class a number is; none when there are too many, or their names are the numbers."""
     if len(classes) > LABELLED or classes == [*map(str, range(len(classes)))]:
         return []

@@ -168,6 +168,101 @@ def matched_channels(drawn: pd.DataFrame) -> str:
     return _each(drawn, ["model", "other"], say)
 
 
+def depth(drawn: pd.DataFrame) -> str:
+    """Of measures along the network: their first and last values."""
+
+    def say(rows: pd.DataFrame) -> str:
+        return f"under attack, from the first layer to the last, {_ends(rows[rows['data'] != 'natural'])}"
+
+    return _each(drawn, ["model"], say)
+
+
+def decay(drawn: pd.DataFrame) -> str:
+    """Of measures as an attack gets stronger: their first and last values."""
+    return _each(drawn, ["model"], lambda rows: f"from the weakest attack to the strongest, {_ends(rows)}")
+
+
+def _ends(rows: pd.DataFrame) -> str:
+    parts = [
+        f"{_plain(measure)} from {number(float(values.iloc[0]))} to {number(float(values.iloc[-1]))}"
+        for measure, values in rows.groupby("measure", sort=False)["value"]
+    ]
+    return ", ".join(parts)
+
+
+def classes(drawn: pd.DataFrame) -> str:
+    """Of measures by class: between which classes each lies."""
+
+    def say(rows: pd.DataFrame) -> str:
+        parts = []
+        for measure, values in rows.dropna(subset=["value"]).groupby("measure", sort=False):
+            ends = values.sort_values("value", kind="stable").iloc[[0, -1]].to_dict("records")
+            said = " to ".join(f"{number(end['value'])} ({end['class']})" for end in ends)
+            parts.append(f"{_plain(measure)} {said}")
+        return ", ".join(parts) or "no images"
+
+    return _each(drawn, ["model"], say)
+
+
+def embedding(drawn: pd.DataFrame) -> str:
+    """Of class means in a plane: how far the attack moves them, next to how far they lie apart."""
+
+    def say(rows: pd.DataFrame) -> str:
+        natural, adversarial = (
+            rows[rows["data"] == data].set_index("class")[["x", "y"]] for data in ("natural", "adversarial")
+        )
+        moved = np.linalg.norm(adversarial - natural, axis=1).mean()
+        apart = np.linalg.norm(natural - natural.mean(), axis=1).mean()
+        return f"the attack moves the classes by {moved:.2g} on average, and they lie {apart:.2g} from their centre"
+
+    return _each(drawn, ["model"], say)
+
+
+def uniformity(drawn: pd.DataFrame) -> str:
+    """Of sorted frequencies: how even they are."""
+
+    def say(rows: pd.DataFrame) -> str:
+        even = rows.drop_duplicates("data").set_index("data")["uniformity"]
+        return f"uniformity {even['natural']:.3f} on natural images, {even['adversarial']:.3f} on adversarial ones"
+
+    return _each(drawn, ["model"], say)
+
+
+def flow(drawn: pd.DataFrame) -> str:
+    """Of channel flow: how often PR channels fall silent and NR ones wake."""
+
+    def say(rows: pd.DataFrame) -> str:
+        silenced = percent(float(rows[rows["relevance"] > 0]["silenced"].mean()))
+        awakened = percent(float(rows[rows["relevance"] < 0]["awakened"].mean()))
+        return f"a PR channel is silenced on {silenced} of the images, an NR channel awakened on {awakened}, on average"
+
+    return _each(drawn, ["model", "class"], say)
+
+
+def flow_share(drawn: pd.DataFrame) -> str:
+    """Of significant changes: the means over the classes."""
+
+    def say(rows: pd.DataFrame) -> str:
+        mean = rows.iloc[-1]
+        return f"{percent(mean['falls'])} fall and {percent(mean['rises'])} rise"
+
+    return _each(drawn, ["model", "channels"], say)
+
+
+def confusion(drawn: pd.DataFrame) -> str:
+    """Of answers and shared channels: their correlation, and the class that is confused most."""
+
+    def say(rows: pd.DataFrame) -> str:
+        apart = rows[rows["class"] != rows["answer"]].dropna(subset=["share"])
+        correlation = f"ρ {number(rows['spearman'].iloc[0])}"
+        if apart.empty:
+            return correlation
+        most = apart.sort_values("share", kind="stable").iloc[-1]
+        return f"{correlation}, most often {most['class']} is taken for {most['answer']} ({percent(most['share'])})"
+
+    return _each(drawn, ["model"], say)
+
+
 def _last(column: pd.Series) -> str:
     measured = column.dropna()
     return percent(float(measured.iloc[-1])) if len(measured) else "–"
