@@ -253,8 +253,8 @@ def synthetic(
     swept: bool = False,
 ) -> Comparison:
     """Frames as a comparison has them, drawn from a fixed seed; the classes in `empty` have no images, and the
-    layers in `gates` have gates of CIFS in every model. With `whole` these are seen in use, and the models matched; with `swept`
-    the strength of the attack varies."""
+    layers in `gates` have gates of CIFS in every model. With `whole` these are seen in use, and the models matched;
+    with `swept` the attack has other strengths too."""
     rng = np.random.default_rng(0)
     activations: list[pd.DataFrame] = []
     alignment: list[dict[str, Any]] = []
