@@ -323,6 +323,7 @@ def small() -> Comparison:
         ("cifs", "layer4", "eps", "cosine", 8 / 255, 0.7, 0.6, 0.8),
     ]
     decay += [
+        ("at", "", "step", "robust_accuracy", 5, 0.25, 0.2, 0.3),
         ("at", "layer4", "eps", "cosine", 2 / 255, 0.9, 0.8, 1.0),
         ("at", "early", "eps", "cosine", 2 / 255, 0.1, 0.1, 0.1),
     ]
@@ -364,6 +365,8 @@ def test_decay_is_by_strength_at_the_last_layer(tmp_path: Path) -> None:
     text = Page(write_report(small(), tmp_path)).text
     wanted = "eps at cifs 2/255 0.900 [0.800, 1.000] – 8/255 0.500 [0.400, 0.600] 0.700 [0.600, 0.800]"
     assert wanted in text
+    assert "Accuracy under this attack, by attack's step" in text
+    assert "attack's step at cifs 5 25.0 % [20.0, 30.0] –" in text
 
 
 def test_gates_say_what_they_let_know(tmp_path: Path) -> None:
@@ -380,9 +383,11 @@ def test_differences_between_models_have_their_corrected_significance(tmp_path: 
     assert '<tr class="strong"><th scope="row">cifs − at, cosine' in page.source
     assert '<tr><th scope="row">cifs − at, robust accuracy' in page.source
     assert "9.000" not in page.text
+    assert "cifs − at 2 of 3 2 of 2 0 of 0 0 of 0 0 of 1" in page.text
     assert "at layer4 – cifs layer3 0.875 [0.800, 0.900]" in page.text
 
 
 def test_what_was_not_measured_has_no_section(tmp_path: Path) -> None:
-    page = Page(write_report(synthetic(), tmp_path))
+    bare = replace(synthetic(), **{name: tidy(name, []) for name in ("flow", "confusion", "differences")})
+    page = Page(write_report(bare, tmp_path))
     assert [a["id"] for a in page.attributes("section")] == ["found", "verdicts", "robustness", "claims", "made"]
