@@ -275,6 +275,7 @@ def test_readers_without_a_kernel_get_the_chart(found):
     bundle = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert bundle["text/html"] == explorer._repr_html_()
+    assert bundle["text/plain"] == "Explorer(model='colour', layer='0', class_name='0', order='relevance')"
     assert "<script" not in bundle["text/html"]
     assert "http" not in bundle["text/html"]  # nothing is fetched
 

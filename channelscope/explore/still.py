@@ -1,6 +1,6 @@
 """The explorer where nothing moves: one chart and one table, as HTML."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from channelscope.comparison import Comparison
 from channelscope.explore.page import Page
@@ -10,7 +10,7 @@ from channelscope.explore.page import Page
 class Still:
     """A chart of one model's layer for one class, and a table of all classes: notebooks show its HTML."""
 
-    comparison: Comparison
+    comparison: Comparison = field(repr=False)
     model: str
     layer: str
     class_name: str

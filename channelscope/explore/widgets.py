@@ -40,8 +40,7 @@ class Explorer(Still):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """Give notebooks the widgets, and readers without a kernel the chart as it is now."""
-        plain = f"Explorer: {self.model}, {self.layer}, {self.class_name}, sorted by {self.order}"
-        return self.widget._repr_mimebundle_() | {"text/html": self._repr_html_(), "text/plain": plain}
+        return self.widget._repr_mimebundle_() | {"text/html": self._repr_html_(), "text/plain": repr(self)}
 
     def _made(self) -> dict[str, Any]:
         known = {
