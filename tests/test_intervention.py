@@ -22,14 +22,15 @@ from torch import Tensor, nn
 
 import channelscope as cs
 import reference
-from channelscope.attacks import PGD
+from channelscope.attacks import PGD, JointSweep
 from channelscope.cli import main, parser
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
 from channelscope.intervention import Interventions
 from channelscope.intervention.results import COLUMNS
 from channelscope.intervention.run import Run
-from channelscope.intervention.suppression import Plan, Suppressed
+from channelscope.intervention.suppression import Plan, suppressed
+from channelscope.objectives import Gated
 from channelscope.plots import interventions
 from channelscope.plots.interventions import curves_data, league_data
 from channelscope.plots.paper import COLOURS
@@ -352,12 +353,30 @@ def test_penultimate_layer_is_the_default_and_networks_are_left_as_found() -> No
     assert found.meta["models"]["net"]["layers"] == ["relu2"]
 
 
+def test_attacks_made_for_gates_see_the_gates_without_the_channels() -> None:
+    network, (x, y) = gated(), images(12)
+    masks = torch.zeros(CLASSES, 16, dtype=torch.bool)
+    masks[:, 3:9] = True
+    with torch.no_grad():
+        probed = suppressed(network, "layer4.0", masks).probed(x)
+        with cs.ablated(network, {"layer4.0": masks[0]}):
+            expected = network.probed(x)
+    assert not probed.features["layer4.0"][:, 3:9].any()
+    for layer in expected.probes:
+        assert torch.equal(probed.probes[layer], expected.probes[layer])
+    assert isinstance(suppressed(network, "layer4.0", masks), Gated)
+    assert not isinstance(suppressed(plain(), "relu2", masks[:, :8]), Gated)
+    attack = JointSweep(attack=PGD(eps=0.05, steps=1), betas=(0.0, 2.0))
+    found = cs.intervene({"net": network}, (x, y), layers=["layer4.0"], fractions=[0.25], **QUICK | {"attack": attack})
+    assert "No attack made for gates" not in found.verdicts["statement"][0]
+
+
 def test_suppressed_network_follows_its_own_answer() -> None:
     network, (x, _) = plain(), images()
     masks = torch.rand(CLASSES, 8) < 0.5
     with torch.no_grad():
         answers = network(x).argmax(1)
-        logits = Suppressed(network, "relu2", masks)(x)
+        logits = suppressed(network, "relu2", masks)(x)
         for i, answer in enumerate(answers.tolist()):
             with cs.ablated(network, {"relu2": masks[answer]}):
                 torch.testing.assert_close(logits[i : i + 1], network(x[i : i + 1]))

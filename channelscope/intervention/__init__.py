@@ -75,7 +75,7 @@ def intervene(
             validation part, or else of its training part, or else on the images that are judged (``meta`` says so).
         layers: names of layers, for all networks or by label; None for the penultimate layer of each.
         scorers: short names of relevance scorers.
-        attack: a short name (see ``attacks.parse``) or any attack.
+        attack: a short name (see ``attacks.parse``) or any attack; "joint-sweep" is made for networks with gates.
         eps: the radius of a named attack's ball; None for that of the data set's recipe (8/255 but for digits).
         fractions: of a layer's channels, in (0, 1): the points of the curves beside no and all channels.
         random: how many random orders.
@@ -178,12 +178,7 @@ def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack
 
 def _assemble(found: Sequence[Intervened], dataset: Dataset, part: Part, settings: Mapping[str, Any]) -> Interventions:
     """Put everything into frames."""
-    level, same = settings["level"], settings["ranked_on"]["part"] == "test"
-    judged = [
-        row
-        for item in found
-        for row in verdicts(item, relevant_to=settings["relevant_to"], same_images=same, level=level)
-    ]
+    judged = [row for item in found for row in verdicts(item, settings)]
     packages = ("torchvision", "numpy", "scipy", "pandas", "matplotlib")
     meta = {
         "models": {item.subject.label: item.subject.description | _described(item.plan) for item in found},
@@ -202,7 +197,7 @@ def _assemble(found: Sequence[Intervened], dataset: Dataset, part: Part, setting
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return Interventions(
-        **frames(found, level),
+        **frames(found, settings["level"]),
         verdicts=pd.DataFrame(judged, columns=sum(COLUMNS["verdicts"], ())),
         meta=json.loads(json.dumps(meta)),  # as it is when it is read again: tuples are lists
     )

@@ -12,7 +12,7 @@ from channelscope.attacks import Attack, called, correct, image_generators, thri
 from channelscope.data import Part
 from channelscope.folding import run_folded
 from channelscope.hooks import evaluating
-from channelscope.intervention.suppression import Plan, Point, Suppressed
+from channelscope.intervention.suppression import Plan, Point, suppressed
 from channelscope.selection import attached
 from channelscope.subjects import parameter_of
 
@@ -93,7 +93,7 @@ class Run:
             masks = masks[batch.y[0]]
         elif masks.all():
             masks = masks[0]
-        return Suppressed(self.network, ranking.layer, masks)
+        return suppressed(self.network, ranking.layer, masks)
 
     def _stood(self, network: nn.Module, batch: _Batch) -> Stood:
         natural = correct(network, batch.x, batch.y)

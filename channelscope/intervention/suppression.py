@@ -1,6 +1,7 @@
 """Which channels of a layer are suppressed, in what order, and the network that goes without them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from channelscope.attacks import image_generators
 from channelscope.capture import ablated
 from channelscope.hooks import logits_of
+from channelscope.selection import Probed, Selective
 
 Order = Literal["nr", "pr", "random"]
 
@@ -122,9 +124,32 @@ class Suppressed(nn.Module):
 
     def forward(self, x: Float[Tensor, "n *image"]) -> Float[Tensor, "n classes"]:
         """Give the logits."""
+        with self._without(x):
+            return logits_of(self.network(x))
+
+    @contextmanager
+    def _without(self, x: Float[Tensor, "n *image"]) -> Iterator[None]:
+        """Suppress the channels of images x."""
         masks = self.masks
         if masks.ndim == 2:
             with torch.no_grad():
                 masks = masks[logits_of(self.network(x)).argmax(1)]
         with ablated(self.network, {self.layer: masks}):
-            return logits_of(self.network(x))
+            yield
+
+
+class SuppressedSelective(Suppressed):
+    """The same of a network with gates: attacks that are made for gates see these, without the channels too."""
+
+    network: Selective
+
+    def probed(self, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None) -> Probed:
+        """Give the full answer; see ``Selective.probed``."""
+        with self._without(x):
+            return self.network.probed(x, labels)
+
+
+def suppressed(network: nn.Module, layer: str, masks: Bool[Tensor, "*k c"]) -> Suppressed:
+    """Give the network without the channels; see ``Suppressed``."""
+    kind = SuppressedSelective if isinstance(network, Selective) else Suppressed
+    return kind(network, layer, masks)

@@ -1,7 +1,7 @@
 """The verdict "C4 by intervention": does a trained network get more robust without its NR channels?"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ CLAIM = "C4 by intervention"
 _NONE = Estimate(float("nan"), float("nan"), float("nan"))
 
 
-def verdicts(item: Intervened, *, relevant_to: str, same_images: bool, level: float) -> Iterator[dict[str, Any]]:
+def verdicts(item: Intervened, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Judge the claim on one network, for every layer and scorer.
 
     The claim: suppressing negatively relevant channels of a trained network, without retraining, raises its robust
@@ -34,15 +34,15 @@ def verdicts(item: Intervened, *, relevant_to: str, same_images: bool, level: fl
     for layer, by_scorer in item.plan.relevance.items():
         for scorer, relevance in by_scorer.items():
             case = _Case(item, layer, scorer, float((relevance < 0).double().mean()))
-            changes = case.changes(level)
+            changes = case.changes(settings["level"])
             outcome = judge(changes["estimate"])
             statement = case.statement(changes)
-            if relevant_to == "label":
+            if settings["relevant_to"] == "label":
                 outcome = "inconclusive"
                 statement += " No verdict, as the labels of the images chose the channels."
-            if same_images:
+            if settings["ranked_on"]["part"] == "test":
                 statement += " The channels were ranked on the very images that are judged: there are no others."
-            if isinstance(item.subject.network, Selective):
+            if isinstance(item.subject.network, Selective) and "joint" not in settings["attack"]:
                 statement += " No attack made for gates was run."
             row = {"claim": CLAIM, "model": item.subject.label, "layer": layer, "scorer": scorer}
             yield row | {"verdict": outcome, "statement": statement} | _numbers(changes)
