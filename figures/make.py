@@ -19,6 +19,7 @@ from channelscope.plots import draw
 from channelscope.report import SECTIONS
 
 HERE, RUN, DRAWN = Path("figures"), Path("runs/gallery"), Path("runs/gallery/drawn")
+SWEEPS = ("--eps-sweep", "0.05", "0.1", "0.15", "0.2", "--step-sweep", "1", "2", "5", "10", "20")
 HEADS = {
     "digits": "# Gallery: three networks on handwritten digits",
     "cifar10": "# Gallery: four networks on CIFAR-10 (JPEG)",
@@ -84,9 +85,15 @@ def _shown(figure: Mapping[str, Any]) -> str:
     return f"### {name}\n\n{picture}\n\n{figure['caption']} [Data]({name}.csv), [PDF]({name}.pdf)."
 
 
+def run(*command: str) -> None:
+    subprocess.run([sys.executable, "-m", "channelscope", *command], check=True)
+
+
 def main() -> None:
-    subprocess.run([sys.executable, "-m", "channelscope", "demo", "--out", str(RUN)], check=True)
-    take_tables(RUN / "comparison", HERE / "digits")
+    run("demo", "--out", str(RUN))
+    models = ("--models", *(str(RUN / f"{method}.pt") for method in ("standard", "at", "cifs")))
+    run("compare", *models, "--layers", "layer?", *SWEEPS, "--no-thumbnails", "--out", str(RUN / "whole"))
+    take_tables(RUN / "whole", HERE / "digits")
     for name in HEADS:
         draw_gallery(HERE / name)
 

@@ -41,9 +41,10 @@ def whole(_: Comparison) -> Iterator[Subject]:
 
 
 def by_layer(comparison: Comparison) -> Iterator[Subject]:
-    """A figure for each layer that was measured; one alone is each model's last."""
+    """A figure for each layer that was measured, those of the models' last layers before all."""
+    last = _last_layers(comparison)
     for layer in _layers(comparison):
-        yield Subject({"layer": layer})
+        yield Subject({"layer": layer}, main=layer in last)
 
 
 def by_depth(comparison: Comparison) -> Iterator[Subject]:
@@ -52,17 +53,10 @@ def by_depth(comparison: Comparison) -> Iterator[Subject]:
         yield Subject({})
 
 
-def by_layer_on_demand(comparison: Comparison) -> Iterator[Subject]:
-    """A figure for each layer; the page shows those of the models' last ones at once."""
-    last = frames.layers(comparison).values()
-    for layer in _layers(comparison):
-        yield Subject({"layer": layer}, main=layer is None or layer in last)
-
-
 def by_class(comparison: Comparison) -> Iterator[Subject]:
-    """A figure for each class and layer: the most and the least robust class first, then the others."""
+    """A figure for each class, at the models' last layers: the most and the least robust one first, then the others."""
     extremes, others = frames.extremes(comparison), frames.extremes(comparison, EVERY_CLASS // 2)
-    for name, layer in product(dict.fromkeys([*extremes, *others]), _layers(comparison)):
+    for name, layer in product(dict.fromkeys([*extremes, *others]), _last_layers(comparison)):
         yield Subject({"class_name": name, "layer": layer}, main=name in extremes)
 
 
@@ -75,7 +69,12 @@ def _layers(comparison: Comparison) -> list[str | None]:
 def by_swept(varied: str, comparison: Comparison) -> Iterator[Subject]:
     """A figure for each layer, where the attack's strength was swept in this way."""
     if len(frames.rows(comparison.decay, varied=varied)):
-        yield from by_layer_on_demand(comparison)
+        yield from by_layer(comparison)
+
+
+def _last_layers(comparison: Comparison) -> list[str | None]:
+    last = set(frames.layers(comparison).values())
+    return [layer for layer in _layers(comparison) if layer is None or layer in last]
 
 
 def by_gate(comparison: Comparison) -> Iterator[Subject]:
@@ -202,7 +201,7 @@ KINDS = (
         "{layers} {adversarial} {robust} {bars}",
         section="network",
         claims=("c1", "c2", "c3"),
-        subjects=by_layer_on_demand,
+        subjects=by_layer,
     ),
     Kind(
         name="decay-eps",
@@ -248,7 +247,7 @@ KINDS = (
         section="network",
         claims=("c1", "c2"),
         frame="flow",
-        subjects=by_layer_on_demand,
+        subjects=by_layer,
     ),
     Kind(
         name="flow-share",
@@ -262,7 +261,7 @@ KINDS = (
         section="network",
         claims=("c1", "c2"),
         frame="flow",
-        subjects=by_layer_on_demand,
+        subjects=by_layer,
     ),
     Kind(
         name="confusion",
@@ -276,7 +275,7 @@ KINDS = (
         "{adversarial}",
         section="network",
         frame="confusion",
-        subjects=by_layer_on_demand,
+        subjects=by_layer,
     ),
     Kind(
         name="embedding",
@@ -288,7 +287,7 @@ KINDS = (
         "itself. {layers} {adversarial}",
         section="network",
         claims=("c1",),
-        subjects=by_layer_on_demand,
+        subjects=by_layer,
     ),
     Kind(
         name="uniformity",
@@ -301,7 +300,7 @@ KINDS = (
         "{adversarial}",
         section="network",
         claims=("c1",),
-        subjects=by_layer_on_demand,
+        subjects=by_layer,
     ),
     Kind(
         name="training",
