@@ -71,7 +71,7 @@ class Comparison:
         flow: model, layer, class, channel -> count (images), change (mean over them of adversarial less natural
             activation), silenced and awakened (shares of the images on which the channel is active on natural data
             alone, on adversarial data alone), p and q of the change; see ``channelscope.comparison.flow``.
-        confusion: model, data, class (the true one), answer -> count of images.
+        confusion: model, data, class (the true one), answer -> count of images; answers not given have no row.
         decay: model, layer, varied ("eps" or "step"), measure -> at, value, low, high; empty unless asked for.
         differences: model, other, layer, other_layer, class ("all" and each), measure -> value (model less other), low,
             high, p, q; see ``channelscope.comparison.differences``.

@@ -169,8 +169,8 @@ def confusion_data(comparison: Comparison, layer: str | None = None) -> pd.DataF
     parts = []
     for model, layer_name in frames.layers(comparison, layer).items():
         counts = frames.rows(comparison.confusion, model=model, data="adversarial")
-        table = counts.pivot(index="class", columns="answer", values="count")
-        answers = (table.div(table.sum(axis=1), axis=0)).loc[names, names].to_numpy()
+        table = counts.pivot(index="class", columns="answer", values="count").reindex(index=names).fillna(0)
+        answers = table.div(table.sum(axis=1), axis=0).reindex(columns=names, fill_value=0).to_numpy()
         rows = frames.rows(comparison.activations, model=model, layer=layer_name, data="natural")
         relevance = rows.pivot(index="class", columns="channel", values="relevance").loc[names].to_numpy()
         shared = overlap(relevance)
