@@ -235,6 +235,32 @@ def test_figures_are_drawn_again_from_the_tables_the_same_to_the_byte(compared: 
     assert contents(folder) == contents(compared)
 
 
+def test_figures_for_a_paper_are_drawn_in_its_style(compared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(compared, tmp_path / "copy")
+    shutil.rmtree(folder / "figures")
+    words = ["--style", "ieee", "--wide", "--only", "c4,training", "gates", "--formats", "svg", "-q"]
+    assert main("figures", folder, *words) == 0
+    drawn = {path.name for path in (folder / "figures").glob("*.svg")}
+    assert drawn == {"robustness.svg", "training.svg", "gates.svg"}
+    assert f'width="{72 * 7.16}pt"' in (folder / "figures" / "training.svg").read_text("utf-8")
+    assert (folder / "figures" / "robustness.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--style", "icm"), ("--only", "c9"), ("--only", "relevnce"), ("--formats", "jpg"), ("--only", "masks-nobody")],
+)
+def test_figures_that_are_not_known_are_told_in_a_sentence(
+    words: tuple[str, ...], compared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(compared)
+    assert main("figures", compared, "-q", *words) == 2
+    said = capsys.readouterr().err
+    assert repr(words[1]) in said
+    assert said.count("\n") == 1
+    assert contents(compared) == before
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_are_listed(method: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("layers", work / f"{method}.pt") == 0
