@@ -92,7 +92,8 @@ def test_a_stopped_attack_is_where_one_run_is_after_so_many_steps(first: int, mo
         ({"step_sweep": [2], "attack": "pgd-3x2"}, "PGD of one start"),
         ({"step_sweep": [2], "attack": PGD(early_stop=1)}, "PGD of one start"),
     ],
-    ids=str,
+    # Not as they are written: the objective's address is another in every process that collects the tests.
+    ids=["eps below 0", "eps not a number", "no steps", "attack without steps", "several starts", "stopped early"],
 )
 def test_strengths_that_are_none(options: dict[str, Any], said: str) -> None:
     with mistake(said):
