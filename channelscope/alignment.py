@@ -172,6 +172,19 @@ def estimate(
     return Estimate(value, max(min(float(low), value), bounds[0]), min(max(float(high), value), bounds[1]))
 
 
+def estimate_change(replicates: Float[ndarray, " r"], level: float = 0.95) -> Estimate:
+    """Estimate a difference of two accuracies, by the wider of the interval of ``estimate`` and the plain percentiles.
+
+    Where few images differ, the replicates are few values, and moving these onto the estimate would move the end of the
+    interval off 0, on the word of a single image.
+    """
+    found, others = estimate(replicates, level, (-1.0, 1.0)), replicates[1:][~np.isnan(replicates[1:])]
+    if math.isnan(found.low):
+        return found
+    low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(found.value, min(found.low, float(low)), max(found.high, float(high)))
+
+
 def wilson(count: int, n: int, level: float = 0.95) -> Estimate:
     """Estimate a share from count of n, with Wilson's score interval (JASA, 1927), which has a width at 0 and 1 too.
 

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from numpy import ndarray
 
-from channelscope.alignment import BOUNDS, Estimate, Outcome, across_classes, estimate, judge, mean_over_classes
+from channelscope.alignment import (
+    BOUNDS,
+    Estimate,
+    Outcome,
+    across_classes,
+    estimate,
+    estimate_change,
+    judge,
+    mean_over_classes,
+)
 
 CLAIMS = {
     "C1": "Adversarial training aligns the channel-wise activations of adversarial data with those of natural data.",
@@ -133,7 +142,7 @@ def _c3(at: Evidence, level: float) -> Iterator[Verdict]:
 
 def _c4(at: Evidence, gated: Evidence, level: float) -> Verdict:
     """C4: worst-case robust accuracy of the gated network less that of AT, at equal compute."""
-    gain = estimate(gated.robust_overall - at.robust_overall, level)
+    gain = estimate_change(gated.robust_overall - at.robust_overall, level)
     statement = (
         f"Robust accuracy in the worst case over attacks: {gated.model} less {at.model} is {_number(gain, 100)} points "
         f"(decided by {gated.decided_by} and {at.decided_by})."

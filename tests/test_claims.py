@@ -9,6 +9,7 @@ import pytest
 from numpy import ndarray
 
 from channelscope.claims import CLAIMS, Evidence, Verdict, verdicts
+from channelscope.stats import bootstrap_weights
 
 REPLICATES, CLASSES = 201, 6
 # What a network's measures are by default: neither aligned nor misaligned.
@@ -142,6 +143,20 @@ def test_c4_compares_robust_accuracy_at_equal_compute(robust: float, noise: floa
     assert found.models == "gated - at"
     assert found.estimate == pytest.approx(robust - 0.4)
     assert f"gated less at is {100 * (robust - 0.4):.1f} [" in found.statement
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("sign", [1, -1])
+def test_c4_takes_no_single_images_word(sign: int, seed: int) -> None:
+    """Of 200 images one alone has another outcome: moved onto the estimate, the interval might begin beyond 0."""
+    weights = bootstrap_weights(200, REPLICATES - 1, seed).double().numpy()
+    robust = {"at": np.arange(200) < 100, "cifs": np.arange(200) < 100 + sign}
+    shares = {name: (weights.T @ hits) / weights.sum(0) for name, hits in robust.items()}
+    networks = (dataclasses.replace(evidence(name, name), robust_overall=share) for name, share in shares.items())
+    found = judged("C4", *networks)
+    assert found.estimate == pytest.approx(sign / 200)
+    assert found.low <= 0 <= found.high
+    assert found.verdict != "supported"
 
 
 @pytest.mark.parametrize(

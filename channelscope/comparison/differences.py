@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from channelscope.alignment import estimate, mean_over_classes
+from channelscope.alignment import estimate, estimate_change, mean_over_classes
 from channelscope.comparison.frames import tidy
 from channelscope.comparison.subjects import Compared
 from channelscope.significance import bootstrapped, corrected, mcnemar
@@ -63,5 +63,5 @@ def _of_accuracy(model: Compared, other: Compared, classes: Sequence[str], level
     for k, (name, replicates) in enumerate(zip(("all", *classes), columns, strict=True), start=-1):
         rows = np.ones(len(one), dtype=bool) if k < 0 else (measured.labels == k).numpy()
         p = mcnemar(one.numpy()[rows], another.numpy()[rows])
-        row = {"class": name, **vars(estimate(replicates, level)), "p": p}
+        row = {"class": name, **vars(estimate_change(replicates, level)), "p": p}
         yield names | row

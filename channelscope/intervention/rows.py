@@ -41,11 +41,15 @@ class Intervened:
         return np.array(self.plan.counts[layer]) / self.plan.counts[layer][-1]
 
     def curve(self, layer: str, scorer: str, order: str, data: str) -> Float[ndarray, "r p"]:
-        """Compute a deletion curve, replicate by replicate: the accuracy at each point, mean over the random orders."""
+        """Compute a deletion curve, replicate by replicate: the accuracy at each point, mean over the random orders.
+
+        NaN for a replicate without images, as there are where images are few.
+        """
         own = [ranking for ranking in self.plan.rankings if (ranking.layer, ranking.scorer) == (layer, scorer)]
         curves = [self._stood(ranking, data) for ranking in own if ranking.order == order]
         hits = np.mean(curves, 0)
-        return (self.weights.T @ hits.T) / self.weights.sum(0)[:, None]
+        with np.errstate(invalid="ignore"):
+            return (self.weights.T @ hits.T) / self.weights.sum(0)[:, None]
 
     def _stood(self, ranking: Ranking, data: str) -> Float[ndarray, "p n"]:
         """Line up which images stood, from no suppression to that of all channels."""

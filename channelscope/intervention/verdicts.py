@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from channelscope.alignment import Estimate, estimate, judge
+from channelscope.alignment import Estimate, estimate_change, judge
 from channelscope.intervention.rows import Intervened
 from channelscope.selection import Selective
 
@@ -78,7 +77,7 @@ class _Case:
             curve = self.item.curve(self.layer, self.scorer, "nr", data)
             random = self.item.curve(self.layer, "random", "random", data)
             gain = (curve - (curve[:, :1] if beyond == "untouched" else random))[:, self.within]
-            found[name] = _estimate(gain.mean(1), level) if gain.size else _NONE
+            found[name] = estimate_change(gain.mean(1), level) if gain.size else _NONE
         return found
 
     def statement(self, changes: dict[str, Estimate]) -> str:
@@ -96,17 +95,6 @@ class _Case:
             f"{_points(changes['over_random'])} points beyond what as many random channels do; the natural accuracy "
             f"changes by {_points(changes['natural'])} points."
         )
-
-
-def _estimate(replicates: Float[ndarray, " r"], level: float) -> Estimate:
-    """Estimate a change, by the wider of the interval as everywhere and the plain percentiles.
-
-    Where few images change, the replicates are few values, and moving these onto the estimate would move the end of the
-    interval off 0, on the word of a single image.
-    """
-    found = estimate(replicates, level, (-1.0, 1.0))
-    low, high = np.quantile(replicates[1:], [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(found.value, min(found.low, float(low)), max(found.high, float(high)))
 
 
 def _shares(fractions: Float[ndarray, " p"]) -> str:
