@@ -1,5 +1,6 @@
 """Scorers: captum's numbers, the naive ablation's, and the answer that is known, sign included."""
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -82,6 +83,20 @@ def test_paths_of_more_images_than_a_pass_takes_are_captums(name: str) -> None:
     net, (x, y) = plain(), images(40)
     alone = torch.cat([SCORERS[name](net, ["bn1"], x[i : i + 8], y[i : i + 8])["bn1"] for i in range(0, 40, 8)])
     torch.testing.assert_close(SCORERS[name](net, ["bn1"], x, y)["bn1"], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_the_graph_of_one_pass_is_gone_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    attribute, kept = captum.attr.LayerConductance.attribute, []
+
+    def watched(*args: object, **options: object) -> Tensor:
+        assert [found() for found in kept] == [None] * len(kept)
+        found = attribute(*args, **options)
+        kept.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(captum.attr.LayerConductance, "attribute", watched)
+    SCORERS["conductance"](plain(), ["bn1"], *images(8))
+    assert len(kept) > 2
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def deeplift(
             raise UserError(
                 f"DeepLift's scores of layer {tapped.layer!r} miss {share:.0%} of what they should add up to: {_ADVICE}"
             )
-        return found
+        return found.detach()
 
     return _attributed(model, layers, attribute)
 
@@ -141,7 +141,7 @@ def _attributed(
     with evaluating(model), attached(model), _out_of_place(model), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # captum tells how it works
         for layer in layers:
-            z = attribute(_Tapped(model, layer).eval()).detach()
+            z = attribute(_Tapped(model, layer).eval())
             found[layer] = summed(z, channel_axis(model, layer, z.shape))
     return found
 
@@ -150,7 +150,9 @@ def _few_at_once(method: Any, x: Tensor, y: Tensor, steps: int) -> Tensor:
     """Attribute along the paths of so many images that their points are about as many as the images that are given."""
     images = max(1, max(_ROWS, len(x)) // (steps + 1))
     parts = zip(x.split(images), y.split(images), strict=True)
-    return torch.cat([method.attribute(at, torch.zeros_like(at), target=k, n_steps=steps) for at, k in parts])
+    # Detached one by one: conductance keeps the graph of its pass, and those of all images would not fit in memory.
+    found = [method.attribute(at, torch.zeros_like(at), target=k, n_steps=steps).detach() for at, k in parts]
+    return torch.cat(found)
 
 
 @contextmanager
