@@ -16,8 +16,9 @@ _NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; give the exit status: 0 done, 2 the user's mistake, 130 stopped by Ctrl-C.
+    """Run the command line; give the exit status.
 
+    0: done; 1: a fault of ours, or found by ``doctor``; 2: the user's mistake; 130: stopped by Ctrl-C.
     Of several processes that ``torchrun`` started, only the first writes to the standard output.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command = f"channelscope {shlex.join(argv)}"
     try:
         processes.check(args)
-        args.run(args)
+        status: int = args.run(args) or 0
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"The system refused {error.filename or 'a file'}: {error.strerror or error}.")
     except Exception as error:
         return _unexpected(error)
-    return 0
+    return status
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -76,6 +77,6 @@ def _unexpected(error: Exception) -> int:
     reason = (str(error).splitlines() or [""])[0]
     return _fail(
         f"this is a fault in channelscope ({type(error).__name__}: {reason}): please report it, with what "
-        "CHANNELSCOPE_TRACEBACK=1 shows.",
+        "CHANNELSCOPE_TRACEBACK=1 shows and 'channelscope doctor' prints.",
         status=1,
     )
