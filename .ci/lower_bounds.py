@@ -1,4 +1,4 @@
-"""Print the lower bounds of setup.cfg as constraints for pip: ``make test-oldest`` installs the oldest versions by them.
+"""Print the lower bounds of setup.cfg as constraints for pip, by which ``make test-oldest`` installs them.
 
 They are those of what channelscope needs and of the extras that its users install; a bound of a tool for tests or
 development is no promise to anybody.

@@ -6,10 +6,12 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 
 from channelscope.cli import processes
 from channelscope.cli.parser import make_parser
+from channelscope.cli.terminal import Shown
+from channelscope.controls import spelt
 from channelscope.errors import UserError
 
 _NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or a smaller --batch-size."
@@ -25,10 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes.number():
         _close_stdout()
     args = _parse(argv)
-    args.command = f"channelscope {shlex.join(argv)}"
+    args.command = spelt(f"channelscope {shlex.join(argv)}")  # it is kept in files
     try:
         processes.check(args)
-        status: int = args.run(args) or 0
+        with redirect_stdout(Shown(sys.stdout)):
+            status: int = args.run(args) or 0
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
@@ -62,7 +65,7 @@ def _fail(sentence: str, status: int = 2) -> int:
     """Say why the command failed, unless the first of several processes says just that; give the exit status."""
     if not processes.is_said(sentence):
         which = f"process {processes.number()}: " if processes.number() else ""
-        print(f"channelscope: {which}{sentence}", file=sys.stderr, flush=True)
+        print(f"channelscope: {which}{sentence}", file=Shown(sys.stderr), flush=True)
     return status
 
 

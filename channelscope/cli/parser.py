@@ -24,6 +24,7 @@ from channelscope.cli.options import (
     seed,
     share,
 )
+from channelscope.controls import spelt
 
 _ABLATIONS = ("imgf", "top-k", "probes", "beta", "layers")  # as in recipes/sweeps.toml
 
@@ -43,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
     """Answers a mistake with one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}: see '{self.prog} --help'.\n")
+        self.exit(2, f"{self.prog}: {spelt(message)}: see '{self.prog} --help'.\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
