@@ -47,9 +47,10 @@ def check_content(wheel: Path) -> None:
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         about = archive.read(metadata)
     inside = {name for name in names if ".dist-info/" not in name}
-    tracked = set(run("git", "ls-files", "--cached", "--others", "--exclude-standard", PACKAGE).splitlines())
-    if inside != tracked:
-        lacking, further = sorted(tracked - inside), sorted(inside - tracked)
+    files = {path.relative_to(HERE) for path in PACKAGE.rglob("*") if path.is_file()}
+    there = {path.as_posix() for path in files if "__pycache__" not in path.parts}
+    if inside != there:
+        lacking, further = sorted(there - inside), sorted(inside - there)
         raise SystemExit(f"The wheel lacks {lacking} and has {further} too: mend package_data in setup.cfg.")
     Metadata.from_email(about, validate=True)
     if not BytesParser().parsebytes(about).get_payload():

@@ -72,7 +72,7 @@ def test_no_element_and_no_attribute_is_born_of_data(make: Callable[[str, Path],
     hostile, harmless = (Skeleton(make(words, tmp_path / str(len(words)))) for words in (EVIL, HARMLESS))
     assert sorted(hostile.tags) == sorted(harmless.tags)
     assert not hostile.others
-    assert any(EVIL in value for _, value in hostile.values)  # it is there, as text
+    assert any(EVIL[:9] in value for _, value in hostile.values)  # it is there, as text; the explorer shortens names
     for name, value in hostile.values:
         assert not name.startswith("on")
         if name in ("href", "src"):
@@ -183,7 +183,7 @@ def test_figures_show_signs_as_they_are(ending: str, tmp_path: Path) -> None:
         parts = list(ET.fromstring(path.read_text("utf-8")).iter())
         assert not [part for part in parts if part.tag.endswith("script")]
         texts = ["".join(part.itertext()) for part in parts if part.tag.endswith("}text")]
-        assert any(text.startswith("</text><scr") for text in texts)
+        assert any("</text><script>" in text for text in texts)
         links = [value for part in parts for name, value in part.attrib.items() if name.endswith("href")]
         assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
 
@@ -199,10 +199,10 @@ def test_no_sign_is_a_command_to_latex() -> None:
 
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "@SUM(A1)", "-2", 'a "b", c; d'])
-def test_tables_keep_names_to_the_letter(name: str, tmp_path: Path) -> None:
+def test_tables_keep_names_to_the_letter(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are data for programs, and are read again: a sign put before a name would be another name."""
     found = synthetic((name, "at"), (name, "b"), channels=2)
-    found.draw = lambda *_, **__: None  # type: ignore[method-assign]
+    monkeypatch.setattr(Comparison, "draw", lambda *_, **__: None)  # figures take long
     again = Comparison.load(found.save(tmp_path / "out", progress=False))
     assert list(again.meta["models"]) == [name, "at"]
     assert list(again.activations["class"].unique()) == [name, "b"]
@@ -212,7 +212,7 @@ def test_tables_keep_names_to_the_letter(name: str, tmp_path: Path) -> None:
 
 
 def test_no_text_steers_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for words in (["figures", f"{CONTROLS[1:]}x"], ["compare", f"--{CONTROLS[1:]}"], ["layers", f"{CONTROLS[1:]}.pt"]):
+    for words in (["figures", f"{CONTROLS[1:]}x"], ["zoo", f"--{CONTROLS[1:]}"], ["layers", f"{CONTROLS[1:]}.pt"]):
         try:
             status = main(words)
         except SystemExit as stopped:
@@ -253,13 +253,15 @@ def test_controls_are_found_wherever_they_are() -> None:
 
 
 @pytest.mark.parametrize("place", ["table", "meta"])
-def test_a_comparison_whose_words_have_controls_is_refused(place: str, tmp_path: Path) -> None:
+def test_a_comparison_whose_words_have_controls_is_refused(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = synthetic(("nat",), ("a", "b"), channels=2)
     if place == "meta":
         found.meta["created"] = "now\x1b[2J"
     else:
         found = replace(found, verdicts=found.verdicts.assign(statement="It is so.\u202e"))
-    found.draw = lambda *_, **__: None  # type: ignore[method-assign]
+    monkeypatch.setattr(Comparison, "draw", lambda *_, **__: None)  # figures take long
     folder = found.save(tmp_path / "out", progress=False)
     with pytest.raises(UserError, match="control characters"):
         Comparison.load(folder)

@@ -1,14 +1,14 @@
 """What reaches the terminal: controls in names from files are spelt, and what its encoding lacks too."""
 
-from typing import Any, TextIO
+from typing import Any
 
 from channelscope.controls import spelt_lines
 
 
 class Shown:
-    """A stream on which no text steers the terminal, and none fails for want of a character."""
+    """A stream, of whatever kind, on which no text steers the terminal, and none fails for want of a character."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream, self._encoding = stream, getattr(stream, "encoding", None) or "utf-8"
 
     def write(self, text: str) -> int:
