@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # What `make check`, and so .ci/run, checks, in this order.
-CHECKS := install lint types floors test
+CHECKS := install lint types floors wheel test
 # Libraries whose attacks ours are tested against, or measured beside (ART). Installed without dependencies: what they
 # ask for, GitPython and requests apart (the test extra has them), is here already, or is not needed, or is long outdated.
 ORACLES := foolbox==3.3.4 eagerpy==0.30.0 torchattacks==3.3.0 adversarial-robustness-toolbox==1.20.1 six==1.17.0
@@ -12,12 +12,14 @@ IMAGES ?= $(if $(CHANNELSCOPE_DATA),$(CHANNELSCOPE_DATA),data)/cifar10-jpeg
 
 # Paths are relative, so that the folder's own path may have spaces in it.
 VENV := .venv
+OLDEST := .venv-oldest
 RUN := $(VENV)/bin/python -m
 PIP_INSTALL := $(RUN) pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test install lint format types floors notebooks check coverage figures zoo results-small clean
+.PHONY: help demo test test-oldest install lint format types floors wheel audit notebooks check coverage figures zoo \
+	results-small clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +29,9 @@ demo: $(VENV)/.demo ## Run the demonstration: it trains, attacks and compares sm
 
 test: $(VENV)/.test ## Run the tests, the doctests and the notebooks
 	$(RUN) pytest -q -n auto --dist loadfile
+
+test-oldest: $(OLDEST)/.test ## Run the tests with the oldest versions that setup.cfg allows, in .venv-oldest
+	$(OLDEST)/bin/python -m pytest -q -n auto --dist loadfile
 
 install: $(VENV)/.dev ## Install channelscope and everything its development needs into .venv
 
@@ -43,6 +48,13 @@ types: $(VENV)/.dev ## Check the types (mypy, strict)
 
 floors: $(VENV)/.dev ## Check that modules import only from lower floors (import-linter)
 	$(VENV)/bin/lint-imports
+
+wheel: $(VENV)/.dev ## Build the wheel, install it in a clean environment and use it there
+	$(VENV)/bin/python .ci/wheel.py
+
+audit: $(VENV)/.audit ## Ask PyPI for known vulnerabilities of all installed packages (pip-audit)
+	$(RUN) pip list --format=freeze --exclude-editable >$(VENV)/audited.txt
+	$(RUN) pip_audit --strict --no-deps --disable-pip --progress-spinner off -r $(VENV)/audited.txt
 
 notebooks: $(VENV)/.test ## Execute the notebooks
 	$(RUN) pytest -q tests/test_notebooks.py
@@ -67,8 +79,8 @@ results-small: $(VENV)/.test ## Measure them on IMAGES, write the tables of docs
 	$(RUN) benchmarks.results measure --data "$(IMAGES)"
 	$(RUN) figures.make
 
-clean: ## Remove .venv, caches and build output; data/ and runs/ stay
-	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## Remove .venv, .venv-oldest, caches and build output; data/ and runs/ stay
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of dependencies; a change of what they are made from installs them again.
@@ -87,6 +99,19 @@ $(VENV)/.test: $(STAMPED)
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP_INSTALL) -e ".[dev]"
+	@touch $@
+
+# --strict: a package that the service does not know, or a service that cannot be reached, fails the audit.
+$(VENV)/.audit: $(VENV)/.test
+	$(PIP_INSTALL) -e ".[audit]"
+	@touch $@
+
+# The oldest of everything works together on the oldest Python. It is kept, as it is another 6 GB to fetch.
+$(OLDEST)/.test: $(STAMPED) .ci/lower_bounds.py
+	python3.11 -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python .ci/lower_bounds.py >$(OLDEST)/constraints.txt
+	$(subst $(VENV),$(OLDEST),$(PIP_INSTALL)) --constraint $(OLDEST)/constraints.txt -e ".[test]"
+	$(subst $(VENV),$(OLDEST),$(PIP_INSTALL)) --no-deps $(ORACLES)
 	@touch $@
 
 # The first Python that suits and can make a virtual environment makes it. Each candidate must really run:

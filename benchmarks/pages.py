@@ -17,6 +17,7 @@ from channelscope import zoo
 from channelscope.alignment import wilson
 from channelscope.checkpoints import Checkpoint, Gate
 from channelscope.evaluation import Evaluation
+from figures import markdown
 
 KEPT, GALLERY = Path("docs/results-small"), Path("figures/cifar10/tables")
 PAGES = (Path("docs/RESULTS.md"), Path("README.md"))
@@ -90,7 +91,7 @@ def networks() -> str:
         history, kept = checkpoint.meta["history"], checkpoint.meta["metrics"]
         rows.append(
             {
-                "network": f"`zoo:{name}`",
+                "network": markdown.Marked(f"`zoo:{name}`"),
                 "gates (probe)": ", ".join(map(_gate, checkpoint.gates)) or "none",
                 "epochs, kept": f"{len(history)}, {kept['epoch']}",
                 "minutes": f"{sum(row['seconds'] for row in history) / 60:.0f}",
@@ -100,7 +101,7 @@ def networks() -> str:
                 "MB": f"{(zoo.HERE / f'{name}.pt').stat().st_size / 1e6:.2f}",
             }
         )
-    return _markdown(rows)
+    return markdown.table(rows)
 
 
 def _gate(gate: Gate) -> str:
@@ -157,7 +158,7 @@ def _accuracies(*attacks: str) -> str:
             heading = f"{NAMES[attack]} (n = {found['count']:.0f})"
             cells[heading] = _share(found["accuracy"], found["low"], found["high"])
         rows.append(cells)
-    return _markdown(rows)
+    return markdown.table(rows)
 
 
 def decided() -> str:
@@ -177,7 +178,7 @@ def decided() -> str:
 
 def claims() -> str:
     """Lay out the verdicts, layer by layer."""
-    return _markdown(_verdicts()[["claim", "models", "layer", "verdict", "statement"]].to_dict("records"))
+    return markdown.table(_verdicts()[["claim", "models", "layer", "verdict", "statement"]].to_dict("records"))
 
 
 def _verdicts() -> pd.DataFrame:
@@ -201,7 +202,7 @@ def gates() -> str:
         cells = {"network, gated layer": f"{row['model']}{gate}"}
         cells |= {words: "" if pd.isna(row[name]) else _percent(row[name]) for name, words in columns.items()}
         rows.append(cells)
-    return _markdown(rows)
+    return markdown.table(rows)
 
 
 def leakage() -> str:
@@ -222,13 +223,13 @@ def leakage() -> str:
             found = measured[measured["measure"] == measure].to_dict("records")
             cells[words] = "".join(_share(*(float(row[name]) for name in ("value", "low", "high"))) for row in found)
         rows.append(cells)
-    return _markdown(rows)
+    return markdown.table(rows)
 
 
 def intervention() -> str:
     """Lay out what becomes of the networks without their NR channels, by the layer and its scorer."""
     kept = (pd.read_csv(KEPT / name / "verdicts.csv") for name in ("interventions", "league"))
-    return _markdown(pd.concat(kept)[["model", "layer", "scorer", "verdict", "statement"]].to_dict("records"))
+    return markdown.table(pd.concat(kept)[["model", "layer", "scorer", "verdict", "statement"]].to_dict("records"))
 
 
 def league() -> str:
@@ -241,7 +242,7 @@ def league() -> str:
             (row,) = found[(found["order"] == order) & (found["data"] == data)].to_dict("records")
             cells[f"{order.upper()} first, {data}"] = _share(row["value"], row["low"], row["high"])
         rows.append(cells)
-    return _markdown(rows)
+    return markdown.table(rows)
 
 
 def intervened() -> str:
@@ -299,12 +300,6 @@ def _percent(share: float) -> str:
 
 def _share(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _markdown(rows: list[dict[str, Any]]) -> str:
-    heads = list(rows[0])
-    lines = [heads, ["---"] * len(heads), *([str(row[head]) for head in heads] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 if __name__ == "__main__":

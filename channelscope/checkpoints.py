@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from channelscope import __version__, zoo
+from channelscope.controls import has_controls
 from channelscope.errors import UserError
 from channelscope.files import replacing
 from channelscope.models import Architecture
@@ -182,7 +183,7 @@ class Checkpoint:
             and all(type(size) is int and 1 <= size <= 4096 for size in image)
             and image[0] == len(architecture.mean)
             and (names is None or (isinstance(names, list | tuple) and len(names) == architecture.classes))
-            and all(isinstance(name, str) for name in names or ())
+            and all(isinstance(name, str) and name.isprintable() for name in names or ())
             and content["method"] in (None, *METHOD_NAMES)
             and isinstance(meta, dict)
         )
@@ -206,6 +207,8 @@ def _widened(tensor: Tensor) -> Tensor:
 def _check_meta(meta: dict[str, Any], gates: tuple[Gate, ...]) -> None:
     """Check what else is made use of; raises anything where it does not fit."""
     check_history(meta.get("history", []), gates)
+    if has_controls(meta):
+        raise ValueError("words with control characters")
     known = [meta.get("versions", {})]
     if (settings := meta.get("settings")) is not None:
         known += [settings["recipe"], settings["data"]]

@@ -1,14 +1,16 @@
 """Write files whole or not at all."""
 
 import glob
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from channelscope.controls import has_controls
 from channelscope.errors import UserError
 
 if TYPE_CHECKING:
@@ -131,9 +133,19 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     if set(frame.columns) != {*names, *numbers}:
         raise ValueError(f"{path.name} has other columns")
+    if any(has_controls(name) for column in names for name in frame[column].unique()):
+        raise ValueError(f"{path.name} has names with control characters")
     for column in numbers:
         frame[column] = pd.to_numeric(frame[column].replace("", None))
     return frame
+
+
+def read_meta(path: Path) -> Any:
+    """Read the settings that lie beside tables; raises anything where they cannot be read or shown."""
+    meta = json.loads(path.read_text("utf-8"))
+    if has_controls(meta):
+        raise ValueError(f"{path.name} has words with control characters")
+    return meta
 
 
 def _umask() -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from channelscope import Comparison
 from channelscope.plots import draw
 from channelscope.report import SECTIONS
+from figures.markdown import escaped
 
 HERE, RUN, DRAWN = Path("figures"), Path("runs/gallery"), Path("runs/gallery/drawn")
 SWEEPS = ("--eps-sweep", "0.05", "0.1", "0.15", "0.2", "--step-sweep", "1", "2", "5", "10", "20")
@@ -81,8 +82,8 @@ def page(head: str, shown: Sequence[Mapping[str, Any]]) -> str:
 
 def _shown(figure: Mapping[str, Any]) -> str:
     name = figure["name"]
-    picture = f'<img src="{name}.png" width="480" alt="{escape(figure["seen"])}">'
-    return f"### {name}\n\n{picture}\n\n{figure['caption']} [Data]({name}.csv), [PDF]({name}.pdf)."
+    picture = f'<img src="{name}.png" width="480" alt="{escape(" ".join(figure["seen"].split()))}">'
+    return f"### {name}\n\n{picture}\n\n{escaped(figure['caption'])} [Data]({name}.csv), [PDF]({name}.pdf)."
 
 
 def run(*command: str) -> None:

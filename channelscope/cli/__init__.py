@@ -6,28 +6,32 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 
 from channelscope.cli import processes
 from channelscope.cli.parser import make_parser
+from channelscope.cli.terminal import Shown
+from channelscope.controls import spelt
 from channelscope.errors import UserError
 
 _NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or a smaller --batch-size."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; give the exit status: 0 done, 2 the user's mistake, 130 stopped by Ctrl-C.
+    """Run the command line; give the exit status.
 
+    0: done; 1: a fault of ours, or found by ``doctor``; 2: the user's mistake; 130: stopped by Ctrl-C.
     Of several processes that ``torchrun`` started, only the first writes to the standard output.
     """
     argv = sys.argv[1:] if argv is None else argv
     if processes.number():
         _close_stdout()
     args = _parse(argv)
-    args.command = f"channelscope {shlex.join(argv)}"
+    args.command = spelt(f"channelscope {shlex.join(argv)}")  # it is kept in files
     try:
         processes.check(args)
-        args.run(args)
+        with redirect_stdout(Shown(sys.stdout)):
+            status: int = args.run(args) or 0
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"The system refused {error.filename or 'a file'}: {error.strerror or error}.")
     except Exception as error:
         return _unexpected(error)
-    return 0
+    return status
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -61,7 +65,7 @@ def _fail(sentence: str, status: int = 2) -> int:
     """Say why the command failed, unless the first of several processes says just that; give the exit status."""
     if not processes.is_said(sentence):
         which = f"process {processes.number()}: " if processes.number() else ""
-        print(f"channelscope: {which}{sentence}", file=sys.stderr, flush=True)
+        print(f"channelscope: {which}{sentence}", file=Shown(sys.stderr), flush=True)
     return status
 
 
@@ -76,6 +80,6 @@ def _unexpected(error: Exception) -> int:
     reason = (str(error).splitlines() or [""])[0]
     return _fail(
         f"this is a fault in channelscope ({type(error).__name__}: {reason}): please report it, with what "
-        "CHANNELSCOPE_TRACEBACK=1 shows.",
+        "CHANNELSCOPE_TRACEBACK=1 shows and 'channelscope doctor' prints.",
         status=1,
     )

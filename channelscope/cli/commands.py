@@ -288,3 +288,12 @@ def zoo(args: argparse.Namespace) -> None:
         ],
         zoo.results(),
     )
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Print what is here and what is amiss; give the exit status."""
+    from channelscope.doctor import examine
+
+    found = examine(Path(args.data_root))
+    print(found.text())
+    return 1 if found.troubles else 0

@@ -61,7 +61,7 @@ def add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
         help="digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/, a folder per class) or "
         f"npz:FILE (train_images, train_labels, ...) (default: {default or 'what the models were trained on'})",
     )
-    parser.add_argument("--data-root", default="data", metavar="DIR", help="where downloaded sets lie (default: data)")
+    add_data_root(parser)
     parser.add_argument("--download", action="store_true", help="fetch the set if it is not there")
     parser.add_argument("--image-size", type=positive, metavar="S", help="scale and crop images to S x S")
     parser.add_argument(
@@ -69,6 +69,11 @@ def add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
         action=argparse.BooleanOptionalAction,
         help="decode an image folder as it is needed, not at once (default: where it would fill half the memory)",
     )
+
+
+def add_data_root(parser: argparse.ArgumentParser) -> None:
+    """Say where data sets by name are looked for."""
+    parser.add_argument("--data-root", default="data", metavar="DIR", help="where downloaded sets lie (default: data)")
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:

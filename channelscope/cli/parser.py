@@ -11,6 +11,7 @@ from channelscope.cli.options import (
     SCORERS,
     add_common,
     add_data,
+    add_data_root,
     add_device,
     add_measuring,
     add_models,
@@ -23,6 +24,7 @@ from channelscope.cli.options import (
     seed,
     share,
 )
+from channelscope.controls import spelt
 
 _ABLATIONS = ("imgf", "top-k", "probes", "beta", "layers")  # as in recipes/sweeps.toml
 
@@ -42,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
     """Answers a mistake with one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}: see '{self.prog} --help'.\n")
+        self.exit(2, f"{self.prog}: {spelt(message)}: see '{self.prog} --help'.\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -381,11 +383,24 @@ def make_parser() -> argparse.ArgumentParser:
         "  channelscope compare --models zoo:cifar10-standard zoo:cifar10-at zoo:cifar10-cifs \\\n"
         "      --data cifar10 --download",
     )
+
+    doctor = _command(
+        menu,
+        "doctor",
+        commands.doctor,
+        "look for what is missing or broken here",
+        "Look at versions, devices, threads, data, disks, memory and the package's own files, and say in words what\n"
+        "is amiss and what to do about it. Optional packages, data sets and GPUs that are not there are no trouble.\n"
+        "Add what it prints to a report of a fault: it names folders (your home folder as ~), and of the environment\n"
+        "only what it lists. Exit status: 0 nothing is amiss, 1 something is. It takes some seconds.",
+        "channelscope doctor\n  channelscope doctor --data-root ~/datasets > doctor.txt",
+    )
+    add_data_root(doctor)
     return parser
 
 
 def _command(
-    menu: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, description: str, example: str
+    menu: Any, name: str, run: Callable[[argparse.Namespace], int | None], summary: str, description: str, example: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = menu.add_parser(
         name,

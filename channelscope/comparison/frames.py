@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from channelscope import files
 from channelscope.checkpoints import GATE_LOG
 from channelscope.errors import UserError
-from channelscope.files import read_table, replacing_folder
+from channelscope.files import read_meta, read_table, replacing_folder
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -231,7 +231,7 @@ class Comparison:
             frames["training"]["best"] = frames["training"]["best"] == "True"
             with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            meta = json.loads((folder / "meta.json").read_text("utf-8"))
+            meta = read_meta(folder / "meta.json")
             _check(frames, meta)
             _check_images(frames["excitation"], arrays, len(meta["data"]["classes"]))
         except Exception as error:

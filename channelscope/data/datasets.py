@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from channelscope.controls import has_controls
 from channelscope.data.sampling import stratified
 from channelscope.data.splits import Split
 from channelscope.data.streams import Streamed
@@ -43,6 +44,8 @@ class Dataset:
             raise UserError(f"Class names must differ, and {name!r} comes {count} times in {self.name}: rename one.")
         if strange := [name for name in self.classes if not name.isprintable()]:
             raise UserError(f"The class name {strange[0]!r} has characters that cannot be printed: rename the class.")
+        if has_controls(self.name):  # it is printed, drawn and kept in files
+            raise UserError(f"The data's name {self.name!r} has characters that cannot be printed: rename the folder.")
         for part, split in self.parts.items():
             self._check(part, split)
 

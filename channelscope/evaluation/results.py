@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from channelscope import files
 from channelscope.errors import UserError, suggest
-from channelscope.files import read_table, replacing_folder
+from channelscope.files import read_meta, read_table, replacing_folder
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -177,7 +177,7 @@ class Evaluation:
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
             with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            meta = json.loads((folder / "meta.json").read_text("utf-8"))
+            meta = read_meta(folder / "meta.json")
             _check(frames, arrays, meta)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

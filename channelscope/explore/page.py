@@ -12,6 +12,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from channelscope.comparison import Comparison
+from channelscope.controls import spelt_value
 from channelscope.explore import tables
 from channelscope.explore.live import Live
 from channelscope.explore.pictures import Sheet
@@ -23,6 +24,7 @@ BEST = 3  # channels that the table of the classes shows for each
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent.parent / "templates"),
     autoescape=True,
+    finalize=spelt_value,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from channelscope import files
 from channelscope.errors import UserError
-from channelscope.files import read_table, replacing_folder
+from channelscope.files import read_meta, read_table, replacing_folder
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -115,7 +115,7 @@ class Interventions:
             raise UserError(f"{folder} holds no interventions: name a folder that 'channelscope intervene' wrote.")
         try:
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
-            meta = json.loads((folder / "meta.json").read_text("utf-8"))
+            meta = read_meta(folder / "meta.json")
             _check(frames, meta)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

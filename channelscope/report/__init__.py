@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from channelscope.comparison import Comparison
+from channelscope.controls import spelt_value
 from channelscope.errors import UserError
 from channelscope.files import replacing
 from channelscope.report import tables, words
@@ -39,6 +40,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
+        finalize=spelt_value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

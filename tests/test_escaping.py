@@ -1,0 +1,279 @@
+"""What comes from files and users is text wherever it is shown: pages, notebooks, galleries, figures, terminals."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+import channelscope as cs
+from browser import PROGRAM, Tab, browsing
+from channelscope.cli import main
+from channelscope.cli.terminal import Shown
+from channelscope.comparison.frames import Comparison
+from channelscope.controls import has_controls, spelt
+from channelscope.data import Dataset, Split
+from channelscope.errors import UserError
+from channelscope.plots import paper, tex
+from channelscope.report import write_report
+from comparisons import synthetic
+from figures import markdown
+from figures.make import HEADS, page
+from hostile import EVIL, HARMLESS, captions, comparison
+from test_report import add_figures
+
+CONTROLS = "\x00\x07\x1b[2J\x9b31m\r\n\t\u202e\u2066\u2028\ud800\ufeff"
+
+
+class Skeleton(HTMLParser):
+    """Tags of a page with the names of their attributes, and the attributes' values apart."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+        self.values: list[tuple[str, str]] = []
+        self.others: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, tuple(name for name, _ in attrs)))
+        self.values += [(name, value or "") for name, value in attrs]
+
+    def handle_comment(self, data: str) -> None:
+        self.others.append(data)
+
+    def handle_pi(self, data: str) -> None:
+        self.others.append(data)
+
+
+def report(words: str, folder: Path) -> str:
+    add_figures(folder, relevance=True, later=False)
+    (folder / "figures" / "captions.json").write_text(json.dumps(captions(words)), "utf-8")
+    return write_report(comparison(words), folder).read_text("utf-8")
+
+
+def explored(words: str, folder: Path) -> str:
+    """What a notebook shows, with and without a kernel: the chart of a class, the table, what silencing does."""
+    explorer = cs.explore(comparison(words), class_name=f"class1{words}")
+    explorer.controls["first"].value = 2
+    bundle = explorer._repr_mimebundle_()
+    return "".join([bundle["text/html"], explorer.style.value, explorer.chart.value, explorer.result.value])
+
+
+@pytest.mark.parametrize("make", [report, explored])
+def test_no_element_and_no_attribute_is_born_of_data(make: Callable[[str, Path], str], tmp_path: Path) -> None:
+    hostile, harmless = (Skeleton(make(words, tmp_path / str(len(words)))) for words in (EVIL, HARMLESS))
+    assert sorted(hostile.tags) == sorted(harmless.tags)
+    assert not hostile.others
+    assert any(EVIL[:9] in value for _, value in hostile.values)  # it is there, as text; the explorer shortens names
+    for name, value in hostile.values:
+        assert not name.startswith("on")
+        if name in ("href", "src"):
+            assert value.startswith(("#", "data:image/png;base64,"))
+        if name in ("class", "style"):
+            assert "taken" not in value
+
+
+def test_controls_are_spelt_on_pages(tmp_path: Path) -> None:
+    found = synthetic(("nat",), ("a", "b"), channels=2)
+    found.meta["command"] = f"channelscope {CONTROLS}"
+    text = write_report(found, tmp_path).read_text("utf-8")
+    assert not has_controls(text.replace("\n", ""))
+    assert "\\u001b[2J\\u009b31m" in text
+
+
+# ---------------------------------------------------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    if PROGRAM is None:
+        pytest.skip("there is no Chromium here")
+    with browsing(tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+def bare(words: str, folder: Path) -> str:
+    """The explorer on a page without any policy, as in a notebook."""
+    return f"<!DOCTYPE html><html><head><meta charset=utf-8><title>page</title></head><body>{explored(words, folder)}"
+
+
+@pytest.mark.parametrize("make", [report, bare])
+def test_in_a_browser_no_script_of_the_datas_runs_and_nothing_is_asked_for(
+    make: Callable[[str, Path], str], browser: Tab, tmp_path: Path
+) -> None:
+    place = tmp_path / "page.html"
+    place.write_text(make(EVIL, tmp_path), "utf-8")
+    browser.open(place)
+    browser.run("for (const details of document.querySelectorAll('details')) details.open = true")
+    browser.run("for (const part of document.querySelectorAll('a, button, summary, [tabindex]')) part.focus()")
+    browser.run("for (const part of document.querySelectorAll('a, button, summary, [tabindex]')) part.click()")
+    assert browser.run("window.taken === undefined && !document.title.includes('taken') || document.title")
+    assert browser.run("location.pathname") == str(place)
+    assert browser.run("document.querySelectorAll('iframe, svg, base, link, object, embed, form').length") == 0
+    assert browser.run("document.body.innerText.includes('window.taken = 1')")  # it is there, as text
+    assert browser.complaints() == []
+    asked = {address.partition("#")[0] for address in browser.requests()}
+    assert {address for address in asked if not address.startswith("data:image/png;base64,")} == {place.as_uri()}
+
+
+# ---------------------------------------------------------------- galleries, figures
+
+
+def gallery(words: str) -> str:
+    figures = [entry | {"name": f"figure-{place}"} for place, entry in enumerate(captions(words))]
+    return page(HEADS["digits"], figures)
+
+
+def test_galleries_hold_captions_as_text() -> None:
+    render = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable(["table", "strikethrough"]).render
+    hostile, harmless = (Skeleton(render(gallery(words))) for words in (EVIL, HARMLESS))
+    assert hostile.tags == harmless.tags
+    assert not hostile.others
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        EVIL,
+        "# a",
+        "- a",
+        "1. a",
+        "---",
+        "a\n\nb",
+        "[a]: https://example.org",
+        "www.example.org",
+        "~~a~~",
+        "| a |",
+        "&copy;",
+    ],
+)
+def test_words_are_words_in_markdown(words: str) -> None:
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    (_, inline, _) = parser.parse(markdown.escaped(words))
+    assert {part.type for part in inline.children} <= {"text", "text_special"}
+    assert "".join(part.content for part in inline.children) == " ".join(words.split())
+    assert "](" not in markdown.table([{"a": words, "b": words}]).replace("\\](", "")
+
+
+def test_intervals_and_names_are_left_as_they_are() -> None:
+    assert markdown.escaped("-3.6 [-5.8, -1.4] points (pgd-20:joint-sweep)") == (
+        "-3.6 [-5.8, -1.4] points (pgd-20:joint-sweep)"
+    )
+    assert (
+        markdown.table([{"a": markdown.Marked("`zoo:at`"), "b": "a|b"}])
+        == "| a | b |\n| --- | --- |\n| `zoo:at` | a\\|b |"
+    )
+
+
+@pytest.mark.parametrize("ending", [".svg", ".pdf"])
+def test_figures_show_signs_as_they_are(ending: str, tmp_path: Path) -> None:
+    words = "</text><script>x</script> $x_1^2$ \\frac{a}{b} & %"
+    figure = synthetic(("nat", "at"), (words, "b"), channels=2).plot_alignment_robustness()
+    assert isinstance(figure, Figure)
+    path = paper.save(figure, tmp_path / f"figure{ending}")
+    if ending == ".svg":
+        parts = list(ET.fromstring(path.read_text("utf-8")).iter())
+        assert not [part for part in parts if part.tag.endswith("script")]
+        texts = ["".join(part.itertext()) for part in parts if part.tag.endswith("}text")]
+        assert any("</text><script>" in text for text in texts)
+        links = [value for part in parts for name, value in part.attrib.items() if name.endswith("href")]
+        assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+
+
+def test_no_sign_is_a_command_to_latex() -> None:
+    spoken = tex.escaped("".join(map(chr, range(32, 127))))
+    for command in ("\\#", "\\$", "\\%", "\\&", "\\_", "\\{", "\\}", "\\textbackslash{}", "\\textasciitilde{}"):
+        assert command in spoken
+    assert tex.escaped("\\write18{rm}\\input{x}") == ("\\textbackslash{}write18\\{rm\\}\\textbackslash{}input\\{x\\}")
+
+
+# ---------------------------------------------------------------- tables: kept as they are
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "@SUM(A1)", "-2", 'a "b", c; d'])
+def test_tables_keep_names_to_the_letter(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are data for programs, and are read again: a sign put before a name would be another name."""
+    found = synthetic((name, "at"), (name, "b"), channels=2)
+    monkeypatch.setattr(Comparison, "draw", lambda *_, **__: None)  # figures take long
+    again = Comparison.load(found.save(tmp_path / "out", progress=False))
+    assert list(again.meta["models"]) == [name, "at"]
+    assert list(again.activations["class"].unique()) == [name, "b"]
+
+
+# ---------------------------------------------------------------- terminals
+
+
+def test_no_text_steers_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for words in (["figures", f"{CONTROLS[1:]}x"], ["zoo", f"--{CONTROLS[1:]}"], ["layers", f"{CONTROLS[1:]}.pt"]):
+        try:
+            status = main(words)
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        told = capsys.readouterr()
+        assert status == 2
+        assert not has_controls((told.out + told.err).replace("\n", ""))
+        assert "\\u001b[2J" in told.err
+
+
+def test_json_on_the_terminal_reads_as_the_name(capsys: pytest.CaptureFixture[str]) -> None:
+    words = CONTROLS.replace("\ud800", "")
+    print(json.dumps({words: words}, ensure_ascii=False), file=Shown(sys.stdout))
+    out = capsys.readouterr().out
+    assert not has_controls(out.replace("\n", ""))
+    assert json.loads(out) == {words: words}
+
+
+def test_a_terminal_that_lacks_letters_shows_all_that_it_has(tmp_path: Path) -> None:
+    code = "from channelscope.cli import main; import sys; sys.exit(main(['recipes', 'cifar10-resnet18-at', 'ü→']))"
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], env=ascii_only, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "\\xfc\\u2192" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- at the door
+
+
+def test_controls_are_found_wherever_they_are() -> None:
+    assert spelt(CONTROLS) == (
+        "\\u0000\\u0007\\u001b[2J\\u009b31m\\u000d\\u000a\\u0009\\u202e\\u2066\\u2028\\ud800\\ufeff"
+    )
+    assert has_controls({"a": [1, {"b\x1b": 2}]})
+    assert has_controls(("a", "\u202e"))
+    assert not has_controls({"a": [1, None, "Ünicode – 鳥 −½ \u00a0"]})
+
+
+@pytest.mark.parametrize("place", ["table", "meta"])
+def test_a_comparison_whose_words_have_controls_is_refused(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = synthetic(("nat",), ("a", "b"), channels=2)
+    if place == "meta":
+        found.meta["created"] = "now\x1b[2J"
+    else:
+        found = replace(found, verdicts=found.verdicts.assign(statement="It is so.\u202e"))
+    monkeypatch.setattr(Comparison, "draw", lambda *_, **__: None)  # figures take long
+    folder = found.save(tmp_path / "out", progress=False)
+    with pytest.raises(UserError, match="control characters"):
+        Comparison.load(folder)
+
+
+def test_data_whose_name_cannot_be_printed_is_refused(tmp_path: Path) -> None:
+    split = Split(*(part[:2] for part in _images()))
+    with pytest.raises(UserError, match="rename the folder"):
+        Dataset("imagefolder:\udcff", ("a", "b"), split)
+
+
+def _images() -> tuple[object, object]:
+    import torch
+
+    return torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
