@@ -66,7 +66,7 @@ def write() -> None:
 def headline() -> str:
     """Say what came of CIFS and of CAS against AT in the worst case."""
     found = _verdicts().query("claim == 'C4'").set_index("models")
-    cifs, cas = (found.loc[f"{method} - at"] for method in ("cifs", "cas"))
+    cifs, cas = (found.loc[f"{METHODS[method]} - {METHODS['at']}"] for method in ("cifs", "cas"))
     words = {
         "supported": "CIFS makes adversarial training more robust here",
         "not supported": "CIFS makes adversarial training less robust here",
@@ -129,8 +129,8 @@ def shares() -> str:
     table = table[(table["class"] == "all") & (table["layer"] == LAST)]
     table = table.set_index(["model", "measure"])["value"].astype(float)
     words = []
-    for method, label in METHODS.items():
-        natural, adversarial = (table[method, f"nr_share_{data}"] for data in ("natural", "adversarial"))
+    for label in METHODS.values():
+        natural, adversarial = (table[label, f"nr_share_{data}"] for data in ("natural", "adversarial"))
         words.append(f"{label} {_percent(natural)} → {_percent(adversarial)}")
     return f"Share of the activation on NR channels, natural → adversarial images: {', '.join(words)}."
 
@@ -232,6 +232,16 @@ def intervention() -> str:
     return markdown.table(pd.concat(kept)[["model", "layer", "scorer", "verdict", "statement"]].to_dict("records"))
 
 
+def causal() -> str:
+    """Say what becomes of the networks without the channels that are most negatively relevant by the gradient."""
+    table = pd.read_csv(KEPT / "interventions" / "verdicts.csv").query("scorer == 'gradient'")
+    words = []
+    for row in table.to_dict("records"):
+        change = " ".join(f"{100 * row[name]:+.1f}" for name in ("estimate", "low", "high")).split()
+        words.append(f"{row['model']} {change[0]} [{change[1]}, {change[2]}] ({row['verdict']})")
+    return f"Robust accuracy without its most negatively relevant channels, in points: {', '.join(words)}."
+
+
 def league() -> str:
     """Lay out how true each scorer's ranking is: areas between its curves and the random ones."""
     table = pd.concat([pd.read_csv(KEPT / name / "league.csv") for name in ("interventions", "league")])
@@ -285,6 +295,7 @@ TABLES = {
         gates,
         leakage,
         intervened,
+        causal,
         intervention,
         league,
         conditions,

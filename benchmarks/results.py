@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from channelscope import zoo
 from channelscope.checkpoints import Checkpoint
 
 RUNS = Path("runs/results-small")
-IMAGES, AUTOATTACK_IMAGES, INTERVENTION_IMAGES = 1000, 400, 300
+IMAGES, AUTOATTACK_IMAGES, RANKED_IMAGES = 1000, 400, 300
 LAYERS = ("layer?",)  # the stages, of gated networks the last with what its gates select
 # Which networks, at which layers, and ranked by which scorers: "interventions" at the penultimate layer, where the
 # relevance is the last layer's weight; "league" below it, where scorers differ.
@@ -36,6 +37,7 @@ INTERVENTIONS = {
         ("gradient", "gradient-x-activation", "integrated-gradients", "conductance", "ablation"),
     ),
 }
+RANKINGS = ("layer2.1", "layer3.1", "layer4")  # the layers of AT at which the league's scorers are compared
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -70,6 +72,7 @@ def measure(data: Path) -> None:
     compare(data)
     with ThreadPoolExecutor(CORES) as pool:
         list(pool.map(partial(intervene, data), INTERVENTIONS))
+    rank(data)
     keep(data)
 
 
@@ -84,7 +87,7 @@ def compare(data: Path) -> None:
     evaluation, comparison = RUNS / "evaluation", RUNS / "comparison"
     shared = ("--models", *(f"zoo:{name_of(method)}" for method in METHODS), "--images", str(IMAGES), *_on(data))
     run("evaluate", *shared, "--attacks", "fgsm", "adaptive", "--out", str(evaluation), processes=CORES)
-    labels = ("--labels", *METHODS)
+    labels = ("--labels", *METHODS.values())
     options = ("--evaluation", str(evaluation), "--layers", *LAYERS, "--no-thumbnails", "--out", str(comparison))
     run("compare", *shared, *labels, *options, processes=CORES)
 
@@ -92,9 +95,20 @@ def compare(data: Path) -> None:
 def intervene(data: Path, name: str) -> None:
     """Suppress channels of the zoo's networks."""
     methods, layers, scorers = INTERVENTIONS[name]
-    models = ("--models", *(f"zoo:{name_of(method)}" for method in methods), "--labels", *methods)
-    options = ("--images", str(INTERVENTION_IMAGES), *layers, "--scorer", *scorers, "--random", "2")
-    run("intervene", *models, *options, *_on(data), "--out", str(RUNS / name))
+    options = ("--images", str(RANKED_IMAGES), *layers, "--scorer", *scorers, "--random", "2")
+    run("intervene", *_labelled(methods), *options, *_on(data), "--out", str(RUNS / name))
+
+
+def rank(data: Path) -> None:
+    """Ask the scorers of the league how relevant the channels of the adversarially trained network are."""
+    methods, _, scorers = INTERVENTIONS["league"]
+    options = ("--images", str(RANKED_IMAGES), "--layers", *RANKINGS, "--scorer", *scorers)
+    run("relevance", *_labelled(methods), *options, *_on(data), "--out", str(RUNS / "rankings"))
+
+
+def _labelled(methods: Sequence[str]) -> tuple[str, ...]:
+    names = (f"zoo:{name_of(method)}" for method in methods)
+    return "--models", *names, "--labels", *(METHODS[method] for method in methods)
 
 
 def _on(data: Path) -> tuple[str, ...]:
@@ -104,7 +118,7 @@ def _on(data: Path) -> tuple[str, ...]:
 def keep(data: Path) -> None:
     """Keep what was measured: the tables, each image's outcome, the settings."""
     shutil.rmtree(KEPT, ignore_errors=True)
-    for name in ("evaluation", *(f"autoattack-{name_of(method)}" for method in METHODS), *INTERVENTIONS):
+    for name in ("evaluation", *(f"autoattack-{name_of(method)}" for method in METHODS), *INTERVENTIONS, "rankings"):
         _copy(RUNS / name, KEPT / name, data)
     _copy(RUNS / "comparison", GALLERY, data)
     (KEPT / "hardware.txt").write_text(_hardware() + "\n", "utf-8")

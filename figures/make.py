@@ -1,8 +1,9 @@
 """Make the galleries: ``python -m figures.make``.
 
 digits: the demonstration's networks, which are trained and compared where they are not yet. cifar10: drawn from the
-tables that ``python -m benchmarks.results measure`` keeps here. Main figures only, each beside its data; the tables
-of which a gallery is drawn are in its folder ``tables``.
+tables that ``python -m benchmarks.results measure`` keeps here, and its interventions from those in
+docs/results-small. Main figures only, each beside its data; the tables of which a gallery is drawn are in its folder
+``tables``.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Any
 from channelscope import Comparison
 from channelscope.plots import draw
 from channelscope.report import SECTIONS
+from figures import rankings
 from figures.markdown import escaped
 
 HERE, RUN, DRAWN = Path("figures"), Path("runs/gallery"), Path("runs/gallery/drawn")
@@ -55,6 +57,8 @@ def draw_gallery(gallery: Path) -> None:
     shutil.rmtree(DRAWN, ignore_errors=True)
     draw(Comparison.load(gallery / "tables"), DRAWN)
     shown = [figure for figure in json.loads((DRAWN / "captions.json").read_text("utf-8")) if figure["main"]]
+    if gallery.name == "cifar10":
+        shown += rankings.draw(DRAWN)
     for old in (file for file in gallery.iterdir() if file.is_file()):
         old.unlink()
     for figure in shown:
@@ -65,9 +69,10 @@ def draw_gallery(gallery: Path) -> None:
 
 def page(head: str, shown: Sequence[Mapping[str, Any]]) -> str:
     """Lay out a gallery's README: what it has, and then every figure with its caption, section by section."""
+    titles = {name: title for name, (title, _) in SECTIONS.items()} | {rankings.SECTION: rankings.SECTION}
     sections = {
         title: figures
-        for name, (title, _) in SECTIONS.items()
+        for name, title in titles.items()
         if (figures := [figure for figure in shown if figure["section"] == name])
     }
     contents = []
@@ -93,6 +98,7 @@ def run(*command: str) -> None:
 def main() -> None:
     run("demo", "--out", str(RUN))
     models = ("--models", *(str(RUN / f"{method}.pt") for method in ("standard", "at", "cifs")))
+    models += ("--labels", "standard", "AT", "CIFS")
     run("compare", *models, "--layers", "layer?", *SWEEPS, "--no-thumbnails", "--out", str(RUN / "whole"))
     take_tables(RUN / "whole", HERE / "digits")
     for name in HEADS:
