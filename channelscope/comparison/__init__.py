@@ -80,7 +80,7 @@ def compare(
         threshold: share of an image's largest channel above which a channel is active.
         thumbnails: keep small pictures of the images that excite the channels most, natural and adversarial: at most
             64 pixels a side, and 4 MB for the natural ones and for each network's adversarial ones.
-        batch_size: images per forward pass.
+        batch_size: images that are read at a time; results do not depend on it.
         device: where checkpoints are run.
         progress: show a progress bar.
 

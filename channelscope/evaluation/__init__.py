@@ -73,7 +73,7 @@ def evaluate(
         methods: label -> how the network was trained, where its checkpoint does not say so.
         seed: of the choice of images and of the attacks.
         level: of the intervals, which are Wilson's.
-        batch_size: images per forward pass.
+        batch_size: images that are read at a time; results do not depend on it.
         device: where checkpoints are run.
         command: what was typed, for the record.
         progress: show a progress bar.
