@@ -58,7 +58,8 @@ def compare(
     through gates: gradients pass through their masks.
 
     Where several processes are joined (see ``distributed``), they share the images, and each ends with the result: let
-    the first save it.
+    the first save it. It is the same to the byte as that of one process, if each has as many threads (see
+    ``data.blocks``).
 
     Args:
         models: label -> network, or path of a checkpoint; or a sequence of paths, whose stems become the labels.

@@ -1,8 +1,10 @@
 """Blocks: the images that go through a network together, whatever the batch size and the number of processes.
 
 What a network makes of an image is the same to the bit only in the same company: in a batch of another size, kernels
-add in another order. So the images of a part are cut into blocks that depend on nothing but their number and size;
-processes share whole blocks, and random numbers and sums are those of a block.
+add in another order. So images go through networks in blocks, which depend on nothing but the images; processes share
+whole blocks, and random numbers and sums are those of blocks. Then results are the same to the byte, run after run, on
+one machine with the same packages and as many threads a process (OMP_NUM_THREADS): another number of threads
+divides the sums of small batches otherwise. On a GPU they are as far as its kernels repeat themselves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,5 +53,6 @@ def in_blocks(
     for rows in blocks:
         while len(y) < len(rows):
             x, y = (torch.cat(both) for both in zip((x, y), next(batches), strict=True))
-        yield rows, x[: len(rows)], y[: len(rows)]
+        # In memory of its own: how numbers lie there may decide how they are added.
+        yield rows, x[: len(rows)].clone(), y[: len(rows)]
         x, y = x[len(rows) :], y[len(rows) :]

@@ -52,6 +52,7 @@ def evaluate(
     the others had not is run on all images that are left, and counts.
 
     Where several processes are joined (see ``distributed``), they share the images, and each ends with the result.
+    It is the same to the byte as that of one process, if each has as many threads (see ``data.blocks``).
 
     Args:
         models: label -> network, or path of a checkpoint; a sequence of paths, whose stems become the labels; or one

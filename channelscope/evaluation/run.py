@@ -27,8 +27,8 @@ _ROUNDING = 1e-6  # by which an image may leave the ball: its pixels are numbers
 class Run:
     """One network under evaluation. Several processes share the blocks of images, and each ends with all outcomes.
 
-    What an attack is given together are images of one block (see ``data.blocks``): outcomes are the same for any batch
-    size and number of processes, if each of these has as many threads.
+    An attack gets the images that it is given in blocks (see ``data.blocks``): outcomes are the same for any batch size
+    and number of processes, if each of these has as many threads, and also where a run was killed and goes on.
 
     An image that the network misclassifies as it is, or that a part of an attack has broken, is not given to (the other
     parts of) the attack: it is broken already.
@@ -114,8 +114,8 @@ class Run:
         """Let the given images meet a part of an attack, this process's blocks of them here; tell which stood."""
         key, n, like = (self.index, attack, part), len(given), parameter_of(self.network)
         known = self.progress.met[key]
-        wanted = [rows[given[rows]] for rows in torch.arange(n).split(block_size(self.images))]
-        turns = [sum(map(len, wanted[first : first + size()])) for first in range(0, n, size())]
+        wanted = given.nonzero().flatten().split(block_size(self.images))
+        turns = [sum(map(len, wanted[first : first + size()])) for first in range(0, len(wanted), size())]
         own = [
             (rows, turn)
             for rows, turn in zip(dealt(wanted), turns, strict=False)
