@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -266,10 +268,14 @@ def measure(
             x_adv = torch.from_numpy(made[rows.numpy()]).to(x)
         shown = {"natural": x, "adversarial": x_adv}
         given = {label: values[rows] for label, values in result.given.items()}
-        gated = shown if isinstance(network, Selective) else {}
+        told = (
+            {data: observe_told(network, images, given) for data, images in shown.items()}
+            if isinstance(network, Selective)
+            else {}
+        )
         return _Seen(
             **{data: observe(network, layers, images) for data, images in shown.items()},
-            told={data: observe_told(network, images, given) for data, images in gated.items()},
+            told=told,
             relevance=_score(scorers, network, x, y),
             pictures={data: pictures_of(images) for data, images in shown.items()} if pictures else {},
         )
@@ -301,11 +307,16 @@ def _blockwise(
     own = [turn[min(rank(), len(turn) - 1)] for turn in turns]
     for turn, (rows, x, y) in zip(turns, in_blocks(images, own, batch_size, like.device), strict=True):
         # Idle in the last turn, a process sees what another sees as well, and has nothing to tell.
-        told = slice(0, 0) if rank() >= len(turn) else slice(None)
-        seen = _each(lambda value, told=told: everyones(value.cpu()[told]), see(rows, x.to(like), y))
+        own_rows = slice(0, 0) if rank() >= len(turn) else slice(None)
+        seen = _each(partial(_shared, own_rows), see(rows, x.to(like), y))
         for block in turn:
             at = slice(int(block[0] - turn[0][0]), int(block[-1] - turn[0][0]) + 1)
-            yield block, _each(lambda value, at=at: value[at], seen)
+            yield block, _each(itemgetter(at), seen)
+
+
+def _shared(rows: slice, value: Tensor) -> Tensor:
+    """Put these rows of this process's and the others' together, laid out in memory alike in any case."""
+    return everyones(value.cpu()[rows].contiguous())
 
 
 def _each(change: Callable[[Tensor], Tensor], values: Any) -> Any:
