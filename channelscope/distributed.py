@@ -5,10 +5,10 @@ Without ``torchrun`` there is one process, and every function here is nearly fre
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
+
+T = TypeVar("T")
 
 # For a slower process, or one that fetches data; one that has died is noticed at once, by its closed connection.
 _PATIENCE = timedelta(hours=12)
@@ -96,6 +98,11 @@ def share(n: int) -> slice:
     return slice(rank() * n // size(), (rank() + 1) * n // size())
 
 
+def dealt(things: Sequence[T]) -> Sequence[T]:
+    """Give this process's hand of things that are dealt out in turn, one by one."""
+    return things[rank() :: size()]
+
+
 def total(value: Tensor) -> Tensor:
     """Add up the processes' tensors of numbers, of one shape and type: the same bits in every process."""
     if not _together():
@@ -113,6 +120,12 @@ def everyones(rows: Shaped[Tensor, "own *row"]) -> Shaped[Tensor, "all *row"]:
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     return torch.cat([part[:count] for part, count in zip(_all(padded), counts, strict=True)])
+
+
+def everyones_words(words: Iterable[str]) -> set[str]:
+    """Put the processes' words, which hold no NUL, together: those that any of them has."""
+    said = torch.frombuffer(bytearray("".join(f"{word}\0" for word in words).encode() or b"\0"), dtype=torch.uint8)
+    return {word for word in bytes(everyones(said).tolist()).decode().split("\0") if word}
 
 
 def wait() -> None:

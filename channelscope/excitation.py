@@ -1,8 +1,7 @@
-"""The images that excite each channel most, streamed and mergeable, and small pictures of them."""
+"""The images that excite each channel most, streamed, and small pictures of them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -41,16 +40,6 @@ class TopImages:
         values = activations.detach().to("cpu", torch.float32).T
         self._take(values, images.cpu().expand(self.channels, -1))
 
-    def merged(self, everyones: Callable[[Tensor], Tensor]) -> Self:
-        """Merge what several processes found among images of their own.
-
-        Args:
-            everyones: puts the processes' rows one below the other, as ``distributed.everyones`` does.
-        """
-        other = type(self)(channels=self.channels, keep=self.keep)
-        other._take(everyones(self.activation.T.contiguous()).T, everyones(self.image.T.contiguous()).T)
-        return other
-
     def _take(self, activations: Float[Tensor, "c m"], images: Int[Tensor, "c m"]) -> None:
         values, numbers = torch.cat([self.activation, activations], 1), torch.cat([self.image, images], 1)
         by_number = numbers.argsort(1)
@@ -69,7 +58,7 @@ def by_rank(tops: Iterable[TopImages]) -> list[int]:
     return sorted(best, key=lambda image: (best[image], image))
 
 
-def pictures(x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c small_h small_w"]:
+def pictures_of(x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c small_h small_w"]:
     """Make small pictures of images in [0, 1]: a byte a value, the longer side at most ``SIDE`` pixels."""
     height, width = x.shape[-2:]
     if (longer := max(height, width)) > SIDE:
@@ -84,24 +73,17 @@ class Album:
 
     kept: dict[int, UInt8[Tensor, "c h w"]] = field(default_factory=dict)
 
-    def update(self, wanted: Sequence[int], x: Float[Tensor, "n c h w"], images: Sequence[int]) -> None:
+    def update(self, wanted: Sequence[int], pictures: UInt8[Tensor, "n c h w"], images: Sequence[int]) -> None:
         """Take from a batch the pictures that are wanted, and drop those that are not any more.
 
         Args:
             wanted: the images to keep, those first that are to stay where not all can; see ``by_rank``.
-            x, images: a batch and the numbers of its images.
+            pictures, images: those of a batch (see ``pictures_of``), and the numbers of its images.
         """
         place = {image: index for index, image in enumerate(images)}
-        new = [image for image in wanted if image in place]
-        taken = pictures(x[[place[image] for image in new]]) if new else ()
-        self.keep(wanted, self.kept | dict(zip(new, taken, strict=True)))
-
-    def merged(self, wanted: Sequence[int], everyones: Callable[[Tensor], Tensor]) -> Self:
-        """Merge the pictures that several processes took, at least one each, of images of their own."""
-        numbers = everyones(torch.tensor(list(self.kept)))
-        other = type(self)()
-        other.keep(wanted, dict(zip(numbers.tolist(), everyones(torch.stack([*self.kept.values()])), strict=True)))
-        return other
+        # Copies, which do not hold on to the batch.
+        taken = {image: pictures[place[image]].clone() for image in wanted if image in place}
+        self.keep(wanted, self.kept | taken)
 
     def keep(self, wanted: Sequence[int], found: Mapping[int, UInt8[Tensor, "c h w"]]) -> None:
         """Keep of the pictures found those that are wanted, the first ones where not all have room."""
@@ -123,21 +105,17 @@ class Excitation:
     tops: dict[str, TopImages] = field(default_factory=dict)
 
     def update(
-        self, found: Mapping[str, Float[Tensor, "n _"]], x: Float[Tensor, "n c h w"], rows: Sequence[int]
+        self,
+        found: Mapping[str, Float[Tensor, "n _"]],
+        pictures: UInt8[Tensor, "n c h w"] | None,
+        images: Int[Tensor, " n"],
     ) -> None:
-        """Add a batch: activations by layer, the images and their numbers."""
-        numbers = torch.tensor(rows)
+        """Add a batch: activations by layer, pictures if there is an album, and the images' numbers."""
         for layer, activations in found.items():
             top = self.tops.setdefault(layer, TopImages(channels=activations.shape[1]))
-            top.update(activations, numbers)
-        if self.album is not None:
-            self.album.update(by_rank(self.tops.values()), x, rows)
-
-    def merged(self, everyones: Callable[[Tensor], Tensor]) -> Self:
-        """Merge what several processes found among images of their own; see ``TopImages.merged``."""
-        tops = {layer: top.merged(everyones) for layer, top in self.tops.items()}
-        album = None if self.album is None else self.album.merged(by_rank(tops.values()), everyones)
-        return type(self)(album, tops)
+            top.update(activations, images)
+        if self.album is not None and pictures is not None:
+            self.album.update(by_rank(self.tops.values()), pictures, images.tolist())
 
 
 def joined(excitations: Sequence[Excitation]) -> Album:

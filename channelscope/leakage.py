@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from channelscope.distributed import everyones, total
 from channelscope.selection import mask_share
 from channelscope.stats import ChannelStats
 
@@ -64,15 +63,7 @@ class GateRecord:
         """Keep the answers to a batch, and the masks of those of its images that are kept singly."""
         extend(self.answers, given, answers)
         for layer, mask in masks.items():
-            extend(self.singles, (given, layer), mask.cpu()[singly])
-
-    def merge(self) -> None:
-        """Put what all processes have in the place of what this one has."""
-        for statistics in (self.masks, self.shares):
-            for layer, own in statistics.items():
-                statistics[layer] = own.merged(total)
-        self.answers = {given: everyones(part) for given, part in self.answers.items()}
-        self.singles = {key: everyones(part) for key, part in self.singles.items()}
+            extend(self.singles, (given, layer), mask[singly])
 
 
 def wrong_labels(labels: Int[Tensor, " n"], classes: int, seed: int) -> Int[Tensor, " n"]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,10 +14,10 @@ from torch import Tensor, nn
 from channelscope.alignment import measures, uniformity
 from channelscope.attacks import Attack, called, image_generators
 from channelscope.capture import activations, pooled
-from channelscope.data import Part
-from channelscope.distributed import everyones, share, size, total
+from channelscope.data import Part, block_size, in_blocks
+from channelscope.distributed import everyones, rank, size
 from channelscope.errors import UserError
-from channelscope.excitation import Album, Excitation
+from channelscope.excitation import Album, Excitation, pictures_of
 from channelscope.hooks import evaluating, logits_of
 from channelscope.leakage import GateRecord, Given, extend, wrong_labels
 from channelscope.relevance import RelevanceScorer, choose, gradient
@@ -113,23 +115,26 @@ class Measurement:
                 )
             self.paired[layer].update(value, adversarial[layer], y)
 
-    def keep(self, natural: Mapping[str, Float[Tensor, "n c"]], rows: Sequence[int]) -> None:
+    def keep(self, natural: Mapping[str, Float[Tensor, "n c"]], rows: Int[Tensor, " n"]) -> None:
         """Keep a batch's natural activations of the images that are kept singly."""
         for layer, values in natural.items():
-            extend(self.singles, layer, values.cpu()[self.singly[rows]])
+            extend(self.singles, layer, values[self.singly[rows]])
 
-    def merge(self) -> None:
-        """Put the statistics of all processes' images in the place of those of this process's."""
-        for statistics in (self.natural, self.adversarial, self.relevance):
-            for layer, own in statistics.items():
-                statistics[layer] = own.merged(total)
-        for layer, paired in self.paired.items():
-            self.paired[layer] = paired.merged(total)
-        self.excitation.update({data: own.merged(everyones) for data, own in self.excitation.items()})
-        for record in self.gates.values():
-            record.merge()
-        for layer, part in self.singles.items():
-            self.singles[layer] = everyones(part)
+    def take(self, rows: Int[Tensor, " n"], seen: "_Seen") -> None:
+        """Add what was seen of a block of images."""
+        y, w = self.labels[rows], self.weights[rows]
+        self.add(self.natural, seen.natural.activations, y, w)
+        self.add(self.adversarial, seen.adversarial.activations, y, w)
+        self.add(self.relevance, seen.relevance, y, w)
+        self.pair(seen.natural.activations, seen.adversarial.activations, y)
+        self.keep(seen.natural.activations, rows)
+        for data, observed in (("natural", seen.natural), ("adversarial", seen.adversarial)):
+            extend(self.answers, data, observed.answers)
+            self.excitation[data].update(observed.activations, seen.pictures.get(data), rows)
+            if (told_so := seen.told.get(data)) is not None:
+                self.gates[data].add(observed.masks, y, w)
+                for given, answer in {"none": observed, **told_so}.items():
+                    self.gates[data].keep(given, answer.answers, answer.masks, self.singly[rows])
 
     def measures(self, layer: str) -> dict[str, Float[ndarray, "r k"]]:
         """Compute the alignment measures of a layer, by replicate and class."""
@@ -157,6 +162,23 @@ class Observed(NamedTuple):
     answers: Int[Tensor, " n"]
     activations: dict[str, Float[Tensor, "n c"]]
     masks: dict[str, Float[Tensor, "n c"]]
+
+
+class _Seen(NamedTuple):
+    """What was seen of a block of images, all on the CPU and an image a row.
+
+    Args:
+        natural, adversarial: what the network made of them.
+        told: "natural", "adversarial" -> what it makes of them when its gates are told labels; of a gated network.
+        relevance: by layer (n, c).
+        pictures: "natural", "adversarial" -> small pictures, if any are wanted.
+    """
+
+    natural: Observed
+    adversarial: Observed
+    told: dict[str, dict[Given, Observed]]
+    relevance: dict[str, Float[Tensor, "n c"]]
+    pictures: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -202,8 +224,9 @@ def measure(
     Gates are attached throughout: an attacker sees the gradient through their masks. The relevance of the
     penultimate layer is the last linear layer's weight; of other layers, the gradient.
 
-    Where several processes are joined (see ``distributed``), each measures its share of the images and all of them
-    give what one would: the same counts and hits, and sums to rounding.
+    Images go through the network in blocks (see ``data.blocks``), which several processes that are joined (see
+    ``distributed``) share; each takes the statistics of all images, block by block, as one does. So the result is the
+    same to the bit for any batch size and number of processes, if each of these has as many threads.
 
     Args:
         network: any classifier of images in [0, 1].
@@ -214,10 +237,9 @@ def measure(
         made: the adversarial images (n, c, h, w), where they have been made by this attack before.
         weights, threshold: see ``stats``.
         pictures: keep small pictures of the images that excite the channels most.
-        batch_size: images per forward pass.
+        batch_size: images that are read at a time.
         seed: of the attack's random numbers.
-        progress: called after every batch with its number of images; of several processes, with that of all of them
-            if they keep pace.
+        progress: called after every block, of several processes after one of each, with the number of images.
 
     Raises:
         UserError: for a network that does not fit the data, or fewer images than processes; LayerError for a layer
@@ -238,34 +260,32 @@ def measure(
     )
     result.excitation.update({data: Excitation(Album() if pictures else None) for data in ("natural", "adversarial")})
     result.given.update(_labels_given(network, result.labels, classes, seed))
-    name, answers = called(attack), {"natural": list[Tensor](), "adversarial": list[Tensor]()}
+
+    def see(rows: Tensor, x: Tensor, y: Tensor) -> _Seen:
+        if made is None:
+            x_adv = attack(network, x, y, image_generators(seed, called(attack), rows.tolist()))
+        else:
+            x_adv = torch.from_numpy(made[rows.numpy()]).to(x)
+        shown = {"natural": x, "adversarial": x_adv}
+        given = {label: values[rows] for label, values in result.given.items()}
+        told = (
+            {data: observe_told(network, images, given) for data, images in shown.items()}
+            if isinstance(network, Selective)
+            else {}
+        )
+        return _Seen(
+            **{data: observe(network, layers, images) for data, images in shown.items()},
+            told=told,
+            relevance=_score(scorers, network, x, y),
+            pictures={data: pictures_of(images) for data, images in shown.items()} if pictures else {},
+        )
+
     with evaluating(network), attached(network):
-        for rows, x, y, w in _batches(images, weights, batch_size, like, progress):
-            natural = observe(network, layers, x)
-            if made is None:
-                x_adv = attack(network, x, y, image_generators(seed, name, rows))
-            else:
-                x_adv = torch.from_numpy(made[rows]).to(x)
-            adversarial = observe(network, layers, x_adv)
-            result.add(result.natural, natural.activations, y, w)
-            result.add(result.adversarial, adversarial.activations, y, w)
-            result.pair(natural.activations, adversarial.activations, y)
-            for data, seen in (("natural", natural), ("adversarial", adversarial)):
-                answers[data].append(seen.answers)
-            result.excitation["natural"].update(natural.activations, x, rows)
-            result.excitation["adversarial"].update(adversarial.activations, x_adv, rows)
-            result.keep(natural.activations, rows)
-            if isinstance(network, Selective):
-                given = {label: values[rows] for label, values in result.given.items()}
-                for data, seen, shown in (("natural", natural, x), ("adversarial", adversarial, x_adv)):
-                    result.gates[data].add(seen.masks, y, w)
-                    for label, told_so in {"none": seen, **observe_told(network, shown, given)}.items():
-                        result.gates[data].keep(label, told_so.answers, told_so.masks, result.singly[rows])
-            result.add(result.relevance, _score(scorers, network, x, y), y, w)
-    result.answers.update({data: everyones(torch.cat(parts)) for data, parts in answers.items()})
-    for kind, answered in zip(("natural", name), result.answers.values(), strict=True):
+        for rows, seen in _blockwise(images, batch_size, like, see):
+            result.take(rows, seen)
+            progress(len(rows))
+    for kind, answered in zip(("natural", called(attack)), result.answers.values(), strict=True):
         result.hits[kind] = answered == result.labels
-    result.merge()
     return result
 
 
@@ -278,18 +298,34 @@ def _labels_given(
     return {"true": labels, "wrong": wrong_labels(labels, classes, seed)}
 
 
-def _batches(
-    images: Part, weights: Tensor, batch_size: int, like: Tensor, progress: Callable[[int], object]
-) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
-    """Go through this process's images: their numbers, labels and weights with them; tell how far all processes are."""
-    n = len(images)
-    own = torch.arange(n)[share(n)]
-    parts = zip(own.split(batch_size), weights[share(n)].split(batch_size), strict=True)
-    done = 0
-    for (x, y), (rows, w) in zip(images.batches(batch_size, like.device, own), parts, strict=True):
-        yield rows.tolist(), x.to(like), y, w
-        before, done = done, done + len(y)
-        progress(done * n // len(own) - before * n // len(own))
+def _blockwise(
+    images: Part, batch_size: int, like: Tensor, see: Callable[[Tensor, Tensor, Tensor], _Seen]
+) -> Iterator[tuple[Int[Tensor, " n"], _Seen]]:
+    """See all blocks of images, each of several processes its own, and tell all of them in their order."""
+    blocks = torch.arange(len(images)).split(block_size(images))
+    turns = [blocks[first : first + size()] for first in range(0, len(blocks), size())]
+    own = [turn[min(rank(), len(turn) - 1)] for turn in turns]
+    for turn, (rows, x, y) in zip(turns, in_blocks(images, own, batch_size, like.device), strict=True):
+        # Idle in the last turn, a process sees what another sees as well, and has nothing to tell.
+        own_rows = slice(0, 0) if rank() >= len(turn) else slice(None)
+        seen = _each(partial(_shared, own_rows), see(rows, x.to(like), y))
+        for block in turn:
+            at = slice(int(block[0] - turn[0][0]), int(block[-1] - turn[0][0]) + 1)
+            yield block, _each(itemgetter(at), seen)
+
+
+def _shared(rows: slice, value: Tensor) -> Tensor:
+    """Put these rows of this process's and the others' together, laid out in memory alike in any case."""
+    return everyones(value.cpu()[rows].contiguous())
+
+
+def _each(change: Callable[[Tensor], Tensor], values: Any) -> Any:
+    """Change each tensor among named and nested values."""
+    if isinstance(values, Tensor):
+        return change(values)
+    if isinstance(values, dict):
+        return {name: _each(change, value) for name, value in values.items()}
+    return type(values)(*(_each(change, value) for value in values))
 
 
 def _score(

@@ -1,6 +1,5 @@
 """Streaming, mergeable channel statistics per class, weighted for the bootstrap."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Self
 
@@ -18,26 +17,14 @@ class _Sums:
         if self._settings != other._settings:
             *names, last = self._settings
             raise ValueError(f"Only statistics of the same {', '.join(names)} and {last} can be merged.")
-        return self._with(lambda name: getattr(self, name) + getattr(other, name))
-
-    def merged(self, total: Callable[[Tensor], Tensor]) -> Self:
-        """Merge the statistics that several processes took of disjoint sets of images.
-
-        Args:
-            total: gives the sum of the processes' tensors, as ``distributed.total`` does.
-        """
-        return self._with(lambda name: total(getattr(self, name)))
+        both = type(self)(**self._settings)
+        for name in (item.name for item in fields(self) if not item.init):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
 
     @property
     def _settings(self) -> dict[str, float]:
         return {item.name: getattr(self, item.name) for item in fields(self) if item.init}
-
-    def _with(self, summed: Callable[[str], Tensor]) -> Self:
-        """Give statistics of the same settings with these sums, by name."""
-        other = type(self)(**self._settings)
-        for name in (item.name for item in fields(self) if not item.init):
-            setattr(other, name, summed(name))
-        return other
 
 
 @dataclass(kw_only=True)

@@ -42,6 +42,12 @@ def _seeded() -> Iterator[None]:
 
 
 @pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few images be several blocks, of five, as many images are."""
+    monkeypatch.setattr("channelscope.data.blocks.MOST", 5)
+
+
+@pytest.fixture
 def unchecked() -> Iterator[None]:
     """Leave annotations unchecked, to see what a mistake is answered with that a type checker would find."""
     jaxtyping.config.update("jaxtyping_disable", True)

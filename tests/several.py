@@ -85,21 +85,19 @@ def in_half() -> Tensor:
 
 
 def measured(**options: Any) -> Measurement:
-    """Measure a network whose answers do not depend on the batch: it computes in double precision."""
+    """Measure a network in three blocks, which two processes cannot share evenly."""
     torch.manual_seed(SEED)
-    net = test_measurement.InDouble(networks.plain())
-    layers = ("net.relu1", "net.relu2")
-    return test_measurement.measured(net, **{"attack": ATTACK, "layers": layers, "seed": SEED} | options)
+    settings = {"attack": ATTACK, "layers": ("relu1", "relu2"), "seed": SEED}
+    return test_measurement.measured(networks.plain(), **settings | options)
 
 
 def compared() -> Comparison:
-    """Compare networks in batches that are the same for one process and for two."""
+    """Compare networks in blocks of five."""
     torch.manual_seed(SEED)
     models, (x, _) = {"plain": networks.plain(), "gated": networks.gated()}, networks.images(20)
     data = (x, torch.arange(20) % networks.CLASSES)
-    return compare(
-        models, data, attack="pgd-2", attacks=["cw-2", "joint-sweep"], replicates=20, batch_size=5, progress=False
-    )
+    with patch("channelscope.data.blocks.MOST", 5):
+        return compare(models, data, attack="pgd-2", attacks=["cw-2", "joint-sweep"], replicates=20, progress=False)
 
 
 @contextmanager
@@ -123,8 +121,12 @@ def evaluated(out: Path | None = None) -> list[float]:
     """Evaluate a network; give the accuracies under the attacks."""
     torch.manual_seed(SEED)
     data = (networks.images(20)[0], torch.arange(20) % networks.CLASSES)
-    given: dict[str, Any] = {"attacks": ["fgsm", "pgd-2"], "eps": 0.1, "checks": 0, "batch_size": 5, "progress": False}
-    with patch("channelscope.evaluation.Progress", Late), patch("channelscope.evaluation.progress.replacing", slowly):
+    given: dict[str, Any] = {"attacks": ["fgsm", "pgd-2"], "eps": 0.1, "checks": 0, "progress": False}
+    with (
+        patch("channelscope.data.blocks.MOST", 5),
+        patch("channelscope.evaluation.Progress", Late),
+        patch("channelscope.evaluation.progress.replacing", slowly),
+    ):
         return evaluate(networks.plain(), data, out=out, **given).table["robust"].tolist()
 
 
@@ -187,6 +189,8 @@ def told() -> dict[str, Any]:
         "everyone's hits": distributed.everyones(torch.tensor([True, False, True])[distributed.share(3)]),
         "everyone's, the first's none": distributed.everyones(rows[distributed.share(1)]),
         "everyone's none": distributed.everyones(rows[:0]),
+        "dealt": distributed.dealt(range(5)),
+        "words": distributed.everyones_words([f"of {own}", "of both: é"]),
         "after the first": after_the_first(),
     }
 

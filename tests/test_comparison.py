@@ -461,11 +461,12 @@ def test_the_same_seed_gives_the_same_frames() -> None:
     equal(one, other)
 
 
-def test_the_batch_size_does_not_change_natural_statistics() -> None:
+def test_the_blocks_do_not_change_natural_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     model = networks.resnet("resnet18")
     frames = []
     for size in (3, 7, 128):
-        found = compare({"net": model}, images(), batch_size=size, layers=["layer2", "layer4"], **QUICK)
+        monkeypatch.setattr("channelscope.data.blocks.MOST", size)
+        found = compare({"net": model}, images(), layers=["layer2", "layer4"], **QUICK)
         frames.append(found.activations[found.activations["data"] == "natural"])
         assert found.robustness["accuracy"][0] == found.arrays["correct/0/natural"].mean()
     for frame in frames[1:]:

@@ -12,7 +12,7 @@ from torch import nn
 
 import channelscope as cs
 from channelscope import excitation
-from channelscope.excitation import Album, TopImages, by_rank, pictures
+from channelscope.excitation import Album, TopImages, by_rank, pictures_of
 
 # Few values, so that there are ties.
 ACTIVATIONS = arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.sampled_from([-1, 0, 2]))
@@ -41,20 +41,6 @@ def test_any_order_and_split_gives_what_sorting_gives(activations, keep, batch, 
     np.testing.assert_array_equal(top.image, order)
 
 
-@given(ACTIVATIONS, st.integers(1, 5), st.data())
-def test_processes_find_what_one_finds(activations, keep, data):
-    cut = data.draw(st.integers(0, len(activations)))
-    tops = [streamed(activations, part, keep, 3) for part in np.split(np.arange(len(activations)), [cut])]
-
-    def everyones(rows: torch.Tensor) -> torch.Tensor:
-        return torch.cat([(top.activation if rows.is_floating_point() else top.image).T for top in tops])
-
-    merged = tops[0].merged(everyones)
-    values, order = sorted_by_numpy(activations, keep)
-    np.testing.assert_array_equal(merged.activation, values)
-    np.testing.assert_array_equal(merged.image, order)
-
-
 def test_images_are_listed_by_their_best_rank():
     first = streamed(np.float32([[0, 9], [5, 1], [6, 2]]), [0, 1, 2], 2, 3)
     other = streamed(np.float32([[3], [9], [0]]), [0, 1, 2], 2, 3)
@@ -66,20 +52,20 @@ def test_images_are_listed_by_their_best_rank():
 
 def test_pictures_of_small_images_are_the_images():
     stored = torch.randint(0, 256, (3, 3, 8, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(pictures(stored.float() / 255), stored)
+    assert torch.equal(pictures_of(stored.float() / 255), stored)
 
 
 @pytest.mark.parametrize(("size", "small"), [((128, 96), (64, 48)), ((65, 65), (64, 64)), ((1, 1000), (1, 64))])
 def test_pictures_of_large_images_are_scaled(size, small):
     x = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0))
-    made = pictures(x)
+    made = pictures_of(x)
     assert made.shape == (2, 1, *small)
     by_pil = Image.fromarray(x[1, 0].numpy()).resize(small[::-1], Image.Resampling.BILINEAR)
     np.testing.assert_allclose(made[1, 0], np.asarray(by_pil) * 255, atol=1)
 
 
 def test_an_album_follows_what_is_wanted():
-    x = torch.arange(6).view(6, 1, 1, 1).expand(6, 1, 2, 2) / 255
+    x = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 1, 2, 2)
     album = Album()
     album.update([2, 0], x[:3], [0, 1, 2])
     album.update([5, 2], x[3:], [3, 4, 5])
@@ -89,20 +75,8 @@ def test_an_album_follows_what_is_wanted():
 def test_an_album_keeps_the_first_wanted_where_not_all_have_room(monkeypatch):
     monkeypatch.setattr(excitation, "LIMIT", 9)  # bytes: two pictures of four
     album = Album()
-    album.update([3, 1, 2], torch.zeros(4, 1, 2, 2), [0, 1, 2, 3])
+    album.update([3, 1, 2], torch.zeros(4, 1, 2, 2, dtype=torch.uint8), [0, 1, 2, 3])
     assert list(album.kept) == [3, 1]
-
-
-def test_albums_of_processes_are_merged():
-    albums = [Album({0: torch.zeros(1, 2, 2).byte()}), Album({4: torch.ones(1, 2, 2).byte()})]
-
-    def everyones(rows: torch.Tensor) -> torch.Tensor:
-        mine = [torch.stack([*a.kept.values()]) if rows.ndim > 1 else torch.tensor([*a.kept]) for a in albums]
-        return torch.cat(mine)
-
-    merged = albums[0].merged([4], everyones)
-    assert list(merged.kept) == [4]
-    assert torch.equal(merged.kept[4], albums[1].kept[4])
 
 
 def colours(n: int = 7) -> tuple[torch.Tensor, torch.Tensor]:

@@ -189,6 +189,7 @@ def test_points_that_suppress_more_than_the_nr_channels_have_no_say() -> None:
 # ---------------------------------------------------------------- a naive loop
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("relevant_to", ["answer", "label"])
 @pytest.mark.parametrize("order", ["nr", "pr", "random"])
 def test_images_that_stand_are_those_of_the_naive_loop(order: str, relevant_to: str) -> None:
@@ -331,12 +332,13 @@ def test_random_curves_do_not_depend_on_the_scorers() -> None:
     pd.testing.assert_frame_equal(*random)
 
 
-def test_batches_and_their_order_do_not_matter() -> None:
+def test_blocks_do_not_matter(request: pytest.FixtureRequest) -> None:
     x, y = images(12)
     network = small()
     options = {"layers": ["relu2"], "fractions": [0.5], **QUICK | {"attack": PGD(eps=0.05, steps=2)}}
     whole = cs.intervene({"net": network}, (x, y), **options)
-    pd.testing.assert_frame_equal(whole.curves, cs.intervene({"net": network}, (x, y), batch_size=5, **options).curves)
+    request.getfixturevalue("small_blocks")
+    pd.testing.assert_frame_equal(whole.curves, cs.intervene({"net": network}, (x, y), **options).curves)
 
 
 def test_gated_networks_and_images_that_rank_and_are_judged_are_told_of(found: Interventions) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -57,8 +58,8 @@ def streamed(folder: Path, workers: int) -> Streamed:
     return Streamed(folder, tuple(f"{k}.png" for k in range(N)), split().labels, image_shape=(1, 8, 8), workers=workers)
 
 
-def measured(net: nn.Module, **options: Any) -> Measurement:
-    """Measure a network with what is usual here, but for the options."""
+def measured(net: nn.Module, block: int = 4, **options: Any) -> Measurement:
+    """Measure a network, in blocks of so many images, with what is usual here, but for the options."""
     usual = {
         "images": split(),
         "classes": CLASSES,
@@ -71,7 +72,8 @@ def measured(net: nn.Module, **options: Any) -> Measurement:
         "seed": 0,
         "progress": lambda _: None,
     }
-    return measure(net, **usual | options)
+    with patch("channelscope.data.blocks.MOST", block):
+        return measure(net, **usual | options)
 
 
 class InDouble(nn.Module):
@@ -147,12 +149,12 @@ def test_images_that_were_made_before_take_the_attacks_place() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 11, 100])
-def test_measurement_is_the_same_whatever_the_batch_size(size: int) -> None:
+def test_measurement_is_the_same_whatever_the_blocks(size: int) -> None:
     net = InDouble(plain())
     attack = PGD(eps=0.1, steps=2, restarts=2)
     layers = ("net.relu1", "net.relu2")
     whole = measured(net, attack=attack, layers=layers)
-    assert_same(measured(net, attack=attack, layers=layers, batch_size=size), whole)
+    assert_same(measured(net, attack=attack, layers=layers, block=size), whole)
 
 
 def test_images_that_stay_on_disk_are_measured_as_those_in_memory(tmp_path: Path) -> None:

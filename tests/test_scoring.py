@@ -26,22 +26,25 @@ def data(n: int = 20) -> tuple[Tensor, Tensor]:
     return images(n)[0], torch.arange(n) % CLASSES
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_relevance_is_the_mean_of_the_scores_over_a_class() -> None:
     net, (x, y) = plain(), data()
-    found = relevance(net, "bn1", (x, y), batch_size=7, progress=False)
+    found = relevance(net, "bn1", (x, y), progress=False)
     assert found.shape == (CLASSES, 6)
     torch.testing.assert_close(found, naive(gradient(net, ["bn1"], x, y)["bn1"], y), rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("scorer", ["gradient-x-activation", "ablation", "weights", "grad-cam"])
-def test_batches_do_not_matter(scorer: str) -> None:
+def test_blocks_do_not_matter(scorer: str, request: pytest.FixtureRequest) -> None:
     net, xy = plain(), data()
-    one, two = (relevance(net, "relu2", xy, scorer=scorer, batch_size=n, progress=False) for n in (20, 3))
-    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
+    one = relevance(net, "relu2", xy, scorer=scorer, progress=False)
+    request.getfixturevalue("small_blocks")
+    torch.testing.assert_close(relevance(net, "relu2", xy, scorer=scorer, progress=False), one, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("scorer", ["ablation-mean", "ablation-class-mean"])
-def test_ablation_sets_channels_to_their_means_over_all_images_whatever_the_batches(scorer: str) -> None:
+def test_ablation_sets_channels_to_their_means_over_all_images_whatever_the_blocks(scorer: str) -> None:
     net, (x, y) = plain().double(), data()
     with torch.no_grad(), capture(net, "relu1") as features:
         net(x.double())
@@ -50,7 +53,7 @@ def test_ablation_sets_channels_to_their_means_over_all_images_whatever_the_batc
     overall = [sum(column) / CLASSES for column in zip(*means.values(), strict=True)]
     values = [overall if scorer == "ablation-mean" else means[int(label)] for label in y]
     wanted = torch.tensor(reference.ablation(net[3:], z, y.tolist(), values), dtype=torch.float64)
-    found = relevance(net, "relu1", (x, y), scorer=scorer, batch_size=6, progress=False)
+    found = relevance(net, "relu1", (x, y), scorer=scorer, progress=False)
     torch.testing.assert_close(found, naive(wanted, y))
 
 
@@ -122,6 +125,7 @@ def test_mistakes_are_said_in_a_sentence(options: dict[str, object], words: str)
         relevance(resnet(), data=data(), progress=False, **options)
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_scorer_that_refuses_a_layer_is_left_out_there_alone() -> None:
     net, (x, y) = resnet(), data()
     found = score(

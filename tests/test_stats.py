@@ -126,14 +126,6 @@ def test_merging_leaves_both_parts_alone() -> None:
     assert torch.equal(b.sum, sums[1])
 
 
-def test_merging_several_processes_statistics_adds_up_each_of_the_sums() -> None:
-    a, b = (collected(torch.rand(3, 2), torch.tensor([0, 1, k]), torch.rand(3, 2)) for k in (1, 2))
-    others = iter([b.count, b.sum, b.active, b.square_sum])
-    merged, wanted = a.merged(lambda own: own + next(others)), a + b
-    for name in ("count", "sum", "square_sum", "active"):
-        assert torch.equal(getattr(merged, name), getattr(wanted, name))
-
-
 @pytest.mark.parametrize("other", [{"classes": 3}, {"channels": 3}, {"replicates": 2}, {"threshold": 0.1}], ids=str)
 def test_statistics_of_different_settings_are_not_merged(other: dict[str, int]) -> None:
     settings = {"classes": 2, "channels": 2}

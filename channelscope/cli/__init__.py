@@ -14,7 +14,7 @@ from channelscope.cli.terminal import Shown
 from channelscope.controls import spelt
 from channelscope.errors import UserError
 
-_NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or a smaller --batch-size."
+_NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or, to train, a smaller --batch-size."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -86,7 +86,13 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 def add_measuring(parser: argparse.ArgumentParser) -> None:
     """Say how something is measured and told."""
-    parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="images per pass (default: 128)")
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="images that are read at a time; results do not depend on it (default: 128)",
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     add_common(parser)
 

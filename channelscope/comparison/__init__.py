@@ -58,7 +58,8 @@ def compare(
     through gates: gradients pass through their masks.
 
     Where several processes are joined (see ``distributed``), they share the images, and each ends with the result: let
-    the first save it.
+    the first save it. It is the same to the byte as that of one process, if each has as many threads (see
+    ``data.blocks``).
 
     Args:
         models: label -> network, or path of a checkpoint; or a sequence of paths, whose stems become the labels.
@@ -80,7 +81,7 @@ def compare(
         threshold: share of an image's largest channel above which a channel is active.
         thumbnails: keep small pictures of the images that excite the channels most, natural and adversarial: at most
             64 pixels a side, and 4 MB for the natural ones and for each network's adversarial ones.
-        batch_size: images per forward pass.
+        batch_size: images that are read at a time; results do not depend on it.
         device: where checkpoints are run.
         progress: show a progress bar.
 

@@ -52,6 +52,7 @@ def evaluate(
     the others had not is run on all images that are left, and counts.
 
     Where several processes are joined (see ``distributed``), they share the images, and each ends with the result.
+    It is the same to the byte as that of one process, if each has as many threads (see ``data.blocks``).
 
     Args:
         models: label -> network, or path of a checkpoint; a sequence of paths, whose stems become the labels; or one
@@ -73,7 +74,7 @@ def evaluate(
         methods: label -> how the network was trained, where its checkpoint does not say so.
         seed: of the choice of images and of the attacks.
         level: of the intervals, which are Wilson's.
-        batch_size: images per forward pass.
+        batch_size: images that are read at a time; results do not depend on it.
         device: where checkpoints are run.
         command: what was typed, for the record.
         progress: show a progress bar.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from channelscope.attacks import PGD, Attack, Norm, called
-from channelscope.data import Part, stratified
+from channelscope.data import Part, block_size, stratified
 from channelscope.distributed import is_first, size
 from channelscope.errors import UserError
 from channelscope.evaluation.binarisation import binarisation
@@ -113,7 +113,7 @@ def outcomes(
                 seed=plan.seed,
                 progress=progress,
                 gallery=gallery,
-                advance=lambda n: bar.update(n * size()),
+                advance=bar.update,
             )
             own = (known or {}).get(subject.label, {})
             found[subject.label] = _outcomes_of(subject, run, named[subject.label], own, plan, bar)
@@ -135,7 +135,7 @@ def _outcomes_of(
     run.broken.clear()
     for name, attack in attacks.items():
         if name in known:
-            run.advance(len(run.images) * _parts({name: attack}) // size())
+            run.advance(len(run.images) * _parts({name: attack}))
             continue
         bar.set_description(f"{subject.label}: {name}")
         result.hits[name] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
@@ -154,8 +154,9 @@ def _check(subject: Subject, run: Run, attacks: Mapping[str, Attack], result: Ou
     rows = stratified(run.images.labels.cpu(), min(plan.checks, len(run.images)), plan.seed)
     x, y = next(_some(subject.network, run.images, rows))
     with attached(subject.network):
-        ball: dict[str, Any] = {"eps": plan.eps, "norm": plan.norm}
-        result.checks = findings(subject.network, x, y, **ball, seed=plan.seed, batch_size=plan.batch_size, progress=at)
+        settings: dict[str, Any] = {"eps": plan.eps, "norm": plan.norm, "seed": plan.seed}
+        settings["batch_size"] = block_size(run.images)
+        result.checks = findings(subject.network, x, y, **settings, progress=at)
         at("binarisation")
         _binarise(subject.network, x, y, attacks, result.checks, plan)
     for attack in (finding.breaks for finding in result.checks.findings if finding.breaks):

@@ -1,4 +1,4 @@
-"""How far an evaluation has come, kept on disk after every batch."""
+"""How far an evaluation has come, kept on disk after every block of images."""
 
 import json
 import os
@@ -24,8 +24,8 @@ Key = tuple[int, str, str]  # model, attack, part of the attack
 class Progress:
     """Which images have met which attack, and whether they stood; what a killed run goes on from.
 
-    Every process appends a line to its own file after each batch. A line that a kill cut short is left out, and its
-    batch is attacked again.
+    Every process appends a line to its own file after each block. A line that a kill cut short is left out, and its
+    block is attacked again.
 
     Args:
         folder: where to keep it; None for nowhere.

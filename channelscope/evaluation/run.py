@@ -1,16 +1,16 @@
-"""One network against its attacks: which images stand, batch by batch, going on where an earlier run was stopped."""
+"""One network against its attacks: which images stand, block by block, going on where an earlier run was stopped."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from channelscope.attacks import Attack, NoGradient, called, correct, doubts, image_generators, thrifty
-from channelscope.data import Part
-from channelscope.distributed import everyones, share
+from channelscope.data import Part, block_size, in_blocks
+from channelscope.distributed import dealt, everyones_words, size, total
 from channelscope.errors import UserError
 from channelscope.evaluation.examined import seeded
 from channelscope.evaluation.masking import ROUNDING
@@ -25,7 +25,10 @@ _ROUNDING = 1e-6  # by which an image may leave the ball: its pixels are numbers
 
 @dataclass(eq=False)
 class Run:
-    """One network under evaluation. Several processes share the images, and each ends with all outcomes.
+    """One network under evaluation. Several processes share the blocks of images, and each ends with all outcomes.
+
+    An attack gets the images that it is given in blocks (see ``data.blocks``): outcomes are the same for any batch size
+    and number of processes, if each of these has as many threads, and also where a run was killed and goes on.
 
     An image that the network misclassifies as it is, or that a part of an attack has broken, is not given to (the other
     parts of) the attack: it is broken already.
@@ -34,12 +37,13 @@ class Run:
         index: the network's place among those under evaluation.
         network: any classifier of images in [0, 1], whose gates show their gradients.
         images: the images.
-        batch_size: images per forward pass.
+        batch_size: images that are read at a time.
         seed: of the attacks' random numbers; every image has its own, whatever its batch.
         progress: what is known from an earlier run, and where to note what is new.
         gallery: where to keep adversarial images; None for nowhere. Then every image is attacked to the end, broken or
             not, as images for an analysis have to be.
-        advance: called with the number of images whose outcome is new.
+        advance: called with the number of images whose outcome is new, of several processes with that of all of them
+            if they keep pace.
     """
 
     index: int
@@ -51,13 +55,15 @@ class Run:
     gallery: Gallery | None
     advance: Callable[[int], object]
     notes: dict[str, None] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
     attacked: dict[tuple[str, str], int] = field(default_factory=dict)
     broken: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @cached_property
     def is_random(self) -> bool:
         """Tell whether two forward passes on the same images differ by more than rounding."""
-        _, x, _ = next(self._batches(range(min(len(self.images), self.batch_size))))
+        like = parameter_of(self.network)
+        x = next(self.images.batches(block_size(self.images), like.device))[0].to(like)
         with seeded(x, self.seed), evaluating(self.network), torch.no_grad():
             one, other = (logits_of(self.network(x)) for _ in range(2))
         return bool((one - other).abs().max() > ROUNDING * (one.amax() - one.amin()))
@@ -86,7 +92,7 @@ class Run:
             try:
                 x_adv = attack(self.network, x, y, image_generators(self.seed, name, rows))
             except NoGradient as error:  # the others go on: an attack that asks for no gradient may break it
-                self.notes[f"{name} could not be made: {error}"] = None
+                self.said.add(f"{name} could not be made: {error}")
                 x_adv = x
             _check_ball(attack, name, x, x_adv)
             if keep is not None:
@@ -105,29 +111,34 @@ class Run:
     def _met(
         self, attack: str, part: str, given: Bool[Tensor, " n"], make: Callable[[Tensor, Tensor, list[int]], Tensor]
     ) -> Bool[Tensor, " n"]:
-        """Let the given images of this process's share meet a part of an attack; tell which stood, of all shares."""
-        key, n = (self.index, attack, part), len(given)
-        known, own = self.progress.met[key], range(n)[share(n)]
-        wanted = [index for index in own if given[index]]
-        self.advance(len(own) - len(wanted) + sum(index in known for index in wanted))
-        for rows, x, y in self._batches([index for index in wanted if index not in known]):
-            with seeded(x, self.seed), evaluating(self.network), attached(self.network), doubts() as said:
-                stood = correct(self.network, make(x, y, rows), y)
-            self.notes |= {f"{part}: {words}": None for words in said}
-            self.progress.record(key, rows, stood.tolist())
-            self.advance(len(rows))
-        outcome = torch.tensor([bool(given[index]) and known[index] for index in own], dtype=torch.bool)
-        outcome = everyones(outcome.to(torch.uint8)).bool()
+        """Let the given images meet a part of an attack, this process's blocks of them here; tell which stood."""
+        key, n, like = (self.index, attack, part), len(given), parameter_of(self.network)
+        known = self.progress.met[key]
+        wanted = given.nonzero().flatten().split(block_size(self.images))
+        turns = [sum(map(len, wanted[first : first + size()])) for first in range(0, len(wanted), size())]
+        own = [
+            (rows, turn)
+            for rows, turn in zip(dealt(wanted), turns, strict=False)
+            if not known.keys() >= set(rows.tolist())
+        ]
+        self.advance(n - sum(turn for _, turn in own))
+        blocks = in_blocks(self.images, [rows for rows, _ in own], self.batch_size, like.device)
+        for (rows, x, y), (_, turn) in zip(blocks, own, strict=True):
+            x = x.to(like)
+            with seeded(x, self.seed), evaluating(self.network), attached(self.network), doubts() as found:
+                stood = correct(self.network, make(x, y, rows.tolist()), y)
+            self.said |= {f"{part}: {words}" for words in found}
+            self.progress.record(key, rows.tolist(), stood.tolist())
+            self.advance(turn)
+        self.notes |= dict.fromkeys(sorted(everyones_words(self.said)))
+        self.said.clear()
+        outcome = torch.zeros(n, dtype=torch.int64)
+        for rows in dealt(wanted):
+            outcome[rows] = torch.tensor([known[index] for index in rows.tolist()], dtype=torch.int64)
+        stands = total(outcome).bool()
         self.attacked[attack, part] = int(given.sum())
-        self.broken[attack, part] = int((given & ~outcome).sum())
-        return outcome
-
-    def _batches(self, rows: Sequence[int]) -> Iterator[tuple[list[int], Float[Tensor, "b c h w"], Int[Tensor, " b"]]]:
-        like = parameter_of(self.network)
-        for start in range(0, len(rows), self.batch_size):
-            own = list(rows[start : start + self.batch_size])
-            x, y = next(self.images.batches(len(own), like.device, torch.tensor(own)))
-            yield own, x.to(like), y
+        self.broken[attack, part] = int((given & ~stands).sum())
+        return stands
 
 
 def _check_ball(attack: Attack, name: str, x: Tensor, x_adv: Tensor) -> None:

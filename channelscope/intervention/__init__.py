@@ -86,7 +86,7 @@ def intervene(
         methods: label -> how the network was trained, where its checkpoint does not say so.
         seed: of the choice of images, the attack's random starts, the random orders and the bootstrap.
         replicates, level: of the bootstrap over images behind all intervals; the random orders are held.
-        batch_size: images per forward pass.
+        batch_size: images that are read at a time; results do not depend on it.
         device: where checkpoints are run.
         command: what was typed, for the record.
         progress: show a progress bar; its total is the number of images times that of suppressions, all attacked.

@@ -48,7 +48,7 @@ def relevance_of(
         classes: number of classes.
         layers: names and patterns of layers; None for the penultimate one.
         scorers: names of scorers.
-        batch_size: images per forward pass.
+        batch_size: images that are read at a time; results do not depend on it.
 
     Returns:
         layer -> scorer -> relevance (k, c), without the scorers that a layer is not for; and sentences about these.

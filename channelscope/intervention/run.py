@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from channelscope.attacks import Attack, called, correct, image_generators, thrifty
-from channelscope.data import Part
+from channelscope.data import Part, block_size, in_blocks
 from channelscope.folding import run_folded
 from channelscope.hooks import evaluating
 from channelscope.intervention.suppression import Plan, Point, suppressed
@@ -47,7 +47,7 @@ class Run:
         network: any network.
         attack: on the suppressed network, it drops an image once it is broken, where it knows how to.
         relevant_to: see ``intervene``.
-        batch_size: images per forward pass.
+        batch_size: images that are read at a time.
         seed: of the attack's random numbers, which are the same for every suppression.
     """
 
@@ -78,8 +78,8 @@ class Run:
         """Go through the images, those of one class together where their label chooses the channels."""
         like, rows, labels = parameter_of(self.network), torch.arange(len(images)), images.labels.cpu()
         groups = [rows] if self.relevant_to == "answer" else [rows[labels == k] for k in labels.unique()]
-        for own in (part for group in groups for part in group.split(self.batch_size)):
-            x, y = next(images.batches(len(own), like.device, own))
+        blocks = [block for group in groups for block in group.split(block_size(images))]
+        for own, x, y in in_blocks(images, blocks, self.batch_size, like.device):
             x = x.to(like)
             yield _Batch(own, x, y, self._attacked(self.network, self.attack, x, y, own))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from channelscope.capture import pooled
-from channelscope.data import Part, as_dataset, stratified
+from channelscope.data import Part, as_dataset, block_size, in_blocks, stratified
 from channelscope.errors import UserError
 from channelscope.hooks import evaluating, layers_named
 from channelscope.relevance.ablation import Ablation
@@ -52,7 +52,7 @@ def relevance(
         scorer: a name among ``SCORERS``, or any scorer. What each costs: ``COSTS``.
         images: how many images to use, class shares kept; None for all.
         seed: of their choice.
-        batch_size: images per batch.
+        batch_size: images that are read at a time.
         device: where a checkpoint is run.
         progress: show a progress bar.
 
@@ -132,6 +132,8 @@ def score(
 ) -> Scored:
     """Score layers by several scorers in one pass over the images; one that refuses a layer is left out there.
 
+    Images are scored in blocks (see ``data.blocks``), so the scores are the same to the bit for any batch size.
+
     Args:
         network: any classifier of images in [0, 1]; it is left as found.
         part: the images.
@@ -139,16 +141,16 @@ def score(
         layers: layers' names.
         scorers: by name.
         weights: of the images in each bootstrap replicate, see ``stats.bootstrap_weights``.
-        batch_size: images per batch.
-        progress: called after every batch of every scorer with its number of images.
+        batch_size: images that are read at a time.
+        progress: called after every block of every scorer with its number of images.
     """
     found, like = Scored(tuple(layers)), parameter_of(network)
     scorers = _fitted(scorers, network, part, classes, layers, batch_size)
-    for (x, y), w in zip(part.batches(batch_size, like.device), weights.split(batch_size), strict=True):
+    for rows, x, y in in_blocks(part, _blocks(part), batch_size, like.device):
         for name, scorer in scorers.items():
             left = [layer for layer in layers if (name, layer) not in found.refused]
             for layer, scores in _given(scorer, network, left, x.to(like), y).items():
-                found.add(name, layer, scores, y, w, classes)
+                found.add(name, layer, scores, y, weights[rows], classes)
             progress(len(y))
     return found
 
@@ -184,6 +186,10 @@ def few(network: nn.Module, part: Part) -> Float[Tensor, "n *image"]:
     """Take a few images, to try a network on them."""
     like = parameter_of(network)
     return next(part.batches(2, like.device, torch.arange(min(2, len(part)))))[0].to(like)
+
+
+def _blocks(part: Part) -> tuple[Tensor, ...]:
+    return torch.arange(len(part)).split(block_size(part))
 
 
 def _given(
@@ -222,7 +228,7 @@ def _means(
 ) -> Iterator[tuple[str, Float[Tensor, "k c"]]]:
     like, stats = parameter_of(network), dict[str, ChannelStats]()
     with evaluating(network), attached(network), torch.no_grad(), pooled(network, *layers) as found:
-        for x, y in part.batches(batch_size, like.device):
+        for _, x, y in in_blocks(part, _blocks(part), batch_size, like.device):
             network(x.to(like))
             for layer, a in found.items():
                 of_layer = stats.setdefault(layer, ChannelStats(classes=classes, channels=a.shape[1]))

@@ -58,7 +58,6 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         figures=figures,
         level=f"{meta['level']:.0%}",
         made=words.made(meta),
-        command=meta.get("command"),
         settings=tables.settings(meta),
         style=_inline("report.css"),
         script=_inline("report.js"),

@@ -315,9 +315,13 @@ def _matching(comparison: Comparison) -> Iterator[Table]:
         yield Table("How alike layers of two models are", ["layers", "CKA"], laid, note=note)
 
 
+# The page is the same, to the byte, whenever and however the same result is found.
+_OF_THE_RUN = {"command", "created", "hardware", "batch_size"}
+
+
 def settings(meta: dict[str, Any]) -> list[tuple[str, str]]:
-    """All settings of the run as (name, text); the command is shown apart."""
-    shown = {key: value for key, value in meta.items() if key != "command"}
+    """All settings of the run that its numbers depend on, as (name, text)."""
+    shown = {key: value for key, value in meta.items() if key not in _OF_THE_RUN}
     return [(key, radius(value) if key == "eps" else _text(value)) for key, value in shown.items()]
 
 

@@ -123,8 +123,8 @@ def _verdict(row: pd.Series) -> dict[str, str]:
 
 
 def made(meta: dict[str, Any]) -> str:
-    """When, with what and on what it was made, as far as that is known."""
+    """With what and on what it was made, as far as that is known; not when, which would make two pages differ."""
     versions = ", ".join(f"{name} {version}" for name, version in dict(meta.get("versions") or {}).items())
-    hardware = ", ".join(f"{name} {value}" for name, value in dict(meta.get("hardware") or {}).items())
-    parts = {"Made": meta.get("created"), "Versions": versions, "Hardware": hardware, "Seed": meta["seed"]}
+    device = dict(meta.get("hardware") or {}).get("device")
+    parts = {"Versions": versions, "Device": device, "Seed": meta["seed"]}
     return ". ".join(f"{name}: {value}" for name, value in parts.items() if value not in (None, "")) + "."
