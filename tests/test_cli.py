@@ -446,7 +446,9 @@ def test_a_fault_of_ours_is_told_as_such(
 
     monkeypatch.setattr(inspection, "layers", fail)
     assert main("layers", work / "at.pt") == 1
-    assert "please report it" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "please report it" in told
+    assert "'channelscope doctor'" in told
     monkeypatch.setenv("CHANNELSCOPE_TRACEBACK", "1")
     with pytest.raises(KeyError):
         main("layers", work / "at.pt")

@@ -1,8 +1,10 @@
 """The package as such: its public face, and that importing it or asking for help is instant."""
 
+import runpy
 import subprocess
 import sys
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points, requires, version
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -86,3 +88,17 @@ def test_recipes_templates_and_types_come_along() -> None:
         *(f"recipes/{recipe}.toml" for recipe in recipes),
     ):
         assert package.joinpath(name).is_file()
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_all_that_users_install_has_a_lower_bound_that_is_tried() -> None:
+    """By ``make test-oldest``; what setup.cfg asks for is what is installed."""
+    constraints = runpy.run_path(str(ROOT / ".ci" / "lower_bounds.py"))["constraints"]
+    found = list(constraints((ROOT / "setup.cfg").read_text("utf-8")))
+    needed = [line for line in requires("channelscope") or () if "extra ==" not in line]
+    assert found[: len(needed)] == [line.replace(">=", "==") for line in needed]
+    assert "pyautoattack==0.2" in found
+    with pytest.raises(SystemExit, match="'numpy' has no lower bound"):
+        list(constraints((ROOT / "setup.cfg").read_text("utf-8").replace("numpy>=1.26.4", "numpy")))
