@@ -21,7 +21,7 @@ from channelscope.checkpoints import (
 )
 from channelscope.data import Part, Split
 from channelscope.errors import UserError
-from channelscope.files import remove_leftovers, replacing
+from channelscope.files import replacing
 from channelscope.objectives import TrainingLoss
 from channelscope.training.job import Job
 
@@ -80,10 +80,6 @@ class State:
     @classmethod
     def take_up(cls, job: Job, device: str) -> Self | None:
         """Go on after the last complete epoch of a run of the same settings; None if it has reached its end."""
-        if distributed.is_first():
-            for path in (job.out, job.partial, job.log):
-                remove_leftovers(path)
-        distributed.wait()
         if not job.partial.exists():
             if not job.out.exists():
                 return cls.fresh(job, device)
