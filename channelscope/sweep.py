@@ -4,6 +4,7 @@ A sweep that was interrupted goes on when it is started again; networks and resu
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 import sys
@@ -209,14 +210,22 @@ class _Record:
     def _write(self) -> None:
         if distributed.is_first():
             with replacing(self.folder / "sweep.json") as temporary:
-                temporary.write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+                written = self.meta | {"digest": _digest(self.meta)}
+                temporary.write_text(json.dumps(written, indent=1, ensure_ascii=False), "utf-8")
             with replacing(self.folder / "sweep.csv") as temporary:
                 self.table().to_csv(temporary, index=False)
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    """Identify what a record holds: a digit that has changed on the disk shows by nothing else."""
+    return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         meta = json.loads(file.read_text("utf-8"))
+        if meta.pop("digest") != _digest(meta):
+            raise ValueError
         if not isinstance(meta["settings"], dict) or not all(isinstance(row, dict) for row in meta["results"].values()):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
@@ -24,8 +25,8 @@ Key = tuple[int, str, str]  # model, attack, part of the attack
 class Progress:
     """Which images have met which attack, and whether they stood; what a killed run goes on from.
 
-    Every process appends a line to its own file after each batch. A line that a kill cut short is left out, and its
-    batch is attacked again.
+    Every process appends a line to its own file after each batch, with a checksum. A line that a kill cut short or
+    that has changed since is left out, and its batch is attacked again.
 
     Args:
         folder: where to keep it; None for nowhere.
@@ -76,9 +77,10 @@ class Progress:
         self.met[key] |= dict(zip(images, stood, strict=True))
         if self.folder is None:
             return
+        line = [*key, images, [int(one) for one in stood]]
         try:
             with self._own.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([*key, images, [int(one) for one in stood]]) + "\n")
+                file.write(json.dumps([*line, _checksum(line)]) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -132,12 +134,18 @@ class Gallery:
 
 
 def _lines(path: Path) -> Iterable[tuple[Key, list[int], list[bool]]]:
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            model, attack, part, images, stood = json.loads(line)
-        except ValueError:  # a kill came while it was written
+            *known, checksum = json.loads(line)
+        except (ValueError, TypeError):  # a kill came while it was written
             continue
-        yield (model, attack, part), images, [bool(one) for one in stood]
+        if checksum == _checksum(known):
+            model, attack, part, images, stood = known
+            yield (model, attack, part), images, [bool(one) for one in stood]
+
+
+def _checksum(line: list[Any]) -> int:
+    return zlib.crc32(json.dumps(line).encode())
 
 
 def _end_line(path: Path) -> None:

@@ -145,18 +145,21 @@ class State:
 
     def record(self, job: Job, row: dict[str, Any]) -> None:
         """Add an epoch's row and keep the weights if it is the best so far."""
+        if not is_finite(self.network.state_dict()) or not is_finite(self.chosen.state_dict()):
+            raise Diverged(f"The weights are no longer numbers after epoch {row['epoch']}: {self.advice(job)}")
         self.history.append(row)
         scores = [(row["val_robust"] if job.adversarial else 0, row["val_natural"]) for row in self.history]
         best = scores.index(max(scores))  # the first of equals
         if best == len(scores) - 1:
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.chosen.state_dict().items()}
-            if not is_finite(self.best):
-                raise Diverged(
-                    f"The weights are no longer numbers after epoch {len(self.history)}: lower the learning rate "
-                    f"(the state of the epoch before is in {job.partial})."
-                )
         for epoch, earlier in enumerate(self.history):
             earlier["best"] = epoch == best
+
+    def advice(self, job: Job) -> str:
+        """Say, of a run that cannot go on, what to do and what is left of it."""
+        complete = len(self.history)
+        best = ", a checkpoint of the best network so far" if complete else ""
+        return f"lower the learning rate (the state of epoch {complete} is in {job.partial}{best})."
 
     def is_stale(self, job: Job) -> bool:
         """Tell whether the validation part has waited for a better epoch as long as the recipe allows."""
