@@ -108,6 +108,7 @@ class Place:
     machine: Machine
     folder: Path
     whole: dict[tuple[str, ...], tuple[Outcome, Ended]] = field(default_factory=dict)
+    results: dict[tuple[str, ...], Path] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def fresh(self) -> Path:
@@ -122,7 +123,7 @@ class Place:
             folder = self.fresh()
             ended = self.machine.run(words, folder)
             assert (ended.status, ended.said) == (0, []), ended
-            self.whole[words] = outcome(folder), ended
+            self.whole[words], self.results[words] = (outcome(folder), ended), folder
         return self.whole[words]
 
     def earlier(self, command: Command, folder: Path) -> Outcome:

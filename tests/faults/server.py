@@ -17,10 +17,28 @@ import torch
 from faults import troubles
 
 # All that commands import late; nothing of it computes, so no pool of threads is there to be lost in the fork.
-MODULES = """channelscope.cli channelscope.sweep channelscope.intervention channelscope.rankings channelscope.report
-channelscope.training channelscope.evaluation channelscope.plots.catalogue channelscope.plots.evaluations
-channelscope.plots.interventions sklearn.datasets scipy.stats matplotlib.backends.backend_agg torch._dynamo torch.fx
-matplotlib.backends.backend_pdf channelscope.converters torch.distributed PIL.Image unittest.mock""".split()
+MODULES = [
+    "channelscope.cli",
+    "channelscope.sweep",
+    "channelscope.intervention",
+    "channelscope.rankings",
+    "channelscope.report",
+    "channelscope.training",
+    "channelscope.evaluation",
+    "channelscope.plots.catalogue",
+    "channelscope.plots.evaluations",
+    "channelscope.plots.interventions",
+    "sklearn.datasets",
+    "scipy.stats",
+    "matplotlib.backends.backend_agg",
+    "torch._dynamo",
+    "torch.fx",
+    "matplotlib.backends.backend_pdf",
+    "channelscope.converters",
+    "torch.distributed",
+    "PIL.Image",
+    "unittest.mock",
+]
 
 
 def start(request: dict[str, Any]) -> int:

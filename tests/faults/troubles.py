@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 # What a program does to files, as Python's audit hooks see it.
-FILE_EVENTS = frozenset(
-    "open os.mkdir os.rename os.remove os.rmdir os.link os.chmod os.truncate os.listdir tempfile.mkstemp tempfile.mkdtemp "
-    "shutil.rmtree shutil.copyfile fcntl.flock".split()
-)
+FILE_EVENTS = {
+    *("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.chmod", "os.truncate", "os.listdir"),
+    *("tempfile.mkstemp", "tempfile.mkdtemp", "shutil.rmtree", "shutil.copyfile", "fcntl.flock"),
+}
 
 
 def kill_at_file_operation(number: int, folder: str) -> None:
@@ -134,8 +134,8 @@ def no_memory_at_batch(number: int) -> None:
     pgd.PGD.__call__ = short
 
 
-def nan_at_step(number: int, what: str) -> None:
-    """Let something be no number at the NUMBER-th step of training: the loss, or the gradients."""
+def nan_at_steps(first: int, last: int, what: str) -> None:
+    """Let something be no number at some steps of training, counted from 1: the loss, or the gradients alone."""
     from channelscope.training import engine
 
     backward, calls = engine._backward, 0
@@ -144,7 +144,7 @@ def nan_at_step(number: int, what: str) -> None:
         nonlocal calls
         calls += 1
         sums = backward(state, *given)
-        if calls >= number:
+        if first <= calls <= last:
             for parameter in state.network.parameters():
                 if parameter.grad is not None:
                     parameter.grad.fill_(float("nan"))
