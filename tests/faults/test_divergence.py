@@ -8,7 +8,7 @@ from faults.work import COMMANDS, different, outcome
 
 TRAIN = COMMANDS["train"].words  # three epochs of three steps, with gates
 PLAIN = tuple("at" if word == "cifs" else word for word in TRAIN)
-HALF = (*TRAIN, "--set", "attack.steps=2", "engine.precision=fp16", "schedule.epochs=12")
+HALF = (*PLAIN, "--set", "attack.steps=2", "engine.precision=fp16", "schedule.epochs=12")
 KINDS = {"gated": TRAIN, "plain": PLAIN, "fp16": HALF}
 
 

@@ -63,6 +63,13 @@ def failing_flush(number: int, code: int) -> None:
     os.fsync = refuse
 
 
+def few_figures(number: int) -> None:
+    """Let only some kinds of a comparison's figures be drawn: all are written alike, and most of the time is theirs."""
+    from channelscope.plots import catalogue
+
+    _replace(catalogue.KINDS, catalogue.KINDS[:number])
+
+
 def full_disk(number: int) -> None:
     """Let the disk be full from the NUMBER-th flush on."""
     failing_flush(number, errno.ENOSPC)

@@ -16,7 +16,7 @@ import torch
 Outcome = dict[str, Any]  # file -> what it holds, but for what the clock says
 
 _DATA = ("--data", "npz:../digits.npz", "--device", "cpu", "-q")
-_MODELS = ("--models", "../at.pt", "../cifs.pt")
+_MODELS = ("--models", "../cifs.pt")
 _SMALL = ("--arch", "resnet10", "--width", "1", "--batch-size", "8", "--set", "attack.steps=2")
 _CLOCK = {"seconds", "created"}
 
