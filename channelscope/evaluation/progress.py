@@ -1,5 +1,6 @@
 """How far an evaluation has come, kept on disk after every batch."""
 
+import io
 import json
 import os
 import shutil
@@ -97,6 +98,8 @@ class Progress:
 class Gallery:
     """Adversarial images on disk: for each model and attack a file of all of the part's images.
 
+    Beside the folder is another, ``sums``, with a checksum of each image that is there.
+
     Args:
         folder: where the files are.
         shape: of all images, (n, c, h, w).
@@ -104,33 +107,62 @@ class Gallery:
 
     def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
         self.folder, self.shape = folder, shape
+        self._size = 4 * int(np.prod(shape[1:]))  # of an image, in bytes
+
+    @cached_property
+    def _header(self) -> bytes:
+        header = io.BytesIO()
+        described = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(header, described)
+        return header.getvalue()
 
     def keep(self, model: int, attack: str, images: list[int], x: Float[Tensor, "n c h w"]) -> None:
         """Write some of the images."""
-        path = self.folder / gallery_name(model, attack)
+        path, sums = self._paths(model, attack)
+        contents = [np.ascontiguousarray(image).tobytes() for image in x.detach().cpu().float().numpy()]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                self._begin(path)
-            with path.open("rb+") as file:  # not through the memory, where a full disk would end the process
-                size = 4 * int(np.prod(self.shape[1:]))
-                start = path.stat().st_size - self.shape[0] * size
-                for image, row in zip(x.detach().cpu().float().numpy(), images, strict=True):
-                    file.seek(start + row * size)
-                    file.write(np.ascontiguousarray(image).tobytes())
-                file.flush()
-                os.fsync(file.fileno())
+            start = len(self._header)
+            self._write(
+                path, self._header, {start + row * self._size: c for row, c in zip(images, contents, strict=True)}
+            )
+            self._write(sums, b"", {4 * row: _sum(c) for row, c in zip(images, contents, strict=True)})
         except OSError as error:
             raise UserError(
                 f"Cannot write {path}: {error.strerror or error}. Free space and give the same command again."
             ) from error
 
-    def _begin(self, path: Path) -> None:
-        """Make a file of the images' size, which takes up no space yet."""
-        described = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, described)
-            file.truncate(file.tell() + 4 * int(np.prod(self.shape)))
+    def whole(self, model: int, attack: str) -> list[bool]:
+        """Tell which images are there as they were written."""
+        path, sums = self._paths(model, attack)
+        try:
+            with path.open("rb") as file, sums.open("rb") as known:
+                intact = file.read(len(self._header)) == self._header
+                return [intact and known.read(4) == _sum(file.read(self._size)) for _ in range(self.shape[0])]
+        except OSError:
+            return [False] * self.shape[0]
+
+    def _paths(self, model: int, attack: str) -> tuple[Path, Path]:
+        name = gallery_name(model, attack)
+        return self.folder / name, self.folder.with_name("sums") / name
+
+    def _write(self, path: Path, header: bytes, parts: dict[int, bytes]) -> None:
+        """Write parts of a file, each at its place, into a file of its whole size, which takes up no space yet."""
+        size = len(header) + self.shape[0] * (self._size if header else 4)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.stat().st_size != size:
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                file.write(header)
+                file.truncate(size)
+        with path.open("rb+") as file:  # not through the memory, where a full disk would end the process
+            for place, part in {0: header, **parts}.items():
+                file.seek(place)
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _sum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(4, "little")
 
 
 def _lines(path: Path) -> Iterable[tuple[Key, list[int], list[bool]]]:
