@@ -79,6 +79,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     file, stats = config.getoption("fault_record"), terminalreporter.stats
     if file and exitstatus == 0 and not any(stats.get(kind) for kind in ("failed", "error", "deselected")):
         skipped = sorted({str(report.longrepr[2]) for report in stats.get("skipped", ())})
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(json.dumps(_described(config) | {"skipped": skipped}, indent=1) + "\n", "utf-8")
         terminalreporter.write_line(f"written to {file}")
 
