@@ -7,6 +7,10 @@ CHECKS := install lint types floors wheel test
 # ask for, GitPython and requests apart (the test extra has them), is here already, or is not needed, or is long outdated.
 ORACLES := foolbox==3.3.4 eagerpy==0.30.0 torchattacks==3.3.0 adversarial-robustness-toolbox==1.20.1 six==1.17.0
 
+# Of make faults: how many kills a command, and the seed of what chance decides.
+KILLS ?= 50
+SEED ?= 2102
+
 # CIFAR-10 as train/<class>/ and test/<class>/ folders of images.
 IMAGES ?= $(if $(CHANNELSCOPE_DATA),$(CHANNELSCOPE_DATA),data)/cifar10-jpeg
 
@@ -18,7 +22,7 @@ PIP_INSTALL := $(RUN) pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest install lint format types floors wheel audit notebooks check coverage figures zoo \
+.PHONY: help demo test test-oldest install lint format types floors wheel audit notebooks check coverage faults figures zoo \
 	results-small clean
 
 help: ## List these targets
@@ -68,6 +72,9 @@ check: ## Run every check that a change must pass
 
 coverage: $(VENV)/.test ## Run the tests and list the lines that none of them reaches
 	$(RUN) pytest -q --cov
+
+faults: $(VENV)/.test ## Kill, starve and damage runs at random, KILLS times a command: half an hour or more
+	$(RUN) pytest -q -n 0 tests/faults --kills $(KILLS) --fault-seed $(SEED) --fault-record docs/reliability/faults.json
 
 figures: $(VENV)/.demo ## Make the galleries in figures/ again
 	$(RUN) figures.make

@@ -1,11 +1,13 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all; tell whether they are still as they were written."""
 
 import glob
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,15 +49,44 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what kills in the middle of ``replacing`` left beside ``path``."""
-    for leftover in path.parent.glob(f"{glob.escape(_prefix(path))}*"):
-        if leftover.is_file():
-            leftover.unlink()
+def settle(path: Path) -> None:
+    """Put right what kills in the middle of ``replacing`` or ``replacing_folder`` left; only while nobody writes there.
+
+    A folder whose place was being taken when the kill came is put there: it is complete. All else is removed, also what
+    is in a folder ``path`` or one of its folders.
+    """
+    left = [other for other in path.parent.glob(f"{glob.escape(_prefix(path))}*") if _is_leftover(other)]
+    complete = [other for other in left if other.with_name(f"{other.name}{_EARLIER}") in left]
+    if complete and not path.exists():
+        complete[0].rename(path)
+        left.remove(complete[0])
+    if path.is_dir():
+        left += [other for pattern in (".*", "*/.*") for other in path.glob(pattern) if _is_leftover(other)]
+    for leftover in left:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+_EARLIER = "-earlier"  # ends the name of a folder whose place is being taken
+
+
+def hidden(path: Path, ending: str) -> str:
+    """Make the name of a hidden file beside ``path`` that no other path has, and that is not too long for any disk."""
+    name = path.name
+    if len(os.fsencode(name)) > 150:
+        name = f"{name[:30]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return f".{name}.{ending}"
 
 
 def _prefix(path: Path) -> str:
-    return f".{path.name[:100]}.writing-"
+    return hidden(path, "writing-")
+
+
+def _is_leftover(path: Path) -> bool:
+    """Tell whether a name is one that ``tempfile`` makes for us."""
+    return re.fullmatch(rf"\..+\.writing-[a-z0-9_]{{8}}({_EARLIER}|\..*)?", path.name) is not None
 
 
 @contextmanager
@@ -76,8 +107,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         if path.exists() and not path.is_dir():
             raise FileExistsError(17, "there is a file of that name")
         if path.exists():
-            # Two renames: the earlier folder is there, whole, until the new one is complete.
-            earlier = temporary.with_name(temporary.name + "-earlier")
+            # Two renames: the earlier folder is there, whole, until the new one is complete. After a kill between
+            # them, both have hidden names, and the next command puts the new one in its place (``settle``).
+            earlier = temporary.with_name(f"{temporary.name}{_EARLIER}")
             path.rename(earlier)
             try:
                 temporary.rename(path)
@@ -118,9 +150,40 @@ def check_folder(folder: Path, tables: Collection[str], others: Collection[str])
         raise UserError(f"{folder} is a file: choose another --out.")
     if folder.is_mount():
         raise UserError(f"{folder} is a disk of its own, which cannot be replaced: choose a folder on it.")
-    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if held and not set(tables) <= held <= {*tables, *others}:
+    held = {path.name for path in folder.iterdir() if not _is_leftover(path)} if folder.exists() else set()
+    if held and not set(tables) <= held <= {*tables, *others, DIGESTS}:
         raise UserError(f"{folder} holds other files, which would be lost: choose another --out.")
+
+
+DIGESTS = "SHA256SUMS"
+"""The file of a folder's digests, as ``sha256sum --check`` reads it."""
+
+
+def write_digests(folder: Path) -> None:
+    """Note the digest of every file in a folder."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    lines = [f"{_digest(folder / name)}  {name}\n" for name in names if name != DIGESTS]
+    (folder / DIGESTS).write_text("".join(lines), "utf-8")
+
+
+def check_digests(folder: Path, names: Iterable[str]) -> None:
+    """Check that files of a folder are as they were written; raises ValueError or OSError for the first that is not.
+
+    A table has nothing of its own by which a changed digit would show. A folder without digests, of tables that
+    somebody has put together, is taken as it is.
+    """
+    if not (folder / DIGESTS).exists():
+        return
+    lines = (folder / DIGESTS).read_text("utf-8").splitlines()
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in names:
+        if known.get(name) != _digest(folder / name):
+            raise ValueError(f"{name} is not as it was written")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> "pd.DataFrame":

@@ -18,7 +18,8 @@ from channelscope.alignment import FEWEST_REPLICATES, estimate, mean_over_classe
 from channelscope.checkpoints import versions
 from channelscope.data import as_dataset, stratified
 from channelscope.errors import UserError
-from channelscope.files import replacing_folder
+from channelscope.files import replacing_folder, write_digests
+from channelscope.locks import locked
 from channelscope.plots.paper import write
 from channelscope.plots.scorers import scorer_agreement, scorer_agreement_data
 from channelscope.relevance import COSTS, Scored, choose, few, score, scorer_named
@@ -66,10 +67,11 @@ class Rankings:
         """
         folder = Path(folder).resolve()
         check_folder(folder)
-        with replacing_folder(folder) as temporary:
+        with locked(folder), replacing_folder(folder) as temporary:
             for name in COLUMNS:
                 getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
             (temporary / "meta.json").write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+            write_digests(temporary)
             if len(self.agreement):
                 (temporary / "figures").mkdir()
                 figure = scorer_agreement(self.agreement, self.meta)

@@ -4,6 +4,7 @@ A sweep that was interrupted goes on when it is started again; networks and resu
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 import sys
@@ -26,7 +27,8 @@ from channelscope.checkpoints import build
 from channelscope.comparison import Comparison, compare
 from channelscope.data import Dataset, as_dataset, stratified
 from channelscope.errors import UserError, suggest
-from channelscope.files import check_writable, remove_leftovers, replacing
+from channelscope.files import check_writable, replacing
+from channelscope.locks import locked
 from channelscope.training import Diverged, Recipe, recipe_for, train
 from channelscope.training.job import Job
 from channelscope.training.logs import check_logs
@@ -105,16 +107,18 @@ def sweep(
     test = {"attack": str(parse(attack)), "eps": base.attack.eps if test_eps is None else test_eps, "level": 0.95}
     check_logs(logs)
     _check(runs, dataset, folder)
-    record = _Record.take_up(folder, {"recipe": base.values(), "vary": varied, "data": _known(dataset), **test}, runs)
-    record.meta |= {
-        "title": f"{base.method or 'own recipe'} on {dataset.name}, by {', '.join(_short(varied).values())}",
-        "images": {name: len(part) for name, part in dataset.parts.items()},
-        "command": command,
-    }
-    for number, run in enumerate(runs, 1):
-        _say(f"{number}/{len(runs)}: {run.variant.name}, seed {run.seed}", progress)
-        record.add(run, _result(run, record, dataset, test, logs, {"device": device, "progress": progress}))
-    return record.finish()
+    settings = {"recipe": base.values(), "vary": varied, "data": _known(dataset), **test}
+    with locked(*(folder / f"sweep.{name}" for name in ("json", "csv", "pdf", "png"))):
+        record = _Record.take_up(folder, settings, runs)
+        record.meta |= {
+            "title": f"{base.method or 'own recipe'} on {dataset.name}, by {', '.join(_short(varied).values())}",
+            "images": {name: len(part) for name, part in dataset.parts.items()},
+            "command": command,
+        }
+        for number, run in enumerate(runs, 1):
+            _say(f"{number}/{len(runs)}: {run.variant.name}, seed {run.seed}", progress)
+            record.add(run, _result(run, record, dataset, test, logs, {"device": device, "progress": progress}))
+        return record.finish()
 
 
 @dataclass(frozen=True)
@@ -169,9 +173,6 @@ class _Record:
                     "another --out."
                 )
         distributed.wait()  # all have looked before one writes
-        if distributed.is_first():
-            for name in ("json", "csv", "pdf", "png"):
-                remove_leftovers(folder / f"sweep.{name}")
         record = cls(folder, runs, meta)
         record._write()
         return record
@@ -209,14 +210,22 @@ class _Record:
     def _write(self) -> None:
         if distributed.is_first():
             with replacing(self.folder / "sweep.json") as temporary:
-                temporary.write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+                written = self.meta | {"digest": _digest(self.meta)}
+                temporary.write_text(json.dumps(written, indent=1, ensure_ascii=False), "utf-8")
             with replacing(self.folder / "sweep.csv") as temporary:
                 self.table().to_csv(temporary, index=False)
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    """Identify what a record holds: a digit that has changed on the disk shows by nothing else."""
+    return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         meta = json.loads(file.read_text("utf-8"))
+        if meta.pop("digest") != _digest(meta):
+            raise ValueError
         if not isinstance(meta["settings"], dict) or not all(isinstance(row, dict) for row in meta["results"].values()):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

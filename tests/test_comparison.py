@@ -18,6 +18,7 @@ from channelscope.comparison import Comparison, check_folder, compare
 from channelscope.comparison.frames import COLUMNS
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
+from channelscope.files import DIGESTS
 from channelscope.hooks import LayerError
 from channelscope.selection import Selective
 from channelscope.training import Recipe
@@ -850,6 +851,7 @@ SPOILT: dict[str, Any] = {
 @pytest.mark.parametrize("case", SPOILT)
 def test_a_damaged_comparison_is_told(case: str, undrawn: None, tmp_path: Path) -> None:
     folder = some().save(tmp_path / "out", progress=False)
+    (folder / DIGESTS).unlink()  # by which any change shows
     SPOILT[case](folder)
     with mistake(str(folder)):
         Comparison.load(folder)

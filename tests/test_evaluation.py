@@ -21,6 +21,7 @@ from channelscope.cli import main
 from channelscope.evaluation import SUITES, Evaluation, evaluate
 from channelscope.evaluation.progress import Progress
 from channelscope.evaluation.suites import attacks_on
+from channelscope.files import DIGESTS
 from runs import contents, digits, mistake, randomness_untouched, trained, write_npz
 
 QUICK: dict[str, Any] = {"images": 12, "checks": 0, "progress": False, "eps": 0.1}
@@ -403,6 +404,7 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["meta.json", "table.csv", "arrays.npz", "worst.csv"])
 def test_damaged_evaluations_are_refused(name: str, tmp_path: Path) -> None:
     evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], out=tmp_path / "out", **QUICK)
+    (tmp_path / "out" / DIGESTS).unlink()  # by which any change shows
     damaged = tmp_path / "out" / name
     damaged.write_bytes(damaged.read_bytes()[:-30])
     with mistake("damaged"):

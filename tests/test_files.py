@@ -1,13 +1,24 @@
 """Files and folders appear whole or not at all, and what stood there before stays until then."""
 
+import shutil
+import subprocess
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
 
 from channelscope.errors import UserError
-from channelscope.files import replacing, replacing_folder
+from channelscope.files import (
+    DIGESTS,
+    check_digests,
+    check_folder,
+    hidden,
+    replacing,
+    replacing_folder,
+    settle,
+    write_digests,
+)
 
 Replacing = Callable[[Path], AbstractContextManager[Path]]
 either = pytest.mark.parametrize("way", [replacing, replacing_folder])
@@ -141,3 +152,86 @@ def test_temporary_file_keeps_the_ending_that_writers_look_at(tmp_path: Path) ->
     with replacing(tmp_path / "arrays.npz") as temporary:
         assert temporary.suffix == ".npz"
         temporary.write_bytes(b"x")
+
+
+# ---------------------------------------------------------------- after a kill
+
+
+class Killed(BaseException):
+    """Stands for a kill, but for what a process does on its way out."""
+
+
+def killed_while_replacing(target: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace a folder, and be killed as it is renamed for the first time or the second."""
+    rename, renames = Path.rename, []
+
+    def watched(self: Path, to: Path) -> Path:
+        renames.append(to)
+        if len(renames) == at:
+            raise Killed
+        return rename(self, to)
+
+    with monkeypatch.context() as patched, suppress(Killed), replacing_folder(target) as temporary:
+        put(temporary, "later", replacing_folder)
+        patched.setattr(Path, "rename", watched)
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize(("at", "found"), [(1, "earlier"), (2, "later")])
+def test_folder_of_a_kill_between_two_renames_is_put_in_its_place(
+    at: int, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    with replacing_folder(target) as temporary:
+        put(temporary, "earlier", replacing_folder)
+    killed_while_replacing(target, at, monkeypatch)
+    assert target.exists() == (at == 1)
+    assert len(list(tmp_path.iterdir())) == 2
+    settle(target)
+    assert got(target, replacing_folder) == found
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", ["out", "o[u]t*", "n" * 240 + ".pt", "\u5b57" * 80])
+def test_half_written_files_are_removed_and_others_stay(name: str, tmp_path: Path) -> None:
+    target = tmp_path / name
+    foreign = [".out.writing-mine", ".out2.writing-abcd1234", ".out", "out.writing-abcd1234", ".out.lock"]
+    for other in foreign:
+        (tmp_path / other).touch()
+    (tmp_path / f"{hidden(target, 'writing-')}abcd1234.pt").touch()
+    settle(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(foreign)
+
+
+def test_half_written_files_inside_a_folder_are_removed_and_do_not_make_it_anothers(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / "figures").mkdir(parents=True)
+    for name in ("a.csv", ".meta.json.writing-abcd1234.json", "figures/.a.pdf.writing-abcd1234.pdf", "figures/a.pdf"):
+        (folder / name).touch()
+    check_folder(folder, {"a.csv"}, {"figures"})
+    settle(folder)
+    assert sorted(path.name for path in folder.rglob("*")) == ["a.csv", "a.pdf", "figures"]
+
+
+# ---------------------------------------------------------------- digests
+
+
+def test_changed_files_are_told_from_those_that_were_written(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    for name in ("a.csv", "deeper/b.csv"):
+        (tmp_path / name).write_text("robust\n0.51\n")
+    write_digests(tmp_path)
+    check_digests(tmp_path, ["a.csv", "deeper/b.csv"])
+    (tmp_path / "deeper" / "b.csv").write_text("robust\n0.91\n")
+    check_digests(tmp_path, ["a.csv"])
+    with pytest.raises(ValueError, match=r"deeper/b\.csv is not as it was written"):
+        check_digests(tmp_path, ["a.csv", "deeper/b.csv"])
+    (tmp_path / DIGESTS).write_text("")
+    with pytest.raises(ValueError, match=r"a\.csv is not as it was written"):
+        check_digests(tmp_path, ["a.csv"])
+
+
+def test_digests_are_what_sha256sum_checks(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("robust\n0.51\n")
+    write_digests(tmp_path)
+    assert subprocess.run(["sha256sum", "--check", "--quiet", DIGESTS], cwd=tmp_path, check=False).returncode == 0

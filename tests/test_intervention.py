@@ -26,6 +26,7 @@ from channelscope.attacks import PGD, JointSweep
 from channelscope.cli import main, parser
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
+from channelscope.files import DIGESTS
 from channelscope.intervention import Interventions
 from channelscope.intervention.results import COLUMNS
 from channelscope.intervention.run import Run
@@ -435,6 +436,7 @@ def test_other_folders_and_damaged_ones_are_refused(found: Interventions, folder
     with pytest.raises(UserError, match="holds no interventions"):
         Interventions.load(tmp_path)
     damaged = shutil.copytree(folder, tmp_path / "damaged")
+    (damaged / DIGESTS).unlink()  # by which any change shows
     meta = json.loads((damaged / "meta.json").read_text())
     (damaged / "meta.json").write_text(json.dumps(meta | {"models": {"other": {}}}))
     with pytest.raises(UserError, match="damaged"):

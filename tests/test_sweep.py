@@ -24,7 +24,7 @@ from channelscope.data import Dataset
 from channelscope.errors import UserError
 from channelscope.plots import sweeps
 from channelscope.plots.paper import COLOURS
-from channelscope.sweep import ABLATIONS, sweep, values_of
+from channelscope.sweep import ABLATIONS, _digest, sweep, values_of
 from channelscope.training import Recipe
 from runs import contents, digits, mistake, write_npz
 
@@ -294,8 +294,14 @@ def test_a_sweep_of_other_settings_is_refused(
     assert contents(out) == before
 
 
+def signed(settings: Any, results: Any) -> str:
+    meta = {"settings": settings, "results": results}
+    return json.dumps(meta | {"digest": _digest(meta)})
+
+
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '{"settings": 1, "results": {}}', '{"settings": {}, "results": 1}']
+    "content",
+    ["", "{}", "[]", signed(1, {}), signed({}, 1), signed({}, {}).replace('"results": {}', '"results": {"a": {}}')],
 )
 def test_a_damaged_record_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(content)

@@ -4,12 +4,7 @@ The recipes are ``test_recipes``' affair, and what happens within an epoch ``tes
 """
 
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +37,6 @@ from runs import (
     same_state,
     tiny_job,
     trained,
-    write_npz,
 )
 
 COLUMNS = ["epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best"]
@@ -324,85 +318,8 @@ def test_a_run_stopped_between_its_last_two_writes_goes_on(tmp_path: Path, monke
     assert same_run(tmp_path / "net.pt", trained("cifs"))
 
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-KILLED: dict[str, Any] = {"arch": "resnet10", "width": 4, "epochs": 12, "batch_size": 8}
-
-
-def command(method: str, data: str, out: Path) -> list[str]:
-    changes = [word for name, value in KILLED.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    where = ["--data", data, "--out", str(out), "--device", "cpu"]
-    return [sys.executable, "-m", "channelscope", "train", "--method", method, *where, "--resume", *changes]
-
-
 def history(partial: Path) -> list[dict[str, Any]]:
     return Checkpoint.read(partial).meta["history"]
-
-
-def wait_for_epoch(process: subprocess.Popen[bytes], partial: Path) -> None:
-    """Wait until the run keeps another epoch, or ends."""
-    before = partial.stat().st_mtime_ns if partial.exists() else None
-    while process.poll() is None and (partial.stat().st_mtime_ns if partial.exists() else None) == before:
-        time.sleep(0.005)
-
-
-def test_a_run_killed_five_times_ends_with_the_same_weights(tmp_path: Path) -> None:
-    """``kill -9`` at random moments: the first before an epoch is complete, the others after some epoch."""
-    data = write_npz(tmp_path)
-    (tmp_path / "whole").mkdir()
-    train("cifs", data, out=tmp_path / "whole" / "net.pt", progress=False, **KILLED)
-    moments = random.Random(2102)
-    (tmp_path / "killed").mkdir()
-    out = tmp_path / "killed" / "net.pt"
-    partial = tmp_path / "killed" / "net.pt.partial"
-    for kill in range(5):
-        with subprocess.Popen(command("cifs", data, out), env=ENVIRONMENT, stderr=subprocess.PIPE) as process:
-            assert process.stderr is not None
-            seen = b""
-            while b"%|" not in seen:  # the progress bar: training begins
-                seen += process.stderr.read(1) or pytest.fail(f"the run ended early: {seen!r}")
-            if kill:
-                wait_for_epoch(process, partial)
-            delay = moments.uniform(0, 0.3 if kill else 0.1)
-            time.sleep(delay)
-            process.kill()
-            epochs = len(history(partial)) if partial.exists() else 0
-            print(f"kill {kill + 1} after {delay:.3f} s, with {epochs} epochs complete")  # noqa: T201
-        assert process.returncode == -signal.SIGKILL, "the run must not reach its end before the last kill"
-    subprocess.run([*command("cifs", data, out), "-q"], env=ENVIRONMENT, check=True, capture_output=True)
-    assert same_run(out, tmp_path / "whole" / "net.pt")
-    assert sorted(contents(tmp_path / "killed")) == ["net.pt", "net.pt.csv"]
-
-
-KILL_WHILE_WRITING = """
-import os, signal, sys
-from channelscope import cli
-
-written = 0
-
-def fsync(handle):
-    global written
-    written += 1
-    if written == 5:  # the state and the log at the start, those of epoch 1, the state of epoch 2
-        os.kill(os.getpid(), signal.SIGKILL)
-
-os.fsync = fsync
-sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
-def test_a_kill_in_the_middle_of_writing_leaves_no_file_after_resume(tmp_path: Path) -> None:
-    data, name = write_npz(tmp_path), f"{'a-long-name-' * 5}.pt"
-    (tmp_path / "runs").mkdir()
-    words = ["--method", "standard", "--data", data, "--out", str(tmp_path / "runs" / name), "--width", "1", "-q"]
-    words += ["--epochs", "3", "--arch", "resnet10", "--device", "cpu"]
-    killed = subprocess.run([sys.executable, "-c", KILL_WHILE_WRITING, "train", *words], env=ENVIRONMENT, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert len(history(tmp_path / "runs" / f"{name}.partial")) == 1
-    assert len(contents(tmp_path / "runs")) == 3, "the test must leave a file half written"
-    train(
-        "standard", data, out=tmp_path / "runs" / name, resume=True, progress=False, width=1, epochs=3, arch="resnet10"
-    )
-    assert sorted(contents(tmp_path / "runs")) == [name, f"{name}.csv"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from channelscope.errors import UserError
 
 _NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or, to train, a smaller --batch-size."
 
+_TORCH_HAS_NO_MEMORY = "can't allocate memory|out of memory|could not create a primitive"  # the last is oneDNN's
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; give the exit status.
@@ -71,7 +73,7 @@ def _fail(sentence: str, status: int = 2) -> int:
 
 def _unexpected(error: Exception) -> int:
     """Answer an error that nobody foresaw."""
-    if isinstance(error, RuntimeError) and re.search("can't allocate memory|out of memory", str(error)):  # torch's
+    if isinstance(error, RuntimeError) and re.search(_TORCH_HAS_NO_MEMORY, str(error)):
         return _fail(_NO_MEMORY)
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return _fail("A process that reads images was ended by the system: free memory and start the command again.")

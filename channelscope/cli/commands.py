@@ -138,10 +138,11 @@ def compare(args: argparse.Namespace) -> None:
     """Compare checkpoints, write the folder and print what was found."""
     from channelscope.comparison import check_folder
     from channelscope.distributed import is_first
+    from channelscope.locks import locked
 
     device, out = device_of(args), Path(args.out)
     check_folder(out)
-    with together(args, device):
+    with together(args, device), locked(out.resolve()):
         found = _comparison(args, device)
         if is_first():
             found.meta["command"] = args.command
@@ -206,38 +207,42 @@ def evaluate(args: argparse.Namespace) -> None:
 def intervene(args: argparse.Namespace) -> None:
     """Suppress channels of checkpoints, write the folder and print what was found."""
     from channelscope.intervention import check_folder, intervene
+    from channelscope.locks import locked
 
     device, models, out = device_of(args), models_of(args), Path(args.out)
     check_folder(out)
-    found = intervene(
-        models,
-        data_of(args, args.data or trained_on(models.values())),
-        layers=args.layers,
-        scorers=args.scorers,
-        attack=args.attack,
-        eps=args.eps,
-        fractions=args.fractions,
-        random=args.random,
-        relevant_to=args.relevant_to,
-        images=args.images,
-        seed=args.seed,
-        replicates=args.replicates,
-        batch_size=args.batch_size,
-        device=device,
-        command=args.command,
-        progress=not args.quiet,
-    )
-    found.save(out)
+    with locked(out.resolve()):
+        found = intervene(
+            models,
+            data_of(args, args.data or trained_on(models.values())),
+            layers=args.layers,
+            scorers=args.scorers,
+            attack=args.attack,
+            eps=args.eps,
+            fractions=args.fractions,
+            random=args.random,
+            relevant_to=args.relevant_to,
+            images=args.images,
+            seed=args.seed,
+            replicates=args.replicates,
+            batch_size=args.batch_size,
+            device=device,
+            command=args.command,
+            progress=not args.quiet,
+        )
+        found.save(out)
     tell_interventions(found, out, args.json)
 
 
 def figures(args: argparse.Namespace) -> None:
     """Draw a comparison's figures and report again."""
     from channelscope.comparison import Comparison
+    from channelscope.locks import locked
 
     folder = Path(args.folder)
     how = {name: getattr(args, name) for name in ("style", "wide", "latex", "only", "formats")}
-    Comparison.load(folder).draw(folder, **how, progress=not args.quiet)
+    with locked(folder.resolve()):
+        Comparison.load(folder).draw(folder, **how, progress=not args.quiet)
     print(f"figures in {folder / 'figures'}, report in {folder / 'report.html'}")
 
 

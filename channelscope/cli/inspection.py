@@ -93,23 +93,25 @@ def _channels(network: "nn.Module", layer: str, shape: tuple[int, ...]) -> str:
 
 def relevance(args: argparse.Namespace) -> None:
     """Score channels by several scorers, write the folder and print what was found."""
+    from channelscope.locks import locked
     from channelscope.rankings import check_folder, rank
 
     device, out = device_of(args), Path(args.out)
     check_folder(out)
     models = models_of(args)
-    found = rank(
-        models,
-        data_of(args, args.data or trained_on(models.values())),
-        layers=args.layers,
-        scorers=args.scorer,
-        images=args.images,
-        seed=args.seed,
-        replicates=args.replicates,
-        batch_size=args.batch_size,
-        device=device,
-        progress=not args.quiet,
-    )
-    found.meta["command"] = args.command
-    found.save(out)
+    with locked(out.resolve()):
+        found = rank(
+            models,
+            data_of(args, args.data or trained_on(models.values())),
+            layers=args.layers,
+            scorers=args.scorer,
+            images=args.images,
+            seed=args.seed,
+            replicates=args.replicates,
+            batch_size=args.batch_size,
+            device=device,
+            progress=not args.quiet,
+        )
+        found.meta["command"] = args.command
+        found.save(out)
     tell_rankings(found, out, args.json)

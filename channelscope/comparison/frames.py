@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from channelscope import files
 from channelscope.checkpoints import GATE_LOG
 from channelscope.errors import UserError
-from channelscope.files import read_meta, read_table, replacing_folder
+from channelscope.files import check_digests, read_meta, read_table, replacing_folder, write_digests
+from channelscope.locks import locked, settled
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -118,11 +119,12 @@ class Comparison:
         """
         folder = Path(folder).resolve()  # of a link, what it points to is replaced
         check_folder(folder)
-        with replacing_folder(folder) as temporary:
+        with locked(folder), replacing_folder(folder) as temporary:
             for name in COLUMNS:
                 getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
             np.savez_compressed(temporary / "arrays.npz", **self.arrays)  # type: ignore[arg-type]
             (temporary / "meta.json").write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+            write_digests(temporary)
             self.draw(temporary, progress=progress)
         return folder
 
@@ -224,9 +226,12 @@ class Comparison:
             UserError: for a folder that is missing, damaged or holds no comparison.
         """
         folder = Path(folder)
+        if not folder.exists():
+            settled(folder)
         if not (folder / "meta.json").is_file():
             raise UserError(f"{folder} holds no comparison: name a folder that 'channelscope compare' wrote.")
         try:
+            check_digests(folder, [*(f"{name}.csv" for name in COLUMNS), "arrays.npz", "meta.json"])
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
             frames["training"]["best"] = frames["training"]["best"] == "True"
             with np.load(folder / "arrays.npz", allow_pickle=False) as archive:

@@ -1,6 +1,7 @@
 """Evaluate the robustness of networks: strong and adaptive attacks, worst case per image, warnings of masking."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.evaluation.results import Evaluation, check_folder
 from channelscope.evaluation.rows import assemble
 from channelscope.evaluation.suites import SUITES, ball_of
+from channelscope.locks import locked
 from channelscope.subjects import Network, subjects_of, widened
 from channelscope.training import default_eps
 
@@ -114,15 +116,17 @@ def evaluate(
         check_folder(folder)
     partial = folder and folder.with_name(f"{folder.name}.partial")
     gallery = Gallery(partial / "adversarial", (len(part), *part.image_shape)) if partial and save_adversarial else None
-    state = Progress(partial, known)
-    wait()  # all have looked before one writes
-    found = outcomes(subjects, part, len(dataset.classes), plan, state, gallery, shown=progress)
-    result = assemble(subjects, found, dataset, part, settings | {"command": command})
-    if folder is not None:
-        if is_first():
-            result.save(folder, adversarial=gallery.folder if gallery else None)
-        wait()
-        state.remove()
+    with locked(folder, partial) if folder and partial else nullcontext():
+        wait()  # what a kill left is put right before any process looks
+        state = Progress(partial, known)
+        wait()  # all have looked before one writes
+        found = outcomes(subjects, part, len(dataset.classes), plan, state, gallery, shown=progress)
+        result = assemble(subjects, found, dataset, part, settings | {"command": command})
+        if folder is not None:
+            if is_first():
+                result.save(folder, adversarial=gallery.folder if gallery else None)
+            wait()
+            state.remove()
     return result
 
 

@@ -1,8 +1,10 @@
 """How far an evaluation has come, kept on disk after every block of images."""
 
+import io
 import json
 import os
 import shutil
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cached_property
@@ -24,8 +26,8 @@ Key = tuple[int, str, str]  # model, attack, part of the attack
 class Progress:
     """Which images have met which attack, and whether they stood; what a killed run goes on from.
 
-    Every process appends a line to its own file after each block. A line that a kill cut short is left out, and its
-    block is attacked again.
+    Every process appends a line to its own file after each block, with a checksum. A line that a kill cut short or
+    that has changed since is left out, and its block is attacked again.
 
     Args:
         folder: where to keep it; None for nowhere.
@@ -76,9 +78,10 @@ class Progress:
         self.met[key] |= dict(zip(images, stood, strict=True))
         if self.folder is None:
             return
+        line = [*key, images, [int(one) for one in stood]]
         try:
             with self._own.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([*key, images, [int(one) for one in stood]]) + "\n")
+                file.write(json.dumps([*line, _checksum(line)]) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -95,6 +98,8 @@ class Progress:
 class Gallery:
     """Adversarial images on disk: for each model and attack a file of all of the part's images.
 
+    Beside the folder is another, ``sums``, with a checksum of each image that is there.
+
     Args:
         folder: where the files are.
         shape: of all images, (n, c, h, w).
@@ -102,42 +107,77 @@ class Gallery:
 
     def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
         self.folder, self.shape = folder, shape
+        self._size = 4 * int(np.prod(shape[1:]))  # of an image, in bytes
+
+    @cached_property
+    def _header(self) -> bytes:
+        header = io.BytesIO()
+        described = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(header, described)
+        return header.getvalue()
 
     def keep(self, model: int, attack: str, images: list[int], x: Float[Tensor, "n c h w"]) -> None:
         """Write some of the images."""
-        path = self.folder / gallery_name(model, attack)
+        path, sums = self._paths(model, attack)
+        contents = [np.ascontiguousarray(image).tobytes() for image in x.detach().cpu().float().numpy()]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                self._begin(path)
-            with path.open("rb+") as file:  # not through the memory, where a full disk would end the process
-                size = 4 * int(np.prod(self.shape[1:]))
-                start = path.stat().st_size - self.shape[0] * size
-                for image, row in zip(x.detach().cpu().float().numpy(), images, strict=True):
-                    file.seek(start + row * size)
-                    file.write(np.ascontiguousarray(image).tobytes())
-                file.flush()
-                os.fsync(file.fileno())
+            start = len(self._header)
+            self._write(
+                path, self._header, {start + row * self._size: c for row, c in zip(images, contents, strict=True)}
+            )
+            self._write(sums, b"", {4 * row: _sum(c) for row, c in zip(images, contents, strict=True)})
         except OSError as error:
             raise UserError(
                 f"Cannot write {path}: {error.strerror or error}. Free space and give the same command again."
             ) from error
 
-    def _begin(self, path: Path) -> None:
-        """Make a file of the images' size, which takes up no space yet."""
-        described = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, described)
-            file.truncate(file.tell() + 4 * int(np.prod(self.shape)))
+    def whole(self, model: int, attack: str) -> list[bool]:
+        """Tell which images are there as they were written."""
+        path, sums = self._paths(model, attack)
+        try:
+            with path.open("rb") as file, sums.open("rb") as known:
+                intact = file.read(len(self._header)) == self._header
+                return [intact and known.read(4) == _sum(file.read(self._size)) for _ in range(self.shape[0])]
+        except OSError:
+            return [False] * self.shape[0]
+
+    def _paths(self, model: int, attack: str) -> tuple[Path, Path]:
+        name = gallery_name(model, attack)
+        return self.folder / name, self.folder.with_name("sums") / name
+
+    def _write(self, path: Path, header: bytes, parts: dict[int, bytes]) -> None:
+        """Write parts of a file, each at its place, into a file of its whole size, which takes up no space yet."""
+        size = len(header) + self.shape[0] * (self._size if header else 4)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.stat().st_size != size:
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                file.write(header)
+                file.truncate(size)
+        with path.open("rb+") as file:  # not through the memory, where a full disk would end the process
+            for place, part in {0: header, **parts}.items():
+                file.seek(place)
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _sum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(4, "little")
 
 
 def _lines(path: Path) -> Iterable[tuple[Key, list[int], list[bool]]]:
-    for line in path.read_text("utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            model, attack, part, images, stood = json.loads(line)
-        except ValueError:  # a kill came while it was written
+            *known, checksum = json.loads(line)
+        except (ValueError, TypeError):  # a kill came while it was written
             continue
-        yield (model, attack, part), images, [bool(one) for one in stood]
+        if checksum == _checksum(known):
+            model, attack, part, images, stood = known
+            yield (model, attack, part), images, [bool(one) for one in stood]
+
+
+def _checksum(line: list[Any]) -> int:
+    return zlib.crc32(json.dumps(line).encode())
 
 
 def _end_line(path: Path) -> None:

@@ -19,7 +19,8 @@ from numpy import ndarray
 
 from channelscope import files
 from channelscope.errors import UserError, suggest
-from channelscope.files import read_meta, read_table, replacing_folder
+from channelscope.files import check_digests, read_meta, read_table, replacing_folder, write_digests
+from channelscope.locks import locked, settled
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -76,7 +77,7 @@ class Evaluation:
         """
         folder = Path(folder).resolve()
         check_folder(folder)
-        with replacing_folder(folder) as temporary:
+        with locked(folder), replacing_folder(folder) as temporary:
             for name in COLUMNS:
                 getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
             np.savez_compressed(temporary / "arrays.npz", **self.arrays)  # type: ignore[arg-type]
@@ -85,9 +86,10 @@ class Evaluation:
             for index, model in enumerate(self.meta["models"]):
                 name = re.sub(r"[^\w.-]", "_", model)[:60]
                 _write_json(temporary / "robustbench" / f"{index}-{name}.json", self.robustbench(model))
-            _plots().draw(self, temporary / "figures")
             if adversarial is not None and adversarial.is_dir():
                 shutil.copytree(adversarial, temporary / "adversarial", copy_function=_link)
+            write_digests(temporary)
+            _plots().draw(self, temporary / "figures")
         return folder
 
     def adversarial(self, folder: Path | str, model: str, attack: str) -> Float[ndarray, "n c h w"]:
@@ -104,6 +106,7 @@ class Evaluation:
                 f"{attack} among its attacks."
             )
         try:
+            check_digests(Path(folder), [f"adversarial/{path.name}"])
             images = np.load(path, mmap_mode="r", allow_pickle=False)
             if images.dtype != np.float32 or images.ndim != 4 or len(images) != self.meta["data"]["images"]:
                 raise ValueError("not the images of this evaluation")
@@ -171,9 +174,12 @@ class Evaluation:
             UserError: for a folder that is missing, damaged or holds no evaluation.
         """
         folder = Path(folder)
+        if not folder.exists():
+            settled(folder)
         if not (folder / "meta.json").is_file() or not (folder / "worst.csv").is_file():
             raise UserError(f"{folder} holds no evaluation: name a folder that 'channelscope evaluate' wrote.")
         try:
+            check_digests(folder, [*(f"{name}.csv" for name in COLUMNS), "arrays.npz", "meta.json"])
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
             with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}

@@ -77,6 +77,7 @@ class Run:
         """Tell which of the given images stand an attack, which goes by its own name or this; others do not stand."""
         name, stood = name or called(attack), given
         if self.gallery is not None:
+            self._forget_damaged(name)
             everything = torch.ones_like(given)
             return given & self._met(name, name, everything, self._made_by(attack, name, self._kept(name)))
         for part in getattr(attack, "parts", (attack,)):
@@ -100,6 +101,16 @@ class Run:
             return x_adv
 
         return make
+
+    def _forget_damaged(self, name: str) -> None:
+        """Forget what an attack has done, where one of its images is not on disk as it was written.
+
+        All is made again, in the same batches, so that it comes out the same.
+        """
+        assert self.gallery is not None
+        known, whole = self.progress.met[self.index, name, name], self.gallery.whole(self.index, name)
+        if not all(whole[row] for row in known):
+            known.clear()
 
     def _kept(self, name: str) -> Callable[[list[int], Tensor], None]:
         def keep(rows: list[int], x: Tensor) -> None:

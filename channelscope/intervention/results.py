@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from channelscope import files
 from channelscope.errors import UserError
-from channelscope.files import read_meta, read_table, replacing_folder
+from channelscope.files import check_digests, read_meta, read_table, replacing_folder, write_digests
+from channelscope.locks import locked, settled
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -72,10 +73,11 @@ class Interventions:
         """
         folder = Path(folder).resolve()
         check_folder(folder)
-        with replacing_folder(folder) as temporary:
+        with locked(folder), replacing_folder(folder) as temporary:
             for name in COLUMNS:
                 getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
             (temporary / "meta.json").write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+            write_digests(temporary)
             _plots().draw(self, temporary / "figures")
         return folder
 
@@ -111,9 +113,12 @@ class Interventions:
             UserError: for a folder that is missing, damaged or holds no interventions.
         """
         folder = Path(folder)
+        if not folder.exists():
+            settled(folder)
         if not (folder / "meta.json").is_file() or not (folder / "league.csv").is_file():
             raise UserError(f"{folder} holds no interventions: name a folder that 'channelscope intervene' wrote.")
         try:
+            check_digests(folder, [*(f"{name}.csv" for name in COLUMNS), "meta.json"])
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
             meta = read_meta(folder / "meta.json")
             _check(frames, meta)

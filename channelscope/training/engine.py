@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ from channelscope.training.state import Diverged, State
 
 _MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LOOK_EVERY = 16  # steps: each look at the loss waits for the device
+# Half precision begins with 2**16, halves it and leaves out a step whenever gradients are not finite, which is its way
+# to find the scale: it comes to this only where they never are.
+_LEAST_SCALE = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class _Batch:
 def train_epoch(job: Job, state: State, epoch: int, bar: Any) -> dict[str, float]:
     """Make one pass over the training part; give its mean loss and accuracy on the images trained on, labels given."""
     generator, attack = job.generator(epoch), job.attack_at(epoch)
-    sums = torch.zeros(3, dtype=torch.float64, device=state.device)  # loss, hits, images
+    sums, recent = torch.zeros(3, dtype=torch.float64), []  # loss, hits, images; those of the steps not looked at yet
     steps = len(_starts(job))
     lr = 0.0
     with _chance(job, epoch, state.device), _computing(job, state.device):
@@ -53,15 +57,17 @@ def train_epoch(job: Job, state: State, epoch: int, bar: Any) -> dict[str, float
             lr = job.recipe.lr_at(moment)
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
-            sums += _step(job, state, batch, attack, generator)
+            recent.append(_step(job, state, batch, attack, generator))
             if state.average is not None and job.recipe.averaging.kind == "ema" and state.average_begins(job, moment):
                 state.average.update_parameters(state.network)
             bar.update(batch.whole)
             if step % _LOOK_EVERY == 0 or step == steps - 1:
-                _look(job, sums, epoch, bar)
+                sums += _looked_at(job, state, recent, step)
+                recent.clear()
+                loss, hits, seen = sums.tolist()
+                bar.set_postfix(epoch=epoch + 1, loss=f"{loss / seen:.3f}", acc=f"{hits / seen:.1%}", refresh=False)
     if state.average_begins(job, epoch + 1):
         _settle_average(job, state, epoch)
-    loss, hits, seen = distributed.total(sums).tolist()
     return {"loss": loss / seen, "accuracy": hits / seen, "lr": lr}
 
 
@@ -173,16 +179,16 @@ def _attack(job: Job, attack: PGD, network: nn.Module, x: Tensor) -> PGD:
         return dataclasses.replace(attack, objective=job.loss.attacked(network, x))
 
 
-def _look(job: Job, sums: Tensor, epoch: int, bar: Any) -> None:
-    """Show where the loss is; refuse to go on where it is nowhere."""
-    loss, hits, seen = distributed.total(sums).tolist()
-    if not loss < float("inf"):
-        raise Diverged(
-            f"The loss is no longer a number in epoch {epoch + 1}: lower the learning rate "
-            f"(the state of epoch {epoch} is in {job.partial})."
-        )
-    if seen:
-        bar.set_postfix(epoch=epoch + 1, loss=f"{loss / seen:.3f}", acc=f"{hits / seen:.1%}", refresh=False)
+def _looked_at(job: Job, state: State, recent: list[Tensor], step: int) -> Tensor:
+    """Add up all processes' sums over the last steps, up to this one; refuse to go on where they are no numbers."""
+    sums, advice = distributed.total(torch.stack(recent)).cpu(), state.advice(job)
+    place = f"epoch {len(state.history) + 1}, at step {{}} of {len(_starts(job))}"
+    for number, loss in enumerate(sums[:, 0].tolist(), step + 2 - len(recent)):
+        if not isfinite(loss):
+            raise Diverged(f"The loss is no longer a number in {place.format(number)}: {advice}")
+    if state.scaler.is_enabled() and state.scaler.get_scale() < _LEAST_SCALE:
+        raise Diverged(f"The gradients are no longer numbers, however scaled, in {place.format(step + 1)}: {advice}")
+    return sums.sum(0)
 
 
 def _settle_average(job: Job, state: State, epoch: int) -> None:

@@ -99,7 +99,7 @@ def _tensorboard(folder: Path, settings: dict[str, Any], history: Sequence[Row])
     folder.mkdir(parents=True, exist_ok=True)
     going_on = bool(history) and any(folder.iterdir())
     missing = history[-1:] if going_on else history
-    with (folder / f"events.out.tfevents.{time():.6f}").open("xb") as file:
+    with (folder / f"events.out.tfevents.{_next(folder):.6f}").open("xb") as file:
         records = RecordWriter(file)
 
         def add(step: int, **content: Any) -> None:
@@ -119,6 +119,12 @@ def _tensorboard(folder: Path, settings: dict[str, Any], history: Sequence[Row])
         for row in missing:
             write(row)
         yield write
+
+
+def _next(folder: Path) -> float:
+    """Give the time, for a file's name; later than those of the files there, which TensorBoard reads in their order."""
+    earlier = [float(".".join(name.rsplit(".", 2)[1:])) for name in map(str, folder.glob("events.out.tfevents.*.*"))]
+    return max([time(), *(moment + 1 for moment in earlier)])
 
 
 @contextmanager

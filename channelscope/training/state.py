@@ -21,7 +21,7 @@ from channelscope.checkpoints import (
 )
 from channelscope.data import Part, Split
 from channelscope.errors import UserError
-from channelscope.files import remove_leftovers, replacing
+from channelscope.files import replacing
 from channelscope.objectives import TrainingLoss
 from channelscope.training.job import Job
 
@@ -80,10 +80,6 @@ class State:
     @classmethod
     def take_up(cls, job: Job, device: str) -> Self | None:
         """Go on after the last complete epoch of a run of the same settings; None if it has reached its end."""
-        if distributed.is_first():
-            for path in (job.out, job.partial, job.log):
-                remove_leftovers(path)
-        distributed.wait()
         if not job.partial.exists():
             if not job.out.exists():
                 return cls.fresh(job, device)
@@ -149,18 +145,21 @@ class State:
 
     def record(self, job: Job, row: dict[str, Any]) -> None:
         """Add an epoch's row and keep the weights if it is the best so far."""
+        if not is_finite(self.network.state_dict()) or not is_finite(self.chosen.state_dict()):
+            raise Diverged(f"The weights are no longer numbers after epoch {row['epoch']}: {self.advice(job)}")
         self.history.append(row)
         scores = [(row["val_robust"] if job.adversarial else 0, row["val_natural"]) for row in self.history]
         best = scores.index(max(scores))  # the first of equals
         if best == len(scores) - 1:
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.chosen.state_dict().items()}
-            if not is_finite(self.best):
-                raise Diverged(
-                    f"The weights are no longer numbers after epoch {len(self.history)}: lower the learning rate "
-                    f"(the state of the epoch before is in {job.partial})."
-                )
         for epoch, earlier in enumerate(self.history):
             earlier["best"] = epoch == best
+
+    def advice(self, job: Job) -> str:
+        """Say, of a run that cannot go on, what to do and what is left of it."""
+        complete = len(self.history)
+        best = ", a checkpoint of the best network so far" if complete else ""
+        return f"lower the learning rate (the state of epoch {complete} is in {job.partial}{best})."
 
     def is_stale(self, job: Job) -> bool:
         """Tell whether the validation part has waited for a better epoch as long as the recipe allows."""

@@ -1,0 +1,1 @@
+"""What may go wrong while a command runs, and what must hold afterwards: ``make faults``."""

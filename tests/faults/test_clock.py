@@ -1,0 +1,37 @@
+"""A clock that jumps, by up to a year and back: the same results, and no time below nothing in a log."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from faults.conftest import Place, Record
+from faults.work import COMMANDS, different, outcome
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_clock_that_jumps(name: str, kills: int, fault_seed: int, place: Place, record: Record) -> None:
+    command = COMMANDS[name]
+    whole, _ = place.undisturbed(command.words)
+    for number in range(max(1, kills // 10)):
+        folder = place.fresh()
+        ended = place.machine.run(command.words, folder, ("jumping_clock", fault_seed + number))
+        assert (ended.status, ended.said) == (0, [])
+        assert not different(outcome(folder), whole)
+        for log in (*folder.rglob("*.pt.csv"), *folder.rglob("training.csv")):
+            with log.open(encoding="utf-8") as file:
+                assert all(0 <= float(row["seconds"]) < 1e4 for row in csv.DictReader(file))
+        record.survived("a clock that jumps", name)
+
+
+def test_a_log_that_goes_on_after_the_clock_went_back_follows_the_earlier_one(place: Place, record: Record) -> None:
+    words, folder = (*COMMANDS["train"].words, "--log-to", "tensorboard"), place.fresh()
+    assert place.machine.run(words, folder, ("full_disk", 5)).status == 2
+    (earlier,) = (folder / "net.pt.tensorboard").iterdir()
+    earlier.rename(late := Path(f"{earlier.parent}/events.out.tfevents.{10**10}.000000"))
+    assert place.machine.run(words, folder).status == 0
+    assert sorted(path.name for path in late.parent.iterdir()) == [
+        late.name,
+        f"events.out.tfevents.{10**10 + 1}.000000",
+    ]
+    record.survived("a clock that jumps", "train --log-to tensorboard")
