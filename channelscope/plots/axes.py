@@ -9,6 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from channelscope.plots.frames import short
@@ -52,16 +53,36 @@ def wrapped(text: str, characters: int) -> list[str]:
 
 
 def data_legend(
-    figure: Figure, adversarial: str, linestyle: Literal["-", "none"] = "none", *further: Artist, note: str = ""
+    figure: Figure,
+    adversarial: str,
+    linestyle: Literal["-", "none"] = "none",
+    *further: Artist,
+    note: str = "",
+    natural: Artist | None = None,
 ) -> None:
-    """Say below a figure which colour is natural and which adversarial, made by which attack; `note` explains more."""
+    """Say below a figure which colour is natural and which adversarial, made by which attack.
+
+    `note` explains more; `natural` is the handle of natural images where they are drawn otherwise.
+    """
     handles = [
         Line2D([], [], color=COLOURS[data], label=label, linestyle=linestyle, marker="o", markersize=3.5)
         for data, label in (("natural", "natural"), ("adversarial", f"adversarial ({adversarial})"))
     ]
+    if natural is not None:
+        natural.set_label("natural")
+    key = [natural or handles[0], handles[1], *further]
     columns = 1 if further else 2
-    said = "\n".join(wrapped(note, 58)) or None
-    figure.legend(handles=[*handles, *further], title=said, loc="outside lower center", ncols=columns)
+    figure.legend(handles=key, title=in_lines(note) or None, loc="outside lower center", ncols=columns)
+
+
+def area() -> Patch:
+    """The handle of natural images that are drawn as a pale area."""
+    return Patch(facecolor=(COLOURS["natural"], 0.25), linewidth=0)
+
+
+def in_lines(note: str) -> str:
+    """Break a note below a figure into lines."""
+    return "\n".join(wrapped(note, 58))
 
 
 def model_legend(figure: Figure, models: Sequence[str], heading: str, *further: Artist) -> None:

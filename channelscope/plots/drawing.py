@@ -1,6 +1,8 @@
 """The figures of the claims and of training: what each shows as a table (``NAME_data``), and its drawing (``NAME``)."""
 
+from collections.abc import Mapping
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,26 @@ from matplotlib.ticker import MaxNLocator
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError, suggest
 from channelscope.plots import frames
-from channelscope.plots.axes import data_legend, empty, from_zero, grid, in_percent, markers, model_look, title, wrapped
+from channelscope.plots.axes import (
+    area,
+    data_legend,
+    empty,
+    from_zero,
+    grid,
+    in_lines,
+    in_percent,
+    markers,
+    model_look,
+    title,
+    wrapped,
+)
 from channelscope.plots.paper import COLOURS, current, styled
 
 LABELLED = 24  # the most classes that one figure names
 MEAN = "mean"  # of the classes, beside them
 _SPEARMAN = ("spearman", "spearman_low", "spearman_high")
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
+BENEATH: dict[str, Any] = {"linewidth": 3, "alpha": 0.4, "markersize": 6}  # to be seen where another curve coincides
 TRAINED: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 0.8}  # on the training images
 
 
@@ -42,7 +57,7 @@ def _profile_data(comparison: Comparison, quantity: str, class_name: str, layer:
 def _profile(comparison: Comparison, quantity: str, class_name: str, layer: str | None) -> Figure:
     drawn = _profile_data(comparison, quantity, class_name, layer)
     layers = dict(drawn[["model", "layer"]].drop_duplicates().itertuples(index=False, name=None))
-    figure, axes = grid(len(layers), 1, 1.05)
+    figure, axes = grid(len(layers), 1, 1.05, 0.87)
     for ax, model in zip(axes[:, 0], layers, strict=True):
         channels = frames.rows(drawn, model=model)
         ax.set_ylabel("mean activation")
@@ -55,7 +70,7 @@ def _profile(comparison: Comparison, quantity: str, class_name: str, layer: str 
     axes[-1, 0].set_xlabel(f"channel, sorted by the model's natural {quantity}")
     shown = {"magnitude": "mean activation (magnitude)", "frequency": "share of images that activate it (frequency)"}
     title(figure, f"{frames.class_called(class_name)}: each channel's {shown[quantity]}, {frames.where(layers)}")
-    data_legend(figure, frames.attack(comparison))
+    data_legend(figure, frames.attack(comparison), note=f"robust accuracy: {frames.worst(comparison)}", natural=area())
     return figure
 
 
@@ -129,7 +144,7 @@ def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
     """
     drawn, layers = relevance_data(comparison, layer), frames.layers(comparison, layer)
     classes = list(drawn["class"].unique())
-    figure, axes = grid(len(layers), len(classes), 1.25, 1.15, sharex="row", sharey="row")
+    figure, axes = grid(len(layers), len(classes), 1.25, 1.27, sharex="row", sharey="row")
     for row, model in zip(axes, layers, strict=True):
         for ax, class_name in zip(row, classes, strict=True):
             channels = frames.rows(drawn, **{"model": model, "class": class_name})
@@ -144,7 +159,8 @@ def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
         ax.set_xlabel("← NR   relevance   PR →\n(logits / activation)")
     title(figure, f"Is a channel more active the more it speaks for the class? {_place(layers)}")
     note = (
-        "a dot: a channel; ρ: Spearman's correlation; NR, PR: negatively, positively relevant: against, for the class"
+        "a dot: a channel; ρ: Spearman's correlation; NR, PR: negatively, positively relevant: against, for the class; "
+        f"robust: {frames.worst(comparison)}"
     )
     data_legend(figure, frames.attack(comparison), note=note)
     return figure
@@ -194,7 +210,7 @@ def nr_share(comparison: Comparison, layer: str | None = None) -> Figure:
     for ax, model in zip(axes[:, 0], layers, strict=True):
         for data, beside in (("natural", -0.15), ("adversarial", 0.15)):
             share, reach = frames.bars(frames.rows(drawn, model=model, data=data), "share")
-            ax.errorbar(places + beside, share, reach, color=COLOURS[data], fmt="o", markersize=3, elinewidth=0.8)
+            ax.errorbar(places + beside, share, reach, color=COLOURS[data], fmt="o", markersize=1.8, elinewidth=0.9)
         ax.axvline(count - 1.5, color="0.8", linewidth=0.6)
         ax.set_title(frames.short(model, 40), loc="left", weight="bold")
         in_percent(ax, "NR share")
@@ -234,21 +250,22 @@ def alignment_robustness(comparison: Comparison, layer: str | None = None) -> Fi
     drawn, layers = alignment_robustness_data(comparison, layer), frames.layers(comparison, layer)
     key = class_key(frames.classes(comparison))
     numbered = len(frames.classes(comparison)) <= LABELLED
-    figure, axes = grid(1, 1, 2.5 + 0.14 * len(layers), 1.0 + 0.12 * len(key))
+    figure, axes = grid(1, 1, 2.3 + 0.14 * len(layers), 1.2 + 0.12 * len(key))
     ax = axes[0, 0]
     for index, model in enumerate(layers):
         _classes_of_model(ax, frames.rows(drawn, model=model), index, numbered)
     if not any(np.isfinite(line.get_xydata()).all() and len(line.get_xydata()) for line in ax.lines):
         empty(ax, "no class has a correlation")
-    ax.set_xlabel(
-        "\n".join(["alignment: Spearman's ρ of the channels' mean", "activation under attack and relevance", *key])
-    )
+    ax.set_xlabel("alignment: Spearman's ρ of the channels' mean\nactivation under attack and relevance")
     in_percent(ax, "robust accuracy")
     title(figure, f"Are classes robust whose activation follows the channels' relevance? {_place(layers)}")
-    how = f"attack on activations: {frames.attack(comparison)}\nrobust: worst case of all attacks"
-    if numbered:
-        how += "; number: the class"
-    figure.legend(title=how, loc="outside lower center", markerscale=0.6 if numbered else 2)
+    how = (
+        f"robust: {frames.worst(comparison)}; activation under {frames.attack(comparison)}; "
+        f"bars and brackets: {frames.level(comparison)}; ρ over classes: rank correlation of the two axes"
+    )
+    numbers = ["number: the class" + (":" if key else ""), *key] if numbered else []
+    heading = "\n".join([*numbers, in_lines(how)])
+    figure.legend(title=heading, loc="outside lower center", markerscale=0.6 if numbered else 2)
     return figure
 
 
@@ -256,14 +273,15 @@ def _classes_of_model(ax: Axes, drawn: pd.DataFrame, index: int, numbered: bool)
     classes, across = drawn.iloc[:-1], drawn.iloc[-1]  # a class may be called "across"
     x, beside = frames.bars(classes, *_SPEARMAN)
     y, above = frames.bars(classes, *_ACCURACY)
-    rho = frames.bounded(*(float(across[column]) for column in _SPEARMAN))
+    bounds = [float(across[column]) for column in _SPEARMAN]
+    rho = "undefined" if np.isnan(bounds[0]) else frames.bounded(*bounds)
     look = model_look(index)
     colour, size = look["color"], {"markersize": 8, "mfc": "white"} if numbered else {"markersize": 2, "mew": 0.5}
     ax.errorbar(
         x, y, above, beside, fmt="none", ecolor=colour, elinewidth=0.5, alpha=0.6 if numbered else 0.2, zorder=2
     )
     name = frames.short(str(across["model"]))
-    ax.plot([], [], linestyle="none", label=f"{name}: across classes ρ = {rho}", **look, **size)
+    ax.plot([], [], linestyle="none", label=f"{name}: ρ over classes {rho}", **look, **size)
     for number in np.flatnonzero(np.isfinite(x + y)):
         order = 3 + index + number / len(classes)  # each marker hides the number of the one below it
         ax.plot(x[number], y[number], linestyle="none", zorder=order, **look, **size)
@@ -316,15 +334,18 @@ def training(comparison: Comparison) -> Figure:
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
     title(figure, "Training (dashed: the epoch that was kept)")
-    data_legend(figure, "as set in training", "-", Line2D([], [], label="training images, as trained on", **TRAINED))
+    gated = any(described.get("gates") for described in comparison.meta["models"].values())
+    told = "training images, as trained on" + gated * " (gates told the label)"
+    data_legend(figure, frames.training_attack(comparison), "-", Line2D([], [], label=told, **TRAINED))
     return figure
 
 
-def _by_epoch(ax: Axes, log: pd.DataFrame, **columns: str) -> None:
-    """Draw a column of a log for each kind of data; epochs that were not measured are left out."""
+def _by_epoch(ax: Axes, log: pd.DataFrame, look: Mapping[str, Any] = MappingProxyType({}), **columns: str) -> None:
+    """Draw a column of a log for each kind of data, natural as `look` says; epochs not measured are left out."""
     for data, column in columns.items():
         measured = log.dropna(subset=[column])
-        ax.plot(measured["epoch"], measured[column], ".-", color=COLOURS[data], markersize=3, clip_on=False)
+        drawn = {"markersize": 3, **(look if data == "natural" else {})}
+        ax.plot(measured["epoch"], measured[column], ".-", color=COLOURS[data], clip_on=False, **drawn)
 
 
 def _epochs(log: pd.DataFrame, *axes: Axes) -> None:
@@ -362,8 +383,8 @@ def gates(comparison: Comparison) -> Figure:
     figure, axes = grid(len(panels), 2, 1.15, 1.0, sharex="row")
     for (left, right), (model, layer) in zip(axes, panels, strict=True):
         log = frames.rows(drawn, model=model, layer=layer)
-        _by_epoch(left, log, natural="probe_natural", adversarial="probe_robust")
-        _by_epoch(right, log, natural="mask_natural", adversarial="mask_adversarial")
+        _by_epoch(left, log, BENEATH, natural="probe_natural", adversarial="probe_robust")
+        _by_epoch(right, log, BENEATH, natural="mask_natural", adversarial="mask_adversarial")
         _epochs(log, left, right)
         left.set_title(f"{frames.short(model, 16)}\n{frames.short_layer(layer)}", loc="left", weight="bold")
         for ax, label in ((left, "probe's\naccuracy"), (right, "channels\npassed")):
@@ -372,6 +393,10 @@ def gates(comparison: Comparison) -> Figure:
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
     title(figure, "Gates in training: is the probe right, how many channels pass? (dashed: the epoch kept)")
-    note = "a gate's probe is a small classifier; by its guess the gate lets channels pass; on validation images"
-    data_legend(figure, "as set in training", "-", note=note)
+    note = (
+        "on validation images; a gate's probe is a small classifier; by its guess the gate lets channels pass "
+        "(participation ratio of its factors)"
+    )
+    natural = Line2D([], [], color=COLOURS["natural"], marker=".", **BENEATH)
+    data_legend(figure, frames.training_attack(comparison), "-", note=note, natural=natural)
     return figure

@@ -8,13 +8,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from channelscope.alignment import overlap
 from channelscope.comparison import Comparison
 from channelscope.plots import frames
-from channelscope.plots.axes import empty, grid, in_percent, markers, title
+from channelscope.plots.axes import empty, grid, in_lines, in_percent, markers, title
 from channelscope.plots.drawing import LABELLED
 from channelscope.plots.paper import COLOURS, current, styled
 from channelscope.significance import mantel
@@ -60,13 +61,13 @@ def flow(comparison: Comparison, layer: str | None = None) -> Figure:
     """
     drawn, layers = flow_data(comparison, layer), frames.layers(comparison, layer)
     classes = frames.extremes(comparison)
-    figure, axes = grid(len(layers), len(classes), 1.25, 1.05, sharex="row", sharey=True)
+    figure, axes = grid(len(layers), len(classes), 1.3, 1.2, sharex="row", sharey=True)
     for row, model in zip(axes, layers, strict=True):
         for ax, class_name in zip(row, classes, strict=True):
             _mirrored(ax, frames.rows(drawn, **{"model": model, "class": class_name}))
         row[0].set_ylabel(f"{frames.short(model, 16)}\n% of images")
     for ax, extreme, name in zip(axes[0], ("most", "least"), classes, strict=False):
-        ax.set_title(f"{extreme} robust class:\n{frames.class_called(name, 14)}", pad=12, size=current().small)
+        ax.set_title(f"{extreme} robust class:\n{frames.class_called(name, 14)}", pad=23, size=current().small)
     for ax in axes[-1]:
         ax.set_xlabel("channels by relevance\n← NR    PR →")
     title(figure, f"Channels silenced and awakened by the attack, {frames.where(layers)}")
@@ -82,25 +83,28 @@ def _mirrored(ax: Axes, drawn: pd.DataFrame) -> None:
         for chosen, alpha in ((certain, 0.8), (~certain, 0.2)):
             rows = drawn[chosen]
             ax.plot(rows["place"], sign * rows[way], color=COLOURS[data], alpha=alpha, **markers(len(drawn)))
+    line = 1.3 * current().small
     for kind, way, sign, edge, side in (("NR", "awakened", -1, 0, "left"), ("PR", "silenced", 1, 1, "right")):
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side}
         mean = float(drawn[np.sign(drawn["relevance"]) == sign][way].mean())
-        said, colour = f"{kind}: {frames.percent(mean, 0)}", COLOURS[_WAYS[way][0]]
-        ax.annotate(said, (edge, 1), (0, 3.5), color=colour, size=current().small, **place)
+        said, colour = f"{kind} {way}: {frames.percent(mean, 0)}", COLOURS[_WAYS[way][0]]
+        ax.annotate(said, (edge, 1), (0, 3 + line * (1 - edge)), color=colour, size=current().small, **place)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{abs(round(100 * share, 6)):g}"))
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
 
 
 def _flow_legend(figure: Figure, comparison: Comparison) -> None:
     words = {
-        "adversarial": "↑ awakened: active under attack only (NR: mean of these)",
-        "natural": "↓ silenced: active without it only (PR: mean of these)",
+        "adversarial": "↑ awakened: active under attack only",
+        "natural": "↓ silenced: active without the attack only",
     }
-    handles = [Patch(color=COLOURS[data], label=label) for data, label in words.items()]
+    dot: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 3.5}
+    handles = [Line2D([], [], color=COLOURS[data], label=label, **dot) for data, label in words.items()]
     heading = (
-        f"{frames.attack(comparison)}; faint: change is not significant\nNR: channels against the class, PR: for it"
+        f"{frames.attack(comparison)}; faint: change is not significant; NR: channels against the class, PR: for it; "
+        "dashed: the border between NR and PR; above: means over the NR, the PR channels"
     )
-    figure.legend(handles=handles, title=heading, loc="outside lower center", ncols=1)
+    figure.legend(handles=handles, title=in_lines(heading), loc="outside lower center", ncols=1)
 
 
 def flow_share_data(comparison: Comparison, layer: str | None = None) -> pd.DataFrame:
@@ -129,7 +133,7 @@ def flow_share(comparison: Comparison, layer: str | None = None) -> Figure:
     an unknown layer.
     """
     drawn, layers = flow_share_data(comparison, layer), frames.layers(comparison, layer)
-    figure, axes = grid(1, 1, 0.35 * len(layers) + 0.1, 1.15)
+    figure, axes = grid(1, 1, 0.35 * len(layers) + 0.1, 1.27)
     ax, places = axes[0, 0], []
     for (index, model), (kind, beside) in product(enumerate(layers), (("PR", -0.2), ("NR", 0.2))):
         rows = frames.rows(drawn, model=model, channels=kind)
@@ -150,8 +154,11 @@ def flow_share(comparison: Comparison, layer: str | None = None) -> Figure:
     title(figure, f"Channels that the attack changes significantly, {frames.where(layers)}")
     words = {"PR": "PR channels, which speak for the class", "NR": "NR channels, which speak against it"}
     handles = [Patch(color=colour, label=words[kind]) for kind, colour in _SIGNS.items()]
-    heading = f"{frames.attack(comparison)}; significant: q ≤ {LEVEL}; dots: the classes"
-    figure.legend(handles=handles, title=heading, loc="outside lower center", ncols=1)
+    heading = (
+        f"{frames.attack(comparison)}; significant: q ≤ {LEVEL}, however small the change; bar: mean over the classes; "
+        "dots: the classes"
+    )
+    figure.legend(handles=handles, title=in_lines(heading), loc="outside lower center", ncols=1)
     return figure
 
 
@@ -190,7 +197,7 @@ def confusion(comparison: Comparison, layer: str | None = None) -> Figure:
     """
     drawn, layers = confusion_data(comparison, layer), frames.layers(comparison, layer)
     names = list(drawn["class"].unique())
-    figure, axes = grid(len(layers), 2, max(1.4, 0.13 * len(names)), 1.7, sharex=True, sharey=True)
+    figure, axes = grid(len(layers), 2, max(1.4, 0.13 * len(names)), 1.85, sharex=True, sharey=True)
     most = {column: _largest(drawn, column) for column in ("share", "overlap")}
     for row, model in zip(axes, layers, strict=True):
         rows = frames.rows(drawn, model=model)
@@ -212,8 +219,11 @@ def confusion(comparison: Comparison, layer: str | None = None) -> Figure:
     axes[-1, 0].set_xlabel("answer")
     axes[-1, 1].set_xlabel("other class")
     title(figure, f"Answers under attack (left), PR channels that classes share (right), {frames.where(layers)}")
-    words = "PR: positively relevant\nρ: Spearman over pairs of classes, p: Mantel's test"
-    figure.legend(handles=[], title=f"{frames.attack(comparison)}; {words}", loc="outside lower center")
+    words = (
+        f"{frames.attack(comparison)}; PR: positively relevant, for the class; ρ: rank correlation of the left map "
+        "with the right one, over pairs of classes (p: Mantel's test); grey: the class itself, left out"
+    )
+    figure.legend(handles=[], title=in_lines(words), loc="outside lower center")
     return figure
 
 

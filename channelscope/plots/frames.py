@@ -1,6 +1,7 @@
 """What a comparison's frames say, and the words for it in figures."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -104,6 +105,18 @@ def short(name: str, length: int = 18) -> str:
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
+def broken(name: str, length: int = 22) -> str:
+    """A name in lines of at most a length, broken after colons, or else after hyphens: nothing is cut."""
+    first, *parts = [part for whole in re.findall("[^:]+:*", name) for part in textwrap.wrap(whole, length)]
+    lines = [first]
+    for part in parts:
+        if len(lines[-1] + part) > length:
+            lines.append(part)
+        else:
+            lines[-1] += part
+    return "\n".join(lines)
+
+
 def short_layer(name: str, length: int = 16) -> str:
     """A layer's name, cut to a length at its beginning: layers of one network differ in the end of their names."""
     return name if len(name) <= length else f"…{name[1 - length :]}"
@@ -137,8 +150,32 @@ def radius(eps: float) -> str:
 
 def attacks(comparison: Comparison) -> str:
     """The attacks whose worst case is the robust accuracy, as in "worst case over PGD-20, CW-30"."""
-    names = [name for name in comparison.robustness["attack"].unique() if name not in ("natural", "worst")]
-    return f"worst case over {', '.join(map(in_capitals, names))}"
+    return f"worst case over {', '.join(map(in_capitals, _attacks(comparison)))}"
+
+
+def worst(comparison: Comparison) -> str:
+    """The same in few words, for the note of a figure."""
+    names = _attacks(comparison)
+    return "worst case over all attacks" if len(names) > 1 else f"under {', '.join(map(in_capitals, names))}"
+
+
+def _attacks(comparison: Comparison) -> list[str]:
+    return [name for name in comparison.robustness["attack"].unique() if name not in ("natural", "worst")]
+
+
+def level(comparison: Comparison) -> str:
+    """That of the intervals, as in "95% intervals"."""
+    return f"{comparison.meta['level']:.0%} intervals"
+
+
+def training_attack(comparison: Comparison) -> str:
+    """The attack on validation images, as in "PGD-3, ε = 8/255, as in training", where the models tell and share it."""
+    known = [described.get("settings", {}).get("recipe", {}) for described in comparison.meta["models"].values()]
+    told = {(recipe["attack"]["steps"], recipe["attack"]["eps"]) for recipe in known if "attack" in recipe}
+    if len(told) != 1:
+        return "as in training"
+    ((steps, eps),) = told
+    return f"PGD-{steps}, ε = {radius(eps)}, as in training"
 
 
 def in_capitals(name: str) -> str:

@@ -12,11 +12,12 @@ from matplotlib.ticker import MaxNLocator
 
 from channelscope.comparison import Comparison
 from channelscope.plots import frames
-from channelscope.plots.axes import data_legend, from_zero, grid, in_percent, title
+from channelscope.plots.axes import data_legend, from_zero, grid, in_lines, in_percent, title
 from channelscope.plots.drawing import LABELLED
 from channelscope.plots.paper import COLOURS, styled
 
 MEAN = "all images"
+NEGLIGIBLE = 0.01  # of a mask's largest factor: channels below it for every class are not drawn
 _NO_GATES = "No model of this comparison has gates with masks: compare one of CIFS or CAS."
 _CHANCE: dict[str, Any] = {"color": "0.35", "marker": "|", "linestyle": "none", "markersize": 6}
 
@@ -24,9 +25,10 @@ _CHANCE: dict[str, Any] = {"color": "0.35", "marker": "|", "linestyle": "none", 
 def masks_data(comparison: Comparison, model: str, gate: str) -> pd.DataFrame:
     """Give what `masks` draws, of a gate (the layer where it is): data, class, place on the axis, channel -> mask.
 
-    Channels are sorted by the class whose natural images they are let through most for, then by that mask. Classes
-    without images are left out, and all but the most and the least robust 12 where there are more than 24. Raises
-    UserError for an unknown gate.
+    Channels are sorted by the class whose natural images they are let through most for, then by that mask. Those whose
+    factors are negligible for every class, below 1 % of the largest one, come last and are not `shown`. Classes without
+    images are left out, and all but the most and the least robust 12 where there are more than 24. Raises UserError for
+    an unknown gate.
     """
     found = frames.chosen(comparison.masks, f"No gate {gate!r} of {model!r} here.", model=model, layer=gate)
     found = found.dropna(subset=["mask"])
@@ -35,25 +37,32 @@ def masks_data(comparison: Comparison, model: str, gate: str) -> pd.DataFrame:
         names = frames.extremes(comparison, LABELLED // 2)
     natural = frames.rows(found, data="natural").pivot(index="class", columns="channel", values="mask").loc[names]
     most, height = natural.to_numpy().argmax(0), natural.to_numpy().max(0)
-    order = np.lexsort((-height, most))
+    largest = found.query("`class` in @names").groupby("channel")["mask"].agg(lambda m: m.abs().max())
+    shown = (largest >= NEGLIGIBLE * largest.max()).loc[natural.columns].to_numpy()
+    order = np.lexsort((-height, most, ~shown))
     place = dict(zip(natural.columns[order], range(1, len(order) + 1), strict=True))
     parts = [frames.rows(found, **{"data": data, "class": name}) for data, name in product(COLOURS, names)]
     drawn = pd.concat(parts, ignore_index=True)
-    drawn = drawn.assign(place=drawn["channel"].map(place)).sort_values(["place"], kind="stable")
+    drawn = drawn.assign(
+        place=drawn["channel"].map(place), shown=drawn["channel"].map(dict(zip(natural.columns, shown, strict=True)))
+    )
     rank = drawn["data"].map([*COLOURS].index) * len(names) + drawn["class"].map(names.index)
     drawn = drawn.assign(rank=rank).sort_values(["rank", "place"], kind="stable")
-    return drawn[["model", "layer", "data", "class", "place", "channel", "mask"]].reset_index(drop=True)
+    return drawn[["model", "layer", "data", "class", "place", "channel", "shown", "mask"]].reset_index(drop=True)
 
 
 @styled
 def masks(comparison: Comparison, model: str, gate: str) -> Figure:
     """Draw a gate's mean mask by class (rows) and channel (columns), on natural and on adversarial images.
 
-    The channels have the same order in both panels, that of `masks_data`; so do the colours.
+    The channels have the same order in both panels, that of `masks_data`; so do the colours. Channels whose factors are
+    negligible are left out, which the figure says.
     """
     drawn = masks_data(comparison, model, gate)
+    hidden = int(drawn.loc[~drawn["shown"], "channel"].nunique())
+    drawn = drawn[drawn["shown"]]
     names = list(drawn["class"].unique())
-    figure, axes = grid(2, 1, 0.25 + 0.095 * len(names), 0.75, sharex=True)
+    figure, axes = grid(2, 1, 0.25 + 0.095 * len(names), 1.0, sharex=True)
     low, high = min(0.0, drawn["mask"].min()), max(drawn["mask"].max(), 0.0)
     if low < 0:
         low, high = -max(-low, high), max(-low, high)
@@ -66,6 +75,11 @@ def masks(comparison: Comparison, model: str, gate: str) -> Figure:
         described = data if data == "natural" else f"{data} ({frames.attack(comparison)})"
         ax.set_title(f"{described} images", loc="left", color=COLOURS[data])
     axes[-1, 0].set_xlabel("channel, sorted by the class it is let through for most")
+    note = "mean over the images of each class (true class)"
+    if hidden:
+        others = f"the other {hidden} channels" if hidden > 1 else "one more channel"
+        note += f"; {others}: below {NEGLIGIBLE:.0%} of the largest factor"
+    figure.legend(handles=[], title=in_lines(note), loc="outside lower center")
     axes[-1, 0].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     bar = figure.colorbar(mesh, ax=axes[:, 0], aspect=30, pad=0.01)
     bar.set_label("the channel is multiplied by")
@@ -100,7 +114,7 @@ def mask_share(comparison: Comparison) -> Figure:
     gates = _gates(drawn)
     names = list(drawn["class"].unique())
     longest = max(len(frames.short(name)) for name in names)
-    figure, axes = grid(len(gates), 1, 0.85, 0.75 + 0.055 * longest, sharex=True, sharey=True)
+    figure, axes = grid(len(gates), 1, 0.85, 0.98 + 0.055 * longest, sharex=True, sharey=True)
     places = np.arange(len(names))
     for ax, (model, layer) in zip(axes[:, 0], gates, strict=True):
         for data, beside in (("natural", -0.15), ("adversarial", 0.15)):
@@ -108,11 +122,15 @@ def mask_share(comparison: Comparison) -> Figure:
             ax.errorbar(places + beside, value, reach, color=COLOURS[data], fmt="o", markersize=3, elinewidth=0.8)
         ax.axvline(len(names) - 1.5, color="0.8", linewidth=0.6)
         ax.set_title(f"{frames.short(model, 20)}, gate at {frames.short_layer(layer)}", loc="left", weight="bold")
-        in_percent(ax, "in effect")
+        in_percent(ax, "channels in\neffect")
     from_zero(*axes[:, 0])
     axes[-1, 0].set_xticks(places, [*map(frames.short, names)], rotation=90)
-    title(figure, "Share of the channels that each gate's mask lets through (participation ratio)")
-    data_legend(figure, frames.attack(comparison))
+    title(figure, "Share of the channels that are in effect under each gate's mask")
+    note = (
+        "in effect: participation ratio of the mask's C factors (100 %: all alike, 1/C: one alone), by true class; "
+        f"bars: {frames.level(comparison)}"
+    )
+    data_legend(figure, frames.attack(comparison), note=note)
     return figure
 
 
@@ -176,14 +194,20 @@ def leakage(comparison: Comparison) -> Figure:
     drawn = leakage_data(comparison)
     models = list(drawn["model"].unique())
     heights = [0.2 + 0.125 * (1 + drawn.loc[drawn["model"] == model, "place"].max()) for model in models]
-    figure, axes = grid(len(models), 1, float(np.mean(heights)), 1.0, sharex=True, height_ratios=heights)
+    figure, axes = grid(len(models), 1, float(np.mean(heights)), 1.65, sharex=True, height_ratios=heights)
     for ax, model in zip(axes[:, 0], models, strict=True):
         _lines(ax, frames.rows(drawn, model=model))
         ax.set_title(frames.short(model, 24), loc="left", weight="bold")
     in_percent(axes[-1, 0], "share of the images", "x")
     axes[-1, 0].set_xlim(-0.03, 1.03)
     title(figure, "Do gates leak the label? What is answered when gates are told a class")
-    data_legend(figure, frames.attack(comparison), "none", Line2D([], [], **_CHANCE, label="by chance"))
+    note = (
+        "adversarial images: made with gates told nothing; class read from mask: by a linear classifier that knows the "
+        "mask alone, cross-validated; by chance: how often that wrong class is answered with gates told nothing, for "
+        f"masks the share of the most frequent class; bars: {frames.level(comparison)}"
+    )
+    chance = Line2D([], [], **_CHANCE, label="by chance")
+    data_legend(figure, frames.attack(comparison), "none", chance, note=note)
     return figure
 
 
@@ -198,8 +222,9 @@ def _lines(ax: Axes, drawn: pd.DataFrame) -> None:
             value, known["place"] + beside, xerr=reach, color=COLOURS[data], fmt="o", markersize=3, elinewidth=0.8
         )
     ax.set_yticks(words["place"], words["words"])
-    for label, measure in zip(ax.get_yticklabels(), words["measure"], strict=True):
-        label.set_fontstyle("normal" if measure else "italic")
+    for tick, measure in zip(ax.yaxis.get_major_ticks(), words["measure"], strict=True):
+        tick.label1.set_fontstyle("normal" if measure else "italic")
+        tick.tick1line.set_visible(bool(measure))
     for place in words.loc[words["measure"] == "", "place"][1:]:
         ax.axhline(place - 0.5, color="0.85", linewidth=0.6)
     ax.set_ylim(words["place"].max() + 0.5, -0.5)

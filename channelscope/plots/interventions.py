@@ -106,7 +106,7 @@ def league(interventions: Interventions, layer: str | None = None) -> Figure:
     drawn = league_data(interventions, layer)
     layers = dict(drawn[["model", "layer"]].drop_duplicates().itertuples(index=False, name=None))
     height = _ROW * drawn.groupby("model")["scorer"].nunique().max() + 0.35
-    figure, axes = grid(len(layers), 2, height, 1.75, sharex=True, sharey="row")
+    figure, axes = grid(len(layers), 2, height, 1.87, sharex=True, sharey="row")
     for row, model in zip(axes, layers, strict=True):
         of_model = frames.rows(drawn, model=model)
         for ax, order in zip(row, ("nr", "pr"), strict=True):
@@ -116,7 +116,7 @@ def league(interventions: Interventions, layer: str | None = None) -> Figure:
         row[0].set_ylim(len(names) - 0.5, -0.5)
         row[0].set_title(frames.short(model, 20), loc="left", weight="bold")
     for ax, words in zip(
-        axes[-1], ("NR first: accuracy\nkept beyond random", "PR first: accuracy\nlost beyond random"), strict=True
+        axes[-1], ("NR first:\naccuracy kept\nbeyond random", "PR first:\naccuracy lost\nbeyond random"), strict=True
     ):
         in_percent(ax, words, "x")
     title(figure, f"How true is each relevance ranking of the channels of {frames.where(layers)}?")

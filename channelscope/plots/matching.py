@@ -1,5 +1,6 @@
 """Figures between models: which layers, and which channels, of two networks correspond."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from matplotlib.lines import Line2D
 
 from channelscope.comparison import Comparison
 from channelscope.plots import frames
-from channelscope.plots.axes import empty, grid, in_percent, model_look, title
+from channelscope.plots.axes import empty, grid, in_lines, in_percent, model_look, title
 from channelscope.plots.paper import styled
 
 SAME = 0.5  # the correlation from which two channels are taken to do the same
+_CKA = "linear CKA on natural images; 1: alike, 0: unrelated"
 NUMBERED = 8  # the most channels that are named by their numbers
 
 
@@ -32,7 +34,7 @@ def likeness_data(comparison: Comparison) -> pd.DataFrame:
 def likeness(comparison: Comparison) -> Figure:
     """Draw how alike the last measured layers of each two models are: linear CKA, with its interval."""
     drawn = likeness_data(comparison)
-    figure, axes = grid(1, 1, 0.17 * len(drawn), 0.85)
+    figure, axes = grid(1, 1, 0.17 * len(drawn), 1.1)
     ax = axes[0, 0]
     cka, reach = frames.bars(drawn, "cka")
     ax.errorbar(cka, range(len(drawn)), xerr=reach, color="black", fmt="o", markersize=3.5, elinewidth=0.8)
@@ -42,9 +44,14 @@ def likeness(comparison: Comparison) -> Figure:
     ax.set_xlim(min(0.0, drawn["low"].min(), drawn["cka"].min()), 1.02)
     ax.grid(axis="x", color="0.92", linewidth=0.5)
     ax.set_axisbelow(True)
-    ax.set_xlabel("CKA: 0 unrelated, 1 alike")
+    ax.set_xlabel("CKA")
+    _footer(figure, f"{_CKA}; bars: {frames.level(comparison)}")
     title(figure, f"How alike are the features of two models? {frames.where(frames.layers(comparison))}")
     return figure
+
+
+def _footer(figure: Figure, words: str) -> None:
+    figure.legend(handles=[], title=in_lines(words), loc="outside lower center")
 
 
 def _pairs(frame: pd.DataFrame) -> list[tuple[str, str]]:
@@ -64,20 +71,28 @@ def layer_likeness(comparison: Comparison, model: str, other: str) -> Figure:
     cells = drawn.pivot(index="layer", columns="other_layer", values="cka")
     cells = cells.loc[drawn["layer"].unique(), drawn["other_layer"].unique()]
     rows, columns = cells.shape
-    figure, axes = grid(1, 1, max(1.2, 0.26 * rows), 1.1)
+    figure, axes = grid(1, 1, max(1.2, 0.26 * rows), 1.25)
     ax = axes[0, 0]
     edges = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
-    ax.pcolormesh(*edges, cells.to_numpy(), cmap="Greys", vmin=0, vmax=1)
+    mesh = ax.pcolormesh(*edges, cells.to_numpy(), cmap="Greys", vmin=0, vmax=1)
     for (row, column), value in np.ndenumerate(cells.to_numpy()):
         if max(rows, columns) <= 12:
-            colour = "white" if value > 0.55 else "black"
-            ax.text(column, row, frames.number(value).removeprefix("0"), ha="center", va="center", color=colour)
+            number = frames.number(value).removeprefix("0")
+            ax.text(column, row, number, ha="center", va="center", color=_readable(mesh.to_rgba(value)))
     ax.set_xticks(range(columns), [*map(frames.short_layer, cells.columns)], rotation=90)
     ax.set_yticks(range(rows), [*map(frames.short_layer, cells.index)])
     ax.set_xlabel(f"layer of {frames.short(other, 24)}")
     ax.set_ylabel(f"layer of\n{frames.short(model, 16)}")
-    title(figure, f"Which layers of {frames.short(model)} and {frames.short(other)} are alike? (CKA, 0 to 1)")
+    _footer(figure, _CKA)
+    title(figure, f"Which layers of {frames.short(model)} and {frames.short(other)} are alike? (CKA)")
     return figure
+
+
+def _readable(shade: Sequence[float]) -> str:
+    """Black or white, whichever has the higher contrast to a shade (WCAG's relative luminance)."""
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in shade[:3]]
+    luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
 
 
 def matched_channels_data(comparison: Comparison, model: str, other: str, layer: str) -> pd.DataFrame:
@@ -119,11 +134,11 @@ def matched_channels(comparison: Comparison, model: str, other: str, layer: str)
     drawn = matched_channels_data(comparison, model, other, layer)
     named = drawn[drawn["numbered"]]
     heights = (1.7, 0.4 + 0.13 * max(2, len(named)))
-    figure, axes = grid(2, 1, sum(heights) / 2, 1.1, height_ratios=heights)
+    figure, axes = grid(2, 1, sum(heights) / 2, 1.35, height_ratios=heights)
     one, two = frames.short(model, 16), frames.short(other, 16)
     _pairs_of_channels(axes[0, 0], drawn)
-    in_percent(axes[0, 0], f"change in {one}", "x")
-    in_percent(axes[0, 0], f"change in\n{two}")
+    in_percent(axes[0, 0], f"change of mean activation in {one}", "x")
+    in_percent(axes[0, 0], f"change of mean\nactivation in\n{two}")
     looks = {name: model_look(frames.models(comparison).index(name)) for name in (model, other)}
     _differences(axes[1, 0], named, looks)
     marks = [
@@ -133,8 +148,10 @@ def matched_channels(comparison: Comparison, model: str, other: str, layer: str)
     in_percent(axes[1, 0], "change of mean activation", "x")
     axes[1, 0].set_ylabel(f"channel of {one}\n↔ of {two}")
     handles, _ = axes[0, 0].get_legend_handles_labels()
-    how = f"attack: {frames.attack(comparison)}; r: correlation"
-    figure.legend(handles=[*handles, *marks], title=how, loc="outside lower center", ncols=2)
+    how = f"attack: {frames.attack(comparison)}; %: of the layer's mean activation; r: correlation on natural images"
+    if len(named):
+        how += f"; below: the {len(named)} counterparts that move less in {two} by most"
+    figure.legend(handles=[*handles, *marks], title=in_lines(how), loc="outside lower center", ncols=2)
     title(
         figure, f"How far an attack moves channels of {one} and their matches in {two}, {frames.where({model: layer})}"
     )
@@ -151,7 +168,7 @@ def _pairs_of_channels(ax: Axes, drawn: pd.DataFrame) -> None:
         x, y = drawn.loc[chosen, "change"], drawn.loc[chosen, "other_change"]
         ax.plot(x, y, "o", markersize=2.5, mew=0.6, label=f"{words} ({len(x)})", **look)
     reach = 1.1 * float(np.nanmax(np.abs(drawn[["change", "other_change"]].to_numpy()), initial=1e-3))
-    for sign, label in ((1, "equal change"), (-1, "")):
+    for sign, label in ((1, "equal, or opposite and equal"), (-1, "")):
         ax.plot([-reach, reach], [-sign * reach, sign * reach], "--", color="0.6", linewidth=0.6, label=label or "_")
     ax.set_xlim(-reach, reach)
     ax.set_ylim(-reach, reach)

@@ -10,11 +10,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Affine2D, BboxBase
 
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError
 from channelscope.plots import frames
-from channelscope.plots.axes import data_legend, empty, from_zero, grid, in_percent, model_legend, model_look, title
+from channelscope.plots.axes import (
+    area,
+    data_legend,
+    empty,
+    from_zero,
+    grid,
+    in_lines,
+    in_percent,
+    model_legend,
+    model_look,
+    title,
+)
 from channelscope.plots.drawing import LABELLED, class_key
 from channelscope.plots.paper import COLOURS, current, styled
 
@@ -22,15 +34,16 @@ _NATURAL: dict[str, Any] = {"linestyle": "--", "marker": None}
 # What panels show: words for the axis, and whether it is a share.
 _WORDS = {
     "robust_accuracy": ("robust\naccuracy", True),
-    "cosine": ("cosine: natural,\nadversarial", False),
+    "cosine": ("cosine of mean\nactivations", False),
     "nr_share": ("activation on\nNR channels", True),
     "relevance_spearman": ("Spearman ρ:\nactivation, relevance", False),
 }
 _NARROW = {
     "robust_accuracy": "robust\naccuracy",
-    "cosine": "cosine:\nnatural,\nadversarial",
+    "cosine": "cosine of mean\nactivations",
     "nr_ratio": "NR share:\nadversarial\n/ natural",
 }
+_COSINE = "cosine: of a layer's mean activations, natural with adversarial"
 _NR = "NR channels: negatively relevant, they speak against the class"
 
 
@@ -64,7 +77,7 @@ def depth(comparison: Comparison) -> Figure:
     drawn = depth_data(comparison)
     names = list(dict.fromkeys(tuple(rows["layer"].unique()) for _, rows in drawn.groupby("model", sort=False)))
     ticks = [*map(frames.short_layer, names[0])] if len(names) == 1 else []
-    figure, axes = grid(3, 1, 0.95, 0.95 + 0.055 * max(map(len, ticks), default=0), sharex=True)
+    figure, axes = grid(3, 1, 0.95, 1.19 + 0.055 * max(map(len, ticks), default=0), sharex=True)
     for ax, measure in zip(axes[:, 0], drawn["measure"].unique(), strict=True):
         for index, model in enumerate(frames.models(comparison)):
             for data, lines in frames.rows(drawn, model=model, measure=measure).groupby("data", sort=False):
@@ -75,8 +88,14 @@ def depth(comparison: Comparison) -> Figure:
     axes[-1, 0].set_xlabel("layer, from the images to the answer")
     title(figure, "Alignment by depth, mean over the classes")
     dashed = Line2D([], [], color="0.4", label="dashed: natural images", linestyle="--")
-    model_legend(figure, frames.models(comparison), f"{_NR}\nadversarial: {frames.attack(comparison)}", dashed)
+    model_legend(figure, frames.models(comparison), _note(comparison, _COSINE, _NR), dashed)
     return figure
+
+
+def _note(comparison: Comparison, *words: str, attack: str | None = None) -> str:
+    """What the legend says besides: what is meant by the words of the axes, the attack, the bars."""
+    made = f"adversarial: {attack or frames.attack(comparison)}"
+    return in_lines("; ".join([*words, made, f"bars: {frames.level(comparison)}"]))
 
 
 def _line(ax: Axes, drawn: pd.DataFrame, along: str, index: int, **options: Any) -> None:
@@ -118,7 +137,7 @@ def classes(comparison: Comparison, layer: str | None = None) -> Figure:
     """
     drawn, layers = classes_data(comparison, layer), frames.layers(comparison, layer)
     names = list(drawn["class"].unique())
-    figure, axes = grid(1, 3, max(0.05 + 0.05 * len(layers), 0.14) * max(len(names), 3), 1.2, sharey=True)
+    figure, axes = grid(1, 3, max(0.05 + 0.05 * len(layers), 0.14) * max(len(names), 3), 1.45, sharey=True)
     beside = np.linspace(-0.3, 0.3, len(layers) + 2)[1:-1]
     for ax, measure in zip(axes[0], drawn["measure"].unique(), strict=True):
         for index, model in enumerate(frames.models(comparison)):
@@ -131,8 +150,10 @@ def classes(comparison: Comparison, layer: str | None = None) -> Figure:
         _across(ax, measure, len(names))
     axes[0, 0].set_yticks(range(len(names)), [frames.class_called(name, 12) for name in names])
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    title(figure, f"Each class, the most robust first, {frames.where(layers)}")
-    model_legend(figure, frames.models(comparison), f"{_NR}\nadversarial: {frames.attack(comparison)}")
+    order = ", sorted by mean robust accuracy over the models" if len(layers) > 1 else ", the most robust first"
+    title(figure, f"Each class{order}, {frames.where(layers)}")
+    robust = f"robust: {frames.worst(comparison)}; dashed: no change"
+    model_legend(figure, frames.models(comparison), _note(comparison, robust, _COSINE, _NR))
     return figure
 
 
@@ -177,7 +198,7 @@ def decay(comparison: Comparison, varied: str, layer: str | None = None) -> Figu
     """
     drawn, layers = decay_data(comparison, varied, layer), frames.layers(comparison, layer)
     drawn = drawn.assign(at=drawn["at"] * (255 if varied == "eps" else 1))
-    figure, axes = grid(2, 2, 1.25, 0.95, sharex=True)
+    figure, axes = grid(2, 2, 1.25, 1.19, sharex=True)
     for ax, measure in zip(axes.flat, drawn["measure"].unique(), strict=True):
         for index, model in enumerate(frames.models(comparison)):
             rows = frames.rows(drawn, model=model, measure=measure)
@@ -189,8 +210,8 @@ def decay(comparison: Comparison, varied: str, layer: str | None = None) -> Figu
         ax.set_xlabel("radius ε (1/255)" if varied == "eps" else "steps")
     grows = "the attack grows" if varied == "eps" else "the attack goes on"
     title(figure, f"Alignment as {grows}, {frames.where(layers)}")
-    made = frames.in_capitals(comparison.meta["attack"]) if varied == "eps" else frames.attack(comparison)
-    model_legend(figure, frames.models(comparison), f"{_NR}\nadversarial: {made}")
+    made = frames.in_capitals(comparison.meta["attack"]) if varied == "eps" else None
+    model_legend(figure, frames.models(comparison), _note(comparison, _COSINE, _NR, attack=made))
     return figure
 
 
@@ -231,35 +252,80 @@ def embedding(comparison: Comparison, layer: str | None = None) -> Figure:
     """
     drawn, layers = embedding_data(comparison, layer), frames.layers(comparison, layer)
     names = frames.classes(comparison)
-    figure, axes = grid(-(-len(layers) // 2), min(2, len(layers)), 1.6, 0.85 + 0.12 * len(class_key(names)))
+    figure, axes = grid(-(-len(layers) // 2), min(2, len(layers)), 1.6, 1.1 + 0.12 * len(class_key(names)))
     for ax, model in zip(axes.flat, layers, strict=False):
         rows = frames.rows(drawn, model=model)
         ax.set_title(frames.short(model), loc="left", weight="bold")
         if rows.empty:
             empty(ax, "no images")
             continue
-        _arrows(ax, rows, {name: str(number) for number, name in enumerate(names)} if len(names) <= LABELLED else {})
+        _arrows(ax, rows)
         for side, which, name in (("x", 1, ax.set_xlabel), ("y", 2, ax.set_ylabel)):
             getattr(ax, f"{side}axis").set_major_locator(MaxNLocator(4))
-            name(f"component {which}:\n{frames.percent(rows[f'explained_{side}'].iloc[0], 0)} of variance")
+            name(f"principal component {which}\n({frames.percent(rows[f'explained_{side}'].iloc[0], 0)} of variance)")
     for ax in [*axes.flat][len(layers) :]:
         ax.remove()
     title(figure, f"Mean activation of each class under attack, {frames.where(layers)}")
     data_legend(figure, frames.attack(comparison))
-    figure.legends[0].set_title("\n".join(class_key(names)))
+    note = in_lines("a line joins a class to itself under attack; each model has principal components (PCA) of its own")
+    figure.legends[0].set_title("\n".join([*class_key(names), note]))
+    if len(names) <= LABELLED:
+        figure.draw_without_rendering()  # which gives panels their places: numbers are set where there is room
+        for ax, model in zip(axes.flat, layers, strict=False):
+            _number(ax, frames.rows(drawn, model=model), {name: str(number) for number, name in enumerate(names)})
     return figure
 
 
-def _arrows(ax: Axes, drawn: pd.DataFrame, numbers: Mapping[str, str]) -> None:
-    for class_name, both in drawn.groupby("class", sort=False):
+def _arrows(ax: Axes, drawn: pd.DataFrame) -> None:
+    for _, both in drawn.groupby("class", sort=False):
         ends = {data: both[both["data"] == data][["x", "y"]].to_numpy()[0] for data in COLOURS}
         arrow = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", ends["adversarial"], ends["natural"], arrowprops=arrow, zorder=1)
         for data, place in ends.items():
             ax.plot(*place, marker="o", markersize=3, color=COLOURS[data], linestyle="none")
-        if str(class_name) in numbers:
-            place = {"textcoords": "offset points", "size": current().small, "color": COLOURS["natural"]}
-            ax.annotate(numbers[str(class_name)], ends["natural"], (2, 2), **place)
+
+
+def _number(ax: Axes, drawn: pd.DataFrame, numbers: Mapping[str, str]) -> None:
+    """Write each class's number beside its natural dot, or where that is crowded at the end of a line that leads there.
+
+    The nearest place is taken that hides neither a dot nor another number.
+    """
+    points = ax.transData.transform(drawn[["x", "y"]]) * 72 / ax.get_figure(root=True).dpi
+    frame = ax.get_window_extent().transformed(Affine2D().scale(72 / ax.get_figure(root=True).dpi))
+    taken = [(x, y, 1.5, 1.5) for x, y in points]
+    for (x, y), row in zip(points, drawn.itertuples(), strict=True):
+        if row.data != "natural":
+            continue
+        number = numbers[str(row[3])]
+        half = 0.32 * current().small * len(number), 0.42 * current().small
+        dx, dy = _room((x, y), half, taken, frame)
+        taken.append((x + dx, y + dy, *half))
+        far = np.hypot(dx, dy) > 1.5 * current().small
+        lead = {"arrowstyle": "-", "color": COLOURS["natural"], "linewidth": 0.4, "shrinkA": 0, "shrinkB": 1}
+        look = {"size": current().small, "color": COLOURS["natural"], "ha": "center", "va": "center"}
+        ax.annotate(
+            number,
+            (row.x, row.y),
+            (dx, dy),
+            textcoords="offset points",
+            arrowprops=lead | {"relpos": (0.5, 0.5)} if far else None,
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "linewidth": 0},
+            **look,
+        ).set_in_layout(False)
+
+
+def _room(
+    at: tuple[float, float], half: tuple[float, float], taken: list[tuple[float, float, float, float]], frame: BboxBase
+) -> tuple[float, float]:
+    """The shortest way (in points) from a dot to where a text of this half size hides nothing that is taken."""
+    turns = np.linspace(0, 2 * np.pi, 24, endpoint=False) + np.pi / 4
+    ways = [(r * np.cos(turn), r * np.sin(turn)) for r in np.arange(6, 60, 1.5) for turn in turns]
+    for dx, dy in ways:
+        x, y = at[0] + dx, at[1] + dy
+        inside = frame.x0 + half[0] <= x <= frame.x1 - half[0] and frame.y0 + half[1] <= y <= frame.y1 - half[1]
+        if inside and all(abs(x - a) > half[0] + w or abs(y - b) > half[1] + h for a, b, w, h in taken):
+            return dx, dy
+    return ways[0]
 
 
 def uniformity_data(comparison: Comparison, layer: str | None = None) -> pd.DataFrame:
@@ -289,7 +355,7 @@ def uniformity(comparison: Comparison, layer: str | None = None) -> Figure:
     unknown layer.
     """
     drawn, layers = uniformity_data(comparison, layer), frames.layers(comparison, layer)
-    figure, axes = grid(len(layers), 1, 1.05)
+    figure, axes = grid(len(layers), 1, 1.1, 0.95)
     for ax, model in zip(axes[:, 0], layers, strict=True):
         for data in COLOURS:
             rows = frames.rows(drawn, model=model, data=data)
@@ -302,10 +368,12 @@ def uniformity(comparison: Comparison, layer: str | None = None) -> Figure:
         in_percent(ax, "active on\nimages")
         ax.set_title(frames.short(model, 16), loc="left", weight="bold")
         evenness = [_evenness(frames.rows(drawn, model=model, data=data)) for data in COLOURS]
-        ax.set_title(f"uniformity {' → '.join(evenness)}", loc="right", size=current().small)
-    axes[-1, 0].set_xlabel("channel, each class's most frequent first\n(uniformity 1: all are equally often active)")
+        said = f"uniformity: natural {evenness[0]}\n→ adversarial {evenness[1]}"
+        ax.set_title(said, loc="right", size=current().small)
+    axes[-1, 0].set_xlabel("channel, each class's most frequent first")
     title(figure, f"How evenly channels are active, {frames.where(layers)}")
-    data_legend(figure, frames.attack(comparison), "-")
+    note = "uniformity: entropy of the frequencies; 1: all channels are equally often active"
+    data_legend(figure, frames.attack(comparison), "-", note=note, natural=area())
     return figure
 
 

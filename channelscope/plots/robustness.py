@@ -6,10 +6,19 @@ from matplotlib.figure import Figure
 
 from channelscope.comparison import Comparison
 from channelscope.plots import frames
-from channelscope.plots.axes import grid, in_percent, model_look, title
+from channelscope.plots.axes import grid, in_lines, in_percent, model_look, title
 from channelscope.plots.paper import styled
 
 _ENDS = {"natural": "natural images", "worst": "worst case of all"}
+# Parts of the names of attacks: words for them, and whether such attacks are made for gates.
+_PARTS = {
+    "joint-sweep": ("attacks the answer and the gates' probes together", True),
+    "detached": ("without the gradient through the gates' masks", True),
+    "frozen-natural": ("masks held as for the natural image", True),
+    "frozen-label": ("masks held as told the label", True),
+    "probe": ("attacks one gate's probe alone", True),
+    "from": ("images made on another model", False),
+}
 
 
 def robustness_data(comparison: Comparison) -> pd.DataFrame:
@@ -33,8 +42,10 @@ def robustness(comparison: Comparison) -> Figure:
     """
     drawn, models = robustness_data(comparison), frames.models(comparison)
     attacks = sorted(drawn["attack"].unique(), key=lambda name: name == _ENDS["worst"])
-    row = 0.05 + 0.055 * len(models)
-    figure, axes = grid(1, 1, max(row, 0.14) * len(attacks), 0.9 + 0.12 * -(-len(models) // 3))
+    names, note = [frames.broken(name) for name in attacks], in_lines(_note(comparison, drawn))
+    row = max(0.05 + 0.055 * len(models), *(0.02 + 0.12 * (1 + name.count("\n")) for name in names))
+    lines = 1 + note.count("\n") - -len(models) // 3
+    figure, axes = grid(1, 1, row * len(attacks), 0.75 + 0.12 * lines)
     ax, places = axes[0, 0], {name: place for place, name in enumerate(attacks)}
     for index, (model, beside) in enumerate(zip(models, np.linspace(-0.3, 0.3, len(models) + 2)[1:-1], strict=True)):
         rows, look = frames.rows(drawn, model=model), model_look(index)
@@ -44,15 +55,31 @@ def robustness(comparison: Comparison) -> Figure:
         ax.errorbar(accuracy, height, xerr=reach, linestyle="none", markersize=3, elinewidth=0.8, label=label, **look)
     for place in range(1, len(attacks)):
         ax.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0)
-    ax.set_yticks([*places.values()], [frames.short(name, 26) for name in attacks])
+    ax.set_yticks([*places.values()], names)
+    for label, name in zip(ax.get_yticklabels(), attacks, strict=True):
+        label.set_fontstyle("italic" if any(_PARTS[part][1] for part in _parts(name)) else "normal")
     ax.set_ylim(len(attacks) - 0.5, -0.5)
     ax.set_xlim(-0.02, 1.02)
     in_percent(ax, "accuracy", "x")
     images = comparison.meta["data"]["images"]
     radius = frames.radius(float(comparison.meta["eps"]))
     title(figure, f"Accuracy under each attack, ε = {radius}, {images:,} images")
-    note = f"bars: {comparison.meta['level']:.0%} intervals"
-    if drawn.groupby("model").size().nunique() > 1:
-        note += "; no mark: an attack for models with gates alone"
     figure.legend(title=note, loc="outside lower center", ncols=3)
     return figure
+
+
+def _parts(attack: str) -> list[str]:
+    """The parts of an attack's name that say what is special about it."""
+    found = attack.split(":")[1:]
+    return [part for part in _PARTS if any(one == part or one.startswith(f"{part}-") for one in found)]
+
+
+def _note(comparison: Comparison, drawn: pd.DataFrame) -> str:
+    """Say what bars, gaps and the names of attacks mean, of those that occur."""
+    note = [f"bars: {frames.level(comparison)}"]
+    if drawn.groupby("model").size().nunique() > 1:
+        note.append("no mark: not run on this model")
+    occurring = {part: None for attack in drawn["attack"].unique() for part in _parts(attack)}
+    if any(_PARTS[part][1] for part in occurring):
+        note.append("in italics: made for gates")
+    return "; ".join([*note, *(f"{part}: {_PARTS[part][0]}" for part in occurring)])
