@@ -193,6 +193,8 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
     """
     import pandas as pd
 
+    if not path.read_bytes().endswith(b"\n"):
+        raise ValueError(f"{path.name} is cut short")
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     if set(frame.columns) != {*names, *numbers}:
         raise ValueError(f"{path.name} has other columns")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,17 +151,14 @@ def try_out(
         UserError: for images that the network does not take, another number of classes, logits that are not finite, a
             layer without channels or that takes images apart.
     """
-    try:
-        with same_randomness(x), evaluating(network), torch.no_grad(), pooled(network, *layers) as found:
-            logits = logits_of(network(x))
-    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"The network does not take images of shape {tuple(x.shape[1:])} ({reason}): "
-            "choose data of the kind that it was trained on."
-        ) from error
+    with (
+        refusals_told(x, "choose data of the kind that it was trained on"),
+        same_randomness(x),
+        evaluating(network),
+        torch.no_grad(),
+        pooled(network, *layers) as found,
+    ):
+        logits = logits_of(network(x))
     check_finite(logits)
     if logits.shape[1] != classes:
         raise UserError(
@@ -173,6 +171,20 @@ def try_out(
                 "which works on whole images."
             )
     return found
+
+
+@contextmanager
+def refusals_told(x: Float[Tensor, "n *image"], remedy: str) -> Iterator[None]:
+    """Say in a sentence that a network does not take images such as x, and what to do."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"The network does not take images of shape {tuple(x.shape[1:])} ({reason}): {remedy}."
+        ) from error
 
 
 def check_finite(logits: Float[Tensor, "n k"]) -> None:

@@ -291,6 +291,20 @@ def test_layers_of_other_libraries_networks_are_listed(capsys: pytest.CaptureFix
     assert rows[0][3:] == ["197", "x", "192"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("torchvision:vit_b_16", "--image-size", "30"), "does not take images of shape (3, 30, 30)"),
+        (("torchvision:squeezenet1_0", "", "--image-size", "64"), "No layer '' runs in this network"),
+    ],
+)
+def test_layers_that_cannot_be_listed_are_told(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("layers", *words) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_every_call_of_a_layer_that_runs_twice_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("layers", "torchvision:resnet18", "layer1.0.relu", "--image-size", "32") == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]

@@ -837,6 +837,11 @@ SPOILT: dict[str, Any] = {
     "other columns": lambda folder: rewrite(folder, "activations.csv", "magnitude", "size"),
     "words for numbers": lambda folder: rewrite(folder, "alignment.csv", ",cosine,", ",cosine,x"),
     "lines of unequal length": lambda folder: append(folder / "alignment.csv", "1,2,3,4,5,6,7,8,9\n"),
+    "a table cut short": lambda folder: (folder / "flow.csv").write_text((folder / "flow.csv").read_text()[:-3]),
+    "a table of other models": lambda folder: rewrite(folder, "confusion.csv", "net,", "nobody,"),
+    "a table that lacks channels": lambda folder: (folder / "flow.csv").write_text(
+        "".join((folder / "flow.csv").read_text().splitlines(keepends=True)[:4])
+    ),
     "no arrays": lambda folder: (folder / "arrays.npz").unlink(),
     "empty arrays": lambda folder: (folder / "arrays.npz").write_bytes(b""),
     "pickled arrays": lambda folder: np.savez(folder / "arrays.npz", labels=np.array([{}], dtype=object)),

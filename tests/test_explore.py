@@ -294,8 +294,8 @@ def test_without_ipywidgets_the_same_stands_still(found, monkeypatch):
     ("options", "words"),
     [
         ({"model": "colours"}, "no model 'colours'.*'colour'"),
-        ({"layer": "9"}, "no layer '9'"),
-        ({"class_name": "cat"}, "no class 'cat'"),
+        ({"layer": "9"}, "no layer '9'.*It has 0"),
+        ({"class_name": "cat"}, "no class 'cat'.*It has 0, 1"),
         ({"order": "size"}, "no order 'size'"),
         ({"models": {"colour": mean_colour()}}, "both the networks and the data"),
         ({"data": "digits"}, "both the networks and the data"),

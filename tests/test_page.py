@@ -164,3 +164,17 @@ def test_what_is_folded_is_printed(tab: Tab) -> None:
     pdf = tab.printed()
     assert pdf.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 3
+
+
+def test_paper_holds_the_tables_of_six_models_with_long_names(browser: Tab, tmp_path: Path) -> None:
+    names = [f"{LONG}-{index}".replace("-", "_" if index % 2 else "-") for index in range(6)]
+    browser.open(write_report(synthetic(tuple(names)), tmp_path), width=718)  # A4 less Chromium's margins
+    browser.send("Emulation.setEmulatedMedia", media="print")
+    try:
+        browser.run("for (const details of document.querySelectorAll('details')) details.open = true")
+        assert (
+            browser.run("[...document.querySelectorAll('.table')].filter((t) => t.scrollWidth > t.clientWidth).length")
+            == 0
+        )
+    finally:
+        browser.send("Emulation.setEmulatedMedia", media="")

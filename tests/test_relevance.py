@@ -119,6 +119,24 @@ def test_weights_are_refused_for_other_layers_with_the_penultimate_ones_named() 
         LastLayer.find(net, x)(net, ["layer3"], x, y)
 
 
+def test_weights_are_refused_where_no_layer_is_the_penultimate_one() -> None:
+    class FirstPosition(nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return z[:, :, 0, 0] * 2
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, CLASSES)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(FirstPosition()(self.conv(x)))
+
+    net, (x, y) = Net().eval(), images()
+    with pytest.raises(UserError, match=r"the last linear layer weighs: score by gradient\.$"):
+        LastLayer.find(net, x)(net, ["conv"], x, y)
+
+
 # ---------------------------------------------------------------- gradients
 
 

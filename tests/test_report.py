@@ -67,6 +67,14 @@ def add_figures(folder: Path, **main: bool) -> None:
     (folder / "figures" / "captions.json").write_text(json.dumps(listed))
 
 
+def test_the_page_names_the_file_that_lies_there(tmp_path: Path) -> None:
+    add_figures(tmp_path, relevance=True, training=True)
+    (tmp_path / "figures" / "training.svg").write_text("<svg/>")
+    page = Page(write_report(synthetic(), tmp_path))
+    assert "About relevance. More & more. figures/relevance.png" in page.text
+    assert "About training. More & more. figures/training.svg" in page.text
+
+
 def test_page_has_its_parts_in_order(tmp_path: Path) -> None:
     add_figures(tmp_path, relevance=True, training=True, later=False)
     path = write_report(synthetic(), tmp_path)
@@ -172,7 +180,7 @@ def test_pictures_are_inside_with_captions_and_alternative_texts(tmp_path: Path)
         kind, content = str(image["src"]).split(",")
         assert kind == "data:image/png;base64"
         assert base64.b64decode(content) == (tmp_path / "figures" / f"{name}.png").read_bytes()
-    assert "About relevance. More & more. figures/relevance.pdf" in page.text
+    assert "About relevance. More & more. figures/relevance.png" in page.text
 
 
 def test_page_needs_nothing_else(tmp_path: Path) -> None:

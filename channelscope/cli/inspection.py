@@ -19,11 +19,13 @@ def layers(args: argparse.Namespace) -> None:
     import torch
 
     from channelscope.hooks import layers_named, trace
+    from channelscope.subjects import refusals_told
 
     network, shape = _network(args.model, args.image_size)
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    calls, _ = trace(network, images)
-    named = {call.name: {call.name, call.name.rpartition("@")[0]} for call in calls}  # relu@1 is listed for relu too
+    with refusals_told(images, "choose another --image-size"):
+        calls, _ = trace(network, images)
+    named = {call.name: {call.name, call.name.partition("@")[0]} for call in calls}  # relu@1 is listed for relu too
     wanted = set(layers_named(network, args.patterns, images)) if args.patterns else set(named)
     if missing := wanted - set().union(*named.values()):
         name = min(missing)

@@ -271,6 +271,12 @@ def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
     for name in ("activations", "alignment", "robustness"):
         if set(frames[name]["model"]) != {label for label, _ in models} or not models:
             raise ValueError(f"{name}.csv is of other models")
+    for name, frame in frames.items():
+        owners = {label for column in ("model", "other") if column in frame for label in frame[column]}
+        if not owners <= {label for label, _ in models}:
+            raise ValueError(f"{name}.csv is of other models")
+    if len(frames["flow"]) not in (0, len(frames["activations"]) / 2):  # of natural and adversarial data
+        raise ValueError("flow.csv is of other channels than activations.csv")
     if set(frames["activations"]["class"]) != set(classes) or not all(isinstance(name, str) for name in classes):
         raise ValueError("activations.csv is of other classes")
     numbers = [meta[name] for name in ("eps", "level", "replicates", "seed")] + [meta["data"]["images"]]

@@ -9,6 +9,7 @@ from channelscope.errors import UserError, suggest
 from channelscope.plots import frames
 
 DATA = ("natural", "adversarial")
+_LISTED = 10  # names that an error lists, at most
 # What channels can be sorted by, the largest first but for relevance and the number; channels that tie by number.
 ORDERS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "natural magnitude": lambda rows: -rows["natural"],
@@ -76,5 +77,8 @@ def chosen(kind: str, name: str | None, known: Collection[str]) -> str:
     if name is None:
         return next(iter(known))
     if name not in known:
-        raise UserError(f"There is no {kind} {name!r} in this comparison.{suggest(name, known)}")
+        near = (
+            suggest(str(name), known) or f" It has {', '.join([*known][:_LISTED])}{', ...' * (len(known) > _LISTED)}."
+        )
+        raise UserError(f"There is no {kind} {name!r} in this comparison.{near}")
     return name

@@ -562,7 +562,7 @@ def draw(
     Raises:
         UserError: for a style, a choice or a format that is unknown, or where LaTeX is missing.
     """
-    formats, chosen = _words(formats), _chosen(comparison, _words(only))
+    formats, chosen = _words("format", formats), _chosen(comparison, _words("figure", only) if only else [])
     paper.check_formats(formats)
     paths = []
     with paper.style(style, wide=wide, latex=latex):
@@ -572,9 +572,12 @@ def draw(
     return paths
 
 
-def _words(given: Sequence[str]) -> list[str]:
-    """The single words of what is given with spaces or commas between, none twice."""
-    return list(dict.fromkeys(" ".join([given] if isinstance(given, str) else given).replace(",", " ").split()))
+def _words(what: str, given: Sequence[str]) -> list[str]:
+    """The single words of what is given with spaces or commas between, none twice; UserError where there is none."""
+    words = dict.fromkeys(" ".join([given] if isinstance(given, str) else given).replace(",", " ").split())
+    if not words:
+        raise UserError(f"No {what} is named: name at least one, or leave the choice out.")
+    return list(words)
 
 
 def _chosen(comparison: Comparison, only: Sequence[str]) -> dict[str, _Picture]:

@@ -49,9 +49,10 @@ class LastLayer:
         """
         for layer in layers:
             if layer not in self.inputs:
+                choose = f"choose {' or '.join(map(repr, self.inputs[:3]))}, or " if self.inputs else ""
                 raise UserError(
                     f"Layer {layer!r} is not the penultimate one, whose channels the last linear layer weighs: "
-                    f"choose {' or '.join(map(repr, self.inputs[:3]))}, or score by gradient."
+                    f"{choose}score by gradient."
                 )
         return dict.fromkeys(layers, self.linear.weight.detach()[y])
 

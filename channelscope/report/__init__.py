@@ -121,9 +121,11 @@ def _figure(
     if section not in SECTIONS or not all(isinstance(text, str) for text in (caption, seen, *claims)):
         raise ValueError(f"what is said of {name} is not of our making")
     picture = (folder / f"{name}.png").read_bytes()
+    lying = [ending for ending in ("pdf", "svg", "png") if (folder / f"{name}.{ending}").exists()]
     width, height = (int.from_bytes(picture[start : start + 4]) for start in (16, 20))  # as PNG's header has them
     return {
         "name": name,
+        "file": f"{name}.{lying[0]}",
         "caption": caption,
         "seen": seen,
         "section": section,
