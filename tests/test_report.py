@@ -92,7 +92,7 @@ def test_page_has_its_parts_in_order(tmp_path: Path) -> None:
         "Worst case by class",
     ]
     parts += ["Evidence for the claims", "About relevance.", "About training.", "Further figures", "About later."]
-    parts += ["Alignment at layer layer4", "How it was made", "torch 2.9.0", "channelscope compare --models nat.pt"]
+    parts += ["Alignment at layer layer4", "How it was made", "torch 2.9.0", "are in meta.json beside this page"]
     place = 0
     for part in parts:
         place = page.text.index(part, place)
@@ -156,6 +156,15 @@ def test_alignment_has_every_measure_of_every_layer(tmp_path: Path) -> None:
     row = row[row["class"] == "all"].iloc[0]
     assert f"cosine of natural and adversarial magnitude – {row['value']:.3f} [{row['low']:.3f}," in text[first:second]
     assert text[second:].count("across classes") == 1
+
+
+def test_page_is_the_same_whenever_and_however_the_result_is_found(tmp_path: Path) -> None:
+    one, other = synthetic(), synthetic()
+    changes = {"created": "later", "command": "another", "batch_size": 7, "hardware": {"device": "cpu", "processes": 2}}
+    one.meta.update({"hardware": {"device": "cpu", "processes": 1}})
+    other.meta.update(changes)
+    pages = [write_report(found, tmp_path / name).read_bytes() for name, found in (("a", one), ("b", other))]
+    assert pages[0] == pages[1]
 
 
 def test_settings_are_all_told(tmp_path: Path) -> None:
