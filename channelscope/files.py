@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from channelscope.errors import UserError
+from channelscope.reading import check_head
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,9 +129,12 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
     """
     import pandas as pd
 
+    check_head(path, within=path.parent)
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if set(frame.columns) != {*names, *numbers}:
+    if len(frame.columns) != len(names) + len(numbers) or set(frame.columns) != {*names, *numbers}:
         raise ValueError(f"{path.name} has other columns")
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much in a line for its name
+        raise ValueError(f"{path.name} has lines of another length")
     for column in numbers:
         frame[column] = pd.to_numeric(frame[column].replace("", None))
     return frame

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from channelscope import files
+from channelscope import files, reading
 from channelscope.checkpoints import GATE_LOG
 from channelscope.errors import UserError
 from channelscope.files import read_table, replacing_folder
@@ -229,9 +229,9 @@ class Comparison:
         try:
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
             frames["training"]["best"] = frames["training"]["best"] == "True"
-            with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
+            with reading.arrays(folder / "arrays.npz", within=folder) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            meta = json.loads((folder / "meta.json").read_text("utf-8"))
+            meta = reading.read_json(folder / "meta.json", within=folder)
             _check(frames, meta)
             _check_images(frames["excitation"], arrays, len(meta["data"]["classes"]))
         except Exception as error:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from channelscope import files
+from channelscope import files, reading
 from channelscope.errors import UserError, suggest
 from channelscope.files import read_table, replacing_folder
 
@@ -104,7 +104,7 @@ class Evaluation:
                 f"{attack} among its attacks."
             )
         try:
-            images = np.load(path, mmap_mode="r", allow_pickle=False)
+            images = np.load(reading.regular(path, within=Path(folder)), mmap_mode="r", allow_pickle=False)
             if images.dtype != np.float32 or images.ndim != 4 or len(images) != self.meta["data"]["images"]:
                 raise ValueError("not the images of this evaluation")
         except (ValueError, OSError, EOFError) as error:
@@ -175,9 +175,9 @@ class Evaluation:
             raise UserError(f"{folder} holds no evaluation: name a folder that 'channelscope evaluate' wrote.")
         try:
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
-            with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
+            with reading.arrays(folder / "arrays.npz", within=folder) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            meta = json.loads((folder / "meta.json").read_text("utf-8"))
+            meta = reading.read_json(folder / "meta.json", within=folder)
             _check(frames, arrays, meta)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

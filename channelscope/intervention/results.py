@@ -10,7 +10,7 @@ from typing import Any, Self
 import pandas as pd
 from matplotlib.figure import Figure
 
-from channelscope import files
+from channelscope import files, reading
 from channelscope.errors import UserError
 from channelscope.files import read_table, replacing_folder
 
@@ -115,7 +115,7 @@ class Interventions:
             raise UserError(f"{folder} holds no interventions: name a folder that 'channelscope intervene' wrote.")
         try:
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
-            meta = json.loads((folder / "meta.json").read_text("utf-8"))
+            meta = reading.read_json(folder / "meta.json", within=folder)
             _check(frames, meta)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
