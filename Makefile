@@ -17,7 +17,7 @@ PIP_INSTALL := $(RUN) pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test install lint format types floors notebooks check coverage figures zoo results-small clean
+.PHONY: help demo test install lint format types floors notebooks check coverage fuzz figures zoo results-small clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,10 @@ check: ## Run every check that a change must pass
 
 coverage: $(VENV)/.test ## Run the tests and list the lines that none of them reaches
 	$(RUN) pytest -q --cov
+
+fuzz: $(VENV)/.test ## Feed all that is read with over 20,000 files that are wrong: a quarter of an hour
+	@$(PIP_INSTALL) -e ".[fuzz]" || echo "atheris cannot be installed here: inputs by hypothesis and mutation alone."
+	$(VENV)/bin/python tests/fuzz --record $(if $(SEED),--seed $(SEED))
 
 figures: $(VENV)/.demo ## Make the galleries in figures/ again
 	$(RUN) figures.make

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,6 +111,21 @@ def check_archive(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError(f"it would unpack to {unpacked / 2**20:,.0f} MB, far more than its size")
 
 
+def check_array(file: IO[bytes], size: int) -> None:
+    """Refuse an array of so many bytes, header and all, that is no plain numbers or words, or not of that size."""
+    import numpy as np
+
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
+    except Exception as error:  # the header is Python's text: nearly anything comes of it
+        raise ValueError("its header cannot be read") from error
+    if dtype.kind not in "biufU" or not dtype.itemsize:
+        raise ValueError("it holds other things than numbers or words")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError("its header promises another size than it has")
+
+
 class Arrays:
     """The arrays of an ``.npz`` file, each read when it is asked for: plain numbers and words, nothing is unpickled."""
 
@@ -124,15 +139,7 @@ class Arrays:
 
         member = self._archive.getinfo(f"{name}.npy")
         with self._archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            if version not in readers:
-                raise ValueError("it is of an unknown version")
-            shape, _, dtype = readers[version](file)
-            if dtype.kind not in "biufU" or not dtype.itemsize:
-                raise ValueError(f"it holds {dtype}")
-            if math.prod(shape) * dtype.itemsize != member.file_size - file.tell():
-                raise ValueError("its header promises another size than it has")
+            check_array(file, member.file_size)
         with self._archive.open(member) as file:
             array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
         return array
@@ -146,7 +153,7 @@ def arrays(path: Path, *, within: Path | None = None) -> Iterator[Arrays]:
         yield Arrays(archive)
 
 
-def _not_bare(stream: BinaryIO) -> BinaryIO:
+def _not_bare(stream: IO[bytes]) -> IO[bytes]:
     if stream.read(6) == b"\x93NUMPY":
         raise ValueError("it holds a single array")
     stream.seek(0)

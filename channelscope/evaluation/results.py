@@ -104,7 +104,9 @@ class Evaluation:
                 f"{attack} among its attacks."
             )
         try:
-            images = np.load(reading.regular(path, within=Path(folder)), mmap_mode="r", allow_pickle=False)
+            with reading.regular(path, within=Path(folder)).open("rb") as file:
+                reading.check_array(file, path.stat().st_size)
+            images = np.load(path, mmap_mode="r", allow_pickle=False)
             if images.dtype != np.float32 or images.ndim != 4 or len(images) != self.meta["data"]["images"]:
                 raise ValueError("not the images of this evaluation")
         except (ValueError, OSError, EOFError) as error:

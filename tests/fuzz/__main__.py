@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,11 @@ Task = tuple[str, str, int, int]  # target, generator, inputs, seed
 def tasks(names: list[str], inputs: int, seed: int, generators: tuple[str, ...]) -> list[Task]:
     """Share the inputs among targets and generators, in tasks that are soon over."""
     each = -(-inputs // (len(names) * len(generators)))
-    found = []
-    for name in names:
-        for generator in generators:
-            size = each if generator == "guided" else CHUNK
-            for start in range(0, each, size):
-                found.append((name, generator, min(size, each - start), number_of(seed, name, generator, start)))
+    found: list[Task] = []
+    for name, generator in product(names, generators):
+        size = each if generator == "guided" else CHUNK
+        starts = range(0, each, size)
+        found += [(name, generator, min(size, each - at), number_of(seed, name, generator, at)) for at in starts]
     return sorted(found, key=lambda task: task[1] != "guided")  # the long ones first
 
 

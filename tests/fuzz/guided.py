@@ -1,7 +1,7 @@
 """Inputs that coverage leads to: atheris (libFuzzer) changes a file so that lines run which no file before reached.
 
-It is an extra (``fuzz``): where it cannot be installed, the other generators do alone. It works in a process of its own,
-in which the readers run unwatched from outside: libFuzzer ends what hangs, and the rest is seen from within (``watch.examine``).
+It is an extra (``fuzz``): where it cannot be installed, the other generators do alone. It works in a process of its
+own, in which the readers run unwatched from outside: libFuzzer ends what hangs, the rest is seen from within.
 """
 
 import gc
@@ -117,9 +117,14 @@ def main(name: str, count: int, seed: int, folder: Path) -> None:
         len(content) for tree in target.trees for content in tree.entries.values() if isinstance(content, bytes)
     )
     options = [
-        f"-atheris_runs={count}", f"-seed={seed}", f"-timeout={2 * SECONDS:.0f}", "-rss_limit_mb=0", f"-max_len={2 * longest + 1000}",
-        f"-artifact_prefix={folder}/", str(guided.corpus()),
-    ]  # fmt: skip
+        f"-atheris_runs={count}",
+        f"-seed={seed}",
+        f"-timeout={2 * SECONDS:.0f}",
+        "-rss_limit_mb=0",
+        f"-max_len={2 * longest + 1000}",
+        f"-artifact_prefix={folder}/",
+        str(guided.corpus()),
+    ]
     confined()
     atheris.Setup([sys.argv[0], *options], guided, custom_mutator=guided.mutate)
     atheris.Fuzz()

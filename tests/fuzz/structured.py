@@ -48,16 +48,40 @@ def _long() -> int:
 
 HUGE = (2**31 - 1, 2**31, 2**40, 2**53, 2**62, 2**63 - 1, 2**63, 2**64, 10**15, 10**30)
 NUMBERS = st.one_of(
-    st.integers(-3, 300), pick([sign * value for value in HUGE for sign in (1, -1)]), st.floats(),
-    st.builds(_long), st.booleans(), st.none(),
-)  # fmt: skip
+    st.integers(-3, 300),
+    pick([sign * value for value in HUGE for sign in (1, -1)]),
+    st.floats(),
+    st.builds(_long),
+    st.booleans(),
+    st.none(),
+)
 WORDS = st.one_of(
     st.text(max_size=20),
     pick(
-        ["", "\n", "a\nb", "\0", "\x1b[31m", "\ud800", "\u202e", "<script>alert(1)</script>", "../../etc/passwd",
-         "/etc/passwd", "a" * 100_000, "NA", "nan", "inf", "1e999", "None", "__class__", "{x.__class__}", "%s%n", "é" * 300]
+        [
+            "",
+            "\n",
+            "a\nb",
+            "\0",
+            "\x1b[31m",
+            "\ud800",
+            "\u202e",
+            "<script>alert(1)</script>",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "a" * 100_000,
+            "NA",
+            "nan",
+            "inf",
+            "1e999",
+            "None",
+            "__class__",
+            "{x.__class__}",
+            "%s%n",
+            "é" * 300,
+        ]
     ),
-)  # fmt: skip
+)
 LEAVES = st.one_of(NUMBERS, WORDS)
 VALUES = st.recursive(
     LEAVES,
@@ -65,9 +89,31 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 NAMES = pick(
-    ["../out", "../../out", "/tmp/out", "a/../../out", "a\\..\\out", "a\nb", "a\udcffb", "x" * 250, "CON", " ", ".", "..",
-     "-rf", "a\x1b[0mb", "<b>", "é", "\u202egnp.exe", "$(touch x)", "`x`", "a;b", "%00", "~"]
-)  # fmt: skip
+    [
+        "../out",
+        "../../out",
+        "/tmp/out",
+        "a/../../out",
+        "a\\..\\out",
+        "a\nb",
+        "a\udcffb",
+        "x" * 250,
+        "CON",
+        " ",
+        ".",
+        "..",
+        "-rf",
+        "a\x1b[0mb",
+        "<b>",
+        "é",
+        "\u202egnp.exe",
+        "$(touch x)",
+        "`x`",
+        "a;b",
+        "%00",
+        "~",
+    ]
+)
 
 
 # ---------------------------------------------------------------- plain values
@@ -174,8 +220,9 @@ def csv_files(content: bytes) -> Bytes:
             way = draw(pick(["cell", "cell", "cell", "row", "less", "more", "head", "quote", "many"]))
             if way == "cell" and row:
                 row[draw(st.integers(0, len(row) - 1))] = draw(
-                    pick(["", "1e400", "-inf", "nan", "0x10", "1_000", "1,5", "True", '"a\nb"', "9" * 400, "\0", '"']) | WORDS
-                )  # fmt: skip
+                    pick(["", "1e400", "-inf", "nan", "0x10", "1_000", "1,5", "True", '"a\nb"', "9" * 400, "\0", '"'])
+                    | WORDS
+                )
             elif way == "row":
                 table.append(list(row))
             elif way == "less" and row:
@@ -201,9 +248,26 @@ def toml_files(content: bytes) -> Bytes:
     lines = content.decode().splitlines()
     values = st.one_of(
         LEAVES.map(lambda value: _dumped(value) if not isinstance(value, float) else repr(value)),
-        pick(["[[[]]]", "{a = {b = 1}}", "1979-05-27", "'''a\nb'''", '"\\u0000"', '"a\\nb"', "0x7fffffffffffffffff", "nan",
-                         "-inf", "[1, 'a', []]", "9" * 5000, "[" * 3000, "true", '"../x.toml"', "[" + "1," * 100_000 + "]"]),
-    )  # fmt: skip
+        pick(
+            [
+                "[[[]]]",
+                "{a = {b = 1}}",
+                "1979-05-27",
+                "'''a\nb'''",
+                '"\\u0000"',
+                '"a\\nb"',
+                "0x7fffffffffffffffff",
+                "nan",
+                "-inf",
+                "[1, 'a', []]",
+                "9" * 5000,
+                "[" * 3000,
+                "true",
+                '"../x.toml"',
+                "[" + "1," * 100_000 + "]",
+            ]
+        ),
+    )
 
     keys = pick(["a.b.c", "lr", "optimizer.lr", '""', "x." * 2000 + "x"])
 
@@ -228,9 +292,16 @@ def toml_files(content: bytes) -> Bytes:
         return "\n".join(own).encode("utf-8", "surrogatepass")
 
     bombs = pick(
-        [b"a = " + b"[" * 100_000, b"a" + b".a" * 100_000 + b" = 1", b"[" + b"a." * 100_000 + b"a]", b"a = " + b"{a=" * 5000,
-         b"".join(b"[[a.b%d]]\n" % index for index in range(20_000)), b"x = " + b"9" * 300_000, b'x = "' + b"\\\\" * 300_000 + b'"']
-    )  # fmt: skip
+        [
+            b"a = " + b"[" * 100_000,
+            b"a" + b".a" * 100_000 + b" = 1",
+            b"[" + b"a." * 100_000 + b"a]",
+            b"a = " + b"{a=" * 5000,
+            b"".join(b"[[a.b%d]]\n" % index for index in range(20_000)),
+            b"x = " + b"9" * 300_000,
+            b'x = "' + b"\\\\" * 300_000 + b'"',
+        ]
+    )
     return st.one_of(drawn(), drawn(), drawn(), drawn(), bombs, st.binary(max_size=60))
 
 
@@ -249,9 +320,31 @@ def words(content: bytes) -> Bytes:
         "",
     ]
     values = st.one_of(
-        LEAVES.map(str_of), pick(["[" * 5000, "[" * 200 + "]" * 200, "[1,2", "'", '"a', "a\nb = 2", "{a=1}", "1" * 5000, "8/0", "1/3",
-                                             "nan", "inf", "-1e999", "[],[[]],,", "{" * 3000, "2020-01-01", "'''", "=", "\\ud800"]),
-    )  # fmt: skip
+        LEAVES.map(str_of),
+        pick(
+            [
+                "[" * 5000,
+                "[" * 200 + "]" * 200,
+                "[1,2",
+                "'",
+                '"a',
+                "a\nb = 2",
+                "{a=1}",
+                "1" * 5000,
+                "8/0",
+                "1/3",
+                "nan",
+                "inf",
+                "-1e999",
+                "[],[[]],,",
+                "{" * 3000,
+                "2020-01-01",
+                "'''",
+                "=",
+                "\\ud800",
+            ]
+        ),
+    )
     pair = st.builds("{}={}".format, pick(known) | WORDS, values)
     return st.lists(pair, min_size=1, max_size=3).map(lambda pairs: "\0".join(pairs).encode("utf-8", "surrogatepass"))
 
@@ -267,8 +360,31 @@ def str_of(value: Any) -> str:
 # ---------------------------------------------------------------- numpy
 
 
-DESCRS = ("|u1", "<f4", "<f8", "<i8", "|b1", "<f2", "<f16", "<c16", "|O", "|V0", "<U0", "|S0", "<U5", "<U500000000", "|V1000000000",
-          "(1000000000,)|u1", "<M8[ns]", "<m8", ">i4", "x", "", "<U-1", "|S99999999999")  # fmt: skip
+DESCRS = (
+    "|u1",
+    "<f4",
+    "<f8",
+    "<i8",
+    "|b1",
+    "<f2",
+    "<f16",
+    "<c16",
+    "|O",
+    "|V0",
+    "<U0",
+    "|S0",
+    "<U5",
+    "<U500000000",
+    "|V1000000000",
+    "(1000000000,)|u1",
+    "<M8[ns]",
+    "<m8",
+    ">i4",
+    "x",
+    "",
+    "<U-1",
+    "|S99999999999",
+)
 
 
 @st.composite
@@ -279,10 +395,21 @@ def npy(draw: st.DrawFn, content: bytes) -> bytes:
     descr: Any = draw(pick([*DESCRS, [("a", "<f8")], [("a", "|O")], ("<f8", (2, 2)), None, 3, ["<f8"]]))
     fields = {"descr": descr, "fortran_order": draw(pick([False, False, True, 1, None])), "shape": shape}
     header = draw(
-        only(repr(fields)) | only(repr(fields))
-        | pick(["(" * 5000, "{" * 300, "-" * 9000 + "1", "[" * 90 + "]" * 90, repr({**fields, "x": 1}), "__import__('os')",
-                           "{'descr': '|u1', 'fortran_order': False, 'shape': (9" + "9" * 6000 + ",), }", " " * 60_000])
-    )  # fmt: skip
+        only(repr(fields))
+        | only(repr(fields))
+        | pick(
+            [
+                "(" * 5000,
+                "{" * 300,
+                "-" * 9000 + "1",
+                "[" * 90 + "]" * 90,
+                repr({**fields, "x": 1}),
+                "__import__('os')",
+                "{'descr': '|u1', 'fortran_order': False, 'shape': (9" + "9" * 6000 + ",), }",
+                " " * 60_000,
+            ]
+        )
+    )
     version = draw(pick([(1, 0), (1, 0), (1, 0), (2, 0), (3, 0), (4, 0), (0, 0)]))
     text = header.encode("utf-8") + b"\n"
     length = draw(pick([len(text), len(text), len(text), 0, 2**16 - 1, len(text) + 5]))
@@ -345,7 +472,7 @@ def _lying(content: bytes, sizes: tuple[int, int], flags: int) -> bytes:
 
 @st.composite
 def zips(draw: st.DrawFn, content: bytes, member: Callable[[bytes], Bytes], stored: bool) -> bytes:
-    """Draw an archive from a valid one, with a member changed, doubled, renamed, packed in other ways, or much too big."""
+    """Draw an archive from a valid one, a member changed, doubled, renamed, or packed in other ways."""
     members = unzipped(content)
     index = draw(st.integers(0, len(members) - 1))
     name, inside = members[index]
@@ -391,16 +518,38 @@ def npz_files(content: bytes) -> Bytes:
     name = unzipped(content)[0][0]
     bombs = st.deferred(
         lambda: pick(
-            [_bomb(name, 1500), _bomb(name, 700, _npy_head((700, 1024, 1024))), _bomb(name, 150, _npy_head((150, 1024, 1024))),
-             _bomb("test_labels.npy", 400, _npy_head((400 * 2**20,))), _bomb("x.npy", 300, _npy_head((2**26 + 2**25,), "<i4"))]
+            [
+                _bomb(name, 1500),
+                _bomb(name, 700, _npy_head((700, 1024, 1024))),
+                _bomb(name, 150, _npy_head((150, 1024, 1024))),
+                _bomb("test_labels.npy", 400, _npy_head((400 * 2**20,))),
+                _bomb("x.npy", 300, _npy_head((2**26 + 2**25,), "<i4")),
+            ]
         )
-    )  # fmt: skip
+    )
     arrays = pick(
-        [np.zeros((3, 4, 4)), np.full((3, 4, 4), np.nan), np.zeros((3, 4, 4), np.uint16), np.zeros(3, np.int8), np.array(["a\nb", "b"]),
-         np.array(["\ud800"]), np.zeros((3, 0, 4), np.uint8), np.zeros((0, 4, 4), np.uint8), np.array(10**6), np.array([2**62, 0, 1]),
-         np.array([-1, 0, 1]), np.zeros(3, [("a", "f4")]), np.ones((3, 4, 4), bool), np.array(["a"] * 3), np.array([2**64 - 1, 0, 0], np.uint64),
-         np.array([99_999, 0, 0]), np.full((3, 2, 2), 1e300), np.zeros((3, 1, 1), np.float16), np.zeros(10**6, np.uint8)]
-    )  # fmt: skip
+        [
+            np.zeros((3, 4, 4)),
+            np.full((3, 4, 4), np.nan),
+            np.zeros((3, 4, 4), np.uint16),
+            np.zeros(3, np.int8),
+            np.array(["a\nb", "b"]),
+            np.array(["\ud800"]),
+            np.zeros((3, 0, 4), np.uint8),
+            np.zeros((0, 4, 4), np.uint8),
+            np.array(10**6),
+            np.array([2**62, 0, 1]),
+            np.array([-1, 0, 1]),
+            np.zeros(3, [("a", "f4")]),
+            np.ones((3, 4, 4), bool),
+            np.array(["a"] * 3),
+            np.array([2**64 - 1, 0, 0], np.uint64),
+            np.array([99_999, 0, 0]),
+            np.full((3, 2, 2), 1e300),
+            np.zeros((3, 1, 1), np.float16),
+            np.zeros(10**6, np.uint8),
+        ]
+    )
 
     def packed(array: Any) -> bytes:
         buffer = io.BytesIO()
@@ -463,24 +612,49 @@ PAYLOADS = (
     _global("collections", "Counter", b"(X\x01\0\0\0at"),
     _global("torch.hub", "load", b"(X\x01\0\0\0at"),
     _global("torch._utils", "_rebuild_meta_tensor_no_storage", b"(ctorch\nfloat32\n(M\x09\x03K\x09t(K\x01K\x01t\x89t"),
-    _nested(1000), _nested(200_000),
+    _nested(1000),
+    _nested(200_000),
     b"\x80\x02]" + b"2" * 300_000 + b".",
     b"\x80\x02]" + b"]" * 400_000 + b"e.",
-    b"\x80\x02\x8b\xff\xff\xff\x7f.", b"\x80\x02X\xff\xff\xff\xff.", b"\x80\x02]q\0h\0a.", b"\x80\x04\x95" + b"\xff" * 8 + b"N.",
-    b"\x80\x02\x8b\x10\x27\0\0" + b"\x7f" * 10_000 + b".", b"cos\nsystem\n(S'x'\ntR.", b"\x80\x02}" + b"(K\x01K\x01u" * 10 + b".",
-)  # fmt: skip
+    b"\x80\x02\x8b\xff\xff\xff\x7f.",
+    b"\x80\x02X\xff\xff\xff\xff.",
+    b"\x80\x02]q\0h\0a.",
+    b"\x80\x04\x95" + b"\xff" * 8 + b"N.",
+    b"\x80\x02\x8b\x10\x27\0\0" + b"\x7f" * 10_000 + b".",
+    b"cos\nsystem\n(S'x'\ntR.",
+    b"\x80\x02}" + b"(K\x01K\x01u" * 10 + b".",
+)
 
 
 @cache
 def _tensors() -> st.SearchStrategy[Any]:
     one = torch.ones(1)
     return pick(
-        [one.expand(10**6, 10**6), one.expand(2**30), torch.ones(3).as_strided((4, 4), (0, 0)), torch.ones(9)[::2], torch.zeros(0), one.half(),
-         one.to(torch.complex64), one.bool(), torch.ones(2, 2).to_sparse(), torch.ones(2, 2).to_sparse_csr(), torch.ones(8, device="meta"), one * torch.nan, one.int(),
-         torch.nn.Parameter(one), torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.int64), one, (10**9, 10**9)),
-         torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), torch.ones(4, 4).T, torch.ones(4, dtype=torch.float64), torch.tensor(10**18),
-         torch.ones(2, 2, dtype=torch.complex64).conj(), torch.ones(4).to(torch.float8_e5m2), torch.ones(2).to(torch.uint16)]
-    )  # fmt: skip
+        [
+            one.expand(10**6, 10**6),
+            one.expand(2**30),
+            torch.ones(3).as_strided((4, 4), (0, 0)),
+            torch.ones(9)[::2],
+            torch.zeros(0),
+            one.half(),
+            one.to(torch.complex64),
+            one.bool(),
+            torch.ones(2, 2).to_sparse(),
+            torch.ones(2, 2).to_sparse_csr(),
+            torch.ones(8, device="meta"),
+            one * torch.nan,
+            one.int(),
+            torch.nn.Parameter(one),
+            torch.sparse_coo_tensor(torch.zeros(2, 1, dtype=torch.int64), one, (10**9, 10**9)),
+            torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
+            torch.ones(4, 4).T,
+            torch.ones(4, dtype=torch.float64),
+            torch.tensor(10**18),
+            torch.ones(2, 2, dtype=torch.complex64).conj(),
+            torch.ones(4).to(torch.float8_e5m2),
+            torch.ones(2).to(torch.uint16),
+        ]
+    )
 
 
 class Later:
@@ -590,16 +764,32 @@ def _picture_bombs() -> tuple[bytes, ...]:
         + bytes(4)
     )
     return (
-        _png(10_000, 6_600, rows), _png(13_000, 13_000, rows, colours=0), _png(2**31 - 1, 2**31 - 1, rows), _png(9_400, 9_400, b""), _png(4, 4, rows),
-        _png(0, 0, b""), _png(4, 4, zlib.compress(bytes(52)), text), _png(4, 4, zlib.compress(bytes(100)), depth=16),
-        b"P6 100000 100000 255\n", b"P5 9000 9000 255\n" + bytes(100), b"P6 4 4 65535\n" + bytes(96), b"P6 " + b"9" * 5000,
+        _png(10_000, 6_600, rows),
+        _png(13_000, 13_000, rows, colours=0),
+        _png(2**31 - 1, 2**31 - 1, rows),
+        _png(9_400, 9_400, b""),
+        _png(4, 4, rows),
+        _png(0, 0, b""),
+        _png(4, 4, zlib.compress(bytes(52)), text),
+        _png(4, 4, zlib.compress(bytes(100)), depth=16),
+        b"P6 100000 100000 255\n",
+        b"P5 9000 9000 255\n" + bytes(100),
+        b"P6 4 4 65535\n" + bytes(96),
+        b"P6 " + b"9" * 5000,
         b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x4c\x01\0;",
         b"BM" + struct.pack("<IHHIIiiHHIIiiII", 70, 0, 0, 54, 40, 2**30, -(2**30), 1, 24, 0, 0, 0, 0, 0, 0) + bytes(16),
         b"BM" + struct.pack("<IHHIIiiHHIIiiII", 70, 0, 0, 54, 40, 9000, 9000, 1, 8, 1, 0, 0, 0, 0, 0) + bytes(16),
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print\n", tiff, b"RIFF\x20\0\0\0WEBPVP8L\x10\0\0\0\x2f\xff\xff\xff\x0f" + bytes(12),
-        b"icns\0\0\0\x10" + bytes(8), b"SIMPLE  =                    T" + bytes(2880), b"\0\0\x01\0\x01\0" + bytes(40), b"8BPS\0\x01" + bytes(40),
-        b"<svg xmlns='http://www.w3.org/2000/svg'><image href='/etc/passwd'/></svg>", b"", b"\0",
-    )  # fmt: skip
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print\n",
+        tiff,
+        b"RIFF\x20\0\0\0WEBPVP8L\x10\0\0\0\x2f\xff\xff\xff\x0f" + bytes(12),
+        b"icns\0\0\0\x10" + bytes(8),
+        b"SIMPLE  =                    T" + bytes(2880),
+        b"\0\0\x01\0\x01\0" + bytes(40),
+        b"8BPS\0\x01" + bytes(40),
+        b"<svg xmlns='http://www.w3.org/2000/svg'><image href='/etc/passwd'/></svg>",
+        b"",
+        b"\0",
+    )
 
 
 def pictures(content: bytes) -> Bytes:
@@ -619,9 +809,15 @@ def idx_files(content: bytes) -> Bytes:
     sides = pick([0, 1, 2, 20, 28, 2**31 - 1, -1, 10**6])
     kinds = pick([8, 9, 11, 12, 13, 14, 0, 255])
     made = st.builds(
-        lambda kind, shape, body: struct.pack(">BBBB", 0, 0, kind, len(shape)) + b"".join(struct.pack(">i", side) for side in shape) + bytes(body),
-        kinds, st.lists(sides, max_size=4), pick([0, 1, 20, 28 * 28 * 20, 20 * 8]),
-    )  # fmt: skip
+        lambda kind, shape, body: (
+            struct.pack(">BBBB", 0, 0, kind, len(shape))
+            + b"".join(struct.pack(">i", side) for side in shape)
+            + bytes(body)
+        ),
+        kinds,
+        st.lists(sides, max_size=4),
+        pick([0, 1, 20, 28 * 28 * 20, 20 * 8]),
+    )
     return st.one_of(made, made, st.binary(max_size=40), only(content[:-1]), only(content))
 
 
@@ -636,11 +832,18 @@ def anything(content: bytes) -> Bytes:
 
 
 FILES: tuple[tuple[tuple[str, ...], Callable[[bytes], Bytes]], ...] = (
-    ((".json",), json_files), ((".jsonl",), json_lines), ((".csv",), csv_files), ((".toml",), toml_files), (("/words",), words),
-    ((".npz",), npz_files), ((".npy",), npy), ((".pt", ".pth", ".partial"), pt_files), (("ubyte",), idx_files),
+    ((".json",), json_files),
+    ((".jsonl",), json_lines),
+    ((".csv",), csv_files),
+    ((".toml",), toml_files),
+    (("/words",), words),
+    ((".npz",), npz_files),
+    ((".npy",), npy),
+    ((".pt", ".pth", ".partial"), pt_files),
+    (("ubyte",), idx_files),
     ((".png", ".jpg", ".gif", ".bmp", ".tif", ".webp", ".ppm"), pictures),
     (("_batch_1", "_batch_2", "_batch_3", "_batch_4", "_batch_5", "test_batch", ".meta"), pickles),
-)  # fmt: skip
+)
 
 
 @cache
