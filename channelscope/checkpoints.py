@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from reprlib import repr as short
-from typing import IO, Any, Literal, Self, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -335,7 +335,7 @@ def _check_file(path: Path) -> None:
 class _Bounded:
     """A file of which no one takes much at once: room is made for all that is asked for before any is read."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: io.BufferedIOBase) -> None:
         self.file = file
 
     def read(self, size: int) -> bytes:

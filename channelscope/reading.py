@@ -4,6 +4,7 @@ What is refused here is refused with a ValueError in a few words, out of which e
 The limits are far above what honest files meet, and low enough that a small file never takes a gigabyte.
 """
 
+import io
 import json
 import math
 import stat
@@ -12,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,8 +83,8 @@ def check_depth(value: Any) -> None:
     """Refuse plain values that are nested deeper than any of ours, with ValueError."""
     inside = [value]
     for _ in range(DEEPEST):
-        tables, lists = ([one for one in inside if isinstance(one, kind)] for kind in (dict, list))
-        inside = [item for one in tables for item in one.values()] + [item for one in lists for item in one]
+        lists = [one.values() if isinstance(one, dict) else one for one in inside if isinstance(one, dict | list)]
+        inside = [item for one in lists for item in one]
         if not inside:
             return
     raise ValueError("it is nested too deep")
@@ -111,7 +112,7 @@ def check_archive(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError(f"it would unpack to {unpacked / 2**20:,.0f} MB, far more than its size")
 
 
-def check_array(file: IO[bytes], size: int) -> None:
+def check_array(file: io.BufferedIOBase, size: int) -> None:
     """Refuse an array of so many bytes, header and all, that is no plain numbers or words, or not of that size."""
     import numpy as np
 
@@ -153,7 +154,7 @@ def arrays(path: Path, *, within: Path | None = None) -> Iterator[Arrays]:
         yield Arrays(archive)
 
 
-def _not_bare(stream: IO[bytes]) -> IO[bytes]:
+def _not_bare(stream: io.BufferedReader) -> io.BufferedReader:
     if stream.read(6) == b"\x93NUMPY":
         raise ValueError("it holds a single array")
     stream.seek(0)
