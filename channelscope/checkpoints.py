@@ -25,7 +25,7 @@ from channelscope import __version__, zoo
 from channelscope.errors import UserError
 from channelscope.files import replacing
 from channelscope.models import Architecture
-from channelscope.reading import DEEPEST, check_archive
+from channelscope.reading import DEEPEST, Binary, check_archive
 from channelscope.selection import KINDS, Selective
 
 FORMAT = 2
@@ -335,7 +335,7 @@ def _check_file(path: Path) -> None:
 class _Bounded:
     """A file of which no one takes much at once: room is made for all that is asked for before any is read."""
 
-    def __init__(self, file: io.BufferedIOBase) -> None:
+    def __init__(self, file: Binary) -> None:
         self.file = file
 
     def read(self, size: int) -> bytes:

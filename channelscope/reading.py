@@ -13,10 +13,12 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+
+Binary = IO[bytes] | io.BufferedIOBase  # what zipfile says that it opens, and what it opens
 
 LARGEST_TEXT = 16 * 2**20  # bytes of JSON and of recipes, which have some thousands: parsed, it takes 30 times as much
 LARGEST_RECIPE = 64 * 2**10  # characters
@@ -112,8 +114,8 @@ def check_archive(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError(f"it would unpack to {unpacked / 2**20:,.0f} MB, far more than its size")
 
 
-def check_array(file: io.BufferedIOBase, size: int) -> None:
-    """Refuse an array of so many bytes, header and all, that is no plain numbers or words, or not of that size."""
+def check_array(file: Binary, size: int) -> None:
+    """Refuse an array of so many bytes, header and all, that holds objects, or whose header says another size."""
     import numpy as np
 
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -121,8 +123,8 @@ def check_array(file: io.BufferedIOBase, size: int) -> None:
         shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
     except Exception as error:  # the header is Python's text: nearly anything comes of it
         raise ValueError("its header cannot be read") from error
-    if dtype.kind not in "biufU" or not dtype.itemsize:
-        raise ValueError("it holds other things than numbers or words")
+    if dtype.hasobject or not dtype.itemsize:  # numbers and words are whatever else there is
+        raise ValueError("it holds Python objects, which are never unpickled, or nothing at all")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():
         raise ValueError("its header promises another size than it has")
 
@@ -138,6 +140,8 @@ class Arrays:
         """Read an array; raises ValueError, or what zipfile raises, where its header promises more than is there."""
         import numpy as np
 
+        if f"{name}.npy" not in self._archive.namelist():
+            raise ValueError("it is no array")
         member = self._archive.getinfo(f"{name}.npy")
         with self._archive.open(member) as file:
             check_array(file, member.file_size)

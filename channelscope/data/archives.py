@@ -60,9 +60,9 @@ def _split(archive: Arrays, part: str, file: Path) -> Split:
         raise UserError(f"{part}_labels in {file} must be whole numbers, not {labels.dtype}: convert them.")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape != images.shape[:1]:  # before either is copied
-        raise UserError(f"{part}_labels in {file} must be one for each of {len(images)} images, not {labels.shape}.")
     try:
+        if labels.shape != images.shape[:1]:  # before either is copied
+            raise UserError(f"Labels must have the shape ({len(images)},), one per image, not {labels.shape}.")
         return Split(channels_first(images), torch.from_numpy(labels.astype(np.int64)))
     except UserError as error:
         raise UserError(f"{file}, {part} part: {error}") from error

@@ -55,6 +55,8 @@ def results() -> list[dict[str, str]]:
     """
     try:
         rows = list(csv.DictReader(read_text(RESULTS, within=RESULTS.parent).splitlines(), strict=True))
+        if not rows:
+            raise ValueError("it is empty")
         for row in rows:
             if tuple(row) != _COLUMNS or not all(float(row[name]) >= 0 for name in _COLUMNS[2:]):
                 raise ValueError("it is of another kind")
