@@ -22,8 +22,8 @@ PIP_INSTALL := $(RUN) pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest install lint format types floors wheel audit notebooks check coverage faults figures zoo \
-	results-small clean
+.PHONY: help demo test test-oldest install lint format types floors wheel audit notebooks check coverage faults fuzz \
+	figures zoo results-small clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -75,6 +75,10 @@ coverage: $(VENV)/.test ## Run the tests and list the lines that none of them re
 
 faults: $(VENV)/.test ## Kill, starve and damage runs at random, KILLS times a command: half an hour or more
 	$(RUN) pytest -q -n 0 tests/faults --kills $(KILLS) --fault-seed $(SEED) --fault-record docs/reliability/faults.json
+
+fuzz: $(VENV)/.test ## Feed all that is read with over 20,000 files that are wrong: a quarter of an hour
+	@$(PIP_INSTALL) -e ".[fuzz]" || echo "atheris cannot be installed here: inputs by hypothesis and mutation alone."
+	$(VENV)/bin/python tests/fuzz --record $(if $(SEED),--seed $(SEED))
 
 figures: $(VENV)/.demo ## Make the galleries in figures/ again
 	$(RUN) figures.make

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from channelscope.controls import has_controls
 from channelscope.errors import UserError
+from channelscope.reading import check_head, read_json, read_text, regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,10 +174,10 @@ def check_digests(folder: Path, names: Iterable[str]) -> None:
     """
     if not (folder / DIGESTS).exists():
         return
-    lines = (folder / DIGESTS).read_text("utf-8").splitlines()
+    lines = read_text(folder / DIGESTS, within=folder).splitlines()
     known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in names:
-        if known.get(name) != _digest(folder / name):
+        if known.get(name) != _digest(regular(folder / name, within=folder)):
             raise ValueError(f"{name} is not as it was written")
 
 
@@ -193,11 +193,14 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
     """
     import pandas as pd
 
+    check_head(path, within=path.parent)
     if not path.read_bytes().endswith(b"\n"):
         raise ValueError(f"{path.name} is cut short")
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if set(frame.columns) != {*names, *numbers}:
+    if len(frame.columns) != len(names) + len(numbers) or set(frame.columns) != {*names, *numbers}:
         raise ValueError(f"{path.name} has other columns")
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much in a line for its name
+        raise ValueError(f"{path.name} has lines of another length")
     if any(has_controls(name) for column in names for name in frame[column].unique()):
         raise ValueError(f"{path.name} has names with control characters")
     for column in numbers:
@@ -207,7 +210,7 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
 
 def read_meta(path: Path) -> Any:
     """Read the settings that lie beside tables; raises anything where they cannot be read or shown."""
-    meta = json.loads(path.read_text("utf-8"))
+    meta = read_json(path, within=path.parent)
     if has_controls(meta):
         raise ValueError(f"{path.name} has words with control characters")
     return meta

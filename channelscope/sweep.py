@@ -29,6 +29,7 @@ from channelscope.data import Dataset, as_dataset, stratified
 from channelscope.errors import UserError, suggest
 from channelscope.files import check_writable, replacing
 from channelscope.locks import locked
+from channelscope.reading import read_json
 from channelscope.training import Diverged, Recipe, recipe_for, train
 from channelscope.training.job import Job
 from channelscope.training.logs import check_logs
@@ -223,14 +224,20 @@ def _digest(meta: dict[str, Any]) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(file.read_text("utf-8"))
+        meta = read_json(file, within=file.parent)
         if meta.pop("digest") != _digest(meta):
             raise ValueError
-        if not isinstance(meta["settings"], dict) or not all(isinstance(row, dict) for row in meta["results"].values()):
+        if not isinstance(meta["settings"], dict) or not all(map(_is_row, meta["results"].values())):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged: delete it, and start again with the networks that are there.") from error
     return dict(meta)
+
+
+def _is_row(row: Any) -> bool:
+    """Tell whether something is what ``_measured`` gives, or the trouble that came instead."""
+    numbers = [value for name, value in row.items() if name in _NUMBERS]
+    return isinstance(row.get("trouble", ""), str) and all(type(value) in (int, float, type(None)) for value in numbers)
 
 
 def _result(

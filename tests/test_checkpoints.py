@@ -249,6 +249,54 @@ def test_nothing_in_a_file_is_run(kind: str, path: Path) -> None:
     assert not mark.exists()
 
 
+def packed(path: Path) -> None:
+    """Pack a file's members, as no network's are."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+        archive.writestr("archive/data/99", bytes(2**22))
+
+
+def folded() -> list[Any]:
+    """A value of few parts, each in the next twice: written out it has 2**90 of them."""
+    value: list[Any] = ["x"]
+    for _ in range(90):
+        value = [value, value]
+    return value
+
+
+def call(name: str, size: bytes) -> bytes:
+    """A pickle that calls a function which torch deems harmless, with a size."""
+    return b"\x80\x02c" + name.encode() + b"\n(" + size + b"tR."
+
+
+TOO_MUCH: dict[str, Callable[[Path], object]] = {
+    "a value within itself": lambda path: torch.save({**torch.load(path), "meta": {"x": folded()}}, path),
+    "a version within itself": lambda path: torch.save({**torch.load(path), "channelscope": folded()}, path),
+    "a view of one number": lambda path: torch.save({"state_dict": {"x": torch.ones(1).expand(2**20, 2**20)}}, path),
+    "one tensor many times": lambda path: torch.save({str(k): torch.ones(2**20)[k:] for k in range(99)}, path),
+    "a sparse tensor": lambda path: torch.save({"x": torch.ones(2, 2).to_sparse()}, path),
+    "a long number": lambda path: torch.save({**torch.load(path), "meta": {"x": 10**5000}}, path),
+    "half a letter": lambda path: torch.save({**torch.load(path), "class_names": ["\ud800"] * 10}, path),
+    "many bytes": lambda path: path.write_bytes(call("builtins\nbytearray", b"J\xff\xff\xff\x7f")),
+    "many numbers": lambda path: path.write_bytes(call("torch\nTensor", b"J\xff\xff\xff\x7f")),
+    "a text without end": lambda path: path.write_bytes(b"\x80\x02X\xff\xff\xff\x7fx."),
+    "operations without end": lambda path: path.write_bytes(b"\x80\x02" + b"N0" * 600_000 + b"N."),
+    "members that are packed": packed,
+}
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_what_takes_more_than_the_file_holds_is_refused(kind: str, path: Path) -> None:
+    TOO_MUCH[kind](path)
+    with mistake(str(path)):
+        Checkpoint.read(path)
+    assert path.stat().st_size < 2**24  # the test's own file is no bomb
+
+
 def test_the_hostile_file_would_do_harm_elsewhere(tmp_path: Path) -> None:
     """The test above would not notice a hostile object that does nothing: this one does."""
     torch.save(Hostile(tmp_path / "mark"), tmp_path / "net.pt")

@@ -699,6 +699,52 @@ def test_an_image_folder_refuses(tmp_path: Path, spoil: Callable[[Path], None], 
         load(f"imagefolder:{tmp_path}")
 
 
+def test_what_is_no_picture_of_a_listed_kind_is_refused(tmp_path: Path) -> None:
+    """A pipe would be waited for, a device never ends, PostScript would start a program, and much white packs small."""
+    (place := tmp_path / "cat").mkdir()
+    zeros, path = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", place / "a.png"
+    made: dict[str, Callable[[], object]] = {
+        "no ordinary file": lambda: os.mkfifo(path),
+        "is no ordinary": lambda: path.symlink_to("/dev/zero"),
+        "cannot be read": lambda: path.write_bytes(zeros),
+        "6000 x 6000 is too large": lambda: Image.new("L", (6000, 6000)).save(path),
+    }
+    for words, make in made.items():
+        make()
+        for stream in (False, True):
+            with mistake(words):
+                load(f"imagefolder:{tmp_path}", stream=stream)
+        path.unlink()
+
+
+def test_standard_files_that_no_one_published_are_refused(tmp_path: Path) -> None:
+    (raw := tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    os.mkfifo(raw / "train-images-idx3-ubyte")
+    with mistake("no ordinary file"):
+        load("mnist", root=tmp_path)
+    (raw / "train-images-idx3-ubyte").unlink()
+    (raw / "train-images-idx3-ubyte").touch()
+    os.truncate(raw / "train-images-idx3-ubyte", 2**40)
+    with mistake("it has more than"):
+        load("mnist", root=tmp_path)
+    (tmp_path / "MNIST" / "processed").mkdir()
+    with mistake("processed was written by an old torchvision"):
+        load("mnist", root=tmp_path)
+
+
+def test_an_npz_file_that_unpacks_to_much_more_is_refused(tmp_path: Path) -> None:
+    images = np.zeros((130, 1024, 1024), np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", test_images=images, test_labels=np.zeros(130, int))
+    with mistake("unpack to 130 MB"):
+        load(f"npz:{tmp_path / 'a.npz'}")
+
+
+def test_labels_of_an_npz_file_are_counted_before_they_are_copied(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", test_images=np.zeros((2, 4, 4), np.uint8), test_labels=np.zeros(9, np.int8))
+    with mistake("shape (2,), one per image, not (9,)"):
+        load(f"npz:{tmp_path / 'a.npz'}")
+
+
 def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied", str(folder))
@@ -860,7 +906,7 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("test_images", b"not an array")
         archive.writestr("test_labels", b"not an array")
-    with mistake("is not an array"):
+    with mistake("it is no array"):
         load(f"npz:{file}")
     with file.open("wb") as opened:
         np.save(opened, np.zeros(3))

@@ -638,3 +638,31 @@ def test_killed_command_goes_on(tmp_path: Path) -> None:
     a, b = Evaluation.load(tmp_path / "out"), Evaluation.load(tmp_path / "whole")
     pd.testing.assert_frame_equal(a.table, b.table)
     pd.testing.assert_frame_equal(a.parts, b.parts)
+
+
+@pytest.mark.parametrize(
+    "line", ["5", '{"a": 1}', '[[], "a", "b", [0], [1]]', '[0, "a", "b", [0, 1], [1]]', '[0, "a", "b", [true], [1]]']
+)
+def test_progress_of_another_kind_is_refused(line: str, tmp_path: Path) -> None:
+    Progress(tmp_path, {}).record((0, "a", "b"), [0], [True])
+    (tmp_path / "met-1.jsonl").write_text(line)
+    with mistake("met-1.jsonl is damaged", "delete"):
+        Progress(tmp_path, {})
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+    Progress(tmp_path, {}).record((0, "a", "b"), [0, 1], [True, False])
+    with (tmp_path / "met-0.jsonl").open("a") as file:
+        file.write('[0, "a", "b", [2')
+    assert Progress(tmp_path, {}).met == {(0, "a", "b"): {0: True, 1: False}}
+
+
+def test_links_out_of_an_evaluation_are_refused(tmp_path: Path) -> None:
+    cs.evaluate({"net": Brightness()}, greys(0.1, 0.9), attacks=["fgsm"], **ALL).save(tmp_path / "out")
+    for name in ("meta.json", "arrays.npz", "table.csv"):
+        moved = (tmp_path / "out" / name).rename(tmp_path / name)
+        (tmp_path / "out" / name).symlink_to(moved)
+        with mistake("damaged", "a link out of the folder"):
+            Evaluation.load(tmp_path / "out")
+        moved.rename(tmp_path / "out" / name)
+    Evaluation.load(tmp_path / "out")

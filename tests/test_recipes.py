@@ -1,6 +1,7 @@
 """Recipes: what ships with the package, settings and their values, overriding, files of the user's own, gates."""
 
 import math
+import os
 import tomllib
 from functools import cache
 from importlib import resources
@@ -641,3 +642,17 @@ def test_the_training_attack_starts_near_and_the_validation_attack_anywhere() ->
     assert (last.random_start, last.early_stop, last.steps, last.objective) == (True, None, 10, Joint(2))
     plain = job("cifar10-resnet18-at")
     assert (plain.attack_at(0).random_start, plain.attack_at(0).early_stop) == (True, None)
+
+
+def test_a_pipe_is_no_recipe(tmp_path: Path) -> None:
+    """It would be waited for."""
+    os.mkfifo(tmp_path / "pipe.toml")
+    with mistake("pipe.toml", "no ordinary file"):
+        Recipe.named(str(tmp_path / "pipe.toml"))
+
+
+def test_a_recipe_of_endless_depth_is_refused(tmp_path: Path) -> None:
+    """Dotted names nest without brackets, and so without the parser's limit."""
+    (tmp_path / "deep.toml").write_text("a" + ".a" * 5000 + " = 1")
+    with mistake("deep.toml", "nested too deep"):
+        Recipe.named(str(tmp_path / "deep.toml"))

@@ -22,6 +22,7 @@ from channelscope.evaluation import Evaluation
 from channelscope.selection import Selective
 from channelscope.subjects import subjects_of
 from channelscope.training.recipes import name_of
+from runs import mistake
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["cifar10-standard", "cifar10-at", "cifar10-cas", "cifar10-cifs"]
@@ -204,3 +205,13 @@ def test_robust_accuracy_comes_out_again(measured: tuple[Evaluation, Split], nam
     with attached(network):
         stood = correct(network, thrifty(parse(attack, eps=8 / 255))(network, x, y, generators), y)
     assert (stood.numpy() != _outcome(found, index, attack)[rows]).sum() <= 1
+
+
+@pytest.mark.parametrize(
+    "content", ["", "a,b\n1,2\n", "model,attack,accuracy,low,high,count\nx,y,z,0,0,0\n", "\udcff", '"' + "x" * 200_000]
+)
+def test_results_that_are_damaged_are_refused(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "RESULTS", tmp_path / "results.csv")
+    zoo.RESULTS.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with mistake("results.csv", "install channelscope again"):
+        zoo.results()

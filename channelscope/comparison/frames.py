@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from channelscope import files
+from channelscope import files, reading
 from channelscope.checkpoints import GATE_LOG
 from channelscope.errors import UserError
 from channelscope.files import check_digests, read_meta, read_table, replacing_folder, write_digests
@@ -234,7 +234,7 @@ class Comparison:
             check_digests(folder, [*(f"{name}.csv" for name in COLUMNS), "arrays.npz", "meta.json"])
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
             frames["training"]["best"] = frames["training"]["best"] == "True"
-            with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
+            with reading.arrays(folder / "arrays.npz", within=folder) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             meta = read_meta(folder / "meta.json")
             _check(frames, meta)

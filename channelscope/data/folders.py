@@ -29,6 +29,7 @@ def image_folder(
 
     Classes are the class folders of train (of test where there is no train), in alphabetical order. Without a val
     folder the share `validation` of the training files is held out, stratified. Names with a leading dot are left out.
+    Links to folders and to files are followed, as people link their data; what is no file in the end is refused.
     Streamed (`stream`; None: where the images would take more than half of the machine's memory), all parts are
     `Streamed`, and images that cannot be used are found when their turn comes.
 

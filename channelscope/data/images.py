@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from channelscope.errors import UserError
+from channelscope.reading import regular
 
 READERS = 4  # threads: decoding large images goes on side by side, small ones only get into each other's way
 CHUNK = 64  # files to a task: enough to make the threads' bookkeeping small
+MOST_PIXELS = 2**25  # of an image: decoded, it takes 7 bytes a pixel, in each of the threads
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL knows others, some of which run programs
 
 
 def read_images(files: Sequence[str], image_size: int | None) -> UInt8[Tensor, "n c h w"]:
@@ -126,7 +130,9 @@ def _opened(file: str) -> Iterator[Any]:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with Image.open(regular(Path(file)), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(f"An image of {image.width} x {image.height} is too large: scale it down first.")
             yield image
     except UserError as error:
         raise UserError(f"{file}: {error}") from error

@@ -6,7 +6,7 @@ import os
 import shutil
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from channelscope.distributed import is_first, rank
 from channelscope.errors import UserError
 from channelscope.evaluation.results import gallery_name
 from channelscope.files import check_writable, replacing
+from channelscope.reading import LARGEST_TEXT, parse_json, read_text, regular
 
 Key = tuple[int, str, str]  # model, attack, part of the attack
 
@@ -45,7 +46,7 @@ class Progress:
         check_writable(folder / "settings.json")
         self._check(folder)
         for path in sorted(folder.glob("met-*.jsonl")):
-            for key, images, stood in _lines(path):
+            for key, images, stood in _lines(path, folder):
                 self.met[key] |= dict(zip(images, stood, strict=True))
 
     def _check(self, folder: Path) -> None:
@@ -53,7 +54,7 @@ class Progress:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
         try:
-            known = (folder / "settings.json").read_text("utf-8")
+            known = read_text(folder / "settings.json", within=folder)
         except (OSError, ValueError):
             raise UserError(f"{folder} holds other files: choose another --out.") from None
         if known != self.settings:
@@ -165,15 +166,28 @@ def _sum(content: bytes) -> bytes:
     return zlib.crc32(content).to_bytes(4, "little")
 
 
-def _lines(path: Path) -> Iterable[tuple[Key, list[int], list[bool]]]:
-    for line in path.read_bytes().splitlines():
-        try:
-            *known, checksum = json.loads(line)
-        except (ValueError, TypeError):  # a kill came while it was written
-            continue
-        if checksum == _checksum(known):
-            model, attack, part, images, stood = known
-            yield (model, attack, part), images, [bool(one) for one in stood]
+def _lines(path: Path, folder: Path) -> Iterator[tuple[Key, list[int], list[bool]]]:
+    """Read the lines that ``record`` wrote; UserError for a file of others."""
+    try:
+        with regular(path, within=folder).open("rb") as file:
+            while line := file.readline(LARGEST_TEXT):
+                try:
+                    *known, checksum = parse_json(line.decode("utf-8"))
+                except (ValueError, TypeError):  # a kill came while it was written
+                    continue
+                if checksum == _checksum(known):
+                    yield _batch(known)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete {folder}, and evaluate again.") from error
+
+
+def _batch(content: list[Any]) -> tuple[Key, list[int], list[bool]]:
+    match content:
+        case [int(model), str(attack), str(part), [*images], [*stood]] if len(images) == len(stood):
+            known = all(type(index) is int and index >= 0 for index in [model, *images])
+            if known and all(one in (0, 1) for one in stood):
+                return (model, attack, part), images, [bool(one) for one in stood]
+    raise ValueError("a line is of no batch")
 
 
 def _checksum(line: list[Any]) -> int:

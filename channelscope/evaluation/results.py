@@ -17,7 +17,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from channelscope import files
+from channelscope import files, reading
 from channelscope.errors import UserError, suggest
 from channelscope.files import check_digests, read_meta, read_table, replacing_folder, write_digests
 from channelscope.locks import locked, settled
@@ -106,6 +106,8 @@ class Evaluation:
                 f"{attack} among its attacks."
             )
         try:
+            with reading.regular(path, within=Path(folder)).open("rb") as file:
+                reading.check_array(file, path.stat().st_size)
             check_digests(Path(folder), [f"adversarial/{path.name}"])
             images = np.load(path, mmap_mode="r", allow_pickle=False)
             if images.dtype != np.float32 or images.ndim != 4 or len(images) != self.meta["data"]["images"]:
@@ -181,7 +183,7 @@ class Evaluation:
         try:
             check_digests(folder, [*(f"{name}.csv" for name in COLUMNS), "arrays.npz", "meta.json"])
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
-            with np.load(folder / "arrays.npz", allow_pickle=False) as archive:
+            with reading.arrays(folder / "arrays.npz", within=folder) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             meta = read_meta(folder / "meta.json")
             _check(frames, arrays, meta)

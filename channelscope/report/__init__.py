@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from channelscope.comparison import Comparison
 from channelscope.controls import spelt_value
 from channelscope.errors import UserError
 from channelscope.files import replacing
+from channelscope.reading import read_json, regular
 from channelscope.report import tables, words
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -108,7 +108,7 @@ def _figures(folder: Path) -> list[dict[str, Any]]:
     if not listing.exists():
         return []
     try:
-        return [_figure(folder, **entry) for entry in json.loads(listing.read_text(encoding="utf-8"))]
+        return [_figure(folder, **entry) for entry in read_json(listing, within=folder)]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"The figures in {folder} are incomplete or damaged; draw them again. ({error})") from error
 
@@ -120,7 +120,7 @@ def _figure(
         raise ValueError(f"{name!r} is no name of a figure")
     if section not in SECTIONS or not all(isinstance(text, str) for text in (caption, seen, *claims)):
         raise ValueError(f"what is said of {name} is not of our making")
-    picture = (folder / f"{name}.png").read_bytes()
+    picture = regular(folder / f"{name}.png", within=folder).read_bytes()
     lying = [ending for ending in ("pdf", "svg", "png") if (folder / f"{name}.{ending}").exists()]
     width, height = (int.from_bytes(picture[start : start + 4]) for start in (16, 20))  # as PNG's header has them
     return {

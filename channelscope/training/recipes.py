@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from channelscope.checkpoints import METHOD_NAMES
 from channelscope.errors import UserError, suggest
+from channelscope.reading import parse_toml, read_text
 from channelscope.training.settings import (
     Attack,
     Augmentation,
@@ -154,8 +155,8 @@ def name_of(values: Values) -> str:
 def parse_value(text: str) -> Any:
     """Read a value as TOML has it (0.1, true, [1, 2], "softmax"); anything else is a plain word."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -177,10 +178,10 @@ def _named(name: str) -> Values:
 def _read(file: Path) -> Values:
     """Read a user's recipe, which may extend recipes that ship with the package."""
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = parse_toml(read_text(file))
     except OSError as error:
         raise UserError(f"Cannot read the recipe {file}: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
+    except ValueError as error:  # no TOML, no UTF-8, thousands of digits or of brackets
         raise UserError(f"{file} is no TOML file ({str(error).rstrip('.')}): mend it.") from error
     base: Values = {}
     extends = values.pop("extends", [])

@@ -23,6 +23,7 @@ from channelscope.data import Part, Split
 from channelscope.errors import UserError
 from channelscope.files import replacing
 from channelscope.objectives import TrainingLoss
+from channelscope.reading import regular
 from channelscope.training.job import Job
 
 
@@ -85,6 +86,10 @@ class State:
                 return cls.fresh(job, device)
             _check_settings(job, Checkpoint.read(job.out).meta.get("settings"), job.out)
             return None
+        try:
+            regular(job.partial, within=job.partial.parent)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{job.partial} is not ours ({error}): delete it and train again.") from error
         kept = load_tensors(job.partial)
         known = kept.get("meta") if isinstance(kept, dict) else None
         _check_settings(job, known.get("settings") if isinstance(known, dict) else None, job.partial)

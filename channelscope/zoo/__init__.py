@@ -8,12 +8,14 @@ import csv
 from pathlib import Path
 
 from channelscope.errors import UserError, suggest
+from channelscope.reading import read_text
 
 HERE = Path(__file__).parent
 NAMES = ("cifar10-standard", "cifar10-at", "cifar10-cas", "cifar10-cifs")
 RESULTS = HERE / "results.csv"
 TRAINED_ON = "CIFAR-10 (JPEG)"  # all of CIFAR-10's images, coded as JPEG
 _PREFIX = "zoo:"
+_COLUMNS = ("model", "attack", "accuracy", "low", "high", "count")
 
 
 def located(path: Path | str) -> Path:
@@ -52,7 +54,12 @@ def results() -> list[dict[str, str]]:
         UserError: where the package is incomplete.
     """
     try:
-        with RESULTS.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"Cannot read {RESULTS}: {error.strerror}. Install channelscope again.") from error
+        rows = list(csv.DictReader(read_text(RESULTS, within=RESULTS.parent).splitlines(), strict=True))
+        if not rows:
+            raise ValueError("it is empty")
+        for row in rows:
+            if tuple(row) != _COLUMNS or not all(float(row[name]) >= 0 for name in _COLUMNS[2:]):
+                raise ValueError("it is of another kind")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"Cannot read {RESULTS} ({error}): install channelscope again.") from error
+    return rows

@@ -1,0 +1,410 @@
+"""What is read, and by what: for each kind of file a valid one to begin with, and its reader."""
+
+import contextlib
+import io
+import json
+import os
+import struct
+import sys
+import tempfile
+import tomllib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' own networks and frames
+
+from trees import Tree
+
+import channelscope as cs
+from channelscope import zoo
+from channelscope.checkpoints import Checkpoint, Gate, build
+from channelscope.cli.commands import settings
+from channelscope.comparison import Comparison
+from channelscope.comparison.frames import COLUMNS as COMPARED
+from channelscope.converters import from_cifs_release
+from channelscope.data import load
+from channelscope.data.streams import Streamed
+from channelscope.evaluation import Evaluation
+from channelscope.evaluation.progress import Progress
+from channelscope.evaluation.results import COLUMNS as EVALUATED
+from channelscope.evaluation.results import gallery_name
+from channelscope.intervention import Interventions
+from channelscope.intervention.results import COLUMNS as INTERVENED
+from channelscope.models import Architecture
+from channelscope.report import _figures
+from channelscope.report.tables import by_section
+from channelscope.subjects import Subject
+from channelscope.sweep import _Record, values_of
+from channelscope.training import Recipe
+from channelscope.training.state import State
+from comparisons import synthetic
+from runs import digits, tiny_job, write_npz
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file, or folder.
+
+    Args:
+        trees: valid ones.
+        reader: reads the folder ``in`` of a tree, and uses what it has read as far as that costs little.
+        ours: whether such a folder is of our making, so that nothing in it leads out of it.
+        never: whether nothing but what was published is read: a change of a single byte must be refused.
+        files: whether it is files that are read, and not words of the command line that lie in one for these tests.
+    """
+
+    trees: tuple[Tree, ...] = field(repr=False)
+    reader: Callable[[Path], Any]
+    ours: bool = True
+    never: bool = False
+    files: bool = True
+
+    def read(self, folder: Path) -> None:
+        """Read, and use, what lies in a folder."""
+        self.reader(folder)
+
+
+# ---------------------------------------------------------------- readers
+
+
+def _use(checkpoint: Checkpoint) -> None:
+    """Do what every command does with a network that it has read."""
+    network = checkpoint.build()
+    json.dumps(Subject("net", network, checkpoint.method, checkpoint).description).encode()
+    json.dumps(checkpoint.class_names).encode()
+    if sum(parameter.numel() for parameter in network.parameters()) < 1_000_000:
+        channels = checkpoint.image[0]
+        assert network(torch.rand(1, channels, 8, 8)).shape == (1, checkpoint.architecture.classes)
+
+
+def _checkpoint(folder: Path) -> None:
+    _use(Checkpoint.read(folder / "net.pt"))
+
+
+def _released(folder: Path) -> None:
+    _use(from_cifs_release(folder / "release.pth"))
+
+
+def _state(folder: Path) -> None:
+    job = tiny_job("cifs", folder / "net.pt")
+    state = State.take_up(job, "cpu")
+    if state is not None:
+        job.checkpoint(state.best or state.network.state_dict(), state.history)
+        json.dumps(state.history).encode()
+
+
+def _npz(folder: Path) -> None:
+    _look(load(f"npz:{folder / 'data.npz'}"))
+
+
+def _look(dataset: cs.data.Dataset) -> None:
+    for part in dataset.parts.values():
+        here = replace(part, workers=0) if isinstance(part, Streamed) else part
+        x, _ = next(here.batches(4))
+        assert x.isfinite().all()
+        assert x.min() >= 0
+        assert x.max() <= 1
+    "".join(dataset.classes).encode()
+
+
+def _standard(name: str) -> Callable[[Path], None]:
+    return lambda folder: _look(load(name, root=folder))
+
+
+def _images(stream: bool) -> Callable[[Path], None]:
+    return lambda folder: _look(load(f"imagefolder:{folder}", image_size=8, stream=stream))
+
+
+def _recipe(folder: Path) -> None:
+    recipe = Recipe.named(str(folder / "recipe.toml"))
+    assert Recipe.from_values(tomllib.loads(recipe.toml())) == recipe
+    json.dumps(recipe.values()).encode()
+
+
+def _settings(folder: Path) -> None:
+    """Read what would stand behind ``--set`` and ``--vary``, which no NUL can be in."""
+    words = os.fsdecode((folder / "words").read_bytes()).split("\0")
+    recipe = Recipe.suited_to("digits", "cifs").override(**settings(words))
+    assert Recipe.from_values(tomllib.loads(recipe.toml())) == recipe
+    for word in words:
+        values_of(word.partition("=")[2])
+
+
+def _comparison(folder: Path) -> None:
+    comparison = Comparison.load(folder)
+    by_section(comparison)
+    json.dumps(comparison.meta, ensure_ascii=False).encode()
+    _figures(folder / "figures")
+
+
+def _evaluation(folder: Path) -> None:
+    evaluation = Evaluation.load(folder)
+    for model in evaluation.meta["models"]:
+        json.dumps(evaluation.robustbench(model)).encode()
+        evaluation.adversarial(folder, model, "fgsm")
+    json.dumps(evaluation.meta, ensure_ascii=False).encode()
+
+
+def _progress(folder: Path) -> None:
+    for (model, attack, part), images in Progress(folder, _SETTINGS).met.items():
+        assert isinstance(model, int)
+        assert isinstance(attack, str)
+        assert isinstance(part, str)
+        assert all(type(image) is int and type(stood) is bool for image, stood in images.items())
+
+
+def _interventions(folder: Path) -> None:
+    interventions = Interventions.load(folder)
+    json.dumps(interventions.meta, ensure_ascii=False).encode()
+
+
+def _sweep(folder: Path) -> None:
+    _Record.take_up(folder, _SWEPT, [])
+
+
+def _results(folder: Path) -> None:
+    zoo.RESULTS = folder / "results.csv"
+    for row in zoo.results():
+        float(row["accuracy"]), float(row["low"]), float(row["high"]), row["model"], row["attack"]
+
+
+# ---------------------------------------------------------------- valid files
+
+_SETTINGS = {"models": {"net": "ab" * 32}, "attacks": ["fgsm"], "eps": 0.1, "seed": 0}
+_SWEPT: dict[str, Any] = {"recipe": {"method": "at"}, "vary": {"lr": [0.1, 0.2]}, "data": {"name": "x"}, "eps": 0.1}
+
+
+def _saved(content: Any, **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **how)
+    return buffer.getvalue()
+
+
+def _contents(folder: Path) -> Tree:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return Tree({f"in/{path.relative_to(folder)}": path.read_bytes() for path in files})
+
+
+def _network(*gates: Gate, classes: int = 3) -> Checkpoint:
+    architecture = Architecture(arch="resnet10", width=1, classes=classes, mean=(0.5,), std=(0.25,))
+    network = build(architecture, gates)
+    names = tuple(f"class {index}" for index in range(classes))
+    meta = {
+        "history": [],
+        "settings": {"recipe": {"method": "at", "optimizer": {"lr": 0.1}}, "data": {"name": "digits"}},
+    }
+    image = (1, 8, 8)
+    return Checkpoint(
+        architecture=architecture, gates=gates, state=network.state_dict(), image=image, class_names=names, meta=meta
+    )
+
+
+def _checkpoints() -> tuple[Tree, ...]:
+    plain, gated = _network().content(), _network(Gate(layer="layer4", channels=8)).content()
+    written = (_saved(plain), _saved(gated), _saved(plain, _use_new_zipfile_serialization=False))
+    return tuple(Tree({"in/net.pt": content}) for content in written)
+
+
+def _releases() -> tuple[Tree, ...]:
+    state = build(Architecture(arch="resnet10", width=1, classes=3), ()).state_dict()
+    plain = {f"module.{name}": tensor for name, tensor in state.items() if not name.startswith("normalise")}
+    probe = {
+        "module.layer4.0.Probe.Probe.0.fc.weight": torch.ones(4, 8),
+        "module.layer4.0.Probe.Probe.0.fc.bias": torch.ones(4),
+    }
+    probe |= {
+        "module.layer4.0.Probe.Probe.1.weight": torch.ones(3, 4),
+        "module.layer4.0.Probe.Probe.1.bias": torch.ones(3),
+    }
+    written = (
+        _saved({"state_dict": plain | probe, "epoch": 3}),
+        _saved(plain),
+        _saved({"state_dict": plain}, _use_new_zipfile_serialization=False),
+    )
+    return tuple(Tree({"in/release.pth": content}) for content in written)
+
+
+def _states(place: Path) -> tuple[Tree, ...]:
+    job = tiny_job("cifs", place / "net.pt")
+    state = State.fresh(job, "cpu")
+    state.keep(job)
+    return (Tree({"in/net.pt.partial": job.partial.read_bytes()}),)
+
+
+def _npzs(place: Path) -> tuple[Tree, ...]:
+    write_npz(place)
+    plain = (place / "digits.npz").read_bytes()
+    packed = io.BytesIO()
+    images = np.random.default_rng(0).random((9, 4, 4, 3), np.float32)
+    np.savez_compressed(packed, test_images=images, test_labels=np.arange(9) % 2, classes=np.array(["cat", "dog"]))
+    return tuple(Tree({"in/data.npz": content}) for content in (plain, packed.getvalue()))
+
+
+def _idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">i{array.ndim}i", 0x0800 + array.ndim, *array.shape) + array.tobytes()
+
+
+def _mnist() -> tuple[Tree, ...]:
+    images, labels = np.zeros((20, 28, 28), np.uint8), np.arange(20, dtype=np.uint8) % 10
+    files = {"images-idx3-ubyte": _idx(images), "labels-idx1-ubyte": _idx(labels)}
+    return (Tree({f"in/MNIST/raw/{part}-{name}": file for part in ("train", "t10k") for name, file in files.items()}),)
+
+
+def _cifar() -> tuple[Tree, ...]:
+    import pickle
+
+    batch = pickle.dumps({"data": np.zeros((10, 3072), np.uint8), "labels": list(range(10))}, 2)
+    names = [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]
+    meta = pickle.dumps({"label_names": list("abcdefghij")}, 2)
+    return (
+        Tree(
+            {f"in/cifar-10-batches-py/{name}": batch for name in names} | {"in/cifar-10-batches-py/batches.meta": meta}
+        ),
+    )
+
+
+def _svhn() -> tuple[Tree, ...]:
+    from scipy.io import savemat
+
+    buffer = io.BytesIO()
+    savemat(buffer, {"X": np.zeros((32, 32, 3, 4), np.uint8), "y": np.ones((4, 1), np.uint8)})
+    return (Tree({f"in/{part}_32x32.mat": buffer.getvalue() for part in ("train", "test")}),)
+
+
+def _picture(kind: str, mode: str = "RGB", seed: int = 0, size: tuple[int, int] = (12, 10)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _folders() -> tuple[Tree, ...]:
+    kinds = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP", "ppm": "PPM"}
+    mixed = {
+        f"in/{name}/{index}.{ending}": _picture(kind, seed=index)
+        for name in ("cat", "dog")
+        for index, (ending, kind) in enumerate(kinds.items())
+    }
+    parts = {
+        f"in/{part}/{name}/{index}.png": _picture("PNG", "L", index)
+        for part in ("train", "test")
+        for name in ("cat", "dog")
+        for index in range(3)
+    }
+    return Tree(mixed), Tree(parts)
+
+
+def _recipes() -> tuple[Tree, ...]:
+    whole = Recipe.suited_to("digits", "cifs").toml().encode()
+    short = b'extends = ["cifar10-resnet18-at"]\n[optimizer]\nlr = 0.05\n[schedule]\nepochs = 2\n'
+    return Tree({"in/recipe.toml": whole}), Tree({"in/recipe.toml": short})
+
+
+def _words() -> tuple[Tree, ...]:
+    words = (
+        "optimizer.lr=0.1",
+        "gates.options.imgf=softmax",
+        "schedule.epochs=3",
+        'gates.layers=["layer4.0"]',
+        "eps=8/255",
+    )
+    return Tree({"in/words": "\0".join(words).encode()}), Tree({"in/words": b"schedule.milestones=[0.5, 0.75]"})
+
+
+def _tables(result: Any, columns: Any, place: Path) -> None:
+    """Write a result as ``save`` does, but for the figures."""
+    for name in columns:
+        getattr(result, name).to_csv(place / f"{name}.csv", index=False)
+    if hasattr(result, "arrays"):
+        np.savez_compressed(place / "arrays.npz", **result.arrays)
+    (place / "meta.json").write_text(json.dumps(result.meta, indent=1, ensure_ascii=False), "utf-8")
+
+
+def _comparisons(place: Path) -> tuple[Tree, ...]:
+    small = {"models": ("at", "cifs"), "classes": ("cat", "dog"), "channels": 3, "epochs": 2, "count": 4}
+    _tables(synthetic(**small, gates=("layer4",), whole=True, swept=True), COMPARED, place)
+    (place / "figures").mkdir()
+    shown = [{"name": "flow", "caption": "A.", "seen": "B.", "section": "claims", "claims": ["c1"], "main": True}]
+    (place / "figures" / "captions.json").write_text(json.dumps(shown))
+    (place / "figures" / "flow.png").write_bytes(_picture("PNG"))
+    return (_contents(place),)
+
+
+def _evaluations(place: Path) -> tuple[Tree, ...]:
+    quick = {"images": 4, "checks": 0, "progress": False, "eps": 0.1, "eps_sweep": (0.05,)}
+    found = cs.evaluate({"net": _network(classes=4).build()}, digits(), attacks=["fgsm"], **quick)
+    found.meta["save_adversarial"] = True
+    _tables(found, EVALUATED, place)
+    (place / "adversarial").mkdir()
+    np.save(place / "adversarial" / gallery_name(0, "fgsm"), np.zeros((4, 1, 8, 8), np.float32))
+    return (_contents(place),)
+
+
+def _progresses(place: Path) -> tuple[Tree, ...]:
+    progress = Progress(place, _SETTINGS)
+    progress.record((0, "fgsm", "fgsm"), [0, 1, 2], [True, False, True])
+    progress.record((0, "natural", "natural"), [0, 1, 2], [True, True, True])
+    return (_contents(place),)
+
+
+def _intervened(place: Path) -> tuple[Tree, ...]:
+    quick = {"attack": "pgd-1", "replicates": 30, "progress": False, "random": 2, "images": 8}
+    found = cs.intervene({"net": _network(classes=4).build()}, digits(), eps=0.1, **quick)
+    _tables(found, INTERVENED, place)
+    return (_contents(place),)
+
+
+def _sweeps() -> tuple[Tree, ...]:
+    row = {"natural": 0.5, "natural_low": 0.4, "natural_high": 0.6, "seconds": 1.0}
+    results = {"lr-0.1-s0.pt": row, "lr-0.2-s0.pt": {"trouble": "No."}}
+    meta = {"settings": _SWEPT, "results": results, "title": "x", "command": None}
+    return (Tree({"in/sweep.json": json.dumps(meta).encode()}),)
+
+
+def all_targets() -> dict[str, Target]:
+    """Make all targets, with their valid files; what reading these imports is imported then."""
+    warnings.simplefilter("ignore")  # torch's, of the kinds of tensors that are to be tried
+    torch.set_num_threads(1)
+    targets = _targets()
+    with tempfile.TemporaryDirectory(prefix="channelscope-fuzz-") as name:
+        for target in targets.values():
+            for tree in target.trees:
+                tree.write(Path(name) / "work")
+                with contextlib.suppress(cs.UserError):
+                    target.read(Path(name) / "work" / "in")
+    return targets
+
+
+def _targets() -> dict[str, Target]:
+    with tempfile.TemporaryDirectory(prefix="channelscope-fuzz-") as name:
+
+        def fresh(kind: str) -> Path:
+            (place := Path(name) / kind).mkdir()
+            return place
+
+        return {
+            "checkpoint": Target(_checkpoints(), _checkpoint, ours=False),
+            "release": Target(_releases(), _released, ours=False),
+            "state": Target(_states(fresh("state")), _state),
+            "npz": Target(_npzs(fresh("npz")), _npz, ours=False),
+            "mnist": Target(_mnist(), _standard("mnist"), ours=False),
+            "cifar10": Target(_cifar(), _standard("cifar10"), ours=False, never=True),
+            "svhn": Target(_svhn(), _standard("svhn"), ours=False, never=True),
+            "image folder": Target(_folders(), _images(stream=False), ours=False),
+            "streamed folder": Target(_folders(), _images(stream=True), ours=False),
+            "recipe": Target(_recipes(), _recipe, ours=False),
+            "settings": Target(_words(), _settings, ours=False, files=False),
+            "comparison": Target(_comparisons(fresh("comparison")), _comparison),
+            "evaluation": Target(_evaluations(fresh("evaluation")), _evaluation),
+            "progress": Target(_progresses(fresh("progress")), _progress),
+            "interventions": Target(_intervened(fresh("interventions")), _interventions),
+            "sweep": Target(_sweeps(), _sweep),
+            "zoo results": Target((Tree({"in/results.csv": zoo.RESULTS.read_bytes()}),), _results),
+        }
