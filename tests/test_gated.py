@@ -34,6 +34,24 @@ def test_masks_are_drawn_by_class_and_by_the_channels_order() -> None:
     assert both[0] == both[1]
 
 
+def test_channels_that_a_mask_all_but_closes_are_in_the_table_alone() -> None:
+    masks = GATED.masks.assign(mask=GATED.masks["mask"].where(~GATED.masks["channel"].isin([0, 3]), 1e-4))
+    comparison = replace(GATED, masks=masks)
+    drawn = gated.masks_data(comparison, "at", "layer4.1")
+    assert set(drawn.loc[~drawn["shown"], "channel"]) == {0, 3}
+    assert set(drawn.loc[~drawn["shown"], "place"]) == {6, 7}
+    assert len(drawn) == 7 * 3 * 2
+    figure = plots.masks(comparison, "at", "layer4.1")
+    np.testing.assert_array_equal(
+        np.ravel(figure.axes[0].collections[0].get_array()),
+        drawn.loc[drawn["shown"] & (drawn["data"] == "natural"), "mask"],
+    )
+    said = " ".join(figure.legends[0].get_title().get_text().split())
+    assert (
+        said == "mean over the images of each class (true class); the other 2 channels: below 1% of the largest factor"
+    )
+
+
 def test_channels_are_sorted_by_the_class_that_they_are_let_through_for_most() -> None:
     natural = gated.masks_data(GATED, "at", "layer4.1").query("data == 'natural'")
     cells = natural.pivot(index="class", columns="place", values="mask").to_numpy()
@@ -91,6 +109,8 @@ def test_leakage_draws_every_measure_and_beside_it_what_chance_gives(model: str)
     assert len(words) == 12
     assert words[1] == "told nothing (as in use)"
     assert words[6] == "class read from mask, layer4.0"
+    ticks = [tick.tick1line.get_visible() for tick in ax.yaxis.get_major_ticks()]
+    assert [place for place, seen in enumerate(ticks) if not seen] == [0, 4, 6, 9]
     for bars, data in zip(ax.containers, COLOURS, strict=True):
         rows = GATED.leakage.query("model == @model and data == @data").set_index(["layer", "measure"])["value"]
         x, y = bars.lines[0].get_data()

@@ -38,6 +38,19 @@ def test_layer_likeness_draws_each_pair_of_layers_as_shade_and_number() -> None:
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer of cifs", "layer of\nnat")
 
 
+def test_numbers_are_black_or_white_by_the_luminance_of_their_shade() -> None:
+    values = [0.0, 0.5, 0.6, 1.0]
+    (ax,) = plots.layer_likeness(replace(THREE, matching=_cka(values)), "nat", "cifs").axes
+    shades = ax.collections[0].to_rgba(np.array(values))[:, 0]
+    assert [text.get_color() for text in ax.texts] == ["white" if shade < 0.46 else "black" for shade in shades]
+    assert {text.get_color() for text in ax.texts} == {"white", "black"}
+
+
+def _cka(values: list[float]) -> pd.DataFrame:
+    rows = THREE.matching.query("model == 'nat' and other == 'cifs'")
+    return rows.assign(cka=values)
+
+
 def fixing() -> Comparison:
     """Two models of which the second holds channel 2 still, its own channel 0, that the attack moves in the first."""
     comparison = synthetic(("nat", "at"), ("bird", "cat"), channels=4, whole=True)

@@ -1,11 +1,12 @@
 """The figures of the whole network, of channel flow and of confusion: what is drawn is what the tables say."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
@@ -128,6 +129,24 @@ def test_embedding_is_the_plane_of_the_class_means() -> None:
     assert "1\u00a0cat" in words(figure)
 
 
+def test_numbers_of_crowded_classes_hide_neither_dots_nor_each_other() -> None:
+    """Twelve classes at nearly one place, and one far away."""
+    names = tuple(f"class {i}" for i in range(13))
+    comparison = synthetic(("nat",), names, channels=8, epochs=0)
+    rows = comparison.activations
+    crowded = 0.01 * rows["magnitude"] + (rows["class"] == "class 12") * rows["channel"]
+    figure = plots.embedding(replace(comparison, activations=rows.assign(magnitude=crowded)))
+    (ax,) = figure.axes
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    numbers = [text for text in ax.texts if text.get_text()]
+    assert sorted(text.get_text() for text in numbers) == sorted(map(str, range(13)))
+    assert min(text.get_fontsize() for text in numbers) >= 6.5
+    boxes = [Text.get_window_extent(text, renderer).padded(-1.5) for text in numbers]
+    assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    dots = [ax.transData.transform(line.get_xydata()[0]) for line in ax.lines]
+    assert not [dot for dot in dots for box in boxes if box.contains(*dot)]
+
+
 def test_uniformity_draws_sorted_frequencies_and_says_the_measure() -> None:
     figure = plots.uniformity(EMPTY)
     mean = of(EMPTY.alignment, class_="all")
@@ -138,7 +157,9 @@ def test_uniformity_draws_sorted_frequencies_and_says_the_measure() -> None:
             np.testing.assert_allclose(patch.get_data().values, np.mean(by_class, axis=0))
             assert to_hex(patch.get_facecolor() if patch.get_fill() else patch.get_edgecolor()) == COLOURS[data].lower()
         said = [of(mean, model=model, measure=f"uniformity_{data}")["value"].item() for data in COLOURS]
-        assert ax.get_title(loc="right") == f"uniformity {said[0]:.3f} → {said[1]:.3f}"
+        wanted = f"uniformity: natural {said[0]:.3f}\n→ adversarial {said[1]:.3f}"
+        assert ax.get_title(loc="right") == wanted
+    assert "uniformity: entropy of the frequencies" in words(figure)
 
 
 # ---------------------------------------------------------------- flow
@@ -163,7 +184,8 @@ def test_flow_draws_each_channel_up_where_it_wakes_and_down_where_it_falls_silen
             certain = {x for line in dots if line.get_alpha() > 0.5 for x in line.get_xdata()}
             assert certain == set(np.flatnonzero(rows["q"] <= 0.05) + 1)
             means = {"awakened": rows[known < 0][way], "silenced": rows[known > 0][way]}[way].mean()
-            assert f"{100 * means:.0f} %" in [text.get_text()[4:] for text in ax.texts]
+            kind = {"awakened": "NR", "silenced": "PR"}[way]
+            assert f"{kind} {way}: {100 * means:.0f} %" in [text.get_text() for text in ax.texts]
         boundary = [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"]
         assert boundary == [(known < 0).sum() + 0.5]
 

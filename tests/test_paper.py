@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -158,7 +159,34 @@ def test_an_attack_that_a_model_was_spared_has_no_mark_and_the_legend_says_why()
     frame = pd.concat([rows, gated], ignore_index=True)
     figure = plots.robustness(SMALL.__class__(**{**vars(SMALL), "robustness": frame}))
     assert [len(bars[0].get_xdata()) for bars in figure.axes[0].containers] == [3, 4]
-    assert "for models with gates alone" in figure.legends[0].get_title().get_text()
+    assert "no mark: not run on this model" in figure.legends[0].get_title().get_text()
+    relevance = plots.relevance(SMALL.__class__(**{**vars(SMALL), "robustness": frame}))
+    assert "worst case over all attacks" in relevance.legends[0].get_title().get_text().replace("\n", " ")
+
+
+@pytest.mark.parametrize("style", WIDTHS)
+def test_names_of_attacks_are_whole_and_explained_where_they_occur(style: str) -> None:
+    rows = SMALL.robustness
+    names = ("cw-20:from-cifar10-standard", "pgd-20:joint-sweep:detached", "pgd-20:frozen-natural", "x" * 40)
+    own = [rows[rows["attack"] == "pgd-20"].assign(attack=name) for name in names]
+    with plots.style(style):
+        figure = plots.robustness(SMALL.__class__(**{**vars(SMALL), "robustness": pd.concat([rows, *own])}))
+    labels = figure.axes[0].get_yticklabels()
+    shown_names = [label.get_text().replace("\n", "") for label in labels]
+    for name in ("CW-20:from-cifar10-standard", "PGD-20:joint-sweep:detached", "PGD-20:frozen-natural", "x" * 40):
+        assert name in shown_names
+    italic = {name for name, label in zip(shown_names, labels, strict=True) if label.get_fontstyle() == "italic"}
+    assert italic == {"PGD-20:joint-sweep:detached", "PGD-20:frozen-natural"}
+    key = figure.legends[0].get_title().get_text()
+    explained = [word for word in ("joint-sweep", "detached", "frozen-natural", "from") if f"\n{word}: " in key]
+    assert len(explained) == 4
+    assert "in italics: an attack made for gates" in key
+    assert "frozen-label" not in key
+    assert "probe: " not in key.replace("probes", "")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [label.get_window_extent(renderer).padded(-1) for label in labels]
+    assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    assert min(box.x0 for box in boxes) >= 0
 
 
 def test_the_data_beside_a_figure_is_its_table_to_the_last_digit(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import StepPatch
+from matplotlib.patches import Patch, StepPatch
 from matplotlib.text import Text
 from PIL import Image
 
@@ -100,6 +101,7 @@ def test_profile_says_class_model_robust_accuracy_attack_and_layer() -> None:
         "(magnitude), layer4",
         "adversarial (PGD-20, ε = 8/255)",
         "sorted by",
+        "robust accuracy: under PGD-20",
     ):
         assert word in text
 
@@ -153,7 +155,7 @@ def test_alignment_against_robustness_draws_each_class_with_images_once_per_mode
     assert drawn == expected
     assert sorted(text.get_text() for text in ax.texts) == sorted([*"013456789"] * 3)
     for number, name in enumerate(CLASSES):
-        assert f"{number}\u00a0{name}" in ax.get_xlabel()
+        assert f"{number}\u00a0{name}" in ax.figure.legends[0].get_title().get_text()
 
 
 def test_alignment_against_robustness_gives_the_correlation_across_classes() -> None:
@@ -161,7 +163,11 @@ def test_alignment_against_robustness_gives_the_correlation_across_classes() -> 
     for model in ("nat", "at"):
         row = measured(SMALL, **{"class": "across", "model": model}).iloc[0]
         bounds = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]".replace("-", "−")
-        assert f"{model}: across classes ρ = {bounds}" in text
+        assert f"{model}: ρ over classes {bounds}" in text
+    (legend,) = plots.alignment_robustness(SMALL).legends
+    said = " ".join(legend.get_title().get_text().split())
+    for word in ("robust: under PGD-20", "brackets: 95% intervals", "over classes: rank correlation"):
+        assert word in said
 
 
 def test_training_draws_the_log_and_marks_the_best_epoch() -> None:
@@ -177,6 +183,18 @@ def test_training_draws_the_log_and_marks_the_best_epoch() -> None:
         np.testing.assert_array_equal(trained.get_xydata(), log[["epoch", "accuracy"]])
         assert to_hex(trained.get_color()) == "#000000"
         assert loss.lines[1].get_xdata()[0] == log.loc[log["best"], "epoch"].item()
+
+
+def test_training_says_how_images_were_attacked_and_whether_gates_were_told() -> None:
+    attack = {"steps": 3, "eps": 8 / 255}
+    described = {"settings": {"recipe": {"attack": attack}}, "gates": [{"layer": "layer4.1"}]}
+    models = {name: known | described for name, known in SMALL.meta["models"].items()}
+    comparison = replace(SMALL, meta=SMALL.meta | {"models": models})
+    said = words(plots.training(comparison))
+    assert "adversarial (PGD-3, ε = 8/255, as in training)" in said
+    assert f"{TRAINED} (gates told the label)" in said
+    models["nat"]["settings"] = {"recipe": {"attack": attack | {"steps": 7}}}
+    assert "adversarial (as in training)" in words(plots.training(comparison))
 
 
 def test_training_leaves_out_epochs_without_validation_and_models_without_a_log() -> None:
@@ -248,6 +266,8 @@ def test_gates_draws_each_probe_and_mask_and_marks_the_kept_epoch() -> None:
         assert probe.get_title(loc="left") == f"{model}\n{layer}"
         assert dashed(probe) == dashed(mask) == [10]
         for ax in (probe, mask):
+            natural, adversarial = ax.lines[:2]  # the natural one, beneath, is to be seen where both coincide
+            assert natural.get_linewidth() > 2 * adversarial.get_linewidth()
             assert ax.get_ylim() == (0, 1)
             assert [tick.get_text() for tick in ax.get_yticklabels()][-1] == "100"
 
@@ -383,7 +403,11 @@ def test_natural_and_adversarial_have_one_colour_each_in_every_figure() -> None:
         if name not in COLOURED_OTHERWISE:
             (legend,) = make().legends
             handles = [handle for handle in legend.legend_handles if handle.get_label() != TRAINED]
-            assert [to_hex(handle.get_color()) for handle in handles] == [NATURAL, ADVERSARIAL]
+            assert [_colour(handle) for handle in handles] == [NATURAL, ADVERSARIAL]
+
+
+def _colour(handle: Artist) -> str:
+    return to_hex(handle.get_facecolor() if isinstance(handle, Patch) else handle.get_color())
 
 
 @pytest.fixture(scope="module", params=HARD.values(), ids=HARD.keys())
@@ -457,6 +481,6 @@ def test_dollars_and_underscores_are_letters(tmp_path: Path) -> None:
     assert any(word.startswith("$x_{a$: each channel's") for word in words(figure))
 
 
-def test_a_measure_that_is_missing_is_a_dash() -> None:
+def test_a_measure_that_is_missing_is_undefined() -> None:
     comparison = replace(SMALL, alignment=SMALL.alignment.query("`class` != 'across'"))
-    assert "nat: across classes ρ = –" in words(plots.alignment_robustness(comparison))
+    assert "nat: ρ over classes undefined" in words(plots.alignment_robustness(comparison))

@@ -320,7 +320,7 @@ KINDS = (
         data=drawing.gates_data,
         seen=seen.gates,
         caption="The gates of each model per epoch, on the natural and the attacked validation images; a row for each "
-        "gated layer; where curves coincide, the adversarial one covers the natural one. A gate's probe is a small "
+        "gated layer; the natural curve is the wide one, to show where both coincide. A gate's probe is a small "
         "classifier that guesses the class from the features of that layer alone. From the guess comes the gate's "
         "mask: a factor for each channel, large where the channel speaks for the classes that the probe finds likely, "
         "by which the channel is multiplied before the rest of the network sees it. Left: accuracy of the probe; where "
@@ -355,7 +355,8 @@ KINDS = (
         caption="Mean mask of {model}'s gate at {gate} over the images of each class, the gate being told nothing: the "
         "factor by which each channel is multiplied before the rest of the network sees it. Channels have the same "
         "order above and below: by the class for whose natural images they are let through most, then by how much. "
-        "{adversarial}",
+        "Channels whose factors are below 1 % of the largest one, for every class and above as below, are left out "
+        "here, not in the table. {adversarial}",
         section="gates",
         frame="masks",
         subjects=by_gate,
@@ -403,9 +404,10 @@ KINDS = (
         caption="Channels of {model} (at {layer}) and of {other} that correspond, and how far the attack moves each: "
         "its mean activation on adversarial images less that on natural ones, in percent of the layer's mean "
         "magnitude. Each channel of the one is matched with one of the other, so that their activations on the same "
-        "natural images correlate (r) most. Above: all pairs; between the dashed lines, left and right, are those that "
-        "are moved less in {other}. Below: of the pairs that correspond, those that are moved less by most, with the "
-        "numbers of the two channels. {adversarial} They were made for each model by itself.",
+        "natural images correlate (r) most. Above: all pairs; on the dashed lines the change is equal, or equal but "
+        "opposite; between them, left and right, are those that are moved less in {other}. Below: of the pairs that "
+        "correspond, those that are moved less by most, with the numbers of the two channels. "
+        "{adversarial} They were made for each model by itself.",
         section="models",
         frame="matched",
         subjects=by_matched_layers,

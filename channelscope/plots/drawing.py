@@ -380,7 +380,7 @@ def gates(comparison: Comparison) -> Figure:
     """
     drawn = gates_data(comparison)
     panels = drawn[["model", "layer"]].drop_duplicates().to_numpy().tolist()
-    figure, axes = grid(len(panels), 2, 1.15, 1.0, sharex="row")
+    figure, axes = grid(len(panels), 2, 1.15, 1.12, sharex="row")
     for (left, right), (model, layer) in zip(axes, panels, strict=True):
         log = frames.rows(drawn, model=model, layer=layer)
         _by_epoch(left, log, BENEATH, natural="probe_natural", adversarial="probe_robust")
@@ -394,8 +394,8 @@ def gates(comparison: Comparison) -> Figure:
         ax.set_xlabel("epoch")
     title(figure, "Gates in training: is the probe right, how many channels pass? (dashed: the epoch kept)")
     note = (
-        "on validation images; a gate's probe is a small classifier; by its guess the gate lets channels pass "
-        "(participation ratio of its factors)"
+        "on validation images; a gate's probe is a small classifier, by whose guess the gate lets channels pass; "
+        "passed: participation ratio of the gate's C factors (100 %: all alike, 1/C: one alone)"
     )
     natural = Line2D([], [], color=COLOURS["natural"], marker=".", **BENEATH)
     data_legend(figure, frames.training_attack(comparison), "-", note=note, natural=natural)

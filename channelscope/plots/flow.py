@@ -102,7 +102,7 @@ def _flow_legend(figure: Figure, comparison: Comparison) -> None:
     handles = [Line2D([], [], color=COLOURS[data], label=label, **dot) for data, label in words.items()]
     heading = (
         f"{frames.attack(comparison)}; faint: change is not significant; NR: channels against the class, PR: for it; "
-        "dashed: the border between NR and PR; above: means over the NR, the PR channels"
+        "dashed: the border between NR and PR; above each panel: means over all NR, all PR channels"
     )
     figure.legend(handles=handles, title=in_lines(heading), loc="outside lower center", ncols=1)
 

@@ -150,7 +150,7 @@ def matched_channels(comparison: Comparison, model: str, other: str, layer: str)
     handles, _ = axes[0, 0].get_legend_handles_labels()
     how = f"attack: {frames.attack(comparison)}; %: of the layer's mean activation; r: correlation on natural images"
     if len(named):
-        how += f"; below: the {len(named)} counterparts that move less in {two} by most"
+        how += f"; below: the pairs (r ≥ {SAME}) that move less in {two}, the {len(named)} with the largest difference"
     figure.legend(handles=[*handles, *marks], title=in_lines(how), loc="outside lower center", ncols=2)
     title(
         figure, f"How far an attack moves channels of {one} and their matches in {two}, {frames.where({model: layer})}"
@@ -168,7 +168,7 @@ def _pairs_of_channels(ax: Axes, drawn: pd.DataFrame) -> None:
         x, y = drawn.loc[chosen, "change"], drawn.loc[chosen, "other_change"]
         ax.plot(x, y, "o", markersize=2.5, mew=0.6, label=f"{words} ({len(x)})", **look)
     reach = 1.1 * float(np.nanmax(np.abs(drawn[["change", "other_change"]].to_numpy()), initial=1e-3))
-    for sign, label in ((1, "equal, or opposite and equal"), (-1, "")):
+    for sign, label in ((1, "equal, or equal but opposite, change"), (-1, "")):
         ax.plot([-reach, reach], [-sign * reach, sign * reach], "--", color="0.6", linewidth=0.6, label=label or "_")
     ax.set_xlim(-reach, reach)
     ax.set_ylim(-reach, reach)

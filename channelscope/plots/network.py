@@ -292,12 +292,12 @@ def _number(ax: Axes, drawn: pd.DataFrame, numbers: Mapping[str, str]) -> None:
     """
     points = ax.transData.transform(drawn[["x", "y"]]) * 72 / ax.get_figure(root=True).dpi
     frame = ax.get_window_extent().transformed(Affine2D().scale(72 / ax.get_figure(root=True).dpi))
-    taken = [(x, y, 1.5, 1.5) for x, y in points]
+    taken = [(x, y, 2.0, 2.0) for x, y in points]
     for (x, y), row in zip(points, drawn.itertuples(), strict=True):
         if row.data != "natural":
             continue
         number = numbers[str(row[3])]
-        half = 0.32 * current().small * len(number), 0.42 * current().small
+        half = 0.36 * current().small * len(number), 0.42 * current().small
         dx, dy = _room((x, y), half, taken, frame)
         taken.append((x + dx, y + dy, *half))
         far = np.hypot(dx, dy) > 1.5 * current().small
@@ -309,7 +309,6 @@ def _number(ax: Axes, drawn: pd.DataFrame, numbers: Mapping[str, str]) -> None:
             (dx, dy),
             textcoords="offset points",
             arrowprops=lead | {"relpos": (0.5, 0.5)} if far else None,
-            bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "linewidth": 0},
             **look,
         ).set_in_layout(False)
 

@@ -12,11 +12,11 @@ from channelscope.plots.paper import styled
 _ENDS = {"natural": "natural images", "worst": "worst case of all"}
 # Parts of the names of attacks: words for them, and whether such attacks are made for gates.
 _PARTS = {
-    "joint-sweep": ("attacks the answer and the gates' probes together", True),
+    "joint-sweep": ("on the answer and the gates' probes together", True),
     "detached": ("without the gradient through the gates' masks", True),
     "frozen-natural": ("masks held as for the natural image", True),
     "frozen-label": ("masks held as told the label", True),
-    "probe": ("attacks one gate's probe alone", True),
+    "probe": ("on one gate's probe alone", True),
     "from": ("images made on another model", False),
 }
 
@@ -42,7 +42,7 @@ def robustness(comparison: Comparison) -> Figure:
     """
     drawn, models = robustness_data(comparison), frames.models(comparison)
     attacks = sorted(drawn["attack"].unique(), key=lambda name: name == _ENDS["worst"])
-    names, note = [frames.broken(name) for name in attacks], in_lines(_note(comparison, drawn))
+    names, note = [frames.broken(name) for name in attacks], _note(comparison, drawn)
     row = max(0.05 + 0.055 * len(models), *(0.02 + 0.12 * (1 + name.count("\n")) for name in names))
     lines = 1 + note.count("\n") - -len(models) // 3
     figure, axes = grid(1, 1, row * len(attacks), 0.75 + 0.12 * lines)
@@ -78,8 +78,8 @@ def _note(comparison: Comparison, drawn: pd.DataFrame) -> str:
     """Say what bars, gaps and the names of attacks mean, of those that occur."""
     note = [f"bars: {frames.level(comparison)}"]
     if drawn.groupby("model").size().nunique() > 1:
-        note.append("no mark: not run on this model")
+        note[0] += "; no mark: not run on this model"
     occurring = {part: None for attack in drawn["attack"].unique() for part in _parts(attack)}
     if any(_PARTS[part][1] for part in occurring):
-        note.append("in italics: made for gates")
-    return "; ".join([*note, *(f"{part}: {_PARTS[part][0]}" for part in occurring)])
+        note.append("in italics: an attack made for gates")
+    return "\n".join(map(in_lines, [*note, *(f"{part}: {_PARTS[part][0]}" for part in occurring)]))
