@@ -355,7 +355,7 @@ class _Bounded:
 
 def _check_pickle(file: _Bounded) -> None:
     """Go through a pickle, not executing it; raises ValueError where it is endless or asks for what is not needed."""
-    for number, (code, argument, _) in enumerate(pickletools.genops(file)):
+    for number, (code, argument, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]  # it is read only
         if number > _MOST_OPERATIONS:
             raise ValueError("a pickle without end")
         if code.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
