@@ -65,7 +65,7 @@ def _taken(path: Path) -> FileLock | None:
         raise UserError(
             f"Another run is writing to {path}: wait until it has ended, or choose another --out."
         ) from None
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError, ValueError):  # the last of a name that no file can have
         return None
     return lock
 
