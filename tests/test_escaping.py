@@ -1,6 +1,7 @@
 """What comes from files and users is text wherever it is shown: pages, notebooks, galleries, figures, terminals."""
 
 import json
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET

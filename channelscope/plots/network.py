@@ -272,7 +272,8 @@ def embedding(comparison: Comparison, layer: str | None = None) -> Figure:
     if len(names) <= LABELLED:
         figure.draw_without_rendering()  # which gives panels their places: numbers are set where there is room
         for ax, model in zip(axes.flat, layers, strict=False):
-            _number(ax, frames.rows(drawn, model=model), {name: str(number) for number, name in enumerate(names)})
+            numbers = {name: str(number) for number, name in enumerate(names)}
+            _number(ax, frames.rows(drawn, model=model), numbers, 72 / figure.dpi)
     return figure
 
 
@@ -285,13 +286,13 @@ def _arrows(ax: Axes, drawn: pd.DataFrame) -> None:
             ax.plot(*place, marker="o", markersize=3, color=COLOURS[data], linestyle="none")
 
 
-def _number(ax: Axes, drawn: pd.DataFrame, numbers: Mapping[str, str]) -> None:
+def _number(ax: Axes, drawn: pd.DataFrame, numbers: Mapping[str, str], point: float) -> None:
     """Write each class's number beside its natural dot, or where that is crowded at the end of a line that leads there.
 
-    The nearest place is taken that hides neither a dot nor another number.
+    The nearest place is taken that hides neither a dot nor another number. ``point``: points a pixel.
     """
-    points = ax.transData.transform(drawn[["x", "y"]]) * 72 / ax.get_figure(root=True).dpi
-    frame = ax.get_window_extent().transformed(Affine2D().scale(72 / ax.get_figure(root=True).dpi))
+    points = ax.transData.transform(drawn[["x", "y"]]) * point
+    frame = ax.get_window_extent().transformed(Affine2D().scale(point))
     taken = [(x, y, 2.0, 2.0) for x, y in points]
     for (x, y), row in zip(points, drawn.itertuples(), strict=True):
         if row.data != "natural":
@@ -302,14 +303,16 @@ def _number(ax: Axes, drawn: pd.DataFrame, numbers: Mapping[str, str]) -> None:
         taken.append((x + dx, y + dy, *half))
         far = np.hypot(dx, dy) > 1.5 * current().small
         lead = {"arrowstyle": "-", "color": COLOURS["natural"], "linewidth": 0.4, "shrinkA": 0, "shrinkB": 1}
-        look = {"size": current().small, "color": COLOURS["natural"], "ha": "center", "va": "center"}
         ax.annotate(
             number,
             (row.x, row.y),
             (dx, dy),
             textcoords="offset points",
             arrowprops=lead | {"relpos": (0.5, 0.5)} if far else None,
-            **look,
+            size=current().small,
+            color=COLOURS["natural"],
+            ha="center",
+            va="center",
         ).set_in_layout(False)
 
 
