@@ -168,11 +168,11 @@ def test_figure_draws_every_pair_of_every_layer(found: Rankings) -> None:
     drawn = scorer_agreement_data(found.agreement)
     panels = [ax for ax in figure.axes if ax.images]
     assert [ax.get_title("left") for ax in panels] == [
-        "plain, layer layer3",
-        "plain, layer layer4.0",
-        "gated, layer layer3",
-        "gated, layer layer4.0",
-        "gated, layer layer4.1",
+        "plain, layer3",
+        "plain, layer4.0",
+        "gated, layer3",
+        "gated, layer4.0",
+        "gated, layer4.1",
     ]
     shown = np.concatenate([np.asarray(ax.images[0].get_array().filled(np.nan)).ravel() for ax in panels])
     np.testing.assert_allclose(np.sort(shown[~np.isnan(shown)]), np.sort(drawn["value"].to_numpy()))

@@ -40,9 +40,9 @@ def scorer_agreement(agreement: pd.DataFrame, meta: Mapping[str, Any]) -> Figure
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[_ROW * n + 0.3 for n in rows])[:, 0]
     for ax, ((model, layer), cells) in zip(axes, panels, strict=True):
         picture = _panel(ax, cells)
-        ax.set_title(f"{frames.short(str(model))}, layer {frames.short_layer(str(layer), 24)}", loc="left")
+        ax.set_title(f"{frames.short(str(model))}, {frames.short_layer(str(layer), 24)}", loc="left")
     figure.colorbar(picture, ax=list(axes), location="bottom", fraction=0.06, aspect=30, pad=0.02).set_label(
-        "rank correlation (1: channels in the same order)"
+        "rank correlation (1: same order)"
     )
     title(
         figure,
