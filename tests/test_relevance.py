@@ -132,7 +132,7 @@ def test_weights_are_refused_where_no_layer_is_the_penultimate_one() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(FirstPosition()(self.conv(x)))
 
-    net, (x, y) = Net().eval(), images()
+    net, x, y = Net().eval(), torch.rand(6, 3, 8, 8), torch.arange(6) % CLASSES
     with pytest.raises(UserError, match=r"the last linear layer weighs: score by gradient\.$"):
         LastLayer.find(net, x)(net, ["conv"], x, y)
 

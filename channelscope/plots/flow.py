@@ -181,7 +181,7 @@ def confusion_data(comparison: Comparison, layer: str | None = None) -> pd.DataF
         rows = frames.rows(comparison.activations, model=model, layer=layer_name, data="natural")
         relevance = rows.pivot(index="class", columns="channel", values="relevance").loc[names].to_numpy()
         shared = overlap(relevance)
-        rho, p = mantel(answers, shared, permutations=_PERMUTATIONS)
+        rho, p = mantel(answers.astype(float), shared, permutations=_PERMUTATIONS)
         part = pd.DataFrame(product(names, names), columns=["class", "answer"])
         part = part.assign(model=model, layer=layer_name, share=answers.ravel(), overlap=shared.ravel())
         parts.append(part.assign(spearman=rho, p=p))

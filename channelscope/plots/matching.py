@@ -137,7 +137,7 @@ def matched_channels(comparison: Comparison, model: str, other: str, layer: str)
     figure, axes = grid(2, 1, sum(heights) / 2, 1.35, height_ratios=heights)
     one, two = frames.short(model, 16), frames.short(other, 16)
     _pairs_of_channels(axes[0, 0], drawn)
-    in_percent(axes[0, 0], f"change of mean activation in {one}", "x")
+    in_percent(axes[0, 0], f"change of mean activation\nin {one}", "x")
     in_percent(axes[0, 0], f"change of mean\nactivation in\n{two}")
     looks = {name: model_look(frames.models(comparison).index(name)) for name in (model, other)}
     _differences(axes[1, 0], named, looks)

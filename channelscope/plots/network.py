@@ -262,7 +262,7 @@ def embedding(comparison: Comparison, layer: str | None = None) -> Figure:
         _arrows(ax, rows)
         for side, which, name in (("x", 1, ax.set_xlabel), ("y", 2, ax.set_ylabel)):
             getattr(ax, f"{side}axis").set_major_locator(MaxNLocator(4))
-            name(f"principal component {which}\n({frames.percent(rows[f'explained_{side}'].iloc[0], 0)} of variance)")
+            name(f"component {which}:\n{frames.percent(rows[f'explained_{side}'].iloc[0], 0)} of variance")
     for ax in [*axes.flat][len(layers) :]:
         ax.remove()
     title(figure, f"Mean activation of each class under attack, {frames.where(layers)}")
