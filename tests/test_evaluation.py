@@ -424,7 +424,7 @@ def test_masked_network_is_warned_of_and_broken(name: str, tmp_path: Path, monke
     """A warning fires, what revealed it is run on all images, and the worst case is below half of plain PGD-20."""
     monkeypatch.setattr(
         "channelscope.data.blocks.MOST", 128
-    )  # as outside the tests: a random network draws by the block
+    )  # as in earnest: a random network draws by the block
     network, data = masked.masked(name), masked.digits(64)
     options = {"attacks": "pgd-20", "eps": masked.EPS, "checks": 64, "progress": False}
     with randomness_untouched():
