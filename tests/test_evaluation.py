@@ -422,9 +422,7 @@ FOUND_OUT = ("saturated logits", "quantised input", "detached purification", "ra
 @pytest.mark.parametrize("name", FOUND_OUT)
 def test_masked_network_is_warned_of_and_broken(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A warning fires, what revealed it is run on all images, and the worst case is below half of plain PGD-20."""
-    monkeypatch.setattr(
-        "channelscope.data.blocks.MOST", 128
-    )  # as in earnest: a random network draws by the block
+    monkeypatch.setattr("channelscope.data.blocks.MOST", 128)  # as in earnest: a random network draws by the block
     network, data = masked.masked(name), masked.digits(64)
     options = {"attacks": "pgd-20", "eps": masked.EPS, "checks": 64, "progress": False}
     with randomness_untouched():
