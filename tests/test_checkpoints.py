@@ -256,7 +256,7 @@ def packed(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members:
             archive.writestr(name, content)
-        archive.writestr("archive/data/99", bytes(2**22))
+        archive.writestr("archive/data/x", bytes(2**22))
 
 
 def folded() -> list[Any]:
@@ -276,7 +276,7 @@ TOO_MUCH: dict[str, Callable[[Path], object]] = {
     "a value within itself": lambda path: torch.save({**torch.load(path), "meta": {"x": folded()}}, path),
     "a version within itself": lambda path: torch.save({**torch.load(path), "channelscope": folded()}, path),
     "a view of one number": lambda path: torch.save({"state_dict": {"x": torch.ones(1).expand(2**20, 2**20)}}, path),
-    "one tensor many times": lambda path: torch.save({str(k): torch.ones(2**20)[k:] for k in range(99)}, path),
+    "one tensor many times": lambda path: torch.save(dict(enumerate(torch.ones(2**16).expand(99, -1))), path),
     "a sparse tensor": lambda path: torch.save({"x": torch.ones(2, 2).to_sparse()}, path),
     "a long number": lambda path: torch.save({**torch.load(path), "meta": {"x": 10**5000}}, path),
     "half a letter": lambda path: torch.save({**torch.load(path), "class_names": ["\ud800"] * 10}, path),
