@@ -187,12 +187,14 @@ def test_training_draws_the_log_and_marks_the_best_epoch() -> None:
 
 def test_training_says_how_images_were_attacked_and_whether_gates_were_told() -> None:
     attack = {"steps": 3, "eps": 8 / 255}
-    described = {"settings": {"recipe": {"attack": attack}}, "gates": [{"layer": "layer4.1"}]}
+    described = {"settings": {"recipe": {"attack": attack}}, "gates": [{"layer": "layer4.1", "kind": "cifs"}]}
     models = {name: known | described for name, known in SMALL.meta["models"].items()}
     comparison = replace(SMALL, meta=SMALL.meta | {"models": models})
     said = words(plots.training(comparison))
     assert "adversarial (PGD-3, ε = 8/255, as in training)" in said
     assert f"{TRAINED} (gates told the label)" in said
+    models["at"]["gates"] = models["nat"]["gates"] = [{"layer": "layer4.1", "kind": "fsr"}]
+    assert TRAINED in words(plots.training(comparison))
     models["nat"]["settings"] = {"recipe": {"attack": attack | {"steps": 7}}}
     assert "adversarial (as in training)" in words(plots.training(comparison))
 

@@ -31,6 +31,7 @@ from channelscope.plots.axes import (
 from channelscope.plots.paper import COLOURS, current, styled
 
 LABELLED = 24  # the most classes that one figure names
+LABELLED_GATES = ("cifs", "eas")  # the kinds that are told the label in training
 MEAN = "mean"  # of the classes, beside them
 _SPEARMAN = ("spearman", "spearman_low", "spearman_high")
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
@@ -334,9 +335,11 @@ def training(comparison: Comparison) -> Figure:
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
     title(figure, "Training (dashed: the epoch that was kept)")
-    gated = any(described.get("gates") for described in comparison.meta["models"].values())
-    told = "training images, as trained on" + gated * " (gates told the label)"
-    data_legend(figure, frames.training_attack(comparison), "-", Line2D([], [], label=told, **TRAINED))
+    gates = [gate for described in comparison.meta["models"].values() for gate in described.get("gates", ())]
+    words = "training images, as trained on"
+    if any(gate.get("kind") in LABELLED_GATES for gate in gates):
+        words += " (gates told the label)"
+    data_legend(figure, frames.training_attack(comparison), "-", Line2D([], [], label=words, **TRAINED))
     return figure
 
 
