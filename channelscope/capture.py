@@ -138,7 +138,7 @@ def _suppressed(layer: str, chosen: Channels, z: Tensor) -> Bool[Tensor, "... c"
                 f"{z.shape[1]} channels: give a row (channels,), or one for each image."
             )
         return (chosen if chosen.ndim == 1 else chosen[: len(z)]).to(z.device)
-    if strange := [channel for channel in chosen if not 0 <= channel < z.shape[1]]:
+    if strange := [channel for channel in chosen if channel not in range(z.shape[1])]:
         raise UserError(f"Layer {layer!r} has {z.shape[1]} channels, from 0 up: there is no channel {strange[0]}.")
     mask = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
     mask[list(chosen)] = True

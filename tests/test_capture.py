@@ -324,3 +324,10 @@ def test_channels_that_a_layer_does_not_have_are_refused(channels: list[int] | T
     net = plain()
     with ablated(net, {"conv1": channels}), pytest.raises(UserError, match=words):
         net(images()[0])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_channel_between_two_is_refused_not_rounded() -> None:
+    net = plain()
+    with ablated(net, {"conv1": [1.5]}), pytest.raises(UserError, match=r"there is no channel 1\.5"):  # type: ignore[list-item]
+        net(images()[0])
