@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import reference
 from channelscope.errors import UserError
+from channelscope.files import DIGESTS
 from channelscope.plots.scorers import scorer_agreement, scorer_agreement_data
 from channelscope.rankings import Rankings, rank
 from channelscope.relevance import relevance
@@ -118,7 +119,7 @@ def test_saved_folder_has_tables_settings_and_the_figure(found: Rankings, tmp_pa
     folder = found.save(tmp_path / "out")
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     figures = {f"figures/scorer-agreement.{ending}" for ending in ("pdf", "png", "csv")}
-    assert names == {"relevance.csv", "agreement.csv", "meta.json", *figures}
+    assert names == {"relevance.csv", "agreement.csv", "meta.json", DIGESTS, *figures}
     assert len(pd.read_csv(folder / "relevance.csv")) == len(found.relevance)
     meta = json.loads((folder / "meta.json").read_text())
     assert meta == found.meta
@@ -136,6 +137,7 @@ def test_one_scorer_has_no_agreement_and_no_figure(tmp_path: Path) -> None:
         "relevance.csv",
         "agreement.csv",
         "meta.json",
+        DIGESTS,
     }
 
 
