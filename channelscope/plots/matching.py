@@ -146,7 +146,7 @@ def matched_channels(comparison: Comparison, model: str, other: str, layer: str)
         for name, look in looks.items()
     ]
     in_percent(axes[1, 0], "change of mean activation", "x")
-    axes[1, 0].set_ylabel(f"channel of {one}\n↔ of {two}")
+    axes[1, 0].set_ylabel(f"channel of {frames.short(model, 12)}\n↔ of {frames.short(other, 12)}")
     handles, _ = axes[0, 0].get_legend_handles_labels()
     how = f"attack: {frames.attack(comparison)}; %: of the layer's mean activation; r: correlation on natural images"
     if len(named):
