@@ -680,7 +680,7 @@ def test_a_comparison_of_checkpoints_comes_back(four: Comparison, undrawn: None,
 
 def test_a_folder_holds_tables_figures_and_a_page(saved: tuple[Comparison, Path]) -> None:
     _, folder = saved
-    names = {"arrays.npz", "meta.json", "figures", "report.html", *(f"{name}.csv" for name in COLUMNS)}
+    names = {"arrays.npz", "meta.json", DIGESTS, "figures", "report.html", *(f"{name}.csv" for name in COLUMNS)}
     assert {path.name for path in folder.iterdir()} == names
     assert {path.name for path in folder.parent.iterdir()} == {"out"}
     pictures = {path.stem for path in (folder / "figures").glob("*.png")}
@@ -713,7 +713,10 @@ def test_the_tables_are_the_same_bytes_for_the_same_input(undrawn: None, tmp_pat
         some().save(tmp_path / name, progress=False)
     one, other = (contents(tmp_path / name) for name in ("one", "other"))
     assert one.keys() == other.keys()
-    assert {name for name in one if one[name] != other[name]} <= {"meta.json"}  # which holds the time
+    assert {name for name in one if one[name] != other[name]} <= {
+        "meta.json",
+        DIGESTS,
+    }  # the time, and its digest
 
 
 def test_an_earlier_comparison_is_replaced(undrawn: None, tmp_path: Path) -> None:
