@@ -4,7 +4,10 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
 import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import masked
 from channelscope.attacks import APGD, FGSM, PGD, correct, thrifty
 from channelscope.cli import main
 from channelscope.evaluation import SUITES, Evaluation, evaluate
-from channelscope.evaluation.progress import Progress
+from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.evaluation.suites import attacks_on
 from channelscope.files import DIGESTS
 from runs import contents, digits, mistake, randomness_untouched, trained, write_npz
@@ -645,11 +648,14 @@ def test_killed_command_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["5", '{"a": 1}', '[[], "a", "b", [0], [1]]', '[0, "a", "b", [0, 1], [1]]', '[0, "a", "b", [true], [1]]']
 )
-def test_progress_of_another_kind_is_refused(line: str, tmp_path: Path) -> None:
+def test_progress_of_another_kind_is_left_out_or_refused(line: str, tmp_path: Path) -> None:
     Progress(tmp_path, {}).record((0, "a", "b"), [0], [True])
     (tmp_path / "met-1.jsonl").write_text(line)
-    with mistake("met-1.jsonl is damaged", "delete"):
-        Progress(tmp_path, {})
+    assert Progress(tmp_path, {}).met == {(0, "a", "b"): {0: True}}
+    if isinstance(content := json.loads(line), list):  # somebody may have added its checksum
+        (tmp_path / "met-1.jsonl").write_text(json.dumps([*content, zlib.crc32(json.dumps(content).encode())]))
+        with mistake("met-1.jsonl is damaged", "delete"):
+            Progress(tmp_path, {})
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
@@ -668,3 +674,19 @@ def test_links_out_of_an_evaluation_are_refused(tmp_path: Path) -> None:
             Evaluation.load(tmp_path / "out")
         moved.rename(tmp_path / "out" / name)
     Evaluation.load(tmp_path / "out")
+
+
+def test_images_that_two_keep_at_once_are_all_kept(tmp_path: Path) -> None:
+    """Processes that share an attack begin its file at the same moment."""
+    together, n = threading.Barrier(2), 8
+    x = torch.rand(n, 1, 2, 2)
+
+    def keep(gallery: Gallery, rows: list[int]) -> None:
+        together.wait()
+        gallery.keep(0, "a", rows, x[rows])
+
+    with ThreadPoolExecutor(2) as pool:
+        for turn in range(50):
+            galleries = [Gallery(tmp_path / str(turn) / "adversarial", tuple(x.shape)) for _ in range(2)]
+            list(pool.map(keep, galleries, ([0, 1, 2, 3], [4, 5, 6, 7])))
+            assert galleries[0].whole(0, "a") == [True] * n

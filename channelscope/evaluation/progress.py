@@ -150,16 +150,16 @@ class Gallery:
         """Write parts of a file, each at its place, into a file of its whole size, which takes up no space yet."""
         size = len(header) + self.shape[0] * (self._size if header else 4)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.stat().st_size != size:
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                file.write(header)
+        # Several processes write parts of the same file: whoever is first makes it, and nobody replaces it.
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(opened, "rb+") as file:  # not through the memory, where a full disk would end the process
+            if os.fstat(opened).st_size != size:
                 file.truncate(size)
-        with path.open("rb+") as file:  # not through the memory, where a full disk would end the process
             for place, part in {0: header, **parts}.items():
                 file.seek(place)
                 file.write(part)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(opened)
 
 
 def _sum(content: bytes) -> bytes:
