@@ -3,26 +3,24 @@
 import difflib
 from collections.abc import Iterable
 
+from channelscope.controls import spelt
+
 _LONGEST = 2000  # letters
 
 
 class UserError(ValueError):
-    """A mistake of the user's; the message is one clear sentence that says what to do.
+    r"""A mistake of the user's; the message is one clear sentence that says what to do.
 
-    Names in it may come from files: what cannot be printed is escaped, and a text that no one would read is cut short.
+    Names in it may come from files: controls are spelt, and a text that no one would read is cut short.
 
-    >>> str(UserError("There is no file a\\nb: check the path."))
-    'There is no file a\\\\nb: check the path.'
+    >>> print(UserError("There is no file a\nb: check the path."))
+    There is no file a\u000ab: check the path.
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(_printable(sentence))
-
-
-def _printable(text: str) -> str:
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
-    return text if text.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+        if len(sentence) > _LONGEST:
+            sentence = f"{sentence[: _LONGEST // 2]} ... {sentence[-_LONGEST // 2 :]}"
+        super().__init__(spelt(sentence))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

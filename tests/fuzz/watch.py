@@ -19,6 +19,7 @@ from typing import Any
 
 from trees import Tree, remove
 
+from channelscope.controls import has_controls
 from channelscope.errors import UserError
 
 SECONDS = 5.0  # more is a hang
@@ -120,9 +121,7 @@ def _judged(outcome: Outcome, tree: Tree) -> Outcome:
         return Outcome("breach", HOOK.breaches[0], outcome.seconds, outcome.peak)
     if outcome.well and outcome.peak > MEMORY:
         return Outcome("memory", f"took {outcome.peak / 2**20:.0f} MB: {said}", outcome.seconds, outcome.peak)
-    if outcome.kind == "refused" and not (
-        said.isprintable() and len(said) < LONGEST and said.endswith((".", "?", ")"))
-    ):
+    if outcome.kind == "refused" and (has_controls(said) or len(said) >= LONGEST or not said.endswith((".", "?", ")"))):
         return Outcome("sentence", repr(said)[:500], outcome.seconds, outcome.peak)
     if outcome.kind == "read" and tree.refuse:
         return Outcome("let in", "read what must be refused", outcome.seconds, outcome.peak)
