@@ -45,6 +45,7 @@ _NEEDED = re.compile(
 )
 _MOST_OPERATIONS = 1_000_000  # of a pickle, and values written out: 100,000 classes' names take a fifth
 _LONGEST_TEXT = 2**20  # bytes of a single value in a pickle: tensors' are not in it
+_FOLDER = 0x10  # the attribute by which torch, unlike Python, tells a member of an archive that is a folder
 _SHARED = 4  # times a file's size its tensors may have together: a state holds some of its weights twice
 
 
@@ -327,6 +328,8 @@ def _check_file(path: Path) -> None:
         check_archive(archive, size)
         if sum(member.file_size for member in archive.infolist()) > size:
             raise ValueError("members that are packed, or share their bytes")
+        if any(member.is_dir() or member.external_attr & _FOLDER for member in archive.infolist()):
+            raise ValueError("a folder, for whose bytes torch gives whatever lies in its memory")
         if damaged := archive.testzip():  # torch does not look at the checksums
             raise ValueError(damaged)
         for name in archive.namelist():

@@ -9,7 +9,7 @@ import torch
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException
 from hypothesis import settings
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook, jaxtyped
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,7 +24,17 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
 
+def outermost(typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Prepare functions for their checks, but those within functions, which would be prepared at every call."""
+    prepared = jaxtyped(typechecker=typechecker)
+    return lambda made: made if "<locals>" in getattr(made, "__qualname__", "") else prepared(made)
+
+
+jaxtyping.jaxtyped = outermost  # what the import hook calls
 install_import_hook("channelscope", f"{__name__}.checked")
+
+import brief  # noqa: E402  # after the hook, as what it imports is to be checked
+from channelscope.plots import catalogue  # noqa: E402
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("repeatable")
@@ -48,8 +58,26 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out a comparison's figures, which take long."""
+    monkeypatch.setattr("channelscope.comparison.Comparison.draw", lambda *_, **__: None)
+
+
+@pytest.fixture(scope="module")
+def few_figures() -> Iterator[None]:
+    """Draw few kinds of a comparison's figures."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(catalogue, "KINDS", catalogue.KINDS)
+        brief.few_figures()
+        yield
+
+
+@pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Leave annotations unchecked, to see what a mistake is answered with that a type checker would find."""
+    """Leave annotations unchecked: to see what a mistake is answered with that a type checker would find.
+
+    Tests of long runs do without the checks too, which take as long as the runs; each part has tests that are checked.
+    """
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

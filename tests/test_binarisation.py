@@ -16,6 +16,8 @@ from masked import EPS, digits, honest, masked
 from networks import images, mixed, plain, unchanged
 from runs import mistake
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 def outcome(network: nn.Module, attack: Any, **options: Any) -> Binarisation:
     return binarisation(network, *digits(64), attack, **{"images": 12, **options})

@@ -288,6 +288,20 @@ TOO_MUCH: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.parametrize("attribute", [0x10, 0x30])
+def test_tensors_that_are_said_to_be_folders_are_refused(attribute: int, path: Path) -> None:
+    """For these torch gives memory as it lies: a flipped bit would change what a network is."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if "/data/" in name]
+    at = content.rindex(names[0].encode())  # in the archive's directory, which comes last
+    assert content[at - 46 : at - 42] == b"PK\1\2"
+    content[at - 8] = attribute
+    path.write_bytes(content)
+    with mistake("damaged"):
+        Checkpoint.read(path)
+
+
 @pytest.mark.parametrize("kind", TOO_MUCH)
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_what_takes_more_than_the_file_holds_is_refused(kind: str, path: Path) -> None:

@@ -32,6 +32,8 @@ from channelscope.training import Recipe
 from channelscope.training.recipes import catalogue, summary
 from runs import METHODS, contents, digits, same_run, trained, write_npz
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 COMMANDS = (
     "train",
     "recipes",
@@ -78,8 +80,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def compared(work: Path) -> Path:
-    """Compare two of them, and draw the figures."""
+def compared(work: Path, few_figures: None) -> Path:
+    """Compare two of them, and draw figures."""
     out = work / "comparison"
     models = ["--models", work / "standard.pt", work / "cifs.pt", "--labels", "nat", "CIFS"]
     settings = ["--attack", "pgd-2", "--attacks", "cw-2", "--replicates", "20", "--device", "cpu", "-q"]
@@ -192,12 +194,6 @@ def test_comparing_writes_a_folder(compared: Path) -> None:
     assert "channelscope" in found.meta["command"]
     assert (compared / "report.html").stat().st_size > 10_000
     assert list((compared / "figures").glob("*.pdf"))
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take long: leave them out."""
-    monkeypatch.setattr(Comparison, "draw", lambda *_, **__: None)
 
 
 def test_comparing_prints_a_table_and_verdicts(

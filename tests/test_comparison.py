@@ -653,8 +653,8 @@ def weird() -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
-    """Draw one comparison in earnest."""
+def saved(few_figures: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+    """Draw one comparison."""
     torch.manual_seed(0)
     found = weird()
     return found, found.save(tmp_path_factory.mktemp("saved") / "out", progress=False)
@@ -872,7 +872,7 @@ def test_what_is_no_comparison(tmp_path: Path) -> None:
             Comparison.load(path)
 
 
-def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+def test_a_link_to_a_folder_stays_a_link(undrawn: None, tmp_path: Path) -> None:
     real, link = tmp_path / "real", tmp_path / "link"
     real.mkdir()
     link.symlink_to(real)

@@ -23,12 +23,12 @@ import several
 from channelscope import cli, distributed
 from channelscope.attacks import image_generators
 from channelscope.cli import processes
-from channelscope.comparison import Comparison, compare
 from channelscope.comparison.frames import COLUMNS
-from channelscope.evaluation import Evaluation, evaluate
 from channelscope.measurement import Measurement
 from channelscope.stats import ChannelStats
 from runs import trained, write_npz
+
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -249,38 +249,6 @@ def test_a_lost_process_is_told_in_a_sentence(work: str, tmp_path: Path) -> None
 def words(out: Path, *more: str | Path) -> list[str | Path]:
     settings = ["--attacks", "cw-2", "--batch-size", "5", "--replicates", "20", "--device", "cpu", "--quiet"]
     return ["-m", "channelscope", "compare", *more, "--data", write_npz(out.parent), "--out", out, *settings]
-
-
-def test_two_processes_compare_as_one_does_and_talk_as_one(tmp_path: Path) -> None:
-    model, out = trained("cifs", 2), tmp_path / "out"
-    started = torchrun(*words(out, "--models", model, "--attack", "pgd-2"))
-    printed, errors = started.communicate(timeout=300)
-    assert started.returncode == 0, errors
-    assert printed.count("worst case") == printed.count("report: ") == 1
-    found = Comparison.load(out)
-    wanted = compare([model], f"npz:{tmp_path / 'digits.npz'}", attack="pgd-2", attacks="cw-2", batch_size=5, **QUICK)
-    for name in ("activations", "robustness", "alignment"):
-        pd.testing.assert_frame_equal(getattr(found, name), getattr(wanted, name), check_dtype=False, rtol=1e-9)
-
-
-def test_two_processes_evaluate_as_one_does(tmp_path: Path) -> None:
-    model, out = trained("cifs", 2), tmp_path / "out"
-    options: dict[str, Any] = {
-        "attacks": ["pgd-2", "apgd-ce-3", "joint-sweep"],
-        "checks": 4,
-        "batch_size": 5,
-    }
-    command = ["evaluate", "--models", model, "--data", write_npz(tmp_path), "--out", out, "--device", "cpu", "-q"]
-    command += ["--checks", "4", "--batch-size", "5", "--attacks", *options["attacks"]]
-    started = torchrun("-m", "channelscope", *command)
-    printed, errors = started.communicate(timeout=300)
-    assert started.returncode == 0, errors
-    assert printed.count("tables and figures") == 1
-    found = Evaluation.load(out)
-    wanted = evaluate([model], f"npz:{tmp_path / 'digits.npz'}", progress=False, **options)
-    for name in ("table", "parts", "classes"):
-        pd.testing.assert_frame_equal(getattr(found, name), getattr(wanted, name), check_dtype=False, rtol=1e-9)
-    assert not out.with_name("out.partial").exists()
 
 
 def test_when_one_process_is_killed_the_other_says_so_and_ends(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from channelscope.training.job import Job
 from channelscope.training.state import State
 from runs import contents, digits, interrupted, mistake, run, same_run, same_state, tiny_job, write_npz
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 TESTS = Path(__file__).parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 EXACT: dict[str, Any] = {"precision": "fp64"}

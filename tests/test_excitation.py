@@ -115,6 +115,7 @@ def test_the_table_and_the_pictures_are_those_of_a_known_network(found):
         np.testing.assert_allclose(found.arrays[f"thumbnails/{name}"], images[kept] * 255, atol=0.51)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pictures_are_saved_and_read_again(found, tmp_path):
     loaded = cs.Comparison.load(found.save(tmp_path / "found", progress=False))
     pd.testing.assert_frame_equal(loaded.excitation, found.excitation)
@@ -122,6 +123,7 @@ def test_pictures_are_saved_and_read_again(found, tmp_path):
         np.testing.assert_array_equal(loaded.arrays[name], found.arrays[name])
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("name", "array"),
     [

@@ -18,6 +18,8 @@ from masked import EPS, MASKED, SEEDS, digits, honest, masked
 from networks import Linear, images, mixed, plain, unchanged
 from runs import mistake
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 IMAGES = 64
 
 

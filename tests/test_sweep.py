@@ -28,6 +28,8 @@ from channelscope.sweep import ABLATIONS, _digest, sweep, values_of
 from channelscope.training import Recipe
 from runs import contents, digits, mistake, write_npz
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 module = import_module("channelscope.sweep")  # the package's own name for it is the function
 SMALL: dict[str, Any] = {"arch": "resnet10", "width": 2, "epochs": 1, "batch_size": 16, "attack_steps": 1}
 VARY = {"gates.options.imgf": ["softmax", "sigmoid"]}

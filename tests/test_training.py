@@ -39,6 +39,8 @@ from runs import (
     trained,
 )
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 COLUMNS = ["epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best"]
 OF_A_GATE = ["probe_natural", "probe_robust", "mask_natural", "mask_adversarial", "mask_cosine"]
 MOST = (*METHODS, "fsr", "fat", "trades-cifs")  # everything there is in training, each thing once

@@ -24,6 +24,8 @@ from channelscope.subjects import subjects_of
 from channelscope.training.recipes import name_of
 from runs import mistake
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 ROOT = Path(__file__).parent.parent
 NAMES = ["cifar10-standard", "cifar10-at", "cifar10-cas", "cifar10-cifs"]
 

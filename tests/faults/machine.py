@@ -51,6 +51,8 @@ class Machine:
         """Start a command in a folder, with troubles: the name of a function in ``troubles`` and its arguments."""
         self.runs += 1
         names = {name: str(self.folder / f"{self.runs}.{name}") for name in ("stdout", "stderr")}
+        for name in names.values():  # a run may be killed before it has done anything
+            Path(name).touch()
         always = [("few_figures", 3)] if words[0] == "compare" else []
         troubles = (*always, *troubles)
         given = {"words": list(words), "cwd": str(cwd), "troubles": troubles, "environment": environment or {}}

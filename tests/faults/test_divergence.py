@@ -1,5 +1,7 @@
 """A loss that is no number in mid-training: the run stops, names the step, and keeps the last good checkpoint."""
 
+import re
+
 import pytest
 
 from channelscope.checkpoints import Checkpoint
@@ -13,13 +15,16 @@ KINDS = {"gated": TRAIN, "plain": PLAIN, "fp16": HALF}
 
 
 def stopped(place: Place, words: tuple[str, ...], epochs: int, said: str, *trouble: object) -> None:
-    """Assert that a run stops with words, and goes on from what it has kept."""
+    """Assert that a run stops with words (a pattern), and goes on from what it has kept."""
     whole, _ = place.undisturbed(words)
     folder = place.fresh()
     ended = place.machine.run(words, folder, ("nan_at_steps", *trouble))
     advice = f"lower the learning rate (the state of epoch {epochs} is in net.pt.partial"
     assert ended.status == 2
-    assert ended.said == [f"channelscope: {said}: {advice}, a checkpoint of the best network so far)."]
+    (sentence,) = ended.said
+    where, _, rest = sentence.partition(": lower")
+    assert re.fullmatch(f"channelscope: {said}", where), sentence
+    assert f"lower{rest}" == f"{advice}, a checkpoint of the best network so far)."
     assert sorted(outcome(folder)) == ["net.pt.csv", "net.pt.partial"]
     assert len(Checkpoint.read(folder / "net.pt.partial").meta["history"]) == epochs
     assert place.machine.run(words, folder).status == 0
@@ -51,6 +56,7 @@ def test_half_precision_leaves_out_a_step_whose_gradients_are_no_numbers(place: 
 
 
 def test_half_precision_whose_gradients_are_never_numbers(place: Place, record: Record) -> None:
-    said = "The gradients are no longer numbers, however scaled, in epoch 10, at step 3 of 3"
+    # At which step depends on how many of the first ones the processor's own half precision overflows at.
+    said = "The gradients are no longer numbers, however scaled, in epoch 10, at step [123] of 3"
     stopped(place, HALF, 9, said, 4, 999, "gradients")
     record.survived("gradients that are no numbers", "train, fp16")
