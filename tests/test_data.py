@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import struct
+import tracemalloc
 from collections.abc import Callable, Iterator
 from inspect import unwrap
 from itertools import pairwise
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from channelscope.data import NAMES, Dataset, Split, as_dataset, augment, load, splits, stratified
+from channelscope.data import NAMES, Dataset, Split, as_dataset, augment, images, load, splits, stratified
 from channelscope.data.folders import image_folder
 from channelscope.data.sampling import hold_out
 from pictures import (
@@ -715,6 +716,19 @@ def test_what_is_no_picture_of_a_listed_kind_is_refused(tmp_path: Path) -> None:
             with mistake(words):
                 load(f"imagefolder:{tmp_path}", stream=stream)
         path.unlink()
+
+
+def test_no_room_is_made_for_more_than_an_image_file_holds(tmp_path: Path) -> None:
+    """A part of a file may be said to have a gigabyte."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") - 4] = 0x40
+    path.write_bytes(content)
+    tracemalloc.start()
+    assert images.decoded(str(path), None).shape == (1, 9, 9)  # PIL does not mind
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
 
 
 def test_standard_files_that_no_one_published_are_refused(tmp_path: Path) -> None:

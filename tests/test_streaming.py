@@ -349,7 +349,8 @@ import time
 import torch
 from channelscope.data import load
 
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+for sent in (signal.SIGINT, signal.SIGTERM):  # whatever this process was started from may ignore them
+    signal.signal(sent, signal.default_int_handler)
 images = load("imagefolder:{folder}", stream=True).test
 try:
     for number, _ in enumerate(images.batches(4, indices=torch.arange(12).repeat(5_000))):

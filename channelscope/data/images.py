@@ -1,5 +1,6 @@
 """Image files and PIL images to arrays: one by one, or by threads into one block of memory."""
 
+import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -124,17 +125,30 @@ def _fill(images: NDArray[np.uint8], index: int, files: Sequence[str], image_siz
     return len(image) == 1
 
 
+class _Held(io.BufferedReader):
+    """A file of which no more is asked for than it holds: room is made for all that is asked for before any is read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 @contextmanager
 def _opened(file: str) -> Iterator[Any]:
     """Open an image file with PIL, and name the file in whatever goes wrong with it."""
     from PIL import Image
 
     try:
-        with Image.open(regular(Path(file)), formats=FORMATS) as image:
+        with _Held(regular(Path(file))) as held, Image.open(held, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise UserError(f"An image of {image.width} x {image.height} is too large: scale it down first.")
             yield image
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
-        raise UserError(f"The image {file} cannot be read ({error}): replace or remove it.") from error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"The image {file} cannot be read ({reason}): replace or remove it.") from error
