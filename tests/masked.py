@@ -17,7 +17,7 @@ from channelscope.data import load
 from channelscope.training import train
 
 EPS = 0.15  # that of the recipe for digits
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 
 
 class Masked(nn.Module):

@@ -35,6 +35,8 @@ from channelscope.models import Architecture
 from channelscope.selection import Selective
 from runs import METHODS, contents, mistake, randomness_untouched, refusal_allowed, same_state, trained
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 def architecture(arch: str = "resnet10", classes: int = 3, channels: int = 1) -> Architecture:
     return Architecture(arch=arch, width=2, classes=classes, mean=(0.3,) * channels, std=(0.2,) * channels)
