@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -662,6 +663,13 @@ def test_progress_of_another_kind_is_left_out_or_refused(line: str, tmp_path: Pa
         (tmp_path / "met-1.jsonl").write_text(json.dumps([*content, zlib.crc32(json.dumps(content).encode())]))
         with mistake("met-1.jsonl is damaged", "delete"):
             Progress(tmp_path, {})
+
+
+def test_a_record_that_never_ends_is_refused(tmp_path: Path) -> None:
+    Progress(tmp_path, {}).record((0, "a", "b"), [0], [True])
+    os.truncate(tmp_path / "met-0.jsonl", 2**40)
+    with mistake("met-0.jsonl is damaged", "more than", "delete"):
+        Progress(tmp_path, {})
 
 
 def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:

@@ -381,13 +381,12 @@ numbers = st.floats(0, 1) | st.integers(0, 1)
             "model.width": st.integers(1, 1024),
             "attack.start": st.just(True) | st.floats(0, 1),
             "gates.layers": st.lists(words, max_size=3),
-            "gates.options": st.dictionaries(
-                st.from_regex("[a-z_0-9-]{1,5}", fullmatch=True), words | numbers | st.booleans()
-            ),
+            "gates.options": st.dictionaries(st.text(max_size=5), words | numbers | st.booleans()),
             "attack.eps": numbers,
         },
     )
 )
+@example({"gates.layers": ["\n\x00\x7f\u202e鳥\U0001f426"], "gates.options": {"": 1, "a.b": 2, "[\n": "\x10"}})
 @example({"gates.layers": ['a"b\\', "'"], "optimizer.lr": 1e-12, "gates.options": {"a": float("inf")}})
 def test_what_is_written_is_what_is_read(changes: dict[str, Any]) -> None:
     recipe = changed(**changes)

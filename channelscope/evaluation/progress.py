@@ -22,6 +22,7 @@ from channelscope.files import check_writable, replacing
 from channelscope.reading import LARGEST_TEXT, parse_json, read_text, regular
 
 Key = tuple[int, str, str]  # model, attack, part of the attack
+_LARGEST = 2**29  # bytes of a process's record: an image takes ten for each part of an attack
 
 
 class Progress:
@@ -170,6 +171,8 @@ def _lines(path: Path, folder: Path) -> Iterator[tuple[Key, list[int], list[bool
     """Read the lines that ``record`` wrote; UserError for a file of others."""
     try:
         with regular(path, within=folder).open("rb") as file:
+            if path.stat().st_size > _LARGEST:
+                raise ValueError(f"it has more than {_LARGEST // 2**20} MB")
             while line := file.readline(LARGEST_TEXT):
                 try:
                     *known, checksum = parse_json(line.decode("utf-8"))

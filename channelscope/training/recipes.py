@@ -5,6 +5,8 @@ values it then changes.
 """
 
 import dataclasses
+import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -259,11 +261,16 @@ def _spellings(path: tuple[str, ...]) -> set[str]:
 def _toml(values: Values, above: str = "") -> Iterator[str]:
     for key, value in values.items():
         if not isinstance(value, dict):
-            yield f"{key} = {_toml_value(value)}"
+            yield f"{_toml_key(key)} = {_toml_value(value)}"
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from ("", f"[{above}{key}]")
-            yield from _toml(value, f"{above}{key}.")
+            table = f"{above}{_toml_key(key)}"
+            yield from ("", f"[{table}]")
+            yield from _toml(value, f"{table}.")
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
 
 
 def _toml_value(value: Any) -> str:
@@ -271,7 +278,7 @@ def _toml_value(value: Any) -> str:
         case bool():
             return str(value).lower()
         case str():
-            return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # all that TOML has spelt
         case list():
             return f"[{', '.join(map(_toml_value, value))}]"
         case _:
