@@ -20,6 +20,7 @@ from channelscope.evaluation import Evaluation
 from figures import markdown
 
 KEPT, GALLERY = Path("docs/results-small"), Path("figures/cifar10/tables")
+RELIABILITY = Path("docs/reliability")
 PAGES = (Path("docs/RESULTS.md"), Path("README.md"))
 LAST = "layer4"  # the penultimate layer, of which the paper speaks
 METHODS = {"standard": "standard", "at": "AT", "cas": "CAS", "cifs": "CIFS"}
@@ -265,6 +266,26 @@ def intervened() -> str:
     )
 
 
+def reliability() -> str:
+    """Lay out what was done to runs and to readers, and how often they survived."""
+    faults, fuzz = (json.loads((RELIABILITY / f"{name}.json").read_text("utf-8")) for name in ("faults", "fuzz"))
+    rows = [
+        {"what was done": fault, "to": ", ".join(by), "survived": f"{sum(by.values()):,}"}
+        for fault, by in faults["survived"].items()
+    ]
+    rows.append(
+        {
+            "what was done": "wrong files read, within " + "{seconds} s and {memory_mb} MB".format_map(fuzz["limits"]),
+            "to": ", ".join(fuzz["targets"]),
+            "survived": f"{fuzz['survived']:,} of {fuzz['inputs']:,}",
+        }
+    )
+    seeds = (
+        f"`make faults` (seed {faults['seed']}, {faults['date']}) and `make fuzz` (seed {fuzz['seed']}, {fuzz['date']})"
+    )
+    return f"{markdown.table(rows)}\n\n{seeds}; {faults['hardware']}, torch {faults['versions']['torch']}."
+
+
 def _kept_epochs() -> pd.DataFrame:
     """Give the log of each network's kept epoch, a row for each gate."""
     training, log = (pd.read_csv(GALLERY / f"{name}.csv") for name in ("training", "gates"))
@@ -299,6 +320,7 @@ TABLES = {
         intervention,
         league,
         conditions,
+        reliability,
         front,
         shares,
     )

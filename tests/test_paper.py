@@ -19,7 +19,8 @@ from matplotlib.text import Text
 
 from channelscope import plots
 from channelscope.plots import paper, tex
-from channelscope.plots.catalogue import KINDS, whole
+from channelscope.plots.kinds import KINDS
+from channelscope.plots.subjects import whole
 from channelscope.report import SECTIONS
 from comparisons import synthetic
 from pictures import mistake
