@@ -74,7 +74,13 @@ def use(python: Path, folder: Path) -> None:
     if not Path(where).is_relative_to(python.parent.parent):
         raise SystemExit(f"What runs is not the wheel but {where}.")
     command = python.with_name("channelscope")
-    found = run(python, "-P", "-c", "from channelscope.doctor import *; print(examine(Path()).text())", cwd=folder)
+    found = run(
+        python,
+        "-P",
+        "-c",
+        "from pathlib import Path; from channelscope.doctor import examine; print(examine(Path()).text())",
+        cwd=folder,
+    )
     for words in ("zoo                4 of 4 files intact", "templates          3 of 3 files intact"):
         if words not in found:
             raise SystemExit(f"doctor does not find {words!r}:\n{found}")

@@ -15,6 +15,7 @@ import pytest
 from channelscope import doctor
 from channelscope.cli import main
 from channelscope.data.standard import TORCHVISION
+from channelscope.doctor import contents, devices, loading, storage
 
 SECTIONS = ["versions", "extras", "devices", "threads", "data", "disks", "memory", "package"]
 WELL: dict[str, Any] = {"failure": "", "threads": 1, "built for": "CUDA 13.0", "cuda": [], "mps": False, "warnings": []}
@@ -29,10 +30,10 @@ def gpu(**changes: Any) -> dict[str, Any]:
 def torch_known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A machine on which all is well, but for what a test changes of what torch tells."""
     known = dict(WELL)
-    monkeypatch.setattr(doctor, "load_apart", lambda: {"torch": known})
-    monkeypatch.setattr(doctor, "_free_memory", lambda: (8 * GIB, 9 * GIB))
-    monkeypatch.setattr(doctor, "DRIVER", Path("/nowhere"))
-    monkeypatch.setattr(doctor, "CGROUP", Path("/nowhere"))
+    monkeypatch.setattr(loading, "load_apart", lambda: {"torch": known})
+    monkeypatch.setattr(storage, "_free_memory", lambda: (8 * GIB, 9 * GIB))
+    monkeypatch.setattr(devices, "DRIVER", Path("/nowhere"))
+    monkeypatch.setattr(devices, "CGROUP", Path("/nowhere"))
     usage = shutil.disk_usage("/")._replace(free=5 * GIB)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     for name in ("CHANNELSCOPE_DATA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -60,7 +61,7 @@ def test_where_all_is_well_it_says_so_in_a_fixed_order(
 
 
 def test_places_of_data_sets_are_those_that_are_read() -> None:
-    assert {name: place.format(part="test") for name, (_, place) in TORCHVISION.items()} == doctor.PLACES
+    assert {name: place.format(part="test") for name, (_, place) in TORCHVISION.items()} == storage.PLACES
 
 
 def test_data_sets_that_are_there_are_told(torch_known: dict[str, Any], tmp_path: Path) -> None:
@@ -93,8 +94,8 @@ def test_torch_that_does_not_load_is_told(
     code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(fake_torch(tmp_path, code)))
-    monkeypatch.setattr(doctor, "COMPILED", ("torch",))
-    monkeypatch.setattr(doctor, "PATIENCE", 5)
+    monkeypatch.setattr(loading, "COMPILED", ("torch",))
+    monkeypatch.setattr(loading, "PATIENCE", 5)
     (trouble,) = (trouble for trouble in troubles() if trouble.startswith("torch "))
     assert "does not load" in trouble
     assert words in trouble
@@ -120,8 +121,8 @@ def test_the_command_works_without_torch(tmp_path: Path) -> None:
 
 
 def test_what_torch_tells_of_a_real_one_is_understood() -> None:
-    found = doctor.load_apart()
-    assert set(found) == set(doctor.COMPILED)
+    found = loading.load_apart()
+    assert set(found) == set(loading.COMPILED)
     assert {known["failure"] for known in found.values()} == {""}
     assert set(found["torch"]) == set(WELL)
     assert found["torch"]["threads"] >= 1
@@ -189,7 +190,7 @@ def test_a_driver_that_does_not_suit_is_a_trouble(torch_known: dict[str, Any]) -
 def test_a_driver_without_a_gpu_for_torch(
     torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(doctor, "DRIVER", tmp_path)
+    monkeypatch.setattr(devices, "DRIVER", tmp_path)
     torch_known["built for"] = "the CPU alone"
     assert "built for the CPU alone" in troubles()[0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -204,7 +205,7 @@ def test_more_threads_than_cores_are_a_trouble(
     assert "which is slow: set OMP_NUM_THREADS=" in troubles()[0]
     torch_known["threads"] = 2
     (tmp_path / "cpu.max").write_text("100000 100000\n")  # a container's share: one core
-    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
     assert troubles() == ["torch uses 2 threads on 1 cores, which is slow: set OMP_NUM_THREADS=1."]
 
 
@@ -235,12 +236,12 @@ def test_a_disk_that_is_full(torch_known: dict[str, Any], monkeypatch: pytest.Mo
 
 def test_too_little_memory(torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
-    free, total = doctor._free_memory()
+    free, total = storage._free_memory()
     assert 0 < free <= total
     (tmp_path / "memory.max").write_text("1073741824\n")  # a container's share
     (tmp_path / "memory.current").write_text("536870912\n")
-    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
-    monkeypatch.setattr(doctor, "load_apart", lambda: {"torch": torch_known})
+    monkeypatch.setattr(devices, "CGROUP", tmp_path)
+    monkeypatch.setattr(loading, "load_apart", lambda: {"torch": torch_known})
     assert line("memory") == "0.5 GiB of 1.0 GiB free"
     assert any(trouble.startswith("Only 0.5 GiB of memory are free") for trouble in troubles())
 
@@ -278,8 +279,8 @@ def test_damaged_files_of_the_package(
     tmp_path: Path,
 ) -> None:
     for folder in ("zoo", "recipes", "templates"):
-        shutil.copytree(doctor.HERE / folder, tmp_path / folder)
-    monkeypatch.setattr(doctor, "HERE", tmp_path)
+        shutil.copytree(contents.HERE / folder, tmp_path / folder)
+    monkeypatch.setattr(contents, "HERE", tmp_path)
     assert not troubles()
     harm(tmp_path / name)
     assert troubles() == [f"{name} is missing or damaged: install channelscope again."]
@@ -291,7 +292,7 @@ def test_what_doctor_does_not_foresee_is_a_line_too(
     def fails() -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(doctor, "_free_memory", fails)
+    monkeypatch.setattr(storage, "_free_memory", fails)
     assert troubles() == ["Doctor met what it does not know: ZeroDivisionError: by zero."]
 
 
