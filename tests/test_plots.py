@@ -19,9 +19,11 @@ from matplotlib.patches import Patch, StepPatch
 from matplotlib.text import Text
 from PIL import Image
 
+import brief
 from channelscope import plots
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError
+from channelscope.plots import catalogue
 from channelscope.plots.catalogue import _pictures
 from channelscope.plots.paper import COLOURS, MODEL_COLOURS
 from comparisons import CLASSES, MODELS, synthetic
@@ -335,7 +337,11 @@ def test_names_are_safe_and_unique_whatever_the_classes_are_called() -> None:
     assert all(re.fullmatch("[a-z][a-z0-9-]{0,60}", name) for name in names)
 
 
-def test_draw_writes_each_figure_twice_with_captions_and_the_same_bytes_again(tmp_path: Path) -> None:
+def test_draw_writes_each_figure_twice_with_captions_and_the_same_bytes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "KINDS", catalogue.KINDS)
+    brief.few_figures()
     comparison = synthetic(("nat",), ("../x", "<b>"), empty=("<b>",))
     paths = plots.draw(comparison, tmp_path / "one" / "figures")
     with matplotlib.rc_context({"font.size": 20, "axes.grid": True, "pdf.fonttype": 3}):
@@ -356,7 +362,7 @@ def test_draw_writes_each_figure_twice_with_captions_and_the_same_bytes_again(tm
 
 def test_only_single_classes_between_the_extremes_are_left_for_later(tmp_path: Path) -> None:
     comparison = synthetic(("nat",), ("a", "b", "c"), channels=2, epochs=0)
-    plots.draw(comparison, tmp_path)
+    plots.draw(comparison, tmp_path, only=["magnitude", "frequency"], formats=["png"])
     later = [entry["name"] for entry in json.loads((tmp_path / "captions.json").read_text()) if not entry["main"]]
     between = list(plots.figures(comparison))[-1].removeprefix("frequency-")
     assert later == [f"magnitude-{between}", f"frequency-{between}"]
