@@ -161,7 +161,7 @@ def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
     title(figure, f"Is a channel more active the more it speaks for the class? {_place(layers)}")
     note = (
         "a dot: a channel; ρ: Spearman's correlation; NR, PR: negatively, positively relevant: against, for the class; "
-        f"robust: {frames.worst(comparison)}"
+        f"robust: {frames.worst(comparison)}; most, least robust: mean over the models"
     )
     data_legend(figure, frames.attack(comparison), note=note)
     return figure
@@ -330,7 +330,6 @@ def training(comparison: Comparison) -> Figure:
         left.set_title(frames.short(model, 14), loc="left", weight="bold")
         left.set_ylabel("training loss")
         right.set_ylim(0, 1)
-        right.set_title("validation images", loc="right")
         in_percent(right, "accuracy")
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
@@ -339,7 +338,8 @@ def training(comparison: Comparison) -> Figure:
     words = "training images, as trained on"
     if any(gate.get("kind") in LABELLED_GATES for gate in gates):
         words += " (gates told the label)"
-    data_legend(figure, frames.training_attack(comparison), "-", Line2D([], [], label=words, **TRAINED))
+    note, trained = "natural, adversarial: validation images", Line2D([], [], label=words, **TRAINED)
+    data_legend(figure, frames.training_attack(comparison), "-", trained, note=note)
     return figure
 
 
@@ -398,7 +398,7 @@ def gates(comparison: Comparison) -> Figure:
     title(figure, "Gates in training: is the probe right, how many channels pass? (dashed: the epoch kept)")
     note = (
         "on validation images; a gate's probe is a small classifier, by whose guess the gate lets channels pass; "
-        "passed: participation ratio of the gate's C factors (100 %: all alike, 1/C: one alone)"
+        "passed: participation ratio of the gate's factors (all channels alike: 100 %, one of N alone: 1/N)"
     )
     natural = Line2D([], [], color=COLOURS["natural"], marker=".", **BENEATH)
     data_legend(figure, frames.training_attack(comparison), "-", note=note, natural=natural)

@@ -101,8 +101,9 @@ def _flow_legend(figure: Figure, comparison: Comparison) -> None:
     dot: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 3.5}
     handles = [Line2D([], [], color=COLOURS[data], label=label, **dot) for data, label in words.items()]
     heading = (
-        f"{frames.attack(comparison)}; faint: change is not significant; NR: channels against the class, PR: for it; "
-        "dashed: the border between NR and PR; above each panel: means over all NR, all PR channels"
+        f"{frames.attack(comparison)}; faint: its mean activation does not change significantly; NR: channels against "
+        "the class, PR: for it; dashed: the border between NR and PR; above each panel: means over all NR, all PR "
+        "channels"
     )
     figure.legend(handles=handles, title=in_lines(heading), loc="outside lower center", ncols=1)
 
@@ -220,8 +221,9 @@ def confusion(comparison: Comparison, layer: str | None = None) -> Figure:
     axes[-1, 1].set_xlabel("other class")
     title(figure, f"Answers under attack (left), PR channels that classes share (right), {frames.where(layers)}")
     words = (
-        f"{frames.attack(comparison)}; PR: positively relevant, for the class; ρ: rank correlation of the left map "
-        "with the right one, over pairs of classes (p: Mantel's test); grey: the class itself, left out"
+        f"{frames.attack(comparison)}; PR: positively relevant, for the class; shared: of those that either of two "
+        "classes has; ρ: rank correlation of the left map with the right one, over pairs of classes (p: Mantel's "
+        "test); grey: the class itself, left out"
     )
     figure.legend(handles=[], title=in_lines(words), loc="outside lower center")
     return figure
@@ -241,5 +243,5 @@ def _matrix(ax: Axes, values: np.ndarray, most: float) -> AxesImage:
 
 
 def _p(p: float) -> str:
-    """As in "0.02" or "< 0.01"; a dash for NaN."""
-    return "–" if np.isnan(p) else "< 0.01" if p < 0.01 else f"{p:.2f}"
+    """As in "= 0.02" or "< 0.01"; a dash for NaN."""
+    return "–" if np.isnan(p) else "< 0.01" if p < 0.01 else f"= {p:.2f}"

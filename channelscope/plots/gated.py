@@ -127,8 +127,8 @@ def mask_share(comparison: Comparison) -> Figure:
     axes[-1, 0].set_xticks(places, [*map(frames.short, names)], rotation=90)
     title(figure, "Share of the channels that are in effect under each gate's mask")
     note = (
-        "in effect: participation ratio of the mask's C factors (100 %: all alike, 1/C: one alone), by true class; "
-        f"bars: {frames.level(comparison)}"
+        "in effect: participation ratio of the mask's factors (all channels alike: 100 %, one of N alone: 1/N), by "
+        f"true class; bars: {frames.level(comparison)}"
     )
     data_legend(figure, frames.attack(comparison), note=note)
     return figure

@@ -119,7 +119,7 @@ def league(interventions: Interventions, layer: str | None = None) -> Figure:
         axes[-1], ("NR first:\naccuracy kept\nbeyond random", "PR first:\naccuracy lost\nbeyond random"), strict=True
     ):
         in_percent(ax, words, "x")
-    title(figure, f"How true is each relevance ranking of the channels of {frames.where(layers)}?")
+    title(figure, f"Which relevance ranking finds the channels that matter? {frames.where(layers)}")
     handles = [
         Line2D([], [], color=COLOURS[data], marker="o", linestyle="none", markersize=3, label=f"{data} images")
         for data in COLOURS
@@ -127,7 +127,7 @@ def league(interventions: Interventions, layer: str | None = None) -> Figure:
     area = (
         "Channels are set to 0 one after the other, by each ranking from its negatively relevant (NR) or its "
         "positively relevant (PR) end, or in random order. Shown is by how much more accuracy is kept (NR) or lost "
-        "(PR) than in random order, mean over all numbers of channels: the further right, the truer."
+        "(PR) than in random order (dashed), mean over all numbers of channels: the further right, the truer."
     )
     _key(figure, interventions, handles, area, columns=2)
     return figure
