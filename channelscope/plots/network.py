@@ -87,8 +87,8 @@ def depth(comparison: Comparison) -> Figure:
     axes[-1, 0].set_xticks(places, ticks or [*map(str, places)], rotation=90 if ticks else 0)
     axes[-1, 0].set_xlabel("layer, from the images to the answer")
     title(figure, "What an attack does to the channels, by depth (mean over the classes)")
-    dashed = Line2D([], [], color="0.4", label="dashed: natural images, solid: adversarial", linestyle="--")
-    model_legend(figure, frames.models(comparison), _note(comparison, _COSINE, _NR), dashed)
+    dashed = Line2D([], [], color="0.4", label="dashed: natural images", linestyle="--")
+    model_legend(figure, frames.models(comparison), _note(comparison, "solid: on adversarial images", _COSINE, _NR), dashed)
     return figure
 
 
