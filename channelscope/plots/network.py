@@ -88,7 +88,8 @@ def depth(comparison: Comparison) -> Figure:
     axes[-1, 0].set_xlabel("layer, from the images to the answer")
     title(figure, "What an attack does to the channels, by depth (mean over the classes)")
     dashed = Line2D([], [], color="0.4", label="dashed: natural images", linestyle="--")
-    model_legend(figure, frames.models(comparison), _note(comparison, "solid: on adversarial images", _COSINE, _NR), dashed)
+    note = _note(comparison, "solid: on adversarial images", _COSINE, _NR)
+    model_legend(figure, frames.models(comparison), note, dashed)
     return figure
 
 
