@@ -119,7 +119,7 @@ def league(interventions: Interventions, layer: str | None = None) -> Figure:
         axes[-1], ("NR first:\naccuracy kept\nbeyond random", "PR first:\naccuracy lost\nbeyond random"), strict=True
     ):
         in_percent(ax, words, "x")
-    title(figure, f"Which relevance ranking finds the channels that matter? {frames.where(layers)}")
+    title(figure, f"Which relevance ranking finds the channels that matter? ({frames.where(layers)})")
     handles = [
         Line2D([], [], color=COLOURS[data], marker="o", linestyle="none", markersize=3, label=f"{data} images")
         for data in COLOURS
