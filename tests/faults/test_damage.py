@@ -100,7 +100,7 @@ def test_what_is_read_of_a_damaged_file(
         finally:
             shutil.copy(path, place.folder / "last-damaged")  # to look at
         assert path.read_bytes() == changed
-    record.survived("a bit flipped or an end cut off", name.rpartition("/")[2], EACH * kills)
+    record.survived("a bit flipped or an end cut off", name, EACH * kills)
 
 
 def test_the_record_of_an_evaluation_forgets_what_is_damaged(
