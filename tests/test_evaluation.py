@@ -624,7 +624,7 @@ def test_going_on_with_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_killed_command_goes_on(tmp_path: Path) -> None:
     """Kill -9 in the middle, twice; the same command then ends with the table of a run that was left alone."""
-    words = ["evaluate", "--models", str(trained("at")), "--attacks", "pgd-20", "cw-100", "apgd-ce", "apgd-t"]
+    words = ["evaluate", "--models", str(trained("at")), "--attacks", "pgd-20", "cw-30", "apgd-ce", "autoattack"]
     words += ["--images", "8", "--checks", "0", "--eps", "0.1", "-q", "--device", "cpu"]
     words += ["--data", write_npz(tmp_path, 4)]
     partial = tmp_path / "out.partial"
@@ -636,7 +636,7 @@ def test_killed_command_goes_on(tmp_path: Path) -> None:
     def lines() -> int:
         return sum(path.read_bytes().count(b"\n") for path in partial.glob("met-*"))
 
-    for more in (2, 2):  # after natural images and PGD-20; after APGD
+    for more in (2, 2):  # after natural images and PGD-20; after APGD, in AutoAttack
         process, begun, deadline = start(), lines(), time.monotonic() + 120
         while lines() < begun + more and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
