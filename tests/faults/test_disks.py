@@ -107,7 +107,8 @@ def test_a_write_that_fails(fault: str, name: str, kills: int, fault_seed: int, 
     for _ in range(max(1, kills // 10)):
         folder = place.fresh()
         before = place.earlier(command, folder)
-        value: Any = chance.randint(1, 3) if trouble == "full_disk" else chance.randint(1000, 4000)
+        flushes = 3 if name == "relevance" else 5  # it has no more
+        value: Any = chance.randint(1, flushes) if trouble == "full_disk" else chance.randint(1000, 4000)
         print(trouble, value)  # noqa: T201
         refused(place.machine.run(command.words, folder, (trouble, value)), words)
         nothing_lost(folder, before, command)
