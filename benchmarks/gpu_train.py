@@ -25,7 +25,8 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from channelscope.checkpoints import build, load_tensors, save_tensors, versions
+from channelscope.checkpoints import build, versions
+from channelscope.checkpoints.tensors import load_tensors, save_tensors
 from channelscope.data import Dataset, load
 from channelscope.training import Recipe, train
 from channelscope.training.job import Job

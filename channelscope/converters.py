@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from channelscope.checkpoints import Checkpoint, Gate, build, is_finite, load_tensors, versions
+from channelscope.checkpoints import Checkpoint, Gate, build, is_finite, versions
+from channelscope.checkpoints.tensors import load_tensors
 from channelscope.errors import UserError
 from channelscope.models import RESNETS, Architecture, Normalise
 

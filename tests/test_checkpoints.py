@@ -26,10 +26,9 @@ from channelscope.checkpoints import (
     build,
     check_history,
     load,
-    load_tensors,
     log_columns,
-    save_tensors,
 )
+from channelscope.checkpoints.tensors import load_tensors, save_tensors
 from channelscope.errors import UserError
 from channelscope.models import Architecture
 from channelscope.selection import Selective

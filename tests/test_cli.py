@@ -22,7 +22,8 @@ import networks
 import test_converters as releases
 from channelscope import cli
 from channelscope.attacks import PGD
-from channelscope.checkpoints import Checkpoint, load_tensors
+from channelscope.checkpoints import Checkpoint
+from channelscope.checkpoints.tensors import load_tensors
 from channelscope.cli import commands, inspection, options
 from channelscope.cli.parser import make_parser
 from channelscope.comparison import Comparison, compare

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from channelscope import training
-from channelscope.checkpoints import LOG, Checkpoint, load, load_tensors, log_columns
+from channelscope.checkpoints import LOG, Checkpoint, load, log_columns
+from channelscope.checkpoints.tensors import load_tensors
 from channelscope.comparison import compare
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError

@@ -13,7 +13,8 @@ import torch
 from benchmarks import pages
 from channelscope import attached, load, zoo
 from channelscope.attacks import correct, image_generators, parse, thrifty
-from channelscope.checkpoints import Checkpoint, load_tensors
+from channelscope.checkpoints import Checkpoint
+from channelscope.checkpoints.tensors import load_tensors
 from channelscope.cli import main
 from channelscope.data import Split, stratified
 from channelscope.data import load as load_data

@@ -84,6 +84,44 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="their names (default: the file names)")
 
 
+def add_layers(parser: argparse.ArgumentParser) -> None:
+    """Say which layers of them."""
+    parser.add_argument(
+        "--layers", nargs="+", metavar="NAME", help="layers, or patterns as 'layer4.*' (default: the penultimate)"
+    )
+
+
+def add_images(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """Say on how many test images."""
+    parser.add_argument(
+        "--images",
+        type=positive,
+        default=default,
+        metavar="N",
+        help=f"test images to use, at most (default: {default or 'all'})",
+    )
+
+
+def add_attack(parser: argparse.ArgumentParser) -> None:
+    """Say by which attack, and how far."""
+    parser.add_argument(
+        "--attack", default="pgd-20", help="fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 for L2 (default: pgd-20)"
+    )
+    parser.add_argument("--eps", type=eps, metavar="E", help="radius of the attack (default: the recipe's, as 8/255)")
+
+
+def add_replicates(parser: argparse.ArgumentParser, default: int) -> None:
+    """Say how often the images are drawn again, for the intervals."""
+    parser.add_argument(
+        "--replicates", type=positive, default=default, metavar="N", help="of the bootstrap (default: %(default)s)"
+    )
+
+
+def add_out(parser: argparse.ArgumentParser, default: str) -> None:
+    """Say where the results go."""
+    parser.add_argument("--out", default=default, metavar="DIR", help="folder to write (default: %(default)s)")
+
+
 def add_measuring(parser: argparse.ArgumentParser) -> None:
     """Say how something is measured and told."""
     parser.add_argument(

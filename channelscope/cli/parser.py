@@ -9,13 +9,18 @@ from channelscope.cli import commands, inspection
 from channelscope.cli.options import (
     METHODS,
     SCORERS,
+    add_attack,
     add_common,
     add_data,
     add_data_root,
     add_device,
+    add_images,
+    add_layers,
     add_measuring,
     add_models,
+    add_out,
     add_quiet,
+    add_replicates,
     add_training,
     count,
     eps,
@@ -105,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="S", help="of each variant (default: 0)")
     add_training(sweep, required=False)
-    sweep.add_argument("--out", default="sweep", metavar="DIR", help="folder to write (default: %(default)s)")
+    add_out(sweep, "sweep")
     sweep.add_argument(
         "--attack", default="pgd-20", help="of the test: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 (default: pgd-20)"
     )
@@ -126,11 +131,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_models(compare)
     add_data(compare, None)
-    compare.add_argument("--out", default="comparison", metavar="DIR", help="folder to write (default: %(default)s)")
-    compare.add_argument(
-        "--attack", default="pgd-20", help="fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 for L2 (default: pgd-20)"
-    )
-    compare.add_argument("--eps", type=eps, metavar="E", help="radius of the attack (default: the recipe's, as 8/255)")
+    add_out(compare, "comparison")
+    add_attack(compare)
     compare.add_argument(
         "--attacks",
         nargs="+",
@@ -147,13 +149,9 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--step-sweep", type=positive, nargs="+", default=[], metavar="N", help="and after so many steps of the attack"
     )
-    compare.add_argument(
-        "--replicates", type=positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
-    )
-    compare.add_argument(
-        "--layers", nargs="+", metavar="NAME", help="layers, or patterns as 'layer4.*' (default: the penultimate)"
-    )
-    compare.add_argument("--images", type=positive, metavar="N", help="test images to use (default: all)")
+    add_replicates(compare, 500)
+    add_layers(compare)
+    add_images(compare)
     compare.add_argument(
         "--no-thumbnails", action="store_true", help="keep no small pictures of the images that excite channels most"
     )
@@ -181,7 +179,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_models(evaluate)
     add_data(evaluate, None)
-    evaluate.add_argument("--out", default="evaluation", metavar="DIR", help="folder to write (default: %(default)s)")
+    add_out(evaluate, "evaluation")
     evaluate.add_argument(
         "--attacks", nargs="+", default=["standard"], metavar="NAME", help="suites and attacks (default: standard)"
     )
@@ -192,7 +190,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--eps-sweep", type=eps, nargs="+", default=[], metavar="E", help="also take the worst case at these radii"
     )
-    evaluate.add_argument("--images", type=positive, metavar="N", help="test images to use (default: all)")
+    add_images(evaluate)
     evaluate.add_argument(
         "--checks", type=count, default=128, metavar="N", help="images to look for masking on; 0: none (default: 128)"
     )
@@ -218,12 +216,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_models(intervene)
     add_data(intervene, None)
-    intervene.add_argument(
-        "--out", default="intervention", metavar="DIR", help="folder to write (default: %(default)s)"
-    )
-    intervene.add_argument(
-        "--layers", nargs="+", metavar="NAME", help="names or patterns, as layer4.* (default: the penultimate)"
-    )
+    add_out(intervene, "intervention")
+    add_layers(intervene)
     intervene.add_argument(
         "--scorer",
         dest="scorers",
@@ -233,12 +227,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="as 'channelscope relevance --help' lists them (default: gradient)",
     )
-    intervene.add_argument(
-        "--attack", default="pgd-20", help="fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 for L2 (default: pgd-20)"
-    )
-    intervene.add_argument(
-        "--eps", type=eps, metavar="E", help="radius of the attack (default: the recipe's, as 8/255)"
-    )
+    add_attack(intervene)
     intervene.add_argument(
         "--fractions",
         type=share,
@@ -256,12 +245,8 @@ def make_parser() -> argparse.ArgumentParser:
         default="answer",
         help="relevance to the class that the network answers, or that is true: an oracle (default: answer)",
     )
-    intervene.add_argument(
-        "--images", type=positive, default=500, metavar="N", help="test images to use, at most (default: 500)"
-    )
-    intervene.add_argument(
-        "--replicates", type=positive, default=500, metavar="N", help="of the bootstrap (default: 500)"
-    )
+    add_images(intervene, 500)
+    add_replicates(intervene, 500)
     add_measuring(intervene)
 
     figures = _command(
@@ -298,9 +283,7 @@ def make_parser() -> argparse.ArgumentParser:
         "downloaded; a run that was interrupted goes on, and networks that are complete are used again.",
         "channelscope demo",
     )
-    demo.add_argument(
-        "--out", default="channelscope-demo", metavar="DIR", help="folder to write (default: %(default)s)"
-    )
+    add_out(demo, "channelscope-demo")
     demo.add_argument("--seed", type=seed, default=0, metavar="S", help="of weights, images and attacks (default: 0)")
     add_quiet(demo)
 
@@ -337,10 +320,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_models(relevance)
     add_data(relevance, None)
-    relevance.add_argument("--out", default="relevance", metavar="DIR", help="folder to write (default: %(default)s)")
-    relevance.add_argument(
-        "--layers", nargs="+", metavar="NAME", help="names, or patterns as 'layer4.*' (default: the penultimate)"
-    )
+    add_out(relevance, "relevance")
+    add_layers(relevance)
     relevance.add_argument(
         "--scorer",
         nargs="+",
@@ -349,10 +330,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="see above (default: gradient gradient-x-activation ablation)",
     )
-    relevance.add_argument("--images", type=positive, metavar="N", help="test images to use (default: all)")
-    relevance.add_argument(
-        "--replicates", type=positive, default=200, metavar="N", help="of the bootstrap (default: 200)"
-    )
+    add_images(relevance)
+    add_replicates(relevance, 200)
     add_measuring(relevance)
 
     layers = _command(

@@ -1,9 +1,10 @@
 """Figures of a comparison and of a sweep, in the style of a paper; drawn from tables alone, never from a network."""
 
 from channelscope.plots.catalogue import caption, data, draw, figures
-from channelscope.plots.drawing import alignment_robustness, frequency, gates, magnitude, nr_share, relevance, training
+from channelscope.plots.drawing import alignment_robustness, frequency, magnitude, nr_share, relevance
 from channelscope.plots.flow import confusion, flow, flow_share
 from channelscope.plots.gated import leakage, mask_share, masks
+from channelscope.plots.logs import gates, training
 from channelscope.plots.matching import layer_likeness, likeness, matched_channels
 from channelscope.plots.network import classes, decay, depth, embedding, uniformity
 from channelscope.plots.paper import save, style

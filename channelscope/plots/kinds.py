@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from channelscope.comparison import Comparison
-from channelscope.plots import drawing, flow, gated, matching, network, robustness, seen
+from channelscope.plots import drawing, flow, gated, logs, matching, network, robustness, seen
 from channelscope.plots.subjects import (
     Subject,
     by_class,
@@ -226,8 +226,8 @@ KINDS = (
     ),
     Kind(
         name="training",
-        draw=drawing.training,
-        data=drawing.training_data,
+        draw=logs.training,
+        data=logs.training_data,
         seen=seen.training,
         caption="Training loss, and accuracy on the natural and the attacked validation images, per epoch. Dotted: "
         "accuracy on the training images, as the network was trained on them. In gated networks the gates are given "
@@ -238,8 +238,8 @@ KINDS = (
     ),
     Kind(
         name="gates",
-        draw=drawing.gates,
-        data=drawing.gates_data,
+        draw=logs.gates,
+        data=logs.gates_data,
         seen=seen.gates,
         caption="The gates of each model per epoch, on the natural and the attacked validation images; a row for each "
         "gated layer; the natural curve is the wide one, to show where both coincide. A gate's probe is a small "

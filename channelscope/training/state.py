@@ -10,15 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from channelscope import distributed
-from channelscope.checkpoints import (
-    Checkpoint,
-    build,
-    check_history,
-    is_finite,
-    load_tensors,
-    log_columns,
-    save_tensors,
-)
+from channelscope.checkpoints import Checkpoint, build, check_history, is_finite, log_columns
+from channelscope.checkpoints.tensors import load_tensors, save_tensors
 from channelscope.data import Part, Split
 from channelscope.errors import UserError
 from channelscope.files import replacing
