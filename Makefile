@@ -7,6 +7,9 @@ CHECKS := install lint types floors wheel test
 # ask for, GitPython and requests apart (the test extra has them), is here already, or is not needed, or is long outdated.
 ORACLES := foolbox==3.3.4 eagerpy==0.30.0 torchattacks==3.3.0 adversarial-robustness-toolbox==1.20.1 six==1.17.0
 
+# A file of tests to each core, in the order of their names: the longest, the notebooks, come in the middle.
+SPREAD := -n auto --dist loadfile --no-loadscope-reorder
+
 # Of make faults: how many kills a command, and the seed of what chance decides.
 KILLS ?= 50
 SEED ?= 2102
@@ -33,10 +36,10 @@ demo: $(VENV)/.demo ## Run the demonstration: it trains, attacks and compares sm
 	$(VENV)/bin/channelscope demo
 
 test: $(VENV)/.test ## Run the tests, the doctests and the notebooks
-	$(RUN) pytest -q -n auto --dist loadfile
+	$(RUN) pytest -q $(SPREAD)
 
 test-oldest: $(OLDEST)/.test ## Run the tests with the oldest versions that setup.cfg allows, in .venv-oldest
-	$(OLDEST)/bin/python -m pytest -q -n auto --dist loadfile
+	$(OLDEST)/bin/python -m pytest -q $(SPREAD)
 
 install: $(VENV)/.dev ## Install channelscope and everything its development needs into .venv
 

@@ -195,8 +195,8 @@ def gates() -> str:
         "val_robust": "validation, attacked",
         "probe_natural": "probe alone, validation",
         "probe_robust": "probe alone, attacked",
-        "mask_natural": "mask in effect, validation",
-        "mask_adversarial": "mask in effect, attacked",
+        "mask_natural": "effective channels, validation",
+        "mask_adversarial": "effective channels, attacked",
     }
     rows = []
     for row in _kept_epochs().to_dict("records"):

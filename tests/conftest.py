@@ -1,7 +1,11 @@
 """What holds for every test: shapes are checked, randomness is seeded, hypothesis repeats itself."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
+
+# The tests' tensors are small: more threads, here or in a process of a test, would cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jaxtyping
 import pytest
@@ -39,7 +43,6 @@ from channelscope.plots import catalogue  # noqa: E402
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("repeatable")
 
-# The tests' tensors are small: more threads would cost more than they bring.
 torch.set_num_threads(1)
 
 

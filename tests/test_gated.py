@@ -108,7 +108,7 @@ def test_leakage_draws_every_measure_and_beside_it_what_chance_gives(model: str)
     }
     assert len(words) == 12
     assert words[1] == "told nothing (as in use)"
-    assert words[6] == "class read from mask, layer4.0"
+    assert words[6] == "true class from mask, layer4.0"
     ticks = [tick.tick1line.get_visible() for tick in ax.yaxis.get_major_ticks()]
     assert [place for place, seen in enumerate(ticks) if not seen] == [0, 4, 6, 9]
     for bars, data in zip(ax.containers, COLOURS, strict=True):
@@ -127,7 +127,7 @@ def test_a_gate_that_takes_no_label_is_not_said_to_be_told_one() -> None:
     frame = GATED.leakage
     untold = frame[(frame["layer"] == "layer4.0") & (frame["measure"] != "readable_true")]
     words = gated.leakage_data(replace(GATED, leakage=untold))["words"]
-    assert set(words) == {"class read from mask, layer4.0", "gate told nothing"}
+    assert set(words) == {"true class from mask, layer4.0", "gate told nothing"}
 
 
 @pytest.mark.parametrize("make", [plots.leakage, plots.mask_share], ids=["leakage", "share"])

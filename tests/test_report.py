@@ -388,7 +388,7 @@ def test_decay_is_by_strength_at_the_last_layer(tmp_path: Path) -> None:
 
 def test_gates_say_what_they_let_know(tmp_path: Path) -> None:
     text = Page(write_report(small(), tmp_path)).text
-    assert "measure cifs channels in effect, layer4, natural images 40.0 % [30.0, 50.0]" in text
+    assert "measure cifs effective channels, layer4, natural images 40.0 % [30.0, 50.0]" in text
     assert "answers the wrong class that its gates are told, natural images 75.0 % [70.0, 80.0]" in text
     assert "share of the most frequent class, layer4, adversarial images 10.0 %" in text
 

@@ -65,7 +65,7 @@ def test_every_method_trains_to_a_checkpoint(method: str) -> None:
 
 @pytest.mark.parametrize("method", EVERY)
 def test_every_methods_checkpoint_can_be_compared(method: str) -> None:
-    found = compare([trained(method)], digits(), attack="pgd-1", replicates=20, progress=False)
+    found = compare([trained(method)], digits(), attack="pgd-1", attacks="fgsm", replicates=20, progress=False)
     accuracy = found.robustness["accuracy"]
     assert accuracy.between(0, 1).all()
     assert found.training["epoch"].tolist() == [1, 2]
@@ -295,7 +295,7 @@ def test_what_an_interrupted_run_leaves_is_a_checkpoint_too(at: int, epochs: int
     wanted = dict(Checkpoint.read(tmp_path / "one.pt").state) if epochs else begun
     assert same_state(dict(found.state), wanted)
     assert same_state(load(partial).state_dict(), wanted)
-    known = compare([partial], digits(), attack="pgd-1", replicates=20, progress=False)
+    known = compare([partial], digits(), attack="pgd-1", attacks="fgsm", replicates=20, progress=False)
     assert len(known.training) == epochs
 
 

@@ -101,9 +101,9 @@ def _flow_legend(figure: Figure, comparison: Comparison) -> None:
     dot: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 3.5}
     handles = [Line2D([], [], color=COLOURS[data], label=label, **dot) for data, label in words.items()]
     heading = (
-        f"{frames.attack(comparison)}; faint: its mean activation does not change significantly; NR: channels against "
-        "the class, PR: for it; dashed: the border between NR and PR; above each panel: means over all NR, all PR "
-        "channels"
+        f"{frames.attack(comparison)}; faint: channels whose mean activation does not change significantly; NR, PR: "
+        "negatively (against the class) and positively relevant (for it); dashed: the border between NR and PR; above "
+        "each panel: means over all NR, all PR channels"
     )
     figure.legend(handles=handles, title=in_lines(heading), loc="outside lower center", ncols=1)
 

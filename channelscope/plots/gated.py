@@ -122,13 +122,13 @@ def mask_share(comparison: Comparison) -> Figure:
             ax.errorbar(places + beside, value, reach, color=COLOURS[data], fmt="o", markersize=3, elinewidth=0.8)
         ax.axvline(len(names) - 1.5, color="0.8", linewidth=0.6)
         ax.set_title(f"{frames.short(model, 20)}, gate at {frames.short_layer(layer)}", loc="left", weight="bold")
-        in_percent(ax, "channels in\neffect")
+        in_percent(ax, "effective\nchannels")
     from_zero(*axes[:, 0])
     axes[-1, 0].set_xticks(places, [*map(frames.short, names)], rotation=90)
-    title(figure, "Share of the channels that are in effect under each gate's mask")
+    title(figure, "Effective channels: how much each gate's mask lets pass")
     note = (
-        "in effect: participation ratio of the mask's factors (all channels alike: 100 %, one of N alone: 1/N), by "
-        f"true class; bars: {frames.level(comparison)}"
+        "effective channels: participation ratio of the mask's factors (all channels alike: 100 %, one of N alone: "
+        f"1/N), by true class; bars: {frames.level(comparison)}"
     )
     data_legend(figure, frames.attack(comparison), note=note)
     return figure
@@ -145,8 +145,8 @@ _NETWORK = (
     ("told nothing (as in use)", "accuracy", ""),
     ("told the true class", "accuracy_true", ""),
     ("told a wrong class", "accuracy_wrong", ""),
-    ("network answers the wrong class", "", ""),
-    ("told that wrong class", "follows_wrong", "follows_untold"),
+    ("network answers what it is told", "", ""),
+    ("told a wrong class", "follows_wrong", "follows_untold"),
 )
 _MASK = (
     ("gate told nothing", "readable", "chance"),
@@ -177,7 +177,7 @@ def _asked(comparison: Comparison, model: str) -> list[tuple[str, str, str, str]
     network, gates = _NETWORK, [layer for layer in measured["layer"].unique() if layer]
     lines = [(words, "", measure, chance) for words, measure, chance in network] if "" in set(measured["layer"]) else []
     for layer in gates:
-        lines.append((f"class read from mask, {frames.short_layer(layer, 12)}", layer, "", ""))
+        lines.append((f"true class from mask, {frames.short_layer(layer, 12)}", layer, "", ""))
         known = set(frames.rows(measured, layer=layer)["measure"])
         lines += [(words, layer, measure, chance) for words, measure, chance in _MASK if measure in known]
     return lines
@@ -202,9 +202,9 @@ def leakage(comparison: Comparison) -> Figure:
     axes[-1, 0].set_xlim(-0.03, 1.03)
     title(figure, "Do gates leak the label? What is answered when gates are told a class")
     note = (
-        "adversarial images: made with gates told nothing; class read from mask: by a linear classifier that knows the "
-        "mask alone, cross-validated; by chance: how often that wrong class is answered with gates told nothing, for "
-        f"masks the share of the most frequent class; bars: {frames.level(comparison)}"
+        "adversarial images: made with gates told nothing; from mask: by a linear classifier that knows it alone, "
+        "cross-validated; by chance: how often the network answers that wrong class when told nothing, for masks "
+        f"the share of the most frequent class; bars: {frames.level(comparison)}"
     )
     chance = Line2D([], [], **_CHANCE, label="by chance")
     data_legend(figure, frames.attack(comparison), "none", chance, note=note)

@@ -116,9 +116,10 @@ def league(interventions: Interventions, layer: str | None = None) -> Figure:
         row[0].set_ylim(len(names) - 0.5, -0.5)
         row[0].set_title(frames.short(model, 20), loc="left", weight="bold")
     for ax, words in zip(
-        axes[-1], ("NR first:\naccuracy kept\nbeyond random", "PR first:\naccuracy lost\nbeyond random"), strict=True
+        axes[-1], ("NR first: accuracy\nkept beyond\nrandom", "PR first: accuracy\nlost beyond\nrandom"), strict=True
     ):
         in_percent(ax, words, "x")
+        ax.set_xlabel(f"{words} (points)")
     title(figure, f"Which relevance ranking finds the channels that matter? ({frames.where(layers)})")
     handles = [
         Line2D([], [], color=COLOURS[data], marker="o", linestyle="none", markersize=3, label=f"{data} images")

@@ -112,7 +112,7 @@ def gates(comparison: Comparison) -> Figure:
         _by_epoch(right, log, _BENEATH, natural="mask_natural", adversarial="mask_adversarial")
         _epochs(log, left, right)
         left.set_title(f"{frames.short(model, 16)}\n{frames.short_layer(layer)}", loc="left", weight="bold")
-        for ax, label in ((left, "probe's\naccuracy"), (right, "channels\npassed")):
+        for ax, label in ((left, "probe's\naccuracy"), (right, "effective\nchannels")):
             ax.set_ylim(0, 1)
             in_percent(ax, label)
     for ax in axes[-1]:
@@ -120,7 +120,7 @@ def gates(comparison: Comparison) -> Figure:
     title(figure, "Gates in training: is the probe right, how many channels pass? (dashed: the epoch kept)")
     note = (
         "on validation images; a gate's probe is a small classifier, by whose guess the gate lets channels pass; "
-        "passed: participation ratio of the gate's factors (all channels alike: 100 %, one of N alone: 1/N)"
+        "effective channels: participation ratio of its mask's factors (all channels alike: 100 %, one of N alone: 1/N)"
     )
     natural = Line2D([], [], color=COLOURS["natural"], marker=".", **_BENEATH)
     data_legend(figure, frames.training_attack(comparison), "-", note=note, natural=natural)

@@ -146,7 +146,7 @@ def matched_channels(comparison: Comparison, model: str, other: str, layer: str)
         for name, look in looks.items()
     ]
     in_percent(axes[1, 0], "change of mean activation", "x")
-    axes[1, 0].set_ylabel(f"channel of {frames.short(model, 12)}\n↔ of {frames.short(other, 12)}")
+    axes[1, 0].set_ylabel(f"channel of {frames.short(model, 12)}\n↔ its match in {frames.short(other, 12)}")
     handles, _ = axes[0, 0].get_legend_handles_labels()
     how = f"attack: {frames.attack(comparison)}; %: of the layer's mean activation; r: correlation on natural images"
     if len(named):
@@ -161,8 +161,8 @@ def matched_channels(comparison: Comparison, model: str, other: str, layer: str)
 def _pairs_of_channels(ax: Axes, drawn: pd.DataFrame) -> None:
     same = drawn["correlation"] >= SAME
     kinds: tuple[tuple[str, pd.Series, dict[str, Any]], ...] = (
-        (f"no counterpart: r < {SAME}", ~same, {"mfc": "white", "color": "0.6"}),
-        (f"counterpart: r ≥ {SAME}", same, {"color": "0.2"}),
+        (f"weak match: r < {SAME}", ~same, {"mfc": "white", "color": "0.6"}),
+        (f"good match: r ≥ {SAME}", same, {"color": "0.2"}),
     )
     for words, chosen, look in kinds:
         x, y = drawn.loc[chosen, "change"], drawn.loc[chosen, "other_change"]

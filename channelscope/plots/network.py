@@ -36,7 +36,7 @@ _WORDS = {
     "robust_accuracy": ("robust\naccuracy", True),
     "cosine": ("cosine of mean\nactivations", False),
     "nr_share": ("activation on\nNR channels", True),
-    "relevance_spearman": ("Spearman ρ:\nactivation, relevance", False),
+    "relevance_spearman": ("ρ of activation\nand relevance", False),
 }
 _NARROW = {
     "robust_accuracy": "robust\naccuracy",
@@ -45,6 +45,7 @@ _NARROW = {
 }
 _COSINE = "cosine: of a layer's mean activations, natural with adversarial"
 _NR = "NR channels: negatively relevant, they speak against the class"
+_RHO = "ρ: Spearman's rank correlation"
 
 
 def depth_data(comparison: Comparison) -> pd.DataFrame:
@@ -77,18 +78,19 @@ def depth(comparison: Comparison) -> Figure:
     drawn = depth_data(comparison)
     names = list(dict.fromkeys(tuple(rows["layer"].unique()) for _, rows in drawn.groupby("model", sort=False)))
     ticks = [*map(frames.short_layer, names[0])] if len(names) == 1 else []
-    figure, axes = grid(3, 1, 0.95, 1.19 + 0.055 * max(map(len, ticks), default=0), sharex=True)
+    upright = 0 if sum(map(len, ticks)) <= 40 else max(map(len, ticks))  # letters of names that have to stand
+    figure, axes = grid(3, 1, 0.95, 1.32 + 0.055 * upright, sharex=True)
     for ax, measure in zip(axes[:, 0], drawn["measure"].unique(), strict=True):
         for index, model in enumerate(frames.models(comparison)):
             for data, lines in frames.rows(drawn, model=model, measure=measure).groupby("data", sort=False):
                 _line(ax, lines, "place", index, **_NATURAL if data == "natural" else {})
         _name(ax, measure)
     places = range(1, 1 + drawn["place"].max())
-    axes[-1, 0].set_xticks(places, ticks or [*map(str, places)], rotation=90 if ticks else 0)
+    axes[-1, 0].set_xticks(places, ticks or [*map(str, places)], rotation=90 if upright else 0)
     axes[-1, 0].set_xlabel("layer, from the images to the answer")
     title(figure, "What an attack does to the channels, by depth (mean over the classes)")
     dashed = Line2D([], [], color="0.4", label="dashed: natural images", linestyle="--")
-    note = _note(comparison, "solid: on adversarial images", _COSINE, _NR)
+    note = _note(comparison, "solid: on adversarial images", _COSINE, _NR, _RHO)
     model_legend(figure, frames.models(comparison), note, dashed)
     return figure
 
@@ -211,8 +213,11 @@ def decay(comparison: Comparison, varied: str, layer: str | None = None) -> Figu
         ax.set_xlabel("radius ε (1/255)" if varied == "eps" else "steps")
     grows = "the attack grows" if varied == "eps" else "the attack goes on"
     title(figure, f"Alignment as {grows}, {frames.where(layers)}")
-    made = frames.in_capitals(comparison.meta["attack"]) if varied == "eps" else None
-    model_legend(figure, frames.models(comparison), _note(comparison, _COSINE, _NR, attack=made))
+    if varied == "eps":
+        made = frames.in_capitals(comparison.meta["attack"])
+    else:
+        made = f"{frames.attack(comparison)}, after so many of its steps"
+    model_legend(figure, frames.models(comparison), _note(comparison, _COSINE, _NR, _RHO, attack=made))
     return figure
 
 

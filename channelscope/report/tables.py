@@ -228,7 +228,7 @@ def _masks(comparison: Comparison) -> Iterator[Table]:
     frame = comparison.spread[comparison.spread["class"] == "all"]
     yield from _of_gates(
         comparison,
-        frame.assign(measure="channels in effect"),
+        frame.assign(measure="effective channels"),
         "Share of the channels that a mask lets pass",
         "100 %: all channels pass alike; mean over the images. Classes are in spread.csv.",
     )
