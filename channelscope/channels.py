@@ -1,6 +1,6 @@
 """Where a layer's channels are: (n, c), (n, c, h, w), or last, as (n, tokens, c) and (n, h, w, c) of transformers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ def channel_axis(model: nn.Module, layer: str, shape: Sequence[int]) -> int:
     """Tell which axis of a layer's features holds the channels, by what the layer is.
 
     Convolutions, BatchNorm and GroupNorm work on axis 1, linear layers and LayerNorm on the last. A layer made of
-    such (a block, a stage) is asked for its parts, a layer without (a ReLU) is like the nearest one before it. Linear
+    such (a block, a stage) is asked for its parts, a layer without (a ReLU) is like the nearest one before it that
+    can have made its features. Linear
     layers are heard only where there is nothing else: beside convolutions they mostly work on pooled features (squeeze
     and excitation). Where parts disagree, or features are permuted, the axis is the one that has as many entries as the
     last part has channels. Where nothing tells, features are (n, c, h, w), and of three axes (n, tokens, c).
@@ -44,7 +45,7 @@ def channel_axis(model: nn.Module, layer: str, shape: Sequence[int]) -> int:
     last = len(shape) - 1
     if last == 1:
         return 1
-    parts, permuted = _parts(model, layer, len(shape))
+    parts, permuted = _parts(model, layer, shape)
     votes = set() if permuted else _votes(parts)
     if len(votes) == 1:
         return votes.pop()
@@ -78,25 +79,56 @@ class _Part(NamedTuple):
     linear: bool = False
 
 
+class _Near(NamedTuple):
+    """A layer with weights near one without: whether features are permuted between the two, and its name."""
+
+    part: _Part
+    permuted: bool
+    name: str
+
+
 def _votes(parts: Sequence[_Part]) -> set[int]:
     heard = [part for part in parts if not part.linear] or parts
     return {axis for part in heard for axis in part.axes}
 
 
-def _parts(model: nn.Module, layer: str, axes: int) -> tuple[list[_Part], bool]:
-    """List what the layer is made of, or else the nearest layer with weights; tell whether features are permuted."""
+def _parts(model: nn.Module, layer: str, shape: Sequence[int]) -> tuple[list[_Part], bool]:
+    """List what the layer is made of, or else the layer with weights before it; tell whether features are permuted."""
     layer = layer.removesuffix(".gated")  # what a gate selects is laid out as the features that it selects from
     module = layer_named(model, layer)
-    if inside := list(_known(module.modules(), axes)):
+    if inside := list(_known(module.modules(), len(shape))):
         return inside, any(map(_permutes, module.modules()))
-    order = list(named_layers(model).values())
-    at = next((index for index, other in enumerate(order) if other is module), 0)
-    between = [_permutes(module)]
-    for other in chain(reversed(order[:at]), order[at:]):
-        if near := list(_known(iter([other]), axes)):
-            return near, any(between)
-        between.append(_permutes(other))
-    return [], any(between)
+    layers = named_layers(model)
+    order = list(layers)
+    at = next((index for index, name in enumerate(order) if layers[name] is module), 0)
+    near, permuted = list[_Near](), _permutes(module)
+    for name in chain(reversed(order[:at]), order[at:]):
+        near += [_Near(part, permuted, name) for part in _known(iter([layers[name]]), len(shape))]
+        permuted |= _permutes(layers[name])
+    found = _before(near, layers, shape)
+    return ([found.part], found.permuted) if found else ([], permuted)
+
+
+def _before(near: Sequence[_Near], layers: Mapping[str, nn.Module], shape: Sequence[int]) -> _Near | None:
+    """Choose the layer that made the features of one without weights, the nearest first.
+
+    Layers are listed in the order in which they were made, which need not be that in which they run: a ReLU may be made
+    after the linear layer at the network's end. A linear layer is passed over if it is of another width, and, where a
+    map happens to be as wide, if it is beside convolutions, as those that work on pooled features are.
+    """
+    nearest = next((one for one in near if not one.part.linear or _fits(one, shape)), None)
+    if nearest is None or not nearest.part.linear:
+        return nearest or next(iter(near), None)
+    others = [one for one in near if not one.part.linear and _fits(one, shape) and one.permuted == nearest.permuted]
+    parent = nearest.name.rpartition(".")[0]
+    beside = (module for name, module in layers.items() if name.rpartition(".")[0] == parent)
+    pooled = any(part.axes == (1,) for part in _known(beside, len(shape)))
+    return others[0] if others and (pooled or shape[1] == shape[-1]) else nearest
+
+
+def _fits(near: _Near, shape: Sequence[int]) -> bool:
+    axes = (1, len(shape) - 1) if near.permuted else near.part.axes
+    return any(shape[axis] == near.part.channels for axis in axes)
 
 
 def _permutes(module: nn.Module) -> bool:

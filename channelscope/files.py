@@ -148,11 +148,20 @@ def check_folder(folder: Path, tables: Collection[str], others: Collection[str])
     check_writable(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --out.")
-    if folder.is_mount():
+    if folder.resolve().is_mount():
         raise UserError(f"{folder} is a disk of its own, which cannot be replaced: choose a folder on it.")
     held = {path.name for path in folder.iterdir() if not _is_leftover(path)} if folder.exists() else set()
-    if held and not set(tables) <= held <= {*tables, *others, DIGESTS}:
+    if held and (not set(tables) <= held <= {*tables, *others, DIGESTS} or not _are_drawn(folder / "figures")):
         raise UserError(f"{folder} holds other files, which would be lost: choose another --out.")
+
+
+def _are_drawn(figures: Path) -> bool:
+    """Tell whether a folder holds nothing but figures, each beside its data, and their captions."""
+    names = {path.name for path in figures.iterdir() if not _is_leftover(path)} if figures.is_dir() else set()
+    ours = {f"captions.{ending}" for ending in ("txt", "tex", "json")}
+    for stem in (name.removesuffix(".csv") for name in names if name.endswith(".csv")):
+        ours |= {f"{stem}.{ending}" for ending in ("csv", "pdf", "png", "svg")}
+    return names <= ours
 
 
 DIGESTS = "SHA256SUMS"
@@ -204,7 +213,11 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
     if any(has_controls(name) for column in names for name in frame[column].unique()):
         raise ValueError(f"{path.name} has names with control characters")
     for column in numbers:
-        frame[column] = pd.to_numeric(frame[column].replace("", None))
+        words = frame[column]
+        found = pd.to_numeric(words.replace("", None))
+        if found.dtype == float:  # of which older versions of pandas drop the last digit
+            found = words.replace("", "nan").astype(float)
+        frame[column] = found
     return frame
 
 

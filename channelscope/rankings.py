@@ -24,7 +24,7 @@ from channelscope.plots.paper import write
 from channelscope.plots.scorers import scorer_agreement, scorer_agreement_data
 from channelscope.relevance import COSTS, Scored, choose, few, score, scorer_named
 from channelscope.stats import ChannelStats, bootstrap_weights
-from channelscope.subjects import Network, Subject, parameter_of, subjects_of, widened
+from channelscope.subjects import Network, Subject, layers_by_label, parameter_of, subjects_of, widened
 
 COLUMNS = {
     "relevance": ("model", "layer", "scorer", "class", "channel", "relevance"),
@@ -113,6 +113,7 @@ def rank(
         )
     named = {name: scorer_named(name) for name in scorers}
     subjects, dataset = subjects_of(models, {}, device), as_dataset(data)
+    by_label = layers_by_label(layers, [subject.label for subject in subjects])
     for subject in subjects:
         subject.check(dataset)
     classes = widened(dataset, [subject.network for subject in subjects]).classes
@@ -121,7 +122,7 @@ def rank(
     with tqdm(total=len(part) * len(subjects) * len(named), unit="img", disable=not progress) as bar:
         for subject in subjects:
             bar.set_description(subject.label)
-            chosen, _ = choose(subject.network, layers, few(subject.network, part), len(classes))
+            chosen, _ = choose(subject.network, by_label[subject.label], few(subject.network, part), len(classes))
             found[subject.label] = score(
                 subject.network,
                 part,

@@ -40,6 +40,12 @@ def dense() -> nn.Sequential:
     )
 
 
+def headed() -> nn.Sequential:
+    """Make a network whose activation is made last, after its head, as many are written."""
+    layers = {"conv": nn.Conv2d(3, 4, 1), "last": nn.Conv2d(4, 10, 1), "head": nn.Linear(10, 10), "relu": nn.ReLU()}
+    return nn.Sequential(OrderedDict(layers))
+
+
 # Network, layer, shape of its features, axis of its channels.
 CASES: list[tuple[Callable[[], nn.Module], str, tuple[int, ...], int]] = [
     (plain, "conv1", (2, 6, 8, 8), 1),
@@ -68,6 +74,12 @@ CASES: list[tuple[Callable[[], nn.Module], str, tuple[int, ...], int]] = [
     (lambda: nn.Sequential(nn.TransformerEncoderLayer(6, 2, 6)), "0", (2, 6, 6), 2),
     (lambda: nn.Sequential(nn.GroupNorm(2, 6)), "0", (2, 6, 3, 3), 1),
     (lambda: nn.Sequential(nn.Conv3d(1, 6, 1)), "0", (2, 6, 3, 3, 3), 1),
+    (headed, "relu", (2, 4, 8, 8), 1),  # runs before the linear layer, and is made after it
+    (headed, "relu", (2, 4, 10, 10), 1),  # maps that happen to be as wide as that layer
+    (headed, "relu", (2, 10, 10, 10), 1),
+    (headed, "relu", (2, 10), 1),
+    (lambda: nn.Sequential(headed(), nn.Sequential(nn.Linear(4, 24), nn.GELU())), "1.1", (2, 4, 4, 24), 3),
+    (lambda: nn.Sequential(nn.Conv2d(3, 6, 4, 4), nn.Sequential(inner())), "1.0.4", (2, 6, 6, 24), 3),
 ]
 
 

@@ -1,6 +1,7 @@
 """Comparisons: the numbers against naive ones, networks of any kind left as found, and folders that stay whole."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -638,7 +639,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def draw(_self: Comparison, folder: Path, *, progress: bool = True) -> None:
         (Path(folder) / "figures").mkdir(exist_ok=True)
-        (Path(folder) / "figures" / "drawn.png").write_bytes(b"drawn")
+        for ending in ("csv", "png"):
+            (Path(folder) / "figures" / f"drawn.{ending}").write_bytes(b"drawn")
         (Path(folder) / "report.html").write_text("report")
 
     monkeypatch.setattr(Comparison, "draw", draw)
@@ -721,7 +723,8 @@ def test_the_tables_are_the_same_bytes_for_the_same_input(undrawn: None, tmp_pat
 
 def test_an_earlier_comparison_is_replaced(undrawn: None, tmp_path: Path) -> None:
     some(seed=1).save(tmp_path / "out", progress=False)
-    (tmp_path / "out" / "figures" / "magnitude-old.png").write_bytes(b"old")
+    for ending in ("csv", "png"):
+        (tmp_path / "out" / "figures" / f"magnitude-old.{ending}").write_bytes(b"old")
     some(seed=2).save(tmp_path / "out", progress=False)
     assert Comparison.load(tmp_path / "out").meta["seed"] == 2
     assert not (tmp_path / "out" / "figures" / "magnitude-old.png").exists()
@@ -832,6 +835,20 @@ def append(file: Path, text: str) -> None:
     file.write_text(file.read_text() + text)
 
 
+def change(folder: Path, table: str, column: str, value: Any) -> None:
+    frame = pd.read_csv(folder / f"{table}.csv", keep_default_na=False).astype({column: object})
+    frame.loc[0, column] = value
+    frame.to_csv(folder / f"{table}.csv", index=False)
+
+
+def rearranged(folder: Path, name: str, how: Callable[[np.ndarray], np.ndarray]) -> None:
+    with np.load(folder / "arrays.npz") as archive:
+        arrays = dict(archive)
+    wanted = [each for each in arrays if each.startswith(name) and not each.endswith("/images")]
+    assert wanted
+    np.savez(folder / "arrays.npz", **arrays | {each: how(arrays[each]) for each in wanted})
+
+
 SPOILT: dict[str, Any] = {
     "no tables": lambda folder: [(folder / f"{name}.csv").unlink() for name in COLUMNS],
     "a missing table": lambda folder: (folder / "alignment.csv").unlink(),
@@ -845,6 +862,16 @@ SPOILT: dict[str, Any] = {
     "a table that lacks channels": lambda folder: (folder / "flow.csv").write_text(
         "".join((folder / "flow.csv").read_text().splitlines(keepends=True)[:4])
     ),
+    "a channel of no number": lambda folder: change(folder, "flow", "channel", -1),
+    "half a channel": lambda folder: change(folder, "activations", "channel", 1.5),
+    "an infinite magnitude": lambda folder: change(folder, "activations", "magnitude", np.inf),
+    "data of another kind": lambda folder: change(folder, "activations", "data", "sound"),
+    "half an image": lambda folder: change(folder, "excitation", "image", 0.5),
+    "the image before the first": lambda folder: change(folder, "excitation", "image", -1),
+    "pictures of two sizes": lambda folder: rearranged(folder, "thumbnails/natural", lambda array: array[..., :2]),
+    "pictures of nothing": lambda folder: rearranged(folder, "thumbnails/", lambda array: array[:, :0]),
+    "half a label": lambda folder: rearranged(folder, "labels", lambda array: array + 0.5),
+    "no list of layers": lambda folder: rewrite(folder, "meta.json", '"penultimate": [', '"penultimate": 5, "x": ['),
     "no arrays": lambda folder: (folder / "arrays.npz").unlink(),
     "empty arrays": lambda folder: (folder / "arrays.npz").write_bytes(b""),
     "pickled arrays": lambda folder: np.savez(folder / "arrays.npz", labels=np.array([{}], dtype=object)),

@@ -199,6 +199,11 @@ class Operations(TorchDispatchMode):
 def test_only_indices_and_draws_travel_to_images_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splits, "check_labels", lambda *_: None)  # looks at the values, which are not there
     # Torch's fake tensors have a device and no values: whatever would wait for a value is an error.
+    with FakeTensorMode():
+        try:
+            torch.zeros(1).to("cuda")
+        except RuntimeError:
+            pytest.skip("this version of torch fakes no GPU where there is none")
     with FakeTensorMode(allow_non_fake_inputs=True), Operations() as done:
         split = some_split(10).to("cuda")
         assert done.travels == [(10, 3, 4, 5), (10,)]

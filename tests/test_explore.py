@@ -301,6 +301,10 @@ def test_without_ipywidgets_the_same_stands_still(found, monkeypatch):
         ({"data": "digits"}, "both the networks and the data"),
         ({"models": {"mine": mean_colour()}, "data": colours()}, "no model 'mine' in the comparison"),
         ({"models": {"colour": mean_colour()}, "data": "digits"}, "other classes than the comparison"),
+        (
+            {"models": {"colour": nn.Sequential(*mean_colour()[:3], nn.Linear(3, 2))}, "data": colours()},
+            "other weights",
+        ),
     ],
 )
 def test_mistakes_are_told(found, options, words):

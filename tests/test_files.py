@@ -206,11 +206,33 @@ def test_half_written_files_are_removed_and_others_stay(name: str, tmp_path: Pat
 def test_half_written_files_inside_a_folder_are_removed_and_do_not_make_it_anothers(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     (folder / "figures").mkdir(parents=True)
-    for name in ("a.csv", ".meta.json.writing-abcd1234.json", "figures/.a.pdf.writing-abcd1234.pdf", "figures/a.pdf"):
+    for name in ("a.csv", ".meta.json.writing-abcd1234.json", "figures/.a.pdf.writing-abcd1234.pdf", "figures/a.csv"):
         (folder / name).touch()
     check_folder(folder, {"a.csv"}, {"figures"})
     settle(folder)
-    assert sorted(path.name for path in folder.rglob("*")) == ["a.csv", "a.pdf", "figures"]
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) == [
+        "a.csv",
+        "figures",
+        "figures/a.csv",
+    ]
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "mine.png", "deeper/a.png", "captions.csv.txt"])
+def test_files_beside_the_figures_are_not_replaced(name: str, tmp_path: Path) -> None:
+    ours = ("a.csv", "figures/a.csv", "figures/a.pdf", "figures/a.png", "figures/a.svg", "figures/captions.tex")
+    for each in ours:
+        (tmp_path / each).parent.mkdir(exist_ok=True)
+        (tmp_path / each).touch()
+    check_folder(tmp_path, {"a.csv"}, {"figures"})
+    (tmp_path / "figures" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "figures" / name).touch()
+    with pytest.raises(UserError, match="holds other files"):
+        check_folder(tmp_path, {"a.csv"}, {"figures"})
+
+
+def test_the_folder_that_one_stands_in_is_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_folder(Path(), {"a.csv"}, {"figures"})
 
 
 # ---------------------------------------------------------------- digests

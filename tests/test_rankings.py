@@ -141,6 +141,11 @@ def test_one_scorer_has_no_agreement_and_no_figure(tmp_path: Path) -> None:
     }
 
 
+def test_empty_names_of_layers_are_refused() -> None:
+    with pytest.raises(UserError, match="layer's name is empty"):
+        rank({"net": plain()}, images(8), layers=[""], progress=False)
+
+
 def test_other_files_are_not_replaced(found: Rankings, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):

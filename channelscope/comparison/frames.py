@@ -279,21 +279,50 @@ def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
         raise ValueError("flow.csv is of other channels than activations.csv")
     if set(frames["activations"]["class"]) != set(classes) or not all(isinstance(name, str) for name in classes):
         raise ValueError("activations.csv is of other classes")
+    _check_channels(frames)
     numbers = [meta[name] for name in ("eps", "level", "replicates", "seed")] + [meta["data"]["images"]]
     words = [meta["attack"], meta["data"]["name"], meta["data"]["fingerprint"]]
     if not all(isinstance(value, int | float) for value in numbers) or not all(isinstance(word, str) for word in words):
         raise ValueError("meta.json has settings of another kind")
-    if not all(known["layers"] and {"method", "arch"} <= known.keys() for _, known in models):
-        raise ValueError("meta.json does not describe its models")
+    for _, known in models:
+        if not (
+            known["layers"] and {"method", "arch"} <= known.keys() and isinstance(known.get("penultimate", []), list)
+        ):
+            raise ValueError("meta.json does not describe its models")
+
+
+def _check_channels(frames: Mapping[str, pd.DataFrame]) -> None:
+    """Check that channels are numbers and what is known of them is finite; raises ValueError where they are not."""
+    if set(frames["activations"]["data"]) != {"natural", "adversarial"}:
+        raise ValueError("activations.csv is of other data")
+    if np.isinf(frames["activations"][["magnitude", "frequency", "relevance"]].to_numpy(float)).any():
+        raise ValueError("activations.csv holds values that are not finite")
+    for name, frame in frames.items():
+        if "channel" in COLUMNS[name][1]:
+            _check_counts(frame["channel"], f"channels in {name}.csv")
+
+
+def _check_counts(values: pd.Series, what: str) -> None:
+    """Check that values are whole numbers from 0 up; raises ValueError where they are not."""
+    numbers = values.to_numpy(float)
+    if not ((numbers >= 0) & (numbers < 2**31) & (numbers == np.floor(numbers))).all():  # NaN is none
+        raise ValueError(f"{what} are not counted from 0 up")
 
 
 def _check_images(excitation: pd.DataFrame, arrays: Mapping[str, np.ndarray], classes: int) -> None:
     """Check that the images that excite channels are there, and that their pictures are pictures."""
+    _check_counts(excitation["image"], "images in excitation.csv")
     images = [excitation["image"].to_numpy(np.int64)]
-    for name in [name for name in arrays if name.startswith("thumbnails/") and not name.endswith("/images")]:
+    pictures = [name for name in arrays if name.startswith("thumbnails/") and not name.endswith("/images")]
+    for name in pictures:
         images.append(arrays[f"{name}/images"])
         if arrays[name].dtype != np.uint8 or arrays[name].ndim != 4 or arrays[name].shape[:1] != images[-1].shape:
             raise ValueError(f"{name} in arrays.npz holds no pictures")
+    sizes = {arrays[name].shape[1:] for name in pictures}
+    if len(sizes) > 1 or not all(map(min, sizes)):
+        raise ValueError("arrays.npz holds pictures of sizes that do not belong together")
+    if any(array.dtype.kind not in "iu" or array.min(initial=0) < 0 for array in (*images, arrays["labels"])):
+        raise ValueError("arrays.npz has labels or images that are not counted from 0 up")
     labels = arrays["labels"][np.concatenate(images)]
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError("arrays.npz has labels without a class")

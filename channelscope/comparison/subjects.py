@@ -53,7 +53,7 @@ class Compared:
     def description(self) -> dict[str, Any]:
         attacks = [name for name in self.measurement.hits if name != "natural"]
         layers = {"layers": list(self.measurement.layers), "penultimate": list(self.measurement.penultimate)}
-        return self.subject.description | layers | {"attacks": attacks}
+        return self.subject.description | layers | {"attacks": attacks, "digest": self.subject.digest}
 
     @cached_property
     def measures(self) -> dict[str, dict[str, Float[ndarray, "r k"]]]:

@@ -48,7 +48,7 @@ def live(comparison: Comparison, models: Mapping[str, Network], data: Any) -> di
     """Load networks of a comparison, by their labels there, and the images to run them on.
 
     Raises:
-        UserError: for labels that the comparison does not have, and data of other classes.
+        UserError: for labels that the comparison does not have, other networks, and data of other classes.
     """
     known = list(comparison.meta["models"])
     if unknown := models.keys() - set(known):
@@ -60,6 +60,9 @@ def live(comparison: Comparison, models: Mapping[str, Network], data: Any) -> di
     natural = next(dataset.test.batches(len(chosen), indices=chosen))
     found = {}
     for subject in subjects_of(models, {}, "cpu"):
+        subject.check(dataset)
+        if subject.digest != comparison.meta["models"][subject.label].get("digest", subject.digest):
+            raise UserError(f"The network given as {subject.label} has other weights than the one that was compared.")
         images = {"natural": natural} | _adversarial(comparison, dataset, known.index(subject.label))
         like = parameter_of(subject.network)
         there = {kind: (x.to(like), y.to(like.device)) for kind, (x, y) in images.items()}

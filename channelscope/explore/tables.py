@@ -35,7 +35,7 @@ def channels(comparison: Comparison, model: str, layer: str, class_name: str, or
         table[f"frequency_{data}"] = rows["frequency"]
     table["relevance"] = by_data["natural"]["relevance"]
     table = table.rename_axis("channel").reset_index()
-    return table.iloc[ORDERS[order](table).argsort(kind="stable")].reset_index(drop=True)
+    return table.iloc[ORDERS[order](table).to_numpy().argsort(kind="stable")].reset_index(drop=True)
 
 
 def listed(table: pd.DataFrame) -> list[dict[str, float]]:

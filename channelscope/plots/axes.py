@@ -15,6 +15,9 @@ from matplotlib.ticker import FuncFormatter
 from channelscope.plots.frames import short
 from channelscope.plots.paper import COLOURS, MODEL_COLOURS, MODEL_MARKERS, STYLES, current
 
+_RADIUS = ", ε = "
+_UNBROKEN = _RADIUS.replace(" ", "\u00a0")
+
 
 def blank(height: float) -> Figure:
     """Make a figure without panels, as wide as the style says; `height` as in `grid`."""
@@ -81,8 +84,8 @@ def area() -> Patch:
 
 
 def in_lines(note: str) -> str:
-    """Break a note below a figure into lines."""
-    return "\n".join(wrapped(note, 58))
+    """Break a note below a figure into lines, but not an attack's name from its radius."""
+    return "\n".join(wrapped(note.replace(_RADIUS, _UNBROKEN), 58)).replace(_UNBROKEN, _RADIUS)
 
 
 def model_legend(figure: Figure, models: Sequence[str], heading: str, *further: Artist) -> None:

@@ -76,7 +76,7 @@ def by_gate(comparison: Comparison) -> Iterator[Subject]:
 
 def by_pair(comparison: Comparison) -> Iterator[Subject]:
     """A figure for each pair of models of which one has several layers; those with the first model before all."""
-    pairs = comparison.matching.value_counts(["model", "other"], sort=False)
+    pairs = comparison.matching.groupby(["model", "other"], sort=False).size()
     for model, other in pairs[pairs > 1].index:
         yield Subject({"model": model, "other": other}, main=model == frames.models(comparison)[0])
 
