@@ -1,6 +1,7 @@
 """The result of a comparison: tidy frames, saved and loaded whole."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,6 +301,12 @@ def _check_channels(frames: Mapping[str, pd.DataFrame]) -> None:
     for name, frame in frames.items():
         if "channel" in COLUMNS[name][1]:
             _check_counts(frame["channel"], f"channels in {name}.csv")
+    for name in ("activations", "masks"):
+        axes = ["data", "class", "channel"]
+        for (model, layer), rows in frames[name].groupby(["model", "layer"]):
+            whole = math.prod(rows[axis].nunique() for axis in axes) == len(rows) and not rows[axes].duplicated().any()
+            if not whole or set(rows["class"]) != set(frames["activations"]["class"]):
+                raise ValueError(f"{name}.csv lacks rows of {layer} of {model}, or has some twice")
 
 
 def _check_counts(values: pd.Series, what: str) -> None:

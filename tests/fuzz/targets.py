@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' own networks
 from trees import Tree
 
 import channelscope as cs
-from channelscope import zoo
+from channelscope import plots, zoo
 from channelscope.checkpoints import Checkpoint, Gate, build
 from channelscope.cli.commands import settings
 from channelscope.comparison import Comparison
@@ -140,6 +140,9 @@ def _settings(folder: Path) -> None:
 
 def _comparison(folder: Path) -> None:
     comparison = Comparison.load(folder)
+    for name in plots.figures(comparison):
+        plots.data(name, comparison)
+    cs.explore(comparison)
     by_section(comparison)
     json.dumps(comparison.meta, ensure_ascii=False).encode()
     _figures(folder / "figures")
