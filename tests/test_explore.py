@@ -312,6 +312,13 @@ def test_mistakes_are_told(found, options, words):
         cs.explore(found, **options)
 
 
+def test_what_is_no_comparison_is_refused(found, unchecked):
+    with pytest.raises(cs.UserError, match=r"load one that was saved with cs\.Comparison\.load"):
+        cs.explore("comparison")
+    with pytest.raises(cs.UserError, match="by their labels"):
+        cs.explore(found, models=["at.pt"], data="digits")
+
+
 @pytest.fixture(scope="module")
 def tab(found: cs.Comparison, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     """A browser that shows the chart of a page without a kernel."""

@@ -41,8 +41,12 @@ def explore(
         order: what channels are sorted by at first; see ``tables.ORDERS``.
 
     Raises:
-        UserError: for names that the comparison does not have, and networks without data.
+        UserError: for names that the comparison does not have, networks without data or of other weights.
     """
+    if not isinstance(comparison, Comparison):
+        raise UserError("What is explored is a comparison: load one that was saved with cs.Comparison.load(folder).")
+    if not isinstance(models, Mapping | None):
+        raise UserError("Networks are given by their labels in the comparison, as in models={'at': 'at.pt'}.")
     if (models is None) != (data is None):
         raise UserError("To silence channels live, give both the networks and the data: models={...}, data=...")
     by_model = frames.layers_by_model(comparison)
