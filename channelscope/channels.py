@@ -17,11 +17,11 @@ def channel_axis(model: nn.Module, layer: str, shape: Sequence[int]) -> int:
     """Tell which axis of a layer's features holds the channels, by what the layer is.
 
     Convolutions, BatchNorm and GroupNorm work on axis 1, linear layers and LayerNorm on the last. A layer made of
-    such (a block, a stage) is asked for its parts, a layer without (a ReLU) is like the nearest one before it that
-    can have made its features. Linear
-    layers are heard only where there is nothing else: beside convolutions they mostly work on pooled features (squeeze
-    and excitation). Where parts disagree, or features are permuted, the axis is the one that has as many entries as the
-    last part has channels. Where nothing tells, features are (n, c, h, w), and of three axes (n, tokens, c).
+    such (a block, a stage) is asked for its parts, a layer without (a ReLU) is like the nearest one made before it that
+    can have made its features. Linear layers are heard only where there is nothing else: beside convolutions they
+    mostly work on pooled features (squeeze and excitation). Where parts disagree, or features are permuted, the axis is
+    the one that has as many entries as the last part has channels. Where nothing tells, features are (n, c, h, w), and
+    of three axes (n, tokens, c).
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
     >>> channel_axis(net, "1", (2, 8, 5, 5))
