@@ -5,6 +5,7 @@ Without ``torchrun`` there is one process, and every function here is nearly fre
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +22,7 @@ T = TypeVar("T")
 
 # For a slower process, or one that fetches data; one that has died is noticed at once, by its closed connection.
 _PATIENCE = timedelta(hours=12)
+_MOMENT = 0.05  # seconds; a thread that has done its part needs microseconds
 
 
 class ProcessLost(UserError):
@@ -70,7 +72,7 @@ def joined(device: str) -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
         yield
         if on_gpu:  # not after an error: NCCL would wait for those that have stopped
-            dist.destroy_process_group()
+            _leave()
     except RuntimeError as error:
         if not _is_of_a_connection(error):
             raise
@@ -80,7 +82,16 @@ def joined(device: str) -> Iterator[None]:
         ) from error
     finally:
         if not on_gpu and _together():
-            dist.destroy_process_group()
+            _leave()
+
+
+def _leave() -> None:
+    """Leave the other processes, after a moment in which gloo's threads give back their tensors.
+
+    torch 2.6 waits for these threads while it holds Python's lock, which one that still has a tensor waits for.
+    """
+    time.sleep(_MOMENT)
+    dist.destroy_process_group()
 
 
 @contextmanager

@@ -62,6 +62,10 @@ def _taken(path: Path) -> FileLock | None:
         lock = FileLock(file.parent.resolve() / file.name, timeout=_MOMENT, is_singleton=True)
         lock.acquire(poll_interval=0.02)
     except Timeout:
+        try:
+            file.touch()
+        except OSError:  # some systems of files refuse in the words of one that is busy, as /proc does
+            return None
         raise UserError(
             f"Another run is writing to {path}: wait until it has ended, or choose another --out."
         ) from None

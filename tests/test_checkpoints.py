@@ -392,7 +392,7 @@ def test_a_file_with_a_flipped_bit_is_refused_or_read_right(path: Path) -> None:
 def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
     with mistake(str(tmp_path / "net.pt"), "no file"):
         load(tmp_path / "net.pt")
-    with mistake(str(tmp_path)):
+    with mistake(f"{tmp_path} is a folder"):
         load(tmp_path)
 
 

@@ -48,7 +48,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
     """Let two processes do everything; give what each found."""
     folder = tmp_path_factory.mktemp("both")
     started = torchrun(TESTS / "several.py", folder)
-    _, errors = started.communicate(timeout=300)
+    try:
+        _, errors = started.communicate(timeout=300)
+    finally:
+        started.terminate()
     assert started.returncode == 0, errors
     first, second = (pickle.loads((folder / f"{number}").read_bytes()) for number in range(2))
     return first, second

@@ -80,6 +80,12 @@ def test_where_there_can_be_no_lock_it_is_done_without(tmp_path: Path, monkeypat
     assert sorted(contents(tmp_path)) == ["out"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder of the system, where no file can be made")
+def test_a_folder_that_takes_no_files_is_not_said_to_be_busy() -> None:
+    with locked(Path("/proc/out")):
+        pass
+
+
 def test_the_other_processes_of_a_run_take_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     with locked(tmp_path / "out"):

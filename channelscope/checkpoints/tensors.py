@@ -45,6 +45,8 @@ def load_tensors(path: Path) -> Any:
     Raises:
         UserError: for a missing or unreadable file, and for one that holds anything else.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the network file in it.")
     if not path.is_file():
         raise UserError(f"There is no file {path}: check the path.")
     try:

@@ -66,7 +66,7 @@ def device_of(args: argparse.Namespace) -> str:
 
     device = own_device(("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device)
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" makes tensors that hold nothing
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"There is no device {device!r} here: use --device cpu.") from error
     return device

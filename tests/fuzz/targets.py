@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' own networks
 from trees import Tree
 
 import channelscope as cs
-from channelscope import plots, zoo
+from channelscope import zoo
 from channelscope.checkpoints import Checkpoint, Gate, build
 from channelscope.cli.commands import settings
 from channelscope.comparison import Comparison
@@ -38,6 +38,7 @@ from channelscope.evaluation.results import gallery_name
 from channelscope.intervention import Interventions
 from channelscope.intervention.results import COLUMNS as INTERVENED
 from channelscope.models import Architecture
+from channelscope.plots.catalogue import _pictures
 from channelscope.reading import read_json
 from channelscope.report import _figures
 from channelscope.report.tables import by_section
@@ -140,8 +141,8 @@ def _settings(folder: Path) -> None:
 
 def _comparison(folder: Path) -> None:
     comparison = Comparison.load(folder)
-    for name in plots.figures(comparison):
-        plots.data(name, comparison)
+    for name, picture in _pictures(comparison).items():
+        picture.entry(name)
     cs.explore(comparison)
     by_section(comparison)
     json.dumps(comparison.meta, ensure_ascii=False).encode()
