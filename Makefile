@@ -1,8 +1,8 @@
 # `make demo` and `make test` need nothing but this folder, make and a Python from 3.11 to 3.13.
 
 PYTHON ?= python3
-# What `make check`, and so .ci/run, checks, in this order.
-CHECKS := install lint types floors wheel test
+# What `make check`, and so .ci/run, checks, in this order; of those joined by + two at a time.
+CHECKS := install lint+floors+types+wheel test
 # Libraries whose attacks ours are tested against, or measured beside (ART). Installed without dependencies: what they
 # ask for, GitPython and requests apart (the test extra has them), is here already, or is not needed, or is long outdated.
 ORACLES := foolbox==3.3.4 eagerpy==0.30.0 torchattacks==3.3.0 adversarial-robustness-toolbox==1.20.1 six==1.17.0
@@ -25,7 +25,9 @@ RUN := $(VENV)/bin/python -m
 PIP_INSTALL := $(RUN) pip install --quiet --no-input --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
+ifndef TOGETHER
 .NOTPARALLEL:
+endif
 .PHONY: help demo test test-oldest install lint format types floors wheel audit notebooks check coverage faults fuzz \
 	figures zoo results-small clean
 
@@ -68,10 +70,10 @@ notebooks: $(VENV)/.test ## Execute the notebooks
 	$(RUN) pytest -q tests/test_notebooks.py
 
 check: ## Run every check that a change must pass
-	@for check in $(CHECKS); do \
-		echo "== $$check"; start=$$(date +%s); \
-		$(MAKE) --no-print-directory $$check || exit 1; \
-		echo "== $$check: passed in $$(( $$(date +%s) - start )) s"; \
+	@for checks in $(CHECKS); do \
+		echo "== $$checks"; start=$$(date +%s); \
+		$(MAKE) --no-print-directory -j 2 TOGETHER=yes $$(echo $$checks | tr + ' ') || exit 1; \
+		echo "== $$checks: passed in $$(( $$(date +%s) - start )) s"; \
 	done
 
 coverage: $(VENV)/.test ## Run the tests and list the lines that none of them reaches
@@ -112,9 +114,11 @@ $(VENV)/.test: $(STAMPED)
 	$(PIP_INSTALL) --no-deps $(ORACLES)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.test
+$(VENV)/.dev: $(STAMPED)
+	@$(call ensure_venv)
 	$(PIP_INSTALL) -e ".[dev]"
-	@touch $@
+	$(PIP_INSTALL) --no-deps $(ORACLES)
+	@touch $(VENV)/.test $@
 
 # --strict: a package that the service does not know, or a service that cannot be reached, fails the audit.
 $(VENV)/.audit: $(VENV)/.test

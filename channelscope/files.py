@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from channelscope.controls import has_controls
 from channelscope.errors import UserError
-from channelscope.reading import check_head, read_json, read_text, regular
+from channelscope.reading import check_head, check_kinds, read_json, read_text, regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,9 +221,15 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
     return frame
 
 
-def read_meta(path: Path) -> Any:
-    """Read the settings that lie beside tables; raises anything where they cannot be read or shown."""
+def read_meta(path: Path, kinds: dict[str, Any]) -> Any:
+    """Read the settings that lie beside tables; raises anything where they cannot be read or shown.
+
+    Args:
+        path: the file.
+        kinds: what there must be, for ``reading.check_kinds``.
+    """
     meta = read_json(path, within=path.parent)
+    check_kinds(meta, kinds, path.name)
     if has_controls(meta):
         raise ValueError(f"{path.name} has words with control characters")
     return meta

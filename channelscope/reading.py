@@ -8,6 +8,7 @@ import io
 import json
 import math
 import stat
+import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -67,6 +68,36 @@ def parse_json(text: str) -> Any:
     if "\\ud" in text or "\\uD" in text:  # half of a letter, perhaps, which no file can hold
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
+
+
+def check_kinds(value: Any, kinds: Any, name: str) -> None:
+    """Check what plain values are of; raises ValueError with the name of the first that is lacking or of another kind.
+
+    Args:
+        value: what was read.
+        kinds: a type or a union of some, whose numbers are finite; ``[kinds]`` of a list's items; ``{name: kinds}`` of
+            what a table has, where ``"name?"`` may be lacking and ``"*"`` is each.
+        name: that of the value, for the sentence.
+
+    >>> check_kinds({"eps": 0.1, "classes": ["cat", 3]}, {"eps": float, "seed?": int, "classes": [str]}, "meta.json")
+    Traceback (most recent call last):
+    ...
+    ValueError: classes is missing or of another kind
+    """
+    if isinstance(kinds, list) and isinstance(value, list):
+        for item in value:
+            check_kinds(item, kinds[0], name)
+    elif isinstance(kinds, dict) and isinstance(value, dict):
+        for key, inner in kinds.items():
+            for each in value if key == "*" else [key.removesuffix("?")]:
+                if each in value or not key.endswith("?"):
+                    check_kinds(value.get(each), inner, each)
+    elif isinstance(kinds, dict | list) or not isinstance(value, kinds) or not _is_finite(value):
+        raise ValueError(f"{name} is missing or of another kind")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, int | float) or abs(value) <= sys.float_info.max
 
 
 def parse_toml(text: str) -> dict[str, Any]:

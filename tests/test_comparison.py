@@ -862,6 +862,10 @@ SPOILT: dict[str, Any] = {
     "a table that lacks channels": lambda folder: (folder / "flow.csv").write_text(
         "".join((folder / "flow.csv").read_text().splitlines(keepends=True)[:4])
     ),
+    "alignment of another layer": lambda folder: change(folder, "alignment", "layer", "elsewhere"),
+    "a layer that was not measured": lambda folder: change(folder, "excitation", "layer", "elsewhere"),
+    "an unknown class": lambda folder: change(folder, "robustness", "class", "elsewhere"),
+    "an unknown answer": lambda folder: change(folder, "confusion", "answer", "elsewhere"),
     "a channel of no number": lambda folder: change(folder, "flow", "channel", -1),
     "half a channel": lambda folder: change(folder, "activations", "channel", 1.5),
     "an infinite magnitude": lambda folder: change(folder, "activations", "magnitude", np.inf),
@@ -872,6 +876,9 @@ SPOILT: dict[str, Any] = {
     "pictures of nothing": lambda folder: rearranged(folder, "thumbnails/", lambda array: array[:, :0]),
     "half a label": lambda folder: rearranged(folder, "labels", lambda array: array + 0.5),
     "no list of layers": lambda folder: rewrite(folder, "meta.json", '"penultimate": [', '"penultimate": 5, "x": ['),
+    "a strange recipe": lambda folder: rewrite(folder, "meta.json", '"method": ', '"settings": [3], "method": '),
+    "strange gates": lambda folder: rewrite(folder, "meta.json", '"method": ', '"gates": ["x"], "method": '),
+    "a level that is no number": lambda folder: rewrite(folder, "meta.json", '"level": 0', '"level": NaN, "x": 0'),
     "no arrays": lambda folder: (folder / "arrays.npz").unlink(),
     "empty arrays": lambda folder: (folder / "arrays.npz").write_bytes(b""),
     "pickled arrays": lambda folder: np.savez(folder / "arrays.npz", labels=np.array([{}], dtype=object)),

@@ -406,6 +406,42 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"versions": None},
+        {"norm": "1"},
+        {"eps": 10**400},
+        {"level": float("nan")},
+        {"attacks": "fgsm"},
+        {"models": {"at": {"method": "at", "arch": "resnet18", "digest": "ab", "settings": [1]}}},
+        {"models": {"at": {"method": "at", "arch": "resnet18"}}},
+    ],
+    ids=str,
+)
+def test_settings_of_another_kind_are_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+    found = evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], **QUICK)
+    found.save(tmp_path / "out")
+    (tmp_path / "out" / DIGESTS).unlink()  # by which any change shows
+    (tmp_path / "out" / "meta.json").write_text(json.dumps(found.meta))
+    Evaluation.load(tmp_path / "out")
+    (tmp_path / "out" / "meta.json").write_text(json.dumps(found.meta | changed))
+    with mistake("damaged"):
+        Evaluation.load(tmp_path / "out")
+
+
+def test_outcomes_that_are_none_are_refused(tmp_path: Path) -> None:
+    found = evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], **QUICK)
+    found.save(tmp_path / "out")
+    (tmp_path / "out" / DIGESTS).unlink()  # by which any change shows
+    np.savez(tmp_path / "out" / "arrays.npz", **found.arrays)
+    Evaluation.load(tmp_path / "out")
+    for how in (lambda array: array * 0.5, lambda array: array[:, None]):
+        np.savez(tmp_path / "out" / "arrays.npz", **{name: how(array) for name, array in found.arrays.items()})
+        with mistake("damaged"):
+            Evaluation.load(tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["meta.json", "table.csv", "arrays.npz", "worst.csv"])
 def test_damaged_evaluations_are_refused(name: str, tmp_path: Path) -> None:
     evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], out=tmp_path / "out", **QUICK)

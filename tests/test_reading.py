@@ -13,6 +13,7 @@ from channelscope.reading import (
     LARGEST_LINE,
     LARGEST_TEXT,
     arrays,
+    check_kinds,
     parse_json,
     parse_toml,
     read_json,
@@ -33,6 +34,24 @@ def packed(path: Path, *members: tuple[str, bytes], method: int = zipfile.ZIP_DE
         for name, content in members:
             archive.writestr(zipfile.ZipInfo(name), content, method)
     return path
+
+
+def test_plain_values_are_of_the_kinds_that_are_wanted() -> None:
+    kinds = {"eps": int | float, "layers": [str], "models": {"*": {"gates?": [dict]}}, "seed?": int}
+    right = {"eps": 0.1, "layers": ["a"], "models": {"net": {}, "other": {"gates": [{}]}}, "more": None}
+    check_kinds(right, kinds, "meta.json")
+    wrong: dict[str, dict[str, object]] = {
+        "eps": {"eps": float("nan")},
+        "layers": {"layers": ["a", 3]},
+        "net": {"models": {"net": []}},
+        "gates": {"models": {"net": {"gates": None}}},
+        "seed": {"seed": "3"},
+    }
+    for name, changed in wrong.items():
+        with pytest.raises(ValueError, match=f"{name} is missing or of another kind"):
+            check_kinds(right | changed, kinds, "meta.json")
+    with pytest.raises(ValueError, match=r"meta\.json is missing or of another kind"):
+        check_kinds([right], kinds, "meta.json")
 
 
 def test_what_is_no_ordinary_file_is_refused(tmp_path: Path) -> None:

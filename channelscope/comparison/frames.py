@@ -46,6 +46,29 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "matched": (("model", "layer", "other", "other_layer"), ("channel", "other_channel", "correlation")),
     "excitation": (("model", "layer", "data"), ("channel", "rank", "image", "activation")),
 }
+# What of meta.json is shown or reckoned with.
+_MODEL = {
+    "method": str | None,
+    "arch": str,
+    "layers": [str],
+    "penultimate?": [str],
+    "gates?": [dict],
+    "settings?": {"recipe?": {"attack?": {"steps": int, "eps": int | float}}},
+    "digest?": str,
+}
+_META = {
+    "models": {"*": _MODEL},
+    "data": {"name": str, "fingerprint": str, "images": int, "classes": [str]},
+    "attack": str,
+    "eps": int | float,
+    "level": int | float,
+    "replicates": int,
+    "seed": int,
+    "versions?": dict,
+    "hardware?": dict,
+}
+# Where a layer is a gated one, which need not be measured, or a word for several models' layers.
+_OF_GATES = {"gates", "masks", "spread", "leakage", "verdicts"}
 
 
 def tidy(name: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -237,7 +260,7 @@ class Comparison:
             frames["training"]["best"] = frames["training"]["best"] == "True"
             with reading.arrays(folder / "arrays.npz", within=folder) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            meta = read_meta(folder / "meta.json")
+            meta = read_meta(folder / "meta.json", _META)
             _check(frames, meta)
             _check_images(frames["excitation"], arrays, len(meta["data"]["classes"]))
         except Exception as error:
@@ -268,28 +291,42 @@ def check_folder(folder: Path) -> None:
 
 def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
     """Check that tables and settings are of one comparison; raises anything where they are not."""
-    models, classes = list(meta["models"].items()), meta["data"]["classes"]
+    models, classes = set(meta["models"]), meta["data"]["classes"]
     for name in ("activations", "alignment", "robustness"):
-        if set(frames[name]["model"]) != {label for label, _ in models} or not models:
+        if set(frames[name]["model"]) != models or not models:
             raise ValueError(f"{name}.csv is of other models")
     for name, frame in frames.items():
         owners = {label for column in ("model", "other") if column in frame for label in frame[column]}
-        if not owners <= {label for label, _ in models}:
+        if not owners <= models:
             raise ValueError(f"{name}.csv is of other models")
     if len(frames["flow"]) not in (0, len(frames["activations"]) / 2):  # of natural and adversarial data
         raise ValueError("flow.csv is of other channels than activations.csv")
-    if set(frames["activations"]["class"]) != set(classes) or not all(isinstance(name, str) for name in classes):
+    if set(frames["activations"]["class"]) != set(classes):
         raise ValueError("activations.csv is of other classes")
+    _check_names(frames, classes)
     _check_channels(frames)
-    numbers = [meta[name] for name in ("eps", "level", "replicates", "seed")] + [meta["data"]["images"]]
-    words = [meta["attack"], meta["data"]["name"], meta["data"]["fingerprint"]]
-    if not all(isinstance(value, int | float) for value in numbers) or not all(isinstance(word, str) for word in words):
-        raise ValueError("meta.json has settings of another kind")
-    for _, known in models:
-        if not (
-            known["layers"] and {"method", "arch"} <= known.keys() and isinstance(known.get("penultimate", []), list)
-        ):
-            raise ValueError("meta.json does not describe its models")
+    if not all(known["layers"] for known in meta["models"].values()):
+        raise ValueError("meta.json does not tell the layers")
+
+
+def _check_names(frames: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> None:
+    """Check that all is of layers that were measured and of known classes; raises ValueError where it is not."""
+    measured = _layers(frames["activations"], "layer")
+    if _layers(frames["alignment"], "layer") != measured:
+        raise ValueError("alignment.csv is of other layers than activations.csv")
+    for name, frame in frames.items():
+        of_layers = [column for column in ("layer", "other_layer") if column in frame and name not in _OF_GATES]
+        if any(not _layers(frame, column) <= measured for column in of_layers):
+            raise ValueError(f"{name}.csv is of layers that were not measured")
+        of_classes = [column for column in ("class", "answer") if column in frame]
+        if any(not {*frame[column]} <= {*classes, "all", "across"} for column in of_classes):
+            raise ValueError(f"{name}.csv is of other classes")
+
+
+def _layers(frame: pd.DataFrame, column: str) -> set[tuple[str, str]]:
+    """Give the layers in a column, each with its model; what is of a whole network names none."""
+    named = frame[frame[column] != ""]
+    return {*zip(named["other" if column == "other_layer" else "model"], named[column], strict=True)}
 
 
 def _check_channels(frames: Mapping[str, pd.DataFrame]) -> None:

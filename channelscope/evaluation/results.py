@@ -31,6 +31,21 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "warnings": (("model", "check", "sentence", "evidence"), ()),
     "eps_sweep": (("model",), ("eps", "robust", "low", "high")),
 }
+# What of meta.json is shown or reckoned with.
+_MODEL = {"method": str | None, "arch": str, "digest": str, "settings?": {"data?": {"name": str}}}
+_META = {
+    "models": {"*": _MODEL},
+    "data": {"name": str, "fingerprint": str, "images": int, "classes": [str]},
+    "attacks": [str],
+    "eps": int | float,
+    "norm": str,
+    "level": int | float,
+    "seed": int,
+    "checks": int,
+    "cascade": bool,
+    "save_adversarial": bool,
+    "versions": dict,
+}
 _OTHERS = {"arrays.npz", "meta.json", "figures", "robustbench", "adversarial"}
 
 
@@ -185,7 +200,7 @@ class Evaluation:
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
             with reading.arrays(folder / "arrays.npz", within=folder) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            meta = read_meta(folder / "meta.json")
+            meta = read_meta(folder / "meta.json", _META)
             _check(frames, arrays, meta)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -224,16 +239,13 @@ def _check(frames: Mapping[str, pd.DataFrame], arrays: Mapping[str, np.ndarray],
         raise ValueError("the tables are of other models")
     if any(frames[name]["count"].isna().any() for name in ("table", "worst", "classes")):
         raise ValueError("a table is incomplete")
-    if not all({"arch", "method", "digest"} <= known.keys() for known in meta["models"].values()):
-        raise ValueError("meta.json does not describe its models")
-    if not all(isinstance(meta[name], int | float) for name in ("eps", "level", "seed")):
-        raise ValueError("meta.json has settings of another kind")
-    if any(len(array) != n for array in arrays.values()) or any(
+    if meta["norm"] not in ("inf", "2"):
+        raise ValueError("meta.json has an unknown norm")
+    kinds = {name: "b" if name.startswith("correct/") else "iu" for name in arrays}
+    if any(array.shape != (n,) or array.dtype.kind not in kinds[name] for name, array in arrays.items()) or any(
         f"correct/{models.index(row.model)}/{row.attack}" not in arrays for row in frames["table"].itertuples()
     ):
         raise ValueError("arrays.npz is of other images or attacks")
-    if not all(isinstance(name, str) for name in meta["data"]["classes"]):
-        raise ValueError("the classes have no names")
 
 
 def _write_json(path: Path, value: Any) -> None:

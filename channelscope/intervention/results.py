@@ -34,6 +34,21 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+# What of meta.json is shown.
+_META = {
+    "models": {"*": {"method": str | None, "arch": str, "layers": [str]}},
+    "data": {"images": int},
+    "attack": str,
+    "relevant_to": str,
+    "ranked_on": {"part": str},
+    "eps": int | float,
+    "level": int | float,
+    "replicates": int,
+    "seed": int,
+    "notes": {"*": [str]},
+}
+
+
 @dataclass(frozen=True)
 class Interventions:
     """What ``intervene`` found, as tidy frames; the figures are drawn from it alone, without networks.
@@ -120,7 +135,7 @@ class Interventions:
         try:
             check_digests(folder, [*(f"{name}.csv" for name in COLUMNS), "meta.json"])
             frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
-            meta = read_meta(folder / "meta.json")
+            meta = read_meta(folder / "meta.json", _META)
             _check(frames, meta)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -144,9 +159,5 @@ def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
     models = set(meta["models"])
     if any(set(frame["model"]) != models for frame in frames.values()):
         raise ValueError("the tables are of other models")
-    if not all(known["layers"] and {"method", "arch"} <= known.keys() for known in meta["models"].values()):
-        raise ValueError("meta.json does not describe its models")
-    if not all(isinstance(meta[name], int | float) for name in ("eps", "level", "replicates", "seed")):
-        raise ValueError("meta.json has settings of another kind")
-    if not isinstance(meta["attack"], str) or not isinstance(meta["ranked_on"]["part"], str):
-        raise ValueError("meta.json has settings of another kind")
+    if not all(known["layers"] for known in meta["models"].values()):
+        raise ValueError("meta.json does not tell the layers")

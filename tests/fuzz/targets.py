@@ -38,6 +38,8 @@ from channelscope.evaluation.results import gallery_name
 from channelscope.intervention import Interventions
 from channelscope.intervention.results import COLUMNS as INTERVENED
 from channelscope.models import Architecture
+from channelscope.plots import evaluations
+from channelscope.plots import interventions as interventions_plots
 from channelscope.plots.catalogue import _pictures
 from channelscope.reading import read_json
 from channelscope.report import _figures
@@ -154,6 +156,9 @@ def _evaluation(folder: Path) -> None:
     for model in evaluation.meta["models"]:
         json.dumps(evaluation.robustbench(model)).encode()
         evaluation.adversarial(folder, model, "fgsm")
+    evaluations.attacks_data(evaluation)
+    if len(evaluation.eps_sweep):
+        evaluations.eps_sweep_data(evaluation)
     json.dumps(evaluation.meta, ensure_ascii=False).encode()
 
 
@@ -167,6 +172,9 @@ def _progress(folder: Path) -> None:
 
 def _interventions(folder: Path) -> None:
     interventions = Interventions.load(folder)
+    interventions_plots.league_data(interventions)
+    for scorer in interventions.league["scorer"].unique():
+        interventions_plots.curves_data(interventions, scorer=scorer)
     json.dumps(interventions.meta, ensure_ascii=False).encode()
 
 
@@ -397,7 +405,7 @@ def all_targets() -> dict[str, Target]:
         for target in targets.values():
             for tree in target.trees:
                 tree.write(Path(name) / "work")
-                with contextlib.suppress(cs.UserError):
+                with contextlib.suppress(*[cs.UserError] * target.never):  # what has not the published bytes
                     target.read(Path(name) / "work" / "in")
     return targets
 
