@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# Columns of numbers that tell rows apart.
+_COUNTED = {"at", "channel", "channels", "epoch", "eps", "rank"}
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; move it into place when the context ends without error.
@@ -198,7 +202,7 @@ def _digest(path: Path) -> str:
 def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> "pd.DataFrame":
     """Read a table with columns of words and of numbers; raises anything for another one.
 
-    A class may be called NA or nan, so only columns of numbers know of missing values.
+    A class may be called NA or nan, so only columns of numbers know of missing values. No two rows are of the same.
     """
     import pandas as pd
 
@@ -218,6 +222,8 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
         if found.dtype == float:  # of which older versions of pandas drop the last digit
             found = words.replace("", "nan").astype(float)
         frame[column] = found
+    if frame.duplicated([*names, *(column for column in numbers if column in _COUNTED)]).any():
+        raise ValueError(f"{path.name} has a row twice")
     return frame
 
 

@@ -57,21 +57,20 @@ def settled(path: Path) -> None:
 def _taken(path: Path) -> FileLock | None:
     """Take a lock; None where there can be none."""
     file = path.absolute().with_name(hidden(path, "lock"))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file.parent.resolve() / file.name, timeout=_MOMENT, is_singleton=True)
-        lock.acquire(poll_interval=0.02)
-    except Timeout:
+    for _ in range(2):  # again where there is no file: its run may have just ended
         try:
-            file.touch()
-        except OSError:  # some systems of files refuse in the words of one that is busy, as /proc does
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(file.parent.resolve() / file.name, timeout=_MOMENT, is_singleton=True)
+            lock.acquire(poll_interval=0.02)
+            return lock
+        except Timeout:
+            if file.exists():
+                raise UserError(
+                    f"Another run is writing to {path}: wait until it has ended, or choose another --out."
+                ) from None
+        except (OSError, NotImplementedError, ValueError):  # the last of a name that no file can have
             return None
-        raise UserError(
-            f"Another run is writing to {path}: wait until it has ended, or choose another --out."
-        ) from None
-    except (OSError, NotImplementedError, ValueError):  # the last of a name that no file can have
-        return None
-    return lock
+    return None  # where no file can be made, as in /proc, whose refusal looks like another run
 
 
 def _give_back(lock: FileLock) -> None:

@@ -76,7 +76,7 @@ def check_kinds(value: Any, kinds: Any, name: str) -> None:
     Args:
         value: what was read.
         kinds: a type or a union of some, whose numbers are finite; ``[kinds]`` of a list's items; ``{name: kinds}`` of
-            what a table has, where ``"name?"`` may be lacking and ``"*"`` is each.
+            what a table has, where ``"name?"`` may be lacking or None and ``"*"`` is each. To Python, True is an int.
         name: that of the value, for the sentence.
 
     >>> check_kinds({"eps": 0.1, "classes": ["cat", 3]}, {"eps": float, "seed?": int, "classes": [str]}, "meta.json")
@@ -90,7 +90,7 @@ def check_kinds(value: Any, kinds: Any, name: str) -> None:
     elif isinstance(kinds, dict) and isinstance(value, dict):
         for key, inner in kinds.items():
             for each in value if key == "*" else [key.removesuffix("?")]:
-                if each in value or not key.endswith("?"):
+                if value.get(each) is not None or not key.endswith("?"):
                     check_kinds(value.get(each), inner, each)
     elif isinstance(kinds, dict | list) or not isinstance(value, kinds) or not _is_finite(value):
         raise ValueError(f"{name} is missing or of another kind")

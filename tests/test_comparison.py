@@ -1,5 +1,6 @@
 """Comparisons: the numbers against naive ones, networks of any kind left as found, and folders that stay whole."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,13 @@ from channelscope.comparison import Comparison, check_folder, compare
 from channelscope.comparison.frames import COLUMNS
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
+from channelscope.explore import explore
 from channelscope.files import DIGESTS
 from channelscope.hooks import LayerError
+from channelscope.report import write_report
 from channelscope.selection import Selective
 from channelscope.training import Recipe
+from comparisons import synthetic
 from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
 from runs import METHODS, contents, digits, mistake, randomness_untouched, refusal_allowed, run, trained
 
@@ -864,6 +868,10 @@ SPOILT: dict[str, Any] = {
     ),
     "alignment of another layer": lambda folder: change(folder, "alignment", "layer", "elsewhere"),
     "a layer that was not measured": lambda folder: change(folder, "excitation", "layer", "elsewhere"),
+    "channels matched in no layer": lambda folder: change(folder, "excitation", "layer", ""),
+    "a row twice": lambda folder: append(
+        folder / "confusion.csv", (folder / "confusion.csv").read_text().splitlines(keepends=True)[-1]
+    ),
     "an unknown class": lambda folder: change(folder, "robustness", "class", "elsewhere"),
     "an unknown answer": lambda folder: change(folder, "confusion", "answer", "elsewhere"),
     "a channel of no number": lambda folder: change(folder, "flow", "channel", -1),
@@ -897,6 +905,50 @@ def test_a_damaged_comparison_is_told(case: str, undrawn: None, tmp_path: Path) 
     SPOILT[case](folder)
     with mistake(str(folder)):
         Comparison.load(folder)
+
+
+GATED = synthetic(("at", "cifs"), ("cat", "dog"), gates=("layer4",), channels=3, whole=True)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda masks: masks.assign(mask=np.nan),
+        lambda masks: masks.assign(mask=masks["mask"].where(masks["channel"] > 0)),
+        lambda masks: masks[masks["data"] != "natural"],
+        lambda masks: masks[masks["class"] != "cat"],
+    ],
+)
+def test_masks_that_are_not_whole_are_refused(
+    how: Callable[[pd.DataFrame], pd.DataFrame], undrawn: None, tmp_path: Path
+) -> None:
+    folder = GATED.save(tmp_path / "out", progress=False)
+    Comparison.load(folder)
+    (folder / DIGESTS).unlink()  # by which any change shows
+    how(GATED.masks).to_csv(folder / "masks.csv", index=False)
+    with mistake("masks.csv lacks"):
+        Comparison.load(folder)
+
+
+@pytest.mark.parametrize("settings", [None, {"recipe": None}, {"recipe": {"attack": {"eps": 1}}}], ids=str)
+def test_settings_that_say_little_are_read_and_shown(settings: Any, undrawn: None, tmp_path: Path) -> None:
+    found = synthetic(("at",), ("cat", "dog"), channels=3)
+    found.meta["models"]["at"] |= {"settings": settings, "gates": None, "penultimate": None, "digest": None}
+    again = Comparison.load(found.save(tmp_path / "out", progress=False))
+    again.plot_training()
+    explore(again)
+
+
+def test_leakage_that_says_little_is_read_and_shown(undrawn: None, tmp_path: Path) -> None:
+    little = GATED.leakage[GATED.leakage["measure"] == "accuracy"]
+    found = Comparison.load(dataclasses.replace(GATED, leakage=little).save(tmp_path / "out", progress=False))
+    write_report(found, tmp_path / "out")
+
+
+def test_a_radius_may_be_a_whole_number(undrawn: None, tmp_path: Path) -> None:
+    again = Comparison.load(some(eps=1, attacks="fgsm", attack="fgsm").save(tmp_path / "out", progress=False))
+    assert again.meta["eps"] == 1
+    again.plot_relevance()
 
 
 def test_what_is_no_comparison(tmp_path: Path) -> None:

@@ -442,6 +442,20 @@ def test_outcomes_that_are_none_are_refused(tmp_path: Path) -> None:
             Evaluation.load(tmp_path / "out")
 
 
+@pytest.mark.parametrize(("eps", "norm", "words"), [(1, "inf", "1"), (2, "2", "2")])
+def test_a_radius_may_be_a_whole_number(eps: int, norm: Any, words: str, tmp_path: Path) -> None:
+    found = evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], **QUICK | {"eps": eps, "norm": norm})
+    found.save(tmp_path / "out")
+    assert Evaluation.load(tmp_path / "out").robustbench("at")["eps"] == words
+
+
+def test_switches_may_be_numbers(tmp_path: Path) -> None:
+    options = QUICK | {"cascade": 1, "checks": 0}
+    found = evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], **options)
+    found.save(tmp_path / "out")
+    assert Evaluation.load(tmp_path / "out").meta["cascade"] is True
+
+
 @pytest.mark.parametrize("name", ["meta.json", "table.csv", "arrays.npz", "worst.csv"])
 def test_damaged_evaluations_are_refused(name: str, tmp_path: Path) -> None:
     evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], out=tmp_path / "out", **QUICK)

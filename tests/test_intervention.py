@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -444,6 +445,36 @@ def test_other_folders_and_damaged_ones_are_refused(found: Interventions, folder
 
 
 @pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (lambda league: pd.concat([league, league[:1]]), "league.csv has a row twice"),
+        (lambda league: league[league["order"] != "nr"], "lacks rows of"),
+        (lambda league: league.assign(layer=league["layer"] + "x"), "of other layers"),
+        (lambda league: league[:0], "of other models"),
+    ],
+)
+def test_rows_that_do_not_belong_together_are_refused(
+    how: Callable[[pd.DataFrame], pd.DataFrame], words: str, found: Interventions, folder: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    (damaged / DIGESTS).unlink()  # by which any change shows
+    found.league.to_csv(damaged / "league.csv", index=False)
+    Interventions.load(damaged)
+    how(found.league).to_csv(damaged / "league.csv", index=False)
+    with pytest.raises(UserError, match=words):
+        Interventions.load(damaged)
+
+
+def test_no_scorers_name_leads_out_of_the_folder(found: Interventions, tmp_path: Path) -> None:
+    name = "x/../../../outside"
+    strange = {table: getattr(found, table).replace("gradient", name) for table in ("curves", "league")}
+    assert name in set(strange["league"]["scorer"])
+    paths = interventions.draw(dataclasses.replace(found, **strange), tmp_path / "deep" / "figures", formats=["svg"])
+    assert {path.parent for path in paths} == {tmp_path / "deep" / "figures"}
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"fractions": []}, "name at least one"),
@@ -460,6 +491,7 @@ def test_other_folders_and_damaged_ones_are_refused(found: Interventions, folder
         ({"attack": "pgd"}, "no attack 'pgd'"),
         ({"attack": ATTACK, "eps": 0.1}, "has its own eps"),
         ({"attack": 3}, "an attack is a name"),
+        ({"attack": SimpleNamespace(eps="0.1")}, "an attack is a name"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

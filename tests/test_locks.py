@@ -80,6 +80,22 @@ def test_where_there_can_be_no_lock_it_is_done_without(tmp_path: Path, monkeypat
     assert sorted(contents(tmp_path)) == ["out"]
 
 
+def test_the_lock_of_a_run_that_has_just_ended_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    acquire, tried = locks.FileLock.acquire, []
+
+    def late(lock: locks.FileLock, **how: float) -> object:
+        tried.append(lock)
+        if len(tried) == 1:
+            tmp_path.joinpath("new").rmdir()  # as the other run does, which made it
+            raise locks.Timeout(lock.lock_file)
+        return acquire(lock, **how)
+
+    monkeypatch.setattr(locks.FileLock, "acquire", late)
+    with locked(tmp_path / "new" / "out"):
+        assert in_a_fork(tmp_path / "new" / "out").startswith("Another run")
+    assert contents(tmp_path) == {}
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder of the system, where no file can be made")
 def test_a_folder_that_takes_no_files_is_not_said_to_be_busy() -> None:
     with locked(Path("/proc/out")):

@@ -38,13 +38,13 @@ def packed(path: Path, *members: tuple[str, bytes], method: int = zipfile.ZIP_DE
 
 def test_plain_values_are_of_the_kinds_that_are_wanted() -> None:
     kinds = {"eps": int | float, "layers": [str], "models": {"*": {"gates?": [dict]}}, "seed?": int}
-    right = {"eps": 0.1, "layers": ["a"], "models": {"net": {}, "other": {"gates": [{}]}}, "more": None}
+    right = {"eps": 0.1, "layers": ["a"], "models": {"net": {"gates": None}, "other": {"gates": [{}]}}, "more": None}
     check_kinds(right, kinds, "meta.json")
     wrong: dict[str, dict[str, object]] = {
         "eps": {"eps": float("nan")},
         "layers": {"layers": ["a", 3]},
         "net": {"models": {"net": []}},
-        "gates": {"models": {"net": {"gates": None}}},
+        "gates": {"models": {"net": {"gates": {}}}},
         "seed": {"seed": "3"},
     }
     for name, changed in wrong.items():

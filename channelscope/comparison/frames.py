@@ -53,7 +53,7 @@ _MODEL = {
     "layers": [str],
     "penultimate?": [str],
     "gates?": [dict],
-    "settings?": {"recipe?": {"attack?": {"steps": int, "eps": int | float}}},
+    "settings?": {"recipe?": {"attack?": {"steps?": int, "eps?": int | float}}},
     "digest?": str,
 }
 _META = {
@@ -67,8 +67,9 @@ _META = {
     "versions?": dict,
     "hardware?": dict,
 }
-# Where a layer is a gated one, which need not be measured, or a word for several models' layers.
-_OF_GATES = {"gates", "masks", "spread", "leakage", "verdicts"}
+# Where a layer is a gated one or a word for those of several models, which need not be measured.
+_NOT_MEASURED = {"gates", "masks", "spread", "leakage", "verdicts"}
+_OF_NETWORKS = {"decay", "differences"}  # have rows of whole networks too, which name no layer
 
 
 def tidy(name: str, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -315,8 +316,9 @@ def _check_names(frames: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> 
     if _layers(frames["alignment"], "layer") != measured:
         raise ValueError("alignment.csv is of other layers than activations.csv")
     for name, frame in frames.items():
-        of_layers = [column for column in ("layer", "other_layer") if column in frame and name not in _OF_GATES]
-        if any(not _layers(frame, column) <= measured for column in of_layers):
+        named = frame[frame["layer"] != ""] if name in _OF_NETWORKS else frame
+        of_layers = [column for column in ("layer", "other_layer") if column in frame and name not in _NOT_MEASURED]
+        if any(not _layers(named, column) <= measured for column in of_layers):
             raise ValueError(f"{name}.csv is of layers that were not measured")
         of_classes = [column for column in ("class", "answer") if column in frame]
         if any(not {*frame[column]} <= {*classes, "all", "across"} for column in of_classes):
@@ -324,9 +326,8 @@ def _check_names(frames: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> 
 
 
 def _layers(frame: pd.DataFrame, column: str) -> set[tuple[str, str]]:
-    """Give the layers in a column, each with its model; what is of a whole network names none."""
-    named = frame[frame[column] != ""]
-    return {*zip(named["other" if column == "other_layer" else "model"], named[column], strict=True)}
+    """Give the layers in a column, each with its model."""
+    return {*zip(frame["other" if column == "other_layer" else "model"], frame[column], strict=True)}
 
 
 def _check_channels(frames: Mapping[str, pd.DataFrame]) -> None:
@@ -339,11 +340,14 @@ def _check_channels(frames: Mapping[str, pd.DataFrame]) -> None:
         if "channel" in COLUMNS[name][1]:
             _check_counts(frame["channel"], f"channels in {name}.csv")
     for name in ("activations", "masks"):
-        axes = ["data", "class", "channel"]
         for (model, layer), rows in frames[name].groupby(["model", "layer"]):
-            whole = math.prod(rows[axis].nunique() for axis in axes) == len(rows) and not rows[axes].duplicated().any()
-            if not whole or set(rows["class"]) != set(frames["activations"]["class"]):
-                raise ValueError(f"{name}.csv lacks rows of {layer} of {model}, or has some twice")
+            whole = math.prod(rows[axis].nunique() for axis in ("data", "class", "channel")) == len(rows)
+            if not whole or any(set(rows[axis]) != set(frames["activations"][axis]) for axis in ("data", "class")):
+                raise ValueError(f"{name}.csv lacks rows of {layer} of {model}")
+    for (model, layer), rows in frames["masks"].groupby(["model", "layer"]):
+        blank = rows["mask"].isna()  # of a class without images
+        if blank.all() or (blank.groupby(rows["class"]).nunique() > 1).any():
+            raise ValueError(f"masks.csv lacks masks of {layer} of {model}")
 
 
 def _check_counts(values: pd.Series, what: str) -> None:

@@ -103,8 +103,8 @@ def evaluate(
         eps=default_eps(dataset.name, norm) if eps is None else eps,
         norm=norm,
         eps_sweep=tuple(eps_sweep),
-        checks=checks,
-        cascade=cascade,
+        checks=int(checks),
+        cascade=bool(cascade),
         seed=seed,
         batch_size=batch_size,
     )

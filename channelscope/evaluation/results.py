@@ -235,7 +235,11 @@ def _plot(name: str, style: str | None, *arguments: Any) -> Figure:
 def _check(frames: Mapping[str, pd.DataFrame], arrays: Mapping[str, np.ndarray], meta: Any) -> None:
     """Check that tables and settings are of one evaluation; raises anything where they are not."""
     models, n = list(meta["models"]), meta["data"]["images"]
-    if list(frames["worst"]["model"]) != models or list(dict.fromkeys(frames["table"]["model"])) != models:
+    if (
+        not models
+        or list(frames["worst"]["model"]) != models
+        or list(dict.fromkeys(frames["table"]["model"])) != models
+    ):
         raise ValueError("the tables are of other models")
     if any(frames[name]["count"].isna().any() for name in ("table", "worst", "classes")):
         raise ValueError("a table is incomplete")
@@ -265,5 +269,5 @@ def _percentage(share: float) -> str:
 
 
 def _fraction(eps: float) -> str:
-    levels = round(255 * eps, 4)
+    levels = round(255 * float(eps), 4)
     return f"{levels:g}/255" if levels.is_integer() and 0 < eps < 1 else f"{eps:g}"

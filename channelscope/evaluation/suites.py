@@ -1,6 +1,7 @@
 """Which attacks an evaluation makes: suites by name, and what is added for gated networks."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from typing import Any
@@ -79,7 +80,8 @@ def ball_of(attacks: Sequence[str | Attack], eps: float | None, norm: Norm) -> t
     """
     own = [attack for attack in attacks if not isinstance(attack, str)]
     for attack in own:
-        if not callable(attack) or not isinstance(getattr(attack, "eps", None), int | float) or not _takes(attack):
+        radius = getattr(attack, "eps", None)
+        if not isinstance(radius, int | float) or not 0 <= radius < math.inf or not _takes(attack):
             raise UserError(
                 "An attack is a name such as 'pgd-20', or an object such as cs.PGD(): with an eps, and called with "
                 "(model, x, y, generator)."

@@ -61,7 +61,7 @@ def live(comparison: Comparison, models: Mapping[str, Network], data: Any) -> di
     found = {}
     for subject in subjects_of(models, {}, "cpu"):
         subject.check(dataset)
-        if subject.digest != comparison.meta["models"][subject.label].get("digest", subject.digest):
+        if subject.digest != (comparison.meta["models"][subject.label].get("digest") or subject.digest):
             raise UserError(f"The network given as {subject.label} has other weights than the one that was compared.")
         images = {"natural": natural} | _adversarial(comparison, dataset, known.index(subject.label))
         like = parameter_of(subject.network)

@@ -55,7 +55,7 @@ def shift(table: pd.DataFrame, silenced: Collection[int]) -> dict[str, float]:
 
 def is_exact(comparison: Comparison, model: str, layer: str) -> bool:
     """Tell whether ``shift`` is exact: for a layer whose relevance is the last linear layer's weight."""
-    return layer in comparison.meta["models"][model].get("penultimate", ())
+    return layer in (comparison.meta["models"][model].get("penultimate") or ())
 
 
 def images(comparison: Comparison, model: str, layer: str) -> dict[tuple[int, str], list[tuple[int, str, float]]]:

@@ -4,6 +4,7 @@ The attack sees the intervention: what is attacked is the network that goes with
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -171,7 +172,8 @@ def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack
         return parse(attack, eps=default_eps(dataset.name, norm) if eps is None else eps)
     if eps is not None:
         raise UserError("An attack that is given as such has its own eps: set it there.")
-    if not callable(attack) or not hasattr(attack, "eps"):
+    own = getattr(attack, "eps", None)
+    if not callable(attack) or not isinstance(own, int | float) or not 0 <= own < math.inf:
         raise UserError("An attack is a name such as 'pgd-20', or an object such as cs.PGD(): callable, with an eps.")
     return attack
 

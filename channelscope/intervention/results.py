@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -34,6 +35,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+_PLACES = set(product(("nr", "pr", "both"), ("natural", "adversarial")))  # of a scorer, in the league
 # What of meta.json is shown.
 _META = {
     "models": {"*": {"method": str | None, "arch": str, "layers": [str]}},
@@ -156,8 +158,13 @@ def _plots() -> ModuleType:
 
 def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
     """Check that tables and settings are of the same networks; raises anything where they are not."""
-    models = set(meta["models"])
-    if any(set(frame["model"]) != models for frame in frames.values()):
+    models, of_layer = set(meta["models"]), ["model", "layer"]
+    if not models or any(set(frame["model"]) != models for frame in frames.values()):
         raise ValueError("the tables are of other models")
-    if not all(known["layers"] for known in meta["models"].values()):
-        raise ValueError("meta.json does not tell the layers")
+    measured = {(model, layer) for model, known in meta["models"].items() for layer in known["layers"]}
+    for name in ("curves", "league"):
+        if set(frames[name][of_layer].itertuples(index=False, name=None)) != measured:
+            raise ValueError(f"{name}.csv is of other layers")
+    for (_, layer, scorer), rows in frames["league"].groupby([*of_layer, "scorer"]):
+        if {*zip(rows["order"], rows["data"], strict=True)} != _PLACES:
+            raise ValueError(f"league.csv lacks rows of {scorer} at {layer}")

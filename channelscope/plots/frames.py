@@ -144,7 +144,7 @@ def attack(comparison: Comparison) -> str:
 
 def radius(eps: float) -> str:
     """As papers have it: "8/255", or a decimal number where it is no such fraction."""
-    levels = round(eps * 255, 4)
+    levels = round(float(eps) * 255, 4)
     return f"{levels:g}/255" if levels.is_integer() and 0 < eps < 1 else f"{eps:.4g}"
 
 
@@ -170,8 +170,9 @@ def level(comparison: Comparison) -> str:
 
 def training_attack(comparison: Comparison) -> str:
     """The attack on validation images, as in "PGD-3, ε = 8/255, as in training", where the models tell and share it."""
-    known = [described.get("settings", {}).get("recipe", {}) for described in comparison.meta["models"].values()]
-    told = {(recipe["attack"]["steps"], recipe["attack"]["eps"]) for recipe in known if "attack" in recipe}
+    settings = [described.get("settings") or {} for described in comparison.meta["models"].values()]
+    known = [(each.get("recipe") or {}).get("attack") or {} for each in settings]
+    told = {(attack["steps"], attack["eps"]) for attack in known if {"steps", "eps"} <= attack.keys()}
     if len(told) != 1:
         return "as in training"
     ((steps, eps),) = told

@@ -166,14 +166,19 @@ def draw(
     paths = []
     with paper.style(style):
         for layer, scorers in scored.items() if several else [(None, interventions.league["scorer"].unique())]:
-            end = "" if layer is None else f"-{re.sub(r'[^A-Za-z0-9.-]', '_', str(layer))}"
+            end = "" if layer is None else f"-{_safe(str(layer))}"
             shown = None if layer is None else str(layer)
             drawn = league(interventions, shown), league_data(interventions, shown)
             paths += paper.write(*drawn, folder / f"league{end}", formats)
             for scorer in scorers:
                 drawn = curves(interventions, shown, scorer), curves_data(interventions, shown, scorer)
-                paths += paper.write(*drawn, folder / f"curves-{scorer}{end}", formats)
+                paths += paper.write(*drawn, folder / f"curves-{_safe(scorer)}{end}", formats)
     return paths
+
+
+def _safe(name: str) -> str:
+    """Spell a name with letters that lead nowhere in a path."""
+    return re.sub(r"[^A-Za-z0-9.-]", "_", name)
 
 
 def _layers(interventions: Interventions, layer: str | None) -> dict[str, str]:

@@ -56,7 +56,7 @@ def training(comparison: Comparison) -> Figure:
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
     title(figure, "Training (dashed: the epoch that was kept)")
-    gates = [gate for described in comparison.meta["models"].values() for gate in described.get("gates", ())]
+    gates = [gate for described in comparison.meta["models"].values() for gate in described.get("gates") or ()]
     words = "training images, as trained on"
     if any(gate.get("kind") in _LABELLED for gate in gates):
         words += " (gates told the label)"

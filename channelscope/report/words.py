@@ -84,7 +84,8 @@ def _leaks(leakage: pd.DataFrame) -> Iterator[str]:
     natural = leakage[(leakage["layer"] == "") & (leakage["data"] == "natural")]
     for model, rows in natural.groupby("model", sort=False):
         of = {str(row["measure"]): row for _, row in rows.iterrows()}
-        if of["follows_wrong"]["low"] > of["follows_untold"]["high"]:
+        known = {"follows_wrong", "follows_untold", "accuracy"} <= of.keys()
+        if known and of["follows_wrong"]["low"] > of["follows_untold"]["high"]:
             told, untold = (" ".join(bounded(of[name], "value", share=True)) for name in ("follows_wrong", "accuracy"))
             yield (
                 f"{model} reads the label in its gates: when they are told a wrong class, as in training they are told "
