@@ -206,7 +206,7 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
     """
     import pandas as pd
 
-    check_head(path, within=path.parent)
+    check_head(path, len(names) + len(numbers), within=path.parent)
     if not path.read_bytes().endswith(b"\n"):
         raise ValueError(f"{path.name} is cut short")
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -123,11 +123,14 @@ def check_depth(value: Any) -> None:
     raise ValueError("it is nested too deep")
 
 
-def check_head(path: Path, *, within: Path | None = None) -> None:
-    """Refuse a table whose first line is endless, with ValueError."""
+def check_head(path: Path, columns: int, *, within: Path | None = None) -> None:
+    """Refuse a table whose first line is endless or has another number of columns, with ValueError."""
     with regular(path, within=within).open("rb") as file:
-        if len(file.readline(LARGEST_LINE + 1)) > LARGEST_LINE:
-            raise ValueError(f"the first line of {path.name} is too long")
+        head = file.readline(LARGEST_LINE + 1)
+    if len(head) > LARGEST_LINE:
+        raise ValueError(f"the first line of {path.name} is too long")
+    if head.count(b",") + 1 != columns:  # whose names have no commas
+        raise ValueError(f"{path.name} has other columns")
 
 
 def check_archive(archive: zipfile.ZipFile, size: int) -> None:

@@ -930,7 +930,9 @@ def test_masks_that_are_not_whole_are_refused(
         Comparison.load(folder)
 
 
-@pytest.mark.parametrize("settings", [None, {"recipe": None}, {"recipe": {"attack": {"eps": 1}}}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [None, {"recipe": None}, {"recipe": {"attack": {"eps": 1, "steps": None}}}], ids=str
+)
 def test_settings_that_say_little_are_read_and_shown(settings: Any, undrawn: None, tmp_path: Path) -> None:
     found = synthetic(("at",), ("cat", "dog"), channels=3)
     found.meta["models"]["at"] |= {"settings": settings, "gates": None, "penultimate": None, "digest": None}

@@ -52,7 +52,7 @@ _MODEL = {
     "arch": str,
     "layers": [str],
     "penultimate?": [str],
-    "gates?": [dict],
+    "gates?": [{"kind?": str}],
     "settings?": {"recipe?": {"attack?": {"steps?": int, "eps?": int | float}}},
     "digest?": str,
 }

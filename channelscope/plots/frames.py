@@ -172,8 +172,8 @@ def training_attack(comparison: Comparison) -> str:
     """The attack on validation images, as in "PGD-3, ε = 8/255, as in training", where the models tell and share it."""
     settings = [described.get("settings") or {} for described in comparison.meta["models"].values()]
     known = [(each.get("recipe") or {}).get("attack") or {} for each in settings]
-    told = {(attack["steps"], attack["eps"]) for attack in known if {"steps", "eps"} <= attack.keys()}
-    if len(told) != 1:
+    told = {(attack.get("steps"), attack.get("eps")) for attack in known if attack}
+    if len(told) != 1 or None in next(iter(told)):
         return "as in training"
     ((steps, eps),) = told
     return f"PGD-{steps}, ε = {radius(eps)}, as in training"

@@ -217,9 +217,24 @@ def csv_files(content: bytes) -> Bytes:
         table = [list(row) for row in rows]
         for _ in range(draw(st.integers(1, 4))):
             row = draw(pick(table)) if table else []
-            way = draw(pick(["cell", "cell", "cell", "row", "less", "more", "head", "quote", "many"]))
+            ways = [
+                "cell",
+                "cell",
+                "cell",
+                "row",
+                "less",
+                "more",
+                "head",
+                "quote",
+                "many",
+                "without",
+                "column",
+                "other",
+            ]
+            way = draw(pick(ways))
+            at = draw(st.integers(0, len(row) - 1)) if row else 0
             if way == "cell" and row:
-                row[draw(st.integers(0, len(row) - 1))] = draw(
+                row[at] = draw(
                     pick(["", "1e400", "-inf", "nan", "0x10", "1_000", "1,5", "True", '"a\nb"', "9" * 400, "\0", '"'])
                     | WORDS
                 )
@@ -235,7 +250,15 @@ def csv_files(content: bytes) -> Bytes:
                 row[0] = '"' + row[0]
             elif way == "many":
                 del table[draw(st.integers(0, len(table))) :]
-        return "\n".join(",".join(row) for row in table).encode("utf-8", "surrogatepass")
+            elif way == "without" and row:  # all that is of one class, say
+                table = [each for each in table if each is table[0] or each[at : at + 1] != row[at : at + 1]]
+            elif way in ("all", "other") and row:
+                new, old = draw(pick(["", "0", "1", "-1", "1e308", "nan", "x", "all", "natural"])), row[at]
+                for each in table[1:]:
+                    if at < len(each) and (way == "all" or each[at] == old):
+                        each[at] = new
+        end = draw(pick(["\n"] * 9 + [""]))
+        return ("\n".join(",".join(row) for row in table) + end).encode("utf-8", "surrogatepass")
 
     columns = pick([b"," * 300_000, b",".join(b"c%d" % index for index in range(60_000)) + b"\n" + b"1," * 60_000])
     fields = only(b"a,b\n" + b"x" * 5_000_000) | only(content + b'"' + b"y\n" * 500_000)

@@ -42,8 +42,7 @@ from channelscope.plots import evaluations
 from channelscope.plots import interventions as interventions_plots
 from channelscope.plots.catalogue import _pictures
 from channelscope.reading import read_json
-from channelscope.report import _figures
-from channelscope.report.tables import by_section
+from channelscope.report import write_report
 from channelscope.subjects import Subject
 from channelscope.sweep import _digest, _Record, values_of
 from channelscope.training import Recipe
@@ -146,9 +145,8 @@ def _comparison(folder: Path) -> None:
     for name, picture in _pictures(comparison).items():
         picture.entry(name)
     cs.explore(comparison)
-    by_section(comparison)
     json.dumps(comparison.meta, ensure_ascii=False).encode()
-    _figures(folder / "figures")
+    write_report(comparison, folder)
 
 
 def _evaluation(folder: Path) -> None:
