@@ -208,6 +208,9 @@ def json_lines(content: bytes) -> Bytes:
     return drawn(content.splitlines())
 
 
+WAYS = "cell cell cell row less more head quote many without column other".split()
+
+
 def csv_files(content: bytes) -> Bytes:
     """Draw CSV from a valid file: cells, rows and columns are not what they should be."""
     rows = [line.split(",") for line in content.decode().splitlines()]
@@ -217,21 +220,7 @@ def csv_files(content: bytes) -> Bytes:
         table = [list(row) for row in rows]
         for _ in range(draw(st.integers(1, 4))):
             row = draw(pick(table)) if table else []
-            ways = [
-                "cell",
-                "cell",
-                "cell",
-                "row",
-                "less",
-                "more",
-                "head",
-                "quote",
-                "many",
-                "without",
-                "column",
-                "other",
-            ]
-            way = draw(pick(ways))
+            way = draw(pick(WAYS))
             at = draw(st.integers(0, len(row) - 1)) if row else 0
             if way == "cell" and row:
                 row[at] = draw(
@@ -252,10 +241,10 @@ def csv_files(content: bytes) -> Bytes:
                 del table[draw(st.integers(0, len(table))) :]
             elif way == "without" and row:  # all that is of one class, say
                 table = [each for each in table if each is table[0] or each[at : at + 1] != row[at : at + 1]]
-            elif way in ("all", "other") and row:
+            elif way in ("column", "other") and row:
                 new, old = draw(pick(["", "0", "1", "-1", "1e308", "nan", "x", "all", "natural"])), row[at]
                 for each in table[1:]:
-                    if at < len(each) and (way == "all" or each[at] == old):
+                    if at < len(each) and (way == "column" or each[at] == old):
                         each[at] = new
         end = draw(pick(["\n"] * 9 + [""]))
         return ("\n".join(",".join(row) for row in table) + end).encode("utf-8", "surrogatepass")
