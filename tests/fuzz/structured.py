@@ -208,7 +208,7 @@ def json_lines(content: bytes) -> Bytes:
     return drawn(content.splitlines())
 
 
-WAYS = "cell cell cell row less more head quote many without column other".split()
+WAYS = ["cell", "cell", "cell", "row", "less", "more", "head", "quote", "many", "without", "column", "other"]
 
 
 def csv_files(content: bytes) -> Bytes:
