@@ -193,8 +193,9 @@ def test_names_of_attacks_are_whole_and_explained_where_they_occur(style: str) -
 def test_the_data_beside_a_figure_is_its_table_to_the_last_digit(tmp_path: Path) -> None:
     SMALL.draw(tmp_path, only=["nr-share", "alignment-robustness"], formats=["svg"], progress=False)
     for name in ("nr-share", "alignment-robustness"):
-        written = pd.read_csv(tmp_path / "figures" / f"{name}.csv", float_precision="round_trip")
-        pd.testing.assert_frame_equal(written, plots.data(name, SMALL), check_exact=True)
+        wanted = plots.data(name, SMALL)  # older versions of pandas drop a last digit where they read numbers
+        written = pd.read_csv(tmp_path / "figures" / f"{name}.csv", dtype=str).astype(wanted.dtypes)
+        pd.testing.assert_frame_equal(written, wanted, check_exact=True)
 
 
 # ----------------------------------------------------------------------------------------------------- what is drawn
