@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -209,11 +210,14 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
     check_head(path, len(names) + len(numbers), within=path.parent)
     if not path.read_bytes().endswith(b"\n"):
         raise ValueError(f"{path.name} is cut short")
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+            # index_col: else pandas takes what is too much in a line for its name, which takes seconds for thousands.
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise ValueError(f"{path.name} has lines of another length") from error
     if len(frame.columns) != len(names) + len(numbers) or set(frame.columns) != {*names, *numbers}:
         raise ValueError(f"{path.name} has other columns")
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes what is too much in a line for its name
-        raise ValueError(f"{path.name} has lines of another length")
     if any(has_controls(name) for column in names for name in frame[column].unique()):
         raise ValueError(f"{path.name} has names with control characters")
     for column in numbers:

@@ -151,7 +151,14 @@ def test_archives_of_an_odd_make_are_refused(tmp_path: Path) -> None:
 
 def test_tables_of_endless_or_uneven_lines_are_refused(tmp_path: Path) -> None:
     path, columns = tmp_path / "t.csv", (("name",), ("value",))
-    for content in ("name,value" + "," * LARGEST_LINE, "name,value\na,1,2\nb,1,2\n", "name,value,value.1\na,1,2\n"):
+    for content in (
+        "name,value" + "," * LARGEST_LINE,
+        "name,value\na,1,2\nb,1,2\n",
+        "name,value\na,1\nb,1,2\n",
+        "name,value\na,1,2\nb,1\n",
+        "name,value\n" + "a,1" + ",2" * 20_000 + "\n",
+        "name,value,value.1\na,1,2\n",
+    ):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"first line|lines of another length|other columns"):
             read_table(path, *columns)

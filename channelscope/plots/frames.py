@@ -173,9 +173,9 @@ def training_attack(comparison: Comparison) -> str:
     settings = [described.get("settings") or {} for described in comparison.meta["models"].values()]
     known = [(each.get("recipe") or {}).get("attack") or {} for each in settings]
     told = {(attack.get("steps"), attack.get("eps")) for attack in known if attack}
-    if len(told) != 1 or None in next(iter(told)):
+    steps, eps = told.pop() if len(told) == 1 else (None, None)
+    if steps is None or eps is None:
         return "as in training"
-    ((steps, eps),) = told
     return f"PGD-{steps}, ε = {radius(eps)}, as in training"
 
 
