@@ -24,6 +24,9 @@ RUN := $(VENV)/bin/python -m
 # --no-compile: most of the 6 GB is never imported, and what is gets compiled then.
 PIP_INSTALL := $(RUN) pip install --quiet --no-input --no-compile --disable-pip-version-check
 
+# Where it is set, as in many containers, each of a test's processes would compile anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 ifndef TOGETHER
 .NOTPARALLEL:

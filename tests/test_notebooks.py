@@ -16,7 +16,8 @@ LESS = {
     "01_compare": ('attacks="joint-sweep", progress', 'attacks="joint-sweep", images=60, replicates=20, progress'),
     "03_your_own_network_and_data": ("epochs: int = 25", "epochs: int = 5"),
     "04_is_the_ranking_causal": ('"images": 150', '"images": 40'),
-    "06_cifar10": ("images=100, replicates=200", "images=20, replicates=20"),
+    "05_figures_for_a_paper": ('attacks="pgd-20"', 'attacks="pgd-20", images=60, replicates=20'),
+    "06_cifar10": ("images=100, replicates=200", 'images=20, replicates=20, attack="pgd-5", attacks="pgd-5"'),
 }
 
 
