@@ -216,7 +216,7 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path.name} has lines of another length") from error
-    if len(frame.columns) != len(names) + len(numbers) or set(frame.columns) != {*names, *numbers}:
+    if set(frame.columns) != {*names, *numbers}:
         raise ValueError(f"{path.name} has other columns")
     if any(has_controls(name) for column in names for name in frame[column].unique()):
         raise ValueError(f"{path.name} has names with control characters")

@@ -158,6 +158,8 @@ def test_tables_of_endless_or_uneven_lines_are_refused(tmp_path: Path) -> None:
         "name,value\na,1,2\nb,1\n",
         "name,value\n" + "a,1" + ",2" * 20_000 + "\n",
         "name,value,value.1\na,1,2\n",
+        "name,name\na,b\n",
+        '"name,value",value\na,1,2\n',
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"first line|lines of another length|other columns"):
