@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from benchmarks.training import CLASSES, machine, resnet18, seconds, spread
-from channelscope.capture import activations, pooled
-from channelscope.hooks import evaluating
-from channelscope.stats import ChannelStats
+from channelscope.layers.features import activations, pooled
+from channelscope.layers.hooks import evaluating
+from channelscope.statistics.streaming import ChannelStats
 
 WIDTH, BATCH = 16, 128
 BLOCKS = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]

@@ -25,12 +25,12 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from channelscope.checkpoints import build, versions
-from channelscope.checkpoints.tensors import load_tensors, save_tensors
 from channelscope.data import Dataset, load
 from channelscope.training import Recipe, train
 from channelscope.training.job import Job
 from channelscope.training.recipes import parse_value
+from channelscope.weights import build, versions
+from channelscope.weights.tensors import load_tensors, save_tensors
 
 PART = 15_000_000  # bytes
 

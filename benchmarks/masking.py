@@ -23,8 +23,8 @@ from torch import Tensor, nn
 import channelscope
 from channelscope.attacks import PGD, Attack, correct
 from channelscope.errors import UserError
-from channelscope.evaluation.binarisation import binarisation
-from channelscope.evaluation.masking import LEVEL, MATERIAL, STRAY, findings
+from channelscope.study.binarisation import binarisation
+from channelscope.study.masking import LEVEL, MATERIAL, STRAY, findings
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from channelscope import zoo
-from channelscope.alignment import wilson
-from channelscope.checkpoints import Checkpoint, Gate
 from channelscope.evaluation import Evaluation
+from channelscope.statistics.alignment import wilson
+from channelscope.weights import Checkpoint, Gate, zoo
 from figures import markdown
 
 KEPT, GALLERY = Path("docs/results-small"), Path("figures/cifar10/tables")

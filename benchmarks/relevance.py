@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.training import CLASSES, machine, resnet18, seconds, spread, with_gates
-from channelscope.channels import channel_axis
-from channelscope.hooks import evaluating, trace
-from channelscope.relevance import COSTS, SCORERS
+from channelscope.layers.channels import channel_axis
+from channelscope.layers.hooks import evaluating, trace
+from channelscope.scorers import COSTS, SCORERS
 
 WIDTH, SIZE = 16, 32
 BLOCKS = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]

@@ -21,8 +21,7 @@ from pathlib import Path
 
 from benchmarks import pages
 from benchmarks.pages import GALLERY, KEPT, METHODS, name_of
-from channelscope import zoo
-from channelscope.checkpoints import Checkpoint
+from channelscope.weights import Checkpoint, zoo
 
 RUNS = Path("runs/results-small")
 IMAGES, AUTOATTACK_IMAGES, RANKED_IMAGES = 1000, 400, 300

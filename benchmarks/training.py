@@ -29,9 +29,9 @@ from tqdm.auto import tqdm
 import channelscope
 from channelscope.attacks import PGD
 from channelscope.data import Dataset, Split
-from channelscope.models import Architecture
+from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
+from channelscope.networks import Architecture
 from channelscope.objectives import Joint, Objective, cross_entropy
-from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
 from channelscope.training import Recipe
 from channelscope.training.engine import train_epoch
 from channelscope.training.job import Job

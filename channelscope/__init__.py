@@ -16,35 +16,35 @@ __version__ = "0.1.0"
 # The public face, by module. Everything is imported at its first use, so that importing channelscope is instant.
 _FACE = {
     "attacks": ("APGD", "FGSM", "PGD"),
-    "capture": ("ablated", "capture"),
-    "checkpoints": ("load",),
+    "layers.features": ("ablated", "capture"),
+    "weights": ("load",),
     "comparison": ("Comparison", "compare"),
     "errors": ("UserError",),
     "evaluation": ("Evaluation", "evaluate"),
-    "explore": ("explore",),
+    "explorer": ("explore",),
     "intervention": ("Interventions", "intervene"),
     "objectives": ("Joint", "cross_entropy", "dlr", "margin"),
-    "relevance": ("relevance",),
-    "selection": ("FeatureSelector", "LinearProbe", "Selective", "TwoLayerProbe", "attached"),
-    "sweep": ("sweep",),
+    "scorers": ("relevance",),
+    "gates": ("FeatureSelector", "LinearProbe", "Selective", "TwoLayerProbe", "attached"),
+    "sweeps": ("sweep",),
     "training": ("Recipe", "train"),
 }
 _HOME = {name: module for module, names in _FACE.items() for name in names}
 
 if TYPE_CHECKING:
     from channelscope.attacks import APGD, FGSM, PGD
-    from channelscope.capture import ablated, capture
-    from channelscope.checkpoints import load
     from channelscope.comparison import Comparison, compare
     from channelscope.errors import UserError
     from channelscope.evaluation import Evaluation, evaluate
-    from channelscope.explore import explore
+    from channelscope.explorer import explore
+    from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
     from channelscope.intervention import Interventions, intervene
+    from channelscope.layers.features import ablated, capture
     from channelscope.objectives import Joint, cross_entropy, dlr, margin
-    from channelscope.relevance import relevance
-    from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
-    from channelscope.sweep import sweep
+    from channelscope.scorers import relevance
+    from channelscope.sweeps import sweep
     from channelscope.training import Recipe, train
+    from channelscope.weights import load
 
 __all__ = [
     "APGD",

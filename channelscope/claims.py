@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from numpy import ndarray
 
-from channelscope.alignment import (
+from channelscope.statistics.alignment import (
     BOUNDS,
     Estimate,
     Outcome,

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
-from channelscope.hooks import logits_of
+from channelscope.layers.hooks import logits_of
 
 # (model, images x (n, c, h, w), labels y (n,)) -> loss per image (n,)
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]

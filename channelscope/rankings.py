@@ -14,17 +14,17 @@ import torch
 from tqdm.auto import tqdm
 
 from channelscope import files
-from channelscope.alignment import FEWEST_REPLICATES, estimate, mean_over_classes, spearman
-from channelscope.checkpoints import versions
 from channelscope.data import as_dataset, stratified
 from channelscope.errors import UserError
+from channelscope.figures.paper import write
+from channelscope.figures.scorers import scorer_agreement, scorer_agreement_data
 from channelscope.files import replacing_folder, write_digests
 from channelscope.locks import locked
-from channelscope.plots.paper import write
-from channelscope.plots.scorers import scorer_agreement, scorer_agreement_data
-from channelscope.relevance import COSTS, Scored, choose, few, score, scorer_named
-from channelscope.stats import ChannelStats, bootstrap_weights
-from channelscope.subjects import Network, Subject, layers_by_label, parameter_of, subjects_of, widened
+from channelscope.scorers import COSTS, Scored, choose, few, score, scorer_named
+from channelscope.statistics.alignment import FEWEST_REPLICATES, estimate, mean_over_classes, spearman
+from channelscope.statistics.streaming import ChannelStats, bootstrap_weights
+from channelscope.study.models import Network, Subject, layers_by_label, parameter_of, subjects_of, widened
+from channelscope.weights import versions
 
 COLUMNS = {
     "relevance": ("model", "layer", "scorer", "class", "channel", "relevance"),

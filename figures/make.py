@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from channelscope import Comparison
-from channelscope.plots import draw
+from channelscope.figures import draw
 from channelscope.report import SECTIONS
 from figures import rankings
 from figures.markdown import escaped

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from channelscope.figures import interventions
+from channelscope.figures.paper import write
+from channelscope.figures.scorers import scorer_agreement, scorer_agreement_data
 from channelscope.intervention import Interventions
-from channelscope.plots import interventions
-from channelscope.plots.paper import write
-from channelscope.plots.scorers import scorer_agreement, scorer_agreement_data
 
 KEPT = Path("docs/results-small")
 SECTION = "Is the relevance ranking true?"

@@ -2,7 +2,7 @@
 
 import sys
 
-from channelscope.plots import catalogue
+from channelscope.figures import catalogue
 
 KINDS = ("relevance", "robustness", "flow", "training", "gates", "masks")
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from channelscope.checkpoints import GATE_LOG
 from channelscope.comparison import Comparison
 from channelscope.comparison.differences import MEASURES
 from channelscope.comparison.frames import COLUMNS, tidy
+from channelscope.weights import GATE_LOG
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MODELS = ("nat", "at", "cifs")

@@ -38,7 +38,7 @@ jaxtyping.jaxtyped = outermost  # what the import hook calls
 install_import_hook("channelscope", f"{__name__}.checked")
 
 import brief  # noqa: E402  # after the hook, as what it imports is to be checked
-from channelscope.plots import catalogue  # noqa: E402
+from channelscope.figures import catalogue  # noqa: E402
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("repeatable")

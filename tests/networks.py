@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from channelscope.models import Architecture
-from channelscope.selection import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
+from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
+from channelscope.networks import Architecture
 
 CLASSES = 5
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from channelscope.checkpoints import Checkpoint
 from channelscope.data import Dataset, Split, load
 from channelscope.errors import UserError
 from channelscope.training import Recipe, engine, train
 from channelscope.training.job import Job
+from channelscope.weights import Checkpoint
 
 METHODS = ("standard", "at", "cifs", "cas")  # those that stand for the others, ``training.METHODS``
 TINY: dict[str, Any] = {"arch": "resnet10", "width": 2, "epochs": 2, "batch_size": 16, "attack_steps": 2}

@@ -26,7 +26,7 @@ from channelscope.comparison import Comparison, compare
 from channelscope.errors import UserError
 from channelscope.evaluation import evaluate
 from channelscope.evaluation.progress import Progress
-from channelscope.measurement import Measurement
+from channelscope.study.measurement import Measurement
 
 SEED = 3
 NORMS = list(product((torch.float32, torch.float64), (0.1, None), (6, 7, 1)))  # type, momentum, images

@@ -24,8 +24,8 @@ from channelscope.attacks import (
     image_generators,
 )
 from channelscope.attacks.adaptive import BETAS, in_turn
+from channelscope.gates import KINDS, Selection, Selective, attached, detached, frozen, is_hiding, takes_labels
 from channelscope.objectives import Joint, cross_entropy
-from channelscope.selection import KINDS, Selection, Selective, attached, detached, frozen, is_hiding, takes_labels
 from networks import CLASSES, gated, images, plain, resnet, settle
 from runs import mistake, randomness_untouched
 

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as arrays
 from numpy import ndarray
 
 import reference
-from channelscope import alignment
-from channelscope.alignment import (
+from channelscope.statistics import alignment
+from channelscope.statistics.alignment import (
     BOUNDS,
     FEWEST_REPLICATES,
     Estimate,

@@ -10,10 +10,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from channelscope.capture import pooled
 from channelscope.comparison import compare
-from channelscope.hooks import hooked, layers_named
-from channelscope.relevance import gradient
+from channelscope.layers.features import pooled
+from channelscope.layers.hooks import hooked, layers_named
+from channelscope.scorers import gradient
 
 CLASSES = 3
 

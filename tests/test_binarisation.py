@@ -8,10 +8,10 @@ from torch import nn
 
 from channelscope.attacks import PGD, correct
 from channelscope.attacks.apgd import APGD
+from channelscope.attacks.fallback import Noise
 from channelscope.evaluation import binarisation as module
-from channelscope.evaluation.binarisation import Binarisation, binarisation
-from channelscope.evaluation.remedies import Noise
 from channelscope.objectives import dlr, margin
+from channelscope.study.binarisation import Binarisation, binarisation
 from masked import EPS, digits, honest, masked
 from networks import images, mixed, plain, unchanged
 from runs import mistake

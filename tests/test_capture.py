@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.attacks import PGD
-from channelscope.capture import ablated, activations, capture, pooled
 from channelscope.errors import UserError
-from channelscope.hooks import LayerError, hooked
+from channelscope.layers.features import ablated, activations, capture, pooled
+from channelscope.layers.hooks import LayerError, hooked
 from networks import (
     CLASSES,
     FORMS,

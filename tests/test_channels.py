@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import Permute
 
-from channelscope.channels import channel_axis, positions, summed
 from channelscope.errors import UserError
+from channelscope.layers.channels import channel_axis, positions, summed
 from networks import gated, plain, resnet
 
 

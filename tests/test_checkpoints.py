@@ -18,7 +18,10 @@ from torch import nn
 
 import networks
 from channelscope import cli
-from channelscope.checkpoints import (
+from channelscope.errors import UserError
+from channelscope.gates import Selective
+from channelscope.networks import Architecture
+from channelscope.weights import (
     GATE_LOG,
     LOG,
     Checkpoint,
@@ -28,10 +31,7 @@ from channelscope.checkpoints import (
     load,
     log_columns,
 )
-from channelscope.checkpoints.tensors import load_tensors, save_tensors
-from channelscope.errors import UserError
-from channelscope.models import Architecture
-from channelscope.selection import Selective
+from channelscope.weights.tensors import load_tensors, save_tensors
 from runs import METHODS, contents, mistake, randomness_untouched, refusal_allowed, same_state, trained
 
 pytestmark = pytest.mark.usefixtures("unchecked")

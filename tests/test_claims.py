@@ -9,7 +9,7 @@ import pytest
 from numpy import ndarray
 
 from channelscope.claims import CLAIMS, Evidence, Verdict, verdicts
-from channelscope.stats import bootstrap_weights
+from channelscope.statistics.streaming import bootstrap_weights
 
 REPLICATES, CLASSES = 201, 6
 # What a network's measures are by default: neither aligned nor misaligned.

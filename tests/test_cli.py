@@ -22,15 +22,15 @@ import networks
 import test_converters as releases
 from channelscope import cli
 from channelscope.attacks import PGD
-from channelscope.checkpoints import Checkpoint
-from channelscope.checkpoints.tensors import load_tensors
 from channelscope.cli import commands, inspection, options
 from channelscope.cli.parser import make_parser
 from channelscope.comparison import Comparison, compare
 from channelscope.data import Dataset
-from channelscope.relevance import COSTS
+from channelscope.scorers import COSTS
 from channelscope.training import Recipe
 from channelscope.training.recipes import catalogue, summary
+from channelscope.weights import Checkpoint
+from channelscope.weights.tensors import load_tensors
 from runs import METHODS, contents, digits, same_run, trained, write_npz
 
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 import networks
 import reference
 from channelscope.attacks import FGSM, PGD, JointSweep, image_generators
-from channelscope.checkpoints import GATE_LOG, LOG, Checkpoint
 from channelscope.comparison import Comparison, check_folder, compare
 from channelscope.comparison.frames import COLUMNS
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
-from channelscope.explore import explore
+from channelscope.explorer import explore
 from channelscope.files import DIGESTS
-from channelscope.hooks import LayerError
+from channelscope.gates import Selective
+from channelscope.layers.hooks import LayerError
 from channelscope.report import write_report
-from channelscope.selection import Selective
 from channelscope.training import Recipe
+from channelscope.weights import GATE_LOG, LOG, Checkpoint
 from comparisons import synthetic
 from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
 from runs import METHODS, contents, digits, mistake, randomness_untouched, refusal_allowed, run, trained

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import networks
-from channelscope.checkpoints import Checkpoint, Gate, build, load
-from channelscope.converters import CONVERTERS, from_cifs_release
-from channelscope.models import Architecture
-from channelscope.selection import Selective
+from channelscope.gates import Selective
+from channelscope.networks import Architecture
+from channelscope.weights import Checkpoint, Gate, build, load
+from channelscope.weights.converters import CONVERTERS, from_cifs_release
 from runs import contents, mistake, same_state
 
 CLASSES = 7

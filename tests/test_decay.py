@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import networks
-from channelscope.alignment import BOUNDS
 from channelscope.attacks import FGSM, PGD, image_generators
 from channelscope.comparison import Comparison, compare
 from channelscope.comparison.decay import Stopped
+from channelscope.statistics.alignment import BOUNDS
 from runs import mistake
 
 QUICK: dict[str, Any] = {"attack": "pgd-3", "attacks": (), "replicates": 20, "progress": False, "thumbnails": False}

@@ -12,13 +12,13 @@ from scipy.stats import binomtest, norm
 
 import networks
 import reference
-from channelscope.alignment import mean_over_classes
 from channelscope.attacks import parse
 from channelscope.comparison import Comparison, compare
 from channelscope.comparison.differences import MEASURES
 from channelscope.data import as_dataset
-from channelscope.measurement import measure
-from channelscope.stats import bootstrap_weights
+from channelscope.statistics.alignment import mean_over_classes
+from channelscope.statistics.streaming import bootstrap_weights
+from channelscope.study.measurement import measure
 
 QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 30, "progress": False, "thumbnails": False}
 KEYS = ["layer", "other_layer", "class", "measure"]

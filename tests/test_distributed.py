@@ -24,8 +24,8 @@ from channelscope import cli, distributed
 from channelscope.attacks import image_generators
 from channelscope.cli import processes
 from channelscope.comparison.frames import COLUMNS
-from channelscope.measurement import Measurement
-from channelscope.stats import ChannelStats
+from channelscope.statistics.streaming import ChannelStats
+from channelscope.study.measurement import Measurement
 from runs import trained, write_npz
 
 pytestmark = pytest.mark.usefixtures("unchecked")

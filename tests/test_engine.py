@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 import reference
 import together
 from channelscope import distributed, training
-from channelscope.checkpoints import LOG, Checkpoint, load, log_columns
 from channelscope.comparison import compare
 from channelscope.data import Dataset, augment
 from channelscope.objectives import Joint
 from channelscope.training import engine
 from channelscope.training.job import Job
 from channelscope.training.state import State
+from channelscope.weights import LOG, Checkpoint, load, log_columns
 from runs import contents, digits, interrupted, mistake, run, same_run, same_state, tiny_job, write_npz
 
 pytestmark = pytest.mark.usefixtures("unchecked")

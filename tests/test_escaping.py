@@ -20,7 +20,7 @@ from channelscope.comparison.frames import Comparison
 from channelscope.controls import has_controls, spelt
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
-from channelscope.plots import paper, tex
+from channelscope.figures import paper, tex
 from channelscope.report import write_report
 from comparisons import synthetic
 from figures import markdown

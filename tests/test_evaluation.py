@@ -21,10 +21,10 @@ from torch import Tensor, nn
 import channelscope as cs
 import masked
 from channelscope.attacks import APGD, FGSM, PGD, correct, thrifty
+from channelscope.attacks.suites import attacks_on
 from channelscope.cli import main
 from channelscope.evaluation import SUITES, Evaluation, evaluate
 from channelscope.evaluation.progress import Gallery, Progress
-from channelscope.evaluation.suites import attacks_on
 from channelscope.files import DIGESTS
 from runs import contents, digits, mistake, randomness_untouched, trained, write_npz
 

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 import channelscope as cs
-from channelscope import excitation
-from channelscope.excitation import Album, TopImages, by_rank, pictures_of
 from channelscope.files import DIGESTS
+from channelscope.statistics import excitation
+from channelscope.statistics.excitation import Album, TopImages, by_rank, pictures_of
 
 # Few values, so that there are ties.
 ACTIVATIONS = arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.sampled_from([-1, 0, 2]))

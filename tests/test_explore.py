@@ -17,8 +17,8 @@ from torch import nn
 
 import channelscope as cs
 from browser import PROGRAM, Tab, browsing
-from channelscope.explore import Still, tables
-from channelscope.explore.pictures import ACROSS, Sheet
+from channelscope.explorer import Still, tables
+from channelscope.explorer.pictures import ACROSS, Sheet
 from comparisons import synthetic
 
 in_a_browser = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
@@ -283,7 +283,7 @@ def test_readers_without_a_kernel_get_the_chart(found):
 def test_without_ipywidgets_the_same_stands_still(found, monkeypatch):
     expected = cs.explore(found, model="other", layer="1", class_name="1", order="change")._repr_html_()
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    monkeypatch.delitem(sys.modules, "channelscope.explore.widgets")
+    monkeypatch.delitem(sys.modules, "channelscope.explorer.widgets")
     still = cs.explore(found, model="other", layer="1", class_name="1", order="change")
     assert type(still) is Still
     assert still._repr_html_() == expected

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import reference
 from channelscope.comparison import compare
-from channelscope.stats import PairedStats
+from channelscope.statistics.streaming import PairedStats
 
 QUICK: dict[str, Any] = {"attacks": (), "replicates": 20, "progress": False, "thumbnails": False}
 N = 80

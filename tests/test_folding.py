@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import reference
-from channelscope import folding
-from channelscope.attacks import PGD
-from channelscope.capture import capture
+from channelscope.attacks import PGD, folding
+from channelscope.attacks.folding import run_folded
 from channelscope.distributed import SynchronisedBatchNorm2d
 from channelscope.errors import UserError
-from channelscope.folding import run_folded
-from channelscope.hooks import evaluating, hooked, logits_of
+from channelscope.gates import Selective
+from channelscope.layers.features import capture
+from channelscope.layers.hooks import evaluating, hooked, logits_of
 from channelscope.objectives import Joint, cross_entropy
-from channelscope.selection import Selective
 from networks import (
     CLASSES,
     FORMS,

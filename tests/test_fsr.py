@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import reference
 from channelscope.errors import UserError
-from channelscope.selection import FeatureRecalibrator, Selection, Selective
+from channelscope.gates import FeatureRecalibrator, Selection, Selective
 from networks import CLASSES, images, resnet
 from runs import randomness_untouched
 

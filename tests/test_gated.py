@@ -8,10 +8,10 @@ import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
 
-from channelscope import plots
+from channelscope import figures as plots
 from channelscope.errors import UserError
-from channelscope.plots import gated
-from channelscope.plots.paper import COLOURS
+from channelscope.figures import gated
+from channelscope.figures.paper import COLOURS
 from comparisons import synthetic
 
 GATED = synthetic(("at", "cifs"), ("bird", "cat", "dog"), gates=("layer4.0", "layer4.1"), channels=7, whole=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import channelscope
 from channelscope.errors import UserError
-from channelscope.hooks import (
+from channelscope.layers.hooks import (
     LayerError,
     evaluating,
     first_tensor,

@@ -27,15 +27,15 @@ from channelscope.attacks import PGD, JointSweep
 from channelscope.cli import main, parser
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
+from channelscope.figures import interventions
+from channelscope.figures.interventions import curves_data, league_data
+from channelscope.figures.paper import COLOURS
 from channelscope.files import DIGESTS
 from channelscope.intervention import Interventions
 from channelscope.intervention.results import COLUMNS
 from channelscope.intervention.run import Run
 from channelscope.intervention.suppression import Plan, suppressed
 from channelscope.objectives import Gated
-from channelscope.plots import interventions
-from channelscope.plots.interventions import curves_data, league_data
-from channelscope.plots.paper import COLOURS
 from networks import CLASSES, gated, images, plain, unchanged
 from runs import trained, write_npz
 

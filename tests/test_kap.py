@@ -8,7 +8,7 @@ from torch import Tensor
 
 import reference
 from channelscope.errors import UserError
-from channelscope.selection import KernelAveragePool, Selective
+from channelscope.gates import KernelAveragePool, Selective
 from networks import CLASSES, images, resnet
 from runs import randomness_untouched
 

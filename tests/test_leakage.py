@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import reference
-from channelscope.alignment import wilson
 from channelscope.attacks import FGSM
 from channelscope.comparison import Comparison, compare
-from channelscope.leakage import read, wrong_labels
-from channelscope.selection import (
+from channelscope.gates import (
     ElementScaler,
     FeatureSelector,
     LinearProbe,
@@ -24,6 +22,8 @@ from channelscope.selection import (
     frozen,
     told,
 )
+from channelscope.statistics.alignment import wilson
+from channelscope.statistics.leakage import read, wrong_labels
 from networks import CLASSES, gated, images, plain
 
 K = 4

@@ -16,7 +16,7 @@ from channelscope.attacks.adaptive import in_turn
 from channelscope.attacks.library import AttackWarning, AutoAttack, Component, LibraryAttack, Square, doubts
 from channelscope.data import load
 from channelscope.errors import UserError
-from channelscope.hooks import logits_of
+from channelscope.layers.hooks import logits_of
 from networks import FORMS, CallsAutograd, Linear, Returns, TrainsItself, Twice, gated, images, mixed, plain, unchanged
 
 NAMES: list[Component] = ["apgd-ce", "apgd-t", "fab-t", "square"]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.attacks import PGD, Attack, correct
+from channelscope.attacks.fallback import Averaged, Estimated, Noise
 from channelscope.evaluation import masking
-from channelscope.evaluation.masking import LEVEL, Checks, exceeds, findings
-from channelscope.evaluation.remedies import Averaged, Estimated, Noise
 from channelscope.objectives import cross_entropy, margin
+from channelscope.study.masking import LEVEL, Checks, exceeds, findings
 from masked import EPS, MASKED, SEEDS, digits, honest, masked
 from networks import Linear, images, mixed, plain, unchanged
 from runs import mistake

@@ -8,11 +8,11 @@ import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_hex
 
-from channelscope import plots
+from channelscope import figures as plots
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError
-from channelscope.plots import matching
-from channelscope.plots.paper import MODEL_COLOURS
+from channelscope.figures import matching
+from channelscope.figures.paper import MODEL_COLOURS
 from comparisons import synthetic
 
 THREE = synthetic(("nat", "at", "cifs"), ("bird", "cat"), ("layer3", "layer4"), channels=12, whole=True)

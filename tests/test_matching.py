@@ -13,11 +13,11 @@ from numpy import ndarray
 from torch import nn
 
 import reference
-from channelscope import measurement
-from channelscope.alignment import estimate
 from channelscope.comparison import Comparison, compare
-from channelscope.matching import cka, hsic, match, normalised
-from channelscope.stats import bootstrap_weights
+from channelscope.statistics.alignment import estimate
+from channelscope.statistics.similarity import cka, hsic, match, normalised
+from channelscope.statistics.streaming import bootstrap_weights
+from channelscope.study import measurement
 from networks import CLASSES, images, plain
 
 seeds = st.integers(0, 2**32 - 1)

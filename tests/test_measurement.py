@@ -12,15 +12,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 import reference
-from channelscope.alignment import measures
 from channelscope.attacks import FGSM, PGD, image_generators
-from channelscope.capture import activations, capture
 from channelscope.data import Split, Streamed
 from channelscope.errors import UserError
-from channelscope.hooks import LayerError
-from channelscope.measurement import Measurement, measure
-from channelscope.relevance import gradient
-from channelscope.stats import bootstrap_weights
+from channelscope.layers.features import activations, capture
+from channelscope.layers.hooks import LayerError
+from channelscope.scorers import gradient
+from channelscope.statistics.alignment import measures
+from channelscope.statistics.streaming import bootstrap_weights
+from channelscope.study.measurement import Measurement, measure
 from networks import (
     CLASSES,
     FORMS,

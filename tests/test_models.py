@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from channelscope.capture import capture
 from channelscope.errors import UserError
-from channelscope.models import RESNETS, Architecture
+from channelscope.layers.features import capture
+from channelscope.networks import RESNETS, Architecture
 
 ARCHS = [*RESNETS, "wrn-10-1", "wrn-16-2", "wrn-22-1"]
 

@@ -14,12 +14,12 @@ from matplotlib.text import Text
 from sklearn.decomposition import PCA
 
 import reference
-from channelscope import plots
+from channelscope import figures as plots
 from channelscope.errors import UserError
-from channelscope.plots.catalogue import _pictures
-from channelscope.plots.flow import flow_data, flow_share_data
-from channelscope.plots.network import classes_data, embedding_data, uniformity_data
-from channelscope.plots.paper import COLOURS, MODEL_COLOURS
+from channelscope.figures.catalogue import _pictures
+from channelscope.figures.flow import flow_data, flow_share_data
+from channelscope.figures.network import classes_data, embedding_data, uniformity_data
+from channelscope.figures.paper import COLOURS, MODEL_COLOURS
 from comparisons import synthetic
 
 CLASSES = ("bird", "cat", "dog", "frog")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import reference
 from channelscope.attacks import PGD
 from channelscope.errors import UserError
+from channelscope.gates import KINDS, Probed, Selective
 from channelscope.objectives import (
     MART,
     TRADES,
@@ -24,7 +25,6 @@ from channelscope.objectives import (
     kl_divergence,
     margin,
 )
-from channelscope.selection import KINDS, Probed, Selective
 from networks import CLASSES, FORMS, Returns, gated, images, plain, resnet, settle
 
 BETAS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0)

@@ -17,10 +17,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from channelscope import plots
-from channelscope.plots import paper, tex
-from channelscope.plots.kinds import KINDS
-from channelscope.plots.subjects import whole
+from channelscope import figures as plots
+from channelscope.figures import paper, tex
+from channelscope.figures.kinds import KINDS
+from channelscope.figures.subjects import whole
 from channelscope.report import SECTIONS
 from comparisons import synthetic
 from pictures import mistake

@@ -20,12 +20,12 @@ from matplotlib.text import Text
 from PIL import Image
 
 import brief
-from channelscope import plots
+from channelscope import figures as plots
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError
-from channelscope.plots import catalogue
-from channelscope.plots.catalogue import _pictures
-from channelscope.plots.paper import COLOURS, MODEL_COLOURS
+from channelscope.figures import catalogue
+from channelscope.figures.catalogue import _pictures
+from channelscope.figures.paper import COLOURS, MODEL_COLOURS
 from comparisons import CLASSES, MODELS, synthetic
 
 TRAINED = "training images, as trained on"

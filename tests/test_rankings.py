@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import reference
 from channelscope.errors import UserError
+from channelscope.figures.scorers import scorer_agreement, scorer_agreement_data
 from channelscope.files import DIGESTS
-from channelscope.plots.scorers import scorer_agreement, scorer_agreement_data
 from channelscope.rankings import Rankings, rank
-from channelscope.relevance import relevance
+from channelscope.scorers import relevance
 from networks import CLASSES, gated, images, plain, resnet
 from test_scorers import deciding
 

@@ -14,7 +14,6 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from channelscope.checkpoints import METHOD_NAMES, Gate, build
 from channelscope.cli import options
 from channelscope.data import Dataset, Split
 from channelscope.objectives import MART, TRADES, CrossEntropy, Joint
@@ -22,6 +21,7 @@ from channelscope.training import Recipe
 from channelscope.training.job import Job
 from channelscope.training.recipes import METHODS, SETTINGS, catalogue, parse_value, summary
 from channelscope.training.settings import Attack, Schedule
+from channelscope.weights import METHOD_NAMES, Gate, build
 from runs import mistake, tiny_job
 
 SHIPPED = resources.files("channelscope") / "recipes"

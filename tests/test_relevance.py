@@ -9,9 +9,9 @@ import torchvision
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
-from channelscope.hooks import LayerError, hooked
-from channelscope.relevance import LastLayer, gradient
-from channelscope.selection import FeatureSelector, Selective, TwoLayerProbe
+from channelscope.gates import FeatureSelector, Selective, TwoLayerProbe
+from channelscope.layers.hooks import LayerError, hooked
+from channelscope.scorers import LastLayer, gradient
 from networks import (
     CLASSES,
     FORMS,

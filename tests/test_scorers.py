@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reference
-from channelscope.capture import capture
 from channelscope.errors import UserError
-from channelscope.hooks import hooked
-from channelscope.relevance import (
+from channelscope.gates import FeatureSelector, LinearProbe, Selective
+from channelscope.layers.features import capture
+from channelscope.layers.hooks import hooked
+from channelscope.scorers import (
     COSTS,
     SCORERS,
     Ablation,
@@ -25,7 +26,6 @@ from channelscope.relevance import (
     RelevanceScorer,
     scorer_named,
 )
-from channelscope.selection import FeatureSelector, LinearProbe, Selective
 from networks import CLASSES, FORMS, Returns, TrainsItself, Twice, gated, images, mixed, plain, resnet, unchanged
 
 FREE = [name for name in SCORERS if name not in ("weights", "probe")]  # scorers of any layer

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 import channelscope as cs
 import reference
-from channelscope.capture import capture
-from channelscope.checkpoints import Checkpoint
 from channelscope.data import as_dataset
 from channelscope.errors import UserError
-from channelscope.models import Architecture
-from channelscope.relevance import SCORERS, gradient, relevance, score
-from channelscope.stats import bootstrap_weights
+from channelscope.layers.features import capture
+from channelscope.networks import Architecture
+from channelscope.scorers import SCORERS, gradient, relevance, score
+from channelscope.statistics.streaming import bootstrap_weights
+from channelscope.weights import Checkpoint
 from networks import CLASSES, gated, images, mixed, plain, resnet, unchanged
 
 

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reference
-from channelscope.capture import capture
 from channelscope.errors import UserError
-from channelscope.hooks import LayerError
-from channelscope.selection import (
+from channelscope.gates import (
     KINDS,
     FeatureSelector,
     LinearProbe,
@@ -26,6 +24,8 @@ from channelscope.selection import (
     attached,
     mask_share,
 )
+from channelscope.layers.features import capture
+from channelscope.layers.hooks import LayerError
 from networks import CLASSES, CallsAutograd, Twice, gated, hooks, images, plain, resnet, settle, unchanged
 
 CHANNELS, LOGITS = 5, 4

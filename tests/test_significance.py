@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm, spearmanr, ttest_rel
 
 import reference
-from channelscope.significance import FEWEST_PAIRS, bootstrapped, corrected, mantel, mcnemar, paired_t
+from channelscope.statistics.significance import FEWEST_PAIRS, bootstrapped, corrected, mantel, mcnemar, paired_t
 
 seeds = st.integers(0, 2**32)
 

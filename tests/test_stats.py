@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
-from channelscope.stats import ChannelStats, bootstrap_weights
+from channelscope.statistics.streaming import ChannelStats, bootstrap_weights
 
 STATISTICS = ("magnitude", "variance", "frequency")
 

@@ -16,21 +16,22 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from channelscope import cli, plots
-from channelscope.checkpoints import Checkpoint
+from channelscope import cli
+from channelscope import figures as plots
 from channelscope.cli import parser
 from channelscope.comparison import compare
 from channelscope.data import Dataset
 from channelscope.errors import UserError
-from channelscope.plots import sweeps
-from channelscope.plots.paper import COLOURS
-from channelscope.sweep import ABLATIONS, _digest, sweep, values_of
+from channelscope.figures import sweeps
+from channelscope.figures.paper import COLOURS
+from channelscope.sweeps import ABLATIONS, _digest, sweep, values_of
 from channelscope.training import Recipe
+from channelscope.weights import Checkpoint
 from runs import contents, digits, mistake, write_npz
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
-module = import_module("channelscope.sweep")  # the package's own name for it is the function
+module = import_module("channelscope.sweeps")  # the package's own name for it is the function
 SMALL: dict[str, Any] = {"arch": "resnet10", "width": 2, "epochs": 1, "batch_size": 16, "attack_steps": 1}
 VARY = {"gates.options.imgf": ["softmax", "sigmoid"]}
 

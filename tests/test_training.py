@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from channelscope import training
-from channelscope.checkpoints import LOG, Checkpoint, load, log_columns
-from channelscope.checkpoints.tensors import load_tensors
 from channelscope.comparison import compare
 from channelscope.data import Dataset, Split
 from channelscope.errors import UserError
-from channelscope.models import Architecture
-from channelscope.selection import Selective
+from channelscope.gates import Selective
+from channelscope.networks import Architecture
 from channelscope.training import METHODS as EVERY
 from channelscope.training import Recipe, engine, train
 from channelscope.training.state import State
+from channelscope.weights import LOG, Checkpoint, load, log_columns
+from channelscope.weights.tensors import load_tensors
 from runs import (
     METHODS,
     TINY,

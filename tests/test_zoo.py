@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from benchmarks import pages
-from channelscope import attached, load, zoo
+from channelscope import attached, load
 from channelscope.attacks import correct, image_generators, parse, thrifty
-from channelscope.checkpoints import Checkpoint
-from channelscope.checkpoints.tensors import load_tensors
 from channelscope.cli import main
 from channelscope.data import Split, stratified
 from channelscope.data import load as load_data
 from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation
-from channelscope.selection import Selective
-from channelscope.subjects import subjects_of
+from channelscope.gates import Selective
+from channelscope.study.models import subjects_of
 from channelscope.training.recipes import name_of
+from channelscope.weights import Checkpoint, zoo
+from channelscope.weights.tensors import load_tensors
 from runs import mistake
 
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -19,9 +19,9 @@ from channelscope.attacks.apgd import APGD
 from channelscope.attacks.ball import Attack, ImageGenerators, correct
 from channelscope.attacks.pgd import FGSM, PGD
 from channelscope.errors import UserError
-from channelscope.hooks import evaluating
+from channelscope.gates import Selective, detached, frozen
+from channelscope.layers.hooks import evaluating
 from channelscope.objectives import Gated, Joint, cross_entropy
-from channelscope.selection import Selective, detached, frozen
 
 BETAS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0, inf)
 

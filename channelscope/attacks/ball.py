@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
-from channelscope.hooks import logits_of
+from channelscope.layers.hooks import logits_of
 
 Norm = Literal["inf", "2"]
 

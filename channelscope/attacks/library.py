@@ -30,9 +30,9 @@ from channelscope.attacks.ball import (
     rounded_towards,
     wide,
 )
+from channelscope.attacks.folding import run_folded
 from channelscope.errors import UserError
-from channelscope.folding import run_folded
-from channelscope.hooks import evaluating, logits_of
+from channelscope.layers.hooks import evaluating, logits_of
 from channelscope.objectives import margin
 
 Component = Literal["apgd-ce", "apgd-t", "fab-t", "square"]

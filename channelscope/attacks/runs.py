@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from channelscope.attacks.ball import Norm, is_right, length, rounded_towards
+from channelscope.attacks.folding import run_folded
 from channelscope.errors import UserError
-from channelscope.folding import run_folded
-from channelscope.hooks import evaluating, logits_for, logits_of
+from channelscope.layers.hooks import evaluating, logits_for, logits_of
 from channelscope.objectives import Objective
 
 # From the points where a run begins, in the precision of the ball, to its outcome: (images x, labels y, starts,

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 def train(args: argparse.Namespace) -> None:
     """Train a network and print how its best epoch did."""
-    from channelscope.checkpoints import Checkpoint
     from channelscope.distributed import is_first
     from channelscope.training import train
+    from channelscope.weights import Checkpoint
 
     device, name = device_of(args), args.recipe or args.method
     out = Path(args.out or f"{Path(name).stem if name.endswith('.toml') else name}.pt")
@@ -57,7 +57,7 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 def settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Read NAME=VALUE pairs."""
-    from channelscope.sweep import sweep
+    from channelscope.sweeps import sweep
     from channelscope.training import train
     from channelscope.training.recipes import parse_value
 
@@ -77,7 +77,7 @@ def _pairs(pairs: Sequence[str], example: str) -> list[tuple[str, str]]:
 def sweep(args: argparse.Namespace) -> None:
     """Train a recipe's variants, and print how the networks did."""
     from channelscope.distributed import is_first
-    from channelscope.sweep import sweep, values_of
+    from channelscope.sweeps import sweep, values_of
 
     device, out = device_of(args), Path(args.out)
     args.after_stop = " Run the same command again: it goes on with the epoch that was interrupted."
@@ -267,7 +267,7 @@ def demo(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Turn another program's file into a checkpoint."""
-    from channelscope.converters import CONVERTERS
+    from channelscope.weights.converters import CONVERTERS
 
     out = Path(args.out)
     if out.exists():
@@ -281,9 +281,8 @@ def convert(args: argparse.Namespace) -> None:
 
 def zoo(args: argparse.Namespace) -> None:
     """List the networks that ship with the package."""
-    from channelscope import zoo
-    from channelscope.checkpoints import Checkpoint
     from channelscope.training.recipes import name_of
+    from channelscope.weights import Checkpoint, zoo
 
     tell_zoo(
         [

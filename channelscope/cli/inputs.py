@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 from channelscope.errors import UserError
 
 if TYPE_CHECKING:
-    from channelscope.checkpoints import Checkpoint
     from channelscope.data import Dataset
+    from channelscope.weights import Checkpoint
 
 
 def models_of(args: argparse.Namespace) -> dict[str, "Checkpoint"]:
     """Read the checkpoints, by label."""
-    from channelscope import zoo
-    from channelscope.checkpoints import Checkpoint
+    from channelscope.weights import Checkpoint, zoo
 
     labels = args.labels or [zoo.label_of(path) for path in args.models]
     if len(labels) != len(args.models):

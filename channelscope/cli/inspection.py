@@ -18,8 +18,8 @@ def layers(args: argparse.Namespace) -> None:
     """Print a network's layers."""
     import torch
 
-    from channelscope.hooks import layers_named, trace
-    from channelscope.subjects import refusals_told
+    from channelscope.layers.hooks import layers_named, trace
+    from channelscope.study.models import refusals_told
 
     network, shape = _network(args.model, args.image_size)
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
@@ -43,7 +43,7 @@ def layers(args: argparse.Namespace) -> None:
 
 def _network(name: str, image_size: int | None) -> "tuple[nn.Module, tuple[int, int, int]]":
     """Build a network to look at, and tell the shape of its images: a checkpoint's, or one of a library by its name."""
-    from channelscope.checkpoints import Checkpoint
+    from channelscope.weights import Checkpoint
 
     library, _, kind = name.partition(":")
     if library not in _ELSEWHERE or not kind:
@@ -75,7 +75,7 @@ def _from_timm(name: str) -> "tuple[nn.Module, int]":
 
 def _penultimate(network: "nn.Module", images: "Tensor") -> str | None:
     """Name the layer that is looked at by default; None where there is none."""
-    from channelscope.relevance import LastLayer
+    from channelscope.scorers import LastLayer
 
     try:
         return next(iter(LastLayer.find(network, images).inputs), None)
@@ -85,7 +85,7 @@ def _penultimate(network: "nn.Module", images: "Tensor") -> str | None:
 
 def _channels(network: "nn.Module", layer: str, shape: tuple[int, ...]) -> str:
     """Tell the number of channels; a dash for a layer without, or that takes images apart."""
-    from channelscope.channels import channel_axis
+    from channelscope.layers.channels import channel_axis
 
     try:
         return str(shape[channel_axis(network, layer, shape)]) if shape[0] == 2 else "-"

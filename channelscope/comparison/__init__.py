@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from channelscope.alignment import FEWEST_REPLICATES
 from channelscope.attacks import Attack, called, parse
+from channelscope.attacks.suites import ball_of, norm_of
 from channelscope.comparison.decay import points, strengths
 from channelscope.comparison.earlier import Earlier
 from channelscope.comparison.frames import Comparison, check_folder
@@ -20,10 +20,10 @@ from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation, listed
 from channelscope.evaluation.outcomes import Plan, outcomes
 from channelscope.evaluation.progress import Progress
-from channelscope.evaluation.suites import ball_of, norm_of
-from channelscope.measurement import measure
-from channelscope.stats import bootstrap_weights
-from channelscope.subjects import Network, layers_by_label, subjects_of, widened
+from channelscope.statistics.alignment import FEWEST_REPLICATES
+from channelscope.statistics.streaming import bootstrap_weights
+from channelscope.study.measurement import measure
+from channelscope.study.models import Network, layers_by_label, subjects_of, widened
 from channelscope.training import default_eps
 
 __all__ = ["Comparison", "check_folder", "compare"]

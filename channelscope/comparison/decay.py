@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from channelscope.alignment import BOUNDS, estimate, mean_over_classes
 from channelscope.attacks import PGD, Attack, called
+from channelscope.attacks.suites import resized
 from channelscope.comparison.frames import tidy
 from channelscope.comparison.subjects import Compared, Point
 from channelscope.errors import UserError
-from channelscope.evaluation.suites import resized
-from channelscope.measurement import Measurement
+from channelscope.statistics.alignment import BOUNDS, estimate, mean_over_classes
+from channelscope.study.measurement import Measurement
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import pandas as pd
 from jaxtyping import Float
 from numpy import ndarray
 
-from channelscope.alignment import estimate, estimate_change, mean_over_classes
 from channelscope.comparison.frames import tidy
 from channelscope.comparison.subjects import Compared
-from channelscope.significance import bootstrapped, corrected, mcnemar
+from channelscope.statistics.alignment import estimate, estimate_change, mean_over_classes
+from channelscope.statistics.significance import bootstrapped, corrected, mcnemar
 
 MEASURES = ("cosine", "nr_ratio", "relevance_spearman_adversarial")
 

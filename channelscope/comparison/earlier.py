@@ -11,11 +11,11 @@ from numpy import ndarray
 from torch import Tensor
 
 from channelscope.attacks import Attack, called
+from channelscope.attacks.suites import norm_of
 from channelscope.data import Part
 from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation
-from channelscope.evaluation.suites import norm_of
-from channelscope.subjects import Subject
+from channelscope.study.models import Subject
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 
 from channelscope.comparison.frames import COLUMNS
 from channelscope.comparison.subjects import Compared
-from channelscope.excitation import TopImages, joined
+from channelscope.statistics.excitation import TopImages, joined
 
 
 def frame(networks: Sequence[Compared]) -> pd.DataFrame:

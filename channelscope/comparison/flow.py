@@ -6,7 +6,7 @@ import pandas as pd
 
 from channelscope.comparison.frames import COLUMNS
 from channelscope.comparison.subjects import Compared
-from channelscope.significance import corrected, paired_t
+from channelscope.statistics.significance import corrected, paired_t
 
 
 def frame(networks: Sequence[Compared], classes: Sequence[str]) -> pd.DataFrame:

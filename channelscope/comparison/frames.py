@@ -13,10 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from channelscope import files, reading
-from channelscope.checkpoints import GATE_LOG
 from channelscope.errors import UserError
 from channelscope.files import check_digests, read_meta, read_table, replacing_folder, write_digests
 from channelscope.locks import locked, settled
+from channelscope.weights import GATE_LOG
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -271,7 +271,7 @@ class Comparison:
 
 
 def _plots() -> ModuleType:
-    from channelscope import plots
+    from channelscope import figures as plots
 
     return plots
 

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 from torch import Tensor
 
-from channelscope.alignment import Estimate, wilson
 from channelscope.comparison.frames import tidy
 from channelscope.comparison.subjects import Compared
-from channelscope.leakage import GateRecord, read
+from channelscope.statistics.alignment import Estimate, wilson
+from channelscope.statistics.leakage import GateRecord, read
 
 
 def frame(networks: Sequence[Compared], level: float) -> pd.DataFrame:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from channelscope.alignment import estimate
 from channelscope.comparison.frames import COLUMNS, tidy
 from channelscope.comparison.subjects import Compared
-from channelscope.stats import ChannelStats
+from channelscope.statistics.alignment import estimate
+from channelscope.statistics.streaming import ChannelStats
 
 
 def frame(networks: Sequence[Compared], classes: Sequence[str]) -> pd.DataFrame:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from channelscope import matching
-from channelscope.alignment import estimate
 from channelscope.comparison.frames import COLUMNS, tidy
 from channelscope.comparison.subjects import Compared
+from channelscope.statistics import similarity as matching
+from channelscope.statistics.alignment import estimate
 
 
 def of_layers(networks: Sequence[Compared], level: float) -> pd.DataFrame:

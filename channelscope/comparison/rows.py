@@ -11,13 +11,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from channelscope import alignment, claims
-from channelscope.checkpoints import GATE_LOG, versions
+from channelscope import claims
 from channelscope.comparison import confusion, decay, differences, excitation, flow, leakage, masks, matching
 from channelscope.comparison.frames import COLUMNS, Comparison, tidy
 from channelscope.comparison.subjects import Compared
 from channelscope.data import Dataset, Part
 from channelscope.distributed import size
+from channelscope.statistics import alignment
+from channelscope.weights import GATE_LOG, versions
 
 
 def assemble(networks: Sequence[Compared], dataset: Dataset, part: Part, settings: dict[str, Any]) -> Comparison:

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from channelscope import claims
-from channelscope.measurement import Measurement
-from channelscope.subjects import Subject
+from channelscope.study.measurement import Measurement
+from channelscope.study.models import Subject
 
 
 @dataclass(frozen=True)

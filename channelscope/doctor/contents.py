@@ -5,10 +5,10 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from channelscope import zoo
 from channelscope.doctor.lines import Line
+from channelscope.weights import zoo
 
-HERE = Path(zoo.__file__).parent.parent
+HERE = Path(zoo.__file__).parents[2]
 
 
 def package() -> Iterator[Line]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from channelscope.attacks import Attack, Norm, called
+from channelscope.attacks.suites import SUITES, ball_of
 from channelscope.data import as_dataset, stratified
 from channelscope.distributed import is_first, wait
 from channelscope.errors import UserError
@@ -17,9 +18,8 @@ from channelscope.evaluation.outcomes import Plan, outcomes
 from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.evaluation.results import Evaluation, check_folder
 from channelscope.evaluation.rows import assemble
-from channelscope.evaluation.suites import SUITES, ball_of
 from channelscope.locks import locked
-from channelscope.subjects import Network, subjects_of, widened
+from channelscope.study.models import Network, subjects_of, widened
 from channelscope.training import default_eps
 
 __all__ = ["SUITES", "Evaluation", "check_folder", "evaluate", "listed"]

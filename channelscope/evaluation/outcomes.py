@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from channelscope.attacks import PGD, Attack, Norm, called
+from channelscope.attacks.suites import attacks_on, resized
 from channelscope.data import Part, block_size, stratified
 from channelscope.distributed import is_first, size
 from channelscope.errors import UserError
-from channelscope.evaluation.binarisation import binarisation
-from channelscope.evaluation.masking import Checks, findings
 from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.evaluation.run import Run
-from channelscope.evaluation.suites import attacks_on, resized
-from channelscope.selection import Selective, attached
-from channelscope.subjects import Subject, parameter_of, try_out
+from channelscope.gates import Selective, attached
+from channelscope.study.binarisation import binarisation
+from channelscope.study.masking import Checks, findings
+from channelscope.study.models import Subject, parameter_of, try_out
 
 _BINARISED = 24  # images of the binarisation test
 

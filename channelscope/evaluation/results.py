@@ -220,7 +220,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _plots() -> ModuleType:
-    import channelscope.plots.evaluations as plots
+    import channelscope.figures.evaluations as plots
 
     return plots
 

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from channelscope import alignment
-from channelscope.checkpoints import versions
 from channelscope.data import Dataset, Part
 from channelscope.distributed import size
 from channelscope.evaluation.outcomes import Outcomes
 from channelscope.evaluation.results import COLUMNS, Evaluation
-from channelscope.subjects import Subject
+from channelscope.statistics import alignment
+from channelscope.study.models import Subject
+from channelscope.weights import versions
 
 _PACKAGES = ("torchvision", "numpy", "pandas", "pyautoattack")
 

@@ -9,16 +9,16 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from channelscope.attacks import Attack, NoGradient, called, correct, doubts, image_generators, thrifty
+from channelscope.attacks.suites import norm_of
 from channelscope.data import Part, block_size, in_blocks
 from channelscope.distributed import dealt, everyones_words, size, total
 from channelscope.errors import UserError
-from channelscope.evaluation.examined import seeded
-from channelscope.evaluation.masking import ROUNDING
 from channelscope.evaluation.progress import Gallery, Progress
-from channelscope.evaluation.suites import norm_of
-from channelscope.hooks import evaluating, logits_of
-from channelscope.selection import attached
-from channelscope.subjects import parameter_of
+from channelscope.gates import attached
+from channelscope.layers.hooks import evaluating, logits_of
+from channelscope.study.examined import seeded
+from channelscope.study.masking import ROUNDING
+from channelscope.study.models import parameter_of
 
 _ROUNDING = 1e-6  # by which an image may leave the ball: its pixels are numbers of 32 bits
 

@@ -15,9 +15,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from channelscope.alignment import FEWEST_REPLICATES
 from channelscope.attacks import Attack, called, parse
-from channelscope.checkpoints import versions
 from channelscope.data import Dataset, Part, as_dataset
 from channelscope.errors import UserError
 from channelscope.intervention.ranked import ranked_on, relevance_of, some
@@ -26,9 +24,11 @@ from channelscope.intervention.rows import Intervened, frames
 from channelscope.intervention.run import RelevantTo, Run
 from channelscope.intervention.suppression import Plan
 from channelscope.intervention.verdicts import verdicts
-from channelscope.stats import bootstrap_weights
-from channelscope.subjects import Network, Subject, layers_by_label, parameter_of, subjects_of, widened
+from channelscope.statistics.alignment import FEWEST_REPLICATES
+from channelscope.statistics.streaming import bootstrap_weights
+from channelscope.study.models import Network, Subject, layers_by_label, parameter_of, subjects_of, widened
 from channelscope.training import default_eps
+from channelscope.weights import versions
 
 __all__ = ["Interventions", "check_folder", "intervene"]
 

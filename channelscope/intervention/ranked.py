@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from channelscope.data import Dataset, Part, stratified
 from channelscope.errors import UserError
-from channelscope.relevance import choose, few, score, scorer_named
+from channelscope.scorers import choose, few, score, scorer_named
 
 
 def ranked_on(dataset: Dataset, judged: Part, images: int | None, seed: int) -> tuple[str, Part]:

@@ -151,7 +151,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _plots() -> ModuleType:
-    import channelscope.plots.interventions as plots
+    import channelscope.figures.interventions as plots
 
     return plots
 

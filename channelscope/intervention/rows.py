@@ -10,11 +10,11 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.integrate import trapezoid
 
-from channelscope.alignment import Estimate, estimate
 from channelscope.intervention.results import COLUMNS
 from channelscope.intervention.run import Stood
 from channelscope.intervention.suppression import Plan, Point, Ranking
-from channelscope.subjects import Subject
+from channelscope.statistics.alignment import Estimate, estimate
+from channelscope.study.models import Subject
 
 DATA = ("natural", "adversarial")
 OPPOSITE = {"nr": "pr", "pr": "nr", "random": "random"}

@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from channelscope.attacks import Attack, called, correct, image_generators, thrifty
+from channelscope.attacks.folding import run_folded
 from channelscope.data import Part, block_size, in_blocks
-from channelscope.folding import run_folded
-from channelscope.hooks import evaluating
+from channelscope.gates import attached
 from channelscope.intervention.suppression import Plan, Point, suppressed
-from channelscope.selection import attached
-from channelscope.subjects import parameter_of
+from channelscope.layers.hooks import evaluating
+from channelscope.study.models import parameter_of
 
 RelevantTo = Literal["answer", "label"]
 

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from channelscope.attacks import image_generators
-from channelscope.capture import ablated
-from channelscope.hooks import logits_of
-from channelscope.selection import Probed, Selective
+from channelscope.gates import Probed, Selective
+from channelscope.layers.features import ablated
+from channelscope.layers.hooks import logits_of
 
 Order = Literal["nr", "pr", "random"]
 

@@ -8,9 +8,9 @@ from typing import Any
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from channelscope.alignment import Estimate, estimate_change, judge
+from channelscope.gates import Selective
 from channelscope.intervention.rows import Intervened
-from channelscope.selection import Selective
+from channelscope.statistics.alignment import Estimate, estimate_change, judge
 
 CLAIM = "C4 by intervention"
 _NONE = Estimate(float("nan"), float("nan"), float("nan"))

@@ -12,7 +12,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from channelscope import distributed
-from channelscope.checkpoints import Checkpoint
 from channelscope.data import as_dataset
 from channelscope.errors import UserError, suggest
 from channelscope.locks import locked
@@ -21,6 +20,7 @@ from channelscope.training.job import Job
 from channelscope.training.logs import LOGS, logging
 from channelscope.training.recipes import METHODS, Recipe, default_eps
 from channelscope.training.state import Diverged, State
+from channelscope.weights import Checkpoint
 
 __all__ = ["LOGS", "METHODS", "Diverged", "Recipe", "default_eps", "recipe_for", "train"]
 

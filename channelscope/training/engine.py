@@ -20,13 +20,13 @@ from torch.optim.swa_utils import update_bn
 
 from channelscope import distributed
 from channelscope.attacks import PGD, correct, is_right
-from channelscope.capture import capture
-from channelscope.checkpoints import LOG, log_columns
 from channelscope.data import augment
-from channelscope.hooks import evaluating
-from channelscope.selection import FeatureSelector, Selective, mask_share
+from channelscope.gates import FeatureSelector, Selective, mask_share
+from channelscope.layers.features import capture
+from channelscope.layers.hooks import evaluating
 from channelscope.training.job import Job
 from channelscope.training.state import Diverged, State
+from channelscope.weights import LOG, log_columns
 
 _MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LOOK_EVERY = 16  # steps: each look at the loss waits for the device

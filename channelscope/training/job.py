@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from channelscope import zoo
 from channelscope.attacks import PGD
-from channelscope.capture import capture
-from channelscope.checkpoints import Checkpoint, Gate, build, versions
 from channelscope.data import Dataset, Part, stratified
 from channelscope.distributed import size
 from channelscope.errors import UserError, suggest
 from channelscope.files import check_writable
-from channelscope.hooks import named_layers
-from channelscope.models import Architecture
+from channelscope.gates import KINDS
+from channelscope.layers.features import capture
+from channelscope.layers.hooks import named_layers
+from channelscope.networks import Architecture
 from channelscope.objectives import MART, TRADES, CrossEntropy, Joint, TrainingLoss
-from channelscope.selection import KINDS
 from channelscope.training.recipes import Recipe
+from channelscope.weights import Checkpoint, Gate, build, versions, zoo
 
 _PIXELS_OF = 50_000  # images are enough to know the pixels' mean and standard deviation
 

@@ -15,7 +15,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
-from channelscope.checkpoints import METHOD_NAMES
 from channelscope.errors import UserError, suggest
 from channelscope.reading import parse_toml, read_text
 from channelscope.training.settings import (
@@ -30,6 +29,7 @@ from channelscope.training.settings import (
     Schedule,
     shown,
 )
+from channelscope.weights import METHOD_NAMES
 
 METHODS = METHOD_NAMES
 SETTINGS = (

@@ -10,14 +10,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from channelscope import distributed
-from channelscope.checkpoints import Checkpoint, build, check_history, is_finite, log_columns
-from channelscope.checkpoints.tensors import load_tensors, save_tensors
 from channelscope.data import Part, Split
 from channelscope.errors import UserError
 from channelscope.files import replacing
 from channelscope.objectives import TrainingLoss
 from channelscope.reading import regular
 from channelscope.training.job import Job
+from channelscope.weights import Checkpoint, build, check_history, is_finite, log_columns
+from channelscope.weights.tensors import load_tensors, save_tensors
 
 
 class Diverged(UserError):

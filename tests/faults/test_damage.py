@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from channelscope.checkpoints import Checkpoint
 from channelscope.comparison import Comparison
 from channelscope.data import load
 from channelscope.evaluation import Evaluation
 from channelscope.evaluation.progress import Progress
 from channelscope.intervention import Interventions
-from channelscope.sweep import _read
+from channelscope.sweeps import _read
 from channelscope.training import Recipe, train
+from channelscope.weights import Checkpoint
 from faults.conftest import Place, Record
 from faults.work import COMMANDS, _plain, different, outcome
 from runs import TINY, digits, refusal_allowed

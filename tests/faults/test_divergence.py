@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from channelscope.checkpoints import Checkpoint
+from channelscope.weights import Checkpoint
 from faults.conftest import Place, Record
 from faults.work import COMMANDS, different, outcome
 

@@ -65,7 +65,7 @@ def failing_flush(number: int, code: int) -> None:
 
 def few_figures(number: int) -> None:
     """Let only some kinds of a comparison's figures be drawn: all are written alike, and most of the time is theirs."""
-    from channelscope.plots import catalogue
+    from channelscope.figures import catalogue
 
     _replace(catalogue.KINDS, catalogue.KINDS[:number])
 

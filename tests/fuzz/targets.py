@@ -23,30 +23,29 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' own networks
 from trees import Tree
 
 import channelscope as cs
-from channelscope import zoo
-from channelscope.checkpoints import Checkpoint, Gate, build
 from channelscope.cli.commands import settings
 from channelscope.comparison import Comparison
 from channelscope.comparison.frames import COLUMNS as COMPARED
-from channelscope.converters import from_cifs_release
 from channelscope.data import load
 from channelscope.data.streams import Streamed
 from channelscope.evaluation import Evaluation
 from channelscope.evaluation.progress import Progress
 from channelscope.evaluation.results import COLUMNS as EVALUATED
 from channelscope.evaluation.results import gallery_name
+from channelscope.figures import evaluations
+from channelscope.figures import interventions as interventions_plots
+from channelscope.figures.catalogue import _pictures
 from channelscope.intervention import Interventions
 from channelscope.intervention.results import COLUMNS as INTERVENED
-from channelscope.models import Architecture
-from channelscope.plots import evaluations
-from channelscope.plots import interventions as interventions_plots
-from channelscope.plots.catalogue import _pictures
+from channelscope.networks import Architecture
 from channelscope.reading import read_json
 from channelscope.report import write_report
-from channelscope.subjects import Subject
-from channelscope.sweep import _digest, _Record, values_of
+from channelscope.study.models import Subject
+from channelscope.sweeps import _digest, _Record, values_of
 from channelscope.training import Recipe
 from channelscope.training.state import State
+from channelscope.weights import Checkpoint, Gate, build, zoo
+from channelscope.weights.converters import from_cifs_release
 from comparisons import synthetic
 from runs import digits, tiny_job, write_npz
 

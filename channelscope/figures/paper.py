@@ -1,0 +1,204 @@
+"""How a figure looks: a paper's width and fonts, fixed colours, text kept as text, the same bytes for the same input.
+
+The style in force is that of the surrounding ``with style("icml"):``; figures take their width and the size of their
+text from it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.style import context
+from matplotlib.text import Text
+from PIL import Image
+
+from channelscope.errors import UserError, suggest
+from channelscope.figures import tex
+from channelscope.files import replacing
+
+# Okabe and Ito's palette, safe for the colour-blind: two colours for the data everywhere, the others for models.
+COLOURS = {"natural": "#0072B2", "adversarial": "#D55E00"}
+MODEL_COLOURS = ("#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MODEL_MARKERS = "osDp^v"  # 6 markers and 5 colours: 30 models look different
+LOOK: dict[str, Any] = {
+    "figure.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.titlepad": 3,
+    "axes.labelpad": 2,
+    "lines.linewidth": 1,
+    "legend.frameon": False,
+    "legend.handletextpad": 0.4,
+    "legend.columnspacing": 1.2,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+    "text.parse_math": False,  # a class may be called "$5_note"
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "channelscope",
+    "savefig.dpi": 200,
+}
+# Dates and version numbers would make two drawings of the same data differ.
+METADATA: dict[str, dict[str, None]] = {
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+}
+FAITHFUL = 0.1  # of 255, mean over pixels: curves and dots stay well below, photographs do not
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """The measures of a paper.
+
+    Args:
+        column, text: width of a column and of the whole text, in inches.
+        size: of the figures' text, in points.
+        font: family of the text; what it lacks is taken from DejaVu Sans, and both come with matplotlib.
+        leading: distance of lines, in the font's own.
+        wide: whether figures are as wide as the text rather than a column.
+        latex: whether LaTeX sets the text.
+    """
+
+    column: float
+    text: float
+    size: float
+    font: str = "STIXGeneral"
+    leading: float = 1.0
+    wide: bool = False
+    latex: bool = False
+
+    @property
+    def width(self) -> float:
+        """Of a figure, in inches."""
+        return self.text if self.wide else self.column
+
+    @property
+    def small(self) -> float:
+        """Size of the least important text, in points."""
+        return self.size - 0.5
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What matplotlib is told."""
+        sizes = {"font.size": self.size, "axes.titlesize": self.size, "axes.labelsize": self.size}
+        sizes |= {"legend.fontsize": self.small, "legend.title_fontsize": self.small, "figure.titlesize": self.size + 1}
+        fonts = tex.FONTS if self.latex else {"font.family": [self.font, "DejaVu Sans"]}
+        return LOOK | sizes | fonts
+
+
+# The widths are those of the templates of ICML, NeurIPS (one column) and IEEE's journals and conferences. STIX, which
+# looks like Times, is narrower than DejaVu Sans and may be set larger in the same place.
+STYLES = {
+    "default": Style(column=3.25, text=6.75, size=7, font="DejaVu Sans", leading=1.2),
+    "icml": Style(column=3.25, text=6.75, size=8),
+    "neurips": Style(column=5.5, text=5.5, size=9),
+    "ieee": Style(column=3.5, text=7.16, size=8),
+}
+_current = ContextVar("style", default=STYLES["default"])
+
+
+def current() -> Style:
+    """Give the style in force."""
+    return _current.get()
+
+
+@contextmanager
+def style(name: str | None = None, *, wide: bool = False, latex: bool = False) -> Iterator[Style]:
+    """Draw and save in the style of a paper: ``with style("icml"): save(relevance(comparison), path)``.
+
+    Args:
+        name: default, icml, neurips or ieee; None for the style that is in force.
+        wide: make figures as wide as the paper's text rather than one column.
+        latex: let LaTeX set the text; the programs latex and dvipng are needed.
+
+    Raises:
+        UserError: for an unknown name, or where LaTeX is missing.
+    """
+    if name is not None and name not in STYLES:
+        raise UserError(f"No style {name!r}; choose from {', '.join(STYLES)}.{suggest(name, STYLES)}")
+    chosen = current() if name is None else STYLES[name]
+    token = _current.set(replace(chosen, wide=wide or chosen.wide, latex=latex or chosen.latex))
+    try:
+        if latex:
+            tex.check()
+        yield current()
+    finally:
+        _current.reset(token)
+
+
+def drawn(name: str | None, make: Callable[P, Figure], *args: P.args, **kwargs: P.kwargs) -> Figure:
+    """Draw a figure in the style of that name; None for the one in force."""
+    with style(name):
+        return make(*args, **kwargs)
+
+
+def styled(make: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the style in force whatever the user's settings are, and leave these alone."""
+
+    @wraps(make)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with context(["default", current().settings]):
+            figure = make(*args, **kwargs)
+            figure.align_ylabels()
+            for text in figure.findobj(Text):
+                text.set_linespacing(1.2 if current().latex else current().leading)
+            if current().latex:
+                tex.escape_texts(figure)
+            # Texts take their style, and the layout its room, when they are first drawn: now. The layout then stays,
+            # which saves half of the time of every save.
+            with tex.failures_told():
+                figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        return figure
+
+    return draw
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as .pdf, .png or .svg (by the path's ending): the same figure gives the same bytes.
+
+    A figure that was drawn in a style is saved in it too. In a .pdf that LaTeX sets, only the six letters by which
+    matplotlib tells subsets of fonts apart differ.
+    """
+    if path.suffix not in METADATA:
+        raise UserError(f"Cannot write a figure as {path.name}; end its name in {', '.join(METADATA)}.")
+    with context(["default", current().settings]), replacing(path) as part, tex.failures_told():
+        figure.savefig(part, metadata=METADATA[path.suffix])
+        if path.suffix == ".png":
+            _reduce(part)
+    return path
+
+
+def _reduce(picture: Path) -> None:
+    """Write a .png with 256 colours where they suffice, in less than half the space: pages carry many."""
+    with Image.open(picture) as image:
+        full, dpi = image.convert("RGB"), image.info["dpi"]
+    few = full.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    change = np.abs(np.asarray(full, float) - np.asarray(few.convert("RGB"), float))
+    if change.mean() < FAITHFUL:
+        few.save(picture, format="PNG", optimize=True, dpi=dpi)
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise UserError for a format that figures are not written in."""
+    known = [ending[1:] for ending in METADATA]
+    for name in formats:
+        if name not in known:
+            raise UserError(f"No format {name!r}; choose from {', '.join(known)}.{suggest(name, known)}")
+
+
+def write(figure: Figure, drawn: pd.DataFrame, stem: Path, formats: Sequence[str]) -> list[Path]:
+    """Save a figure in some formats, as in ("pdf", "png"), beside what it draws as .csv; give the pictures' paths."""
+    with replacing(stem.with_name(f"{stem.name}.csv")) as part:
+        drawn.to_csv(part, index=False, lineterminator="\n")
+    return [save(figure, stem.with_name(f"{stem.name}.{ending}")) for ending in formats]

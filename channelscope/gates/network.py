@@ -1,0 +1,201 @@
+"""Networks with gates: any CNN, gated at named layers, and the way to let an attacker see through the gates."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from channelscope.gates.base import Selection
+from channelscope.layers.hooks import Edit, hooked, logits_of, named_layers
+
+
+@runtime_checkable
+class _Hiding(Protocol):
+    detach: bool
+
+
+@contextmanager
+def attached(model: nn.Module) -> Iterator[None]:
+    """Let gradients pass through every gate's mask for as long as the context lasts: what an attacker would do.
+
+    A gate that can hide its mask's gradient has an attribute ``detach``.
+    """
+    with _detaching(model, False):
+        yield
+
+
+@contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """Let every gate that can hide the gradient of its mask: how the authors of CIFS attack their networks."""
+    with _detaching(model, True):
+        yield
+
+
+def is_hiding(model: nn.Module) -> bool:
+    """Tell whether a gate of the network hides the gradient of its mask."""
+    return any(part.detach is True for part in model.modules() if isinstance(part, _Hiding))
+
+
+@contextmanager
+def _detaching(model: nn.Module, hide: bool) -> Iterator[None]:
+    others = [part for part in model.modules() if isinstance(part, _Hiding) and part.detach is (not hide)]
+    try:
+        for gate in others:
+            gate.detach = hide
+        yield
+    finally:
+        for gate in others:
+            gate.detach = not hide
+
+
+@dataclass(frozen=True)
+class Probed:
+    """A gated network's full answer: logits (n, k), then by gated layer the raw features and what the gate returned."""
+
+    logits: Float[Tensor, "n k"]
+    features: dict[str, Tensor]
+    selections: dict[str, Selection]
+
+    @property
+    def probes(self) -> dict[str, Tensor]:
+        """The probe logits (n, k), of the gates that have a probe."""
+        found = {layer: selection.probe_logits for layer, selection in self.selections.items()}
+        return {layer: logits for layer, logits in found.items() if logits is not None}
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """The masks (n, c) or (n, c, h, w), of the gates that have one."""
+        found = {layer: selection.mask for layer, selection in self.selections.items()}
+        return {layer: mask for layer, mask in found.items() if mask is not None}
+
+    def heads(self, y: Int[Tensor, " n"]) -> list[list[tuple[Tensor, Tensor]]]:
+        """List, for each gate, the logits (n, k) that are trained besides the network's, each with its targets (n,)."""
+        return [selection.heads(y, self.logits) for selection in self.selections.values()]
+
+
+class Selective(nn.Module):
+    """Gate any CNN at named layers, without editing it: the gated features replace the layer's output.
+
+    ``forward`` returns plain logits; ``probed`` also the gates' answers. For capture and ablation, a gated layer's
+    own name gives its raw features and ``NAME.gated`` the selected ones. ``load_state_dict`` also takes the
+    backbone's own state: the gates then stay as they are.
+
+    Args:
+        cnn: the backbone.
+        selectors: layer name, as in ``cnn.named_modules()`` -> gate: a module ``(z, labels=None) -> Selection``.
+
+    Raises:
+        LayerError: for a layer that the backbone does not have.
+    """
+
+    def __init__(self, cnn: nn.Module, selectors: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        with hooked(cnn, {layer: lambda _: None for layer in selectors}):
+            pass  # only to learn at once that every layer exists
+        self.cnn = cnn
+        # A module's key may hold no dot.
+        self.selectors = nn.ModuleDict({layer.replace(".", "/"): gate for layer, gate in selectors.items()})
+
+    @property
+    def gates(self) -> dict[str, nn.Module]:
+        """The gates by layer name."""
+        return {key.replace("/", "."): gate for key, gate in self.selectors.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load the network's state, or the bare backbone's: then the gates stay as they are."""
+        own = self.state_dict()
+        if not state_dict.keys() & own.keys():
+            gates = {key: value for key, value in own.items() if key.startswith("selectors.")}
+            state_dict = gates | {f"cnn.{key}": value for key, value in state_dict.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """List the backbone's layers under their own names, and each gate as ``LAYER.gated``."""
+        return named_layers(self.cnn) | {f"{layer}.gated": gate for layer, gate in self.gates.items()}
+
+    def forward(
+        self,
+        x: Float[Tensor, "n *image"],
+        labels: Int[Tensor, " n"] | None = None,
+        answers: dict[str, tuple[Tensor, Selection]] | None = None,
+    ) -> Float[Tensor, "n k"]:
+        """Give the plain logits; ``answers`` is filled by ``probed``, which is the way to ask for more."""
+
+        def edit(layer: str, gate: nn.Module) -> Edit:
+            def select(z: Tensor) -> Tensor:
+                selection: Selection = gate(z, labels)
+                if answers is not None:
+                    answers[layer] = z, selection
+                return selection.features
+
+            return select
+
+        with hooked(self.cnn, {layer: edit(layer, gate) for layer, gate in self.gates.items()}):
+            return logits_of(self.cnn(x))
+
+    def probed(self, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None) -> Probed:
+        """Run the network and keep what its gates say; labels (n,) reach the masks in training mode only."""
+        answers: dict[str, tuple[Tensor, Selection]] = {}
+        logits = self(x, labels, answers)  # a call as any other: hooks on the network see it
+        return Probed(
+            logits=logits,
+            features={layer: z for layer, (z, _) in answers.items()},
+            selections={layer: selection for layer, (_, selection) in answers.items()},
+        )
+
+
+@runtime_checkable
+class _Masking(Protocol):
+    def importance(self, *given: Any) -> Tensor:
+        """Give the mask."""
+
+
+@contextmanager
+def told(network: Selective) -> Iterator[None]:
+    """Let labels reach the masks as in training, the network being in eval mode, for as long as the context lasts."""
+    gates = [gate for gate in network.gates.values() if takes_labels(gate)]
+    modes = [gate.training for gate in gates]
+    try:
+        for gate in gates:
+            gate.training = True  # of the gate alone, not of the layers in it
+        yield
+    finally:
+        for gate, mode in zip(gates, modes, strict=True):
+            gate.training = mode
+
+
+@contextmanager
+def frozen(network: Selective, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None) -> Iterator[None]:
+    """Hold the masks of all gates at their values for images x, as constants, for as long as the context lasts.
+
+    Inside, the network takes batches of the same images, or of the first of them, changed as an attack changes them.
+
+    Args:
+        network: a gated network.
+        x: the images.
+        labels: (n,), to hold the masks at what they are in training, where gates are told the labels.
+    """
+    gates = {layer: gate for layer, gate in network.gates.items() if isinstance(gate, _Masking)}
+    with nullcontext() if labels is None else told(network), torch.no_grad():
+        masks = network.probed(x, labels).masks
+    try:
+        for layer, gate in gates.items():
+            vars(gate)["importance"] = partial(_first_rows, masks[layer])
+        yield
+    finally:
+        for gate in gates.values():
+            vars(gate).pop("importance", None)
+
+
+def takes_labels(gate: nn.Module) -> bool:
+    """Tell whether labels reach the gate's mask in training mode."""
+    return bool(getattr(gate, "labelled", False))
+
+
+def _first_rows(mask: Tensor, given: Tensor, *_: Any) -> Tensor:
+    return mask[: len(given)]

@@ -1,0 +1,1 @@
+"""Layers of any network, by name: hooked, captured, edited."""

@@ -1,0 +1,81 @@
+"""Scorers that take one backward pass for all layers: the gradient, times the activation, and Grad-CAM's weights."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from channelscope.errors import UserError
+from channelscope.gates import attached
+from channelscope.layers.channels import channel_axis, summed
+from channelscope.layers.features import activations, capture
+from channelscope.layers.hooks import evaluating, logits_of
+
+
+def gradient(
+    model: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+) -> dict[str, Float[Tensor, "n c"]]:
+    """Score by gradient: g[i, c] = d logit_{y_i} / d activation_c.
+
+    With z = features (n, c, h, w) whose spatial mean is the activation, moving the activation by d moves every
+    position by d, so g = sum over positions of d logit / dz. Its mean over a class's images is the class's relevance.
+    Gates are attached: the derivative includes the masks' own (see ``selection.attached``).
+
+    Args:
+        model: any network; its mode and parameters are left as found.
+        layers: layer names.
+        x, y: images and labels.
+
+    Returns:
+        layer -> relevance (n, c). A layer that the logits do not depend on has relevance 0.
+
+    Raises:
+        UserError: for a network whose gradient is cut, or features without channels.
+    """
+    found = _slopes(model, layers, x, y)
+    return {layer: summed(slope, axis) for layer, (_, slope, axis) in found.items()}
+
+
+def gradient_x_activation(
+    model: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+) -> dict[str, Float[Tensor, "n c"]]:
+    """Score by gradient times activation: the sum over positions of z * d logit_{y_i} / dz.
+
+    To first order this is how much the logit falls when the channel is set to zero (see ``Ablation``); of what is
+    piecewise linear and without biases behind the layer, the channels' scores add up to the logit. Shrikumar et al.,
+    2016 (arXiv 1605.01713). Arguments, result and errors are those of ``gradient``.
+    """
+    found = _slopes(model, layers, x, y)
+    return {layer: summed(z * slope, axis) for layer, (z, slope, axis) in found.items()}
+
+
+def grad_cam(
+    model: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+) -> dict[str, Float[Tensor, "n c"]]:
+    """Score by Grad-CAM's weights: alpha[i, c] = mean over positions of d logit_{y_i} / dz.
+
+    Selvaraju et al., ICCV 2017 (arXiv 1610.02391), equation 1. The gradient divided by the number of positions: it
+    ranks a layer's channels as ``gradient`` does. Arguments, result and errors are those of ``gradient``.
+    """
+    found = _slopes(model, layers, x, y)
+    return {layer: activations(slope, axis) for layer, (_, slope, axis) in found.items()}
+
+
+def _slopes(model: nn.Module, layers: Sequence[str], x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor, int]]:
+    """Give by layer the features z, d logit_{y_i} / dz and the axis of the channels, in one backward pass."""
+    if not layers:
+        return {}
+    with evaluating(model), attached(model), torch.enable_grad(), capture(model, *layers) as features:
+        # A graph is needed even where every parameter is frozen, so it starts at the input.
+        logits = logits_of(model(x.detach().requires_grad_()))
+        own = logits.gather(1, y.unsqueeze(1)).sum()
+        zs = [features[layer] for layer in layers]
+        if not (own.requires_grad and all(z.requires_grad for z in zs)):
+            raise UserError(
+                "The network's gradient is cut (inference_mode around it, or detach or no_grad within): mend that."
+            )
+        slopes = torch.autograd.grad(own, zs, allow_unused=True, materialize_grads=True)
+    axes = [channel_axis(model, layer, z.shape) for layer, z in zip(layers, zs, strict=True)]
+    found = zip((z.detach() for z in zs), slopes, axes, strict=True)
+    return dict(zip(layers, found, strict=True))

@@ -1,0 +1,1 @@
+"""Statistics of channels: pure functions of arrays."""

@@ -1,0 +1,1 @@
+"""One study: networks, data and attacks, each network run once."""
