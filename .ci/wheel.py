@@ -27,17 +27,41 @@ COMMANDS = (
     ("layers", "zoo:cifar10-cifs", "layer4*"),
     ("train", "--method", "cifs", "--width", "2", "--epochs", "1", "--out", "cifs.pt", *SMALL),
     ("relevance", "--models", "cifs.pt", "--scorer", "weights", "--replicates", "20", *SMALL),
-    ("compare", "--models", "cifs.pt", "--attack", "fgsm", "--attacks", "fgsm", "--replicates", "20", *SMALL),
+    (
+        "compare",
+        "--models",
+        "cifs.pt",
+        "--attack",
+        "fgsm",
+        "--attacks",
+        "fgsm",
+        "--replicates",
+        "20",
+        *SMALL,
+    ),
 )
-MADE = ("cifs.pt", "relevance/relevance.csv", "comparison/report.html", "comparison/figures/relevance.pdf")
+MADE = (
+    "cifs.pt",
+    "relevance/relevance.csv",
+    "comparison/report.html",
+    "comparison/figures/relevance.pdf",
+)
 
 
 def run(*words: object, cwd: Path = HERE) -> str:
     """Run a program that shall find nothing by the environment, and give what it says; end where it fails."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run([*map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONHOME")
+    }
+    done = subprocess.run(
+        [*map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, words))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise SystemExit(
+            f"{' '.join(map(str, words))} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
     return done.stdout
 
 
@@ -52,7 +76,9 @@ def check_content(wheel: Path) -> None:
     there = {path.as_posix() for path in files if "__pycache__" not in path.parts}
     if inside != there:
         lacking, further = sorted(there - inside), sorted(inside - there)
-        raise SystemExit(f"The wheel lacks {lacking} and has {further} too: mend package_data in setup.cfg.")
+        raise SystemExit(
+            f"The wheel lacks {lacking} and has {further} too: mend package_data in setup.cfg."
+        )
     Metadata.from_email(about, validate=True)
     if not BytesParser().parsebytes(about).get_payload():
         raise SystemExit("The wheel has no description.")
@@ -62,7 +88,18 @@ def install(wheel: Path, folder: Path) -> Path:
     """Make an environment with the wheel, which finds the packages of this one behind its own; give its Python."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        wheel,
+    )
     own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     # A path alone: the .pth files in it, and so this environment's editable channelscope, are not followed.
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
@@ -71,7 +108,9 @@ def install(wheel: Path, folder: Path) -> Path:
 
 def use(python: Path, folder: Path) -> None:
     """Train, score and compare with the installed wheel, from a folder where there is nothing else."""
-    where = run(python, "-P", "-c", "import channelscope; print(channelscope.__file__)", cwd=folder).strip()
+    where = run(
+        python, "-P", "-c", "import channelscope; print(channelscope.__file__)", cwd=folder
+    ).strip()
     if not Path(where).is_relative_to(python.parent.parent):
         raise SystemExit(f"What runs is not the wheel but {where}.")
     command = python.with_name("channelscope")
@@ -82,14 +121,23 @@ def use(python: Path, folder: Path) -> None:
         "from pathlib import Path; from channelscope.doctor import examine; print(examine(Path()).text())",
         cwd=folder,
     )
-    for words in ("zoo                4 of 4 files intact", "templates          3 of 3 files intact"):
+    for words in (
+        "zoo                4 of 4 files intact",
+        "templates          3 of 3 files intact",
+    ):
         if words not in found:
             raise SystemExit(f"doctor does not find {words!r}:\n{found}")
     versions = found.split("\n\n")[0]
     if any(words in versions for words in ("not there", "needed", "does not load", "not known")):
         raise SystemExit(f"The wheel does not work with what it asks for:\n{versions}")
     images, labels = np.random.default_rng(0).random((60, 8, 8), np.float32), np.arange(60) % 2
-    np.savez(folder / "two.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    np.savez(
+        folder / "two.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+    )
     for words in COMMANDS:
         run(command, *words, cwd=folder)
     if missing := [name for name in MADE if not (folder / name).stat().st_size]:
@@ -100,11 +148,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         built, folder = Path(scratch) / "built", Path(scratch) / "elsewhere"
         folder.mkdir()
-        run(sys.executable, "-m", "build", "--outdir", built, HERE)  # the wheel is made from the sdist
+        run(
+            sys.executable, "-m", "build", "--outdir", built, HERE
+        )  # the wheel is made from the sdist
         (wheel,) = built.glob("*.whl")
         check_content(wheel)
         use(install(wheel, Path(scratch) / "clean"), folder)
-        print(f"{wheel.name}: built, {wheel.stat().st_size / 1e6:.1f} MB, installed and used in a clean environment.")
+        print(
+            f"{wheel.name}: built, {wheel.stat().st_size / 1e6:.1f} MB, installed and used in a clean environment."
+        )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 import channelscope as cs
 from benchmarks.training import machine, spread
-from channelscope.attacks import PGD, correct
+from channelscope.attacks import PGD, find_correct
 from channelscope.data import Dataset, load
 from channelscope.training import train
 
@@ -104,7 +104,8 @@ def foolbox(net: nn.Module, eps: float) -> Contender:
 
 def art(net: nn.Module, eps: float) -> Contender:
     evasion, estimators = (
-        importlib.import_module(f"art.{name}") for name in ("attacks.evasion", "estimators.classification")
+        importlib.import_module(f"art.{name}")
+        for name in ("attacks.evasion", "estimators.classification")
     )
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
@@ -113,7 +114,13 @@ def art(net: nn.Module, eps: float) -> Contender:
             net, nn.CrossEntropyLoss(), shape, classes, clip_values=(0, 1), device_type="cpu"
         )
         method = evasion.ProjectedGradientDescentPyTorch(
-            classifier, eps=eps, eps_step=eps / 10, max_iter=STEPS, num_random_init=1, batch_size=len(x), verbose=False
+            classifier,
+            eps=eps,
+            eps_step=eps / 10,
+            max_iter=STEPS,
+            num_random_init=1,
+            batch_size=len(x),
+            verbose=False,
         )
         return torch.from_numpy(method.generate(x.numpy(), F.one_hot(y, classes).numpy()))
 
@@ -168,7 +175,10 @@ def prepared(options: argparse.Namespace) -> tuple[nn.Module, Dataset]:
 def telling(net: nn.Module, x: Tensor, y: Tensor) -> float:
     """Give a radius in which about a quarter of the images stays right, as of CIFAR-10 networks in that of 8/255."""
     sizes = [EPS * 1.25**k for k in range(16)]
-    shares = [float(correct(net, pgd(eps, early_stop=0)(net, x, y), y).float().mean()) for eps in sizes]
+    shares = [
+        float(find_correct(net, pgd(eps, early_stop=0)(net, x, y), y).float().mean())
+        for eps in sizes
+    ]
     return min(zip(sizes, shares, strict=True), key=lambda pair: abs(pair[1] - 0.25))[0]
 
 
@@ -204,8 +214,10 @@ def measured(
         order = list(attacks)[number % len(attacks) :] + list(attacks)[: number % len(attacks)]
         for name in order:
             found: list[Tensor] = []
-            taken[name].append(seconds(lambda name=name, found=found: found.append(attacks[name](x, y))))
-            right[name] = correct(net, found[0], y)
+            taken[name].append(
+                seconds(lambda name=name, found=found: found.append(attacks[name](x, y)))
+            )
+            right[name] = find_correct(net, found[0], y)
     return {name: (taken[name], right[name]) for name in attacks}
 
 
@@ -247,10 +259,16 @@ def version_of(library: str) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--images", type=int, default=128, help="images that each contender attacks, in one batch")
-    parser.add_argument("--auto-images", type=int, default=16, help="images for AutoAttack, once; 0 leaves it out")
+    parser.add_argument(
+        "--images", type=int, default=128, help="images that each contender attacks, in one batch"
+    )
+    parser.add_argument(
+        "--auto-images", type=int, default=16, help="images for AutoAttack, once; 0 leaves it out"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="runs of each contender, 2 at least")
-    parser.add_argument("--model", type=Path, help="a checkpoint; without it one is trained, and kept in runs/")
+    parser.add_argument(
+        "--model", type=Path, help="a checkpoint; without it one is trained, and kept in runs/"
+    )
     parser.add_argument("--data", default="digits", help="the data of --model")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -272,7 +290,7 @@ def main() -> None:
         "settings": {
             "network": str(options.model or "trained here"), "data": data.name, "eps": eps, "steps": STEPS,
             "images": len(x), "auto_images": options.auto_images, "rounds": options.rounds, "auto_rounds": 2,
-            "natural": float(correct(net, x, y).float().mean()),
+            "natural": float(find_correct(net, x, y).float().mean()),
         },
     }  # fmt: skip
     for names, images, labels, rounds in groups:
@@ -280,7 +298,9 @@ def main() -> None:
         report |= found
         for name, one in found.items():
             print(line(name, one), flush=True)
-    print(f"natural accuracy {report['settings']['natural']:.1%}, robust {report['loop']['ours_robust']:.1%}")
+    print(
+        f"natural accuracy {report['settings']['natural']:.1%}, robust {report['loop']['ours_robust']:.1%}"
+    )
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 

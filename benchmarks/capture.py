@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from benchmarks.training import CLASSES, machine, resnet18, seconds, spread
-from channelscope.layers.features import activations, pooled
-from channelscope.layers.hooks import evaluating
+from channelscope.layers.features import capture_activations, pool_features
+from channelscope.layers.hooks import eval_mode
 from channelscope.statistics.streaming import ChannelStats
 
 WIDTH, BATCH = 16, 128
@@ -47,7 +47,7 @@ Found = dict[str, Tensor]  # block -> activations or features of a batch
 
 
 def ours(net: nn.Module, batches: Batches) -> Iterator[tuple[Found, Tensor]]:
-    with evaluating(net), torch.no_grad(), pooled(net, *BLOCKS) as found:
+    with eval_mode(net), torch.no_grad(), capture_activations(net, *BLOCKS) as found:
         for x, y in batches:
             net(x)
             yield found, y
@@ -86,7 +86,9 @@ def store_everything(net: nn.Module, batches: Batches) -> Iterator[tuple[Found, 
     """Hooks that append every feature map to a list, as one writes them by hand."""
     kept: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
     hooks = [
-        net.get_submodule(block).register_forward_hook(lambda _m, _i, z, block=block: kept[block].append(z))
+        net.get_submodule(block).register_forward_hook(
+            lambda _m, _i, z, block=block: kept[block].append(z)
+        )
         for block in BLOCKS
     ]
     with torch.no_grad():
@@ -110,12 +112,14 @@ CONTENDERS: dict[str, Contender] = {
 # ---------------------------------------------------------------- measuring
 
 
-def statistics_of(contender: Contender, net: nn.Module, batches: Batches) -> dict[str, ChannelStats]:
+def statistics_of(
+    contender: Contender, net: nn.Module, batches: Batches
+) -> dict[str, ChannelStats]:
     """Keep what a contender captures as statistics by class and channel; all contenders' in the same way."""
     kept: dict[str, ChannelStats] = {}
     for found, y in contender(net, batches):
         for block, z in found.items():
-            a = activations(z)
+            a = pool_features(z)
             if block not in kept:
                 kept[block] = ChannelStats(classes=CLASSES, channels=a.shape[1])
             kept[block].update(a, y)
@@ -148,21 +152,31 @@ def measure(name: str, images: int, rounds: int, statistics: Path) -> dict[str, 
         return statistics_of(CONTENDERS[name], own, batches)
 
     if name in ("captum", "nnsight", "torchlens"):
-        importlib.import_module("captum.attr" if name == "captum" else name)  # its own size is not counted
+        importlib.import_module(
+            "captum.attr" if name == "captum" else name
+        )  # its own size is not counted
     bare()
     before = peak()
     kept = captured(copy.deepcopy(net))
     above = peak() - before
-    torch.save({block: (stats.magnitude, stats.frequency) for block, stats in kept.items()}, statistics)
+    torch.save(
+        {block: (stats.magnitude, stats.frequency) for block, stats in kept.items()}, statistics
+    )
     times: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
     for number in range(rounds):
         # Some contenders leave hooks behind, which would slow the bare passes down: each run has its own network.
         own = copy.deepcopy(net)
-        ways: list[tuple[str, Callable[[], Any]]] = [("ours", partial(captured, own)), ("bare", bare)]
+        ways: list[tuple[str, Callable[[], Any]]] = [
+            ("ours", partial(captured, own)),
+            ("bare", bare),
+        ]
         for way, work in ways if number % 2 else reversed(ways):
             times[way].append(seconds(work))
     ratios = {
-        clock: [ours[clock] / bare[clock] for ours, bare in zip(times["ours"], times["bare"], strict=True)]
+        clock: [
+            ours[clock] / bare[clock]
+            for ours, bare in zip(times["ours"], times["bare"], strict=True)
+        ]
         for clock in ("cpu", "wall")
     }
     return {
@@ -175,10 +189,32 @@ def measure(name: str, images: int, rounds: int, statistics: Path) -> dict[str, 
 
 
 def in_its_own_process(name: str, options: argparse.Namespace, statistics: Path) -> dict[str, Any]:
-    words = ["--contender", name, "--images", options.images, "--rounds", options.rounds, "--threads", options.threads]
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.capture", *map(str, words), "--statistics", statistics]
+    words = [
+        "--contender",
+        name,
+        "--images",
+        options.images,
+        "--rounds",
+        options.rounds,
+        "--threads",
+        options.threads,
+    ]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.capture",
+        *map(str, words),
+        "--statistics",
+        statistics,
+    ]
     answer = subprocess.run(
-        [str(word) for word in command], stdout=subprocess.PIPE, text=True, check=True, env=os.environ | ALLOCATOR
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | ALLOCATOR,
     ).stdout
     return json.loads(answer.splitlines()[-1])
 
@@ -186,7 +222,11 @@ def in_its_own_process(name: str, options: argparse.Namespace, statistics: Path)
 def difference(a: Path, b: Path) -> float:
     """The largest difference between two contenders' statistics."""
     one, other = (torch.load(path, weights_only=True) for path in (a, b))
-    pairs = [(left, right) for block in BLOCKS for left, right in zip(one[block], other[block], strict=True)]
+    pairs = [
+        (left, right)
+        for block in BLOCKS
+        for left, right in zip(one[block], other[block], strict=True)
+    ]
     return max(float((left - right).nan_to_num().abs().max()) for left, right in pairs)
 
 
@@ -208,9 +248,15 @@ def line(name: str, found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=5000, help="images, 128 to a batch (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each, 2 at least (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=5000, help="images, 128 to a batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="runs of each, 2 at least (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--statistics", type=Path, help=argparse.SUPPRESS)
@@ -219,7 +265,11 @@ def main() -> None:
         parser.error("at least one image and two rounds are needed")
     torch.set_num_threads(options.threads)
     if options.contender:
-        print(json.dumps(measure(options.contender, options.images, options.rounds, options.statistics)))
+        print(
+            json.dumps(
+                measure(options.contender, options.images, options.rounds, options.statistics)
+            )
+        )
         return
     report: dict[str, Any] = {}
     made = {
@@ -227,11 +277,16 @@ def main() -> None:
         f"--threads {options.threads}",
         "machine": machine(),
     }
-    print(f"{'':17}  time beside the bare passes  memory above them, {options.images} images, {options.rounds} rounds")
+    print(
+        f"{'':17}  time beside the bare passes  memory above them, {options.images} images, {options.rounds} rounds"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for name in tqdm(CONTENDERS, leave=False, disable=None):
             if (installed := version_of(name)) is None:
-                print(f"{name} is not installed (pip install -e '.[test]'): left out.", file=sys.stderr)
+                print(
+                    f"{name} is not installed (pip install -e '.[test]'): left out.",
+                    file=sys.stderr,
+                )
                 continue
             statistics = {known: Path(folder, f"{known}.pt") for known in (*report, name)}
             found = in_its_own_process(name, options, statistics[name])
@@ -240,7 +295,9 @@ def main() -> None:
             tqdm.write(line(name, report[name]), file=sys.stdout)
     mine = report["channelscope"]
     holds = all(mine[key] <= bound for key, bound in BOUNDS.items())
-    print(f"ours {'keeps' if holds else 'does NOT keep'} to {BOUNDS['ratio']:.2f} x and {BOUNDS['peak_mb']:.0f} MB")
+    print(
+        f"ours {'keeps' if holds else 'does NOT keep'} to {BOUNDS['ratio']:.2f} x and {BOUNDS['peak_mb']:.0f} MB"
+    )
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 

@@ -63,7 +63,9 @@ def read_parts(earlier: Path, file: Path) -> None:
     """Put a file together again, in single precision."""
     parts = sorted(earlier.glob(f"{file.name}.[0-9]*"))
     if parts:
-        whole = torch.load(io.BytesIO(b"".join(part.read_bytes() for part in parts)), weights_only=True)
+        whole = torch.load(
+            io.BytesIO(b"".join(part.read_bytes() for part in parts)), weights_only=True
+        )
         save_tensors(halved(whole, torch.float32), file)
 
 
@@ -114,7 +116,9 @@ def trained(method: str, recipe: Recipe, data: Dataset, args: argparse.Namespace
         log = f"{out.name}.csv"
         if (args.earlier / log).exists():
             shutil.copy(args.earlier / log, args.out / log)
-    before = next((len(load_tensors(file)["meta"]["history"]) for file in (partial, out) if file.exists()), 0)
+    before = next(
+        (len(load_tensors(file)["meta"]["history"]) for file in (partial, out) if file.exists()), 0
+    )
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 60 * args.minutes / 2)
     try:
@@ -132,12 +136,21 @@ def trained(method: str, recipe: Recipe, data: Dataset, args: argparse.Namespace
 
 
 def summary(
-    method: str, new: list[Any], history: list[Any], recipe: Recipe, data: Dataset, args: argparse.Namespace
+    method: str,
+    new: list[Any],
+    history: list[Any],
+    recipe: Recipe,
+    data: Dataset,
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Put a run's measurements together; the first epoch of a call, which warms up, counts only if it is alone."""
     assert data.train is not None
     timed = new[1:] or new
-    row: dict[str, Any] = {"method": method, "epochs": len(history), "epochs_of_this_call": len(new)}
+    row: dict[str, Any] = {
+        "method": method,
+        "epochs": len(history),
+        "epochs_of_this_call": len(new),
+    }
     if timed:
         seconds = sum(epoch["seconds"] for epoch in timed) / len(timed)
         per_image = operations(recipe, data, args.out)
@@ -154,27 +167,54 @@ def summary(
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path, help="image folder")
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training, shared by the methods (default: 8)")
-    parser.add_argument("--continue", dest="earlier", type=Path, help="folder that an earlier call wrote")
-    parser.add_argument("--recipe", default="cifar10-resnet18", help="setting (default: cifar10-resnet18)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change the recipes")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="of training, shared by the methods (default: 8)"
+    )
+    parser.add_argument(
+        "--continue", dest="earlier", type=Path, help="folder that an earlier call wrote"
+    )
+    parser.add_argument(
+        "--recipe", default="cifar10-resnet18", help="setting (default: cifar10-resnet18)"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="change the recipes"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     data = load(f"imagefolder:{args.data}")
-    changes = {name: parse_value(value) for name, _, value in (pair.partition("=") for pair in args.set)}
+    changes = {
+        name: parse_value(value) for name, _, value in (pair.partition("=") for pair in args.set)
+    }
     rows = []
     for method in ("at", "cifs"):
-        rows.append(trained(method, Recipe.named(f"{args.recipe}-{method}-fast").override(**changes), data, args))
+        rows.append(
+            trained(
+                method, Recipe.named(f"{args.recipe}-{method}-fast").override(**changes), data, args
+            )
+        )
         print(json.dumps(rows[-1], indent=1))
-    card = torch.cuda.get_device_name() if args.device.startswith("cuda") else platform.processor() or "CPU"
+    card = (
+        torch.cuda.get_device_name()
+        if args.device.startswith("cuda")
+        else platform.processor() or "CPU"
+    )
     assert data.train is not None
-    made = {"device": card, "threads": torch.get_num_threads(), "versions": versions(), "images": len(data.train)}
-    (args.out / "gpu_train.json").write_text(json.dumps(made | {"changes": changes, "runs": rows}, indent=1))
+    made = {
+        "device": card,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "images": len(data.train),
+    }
+    (args.out / "gpu_train.json").write_text(
+        json.dumps(made | {"changes": changes, "runs": rows}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import channelscope
-from channelscope.attacks import PGD, Attack, correct
+from channelscope.attacks import PGD, Attack, find_correct
 from channelscope.errors import UserError
 from channelscope.study.binarisation import binarisation
 from channelscope.study.masking import LEVEL, MATERIAL, STRAY, findings
@@ -35,7 +35,7 @@ ANSWERS = 9
 
 def right(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Tell which images most answers get right."""
-    return torch.stack([correct(network, x, y) for _ in range(ANSWERS)]).float().mean(0) > 0.5
+    return torch.stack([find_correct(network, x, y) for _ in range(ANSWERS)]).float().mean(0) > 0.5
 
 
 def left_by(network: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Tensor:
@@ -82,7 +82,11 @@ def binarised(kind: str, name: str, seed: int, network: nn.Module) -> dict[str, 
         found = binarisation(network, *digits(64), PGD(eps=EPS, early_stop=0), images=24)
     except UserError as error:
         return {"kind": kind, "name": name, "seed": seed, "skipped": str(error)}
-    outcome = {"attack_success": found.attack_success, "random_success": found.random_success, "passed": found.passed}
+    outcome = {
+        "attack_success": found.attack_success,
+        "random_success": found.random_success,
+        "passed": found.passed,
+    }
     return {"kind": kind, "name": name, "seed": seed, "images": found.images, **outcome}
 
 
@@ -125,7 +129,9 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=100)
@@ -137,7 +143,12 @@ def main() -> None:
         for kind, name, network in networks:
             rows.append(examine(kind, name, seed, network, given.images))
             tests.append(binarised(kind, name, seed, network))
-    result = {"settings": settings(given), "summary": summary(rows), "networks": rows, "binarisation": tests}
+    result = {
+        "settings": settings(given),
+        "summary": summary(rows),
+        "networks": rows,
+        "binarisation": tests,
+    }
     print(json.dumps(result["summary"], indent=1))
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -44,11 +44,24 @@ def accuracies() -> pd.DataFrame:
 
 def _rows(name: str, found: Evaluation, index: int) -> list[dict[str, Any]]:
     prefix = f"correct/{index}/"
-    hits = {key.removeprefix(prefix): stood for key, stood in found.arrays.items() if key.startswith(prefix)}
+    hits = {
+        key.removeprefix(prefix): stood
+        for key, stood in found.arrays.items()
+        if key.startswith(prefix)
+    }
     hits["worst"] = np.logical_and.reduce(list(hits.values()))
-    estimates = {attack: wilson(int(stood.sum()), len(stood), 0.95) for attack, stood in hits.items()}
+    estimates = {
+        attack: wilson(int(stood.sum()), len(stood), 0.95) for attack, stood in hits.items()
+    }
     return [
-        {"model": name, "attack": attack, "accuracy": found.value, "low": found.low, "high": found.high, "count": count}
+        {
+            "model": name,
+            "attack": attack,
+            "accuracy": found.value,
+            "low": found.low,
+            "high": found.high,
+            "count": count,
+        }
         for attack, found in estimates.items()
         for count in [len(hits[attack])]
     ]
@@ -80,7 +93,9 @@ def headline() -> str:
 def verdicts() -> str:
     """Say what came of each claim."""
     found = _verdicts().query("layer in ('', @LAST)")
-    words = [f"{row['claim']} {row['verdict']} ({row['models']})" for row in found.to_dict("records")]
+    words = [
+        f"{row['claim']} {row['verdict']} ({row['models']})" for row in found.to_dict("records")
+    ]
     return f"On the CIFAR-10 networks of the first figures: {', '.join(words)}."
 
 
@@ -131,9 +146,13 @@ def shares() -> str:
     table = table.set_index(["model", "measure"])["value"].astype(float)
     words = []
     for label in METHODS.values():
-        natural, adversarial = (table[label, f"nr_share_{data}"] for data in ("natural", "adversarial"))
+        natural, adversarial = (
+            table[label, f"nr_share_{data}"] for data in ("natural", "adversarial")
+        )
         words.append(f"{label} {_percent(natural)} → {_percent(adversarial)}")
-    return f"Share of the activation on NR channels, natural → adversarial images: {', '.join(words)}."
+    return (
+        f"Share of the activation on NR channels, natural → adversarial images: {', '.join(words)}."
+    )
 
 
 NAMES = {
@@ -169,7 +188,9 @@ def decided() -> str:
     lines = []
     for row in found.worst.to_dict("records"):
         signs = found.warnings[found.warnings["model"] == row["model"]]["sentence"].tolist()
-        checked = " ".join(signs) or "The checks for gradient masking found no attack that breaks more."
+        checked = (
+            " ".join(signs) or "The checks for gradient masking found no attack that breaks more."
+        )
         lines.append(
             f"- {row['model']}: PGD-20 overrates it by {100 * (pgd[row['model']] - row['robust']):.1f} points. The "
             f"attack that breaks the most images is `{row['decided_by']}`. {checked}"
@@ -179,7 +200,9 @@ def decided() -> str:
 
 def claims() -> str:
     """Lay out the verdicts, layer by layer."""
-    return markdown.table(_verdicts()[["claim", "models", "layer", "verdict", "statement"]].to_dict("records"))
+    return markdown.table(
+        _verdicts()[["claim", "models", "layer", "verdict", "statement"]].to_dict("records")
+    )
 
 
 def _verdicts() -> pd.DataFrame:
@@ -201,7 +224,10 @@ def gates() -> str:
     for row in _kept_epochs().to_dict("records"):
         gate = "" if pd.isna(row["layer"]) else f", {row['layer']}"
         cells = {"network, gated layer": f"{row['model']}{gate}"}
-        cells |= {words: "" if pd.isna(row[name]) else _percent(row[name]) for name, words in columns.items()}
+        cells |= {
+            words: "" if pd.isna(row[name]) else _percent(row[name])
+            for name, words in columns.items()
+        }
         rows.append(cells)
     return markdown.table(rows)
 
@@ -222,7 +248,9 @@ def leakage() -> str:
         cells = {"network, gate": ", ".join(filter(None, (model, layer))), "images": data}
         for measure, words in columns.items():
             found = measured[measured["measure"] == measure].to_dict("records")
-            cells[words] = "".join(_share(*(float(row[name]) for name in ("value", "low", "high"))) for row in found)
+            cells[words] = "".join(
+                _share(*(float(row[name]) for name in ("value", "low", "high"))) for row in found
+            )
         rows.append(cells)
     return markdown.table(rows)
 
@@ -230,7 +258,9 @@ def leakage() -> str:
 def intervention() -> str:
     """Lay out what becomes of the networks without their NR channels, by the layer and its scorer."""
     kept = (pd.read_csv(KEPT / name / "verdicts.csv") for name in ("interventions", "league"))
-    return markdown.table(pd.concat(kept)[["model", "layer", "scorer", "verdict", "statement"]].to_dict("records"))
+    return markdown.table(
+        pd.concat(kept)[["model", "layer", "scorer", "verdict", "statement"]].to_dict("records")
+    )
 
 
 def causal() -> str:
@@ -245,7 +275,9 @@ def causal() -> str:
 
 def league() -> str:
     """Lay out how true each scorer's ranking is: areas between its curves and the random ones."""
-    table = pd.concat([pd.read_csv(KEPT / name / "league.csv") for name in ("interventions", "league")])
+    table = pd.concat(
+        [pd.read_csv(KEPT / name / "league.csv") for name in ("interventions", "league")]
+    )
     rows = []
     for (model, layer, scorer), found in table.groupby(["model", "layer", "scorer"], sort=False):
         cells = {"network": model, "layer": layer, "scorer": scorer}
@@ -268,7 +300,9 @@ def intervened() -> str:
 
 def reliability() -> str:
     """Lay out what was done to runs and to readers, and how often they survived."""
-    faults, fuzz = (json.loads((RELIABILITY / f"{name}.json").read_text("utf-8")) for name in ("faults", "fuzz"))
+    faults, fuzz = (
+        json.loads((RELIABILITY / f"{name}.json").read_text("utf-8")) for name in ("faults", "fuzz")
+    )
     limits = "{seconds:g} s and {memory_mb} MB".format_map(fuzz["limits"])
     rows = [
         {"what was done": fault, "to": _in_short(by), "survived": f"{sum(by.values()):,}"}
@@ -281,9 +315,7 @@ def reliability() -> str:
             "survived": f"{fuzz['survived']:,} of {fuzz['inputs']:,}",
         }
     )
-    seeds = (
-        f"`make faults` (seed {faults['seed']}, {faults['date']}) and `make fuzz` (seed {fuzz['seed']}, {fuzz['date']})"
-    )
+    seeds = f"`make faults` (seed {faults['seed']}, {faults['date']}) and `make fuzz` (seed {fuzz['seed']}, {fuzz['date']})"
     return f"{markdown.table(rows)}\n\n{seeds}; {faults['hardware']}, torch {faults['versions']['torch']}."
 
 

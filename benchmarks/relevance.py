@@ -19,18 +19,23 @@ from torch import Tensor, nn
 
 from benchmarks.training import CLASSES, machine, resnet18, seconds, spread, with_gates
 from channelscope.layers.channels import channel_axis
-from channelscope.layers.hooks import evaluating, trace
+from channelscope.layers.hooks import eval_mode, trace
 from channelscope.scorers import COSTS, SCORERS
 
 WIDTH, SIZE = 16, 32
 BLOCKS = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
-OF = {"weights": ["layer4.1.gated"], "probe": ["layer4.0", "layer4.1"], "deeplift": ["layer4.1.gated"]}
+OF = {
+    "weights": ["layer4.1.gated"],
+    "probe": ["layer4.0", "layer4.1"],
+    "deeplift": ["layer4.1.gated"],
+}
 
 
 def costs(net: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
     """Measure every scorer beside a forward pass: scorer -> layers, stated, ratio and the quartiles of the rounds."""
     channels = {
-        call.name: call.output.shape[channel_axis(net, call.name, call.output.shape)] for call in trace(net, x[:2])[0]
+        call.name: call.output.shape[channel_axis(net, call.name, call.output.shape)]
+        for call in trace(net, x[:2])[0]
     }
     found = {}
     for name, scorer in SCORERS.items():
@@ -38,26 +43,38 @@ def costs(net: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, dict[s
         scorer(net, layers, x[:2], y[:2])  # captum's import is no part of it
         ratios = []
         for _ in range(rounds):
-            with evaluating(net), torch.no_grad():
+            with eval_mode(net), torch.no_grad():
                 bare = seconds(lambda: net(x))["cpu"]
             ratios.append(seconds(partial(scorer, net, layers, x, y))["cpu"] / bare)
         stated = COSTS[name].of([channels[layer] for layer in layers])
-        found[name] = {"layers": len(layers), "stated": stated, "ratio": statistics.median(ratios)} | spread(ratios)
+        found[name] = {
+            "layers": len(layers),
+            "stated": stated,
+            "ratio": statistics.median(ratios),
+        } | spread(ratios)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=128, help="images, all in one batch (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each, 2 at least (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=128, help="images, all in one batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="runs of each, 2 at least (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     if options.images < 2 or options.rounds < 2:
         parser.error("at least two images and two rounds are needed")
     torch.set_num_threads(options.threads)
     x = torch.rand(options.images, 3, SIZE, SIZE)
-    found = costs(with_gates(resnet18(WIDTH), WIDTH).eval(), x, torch.arange(len(x)) % CLASSES, options.rounds)
+    found = costs(
+        with_gates(resnet18(WIDTH), WIDTH).eval(), x, torch.arange(len(x)) % CLASSES, options.rounds
+    )
     print(
         f"{'scorer':23}  layers  measured  stated  (forward passes of {options.images} images, {options.rounds} rounds)"
     )
@@ -69,7 +86,9 @@ def main() -> None:
             f"--threads {options.threads}",
             "machine": machine(),
         }
-        options.json.write_text(json.dumps({"made": made, "scorers": found}, indent=1) + "\n", "utf-8")
+        options.json.write_text(
+            json.dumps({"made": made, "scorers": found}, indent=1) + "\n", "utf-8"
+        )
 
 
 if __name__ == "__main__":

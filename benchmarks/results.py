@@ -36,7 +36,11 @@ INTERVENTIONS = {
         ("gradient", "gradient-x-activation", "integrated-gradients", "conductance", "ablation"),
     ),
 }
-RANKINGS = ("layer2.1", "layer3.1", "layer4")  # the layers of AT at which the league's scorers are compared
+RANKINGS = (
+    "layer2.1",
+    "layer3.1",
+    "layer4",
+)  # the layers of AT at which the league's scorers are compared
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -52,7 +56,16 @@ def train(data: Path, methods: list[str]) -> None:
     for method in methods:
         out = Path(f"runs/cifar10/{method}.pt")
         recipe = f"cifar10-resnet18-small-{method}"
-        run("train", "--recipe", recipe, "--data", f"imagefolder:{data}", "--out", str(out), "--resume")
+        run(
+            "train",
+            "--recipe",
+            recipe,
+            "--data",
+            f"imagefolder:{data}",
+            "--out",
+            str(out),
+            "--resume",
+        )
         pack(out, zoo.HERE / f"{name_of(method)}.pt")
 
 
@@ -78,16 +91,47 @@ def measure(data: Path) -> None:
 def autoattack_on(data: Path, name: str) -> None:
     """Evaluate a network with AutoAttack: in one process, as it draws by the batch, so that batches are as ours."""
     options = ("--attacks", "adaptive", "auto", "--images", str(AUTOATTACK_IMAGES), "--checks", "0")
-    run("evaluate", "--models", f"zoo:{name}", *options, *_on(data), "--out", str(RUNS / f"autoattack-{name}"))
+    run(
+        "evaluate",
+        "--models",
+        f"zoo:{name}",
+        *options,
+        *_on(data),
+        "--out",
+        str(RUNS / f"autoattack-{name}"),
+    )
 
 
 def compare(data: Path) -> None:
     """Compare the zoo's networks, in the worst case over the adaptive attacks."""
     evaluation, comparison = RUNS / "evaluation", RUNS / "comparison"
-    shared = ("--models", *(f"zoo:{name_of(method)}" for method in METHODS), "--images", str(IMAGES), *_on(data))
-    run("evaluate", *shared, "--attacks", "fgsm", "adaptive", "--out", str(evaluation), processes=CORES)
+    shared = (
+        "--models",
+        *(f"zoo:{name_of(method)}" for method in METHODS),
+        "--images",
+        str(IMAGES),
+        *_on(data),
+    )
+    run(
+        "evaluate",
+        *shared,
+        "--attacks",
+        "fgsm",
+        "adaptive",
+        "--out",
+        str(evaluation),
+        processes=CORES,
+    )
     labels = ("--labels", *METHODS.values())
-    options = ("--evaluation", str(evaluation), "--layers", *LAYERS, "--no-thumbnails", "--out", str(comparison))
+    options = (
+        "--evaluation",
+        str(evaluation),
+        "--layers",
+        *LAYERS,
+        "--no-thumbnails",
+        "--out",
+        str(comparison),
+    )
     run("compare", *shared, *labels, *options, processes=CORES)
 
 
@@ -117,7 +161,12 @@ def _on(data: Path) -> tuple[str, ...]:
 def keep(data: Path) -> None:
     """Keep what was measured: the tables, each image's outcome, the settings."""
     shutil.rmtree(KEPT, ignore_errors=True)
-    for name in ("evaluation", *(f"autoattack-{name_of(method)}" for method in METHODS), *INTERVENTIONS, "rankings"):
+    for name in (
+        "evaluation",
+        *(f"autoattack-{name_of(method)}" for method in METHODS),
+        *INTERVENTIONS,
+        "rankings",
+    ):
         _copy(RUNS / name, KEPT / name, data)
     _copy(RUNS / "comparison", GALLERY, data)
     (KEPT / "hardware.txt").write_text(_hardware() + "\n", "utf-8")
@@ -129,14 +178,20 @@ def _copy(made: Path, kept: Path, data: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     for file in (*made.glob("*.csv"), *made.glob("*.npz")):
         shutil.copy(file, kept)
-    settings = (made / "meta.json").read_text("utf-8").replace(f"imagefolder:{data}", zoo.TRAINED_ON)
+    settings = (
+        (made / "meta.json").read_text("utf-8").replace(f"imagefolder:{data}", zoo.TRAINED_ON)
+    )
     (kept / "meta.json").write_text(settings + "\n", "utf-8")
 
 
 def _hardware() -> str:
     """Name the processor and the number of cores in use."""
     info = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    models = [
+        line.partition(":")[2].strip()
+        for line in info.read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return f"{models[0] if models else platform.processor()}, {CORES} cores, {platform.system()}"
 
 
@@ -145,10 +200,18 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("step", choices=("train", "measure"))
     parser.add_argument(
-        "--data", type=Path, default=Path("data/cifar10-jpeg"), metavar="DIR", help="(default: %(default)s)"
+        "--data",
+        type=Path,
+        default=Path("data/cifar10-jpeg"),
+        metavar="DIR",
+        help="(default: %(default)s)",
     )
     parser.add_argument(
-        "--methods", nargs="+", default=METHODS, choices=METHODS, help="networks to train (default: all)"
+        "--methods",
+        nargs="+",
+        default=METHODS,
+        choices=METHODS,
+        help="networks to train (default: all)",
     )
     args = parser.parse_args()
     if not all((args.data / part).is_dir() for part in ("train", "test")):

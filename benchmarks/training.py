@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 import channelscope
 from channelscope.attacks import PGD
-from channelscope.data import Dataset, Split
+from channelscope.data import Dataset, MemorySplit
 from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
 from channelscope.networks import Architecture
 from channelscope.objectives import Joint, Objective, cross_entropy
@@ -78,8 +78,12 @@ def fused(net: nn.Module) -> nn.Module:
     for block in list(net.modules()):
         for convolution, batchnorm in (("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")):
             layers = dict(block.named_children())
-            if isinstance(layers.get(convolution), nn.Conv2d) and isinstance(layers.get(batchnorm), nn.BatchNorm2d):
-                setattr(block, convolution, fuse_conv_bn_eval(layers[convolution], layers[batchnorm]))
+            if isinstance(layers.get(convolution), nn.Conv2d) and isinstance(
+                layers.get(batchnorm), nn.BatchNorm2d
+            ):
+                setattr(
+                    block, convolution, fuse_conv_bn_eval(layers[convolution], layers[batchnorm])
+                )
                 setattr(block, batchnorm, nn.Identity())
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules())
     return net.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -111,7 +115,12 @@ def training_step(width: int, batch: int) -> Case:
     """A step of SGD with and without gates."""
     net, (x, y) = resnet18(width), images(batch)
     ours, bare = stepped(with_gates(net, width), Joint(), x, y), stepped(net, cross_entropy, x, y)
-    return Case(f"training step of ResNet-18 of width {width}, {batch} images: CIFS / plain", 1.05, ours, bare)
+    return Case(
+        f"training step of ResNet-18 of width {width}, {batch} images: CIFS / plain",
+        1.05,
+        ours,
+        bare,
+    )
 
 
 def stepped(net: nn.Module, objective: Objective, x: Tensor, y: Tensor) -> Callable[[], None]:
@@ -136,7 +145,7 @@ def evaluation(width: int, batch: int) -> Case:
 def epoch(width: int, batch: int, folder: Path) -> Case:
     """An epoch of AT, images drawn, shuffled and augmented, against its attacks and steps of SGD alone."""
     labels = torch.arange(2 * batch) % CLASSES
-    part = Split(torch.randint(256, (len(labels), 3, 32, 32), dtype=torch.uint8), labels)
+    part = MemorySplit(torch.randint(256, (len(labels), 3, 32, 32), dtype=torch.uint8), labels)
     data = Dataset("random", tuple(map(str, range(CLASSES))), test=part, train=part, val=part)
     recipe = Recipe.named("cifar10-resnet18-at").override(width=width, batch_size=batch)
     job = Job(recipe, data, folder / "net.pt", seed=0)
@@ -149,9 +158,7 @@ def epoch(width: int, batch: int, folder: Path) -> Case:
             step(pgd(net, x, y), y)
 
     step = trained(net)
-    what = (
-        f"epoch of AT (PGD-10) on ResNet-18 of width {width}, batches of {batch}: all of it / attacks and steps alone"
-    )
+    what = f"epoch of AT (PGD-10) on ResNet-18 of width {width}, batches of {batch}: all of it / attacks and steps alone"
     return Case(what, 1.03, lambda: train_epoch(job, state, 0, bar), bare)
 
 
@@ -206,7 +213,11 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """Say on what it was measured, and how busy that was with other things."""
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = (
+        Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.processor(),
@@ -234,13 +245,23 @@ def line(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--rounds", type=int, default=15, help="pairs of measurements a case, 2 at least")
-    parser.add_argument("--threads", type=int, help="threads of torch; one alone is not disturbed by busy cores")
-    parser.add_argument("--quick", action="store_true", help="small networks and few rounds, to see that it runs")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="pairs of measurements a case, 2 at least"
+    )
+    parser.add_argument(
+        "--threads", type=int, help="threads of torch; one alone is not disturbed by busy cores"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small networks and few rounds, to see that it runs"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    report: dict[str, Any] = {"command": "python -m benchmarks.training", "machine": machine(), "cases": []}
+    report: dict[str, Any] = {
+        "command": "python -m benchmarks.training",
+        "machine": machine(),
+        "cases": [],
+    }
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(options.quick, Path(folder)):
             report["cases"].append(measure(case, 2 if options.quick else options.rounds))

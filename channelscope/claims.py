@@ -97,7 +97,9 @@ def verdicts(evidence: Sequence[Evidence], level: float = 0.95) -> list[Verdict]
     found += [_c4(trained[0], item, level) for item in gated if trained]
     judged = {verdict.claim for verdict in found}
     for claim in CLAIMS.keys() - judged:
-        found.append(_verdict(claim, "", "", _UNKNOWN, "inconclusive", f"The claim {_NEEDS[claim]}."))
+        found.append(
+            _verdict(claim, "", "", _UNKNOWN, "inconclusive", f"The claim {_NEEDS[claim]}.")
+        )
     return sorted(found, key=lambda verdict: verdict.claim)
 
 
@@ -105,7 +107,9 @@ def _c1(standard: Evidence, at: Evidence, level: float) -> Iterator[Verdict]:
     """C1: mean over classes of the alignment under AT less that under standard training, by three measures."""
     for (layer, ours), theirs in zip(at.measures.items(), standard.measures.values(), strict=True):
         gains = {
-            name: estimate(sign * mean_over_classes(ours[name]) - sign * mean_over_classes(theirs[name]), level)
+            name: estimate(
+                sign * mean_over_classes(ours[name]) - sign * mean_over_classes(theirs[name]), level
+            )
             for name, sign in {"cosine": 1, "spearman": 1, "shift": -1}.items()
         }
         outcomes = {judge(gain) for gain in gains.values()}
@@ -115,7 +119,9 @@ def _c1(standard: Evidence, at: Evidence, level: float) -> Iterator[Verdict]:
             f"{_signed(gains['cosine'])}, Spearman's correlation by {_signed(gains['spearman'])}, "
             f"the relative shift by {_signed(gains['shift'], -1)}."
         )
-        yield _verdict("C1", f"{at.model} - {standard.model}", layer, gains["cosine"], outcome, statement)
+        yield _verdict(
+            "C1", f"{at.model} - {standard.model}", layer, gains["cosine"], outcome, statement
+        )
 
 
 def _c2(at: Evidence, level: float) -> Iterator[Verdict]:
@@ -132,7 +138,9 @@ def _c2(at: Evidence, level: float) -> Iterator[Verdict]:
 def _c3(at: Evidence, level: float) -> Iterator[Verdict]:
     """C3: Spearman across classes between activation-relevance alignment and robust accuracy, against 0."""
     for layer, measure in at.measures.items():
-        link = estimate(across_classes(measure["relevance_spearman_adversarial"], at.robust), level, (-1.0, 1.0))
+        link = estimate(
+            across_classes(measure["relevance_spearman_adversarial"], at.robust), level, (-1.0, 1.0)
+        )
         statement = (
             f"Across the classes of {at.model}, robust accuracy and the alignment of activation with relevance "
             f"correlate by {_number(link)} (Spearman)."
@@ -154,7 +162,9 @@ def _c4(at: Evidence, gated: Evidence, level: float) -> Verdict:
     if not gated.adaptive:
         statement += " No attack made for gates was among the attacks."
     if at.masked is None or gated.masked is None:
-        statement += " It was not checked whether gradients are masked (channelscope evaluate does)."
+        statement += (
+            " It was not checked whether gradients are masked (channelscope evaluate does)."
+        )
     for item in (gated, at):
         if item.masked:
             outcome = "inconclusive"
@@ -165,13 +175,15 @@ def _c4(at: Evidence, gated: Evidence, level: float) -> Verdict:
 def _difference(a: Mapping[str, object] | None, b: Mapping[str, object] | None) -> str:
     if a is None or b is None:
         return "the compute of their training is not known to be equal"
-    return (
-        f"their training differs ({', '.join(sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)))})"
+    return f"their training differs ({', '.join(sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)))})"
+
+
+def _verdict(
+    claim: str, models: str, layer: str, quantity: Estimate, outcome: Outcome, statement: str
+) -> Verdict:
+    return Verdict(
+        claim, models, layer, outcome, quantity.value, quantity.low, quantity.high, statement
     )
-
-
-def _verdict(claim: str, models: str, layer: str, quantity: Estimate, outcome: Outcome, statement: str) -> Verdict:
-    return Verdict(claim, models, layer, outcome, quantity.value, quantity.low, quantity.high, statement)
 
 
 def _number(quantity: Estimate, scale: float = 1) -> str:

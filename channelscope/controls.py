@@ -11,23 +11,23 @@ _CONTROLS = re.compile(
 )
 
 
-def spelt(text: str) -> str:
+def escape(text: str) -> str:
     r"""Spell the controls in a text, new lines included, as JSON does.
 
-    >>> print(spelt("cat\x1b[2J"))
+    >>> print(escape("cat\x1b[2J"))
     cat\u001b[2J
     """
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def spelt_lines(text: str) -> str:
+def escape_lines(text: str) -> str:
     """Spell the controls in each line of a text."""
-    return "\n".join(map(spelt, text.split("\n")))
+    return "\n".join(map(escape, text.split("\n")))
 
 
-def spelt_value(value: object) -> object:
+def escape_value(value: object) -> object:
     """Spell the controls in a value of a template, if it is a plain text."""
-    return spelt_lines(value) if type(value) is str else value
+    return escape_lines(value) if type(value) is str else value
 
 
 def has_controls(value: Any) -> bool:

@@ -34,7 +34,7 @@ def rank() -> int:
     return dist.get_rank() if _together() else 0
 
 
-def size() -> int:
+def world_size() -> int:
     """Give the number of processes."""
     return dist.get_world_size() if _together() else 1
 
@@ -46,16 +46,24 @@ def is_first() -> bool:
 
 def started_by_torchrun() -> bool:
     """Tell whether ``torchrun`` started this process beside others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ
+    return (
+        int(os.environ.get("WORLD_SIZE", "1")) > 1
+        and "RANK" in os.environ
+        and "MASTER_ADDR" in os.environ
+    )
 
 
 def own_device(device: str) -> str:
     """Name this process's own device: of ``cuda``, the GPU of its number on this machine."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and started_by_torchrun() else device
+    return (
+        f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        if device == "cuda" and started_by_torchrun()
+        else device
+    )
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
+def join_processes(device: str) -> Iterator[None]:
     """Join the processes that ``torchrun`` started, for as long as the context lasts; alone, do nothing.
 
     Raises:
@@ -95,26 +103,26 @@ def _leave() -> None:
 
 
 @contextmanager
-def first_ahead() -> Iterator[None]:
+def run_first() -> Iterator[None]:
     """Let the first process do something, such as fetch files, before the others, which then find it done."""
     if not is_first():
-        wait()
+        barrier()
     yield
     if is_first():
-        wait()
+        barrier()
 
 
-def share(n: int) -> slice:
+def get_slice(n: int) -> slice:
     """Give this process's share of n things: neighbours, at most one more than any other process's."""
-    return slice(rank() * n // size(), (rank() + 1) * n // size())
+    return slice(rank() * n // world_size(), (rank() + 1) * n // world_size())
 
 
-def dealt(things: Sequence[T]) -> Sequence[T]:
+def shard(things: Sequence[T]) -> Sequence[T]:
     """Give this process's hand of things that are dealt out in turn, one by one."""
-    return things[rank() :: size()]
+    return things[rank() :: world_size()]
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce(value: Tensor) -> Tensor:
     """Add up the processes' tensors of numbers, of one shape and type: the same bits in every process."""
     if not _together():
         return value
@@ -123,7 +131,7 @@ def total(value: Tensor) -> Tensor:
     return sums
 
 
-def everyones(rows: Shaped[Tensor, "own *row"]) -> Shaped[Tensor, "all *row"]:
+def all_gather(rows: Shaped[Tensor, "own *row"]) -> Shaped[Tensor, "all *row"]:
     """Put the processes' rows (n_i, ...) one below the other, in the order of their numbers."""
     if not _together():
         return rows
@@ -133,18 +141,20 @@ def everyones(rows: Shaped[Tensor, "own *row"]) -> Shaped[Tensor, "all *row"]:
     return torch.cat([part[:count] for part, count in zip(_all(padded), counts, strict=True)])
 
 
-def everyones_words(words: Iterable[str]) -> set[str]:
+def all_gather_words(words: Iterable[str]) -> set[str]:
     """Put the processes' words, which hold no NUL, together: those that any of them has."""
-    said = torch.frombuffer(bytearray("".join(f"{word}\0" for word in words).encode() or b"\0"), dtype=torch.uint8)
-    return {word for word in bytes(everyones(said).tolist()).decode().split("\0") if word}
+    said = torch.frombuffer(
+        bytearray("".join(f"{word}\0" for word in words).encode() or b"\0"), dtype=torch.uint8
+    )
+    return {word for word in bytes(all_gather(said).tolist()).decode().split("\0") if word}
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until every process is here."""
-    total(torch.zeros(()))
+    all_reduce(torch.zeros(()))
 
 
-def synchronised(network: nn.Module) -> nn.Module:
+def synchronise_batchnorm(network: nn.Module) -> nn.Module:
     """Let every BatchNorm of a network, in training, use the statistics of all processes' images; in place."""
     if not _together():
         return network
@@ -161,11 +171,11 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(_context: Any, value: Tensor) -> Tensor:
-        return total(value)
+        return all_reduce(value)
 
     @staticmethod
     def backward(_context: Any, slope: Tensor) -> Tensor:
-        return total(slope)
+        return all_reduce(slope)
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
@@ -175,7 +185,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision cannot even count
-        n = total(wide.new_tensor(float(x.numel() // x.shape[1])))
+        n = all_reduce(wide.new_tensor(float(x.numel() // x.shape[1])))
         mean = _Total.apply(wide.sum((0, 2, 3))) / n
         centred = wide - mean.view(-1, 1, 1)
         variance = _Total.apply(centred.square().sum((0, 2, 3))) / n
@@ -200,7 +210,7 @@ def _together() -> bool:
 
 def _all(value: Tensor) -> list[Tensor]:
     value = value.contiguous()
-    parts = [torch.empty_like(value) for _ in range(size())]
+    parts = [torch.empty_like(value) for _ in range(world_size())]
     dist.all_gather(parts, value)
     return parts
 

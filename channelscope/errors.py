@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-from channelscope.controls import spelt
+from channelscope.controls import escape
 
 _LONGEST = 2000  # letters
 
@@ -20,7 +20,7 @@ class UserError(ValueError):
     def __init__(self, sentence: str) -> None:
         if len(sentence) > _LONGEST:
             sentence = f"{sentence[: _LONGEST // 2]} ... {sentence[-_LONGEST // 2 :]}"
-        super().__init__(spelt(sentence))
+        super().__init__(escape(sentence))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

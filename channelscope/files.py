@@ -25,7 +25,7 @@ _COUNTED = {"at", "channel", "channels", "epoch", "eps", "rank"}
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; move it into place when the context ends without error.
 
     A reader sees the old file or the new one, never a part, also after a kill or on a full disk.
@@ -35,7 +35,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix[:20], dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=_prefix(path), suffix=path.suffix[:20], dir=path.parent
+        )
     except OSError as error:
         raise _cannot_write(path, error) from error
     os.close(handle)
@@ -54,19 +56,26 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def settle(path: Path) -> None:
+def recover(path: Path) -> None:
     """Put right what kills in the middle of ``replacing`` or ``replacing_folder`` left; only while nobody writes there.
 
     A folder whose place was being taken when the kill came is put there: it is complete. All else is removed, also what
     is in a folder ``path`` or one of its folders.
     """
-    left = [other for other in path.parent.glob(f"{glob.escape(_prefix(path))}*") if _is_leftover(other)]
+    left = [
+        other for other in path.parent.glob(f"{glob.escape(_prefix(path))}*") if _is_leftover(other)
+    ]
     complete = [other for other in left if other.with_name(f"{other.name}{_EARLIER}") in left]
     if complete and not path.exists():
         complete[0].rename(path)
         left.remove(complete[0])
     if path.is_dir():
-        left += [other for pattern in (".*", "*/.*") for other in path.glob(pattern) if _is_leftover(other)]
+        left += [
+            other
+            for pattern in (".*", "*/.*")
+            for other in path.glob(pattern)
+            if _is_leftover(other)
+        ]
     for leftover in left:
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -77,7 +86,7 @@ def settle(path: Path) -> None:
 _EARLIER = "-earlier"  # ends the name of a folder whose place is being taken
 
 
-def hidden(path: Path, ending: str) -> str:
+def hidden_name(path: Path, ending: str) -> str:
     """Make the name of a hidden file beside ``path`` that no other path has, and that is not too long for any disk."""
     name = path.name
     if len(os.fsencode(name)) > 150:
@@ -86,7 +95,7 @@ def hidden(path: Path, ending: str) -> str:
 
 
 def _prefix(path: Path) -> str:
-    return hidden(path, "writing-")
+    return hidden_name(path, "writing-")
 
 
 def _is_leftover(path: Path) -> bool:
@@ -95,7 +104,7 @@ def _is_leftover(path: Path) -> bool:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` to fill; it takes the place of ``path`` when the context ends well.
 
     Raises:
@@ -154,15 +163,27 @@ def check_folder(folder: Path, tables: Collection[str], others: Collection[str])
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --out.")
     if folder.resolve().is_mount():
-        raise UserError(f"{folder} is a disk of its own, which cannot be replaced: choose a folder on it.")
-    held = {path.name for path in folder.iterdir() if not _is_leftover(path)} if folder.exists() else set()
-    if held and (not set(tables) <= held <= {*tables, *others, DIGESTS} or not _are_drawn(folder / "figures")):
+        raise UserError(
+            f"{folder} is a disk of its own, which cannot be replaced: choose a folder on it."
+        )
+    held = (
+        {path.name for path in folder.iterdir() if not _is_leftover(path)}
+        if folder.exists()
+        else set()
+    )
+    if held and (
+        not set(tables) <= held <= {*tables, *others, DIGESTS} or not _are_drawn(folder / "figures")
+    ):
         raise UserError(f"{folder} holds other files, which would be lost: choose another --out.")
 
 
 def _are_drawn(figures: Path) -> bool:
     """Tell whether a folder holds nothing but figures, each beside its data, and their captions."""
-    names = {path.name for path in figures.iterdir() if not _is_leftover(path)} if figures.is_dir() else set()
+    names = (
+        {path.name for path in figures.iterdir() if not _is_leftover(path)}
+        if figures.is_dir()
+        else set()
+    )
     ours = {f"captions.{ending}" for ending in ("txt", "tex", "json")}
     for stem in (name.removesuffix(".csv") for name in names if name.endswith(".csv")):
         ours |= {f"{stem}.{ending}" for ending in ("csv", "pdf", "png", "svg")}
@@ -175,7 +196,9 @@ DIGESTS = "SHA256SUMS"
 
 def write_digests(folder: Path) -> None:
     """Note the digest of every file in a folder."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
     lines = [f"{_digest(folder / name)}  {name}\n" for name in names if name != DIGESTS]
     (folder / DIGESTS).write_text("".join(lines), "utf-8")
 
@@ -259,4 +282,6 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"Cannot write {path}: {error.strerror or error}. Free space or choose another place.")
+    return UserError(
+        f"Cannot write {path}: {error.strerror or error}. Free space or choose another place."
+    )

@@ -8,13 +8,13 @@ from filelock import FileLock, Timeout
 
 from channelscope.distributed import is_first
 from channelscope.errors import UserError
-from channelscope.files import hidden, settle
+from channelscope.files import hidden_name, recover
 
 _MOMENT = 0.3  # seconds, for a run that is about to end
 
 
 @contextmanager
-def locked(path: Path, *parts: Path) -> Iterator[None]:
+def lock_path(path: Path, *parts: Path) -> Iterator[None]:
     """Keep other runs from writing to a file or folder for as long as the context lasts.
 
     The system takes the lock from a process that is killed. Several processes of one run are one: the first holds it. A
@@ -36,7 +36,7 @@ def locked(path: Path, *parts: Path) -> Iterator[None]:
     try:
         if lock is not None and lock.lock_counter == 1:
             for each in (path, *parts):
-                settle(each)
+                recover(each)
         yield
     finally:
         if lock is not None:
@@ -46,17 +46,17 @@ def locked(path: Path, *parts: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def settled(path: Path) -> None:
+def recover_unlocked(path: Path) -> None:
     """Put right what a kill left half done at ``path``, before it is read, unless a run is writing there."""
     with suppress(UserError, OSError):
         if path.parent.is_dir():
-            with locked(path):
+            with lock_path(path):
                 pass
 
 
 def _taken(path: Path) -> FileLock | None:
     """Take a lock; None where there can be none."""
-    file = path.absolute().with_name(hidden(path, "lock"))
+    file = path.absolute().with_name(hidden_name(path, "lock"))
     for _ in range(2):  # again where there is no file: its run may have just ended
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,11 @@ def _taken(path: Path) -> FileLock | None:
                 raise UserError(
                     f"Another run is writing to {path}: wait until it has ended, or choose another --out."
                 ) from None
-        except (OSError, NotImplementedError, ValueError):  # the last of a name that no file can have
+        except (
+            OSError,
+            NotImplementedError,
+            ValueError,
+        ):  # the last of a name that no file can have
             return None
     return None  # where no file can be made, as in /proc, whose refusal looks like another run
 

@@ -24,8 +24,12 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.get_default_dtype()).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.get_default_dtype()).view(-1, 1, 1))
+        self.register_buffer(
+            "mean", torch.tensor(mean, dtype=torch.get_default_dtype()).view(-1, 1, 1)
+        )
+        self.register_buffer(
+            "std", torch.tensor(std, dtype=torch.get_default_dtype()).view(-1, 1, 1)
+        )
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return (x - self.mean) / self.std
@@ -111,7 +115,13 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, block: Block, blocks: Sequence[int], width: int, classes: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        block: Block,
+        blocks: Sequence[int],
+        width: int,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         super().__init__()
         e = block.expansion
@@ -136,7 +146,13 @@ class WideResNet(nn.Module):
     """
 
     def __init__(
-        self, depth: int, widen: int, width: int, classes: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        depth: int,
+        widen: int,
+        width: int,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         super().__init__()
         blocks, planes = (depth - 4) // 6, width * widen
@@ -187,13 +203,21 @@ class Architecture:
                 f"There is no architecture {self.arch!r}: choose from {', '.join(known)}.{suggest(self.arch, known)}"
             )
         if wide and (int(wide[1]) < 10 or (int(wide[1]) - 4) % 6 or int(wide[2]) < 1):
-            raise UserError(f"{self.arch!r} has no whole number of blocks: the depth of a WideResNet is 6 n + 4.")
+            raise UserError(
+                f"{self.arch!r} has no whole number of blocks: the depth of a WideResNet is 6 n + 4."
+            )
         if self.width is not None and not 1 <= self.width <= 1024:
             raise UserError(f"A network's width is between 1 and 1024, not {self.width}.")
         if not 2 <= self.classes <= 100_000:
             raise UserError(f"A classifier has between 2 and 100,000 classes, not {self.classes}.")
-        if len(self.mean) != len(self.std) or not self.mean or not all(0 < std < float("inf") for std in self.std):
-            raise UserError("The mean and the (positive) standard deviation need one number for each input channel.")
+        if (
+            len(self.mean) != len(self.std)
+            or not self.mean
+            or not all(0 < std < float("inf") for std in self.std)
+        ):
+            raise UserError(
+                "The mean and the (positive) standard deviation need one number for each input channel."
+            )
 
     @property
     def base_width(self) -> int:
@@ -219,6 +243,8 @@ class Architecture:
     def build(self) -> ResNet | WideResNet:
         """Make the network, its weights drawn from torch's global generator as all of torch's layers do."""
         if wide := _WIDE.fullmatch(self.arch):
-            return WideResNet(int(wide[1]), int(wide[2]), self.base_width, self.classes, self.mean, self.std)
+            return WideResNet(
+                int(wide[1]), int(wide[2]), self.base_width, self.classes, self.mean, self.std
+            )
         block, blocks = RESNETS[self.arch]
         return ResNet(block, blocks, self.base_width, self.classes, self.mean, self.std)

@@ -18,12 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
-from channelscope.layers.hooks import logits_of
+from channelscope.layers.hooks import get_logits
 
 # (model, images x (n, c, h, w), labels y (n,)) -> loss per image (n,)
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
-Head = tuple[Tensor, Tensor]  # logits (n, k) and their targets (n,), which for most heads are the labels
+Head = tuple[
+    Tensor, Tensor
+]  # logits (n, k) and their targets (n,), which for most heads are the labels
 
 
 class _Answer(Protocol):
@@ -43,20 +45,26 @@ class Gated(Protocol):
         """Give the logits and the gates' answers."""
 
 
-def cross_entropy(model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def cross_entropy(
+    model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
     """Cross-entropy of the final logits, per image: -log softmax(model(x))[y]."""
-    return F.cross_entropy(logits_of(model(x)), y, reduction="none")
+    return F.cross_entropy(get_logits(model(x)), y, reduction="none")
 
 
-def margin(model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def margin(
+    model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
     """Margin of the strongest wrong class, per image: max_{k != y} z_k - z_y for the final logits z.
 
     It is above 0 where the network is wrong (Carlini & Wagner, S&P 2017, arXiv 1608.04644: f_6 without its constant).
     """
-    return _margin(logits_of(model(x)), y)
+    return _margin(get_logits(model(x)), y)
 
 
-def dlr(model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def dlr(
+    model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
     """Difference of logits ratio, per image (Croce & Hein, ICML 2020, arXiv 2003.01690, equation 6).
 
     With z the final logits and z_(1) >= z_(2) >= z_(3) the largest of them:
@@ -68,13 +76,15 @@ def dlr(model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) ->
     Raises:
         UserError: for fewer than three classes.
     """
-    logits = logits_of(model(x))
+    logits = get_logits(model(x))
     if logits.shape[1] < 3:
         raise UserError(
             f"The DLR loss compares the three largest logits, and this network has {logits.shape[1]}: use the margin."
         )
     largest = logits.topk(3, dim=1).values
-    return _margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)  # as the authors keep it finite
+    return _margin(logits, y) / (
+        largest[:, 0] - largest[:, 2] + 1e-12
+    )  # as the authors keep it finite
 
 
 def _margin(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -99,7 +109,9 @@ class Joint:
 
     beta: float = 2.0
 
-    def __call__(self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def __call__(
+        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         def loss(logits: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(logits, targets, reduction="none")
 
@@ -146,7 +158,9 @@ class CrossEntropy:
         self, model: nn.Module, _x: Tensor, x_adv: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         def loss(logits: Tensor, targets: Tensor) -> Tensor:
-            return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.smoothing)
+            return F.cross_entropy(
+                logits, targets, reduction="none", label_smoothing=self.smoothing
+            )
 
         return _summed(loss, self.beta, _heads(model, x_adv, y), self.scaled)
 
@@ -164,7 +178,9 @@ class _Divergence:
 
     def rows(self, indices: Tensor) -> Objective:
         """Give the objective of some of the images, for an attack that stops early on others."""
-        return _Divergence([[logits[indices] for logits in gate] for gate in self.natural], self.beta)
+        return _Divergence(
+            [[logits[indices] for logits in gate] for gate in self.natural], self.beta
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,13 +210,19 @@ class TRADES:
             return _Divergence(_answers(model, x), self.beta_atk)
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], x_adv: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *image"],
+        x_adv: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
     ) -> Float[Tensor, " n"]:
         def loss(natural: Head, adversarial: Head) -> Tensor:
             fit = F.cross_entropy(*natural, reduction="none", label_smoothing=self.smoothing)
             return fit + self.trade_off * kl_divergence(natural[0], adversarial[0])
 
-        return _summed(loss, self.beta, _paired(_heads(model, x, y), _heads(model, x_adv, y)), self.scaled)
+        return _summed(
+            loss, self.beta, _paired(_heads(model, x, y), _heads(model, x_adv, y)), self.scaled
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +251,11 @@ class MART:
         return Joint(self.beta_atk)
 
     def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], x_adv: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "n *image"],
+        x_adv: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
     ) -> Float[Tensor, " n"]:
         def loss(natural: Head, adversarial: Head) -> Tensor:
             logits, targets = adversarial
@@ -238,7 +264,9 @@ class MART:
             apart = self.trade_off * kl_divergence(natural[0], logits) * wrong
             return fit - _log_rest(logits, targets) + apart
 
-        return _summed(loss, self.beta, _paired(_heads(model, x, y), _heads(model, x_adv, y)), self.scaled)
+        return _summed(
+            loss, self.beta, _paired(_heads(model, x, y), _heads(model, x_adv, y)), self.scaled
+        )
 
 
 def kl_divergence(p: Float[Tensor, "n k"], q: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
@@ -256,7 +284,7 @@ def _log_rest(logits: Float[Tensor, "n k"], targets: Int[Tensor, " n"]) -> Float
 def _heads(model: nn.Module, x: Tensor, y: Tensor) -> list[list[Head]]:
     """Give the network's own head, in a list of its own, and after it each gate's."""
     if not isinstance(model, Gated):
-        return [[(logits_of(model(x)), y)]]
+        return [[(get_logits(model(x)), y)]]
     answer = model.probed(x, y)
     return [[(answer.logits, y)], *answer.heads(y)]
 
@@ -264,17 +292,22 @@ def _heads(model: nn.Module, x: Tensor, y: Tensor) -> list[list[Head]]:
 def _answers(model: nn.Module, x: Tensor) -> list[list[Tensor]]:
     """Give the logits of each head, asked without labels."""
     if not isinstance(model, Gated):
-        return [[logits_of(model(x))]]
+        return [[get_logits(model(x))]]
     answer, nobody = model.probed(x), torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return [[answer.logits], *([logits for logits, _ in gate] for gate in answer.heads(nobody))]
 
 
-def _paired(natural: list[list[Head]], adversarial: list[list[Head]]) -> list[list[tuple[Head, Head]]]:
+def _paired(
+    natural: list[list[Head]], adversarial: list[list[Head]]
+) -> list[list[tuple[Head, Head]]]:
     return [list(zip(*gates, strict=True)) for gates in zip(natural, adversarial, strict=True)]
 
 
 def _summed(
-    loss: Callable[..., Tensor], beta: float, heads: Sequence[Sequence[tuple[Any, Any]]], scaled: bool = True
+    loss: Callable[..., Tensor],
+    beta: float,
+    heads: Sequence[Sequence[tuple[Any, Any]]],
+    scaled: bool = True,
 ) -> Tensor:
     """Add up the heads' losses: first + beta / L * sum over L gates, if ``scaled`` the whole times 3 / (beta + 1).
 
@@ -286,6 +319,8 @@ def _summed(
         # Not 0 times the first: a loss may be infinite in half precision, and then all would be no number.
         of_first, of_gates = (0.0, 3.0) if asked else (1.0, 0.0)
     else:
-        of_first, of_gates = (3 / (beta + 1), 3 / (1 + 1 / beta) if beta else 0.0) if scaled else (1.0, beta)
+        of_first, of_gates = (
+            (3 / (beta + 1), 3 / (1 + 1 / beta) if beta else 0.0) if scaled else (1.0, beta)
+        )
     terms = [of_gates / len(asked) * loss(*head) for gate in asked for head in gate]
     return sum(terms[1:], terms[0]) if not of_first else sum(terms, of_first * loss(*first[0]))

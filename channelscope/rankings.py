@@ -14,16 +14,28 @@ import torch
 from tqdm.auto import tqdm
 
 from channelscope import files
-from channelscope.data import as_dataset, stratified
+from channelscope.data import as_dataset, sample_stratified
 from channelscope.errors import UserError
 from channelscope.figures.paper import write
 from channelscope.figures.scorers import scorer_agreement, scorer_agreement_data
-from channelscope.files import replacing_folder, write_digests
-from channelscope.locks import locked
-from channelscope.scorers import COSTS, Scored, choose, few, score, scorer_named
-from channelscope.statistics.alignment import FEWEST_REPLICATES, estimate, mean_over_classes, spearman
+from channelscope.files import atomic_folder, write_digests
+from channelscope.locks import lock_path
+from channelscope.scorers import COSTS, Scored, choose_layers, get_scorer, score_layers, take_few
+from channelscope.statistics.alignment import (
+    FEWEST_REPLICATES,
+    estimate,
+    mean_over_classes,
+    spearman,
+)
 from channelscope.statistics.streaming import ChannelStats, bootstrap_weights
-from channelscope.study.models import Network, Subject, layers_by_label, parameter_of, subjects_of, widened
+from channelscope.study.models import (
+    Model,
+    Network,
+    get_parameter,
+    layers_by_label,
+    load_models,
+    widen_classes,
+)
 from channelscope.weights import versions
 
 COLUMNS = {
@@ -55,7 +67,9 @@ class Rankings:
         classes = by_scorer["class"].nunique()
         signs = {"positive": known["relevance"] > 0, "negative": known["relevance"] < 0}
         keys = [known[name] for name in ("model", "layer", "scorer")]
-        return pd.DataFrame({name: sign.groupby(keys, sort=False).sum() / classes for name, sign in signs.items()})
+        return pd.DataFrame(
+            {name: sign.groupby(keys, sort=False).sum() / classes for name, sign in signs.items()}
+        )
 
     def save(self, folder: Path | str) -> Path:
         """Write the tables (CSV), ``meta.json`` and the figure of agreement (PDF, PNG, CSV) into a folder.
@@ -67,10 +81,12 @@ class Rankings:
         """
         folder = Path(folder).resolve()
         check_folder(folder)
-        with locked(folder), replacing_folder(folder) as temporary:
+        with lock_path(folder), atomic_folder(folder) as temporary:
             for name in COLUMNS:
                 getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
-            (temporary / "meta.json").write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+            (temporary / "meta.json").write_text(
+                json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8"
+            )
             write_digests(temporary)
             if len(self.agreement):
                 (temporary / "figures").mkdir()
@@ -111,19 +127,30 @@ def rank(
         raise UserError(
             f"Intervals need at least {FEWEST_REPLICATES} replicates and a level between 0 and 1, and a batch an image."
         )
-    named = {name: scorer_named(name) for name in scorers}
-    subjects, dataset = subjects_of(models, {}, device), as_dataset(data)
+    named = {name: get_scorer(name) for name in scorers}
+    subjects, dataset = load_models(models, {}, device), as_dataset(data)
     by_label = layers_by_label(layers, [subject.label for subject in subjects])
     for subject in subjects:
         subject.check(dataset)
-    classes = widened(dataset, [subject.network for subject in subjects]).classes
-    part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
+    classes = widen_classes(dataset, [subject.network for subject in subjects]).classes
+    part = (
+        dataset.test
+        if images is None
+        else dataset.test.subset(sample_stratified(dataset.test.labels, images, seed))
+    )
     found: dict[str, Scored] = {}
-    with tqdm(total=len(part) * len(subjects) * len(named), unit="img", disable=not progress) as bar:
+    with tqdm(
+        total=len(part) * len(subjects) * len(named), unit="img", disable=not progress
+    ) as bar:
         for subject in subjects:
             bar.set_description(subject.label)
-            chosen, _ = choose(subject.network, by_label[subject.label], few(subject.network, part), len(classes))
-            found[subject.label] = score(
+            chosen, _ = choose_layers(
+                subject.network,
+                by_label[subject.label],
+                take_few(subject.network, part),
+                len(classes),
+            )
+            found[subject.label] = score_layers(
                 subject.network,
                 part,
                 len(classes),
@@ -134,7 +161,9 @@ def rank(
                 progress=bar.update,
             )
     if not any(of_scorer for scored in found.values() for of_scorer in scored.relevance.values()):
-        raise UserError(next(reason for scored in found.values() for reason in scored.refused.values()))
+        raise UserError(
+            next(reason for scored in found.values() for reason in scored.refused.values())
+        )
     settings = {
         "scorers": {name: str(COSTS[name]) for name in named},
         "layers": None if layers is None else list(layers),
@@ -143,16 +172,28 @@ def rank(
         "level": level,
         "batch_size": batch_size,
     }
-    known = {"name": dataset.name, "classes": list(classes), "images": len(part), "fingerprint": part.fingerprint()}
+    known = {
+        "name": dataset.name,
+        "classes": list(classes),
+        "images": len(part),
+        "fingerprint": part.fingerprint(),
+    }
     return Rankings(
-        relevance=_frame("relevance", (row for item in found.items() for row in _relevance(*item, classes))),
-        agreement=_frame("agreement", (row for item in found.items() for row in _agreement(*item, level))),
+        relevance=_frame(
+            "relevance", (row for item in found.items() for row in _relevance(*item, classes))
+        ),
+        agreement=_frame(
+            "agreement", (row for item in found.items() for row in _agreement(*item, level))
+        ),
         meta=_meta(subjects, found, known, settings),
     )
 
 
 def _meta(
-    subjects: Sequence[Subject], found: Mapping[str, Scored], data: dict[str, Any], settings: dict[str, Any]
+    subjects: Sequence[Model],
+    found: Mapping[str, Scored],
+    data: dict[str, Any],
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Say what was done, on what and with what, as plain values."""
     refused = [
@@ -163,14 +204,15 @@ def _meta(
     packages = ("captum", "torchvision", "numpy", "scipy", "pandas", "matplotlib")
     meta = {
         "models": {
-            subject.label: subject.description | {"layers": list(found[subject.label].layers)} for subject in subjects
+            subject.label: subject.description | {"layers": list(found[subject.label].layers)}
+            for subject in subjects
         },
         "data": data,
         **settings,
         "refused": refused,
         "versions": versions() | {name: version(name) for name in packages},
         "hardware": {
-            "device": str(parameter_of(subjects[0].network).device),
+            "device": str(get_parameter(subjects[0].network).device),
             "threads": torch.get_num_threads(),
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -195,14 +237,20 @@ def _agreement(model: str, scored: Scored, level: float) -> Iterator[tuple[Any, 
     for layer, at in _by_layer(scored).items():
         relevance = {scorer: stats.magnitude.numpy() for scorer, stats in at.items()}
         for one, other in combinations(relevance, 2):
-            alike = estimate(mean_over_classes(spearman(relevance[one], relevance[other])), level, (-1.0, 1.0))
+            alike = estimate(
+                mean_over_classes(spearman(relevance[one], relevance[other])), level, (-1.0, 1.0)
+            )
             yield model, layer, one, other, alike.value, alike.low, alike.high
 
 
 def _by_layer(scored: Scored) -> dict[str, dict[str, ChannelStats]]:
     """Give layer -> scorer -> statistics, the layers in the order given."""
     return {
-        layer: {name: by_layer[layer] for name, by_layer in scored.relevance.items() if layer in by_layer}
+        layer: {
+            name: by_layer[layer]
+            for name, by_layer in scored.relevance.items()
+            if layer in by_layer
+        }
         for layer in scored.layers
     }
 

@@ -21,10 +21,14 @@ if TYPE_CHECKING:
 
 Binary = IO[bytes] | io.BufferedIOBase  # what zipfile says that it opens, and what it opens
 
-LARGEST_TEXT = 16 * 2**20  # bytes of JSON and of recipes, which have some thousands: parsed, it takes 30 times as much
+LARGEST_TEXT = (
+    16 * 2**20
+)  # bytes of JSON and of recipes, which have some thousands: parsed, it takes 30 times as much
 LARGEST_RECIPE = 64 * 2**10  # characters
 DEEPEST = 50  # lists and tables in one another
-LARGEST_LINE = 64 * 2**10  # bytes of a table's first line: each of its columns takes more than a kilobyte
+LARGEST_LINE = (
+    64 * 2**10
+)  # bytes of a table's first line: each of its columns takes more than a kilobyte
 UNPACKED = 128 * 2**20  # bytes that any archive may unpack to
 RATIO = 50  # and any larger one, times its own size: images pack to a fifth, an image's outcomes to a thousandth
 MEMBERS = 10_000  # of an archive
@@ -116,7 +120,11 @@ def check_depth(value: Any) -> None:
     """Refuse plain values that are nested deeper than any of ours, with ValueError."""
     inside = [value]
     for _ in range(DEEPEST):
-        lists = [one.values() if isinstance(one, dict) else one for one in inside if isinstance(one, dict | list)]
+        lists = [
+            one.values() if isinstance(one, dict) else one
+            for one in inside
+            if isinstance(one, dict | list)
+        ]
         inside = [item for one in lists for item in one]
         if not inside:
             return
@@ -141,7 +149,9 @@ def check_archive(archive: zipfile.ZipFile, size: int) -> None:
     members = archive.infolist()
     if len(members) > MEMBERS or len({member.filename for member in members}) < len(members):
         raise ValueError("it has too many members, or two of one name")
-    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+    if any(
+        member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members
+    ):
         raise ValueError("it is packed in an unusual way")
     unpacked, most = sum(member.file_size for member in members), max(UNPACKED, RATIO * size)
     if unpacked > most:
@@ -152,7 +162,10 @@ def check_array(file: Binary, size: int) -> None:
     """Refuse an array of so many bytes, header and all, that holds objects, or whose header says another size."""
     import numpy as np
 
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     try:
         shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
     except Exception as error:  # the header is Python's text: nearly anything comes of it
@@ -187,7 +200,10 @@ class Arrays:
 @contextmanager
 def arrays(path: Path, *, within: Path | None = None) -> Iterator[Arrays]:
     """Open an ``.npz`` file; raises OSError, ValueError or what zipfile raises."""
-    with regular(path, within=within).open("rb") as stream, zipfile.ZipFile(_not_bare(stream)) as archive:
+    with (
+        regular(path, within=within).open("rb") as stream,
+        zipfile.ZipFile(_not_bare(stream)) as archive,
+    ):
         check_archive(archive, path.stat().st_size)
         yield Arrays(archive)
 

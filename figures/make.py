@@ -49,14 +49,20 @@ def take_tables(made: Path, gallery: Path) -> None:
     for file in (*made.glob("*.csv"), made / "arrays.npz"):
         shutil.copy(file, tables)
     meta = json.loads((made / "meta.json").read_text("utf-8")) | {"command": "make figures"}
-    (tables / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    (tables / "meta.json").write_text(
+        json.dumps(meta, indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
 
 
 def draw_gallery(gallery: Path) -> None:
     """Draw the main figures from a gallery's tables, each beside its data, and show them in its README."""
     shutil.rmtree(DRAWN, ignore_errors=True)
     draw(Comparison.load(gallery / "tables"), DRAWN)
-    shown = [figure for figure in json.loads((DRAWN / "captions.json").read_text("utf-8")) if figure["main"]]
+    shown = [
+        figure
+        for figure in json.loads((DRAWN / "captions.json").read_text("utf-8"))
+        if figure["main"]
+    ]
     if gallery.name == "cifar10":
         shown += rankings.draw(DRAWN)
     for old in (file for file in gallery.iterdir() if file.is_file()):
@@ -69,7 +75,9 @@ def draw_gallery(gallery: Path) -> None:
 
 def page(head: str, shown: Sequence[Mapping[str, Any]]) -> str:
     """Lay out a gallery's README: what it has, and then every figure with its caption, section by section."""
-    titles = {name: title for name, (title, _) in SECTIONS.items()} | {rankings.SECTION: rankings.SECTION}
+    titles = {name: title for name, (title, _) in SECTIONS.items()} | {
+        rankings.SECTION: rankings.SECTION
+    }
     sections = {
         title: figures
         for name, title in titles.items()
@@ -99,7 +107,16 @@ def main() -> None:
     run("demo", "--out", str(RUN))
     models = ("--models", *(str(RUN / f"{method}.pt") for method in ("standard", "at", "cifs")))
     models += ("--labels", "standard", "AT", "CIFS")
-    run("compare", *models, "--layers", "layer?", *SWEEPS, "--no-thumbnails", "--out", str(RUN / "whole"))
+    run(
+        "compare",
+        *models,
+        "--layers",
+        "layer?",
+        *SWEEPS,
+        "--no-thumbnails",
+        "--out",
+        str(RUN / "whole"),
+    )
     take_tables(RUN / "whole", HERE / "digits")
     for name in HEADS:
         draw_gallery(HERE / name)

@@ -16,7 +16,9 @@ KEPT = Path("docs/results-small")
 SECTION = "Is the relevance ranking true?"
 SCORER = "gradient"  # at the penultimate layer, the last layer's weight
 
-Drawn = tuple[Figure, pd.DataFrame, str, str]  # the figure, its data, its caption, what is seen in words
+Drawn = tuple[
+    Figure, pd.DataFrame, str, str
+]  # the figure, its data, its caption, what is seen in words
 
 
 def draw(folder: Path) -> list[dict[str, Any]]:
@@ -40,7 +42,12 @@ def suppression() -> Drawn:
         "layer's weight."
     )
     seen = " ".join(found.verdicts.query("scorer == @SCORER")["statement"])
-    return interventions.curves(found, scorer=SCORER), interventions.curves_data(found, scorer=SCORER), caption, seen
+    return (
+        interventions.curves(found, scorer=SCORER),
+        interventions.curves_data(found, scorer=SCORER),
+        caption,
+        seen,
+    )
 
 
 def league() -> Drawn:
@@ -69,4 +76,9 @@ def agreement() -> Drawn:
         f"{layer}: {rows['value'].min():.2f} to {rows['value'].max():.2f}"
         for layer, rows in table.groupby("layer", sort=False)
     ]
-    return scorer_agreement(table, meta), scorer_agreement_data(table), caption, f"Correlations, {'; '.join(ranges)}."
+    return (
+        scorer_agreement(table, meta),
+        scorer_agreement_data(table),
+        caption,
+        f"Correlations, {'; '.join(ranges)}.",
+    )

@@ -17,7 +17,12 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": folder}}
     NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources=place, record_timing=False, store_widget_state=False
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources=place,
+        record_timing=False,
+        store_widget_state=False,
     ).execute()
     return notebook
 

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROGRAM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 PATIENCE = 60  # seconds that the browser gets for an answer
 
 
@@ -24,7 +26,9 @@ class Tab:
         self.number, self.rest, self.session = 0, b"", ""
         self.events: list[dict[str, Any]] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
@@ -55,9 +59,20 @@ class Tab:
     def open(self, path: Path, width: int = 1200, height: int = 900) -> None:
         """Load a page in a window of that size, and wait until all of it is there."""
         self.events.clear()
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         self.send("Page.navigate", url=path.as_uri())
-        self.wait(lambda: self.run("document.readyState") == "complete" and self.run("location.protocol") == "file:")
+        self.wait(
+            lambda: (
+                self.run("document.readyState") == "complete"
+                and self.run("location.protocol") == "file:"
+            )
+        )
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """Ask until it holds."""
@@ -68,14 +83,21 @@ class Tab:
 
     def run(self, expression: str) -> Any:
         """Evaluate a script's expression in the page."""
-        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.send(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def press(self, key: str, code: int, text: str = "") -> None:
         """Press and release a key."""
         for kind in ("keyDown", "keyUp"):
-            what = {"key": key, "code": key, "windowsVirtualKeyCode": code, "text": text if kind == "keyDown" else ""}
+            what = {
+                "key": key,
+                "code": key,
+                "windowsVirtualKeyCode": code,
+                "text": text if kind == "keyDown" else "",
+            }
             self.send("Input.dispatchKeyEvent", type=kind, **what)
 
     def printed(self) -> bytes:
@@ -89,7 +111,11 @@ class Tab:
 
     def requests(self) -> list[str]:
         """The addresses that were asked for."""
-        sent = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        sent = [
+            event["params"]
+            for event in self.events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
         return [params["request"]["url"] for params in sent]
 
 
@@ -97,8 +123,19 @@ class Tab:
 def browsing(profile: Path) -> Iterator[Tab]:
     """Run a browser that finds no other machine, and give its page."""
     assert PROGRAM is not None
-    command = [PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    command += ["--remote-debugging-pipe", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}"]
+    command = [
+        PROGRAM,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+    ]
+    command += [
+        "--remote-debugging-pipe",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={profile}",
+    ]
     (commands, to), (back, answers) = os.pipe(), os.pipe()
 
     def at_its_places() -> None:  # the protocol's: commands at 3, answers at 4

@@ -16,22 +16,36 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 MODELS = ("nat", "at", "cifs")
 _EMPTY = ("excitation",)
 # By model: how far an attack moves the magnitudes, how closely they follow the relevance, natural and worst accuracy.
-CHARACTER = {"nat": (0.9, 0.5, 0.95, 0.02), "at": (0.35, 0.7, 0.84, 0.46), "cifs": (0.2, 0.9, 0.82, 0.51)}
+CHARACTER = {
+    "nat": (0.9, 0.5, 0.95, 0.02),
+    "at": (0.35, 0.7, 0.84, 0.46),
+    "cifs": (0.2, 0.9, 0.82, 0.51),
+}
 
 
-def _channels(rng: np.random.Generator, model: str, channels: int) -> dict[str, dict[str, np.ndarray]]:
+def _channels(
+    rng: np.random.Generator, model: str, channels: int
+) -> dict[str, dict[str, np.ndarray]]:
     shift, follow = CHARACTER.get(model, CHARACTER["at"])[:2]
     relevance = rng.normal(0, 0.1, channels)
     natural = np.exp(follow * 10 * relevance + (1 - follow) * rng.normal(0, 1, channels)) * 0.3
-    moved = (1 - shift) * natural + shift * rng.permutation(natural) * rng.uniform(0.5, 1.5, channels)
+    moved = (1 - shift) * natural + shift * rng.permutation(natural) * rng.uniform(
+        0.5, 1.5, channels
+    )
     return {
-        data: {"magnitude": magnitude, "frequency": 1 - np.exp(-4 * magnitude), "relevance": relevance}
+        data: {
+            "magnitude": magnitude,
+            "frequency": 1 - np.exp(-4 * magnitude),
+            "relevance": relevance,
+        }
         for data, magnitude in (("natural", natural), ("adversarial", moved))
     }
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    return float(spearmanr(x, y).statistic) if len(x) > 1 and np.ptp(x) and np.ptp(y) else float("nan")
+    return (
+        float(spearmanr(x, y).statistic) if len(x) > 1 and np.ptp(x) and np.ptp(y) else float("nan")
+    )
 
 
 def _measures(by_data: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
@@ -61,7 +75,8 @@ def _flow(activations: pd.DataFrame) -> pd.DataFrame:
     """Silence or awaken channels by how much an attack changes their frequency; the largest changes are certain."""
     keys = ["model", "layer", "class", "channel"]
     natural, adversarial = (
-        activations[activations["data"] == data].set_index(keys) for data in ("natural", "adversarial")
+        activations[activations["data"] == data].set_index(keys)
+        for data in ("natural", "adversarial")
     )
     more = adversarial["frequency"] - natural["frequency"]
     changes = {
@@ -77,7 +92,9 @@ def _flow(activations: pd.DataFrame) -> pd.DataFrame:
     return frame[[*COLUMNS["flow"][0], *COLUMNS["flow"][1]]]
 
 
-def _confusion(rng: np.random.Generator, robustness: list[dict[str, Any]], classes: tuple[str, ...]) -> pd.DataFrame:
+def _confusion(
+    rng: np.random.Generator, robustness: list[dict[str, Any]], classes: tuple[str, ...]
+) -> pd.DataFrame:
     """Spread each class's errors over the others by chance."""
     rows = []
     for row in robustness:
@@ -86,12 +103,26 @@ def _confusion(rng: np.random.Generator, robustness: list[dict[str, Any]], class
             continue
         right = 0 if np.isnan(row["accuracy"]) else round(row["accuracy"] * row["count"])
         others = [name for name in classes if name != row["class"]]
-        wrong = rng.multinomial(row["count"] - right, rng.dirichlet(np.ones(len(others)))) if others else []
+        wrong = (
+            rng.multinomial(row["count"] - right, rng.dirichlet(np.ones(len(others))))
+            if others
+            else []
+        )
         for answer, count in {row["class"]: right, **dict(zip(others, wrong, strict=True))}.items():
-            rows.append({"model": row["model"], "data": data, "class": row["class"], "answer": answer, "count": count})
+            rows.append(
+                {
+                    "model": row["model"],
+                    "data": data,
+                    "class": row["class"],
+                    "answer": answer,
+                    "count": count,
+                }
+            )
     frame = tidy("confusion", rows)
     place = {name: index for index, name in enumerate(classes)}
-    return frame.sort_values(["answer"], key=lambda names: names.map(place), kind="stable").reset_index(drop=True)
+    return frame.sort_values(
+        ["answer"], key=lambda names: names.map(place), kind="stable"
+    ).reset_index(drop=True)
 
 
 def _decay(alignment: list[dict[str, Any]], robustness: list[dict[str, Any]]) -> pd.DataFrame:
@@ -104,14 +135,21 @@ def _decay(alignment: list[dict[str, Any]], robustness: list[dict[str, Any]]) ->
                 if row["class"] == "all":
                     values = {name: row[name] * part for name in ("value", "low", "high")}
                     rows.append(
-                        {"model": row["model"], "layer": row["layer"], "measure": row["measure"]} | known | values
+                        {"model": row["model"], "layer": row["layer"], "measure": row["measure"]}
+                        | known
+                        | values
                     )
             for row in robustness:
                 if row["class"] == "all" and row["attack"] == "pgd-20":
                     values = {
-                        new: row[name] * part for new, name in (("value", "accuracy"), ("low", "low"), ("high", "high"))
+                        new: row[name] * part
+                        for new, name in (("value", "accuracy"), ("low", "low"), ("high", "high"))
                     }
-                    rows.append({"model": row["model"], "layer": "", "measure": "robust_accuracy"} | known | values)
+                    rows.append(
+                        {"model": row["model"], "layer": "", "measure": "robust_accuracy"}
+                        | known
+                        | values
+                    )
     return tidy("decay", rows)
 
 
@@ -131,10 +169,18 @@ def _differences(
         for (owner, layer, name, measure), value in values.items():
             if owner == model:
                 difference = value - values[other, layer, name, measure]
-                known = {"model": model, "other": other, "layer": layer, "other_layer": layer, "class": name}
+                known = {
+                    "model": model,
+                    "other": other,
+                    "layer": layer,
+                    "other_layer": layer,
+                    "class": name,
+                }
                 p = np.nan if np.isnan(difference) else 0.001 if abs(difference) > 0.1 else 0.6
                 bounds = {"value": difference, "low": difference - 0.05, "high": difference + 0.05}
-                rows.append({**known, "measure": measure, **bounds, "p": p, "q": 2 * p if p < 0.1 else p})
+                rows.append(
+                    {**known, "measure": measure, **bounds, "p": p, "q": 2 * p if p < 0.1 else p}
+                )
     return tidy("differences", rows)
 
 
@@ -144,10 +190,36 @@ def _training(models: tuple[str, ...], epochs: int) -> pd.DataFrame:
         _, _, natural, robust = CHARACTER.get(model, CHARACTER["at"])
         for epoch in range(1, epochs + 1):
             done = 1 - np.exp(-3 * epoch / epochs)
-            validation = {"val_natural": natural * done, "val_robust": robust * (done - 0.1 * (epoch / epochs) ** 6)}
-            progress = {"loss": 2.3 * (1 - 0.7 * done), "accuracy": 0.9 * done, "lr": 0.1, "seconds": 12.0}
-            rows.append({"model": model, "epoch": epoch, **progress, **validation, "best": epoch == max(1, epochs - 2)})
-    columns = ["model", "epoch", "loss", "accuracy", "val_natural", "val_robust", "lr", "seconds", "best"]
+            validation = {
+                "val_natural": natural * done,
+                "val_robust": robust * (done - 0.1 * (epoch / epochs) ** 6),
+            }
+            progress = {
+                "loss": 2.3 * (1 - 0.7 * done),
+                "accuracy": 0.9 * done,
+                "lr": 0.1,
+                "seconds": 12.0,
+            }
+            rows.append(
+                {
+                    "model": model,
+                    "epoch": epoch,
+                    **progress,
+                    **validation,
+                    "best": epoch == max(1, epochs - 2),
+                }
+            )
+    columns = [
+        "model",
+        "epoch",
+        "loss",
+        "accuracy",
+        "val_natural",
+        "val_robust",
+        "lr",
+        "seconds",
+        "best",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -157,22 +229,38 @@ def _gates(models: tuple[str, ...], layers: tuple[str, ...], epochs: int) -> pd.
         done = 1 - np.exp(-3 * epoch / epochs)
         depth = (1 + layers.index(layer)) / len(layers)
         accuracies = {"probe_natural": 0.9 * done * depth, "probe_robust": 0.5 * done * depth}
-        masks = {"mask_natural": 1 - 0.6 * done, "mask_adversarial": 1 - 0.4 * done, "mask_cosine": 1 - 0.1 * done}
+        masks = {
+            "mask_natural": 1 - 0.6 * done,
+            "mask_adversarial": 1 - 0.4 * done,
+            "mask_cosine": 1 - 0.1 * done,
+        }
         rows.append({"model": model, "layer": layer, "epoch": epoch, **accuracies, **masks})
     return pd.DataFrame(rows, columns=["model", "layer", "epoch", *GATE_LOG])
 
 
 def _in_use(
-    rng: np.random.Generator, models: tuple[str, ...], layers: tuple[str, ...], classes: tuple[str, ...], channels: int
+    rng: np.random.Generator,
+    models: tuple[str, ...],
+    layers: tuple[str, ...],
+    classes: tuple[str, ...],
+    channels: int,
 ) -> dict[str, pd.DataFrame]:
     """Masks, their spread and label leakage, of gates at these layers in every model."""
     frames: dict[str, list[dict[str, Any]]] = {"masks": [], "spread": [], "leakage": []}
 
     def add(name: str, value: float, **where: Any) -> None:
-        frames[name].append({**where, "value": value, "low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)})
+        frames[name].append(
+            {**where, "value": value, "low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
+        )
 
     for model, data in product(models if layers else (), ("natural", "adversarial")):
-        for name in ("accuracy", "accuracy_true", "accuracy_wrong", "follows_wrong", "follows_untold"):
+        for name in (
+            "accuracy",
+            "accuracy_true",
+            "accuracy_wrong",
+            "follows_wrong",
+            "follows_untold",
+        ):
             add("leakage", float(rng.random()), model=model, layer="", data=data, measure=name)
         for layer in layers:
             where = {"model": model, "layer": layer, "data": data}
@@ -182,7 +270,9 @@ def _in_use(
                 add("spread", float(rng.random()), **where, **{"class": name})
             signed = rng.normal(0 if layer.endswith("0") else 1, 0.2, (len(classes), channels))
             for (k, channel), mask in np.ndenumerate(signed):
-                frames["masks"].append({**where, "class": classes[k], "channel": channel, "mask": mask})
+                frames["masks"].append(
+                    {**where, "class": classes[k], "channel": channel, "mask": mask}
+                )
     return {name: tidy(name, rows) for name, rows in frames.items()}
 
 
@@ -195,17 +285,25 @@ def _matches(
         for layer, other_layer in product(layers, layers):
             where = {"model": model, "layer": layer, "other": other, "other_layer": other_layer}
             cka = float(rng.random())
-            frames["matching"].append({**where, "cka": cka, "low": cka - 0.05, "high": min(1.0, cka + 0.05)})
+            frames["matching"].append(
+                {**where, "cka": cka, "low": cka - 0.05, "high": min(1.0, cka + 0.05)}
+            )
             if layer == other_layer:
                 correlations = np.sort(rng.random(channels))[::-1]
-                for pair in zip(rng.permutation(channels), rng.permutation(channels), correlations, strict=True):
+                for pair in zip(
+                    rng.permutation(channels), rng.permutation(channels), correlations, strict=True
+                ):
                     columns = ("channel", "other_channel", "correlation")
                     frames["matched"].append({**where, **dict(zip(columns, pair, strict=True))})
     return {name: tidy(name, rows) for name, rows in frames.items()}
 
 
 def _verdicts(models: tuple[str, ...]) -> pd.DataFrame:
-    cases = (("C1", "supported", 0.31), ("C2", "not supported", -0.04), ("C3", "inconclusive", 0.12))
+    cases = (
+        ("C1", "supported", 0.31),
+        ("C2", "not supported", -0.04),
+        ("C3", "inconclusive", 0.12),
+    )
     rows = [
         {
             "claim": claim,
@@ -219,15 +317,30 @@ def _verdicts(models: tuple[str, ...]) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows)
     frame["low"], frame["high"] = frame["estimate"] - 0.06, frame["estimate"] + 0.06
-    frame["statement"] = "The difference of " + frame["models"] + " was measured on the same images."
+    frame["statement"] = (
+        "The difference of " + frame["models"] + " was measured on the same images."
+    )
     return frame
 
 
-def _meta(models: tuple[str, ...], classes: tuple[str, ...], layers: tuple[str, ...], images: int) -> dict[str, Any]:
-    network = {"arch": "resnet18", "width": 16, "layers": list(layers), "gates": [], "versions": {"torch": "2.9.0"}}
+def _meta(
+    models: tuple[str, ...], classes: tuple[str, ...], layers: tuple[str, ...], images: int
+) -> dict[str, Any]:
+    network = {
+        "arch": "resnet18",
+        "width": 16,
+        "layers": list(layers),
+        "gates": [],
+        "versions": {"torch": "2.9.0"},
+    }
     return {
         "models": {model: {"method": model, **network} for model in models},
-        "data": {"name": "cifar10", "classes": list(classes), "images": images, "fingerprint": "ab" * 32},
+        "data": {
+            "name": "cifar10",
+            "classes": list(classes),
+            "images": images,
+            "fingerprint": "ab" * 32,
+        },
         "attack": "pgd-20",
         "eps": 8 / 255,
         "seed": 0,
@@ -261,17 +374,25 @@ def synthetic(
     robustness: list[dict[str, Any]] = []
     for model in models:
         natural_accuracy, worst = CHARACTER.get(model, CHARACTER["at"])[2:]
-        level = {name: float(np.clip(worst + 0.25 * rng.normal() * worst, 0, 1)) for name in classes}
+        level = {
+            name: float(np.clip(worst + 0.25 * rng.normal() * worst, 0, 1)) for name in classes
+        }
         accuracies = {"natural": dict.fromkeys(classes, natural_accuracy), "worst": level}
         accuracies["pgd-20"] = {name: min(1.0, value + 0.02) for name, value in level.items()}
         for attack in ("natural", "pgd-20", "worst"):
-            by_class = {name: (np.nan if name in empty else accuracies[attack][name]) for name in classes}
+            by_class = {
+                name: (np.nan if name in empty else accuracies[attack][name]) for name in classes
+            }
             for name, value in {"all": float(pd.Series(by_class).mean()), **by_class}.items():
                 row = {"model": model, "attack": attack, "class": name, "accuracy": value}
                 bounds = {"low": max(0.0, value - 0.05), "high": min(1.0, value + 0.05)}
                 if np.isnan(value):
                     bounds = {"low": np.nan, "high": np.nan}
-                images = count * (len(classes) - len(empty)) if name == "all" else count * (name not in empty)
+                images = (
+                    count * (len(classes) - len(empty))
+                    if name == "all"
+                    else count * (name not in empty)
+                )
                 robustness.append({**row, **bounds, "count": images})
         for layer in layers:
             measured: dict[str, dict[str, float]] = {}
@@ -279,23 +400,51 @@ def synthetic(
                 by_data = _channels(rng, model, channels)
                 measured[name] = _measures(by_data)
                 if name in empty:
-                    by_data = {data: {key: values * np.nan for key, values in q.items()} for data, q in by_data.items()}
+                    by_data = {
+                        data: {key: values * np.nan for key, values in q.items()}
+                        for data, q in by_data.items()
+                    }
                     measured[name] = dict.fromkeys(measured[name], np.nan)
                 for data, quantities in by_data.items():
                     frame = pd.DataFrame({"channel": np.arange(channels), **quantities})
                     frame[["model", "data", "layer", "class"]] = [model, data, layer, name]
                     activations.append(frame.assign(count=0 if name in empty else count))
             across = _correlation(
-                np.array([measured[c]["relevance_spearman_adversarial"] for c in classes if c not in empty]),
+                np.array(
+                    [
+                        measured[c]["relevance_spearman_adversarial"]
+                        for c in classes
+                        if c not in empty
+                    ]
+                ),
                 np.array([level[c] for c in classes if c not in empty]),
             )
-            mean = {key: float(pd.Series([m[key] for m in measured.values()]).mean()) for key in measured[classes[0]]}
+            mean = {
+                key: float(pd.Series([m[key] for m in measured.values()]).mean())
+                for key in measured[classes[0]]
+            }
             rows = {"all": mean, **measured, "across": {"relevance_robust_correlation": across}}
             for name, measures in rows.items():
                 for measure, value in measures.items():
-                    row = {"model": model, "layer": layer, "class": name, "measure": measure, "value": value}
+                    row = {
+                        "model": model,
+                        "layer": layer,
+                        "class": name,
+                        "measure": measure,
+                        "value": value,
+                    }
                     alignment.append({**row, "low": value - 0.05, "high": value + 0.05})
-    order = ["model", "data", "layer", "class", "channel", "magnitude", "frequency", "relevance", "count"]
+    order = [
+        "model",
+        "data",
+        "layer",
+        "class",
+        "channel",
+        "magnitude",
+        "frequency",
+        "relevance",
+        "count",
+    ]
     return Comparison(
         activations=pd.concat(activations, ignore_index=True)[order],
         alignment=pd.DataFrame(alignment),

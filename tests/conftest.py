@@ -23,7 +23,9 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     (each method is decorated alone, outside its class) and those with a protocol that is for type checkers only.
     """
     try:
-        return beartype(function, conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
+        return beartype(
+            function, conf=BeartypeConf(is_pep484_tower=True)
+        )  # an int will do for a float
     except BeartypeDecorHintException:
         return function
 

@@ -23,7 +23,9 @@ HARMLESS = "word"
 
 def comparison(words: str) -> Comparison:
     """Put the words, numbered, wherever a comparison has a text: all names, verdicts, settings and descriptions."""
-    models, classes, layers = ([f"{kind}{i}{words}" for i in range(2)] for kind in ("model", "class", "layer"))
+    models, classes, layers = (
+        [f"{kind}{i}{words}" for i in range(2)] for kind in ("model", "class", "layer")
+    )
     found = synthetic(
         tuple(models),
         tuple(classes),
@@ -36,7 +38,9 @@ def comparison(words: str) -> Comparison:
         swept=True,
     )
     verdicts = found.verdicts.assign(statement=words, models=words, layer=layers[0])
-    verdicts = pd.concat([verdicts, verdicts.iloc[:1].assign(claim=f"C9{words}", verdict=words)], ignore_index=True)
+    verdicts = pd.concat(
+        [verdicts, verdicts.iloc[:1].assign(claim=f"C9{words}", verdict=words)], ignore_index=True
+    )
     attack = f"attack{words}"
     robustness = found.robustness.replace({"attack": {"pgd-20": attack}})
     images = [
@@ -47,8 +51,14 @@ def comparison(words: str) -> Comparison:
         for number, data in enumerate(("natural", "adversarial"))
     ]
     columns = ["model", "layer", "data", "channel", "rank", "image", "activation"]
-    pictures = {"thumbnails/natural": [0], "thumbnails/adversarial/0": [1], "thumbnails/adversarial/1": [1]}
-    arrays: dict[str, Any] = {f"{name}/images": np.array(numbers) for name, numbers in pictures.items()}
+    pictures = {
+        "thumbnails/natural": [0],
+        "thumbnails/adversarial/0": [1],
+        "thumbnails/adversarial/1": [1],
+    }
+    arrays: dict[str, Any] = {
+        f"{name}/images": np.array(numbers) for name, numbers in pictures.items()
+    }
     arrays |= {name: np.zeros((1, 3, 4, 4), np.uint8) for name in pictures}
     found = replace(
         found,
@@ -57,7 +67,9 @@ def comparison(words: str) -> Comparison:
         excitation=pd.DataFrame(images, columns=columns),
         arrays=found.arrays | arrays,
     )
-    found.meta.update({"attack": attack, "command": words, "created": words, words: {words: [words]}})
+    found.meta.update(
+        {"attack": attack, "command": words, "created": words, words: {words: [words]}}
+    )
     found.meta.update({"versions": {words: words}, "hardware": {words: words}})
     found.meta["data"].update({"name": words, "fingerprint": words})
     for known in found.meta["models"].values():
@@ -68,4 +80,7 @@ def comparison(words: str) -> Comparison:
 def captions(words: str) -> list[dict[str, Any]]:
     """Say of a figure what a folder of somebody else's may say."""
     said = {"caption": words, "seen": words, "claims": [words, "c1"]}
-    return [{"name": name, "section": "claims", "main": name != "later", **said} for name in ("relevance", "later")]
+    return [
+        {"name": name, "section": "claims", "main": name != "later", **said}
+        for name in ("relevance", "later")
+    ]

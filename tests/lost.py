@@ -15,14 +15,14 @@ def lost(work: str) -> str:
     """Let the second process be killed while the first works with it; give what the first is told."""
     x = torch.arange(24.0).view(2, 3, 2, 2).requires_grad_()
     try:
-        with distributed.joined("cpu"):
-            y = distributed.synchronised(nn.BatchNorm2d(3))(x)
+        with distributed.join_processes("cpu"):
+            y = distributed.synchronise_batchnorm(nn.BatchNorm2d(3))(x)
             if distributed.rank() == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             if work == "backward":
                 y.sum().backward()
             else:
-                distributed.everyones(y)
+                distributed.all_gather(y)
     except distributed.ProcessLost as error:
         return str(error)
     return "nothing"

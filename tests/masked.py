@@ -71,7 +71,9 @@ class Gated(Masked):
     """Multiplies the channels of a layer by a gate."""
 
     def forward(self, x: Tensor) -> Tensor:
-        handle = self.within.layer1.register_forward_hook(lambda _layer, _inputs, z: z * self.gate(z))
+        handle = self.within.layer1.register_forward_hook(
+            lambda _layer, _inputs, z: z * self.gate(z)
+        )
         try:
             return self.within(x)
         finally:
@@ -99,7 +101,9 @@ class Stepped(Gated):
     """A layer's features take a few values only, by a step function."""
 
     def forward(self, x: Tensor) -> Tensor:
-        handle = self.within.layer1.register_forward_hook(lambda _layer, _inputs, z: (4 * z).floor() / 4 + 0.125)
+        handle = self.within.layer1.register_forward_hook(
+            lambda _layer, _inputs, z: (4 * z).floor() / 4 + 0.125
+        )
         try:
             return self.within(x)
         finally:
@@ -133,7 +137,9 @@ def honest(method: str, seed: int = 0) -> nn.Module:
 @cache
 def _trained(method: str, seed: int) -> nn.Module:
     settings = {"arch": "resnet10", "width": 4, "epochs": 8, "progress": False}
-    return train(method, "digits", out=_folder() / f"{method}-{seed}.pt", seed=seed, **settings).eval()
+    return train(
+        method, "digits", out=_folder() / f"{method}-{seed}.pt", seed=seed, **settings
+    ).eval()
 
 
 def masked(name: str, seed: int = 0) -> nn.Module:

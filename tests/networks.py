@@ -16,7 +16,9 @@ from channelscope.networks import Architecture
 CLASSES = 5
 
 
-def images(n: int = 6, channels: int = 1, size: int = 8, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def images(
+    n: int = 6, channels: int = 1, size: int = 8, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Draw images in [0, 1] and labels."""
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(n, channels, size, size, generator=generator, dtype=dtype)
@@ -48,7 +50,9 @@ def plain(channels: int = 1) -> nn.Sequential:
     return settle(nn.Sequential(parts))
 
 
-def resnet(arch: str = "resnet10", width: int = 2, channels: int = 1, classes: int = CLASSES) -> nn.Module:
+def resnet(
+    arch: str = "resnet10", width: int = 2, channels: int = 1, classes: int = CLASSES
+) -> nn.Module:
     """Make a small CIFAR-style network."""
     mean, std = (0.4,) * channels, (0.3,) * channels
     return settle(Architecture(arch=arch, width=width, classes=classes, mean=mean, std=std).build())
@@ -69,7 +73,11 @@ class Twice(nn.Module):
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(1, width, 3), nn.Conv2d(width, width, 3)
-        self.relu, self.linear, self.unused = nn.ReLU(), nn.Linear(width, CLASSES), nn.Linear(width, width)
+        self.relu, self.linear, self.unused = (
+            nn.ReLU(),
+            nn.Linear(width, CLASSES),
+            nn.Linear(width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.relu(self.conv2(self.relu(self.conv1(x))))
@@ -94,7 +102,11 @@ class CallsAutograd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.probe, self.linear = nn.Conv2d(1, 4, 3), nn.Linear(4, CLASSES), nn.Linear(4, CLASSES)
+        self.conv, self.probe, self.linear = (
+            nn.Conv2d(1, 4, 3),
+            nn.Linear(4, CLASSES),
+            nn.Linear(4, CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.conv(x).relu()
@@ -194,7 +206,9 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
     return {
         "modes": [module.training for module in model.modules()],
         "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
-        "grads": [None if p.grad is None else (id(p.grad), p.grad.clone()) for p in model.parameters()],
+        "grads": [
+            None if p.grad is None else (id(p.grad), p.grad.clone()) for p in model.parameters()
+        ],
         "tensors": [(id(tensor), tensor.detach().clone()) for tensor in tensors],
         "hooks": hooks(model),
         "random": torch.get_rng_state(),

@@ -34,7 +34,9 @@ def bytes_images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(256, shape, generator=generator(seed), dtype=torch.uint8)
 
 
-def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 5), seed: int = 0) -> np.ndarray[Any, Any]:
+def write_image(
+    path: Path, mode: str = "RGB", size: tuple[int, int] = (6, 5), seed: int = 0
+) -> np.ndarray[Any, Any]:
     """Write a lossless image of (width, height), and give its pixels as RGB."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(256, size=(size[1], size[0], 3), dtype=np.uint8)
@@ -47,7 +49,11 @@ def write_folder(root: Path, per_class: int = 4, mode: str = "RGB") -> Path:
     for part in ("train", "test"):
         for label, name in enumerate(("ant", "bee", "cow")):
             for index in range(per_class):
-                write_image(root / part / name / f"{index}.png", mode, seed=label * 100 + index + 50 * (part == "test"))
+                write_image(
+                    root / part / name / f"{index}.png",
+                    mode,
+                    seed=label * 100 + index + 50 * (part == "test"),
+                )
     return root
 
 

@@ -46,7 +46,12 @@ def chosen_logits(p: Tensor, k: int, label: int | None) -> list[int]:
 
 
 def gate(
-    z: Tensor, probe: nn.Module, k: int, imgf: str, labels: Tensor | None = None, detach: bool = True
+    z: Tensor,
+    probe: nn.Module,
+    k: int,
+    imgf: str,
+    labels: Tensor | None = None,
+    detach: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give z * m, the probe logits and the masks m; labels only in training.
 
@@ -58,7 +63,9 @@ def gate(
         at = z[i].detach().requires_grad_() if detach else z[i]
         p = probe(at.mean((1, 2)).unsqueeze(0))[0]
         chosen = chosen_logits(p, k, None if labels is None else int(labels[i]))
-        (slope,) = torch.autograd.grad(sum(p[t] for t in chosen), at, create_graph=True, materialize_grads=True)
+        (slope,) = torch.autograd.grad(
+            sum(p[t] for t in chosen), at, create_graph=True, materialize_grads=True
+        )
         m = importance(torch.stack([channel.sum() for channel in slope]), imgf)
         features.append(torch.stack([m[c] * z[i, c] for c in range(len(m))]))
         logits.append(probe(z[i].mean((1, 2)).unsqueeze(0))[0])
@@ -101,7 +108,11 @@ def direction(loss: Loss, x: Tensor, label: int, norm: str) -> Tensor:
     """Give the steepest ascent of one image's loss: the sign, or the unit vector, of its gradient."""
     x = x.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(x.unsqueeze(0), label), x)
-    return gradient.sign() if norm == "inf" else gradient / gradient.square().sum().sqrt().clamp_min(1e-12)
+    return (
+        gradient.sign()
+        if norm == "inf"
+        else gradient / gradient.square().sum().sqrt().clamp_min(1e-12)
+    )
 
 
 def fgsm(loss: Loss, images: Tensor, labels: Tensor, eps: float, norm: str = "inf") -> Tensor:
@@ -111,7 +122,15 @@ def fgsm(loss: Loss, images: Tensor, labels: Tensor, eps: float, norm: str = "in
 
 
 def pgd(
-    loss: Loss, images: Tensor, labels: Tensor, *, eps: float, step: float, steps: int, norm: str, starts: Tensor
+    loss: Loss,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    norm: str,
+    starts: Tensor,
 ) -> Tensor:
     """Take ``steps`` projected steps for each image, from image + start."""
     found = []
@@ -133,7 +152,11 @@ def random_starts(images: Tensor, eps: float, norm: str, generator: torch.Genera
     for image in images:
         *pixels, radius = torch.rand(dimension + 1, **draws)
         normal = torch.tensor([NormalDist().inv_cdf(float(u)) for u in pixels], dtype=images.dtype)
-        found.append((eps * radius ** (1 / dimension) * normal / normal.square().sum().sqrt()).view(image.shape))
+        found.append(
+            (eps * radius ** (1 / dimension) * normal / normal.square().sum().sqrt()).view(
+                image.shape
+            )
+        )
     return torch.stack(found)
 
 
@@ -148,7 +171,12 @@ def channel_statistics(
     threshold: float = 0.01,
 ) -> dict[str, list[list[float]]]:
     """Give count, magnitude, variance and frequency by class and channel; NaN for a class without images."""
-    found: dict[str, list[list[float]]] = {"count": [], "magnitude": [], "variance": [], "frequency": []}
+    found: dict[str, list[list[float]]] = {
+        "count": [],
+        "magnitude": [],
+        "variance": [],
+        "frequency": [],
+    }
     for k in range(classes):
         of_class = [(a, w) for a, y, w in zip(activations, labels, weights, strict=True) if y == k]
         count = math.fsum(w for _, w in of_class)
@@ -157,7 +185,9 @@ def channel_statistics(
             mean = _share(math.fsum(w * a[c] for a, w in of_class), count)
             rows["count"].append(count)
             rows["magnitude"].append(mean)
-            rows["variance"].append(_share(math.fsum(w * (a[c] - mean) ** 2 for a, w in of_class), count))
+            rows["variance"].append(
+                _share(math.fsum(w * (a[c] - mean) ** 2 for a, w in of_class), count)
+            )
             active = math.fsum(w for a, w in of_class if a[c] > threshold * max(a))
             rows["frequency"].append(_share(active, count))
         for name, row in rows.items():
@@ -181,7 +211,9 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
 def ranks(values: Sequence[float]) -> list[float]:
     """Rank from 1 up: one more than the number of smaller values, and tied values share their mean rank."""
     return [
-        1 + sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2
+        1
+        + sum(other < value for other in values)
+        + (sum(other == value for other in values) - 1) / 2
         for value in values
     ]
 
@@ -226,11 +258,13 @@ def flow(
     found = []
     for c in range(len(natural[0])):
         states = [
-            (a[c] > threshold * max(a), b[c] > threshold * max(b)) for a, b in zip(natural, adversarial, strict=True)
+            (a[c] > threshold * max(a), b[c] > threshold * max(b))
+            for a, b in zip(natural, adversarial, strict=True)
         ]
         found.append(
             {
-                "change": math.fsum(b[c] - a[c] for a, b in zip(natural, adversarial, strict=True)) / len(natural),
+                "change": math.fsum(b[c] - a[c] for a, b in zip(natural, adversarial, strict=True))
+                / len(natural),
                 "silenced": states.count((True, False)) / len(states),
                 "awakened": states.count((False, True)) / len(states),
             }
@@ -245,7 +279,10 @@ def false_discovery(p: Sequence[float]) -> list[float]:
     """
     m, ordered = len(p), sorted(p)
     levels = [min(1.0, value * m / rank) for rank, value in enumerate(ordered, start=1)]
-    return [min(level for value, level in zip(ordered, levels, strict=True) if value >= own) for own in p]
+    return [
+        min(level for value, level in zip(ordered, levels, strict=True) if value >= own)
+        for own in p
+    ]
 
 
 # ---------------- gates of the literature: FSR (arXiv 2303.13846), EAS (2202.11898), KAP (2210.00062)
@@ -255,8 +292,13 @@ def three_convolutions(z: Tensor, weights: Mapping[str, Tensor], train: bool) ->
     """Give three 3x3 convolutions, BatchNorm and ReLU between; weights by the place of each part in a sequence."""
     for place in (0, 3):
         z = torch.conv2d(z, weights[f"{place}.weight"], padding=1)
-        norm = {name: weights[f"{place + 1}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")}
-        mean, variance = (z.mean((0, 2, 3)), z.var((0, 2, 3), False)) if train else list(norm.values())[2:]
+        norm = {
+            name: weights[f"{place + 1}.{name}"]
+            for name in ("weight", "bias", "running_mean", "running_var")
+        }
+        mean, variance = (
+            (z.mean((0, 2, 3)), z.var((0, 2, 3), False)) if train else list(norm.values())[2:]
+        )
         scale = norm["weight"] / (variance + 1e-5).sqrt()
         z = (z - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1) + norm["bias"].view(-1, 1, 1)
         z = torch.where(z > 0, z, 0)
@@ -275,21 +317,33 @@ def separate_and_recalibrate(
 ) -> dict[str, Tensor]:
     """Give FSR's features, mask and the logits of its three parts; Gumbel noise, a pair, only in training."""
     inside = {
-        part: {key.removeprefix(f"{part}."): value for key, value in weights.items() if key.startswith(f"{part}.")}
+        part: {
+            key.removeprefix(f"{part}."): value
+            for key, value in weights.items()
+            if key.startswith(f"{part}.")
+        }
         for part in ("separation", "recalibration", "classifier")
     }
     zero = torch.zeros_like(z)
     r = three_convolutions(z, inside["separation"], noise is not None)
     m = gumbel_softmax(r, *(noise or (zero, zero)), tau)
     robust, other = m * z, (1 - m) * z
-    recalibrated = other + (1 - m) * three_convolutions(other, inside["recalibration"], noise is not None)
+    recalibrated = other + (1 - m) * three_convolutions(
+        other, inside["recalibration"], noise is not None
+    )
 
     def logits(part: Tensor) -> Tensor:
         rows, bias = inside["classifier"]["weight"], inside["classifier"]["bias"]
-        return torch.stack([torch.stack([row @ v.mean((1, 2)) for row in rows]) + bias for v in part])
+        return torch.stack(
+            [torch.stack([row @ v.mean((1, 2)) for row in rows]) + bias for v in part]
+        )
 
     found = {"features": robust + recalibrated, "mask": m}
-    return found | {"robust": logits(robust), "other": logits(other), "recalibrated": logits(recalibrated)}
+    return found | {
+        "robust": logits(robust),
+        "other": logits(other),
+        "recalibrated": logits(recalibrated),
+    }
 
 
 def rival(logits: Tensor, label: int) -> int:
@@ -319,7 +373,9 @@ def scale_elements(
 def sheet(channels: int) -> tuple[int, int]:
     """Find the squarest arrangement of channels with no more rows than columns."""
     shapes = [(rows, channels // rows) for rows in range(1, channels + 1) if channels % rows == 0]
-    return min((shape for shape in shapes if shape[0] <= shape[1]), key=lambda shape: shape[1] - shape[0])
+    return min(
+        (shape for shape in shapes if shape[0] <= shape[1]), key=lambda shape: shape[1] - shape[0]
+    )
 
 
 def average_kernels(z: Tensor, pool: int) -> Tensor:
@@ -327,7 +383,11 @@ def average_kernels(z: Tensor, pool: int) -> Tensor:
     _, columns = sheet(z.shape[1])
     places, reach, pooled = [divmod(c, columns) for c in range(z.shape[1])], (pool - 1) // 2, []
     for row, column in places:
-        near = [c for c, (i, j) in enumerate(places) if abs(i - row) <= reach and abs(j - column) <= reach]
+        near = [
+            c
+            for c, (i, j) in enumerate(places)
+            if abs(i - row) <= reach and abs(j - column) <= reach
+        ]
         pooled.append(sum(z[:, c] for c in near) / len(near))
     return torch.stack(pooled, 1)
 
@@ -398,7 +458,10 @@ def apgd(
                 break
             z = project(x + eta * direction(loss, x, label, norm), origin, eps, norm)
             alpha = 1 if k == 1 else 0.75
-            x, previous = project(x + alpha * (z - x) + (1 - alpha) * (x - previous), origin, eps, norm), x
+            x, previous = (
+                project(x + alpha * (z - x) + (1 - alpha) * (x - previous), origin, eps, norm),
+                x,
+            )
             f.append(float(loss(x.unsqueeze(0), label).detach()))
             if f[-1] > max(f[:-1]):
                 best = x
@@ -406,7 +469,9 @@ def apgd(
                 last = max(step for step in w if step < k)
                 eta_at[k], f_max_at[k] = eta, max(f)
                 rises = sum(f[i + 1] > f[i] for i in range(last, k))
-                if rises < rho * (k - last) or (eta_at[last] == eta_at[k] and f_max_at[last] == f_max_at[k]):
+                if rises < rho * (k - last) or (
+                    eta_at[last] == eta_at[k] and f_max_at[last] == f_max_at[k]
+                ):
                     eta, x = eta / 2, best
         found.append(x if predict(x) != label else best)
     return torch.stack(found)
@@ -454,15 +519,22 @@ def smoothed_cross_entropy(logits: Tensor, label: int, smoothing: float) -> Tens
     return -sum(t * log_p for t, log_p in zip(targets, log_probabilities(logits), strict=True))
 
 
-def trades(natural: Tensor, adversarial: Tensor, label: int, trade_off: float, smoothing: float = 0.0) -> Tensor:
+def trades(
+    natural: Tensor, adversarial: Tensor, label: int, trade_off: float, smoothing: float = 0.0
+) -> Tensor:
     """Give the loss of TRADES (Zhang et al., ICML 2019): CE(f(x), y) + KL(f(x) || f(x')) / lambda."""
-    return smoothed_cross_entropy(natural, label, smoothing) + trade_off * divergence(natural, adversarial)
+    return smoothed_cross_entropy(natural, label, smoothing) + trade_off * divergence(
+        natural, adversarial
+    )
 
 
-def mart(natural: Tensor, adversarial: Tensor, label: int, trade_off: float, smoothing: float = 0.0) -> Tensor:
+def mart(
+    natural: Tensor, adversarial: Tensor, label: int, trade_off: float, smoothing: float = 0.0
+) -> Tensor:
     """Give the loss of MART (Wang et al., ICLR 2020): BCE(p(x'), y) + lambda KL(p(x) || p(x')) (1 - p_y(x))."""
     of_natural, of_adversarial = (
-        [torch.exp(value) for value in log_probabilities(logits)] for logits in (natural, adversarial)
+        [torch.exp(value) for value in log_probabilities(logits)]
+        for logits in (natural, adversarial)
     )
     strongest = max((p for k, p in enumerate(of_adversarial) if k != label), key=lambda p: p.item())
     margin = -torch.log(1 - strongest)
@@ -470,7 +542,9 @@ def mart(natural: Tensor, adversarial: Tensor, label: int, trade_off: float, smo
     return boosted + trade_off * divergence(natural, adversarial) * (1 - of_natural[label])
 
 
-def of_all_heads(first: Tensor, gates: Sequence[Sequence[Tensor]], beta: float, scaled: bool) -> Tensor:
+def of_all_heads(
+    first: Tensor, gates: Sequence[Sequence[Tensor]], beta: float, scaled: bool
+) -> Tensor:
     """Add up the losses of the network's own head and of each gate's, as the joint loss of CIFS does."""
     loss = first
     for gate in gates:
@@ -487,9 +561,14 @@ def hsic(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
 
     The mean over all ways to choose four images i, j, q, r of K_ij (M_ij + M_qr - 2 M_iq).
     """
-    k, m = ([[math.fsum(x * y for x, y in zip(u, v, strict=True)) for v in rows] for u in rows] for rows in (a, b))
+    k, m = (
+        [[math.fsum(x * y for x, y in zip(u, v, strict=True)) for v in rows] for u in rows]
+        for rows in (a, b)
+    )
     chosen = list(permutations(range(len(a)), 4))
-    return math.fsum(k[i][j] * (m[i][j] + m[q][r] - 2 * m[i][q]) for i, j, q, r in chosen) / len(chosen)
+    return math.fsum(k[i][j] * (m[i][j] + m[q][r] - 2 * m[i][q]) for i, j, q, r in chosen) / len(
+        chosen
+    )
 
 
 def cka(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
@@ -502,7 +581,10 @@ def best_match(correlations: Sequence[Sequence[float]]) -> float:
     rows, columns = len(correlations), len(correlations[0])
     if rows > columns:
         return best_match(list(zip(*correlations, strict=True)))
-    return max(sum(correlations[i][j] for i, j in enumerate(chosen)) for chosen in permutations(range(columns), rows))
+    return max(
+        sum(correlations[i][j] for i, j in enumerate(chosen))
+        for chosen in permutations(range(columns), rows)
+    )
 
 
 # ---------------------------------------------------------------- relevance by intervention
@@ -510,7 +592,10 @@ def best_match(correlations: Sequence[Sequence[float]]) -> float:
 
 @torch.no_grad()
 def ablation(
-    rest: Callable[[Tensor], Tensor], features: Tensor, labels: Sequence[int], values: Sequence[Sequence[float]]
+    rest: Callable[[Tensor], Tensor],
+    features: Tensor,
+    labels: Sequence[int],
+    values: Sequence[Sequence[float]],
 ) -> list[list[float]]:
     """Give, for each image and channel, the fall of its class's logit when the channel has the value everywhere.
 
@@ -527,7 +612,9 @@ def ablation(
     return found
 
 
-def means_by_class(activations: Sequence[Sequence[float]], labels: Sequence[int]) -> dict[int, list[float]]:
+def means_by_class(
+    activations: Sequence[Sequence[float]], labels: Sequence[int]
+) -> dict[int, list[float]]:
     """Give each class's mean activation, channel by channel."""
     found = {}
     for k in set(labels):
@@ -574,7 +661,11 @@ def intervened(
     options = {"eps": eps, "step": step, "steps": steps, "norm": "inf"}
     natural, robust = [], []
     for image, label in zip(images, labels.tolist(), strict=True):
-        one, y, start = image.unsqueeze(0), torch.tensor([label]), torch.zeros_like(image).unsqueeze(0)
+        one, y, start = (
+            image.unsqueeze(0),
+            torch.tensor([label]),
+            torch.zeros_like(image).unsqueeze(0),
+        )
         moved = pgd(lambda x, k: cross_entropy(untouched(x), k), one, y, starts=start, **options)
         broken = friendly_pgd(
             lambda x, k: cross_entropy(suppressed(x, k), k),

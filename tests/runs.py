@@ -13,14 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from channelscope.data import Dataset, Split, load
+from channelscope.data import Dataset, MemorySplit, load
 from channelscope.errors import UserError
 from channelscope.training import Recipe, engine, train
 from channelscope.training.job import Job
 from channelscope.weights import Checkpoint
 
 METHODS = ("standard", "at", "cifs", "cas")  # those that stand for the others, ``training.METHODS``
-TINY: dict[str, Any] = {"arch": "resnet10", "width": 2, "epochs": 2, "batch_size": 16, "attack_steps": 2}
+TINY: dict[str, Any] = {
+    "arch": "resnet10",
+    "width": 2,
+    "epochs": 2,
+    "batch_size": 16,
+    "attack_steps": 2,
+}
 
 
 @contextmanager
@@ -45,10 +51,12 @@ def refusal_allowed(*words: str) -> Iterator[None]:
             raise AssertionError("not a sentence on that") from error
 
 
-def _few(split: Split | None, classes: int, each: int) -> Split:
+def _few(split: MemorySplit | None, classes: int, each: int) -> MemorySplit:
     """Keep the first images of the first classes."""
     assert split is not None
-    return split.subset(torch.cat([(split.labels == k).nonzero().flatten()[:each] for k in range(classes)]))
+    return split.subset(
+        torch.cat([(split.labels == k).nonzero().flatten()[:each] for k in range(classes)])
+    )
 
 
 @cache
@@ -88,7 +96,9 @@ def trained(method: str, classes: int = 4) -> Path:
 
 def run(method: str, out: Path, **changes: Any) -> torch.nn.Module:
     """Train a tiny network."""
-    return train(method, changes.pop("data", digits()), out=out, progress=False, **{**TINY, **changes})
+    return train(
+        method, changes.pop("data", digits()), out=out, progress=False, **{**TINY, **changes}
+    )
 
 
 def tiny_job(method: str, out: Path, **changes: Any) -> Job:
@@ -129,7 +139,9 @@ def same_run(a: Path, b: Path) -> bool:
     """Tell whether two checkpoints are of the same run, to the bit; only the seconds of the epochs may differ."""
 
     def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+        return [
+            {name: value for name, value in row.items() if name != "seconds"} for row in history
+        ]
 
     one, other = Checkpoint.read(a), Checkpoint.read(b)
     histories = timeless(one.meta["history"]) == timeless(other.meta["history"])

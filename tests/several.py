@@ -29,7 +29,9 @@ from channelscope.evaluation.progress import Progress
 from channelscope.study.measurement import Measurement
 
 SEED = 3
-NORMS = list(product((torch.float32, torch.float64), (0.1, None), (6, 7, 1)))  # type, momentum, images
+NORMS = list(
+    product((torch.float32, torch.float64), (0.1, None), (6, 7, 1))
+)  # type, momentum, images
 ATTACK = PGD(eps=0.1, steps=2, restarts=3)
 
 
@@ -50,10 +52,10 @@ def normalised(dtype: torch.dtype, momentum: float | None, n: int) -> dict[str, 
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))
         layer.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))
-    layer = distributed.synchronised(layer)
+    layer = distributed.synchronise_batchnorm(layer)
     found = {}
     for step in range(2):
-        x, slope = (whole[distributed.share(n)] for whole in batch(n, 3, dtype, seed=step))
+        x, slope = (whole[distributed.get_slice(n)] for whole in batch(n, 3, dtype, seed=step))
         x.requires_grad_()
         y = layer(x)
         (y * slope).sum().backward()
@@ -61,24 +63,28 @@ def normalised(dtype: torch.dtype, momentum: float | None, n: int) -> dict[str, 
     layer.eval()
     found["output in use"] = layer(x).detach()
     found |= {name: value.detach() for name, value in layer.state_dict().items()}
-    return found | {f"{name}'s gradient": distributed.total(p.grad) for name, p in layer.named_parameters()}
+    return found | {
+        f"{name}'s gradient": distributed.all_reduce(p.grad) for name, p in layer.named_parameters()
+    }
 
 
 def trained() -> dict[str, Tensor]:
     """Give the gradients, and the statistics after a step, of a network trained on shares of seven images."""
     torch.manual_seed(SEED)
-    net = distributed.synchronised(networks.resnet().double().train())
+    net = distributed.synchronise_batchnorm(networks.resnet().double().train())
     x, y = networks.images(7, dtype=torch.float64)
-    own = distributed.share(7)
+    own = distributed.get_slice(7)
     nn.functional.cross_entropy(net(x[own]), y[own], reduction="sum").backward()
-    gradients = {name: distributed.total(p.grad) for name, p in net.named_parameters()}
+    gradients = {name: distributed.all_reduce(p.grad) for name, p in net.named_parameters()}
     return gradients | {name: value.double() for name, value in net.named_buffers()}
 
 
 def in_half() -> Tensor:
     """Normalise features of half precision, in training."""
     x, _ = batch(600, 3, torch.bfloat16, seed=0)
-    return distributed.synchronised(nn.BatchNorm2d(3))(x[distributed.share(600)]).detach()
+    return distributed.synchronise_batchnorm(nn.BatchNorm2d(3))(
+        x[distributed.get_slice(600)]
+    ).detach()
 
 
 # ---------------------------------------------------------------- measuring
@@ -97,13 +103,20 @@ def compared() -> Comparison:
     models, (x, _) = {"plain": networks.plain(), "gated": networks.gated()}, networks.images(20)
     data = (x, torch.arange(20) % networks.CLASSES)
     with patch("channelscope.data.blocks.MOST", 5):
-        return compare(models, data, attack="pgd-2", attacks=["cw-2", "joint-sweep"], replicates=20, progress=False)
+        return compare(
+            models,
+            data,
+            attack="pgd-2",
+            attacks=["cw-2", "joint-sweep"],
+            replicates=20,
+            progress=False,
+        )
 
 
 @contextmanager
 def slowly(path: Path) -> Iterator[Path]:
     """Replace a file, and take time for it."""
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         sleep(1)
         yield temporary
 
@@ -121,7 +134,12 @@ def evaluated(out: Path | None = None) -> list[float]:
     """Evaluate a network; give the accuracies under the attacks."""
     torch.manual_seed(SEED)
     data = (networks.images(20)[0], torch.arange(20) % networks.CLASSES)
-    given: dict[str, Any] = {"attacks": ["fgsm", "pgd-2"], "eps": 0.1, "checks": 0, "progress": False}
+    given: dict[str, Any] = {
+        "attacks": ["fgsm", "pgd-2"],
+        "eps": 0.1,
+        "checks": 0,
+        "progress": False,
+    }
     with (
         patch("channelscope.data.blocks.MOST", 5),
         patch("channelscope.evaluation.Progress", Late),
@@ -138,7 +156,9 @@ class Watching:
     def __init__(self) -> None:
         self.seeds: set[int] = set()
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         assert generator is not None
         self.seeds.add(generator.initial_seed())
         return x
@@ -147,7 +167,7 @@ class Watching:
 def streamed() -> Measurement:
     """Measure images that stay on disk, which the first process writes there."""
     folder = Path(sys.argv[1]) / "images"
-    with distributed.first_ahead():
+    with distributed.run_first():
         if distributed.is_first():
             test_measurement.write_images(folder)
     return measured(images=test_measurement.streamed(folder, workers=1))
@@ -181,16 +201,18 @@ def told() -> dict[str, Any]:
     own = distributed.rank()
     rows = torch.arange(10.0).view(5, 2)
     return {
-        "who": (own, distributed.size(), distributed.is_first()),
-        "shares": [distributed.share(n) for n in (0, 1, 7, 8)],
-        "total": distributed.total(torch.tensor([[1.5, -2.0]]) * (own + 1)),
-        "total of whole numbers": distributed.total(torch.tensor(2**40 + own)),
-        "everyone's": distributed.everyones(rows[distributed.share(5)]),
-        "everyone's hits": distributed.everyones(torch.tensor([True, False, True])[distributed.share(3)]),
-        "everyone's, the first's none": distributed.everyones(rows[distributed.share(1)]),
-        "everyone's none": distributed.everyones(rows[:0]),
-        "dealt": distributed.dealt(range(5)),
-        "words": distributed.everyones_words([f"of {own}", "of both: é"]),
+        "who": (own, distributed.world_size(), distributed.is_first()),
+        "shares": [distributed.get_slice(n) for n in (0, 1, 7, 8)],
+        "total": distributed.all_reduce(torch.tensor([[1.5, -2.0]]) * (own + 1)),
+        "total of whole numbers": distributed.all_reduce(torch.tensor(2**40 + own)),
+        "everyone's": distributed.all_gather(rows[distributed.get_slice(5)]),
+        "everyone's hits": distributed.all_gather(
+            torch.tensor([True, False, True])[distributed.get_slice(3)]
+        ),
+        "everyone's, the first's none": distributed.all_gather(rows[distributed.get_slice(1)]),
+        "everyone's none": distributed.all_gather(rows[:0]),
+        "dealt": distributed.shard(range(5)),
+        "words": distributed.all_gather_words([f"of {own}", "of both: é"]),
         "after the first": after_the_first(),
     }
 
@@ -198,7 +220,7 @@ def told() -> dict[str, Any]:
 def after_the_first() -> bool:
     """Tell whether what the first process makes, slowly, is there for this one."""
     made = Path(sys.argv[1]) / "made"
-    with distributed.first_ahead():
+    with distributed.run_first():
         if distributed.is_first():
             sleep(0.3)
             made.touch()
@@ -207,7 +229,7 @@ def after_the_first() -> bool:
 
 def everything() -> dict[str, Any]:
     """Do all of the above in processes that have joined."""
-    with distributed.joined("cpu"):
+    with distributed.join_processes("cpu"):
         found: dict[str, Any] = {f"batchnorm {case}": normalised(*case) for case in NORMS}
         found |= {
             "network": trained(),
@@ -217,8 +239,13 @@ def everything() -> dict[str, Any]:
             "compared": compared(),
             "evaluated": evaluated(Path(sys.argv[1]) / "evaluation"),
         }
-        found |= {"watched": watched(), "progressed": progressed(), "too few": too_few(), "told": told()}
-    return found | {"left": (distributed.rank(), distributed.size())}
+        found |= {
+            "watched": watched(),
+            "progressed": progressed(),
+            "too few": too_few(),
+            "told": told(),
+        }
+    return found | {"left": (distributed.rank(), distributed.world_size())}
 
 
 def main() -> None:

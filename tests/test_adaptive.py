@@ -20,11 +20,20 @@ from channelscope.attacks import (
     MaskFrozen,
     ProbeLoss,
     Transfer,
-    correct,
-    image_generators,
+    find_correct,
+    make_generators,
 )
 from channelscope.attacks.adaptive import BETAS, in_turn
-from channelscope.gates import KINDS, Selection, Selective, attached, detached, frozen, is_hiding, takes_labels
+from channelscope.gates import (
+    KINDS,
+    Selection,
+    Selective,
+    attached,
+    detached,
+    freeze_masks,
+    hides_gradient,
+    takes_labels,
+)
 from channelscope.objectives import Joint, cross_entropy
 from networks import CLASSES, gated, images, plain, resnet, settle
 from runs import mistake, randomness_untouched
@@ -49,21 +58,27 @@ def batch(n: int = 6) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", [*ADAPTIVE, "transfer"])
 @pytest.mark.parametrize("kind", ["gated", "plain"])
-def test_adaptive_attacks_stay_in_the_ball_and_leave_the_network_as_found(name: str, kind: str) -> None:
+def test_adaptive_attacks_stay_in_the_ball_and_leave_the_network_as_found(
+    name: str, kind: str
+) -> None:
     model = gated() if kind == "gated" else resnet()
     attack = ADAPTIVE.get(name) or Transfer(attack=BASE, source=plain(), name="plain")
     x, y = batch()
     model.train()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with randomness_untouched():
-        found, again = (attack(model, x, y, image_generators(1, "a", range(len(x)))) for _ in range(2))
+        found, again = (
+            attack(model, x, y, make_generators(1, "a", range(len(x)))) for _ in range(2)
+        )
     assert torch.equal(found, again)
     assert (found - x).abs().max() <= 0.1 + 1e-6
     assert found.min() >= 0
     assert found.max() <= 1
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
+    )
     if isinstance(model, Selective):
         assert all(gate.detach for gate in model.gates.values())
         assert not any("importance" in vars(gate) for gate in model.gates.values())
@@ -143,10 +158,12 @@ def test_frozen_masks_are_those_of_the_natural_images(labelled: bool) -> None:
             gate.training = True
     masks = {layer: mask.detach() for layer, mask in model.probed(x, labels).masks.items()}
     model.eval()
-    moved = (x + 0.05 * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).clamp(
-        0, 1
-    )
-    with frozen(model, x, labels):
+    moved = (
+        x
+        + 0.05
+        * torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ).clamp(0, 1)
+    with freeze_masks(model, x, labels):
         at = moved.clone().requires_grad_()
         logits = model(at)
         (gradient,) = torch.autograd.grad(logits.sum(), at)
@@ -165,7 +182,9 @@ def test_frozen_masks_are_those_of_the_natural_images(labelled: bool) -> None:
 def _masked(cnn: Any, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
     """The ResNet's forward, with the masks multiplied after the two blocks of the last stage."""
     handles = [
-        cnn.get_submodule(layer).register_forward_hook(lambda _m, _i, z, mask=mask: z * mask[:, :, None, None])
+        cnn.get_submodule(layer).register_forward_hook(
+            lambda _m, _i, z, mask=mask: z * mask[:, :, None, None]
+        )
         for layer, mask in masks.items()
     ]
     try:
@@ -181,7 +200,7 @@ def test_every_gate_with_a_mask_can_be_frozen(kind: str) -> None:
     gate = KINDS[kind](16, CLASSES, **({"height": 1, "width": 1} if kind == "eas" else {}))
     model, (x, _) = settle(Selective(resnet("resnet18"), {"layer4.1": gate})), batch()
     masks = {layer: mask.clone() for layer, mask in model.probed(x).masks.items()}
-    with frozen(model, x):
+    with freeze_masks(model, x):
         with torch.no_grad():
             for parameter in gate.parameters():
                 parameter.copy_(parameter.flip(0) + 1)
@@ -208,9 +227,9 @@ def test_hidden_gradients() -> None:
         at = x.clone().requires_grad_()
         return torch.autograd.grad(model(at).sum(), at)[0]
 
-    assert is_hiding(model)
+    assert hides_gradient(model)
     with attached(model):
-        assert not is_hiding(model)
+        assert not hides_gradient(model)
         shown = gradient()
     with detached(model):
         assert all(gate.detach for gate in model.gates.values())
@@ -219,7 +238,7 @@ def test_hidden_gradients() -> None:
     assert not torch.allclose(shown, hidden)
     with attached(model), detached(model):
         torch.testing.assert_close(gradient(), hidden)
-    assert not is_hiding(resnet())
+    assert not hides_gradient(resnet())
 
 
 def test_detached_attack_is_the_attack_on_hidden_gradients() -> None:
@@ -237,7 +256,9 @@ def test_detached_attack_is_the_attack_on_hidden_gradients() -> None:
 def test_transferred_images_are_those_of_the_other_network() -> None:
     model, other, (x, y) = gated(), plain(), batch()
     attack = FGSM(eps=0.1)
-    assert torch.equal(Transfer(attack=attack, source=other, name="plain")(model, x, y), attack(other, x, y))
+    assert torch.equal(
+        Transfer(attack=attack, source=other, name="plain")(model, x, y), attack(other, x, y)
+    )
 
 
 def test_adaptive_attacks_break_a_gate_that_hides() -> None:
@@ -253,7 +274,9 @@ def test_adaptive_attacks_break_a_gate_that_hides() -> None:
             self.detach = True
 
         def importance(self, v: Tensor) -> Tensor:
-            return torch.stack([torch.sigmoid(200 * (v[:, 0] - 0.45)), torch.sigmoid(200 * (0.45 - v[:, 0]))], 1)
+            return torch.stack(
+                [torch.sigmoid(200 * (v[:, 0] - 0.45)), torch.sigmoid(200 * (0.45 - v[:, 0]))], 1
+            )
 
         def forward(self, z: Tensor, labels: Tensor | None = None) -> Any:
             v = z.mean((2, 3))
@@ -274,16 +297,18 @@ def test_adaptive_attacks_break_a_gate_that_hides() -> None:
     model = Selective(Backbone(), {"features": Cliff()})
     # Without the mask's gradient, raising the second logit means lowering x as well: both find it, and must not fail.
     for attack in (BASE, Detached(attack=BASE), JointSweep(attack=BASE), MaskFrozen(attack=BASE)):
-        assert not correct(model, attack(model, x, y, torch.Generator().manual_seed(0)), y).any()
+        assert not find_correct(
+            model, attack(model, x, y, torch.Generator().manual_seed(0)), y
+        ).any()
 
 
 def test_sweeps_worst_case_is_that_of_the_attacks_one_by_one() -> None:
     model, (x, y) = gated().eval(), batch(12)
     attack = PGD(eps=0.05, steps=2, random_start=False)
     with attached(model):
-        worst = correct(model, x, y)
+        worst = find_correct(model, x, y)
         for beta in BETAS:
             x_adv = dataclasses.replace(attack, objective=Joint(beta))(model, x, y)
-            worst &= correct(model, x_adv, y)
+            worst &= find_correct(model, x_adv, y)
         found = JointSweep(attack=attack)(model, x, y)
-    assert torch.equal(correct(model, found, y), worst)
+    assert torch.equal(find_correct(model, found, y), worst)

@@ -51,7 +51,9 @@ def rng() -> np.random.Generator:
 
 @pytest.mark.parametrize("name", PAIRS)
 @given(pair=pairs())
-def test_measure_is_the_papers_along_the_last_axis(name: str, pair: tuple[ndarray, ndarray]) -> None:
+def test_measure_is_the_papers_along_the_last_axis(
+    name: str, pair: tuple[ndarray, ndarray]
+) -> None:
     ours, papers = PAIRS[name]
     found = ours(*pair)
     for index in np.ndindex(found.shape):
@@ -85,7 +87,10 @@ def test_overlap_is_the_jaccard_index_of_pr_channels(pair: tuple[ndarray, ndarra
 
 def test_overlap_with_an_unknown_class_is_unknown() -> None:
     relevance = np.array([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [np.nan, 1.0, 1.0]])
-    assert alignment.overlap(relevance)[:2, :2].tolist() == [[1, pytest.approx(1 / 3)], [pytest.approx(1 / 3), 1]]
+    assert alignment.overlap(relevance)[:2, :2].tolist() == [
+        [1, pytest.approx(1 / 3)],
+        [pytest.approx(1 / 3), 1],
+    ]
     assert np.isnan(alignment.overlap(relevance)[2]).all()
 
 
@@ -172,7 +177,10 @@ def test_across_classes_correlates_those_that_have_images() -> None:
     aligned, robust = rng().random((4, 6)), rng().random((4, 6))
     aligned[:, 2], robust[:, 4] = np.nan, np.nan
     present = [0, 1, 3, 5]
-    wanted = [reference.spearman(aligned[r, present].tolist(), robust[r, present].tolist()) for r in range(4)]
+    wanted = [
+        reference.spearman(aligned[r, present].tolist(), robust[r, present].tolist())
+        for r in range(4)
+    ]
     np.testing.assert_allclose(across_classes(aligned, robust), wanted)
 
 
@@ -190,9 +198,9 @@ def test_across_fewer_than_three_classes_there_is_no_correlation(absent: int) ->
 
 
 def test_mean_over_classes_leaves_absent_ones_out() -> None:
-    assert mean_over_classes(np.array([[1.0, np.nan, 3.0], [np.nan] * 3])).tolist() == pytest.approx(
-        [2.0, np.nan], nan_ok=True
-    )
+    assert mean_over_classes(
+        np.array([[1.0, np.nan, 3.0], [np.nan] * 3])
+    ).tolist() == pytest.approx([2.0, np.nan], nan_ok=True)
 
 
 # ---------------------------------------------------------------- intervals
@@ -202,7 +210,9 @@ def test_mean_over_classes_leaves_absent_ones_out() -> None:
     arrays.arrays(np.float64, st.integers(2, 60), elements=st.floats(-1, 1) | st.just(math.nan)),
     st.sampled_from([0.5, 0.9, 0.95]),
 )
-def test_interval_holds_the_estimate_and_stays_in_its_bounds(replicates: ndarray, level: float) -> None:
+def test_interval_holds_the_estimate_and_stays_in_its_bounds(
+    replicates: ndarray, level: float
+) -> None:
     found = estimate(replicates, level, (-1.0, 1.0))
     if np.isnan(replicates[0]) or (~np.isnan(replicates[1:])).sum() < FEWEST_REPLICATES:
         assert np.isnan([found.low, found.high]).all()
@@ -255,7 +265,9 @@ def test_interval_of_nothing_is_nan(replicates: list[float]) -> None:
         (math.nan, math.nan, 0.0, "inconclusive"),
     ],
 )
-def test_verdict_follows_from_where_the_interval_lies(low: float, high: float, null: float, verdict: str) -> None:
+def test_verdict_follows_from_where_the_interval_lies(
+    low: float, high: float, null: float, verdict: str
+) -> None:
     assert judge(Estimate((low + high) / 2, low, high), null) == verdict
 
 

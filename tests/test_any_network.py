@@ -11,8 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from channelscope.comparison import compare
-from channelscope.layers.features import pooled
-from channelscope.layers.hooks import hooked, layers_named
+from channelscope.layers.features import capture_activations
+from channelscope.layers.hooks import hooked, match_layers
 from channelscope.scorers import gradient
 
 CLASSES = 3
@@ -36,13 +36,20 @@ class Case:
 
 
 NETWORKS = {
-    "ResNet-18": Case(from_torchvision("resnet18"), {"relu": 64, "layer2.1.conv1": 128, "layer4": 512}),
-    "VGG-11": Case(from_timm("vgg11_bn", mlp_ratio=0.03), {"features.0": 64, "features.13": 256, "features.28": 512}),
+    "ResNet-18": Case(
+        from_torchvision("resnet18"), {"relu": 64, "layer2.1.conv1": 128, "layer4": 512}
+    ),
+    "VGG-11": Case(
+        from_timm("vgg11_bn", mlp_ratio=0.03),
+        {"features.0": 64, "features.13": 256, "features.28": 512},
+    ),
     "MobileNetV3": Case(
-        from_torchvision("mobilenet_v3_small"), {"features.0": 16, "features.4.block.2": 96, "features.12": 576}
+        from_torchvision("mobilenet_v3_small"),
+        {"features.0": 16, "features.4.block.2": 96, "features.12": 576},
     ),
     "EfficientNet-B0": Case(
-        from_torchvision("efficientnet_b0"), {"features.0.2": 32, "features.4.0.block.2": 240, "features.8": 1280}
+        from_torchvision("efficientnet_b0"),
+        {"features.0.2": 32, "features.4.0.block.2": 240, "features.8": 1280},
     ),
     "DenseNet-121": Case(
         from_torchvision("densenet121"),
@@ -53,14 +60,18 @@ NETWORKS = {
         {"features.1.0.block.2": 96, "features.3.1.block.4": 768, "features.7.2.block.5": 768},
         last=True,
     ),
-    "ConvNeXt": Case(from_timm("convnext_atto"), {"stem": 40, "stages.1.blocks.0": 80, "stages.3": 320}),
+    "ConvNeXt": Case(
+        from_timm("convnext_atto"), {"stem": 40, "stages.1.blocks.0": 80, "stages.3": 320}
+    ),
     "ViT": Case(
         from_timm("vit_tiny_patch16_224", img_size=32, patch_size=8),
         {"patch_embed": 192, "blocks.3.mlp.act": 768, "blocks.11": 192},
         last=True,
     ),
     "Swin": Case(
-        from_torchvision("swin_t"), {"features.0": 96, "features.2.reduction": 192, "features.5.3.mlp": 384}, last=True
+        from_torchvision("swin_t"),
+        {"features.0": 96, "features.2.reduction": 192, "features.5.3.mlp": 384},
+        last=True,
     ),
 }
 networks = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
@@ -88,7 +99,12 @@ def test_compare_looks_at_three_layers(case: Case) -> None:
     assert list(found.meta["models"]["net"]["layers"]) == list(case.layers)
     numbers = found.activations[["magnitude", "frequency", "relevance"]].to_numpy()
     assert np.isfinite(numbers).all()
-    assert found.activations.groupby("layer")["relevance"].apply(lambda values: values.abs().max()).min() > 0
+    assert (
+        found.activations.groupby("layer")["relevance"]
+        .apply(lambda values: values.abs().max())
+        .min()
+        > 0
+    )
 
 
 @pytest.mark.parametrize("name", ["ResNet-18", "ConvNeXt, inside", "ViT", "Swin"])
@@ -108,7 +124,7 @@ def test_gradient_is_how_the_logit_changes_with_the_channel_wherever_it_lies(nam
             z.movedim(axis, 0)[channel] += by
             return z
 
-        with torch.no_grad(), hooked(net, {layer: move}), pooled(net, layer) as a:
+        with torch.no_grad(), hooked(net, {layer: move}), capture_activations(net, layer) as a:
             logits = net(x)
         return logits.gather(1, y.unsqueeze(1)).squeeze(1), a[layer][:, channel]
 
@@ -119,7 +135,7 @@ def test_gradient_is_how_the_logit_changes_with_the_channel_wherever_it_lies(nam
 
 def test_patterns_find_the_blocks_of_any_network() -> None:
     net, (x, _) = NETWORKS["ViT"].make().eval(), data(1)
-    assert layers_named(net, ["blocks.?"], x) == [f"blocks.{index}" for index in range(10)]
-    assert layers_named(net, ["blocks.1?.mlp.fc[12]"], x) == [
+    assert match_layers(net, ["blocks.?"], x) == [f"blocks.{index}" for index in range(10)]
+    assert match_layers(net, ["blocks.1?.mlp.fc[12]"], x) == [
         f"blocks.{block}.mlp.fc{index}" for block in (10, 11) for index in (1, 2)
     ]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reference
-from channelscope.attacks import APGD, correct, image_generators
+from channelscope.attacks import APGD, find_correct, make_generators
 from channelscope.errors import UserError
 from channelscope.objectives import Joint, cross_entropy, dlr, margin
 from networks import (
@@ -80,7 +80,9 @@ def sure_of(net: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 @pytest.mark.parametrize("attack", ATTACKS, ids=str)
-def test_apgd_stays_inside_harms_and_leaves_everything_as_found(attack: APGD, make: Callable[[], nn.Module]) -> None:
+def test_apgd_stays_inside_harms_and_leaves_everything_as_found(
+    attack: APGD, make: Callable[[], nn.Module]
+) -> None:
     net, (x, _) = make().eval(), images()
     with torch.no_grad():
         answer = net(x)
@@ -111,7 +113,9 @@ def test_network_is_left_as_found_after_an_exception() -> None:
 @norms
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("eps", [8 / 255, 0.3])
-def test_networks_of_any_precision_do_not_overshoot(dtype: torch.dtype, norm: Any, eps: float) -> None:
+def test_networks_of_any_precision_do_not_overshoot(
+    dtype: torch.dtype, norm: Any, eps: float
+) -> None:
     x, _ = images(8)
     net = plain()
     y, attack = sure_of(net, x), APGD(eps=eps, steps=5, norm=norm)
@@ -169,7 +173,9 @@ def test_apgd_takes_the_papers_steps_exactly(steps: int, objective: Any, norm: A
         net.conv1.weight.mul_(3)  # so bent that steps fail
         y = sure_of(net, x)
         y[-1] = (y[-1] + 1) % CLASSES
-    attack = APGD(eps=0.02 if norm == "inf" else 0.2, steps=steps, norm=norm, objective=objective, rho=0.9)
+    attack = APGD(
+        eps=0.02 if norm == "inf" else 0.2, steps=steps, norm=norm, objective=objective, rho=0.9
+    )
     starts = attack._starts(x, seed(3))[0] - x
     papers = reference.apgd(
         losses_of(objective, net),
@@ -178,7 +184,7 @@ def test_apgd_takes_the_papers_steps_exactly(steps: int, objective: Any, norm: A
     )  # fmt: skip
     found = attack(net, x, y, seed(3))
     torch.testing.assert_close(found, papers, rtol=0, atol=1e-10)
-    right = correct(net, found, y)
+    right = find_correct(net, found, y)
     assert right.any()
     assert not right.all()
 
@@ -194,12 +200,16 @@ def test_starts_are_points_of_the_surface(norm: Any) -> None:
     x = torch.full((500, 1, 3, 3), 0.5, dtype=torch.float64)
     starts = APGD(eps=0.3, norm=norm, restarts=3)._starts(x, seed())
     for start in starts:
-        torch.testing.assert_close(distance(x, start, norm), torch.full((500,), 0.3, dtype=torch.float64))
+        torch.testing.assert_close(
+            distance(x, start, norm), torch.full((500,), 0.3, dtype=torch.float64)
+        )
         assert (start - x).mean(0).abs().max() < 0.05
     assert not torch.equal(starts[0], starts[1])
 
 
-def authors(net: nn.Module, x: Tensor, y: Tensor, attack: APGD, start: Tensor) -> tuple[Tensor, Tensor]:
+def authors(
+    net: nn.Module, x: Tensor, y: Tensor, attack: APGD, start: Tensor
+) -> tuple[Tensor, Tensor]:
     """Give the best points and the misclassified ones that the authors' code finds from the same start."""
     theirs = pytest.importorskip("pyautoattack.autopgd_base").APGDAttack(
         net, n_iter=attack.steps, norm={"inf": "Linf", "2": "L2"}[attack.norm], eps=attack.eps, rho=attack.rho,
@@ -228,10 +238,12 @@ def test_apgd_is_the_authors_point_by_point(objective: Any, norm: Any) -> None:
         finally:
             torch.set_default_dtype(default)
     ours = attack(net, x, y, seed(5))
-    assert torch.equal(correct(net, ours, y), right)
+    assert torch.equal(find_correct(net, ours, y), right)
     assert 5 < right.sum() < 35
     # They add 1e-12 to every length that they divide by, which a hundred steps amplify.
-    torch.testing.assert_close(ours[right], theirs[right], rtol=0, atol=1e-9 if norm == "inf" else 1e-4)
+    torch.testing.assert_close(
+        ours[right], theirs[right], rtol=0, atol=1e-9 if norm == "inf" else 1e-4
+    )
 
 
 # ---------------------------------------------------------------- who takes part
@@ -298,10 +310,12 @@ def test_an_objective_that_knows_its_batch_is_narrowed() -> None:
     net, (x, _) = plain().double(), images(8, dtype=torch.float64)
     y, weights = sure_of(net, x), torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)
     attack = APGD(eps=0.05, steps=10, restarts=2)
-    whole = replace(attack, objective=Weighted(weights))(net, x, y, image_generators(0, "", range(8)))
+    whole = replace(attack, objective=Weighted(weights))(
+        net, x, y, make_generators(0, "", range(8))
+    )
     for i in range(8):
         own = replace(attack, objective=Weighted(weights[i : i + 1]))
-        alone = own(net, x[i : i + 1], y[i : i + 1], image_generators(0, "", [i]))
+        alone = own(net, x[i : i + 1], y[i : i + 1], make_generators(0, "", [i]))
         torch.testing.assert_close(alone[0], whole[i], rtol=0, atol=1e-9)
 
 

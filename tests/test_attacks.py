@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reference
-from channelscope.attacks import APGD, FGSM, PGD, Attack, correct, image_generators, parse
+from channelscope.attacks import (
+    APGD,
+    FGSM,
+    PGD,
+    Attack,
+    find_correct,
+    make_generators,
+    parse_attack,
+)
 from channelscope.data import load
 from channelscope.errors import UserError
 from channelscope.objectives import Joint, cross_entropy, dlr, margin
@@ -207,32 +215,44 @@ def losses_of(net: nn.Module, objective: Any) -> reference.Loss:
         if objective is cross_entropy:
             return reference.cross_entropy(net(x)[0], label)
         answer = net.probed(x)
-        return reference.joint_loss(answer.logits[0], [p[0] for p in answer.probes.values()], label, objective.beta)
+        return reference.joint_loss(
+            answer.logits[0], [p[0] for p in answer.probes.values()], label, objective.beta
+        )
 
     return loss
 
 
 NAIVE = [(plain, cross_entropy), (gated, cross_entropy), (gated, Joint()), (gated, Joint(0.5))]
-naive = pytest.mark.parametrize(("make", "objective"), NAIVE, ids=["plain", "cifs", "cifs-joint", "cifs-joint0.5"])
+naive = pytest.mark.parametrize(
+    ("make", "objective"), NAIVE, ids=["plain", "cifs", "cifs-joint", "cifs-joint0.5"]
+)
 
 
 @naive
 @norms
-def test_pgd_takes_the_papers_steps_exactly(make: Callable[[], nn.Module], objective: Any, norm: str) -> None:
+def test_pgd_takes_the_papers_steps_exactly(
+    make: Callable[[], nn.Module], objective: Any, norm: str
+) -> None:
     net, (x, y) = make().double(), images(4, dtype=torch.float64)
     eps, step, steps = (0.05, 0.02, 4) if norm == "inf" else (0.6, 0.25, 4)
     attack = PGD(eps=eps, step=step, steps=steps, norm=norm, objective=objective)
     starts = reference.random_starts(x, eps, norm, seed(3))
-    papers = reference.pgd(losses_of(net, objective), x, y, eps=eps, step=step, steps=steps, norm=norm, starts=starts)
+    papers = reference.pgd(
+        losses_of(net, objective), x, y, eps=eps, step=step, steps=steps, norm=norm, starts=starts
+    )
     torch.testing.assert_close(attack(net, x, y, seed(3)), papers, rtol=0, atol=1e-12)
 
 
 @naive
 @norms
-def test_fgsm_takes_the_papers_step_exactly(make: Callable[[], nn.Module], objective: Any, norm: str) -> None:
+def test_fgsm_takes_the_papers_step_exactly(
+    make: Callable[[], nn.Module], objective: Any, norm: str
+) -> None:
     net, (x, y) = make().double(), images(4, dtype=torch.float64)
     papers = reference.fgsm(losses_of(net, objective), x, y, 0.1, norm)
-    torch.testing.assert_close(FGSM(eps=0.1, norm=norm, objective=objective)(net, x, y), papers, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        FGSM(eps=0.1, norm=norm, objective=objective)(net, x, y), papers, rtol=0, atol=1e-12
+    )
 
 
 def predictions(net: nn.Module) -> Callable[[Tensor], int]:
@@ -256,14 +276,24 @@ def test_early_stop_follows_the_papers_algorithm(
     x, _ = images(8, dtype=torch.float64)
     net = undecided(make().double(), x)
     y = net(x).argmax(1)
-    y[-1] = (y[-1] + 1) % CLASSES  # one image is misclassified from the start, others on the way, or never
+    y[-1] = (
+        y[-1] + 1
+    ) % CLASSES  # one image is misclassified from the start, others on the way, or never
     eps, step, steps = (0.5, 0.01, 6) if norm == "inf" else (5.0, 0.06, 6)
     options = {"eps": eps, "step": step, "steps": steps, "norm": norm}
     papers = reference.friendly_pgd(
-        losses_of(net, objective), predictions(net), x, y, tau=tau, starts=torch.zeros_like(x), **options
+        losses_of(net, objective),
+        predictions(net),
+        x,
+        y,
+        tau=tau,
+        starts=torch.zeros_like(x),
+        **options,
     )
     attack = PGD(**options, objective=objective, random_start=False)
-    torch.testing.assert_close(replace(attack, early_stop=tau)(net, x, y), papers, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        replace(attack, early_stop=tau)(net, x, y), papers, rtol=0, atol=1e-6
+    )
     stopped = distance(attack(net, x, y), papers, "inf") > 1e-6
     assert stopped[:-1].any()
     assert stopped[-1]
@@ -307,7 +337,9 @@ class Apart:
     natural: Tensor
 
     def __call__(self, model: nn.Module, x: Tensor, _: Tensor) -> Tensor:
-        return (model(1 * x) - self.natural).square().sum(1)  # nor does the network get the very images
+        return (
+            (model(1 * x) - self.natural).square().sum(1)
+        )  # nor does the network get the very images
 
     def rows(self, indices: Tensor) -> "Apart":
         return Apart(self.natural[indices])
@@ -320,7 +352,9 @@ def test_early_stop_narrows_an_objective_that_knows_its_batch() -> None:
         natural = net(x)
     found = PGD(**options, objective=Apart(natural))(net, x, y, seed())
     alone = [
-        PGD(**options, objective=Apart(natural[i : i + 1]))(net, x[i : i + 1], y[i : i + 1], generator)
+        PGD(**options, objective=Apart(natural[i : i + 1]))(
+            net, x[i : i + 1], y[i : i + 1], generator
+        )
         for generator in [seed()]
         for i in range(8)
     ]
@@ -340,17 +374,26 @@ def test_later_restarts_are_for_images_that_no_earlier_one_has_broken(
     net = undecided(make().double(), x)
     y = net(x).argmax(1)
     eps, step, steps = (0.03, 0.01, 3) if norm == "inf" else (0.3, 0.1, 3)
-    attack = PGD(eps=eps, step=step, steps=steps, norm=norm, objective=objective, early_stop=0, restarts=4)
+    attack = PGD(
+        eps=eps, step=step, steps=steps, norm=norm, objective=objective, early_stop=0, restarts=4
+    )
     loss, predicts = losses_of(net, objective), predictions(net)
     starts = attack._starts(x, seed(1)) - x
     options: dict[str, Any] = {"eps": eps, "step": step, "steps": steps, "norm": norm}
     with torch.enable_grad():
-        runs = [reference.friendly_pgd(loss, predicts, x, y, tau=0, starts=start, **options) for start in starts]
+        runs = [
+            reference.friendly_pgd(loss, predicts, x, y, tau=0, starts=start, **options)
+            for start in starts
+        ]
     at_run = []
     found = attack(net, x, y, seed(1))
     for i, label in enumerate(y.tolist()):
         breaks = [r for r in range(4) if predicts(runs[r][i]) != label]
-        best = breaks[0] if breaks else max(range(4), key=lambda r: float(loss(runs[r][i].unsqueeze(0), label)))
+        best = (
+            breaks[0]
+            if breaks
+            else max(range(4), key=lambda r: float(loss(runs[r][i].unsqueeze(0), label)))
+        )
         torch.testing.assert_close(found[i], runs[best][i], rtol=0, atol=1e-6)
         at_run.append(bool(breaks))
     assert any(at_run)
@@ -374,16 +417,25 @@ def test_images_broken_in_one_restart_cost_the_next_ones_nothing() -> None:
 
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from(["inf", "2"]), st.integers(1, 3), st.booleans())
-def test_early_stop_loses_no_image_that_the_whole_run_breaks(number: int, norm: Any, restarts: int, own: bool) -> None:
+def test_early_stop_loses_no_image_that_the_whole_run_breaks(
+    number: int, norm: Any, restarts: int, own: bool
+) -> None:
     x, net = torch.rand(12, 1, 4, 4, generator=seed(number), dtype=torch.float64), Linear().double()
     y = net(x).argmax(1)
-    attack = PGD(eps=0.1 if norm == "inf" else 0.3, step=0.02, steps=3, restarts=restarts, norm=norm)
-    randomness = [image_generators(number, "", range(12)) if own else seed(number) for _ in range(2)]
-    whole, early = attack(net, x, y, randomness[0]), replace(attack, early_stop=0)(net, x, y, randomness[1])
-    assert not (correct(net, early, y) & ~correct(net, whole, y)).any()
+    attack = PGD(
+        eps=0.1 if norm == "inf" else 0.3, step=0.02, steps=3, restarts=restarts, norm=norm
+    )
+    randomness = [make_generators(number, "", range(12)) if own else seed(number) for _ in range(2)]
+    whole, early = (
+        attack(net, x, y, randomness[0]),
+        replace(attack, early_stop=0)(net, x, y, randomness[1]),
+    )
+    assert not (find_correct(net, early, y) & ~find_correct(net, whole, y)).any()
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=4, eps=0.1, early_stop=0), APGD(steps=4, eps=0.1)], ids=str)
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=4, eps=0.1, early_stop=0), APGD(steps=4, eps=0.1)], ids=str
+)
 def test_what_only_the_folded_network_takes_for_broken_is_attacked_further(
     attack: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,7 +470,7 @@ def test_images_are_returned_as_they_were_seen_broken(attack: Any, dtype: torch.
         return cross_entropy(model, x, y)
 
     found = replace(attack, objective=objective)(net, x, y, seed())
-    broken = found[~correct(net, found, y)].flatten(1).float()
+    broken = found[~find_correct(net, found, y)].flatten(1).float()
     assert len(broken)
     assert all(any(torch.equal(row, one) for one in seen) for row in broken)
 
@@ -429,9 +481,9 @@ def test_with_a_generator_each_images_are_attacked_alike_in_any_company(attack: 
     x, _ = images(9, dtype=torch.float64)
     net = undecided(plain().double(), x)
     y = net(x).argmax(1)
-    whole = attack(net, x, y, image_generators(7, str(attack), range(9)))
+    whole = attack(net, x, y, make_generators(7, str(attack), range(9)))
     for rows in ([0, 1, 2, 3], [8, 4, 6], [5], [7]):
-        found = attack(net, x[rows], y[rows], image_generators(7, str(attack), rows))
+        found = attack(net, x[rows], y[rows], make_generators(7, str(attack), rows))
         torch.testing.assert_close(found, whole[rows], rtol=0, atol=1e-9)
 
 
@@ -440,18 +492,27 @@ def opposed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return -margin_of(model, x, y)
 
 
-def runs_of(attack: PGD, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+def runs_of(
+    attack: PGD, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator
+) -> Tensor:
     """Run each restart of an attack by itself."""
     return torch.stack(
-        [attack._run(net, x, y, start, attack.objective).images for start in attack._starts(x, generator)]
+        [
+            attack._run(net, x, y, start, attack.objective).images
+            for start in attack._starts(x, generator)
+        ]
     )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("objective", [cross_entropy, opposed], ids=["cross-entropy", "opposed"])
-def test_restarts_keep_per_image_what_fools_else_what_has_the_largest_objective(objective: Any) -> None:
+def test_restarts_keep_per_image_what_fools_else_what_has_the_largest_objective(
+    objective: Any,
+) -> None:
     net, x = Linear(classes=2).double(), torch.rand(8, 1, 4, 4, dtype=torch.float64)
-    net.linear.bias[1] += (net(x)[:, 0] - net(x)[:, 1]).median()  # so close that some starts fool, others do not
+    net.linear.bias[1] += (
+        net(x)[:, 0] - net(x)[:, 1]
+    ).median()  # so close that some starts fool, others do not
     y = net(x).argmax(1)
     options = {"eps": 0.2, "step": 0.001, "steps": 1, "objective": objective}
     attack = PGD(**options, restarts=4)
@@ -469,11 +530,15 @@ def test_restarts_fool_wherever_one_of_their_runs_does(number: int, norm: Any) -
     x, net = torch.rand(12, 1, 4, 4, generator=seed(number)), Linear()
     y = net(x).argmax(1)
     attack = PGD(eps=0.1 if norm == "inf" else 0.3, step=0.02, steps=1, restarts=5, norm=norm)
-    by_runs = torch.stack([~correct(net, run, y) for run in runs_of(attack, net, x, y, seed(number))])
-    assert torch.equal(~correct(net, attack(net, x, y, seed(number)), y), by_runs.any(0))
+    by_runs = torch.stack(
+        [~find_correct(net, run, y) for run in runs_of(attack, net, x, y, seed(number))]
+    )
+    assert torch.equal(~find_correct(net, attack(net, x, y, seed(number)), y), by_runs.any(0))
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=2), PGD(steps=2, restarts=3), PGD(eps=1.0, steps=2, norm="2")], ids=str)
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=2), PGD(steps=2, restarts=3), PGD(eps=1.0, steps=2, norm="2")], ids=str
+)
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_random_starts_are_the_same_whatever_the_batch_size(attack: PGD, size: int) -> None:
     net, (x, y) = plain().double(), images(10, dtype=torch.float64)
@@ -508,9 +573,15 @@ def test_default_step_is_the_papers() -> None:
 
 
 def test_random_start_is_spread_over_the_ball() -> None:
-    x, y = torch.full((2000, 1, 1, 2), 0.5, dtype=torch.float64), torch.zeros(2000, dtype=torch.int64)
+    x, y = (
+        torch.full((2000, 1, 1, 2), 0.5, dtype=torch.float64),
+        torch.zeros(2000, dtype=torch.int64),
+    )
     net = Linear(pixels=2).double()
-    for norm, share in (("inf", 0.25), ("2", 0.25)):  # half the radius holds a quarter of a square, and of a disc
+    for norm, share in (
+        ("inf", 0.25),
+        ("2", 0.25),
+    ):  # half the radius holds a quarter of a square, and of a disc
         starts = PGD(eps=0.4, step=0, steps=1, norm=norm)(net, x, y, seed())
         inside = (distance(x, starts, norm) < 0.2).double().mean()
         assert abs(inside - share) < 0.04
@@ -522,9 +593,13 @@ def test_normal_start_is_spread_around_the_image_and_projected(norm: Any) -> Non
     net, (x, y) = plain().double(), images(dtype=torch.float64)
     x = 0.4 + 0.2 * x
     noise = reference.normal_starts(x, 0.01, seed(3))
-    wide, narrow = (PGD(eps=eps, step=0, steps=1, norm=norm, random_start=0.01) for eps in (9.0, 0.01))
+    wide, narrow = (
+        PGD(eps=eps, step=0, steps=1, norm=norm, random_start=0.01) for eps in (9.0, 0.01)
+    )
     torch.testing.assert_close(wide(net, x, y, seed(3)), x + noise, rtol=0, atol=1e-9)
-    projected = torch.stack([reference.project(x[i] + noise[i], x[i], 0.01, norm) for i in range(len(x))])
+    projected = torch.stack(
+        [reference.project(x[i] + noise[i], x[i], 0.01, norm) for i in range(len(x))]
+    )
     torch.testing.assert_close(narrow(net, x, y, seed(3)), projected, rtol=0, atol=1e-9)
 
 
@@ -534,7 +609,9 @@ def test_normal_start_is_spread_around_the_image_and_projected(norm: Any) -> Non
     [attack for attack in ATTACKS if isinstance(attack, PGD)],
     ids=lambda attack: f"{attack}-{getattr(attack, 'random_start', '')}",
 )
-def test_skipped_images_leave_the_generator_where_their_attack_would(attack: PGD, dtype: torch.dtype) -> None:
+def test_skipped_images_leave_the_generator_where_their_attack_would(
+    attack: PGD, dtype: torch.dtype
+) -> None:
     net, (x, y) = plain().to(dtype), images(5, dtype=dtype)
     attacked, skipped = seed(3), seed(3)
     attack(net, x, y, attacked)
@@ -546,7 +623,9 @@ def test_parts_of_a_batch_are_attacked_from_the_starts_of_the_whole() -> None:
     net, (x, y) = plain().double(), images(6, dtype=torch.float64)
     attack, generator = PGD(steps=2, restarts=2), seed()
     attack.skip(x, 2, generator)
-    torch.testing.assert_close(attack(net, x[2:], y[2:], generator), attack(net, x, y, seed())[2:], rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        attack(net, x[2:], y[2:], generator), attack(net, x, y, seed())[2:], rtol=0, atol=1e-9
+    )
     attack = PGD(eps=0.0)
     untouched = seed()
     attack.skip(x, 2, untouched)
@@ -628,17 +707,24 @@ def test_impossible_attacks_are_refused(options: dict[str, Any], words: str) -> 
 
 @given(
     st.builds(FGSM, norm=st.sampled_from(["inf", "2"]))
-    | st.builds(PGD, steps=st.integers(1, 999_999), restarts=st.integers(1, 9999), norm=st.sampled_from(["inf", "2"])),
+    | st.builds(
+        PGD,
+        steps=st.integers(1, 999_999),
+        restarts=st.integers(1, 9999),
+        norm=st.sampled_from(["inf", "2"]),
+    ),
     st.sampled_from([0.0, 0.1, 8 / 255]),
 )
 def test_names_and_attacks_correspond(attack: PGD | FGSM, eps: float) -> None:
-    assert parse(str(attack)) == attack
-    assert str(parse(str(attack), eps=eps, objective=Joint())) == f"{attack}:joint"
-    assert parse(str(attack), eps=eps, norm="2") == replace(attack, eps=eps, norm="2")
+    assert parse_attack(str(attack)) == attack
+    assert str(parse_attack(str(attack), eps=eps, objective=Joint())) == f"{attack}:joint"
+    assert parse_attack(str(attack), eps=eps, norm="2") == replace(attack, eps=eps, norm="2")
 
 
 @given(
-    st.builds(PGD, steps=st.integers(1, 999_999), restarts=st.integers(1, 9999), objective=st.just(margin))
+    st.builds(
+        PGD, steps=st.integers(1, 999_999), restarts=st.integers(1, 9999), objective=st.just(margin)
+    )
     | st.builds(
         APGD,
         steps=st.integers(1, 999_999) | st.just(100),
@@ -649,7 +735,7 @@ def test_names_and_attacks_correspond(attack: PGD | FGSM, eps: float) -> None:
 )
 def test_names_that_say_their_objective_correspond_too(attack: PGD | APGD, norm: Any) -> None:
     attack = replace(attack, norm=norm, eps=0.1)
-    assert parse(str(attack), eps=0.1, objective=Joint()) == attack
+    assert parse_attack(str(attack), eps=0.1, objective=Joint()) == attack
 
 
 def test_margin_and_auto_pgd_have_the_names_of_the_literature() -> None:
@@ -687,15 +773,16 @@ def test_margin_and_auto_pgd_have_the_names_of_the_literature() -> None:
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(
-        UserError, match=f"There is no attack '{name}': write fgsm, pgd-20 or pgd-100x5 .*, cw-30, apgd-ce, apgd-dlr"
+        UserError,
+        match=f"There is no attack '{name}': write fgsm, pgd-20 or pgd-100x5 .*, cw-30, apgd-ce, apgd-dlr",
     ):
-        parse(name)
+        parse_attack(name)
 
 
 @pytest.mark.parametrize("name", ["pgd-0", "pgd-20x0", "cw-0", "apgd-ce-0", "apgd-ce-50x0"])
 def test_names_of_impossible_attacks_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="at least one step"):
-        parse(name)
+        parse_attack(name)
 
 
 def test_function_as_objective_gives_its_own_name() -> None:
@@ -718,7 +805,7 @@ def test_answers_that_are_no_numbers_are_never_correct() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.tensor([[1.0, 0.0], [float("nan"), 0.0], [1.0, float("nan")], [0.0, 1.0]])
 
-    assert correct(Fixed(), torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)).tolist() == [
+    assert find_correct(Fixed(), torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)).tolist() == [
         True,
         False,
         False,
@@ -750,12 +837,12 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
                 nn.functional.cross_entropy(net(x), y).backward()
                 optimizer.step()
     x, y = next(digits.test.batches(200))
-    assert correct(net.eval(), x, y).float().mean() > 0.9
+    assert find_correct(net.eval(), x, y).float().mean() > 0.9
     return net, x, y
 
 
 def robust(net: nn.Module, adversarial: Tensor, y: Tensor) -> float:
-    return float(correct(net, adversarial, y).float().mean())
+    return float(find_correct(net, adversarial, y).float().mean())
 
 
 Oracle = Callable[..., Tensor]
@@ -775,14 +862,22 @@ def by_foolbox(net: nn.Module, x: Tensor, y: Tensor, attack: PGD | FGSM) -> Tens
     foolbox = pytest.importorskip("foolbox")
     known = foolbox.attacks
     if isinstance(attack, FGSM):
-        theirs = (known.LinfFastGradientAttack if attack.norm == "inf" else known.L2FastGradientAttack)()
+        theirs = (
+            known.LinfFastGradientAttack if attack.norm == "inf" else known.L2FastGradientAttack
+        )()
     else:
         make = known.LinfPGD if attack.norm == "inf" else known.L2PGD
-        theirs = make(abs_stepsize=attack.step, steps=attack.steps, random_start=attack.random_start)
-    return theirs(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=attack.eps)[1]
+        theirs = make(
+            abs_stepsize=attack.step, steps=attack.steps, random_start=attack.random_start
+        )
+    return theirs(
+        foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=attack.eps
+    )[1]
 
 
-oracles = pytest.mark.parametrize("oracle", [by_torchattacks, by_foolbox], ids=["torchattacks", "foolbox"])
+oracles = pytest.mark.parametrize(
+    "oracle", [by_torchattacks, by_foolbox], ids=["torchattacks", "foolbox"]
+)
 DETERMINISTIC = [
     FGSM(eps=EPS),
     PGD(eps=EPS, step=EPS / 10, steps=20, random_start=False),
@@ -812,7 +907,10 @@ def test_robust_accuracy_is_that_which_other_libraries_find(
     attack: PGD, oracle: Oracle, trained: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
     net, x, y = trained
-    ours, theirs = robust(net, attack(net, x, y, seed()), y), robust(net, oracle(net, x, y, attack), y)
+    ours, theirs = (
+        robust(net, attack(net, x, y, seed()), y),
+        robust(net, oracle(net, x, y, attack), y),
+    )
     assert abs(ours - theirs) < 0.03
     assert 0.02 < ours < 0.9
 
@@ -823,7 +921,9 @@ def test_folding_changes_nothing_but_rounding(
 ) -> None:
     net, x, y = trained
     folded = attack(net, x, y, seed())
-    monkeypatch.setattr("channelscope.attacks.runs.run_folded", lambda _model, _x, work: work(torch.preserve_format))
+    monkeypatch.setattr(
+        "channelscope.attacks.runs.run_folded", lambda _model, _x, work: work(torch.preserve_format)
+    )
     plainly = attack(net, x, y, seed())
     assert (distance(folded, plainly, "inf") < 1e-5).float().mean() >= 0.99
     assert robust(net, folded, y) == robust(net, plainly, y)
@@ -848,7 +948,9 @@ def test_margin_attack_is_as_strong_as_foolboxs(trained: tuple[nn.Module, Tensor
     assert 0.02 < by_theirs < 0.9
 
 
-@pytest.mark.parametrize(("objective", "loss"), [(cross_entropy, "ce"), (dlr, "dlr")], ids=["ce", "dlr"])
+@pytest.mark.parametrize(
+    ("objective", "loss"), [(cross_entropy, "ce"), (dlr, "dlr")], ids=["ce", "dlr"]
+)
 def test_auto_pgd_is_as_strong_as_the_authors(
     objective: Any, loss: str, trained: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
@@ -856,16 +958,30 @@ def test_auto_pgd_is_as_strong_as_the_authors(
     net, x, y = trained
     eps = 0.07
     with torch.random.fork_rng(devices=[]):
-        theirs = library.APGDAttack(net, n_iter=50, norm="Linf", eps=eps, loss=loss, device="cpu").perturb(x, y)
+        theirs = library.APGDAttack(
+            net, n_iter=50, norm="Linf", eps=eps, loss=loss, device="cpu"
+        ).perturb(x, y)
     by_theirs = robust(net, theirs, y)
-    assert abs(robust(net, APGD(eps=eps, steps=50, objective=objective)(net, x, y, seed()), y) - by_theirs) <= 0.005
+    assert (
+        abs(
+            robust(net, APGD(eps=eps, steps=50, objective=objective)(net, x, y, seed()), y)
+            - by_theirs
+        )
+        <= 0.005
+    )
     assert 0.02 < by_theirs < 0.9
 
 
-def test_more_steps_and_larger_balls_are_stronger(trained: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_more_steps_and_larger_balls_are_stronger(
+    trained: tuple[nn.Module, Tensor, Tensor],
+) -> None:
     net, x, y = trained
-    by_steps = [robust(net, PGD(eps=EPS, steps=n, random_start=False)(net, x, y), y) for n in (1, 20)]
-    by_eps = [robust(net, PGD(eps=eps, steps=10)(net, x, y, seed()), y) for eps in (0.0, 0.05, 0.1, 0.2)]
+    by_steps = [
+        robust(net, PGD(eps=EPS, steps=n, random_start=False)(net, x, y), y) for n in (1, 20)
+    ]
+    by_eps = [
+        robust(net, PGD(eps=eps, steps=10)(net, x, y, seed()), y) for eps in (0.0, 0.05, 0.1, 0.2)
+    ]
     assert by_steps[0] > by_steps[1]
     assert by_eps == sorted(by_eps, reverse=True)
     assert by_eps[0] == robust(net, x, y)

@@ -12,7 +12,9 @@ OTHERS = ("captum", "store-everything")
 @pytest.mark.parametrize("name", OTHERS)
 def test_contenders_of_capture_find_the_same_statistics(name: str) -> None:
     net, batches = task(12)
-    ours, theirs = (statistics_of(CONTENDERS[contender], net, batches) for contender in ("channelscope", name))
+    ours, theirs = (
+        statistics_of(CONTENDERS[contender], net, batches) for contender in ("channelscope", name)
+    )
     assert list(ours) == list(theirs) == BLOCKS
     for block in BLOCKS:
         assert torch.equal(ours[block].count, theirs[block].count)

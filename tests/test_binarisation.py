@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from channelscope.attacks import PGD, correct
+from channelscope.attacks import PGD, find_correct
 from channelscope.attacks.apgd import APGD
 from channelscope.attacks.fallback import Noise
 from channelscope.evaluation import binarisation as module
@@ -35,7 +35,9 @@ def test_strong_attack_on_an_honest_network_passes(seed: int) -> None:
     assert found.images == 12
 
 
-@pytest.mark.parametrize("name", ["quantised input", "step function", "sine added", "noise injected"])
+@pytest.mark.parametrize(
+    "name", ["quantised input", "step function", "sine added", "noise injected"]
+)
 def test_strong_attack_on_a_masked_network_fails(name: str) -> None:
     found = outcome(masked(name), STRONG)
     assert not found.passed
@@ -48,7 +50,13 @@ def test_weak_attack_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", [APGD(eps=EPS, steps=20, objective=dlr), PGD(eps=EPS, objective=margin), PGD(eps=1.0, norm="2")], ids=str
+    "attack",
+    [
+        APGD(eps=EPS, steps=20, objective=dlr),
+        PGD(eps=EPS, objective=margin),
+        PGD(eps=1.0, norm="2"),
+    ],
+    ids=str,
 )
 def test_every_kind_of_attack_works(attack: Any) -> None:
     found = outcome(honest("at"), attack, images=4)
@@ -89,7 +97,9 @@ def plain_labels(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def test_random_search_gets_the_queries_of_the_attack(monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[int] = []
-    monkeypatch.setattr(module, "Noise", lambda **given: tries.append(given["tries"]) or Noise(**given))
+    monkeypatch.setattr(
+        module, "Noise", lambda **given: tries.append(given["tries"]) or Noise(**given)
+    )
     net, (x, _) = plain(), images(8)
     binarisation(net, x, net(x).argmax(1), PGD(eps=0.2, steps=50), images=3)
     assert all(50 <= count < 70 for count in tries)
@@ -112,4 +122,4 @@ def test_mistakes() -> None:
         binarisation(net, x, (right + 1) % 5, PGD())
     with mistake("[0, 1]"):
         binarisation(net, 9 * x, y, PGD())
-    assert correct(net, x, right).all()
+    assert find_correct(net, x, right).all()

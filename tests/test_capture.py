@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from channelscope.attacks import PGD
 from channelscope.errors import UserError
-from channelscope.layers.features import ablated, activations, capture, pooled
+from channelscope.layers.features import ablated, capture, capture_activations, pool_features
 from channelscope.layers.hooks import LayerError, hooked
 from networks import (
     CLASSES,
@@ -48,17 +48,20 @@ def test_each_forward_pass_refills_the_features() -> None:
 @pytest.mark.parametrize("layer", ["bn1", "conv2", "linear"])
 def test_pooled_activations_are_those_of_the_captured_features(layer: str) -> None:
     net, (x, _) = plain(), images()
-    with capture(net, layer) as features, pooled(net, layer) as found:
+    with capture(net, layer) as features, capture_activations(net, layer) as found:
         logits = net(x)
-    assert torch.equal(found[layer], activations(features[layer]))
+    assert torch.equal(found[layer], pool_features(features[layer]))
     assert torch.equal(logits, net(x))
 
 
 def test_pooled_activations_do_not_keep_the_features() -> None:
     net, (x, _) = plain(), images()
-    with torch.no_grad(), pooled(net, "conv1") as found:
+    with torch.no_grad(), capture_activations(net, "conv1") as found:
         net(x)
-    assert found["conv1"].untyped_storage().nbytes() == found["conv1"].numel() * found["conv1"].element_size()
+    assert (
+        found["conv1"].untyped_storage().nbytes()
+        == found["conv1"].numel() * found["conv1"].element_size()
+    )
 
 
 def test_nothing_captured_is_nothing_done() -> None:
@@ -93,7 +96,9 @@ def test_captured_features_carry_gradients_both_ways() -> None:
 @pytest.mark.parametrize("make", [plain, gated, Twice, CallsAutograd])
 def test_network_is_left_as_found(make: Callable[[], nn.Module]) -> None:
     net, (x, _) = mixed(make()).eval(), images()
-    name = next(name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)).removeprefix("cnn.")
+    name = next(
+        name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)
+    ).removeprefix("cnn.")
     with unchanged(net), capture(net, name):
         net(x)
 
@@ -105,7 +110,11 @@ def test_network_is_left_as_found(make: Callable[[], nn.Module]) -> None:
         (plain, "relu2", torch.inference_mode),
         (gated, "layer4", torch.no_grad),
         (gated, "layer4", torch.inference_mode),
-        (CallsAutograd, "conv", torch.no_grad),  # such a network has no gradient at all in inference mode
+        (
+            CallsAutograd,
+            "conv",
+            torch.no_grad,
+        ),  # such a network has no gradient at all in inference mode
     ],
 )
 def test_capture_works_without_autograd(
@@ -122,7 +131,9 @@ def test_capture_works_without_autograd(
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-def test_networks_that_return_anything_can_be_captured(form: Callable[[Tensor, Tensor], object]) -> None:
+def test_networks_that_return_anything_can_be_captured(
+    form: Callable[[Tensor, Tensor], object],
+) -> None:
     net, (x, _) = Returns(form), images()
     with capture(net, "net.relu2", "net") as features:
         net(x)
@@ -141,7 +152,10 @@ def test_call_of_a_module_called_twice_is_captured_by_its_index() -> None:
 
 def test_module_called_twice_is_not_captured_without_an_index() -> None:
     net = Twice()
-    with capture(net, "relu"), pytest.raises(LayerError, match=r"more than once .* 'relu@0' or 'relu@1'"):
+    with (
+        capture(net, "relu"),
+        pytest.raises(LayerError, match=r"more than once .* 'relu@0' or 'relu@1'"),
+    ):
         net(images()[0])
 
 
@@ -179,29 +193,31 @@ def test_capture_leaves_a_network_that_trains_itself_to_others() -> None:
 def test_activations_are_spatial_means() -> None:
     z = torch.rand(2, 3, 4, 5, dtype=torch.float64)
     naive = [[sum(z[i, c].flatten().tolist()) / 20 for c in range(3)] for i in range(2)]
-    torch.testing.assert_close(activations(z), torch.tensor(naive, dtype=torch.float64))
+    torch.testing.assert_close(pool_features(z), torch.tensor(naive, dtype=torch.float64))
 
 
 def test_activations_of_a_vector_layer_are_its_values() -> None:
     z = torch.rand(2, CLASSES)
-    assert torch.equal(activations(z), z)
+    assert torch.equal(pool_features(z), z)
 
 
 def test_activations_of_channels_last_are_means_over_the_axes_between() -> None:
     z = torch.rand(2, 4, 5, 3, dtype=torch.float64)
-    torch.testing.assert_close(activations(z, 3), activations(z.permute(0, 3, 1, 2)))
-    torch.testing.assert_close(activations(z[:, 0], 2), z[:, 0].mean(1))
+    torch.testing.assert_close(pool_features(z, 3), pool_features(z.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(pool_features(z[:, 0], 2), z[:, 0].mean(1))
 
 
 def tokens() -> nn.Module:
     """Make a network whose last features are tokens, channels last."""
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(2), nn.Linear(36, 5), nn.Conv1d(4, CLASSES, 5), nn.Flatten())
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Flatten(2), nn.Linear(36, 5), nn.Conv1d(4, CLASSES, 5), nn.Flatten()
+    )
 
 
 def test_layers_are_pooled_and_ablated_by_their_own_layout() -> None:
     net, (x, _) = tokens(), images()
     z = net[0](x)
-    with torch.no_grad(), pooled(net, "0", "2") as found:
+    with torch.no_grad(), capture_activations(net, "0", "2") as found:
         net(x)
     torch.testing.assert_close(found["0"], z.mean((2, 3)))
     torch.testing.assert_close(found["2"], net[2](z.flatten(2)).mean(1))
@@ -230,11 +246,15 @@ def test_ablated_channels_have_the_value_and_the_others_are_left(layer: str, to:
     with torch.no_grad(), capture(net, layer) as features:
         net(x)
     z = features[layer]
-    means = activations(z).mean(0)
+    means = pool_features(z).mean(0)
     suppressed = [2, 5]
     values = means.tolist() if to == "means" else [0.0] * z.shape[1]
     options = {"to": {layer: means}} if to == "means" else {}
-    with torch.no_grad(), ablated(net, {layer: suppressed}, **options), capture(net, layer) as features:
+    with (
+        torch.no_grad(),
+        ablated(net, {layer: suppressed}, **options),
+        capture(net, layer) as features,
+    ):
         logits = net(x)
     assert torch.equal(features[layer], by_hand(z, [suppressed] * len(x), values))
     with torch.no_grad(), hooked(net, {layer: lambda z: by_hand(z, [suppressed] * len(x), values)}):
@@ -259,7 +279,10 @@ def test_numbers_and_a_mask_suppress_the_same_in_several_layers() -> None:
     net, (x, _) = resnet(), images()
     with ablated(net, {"layer1": [1], "layer3": [0, 7]}):
         by_number = net(x)
-    masks = {"layer1": torch.arange(2) == 1, "layer3": torch.isin(torch.arange(8), torch.tensor([0, 7]))}
+    masks = {
+        "layer1": torch.arange(2) == 1,
+        "layer3": torch.isin(torch.arange(8), torch.tensor([0, 7])),
+    }
     with ablated(net, masks):
         assert torch.equal(net(x), by_number)
     plainly = net(x)
@@ -275,7 +298,7 @@ def test_raw_features_are_ablated_ahead_of_the_gate_and_gated_ones_behind_it() -
     net, (x, _) = gated(), images()
     with torch.no_grad():
         untouched = net.probed(x)
-        alive = int(activations(untouched.features["layer4.0"]).mean(0).argmax())
+        alive = int(pool_features(untouched.features["layer4.0"]).mean(0).argmax())
         with ablated(net, {"layer4.0": [alive]}):
             ahead = net.probed(x)
         with ablated(net, {"layer4.0.gated": [alive]}):
@@ -296,7 +319,9 @@ def test_attack_sees_the_ablation() -> None:
             self.net = net
 
         def forward(self, x: Tensor) -> Tensor:
-            return net[3:](torch.relu(net[:2](x) * torch.tensor([0.0, 1, 0, 1, 0, 1]).view(-1, 1, 1)))
+            return net[3:](
+                torch.relu(net[:2](x) * torch.tensor([0.0, 1, 0, 1, 0, 1]).view(-1, 1, 1))
+            )
 
     attack = PGD(eps=0.1, steps=3, random_start=False)
     with ablated(net, {"bn1": [0, 2, 4]}):
@@ -316,11 +341,19 @@ def test_ablation_leaves_the_network_as_found() -> None:
     [
         ([6], r"'conv1' has 6 channels, from 0 up: there is no channel 6"),
         ([-1], "there is no channel -1"),
-        (torch.zeros(5, dtype=torch.bool), r"shape \(5,\), and there are 6 images with 6 channels: give a row"),
-        (torch.zeros(4, 6, dtype=torch.bool), r"shape \(4, 6\), and there are 6 images with 6 channels"),
+        (
+            torch.zeros(5, dtype=torch.bool),
+            r"shape \(5,\), and there are 6 images with 6 channels: give a row",
+        ),
+        (
+            torch.zeros(4, 6, dtype=torch.bool),
+            r"shape \(4, 6\), and there are 6 images with 6 channels",
+        ),
     ],
 )
-def test_channels_that_a_layer_does_not_have_are_refused(channels: list[int] | Tensor, words: str) -> None:
+def test_channels_that_a_layer_does_not_have_are_refused(
+    channels: list[int] | Tensor, words: str
+) -> None:
     net = plain()
     with ablated(net, {"conv1": channels}), pytest.raises(UserError, match=words):
         net(images()[0])
@@ -329,5 +362,8 @@ def test_channels_that_a_layer_does_not_have_are_refused(channels: list[int] | T
 @pytest.mark.usefixtures("unchecked")
 def test_a_channel_between_two_is_refused_not_rounded() -> None:
     net = plain()
-    with ablated(net, {"conv1": [1.5]}), pytest.raises(UserError, match=r"there is no channel 1\.5"):  # type: ignore[list-item]
+    with (
+        ablated(net, {"conv1": [1.5]}),
+        pytest.raises(UserError, match=r"there is no channel 1\.5"),
+    ):  # type: ignore[list-item]
         net(images()[0])

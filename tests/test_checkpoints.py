@@ -32,27 +32,43 @@ from channelscope.weights import (
     log_columns,
 )
 from channelscope.weights.tensors import load_tensors, save_tensors
-from runs import METHODS, contents, mistake, randomness_untouched, refusal_allowed, same_state, trained
+from runs import (
+    METHODS,
+    contents,
+    mistake,
+    randomness_untouched,
+    refusal_allowed,
+    same_state,
+    trained,
+)
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def architecture(arch: str = "resnet10", classes: int = 3, channels: int = 1) -> Architecture:
-    return Architecture(arch=arch, width=2, classes=classes, mean=(0.3,) * channels, std=(0.2,) * channels)
+    return Architecture(
+        arch=arch, width=2, classes=classes, mean=(0.3,) * channels, std=(0.2,) * channels
+    )
 
 
 GATES = {
     "plain": (),
     "cifs": (
-        Gate(layer="layer4.0", channels=16, options={"probe": "two-layer", "hidden": 6, "beta": 3.0}),
+        Gate(
+            layer="layer4.0", channels=16, options={"probe": "two-layer", "hidden": 6, "beta": 3.0}
+        ),
         Gate(layer="layer4.1", channels=16),
     ),
-    "cas": (Gate(layer="layer4", channels=16, options={"k": 1, "imgf": "identity", "detach": False}),),
+    "cas": (
+        Gate(layer="layer4", channels=16, options={"k": 1, "imgf": "identity", "detach": False}),
+    ),
     "fsr": (Gate(layer="layer4", channels=16, kind="fsr", options={"hidden": 3, "tau": 0.5}),),
     "eas": (Gate(layer="layer4.0", channels=16, kind="eas", options={"height": 1, "width": 1}),),
     "kap": (
         Gate(layer="conv1", channels=2, kind="kap"),
-        Gate(layer="layer3.0.shortcut.0", channels=8, kind="kap", options={"pool": 5, "noise": 0.1}),
+        Gate(
+            layer="layer3.0.shortcut.0", channels=8, kind="kap", options={"pool": 5, "noise": 0.1}
+        ),
     ),
     "other masks": (
         Gate(layer="layer2", channels=4, options={"imgf": "sigmoid"}),
@@ -71,7 +87,11 @@ def fresh(arch: str = "resnet18", gates: tuple[Gate, ...] = (), channels: int = 
         image=(channels, 8, 8),
         class_names=("a", "b", "<c>"),
         method="at",
-        meta={"history": [dict.fromkeys(log_columns(gates), 1)], "none": None, "deep": {"values": [1, 2.5, "x"]}},
+        meta={
+            "history": [dict.fromkeys(log_columns(gates), 1)],
+            "none": None,
+            "deep": {"values": [1, 2.5, "x"]},
+        },
     )
 
 
@@ -109,14 +129,22 @@ def test_a_network_comes_back_as_it_was(gates: str, channels: int, tmp_path: Pat
         one, other = before.probed(x), after.probed(x)
         assert same_state(one.probes, other.probes)
         assert same_state(one.masks, other.masks)
-        assert [settings(gate) for gate in before.gates.values()] == [settings(gate) for gate in after.gates.values()]
+        assert [settings(gate) for gate in before.gates.values()] == [
+            settings(gate) for gate in after.gates.values()
+        ]
 
 
 def settings(gate: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(gate).items() if isinstance(value, int | float | str | tuple)}
+    return {
+        name: value
+        for name, value in vars(gate).items()
+        if isinstance(value, int | float | str | tuple)
+    }
 
 
-@pytest.mark.parametrize("arch", ["resnet10", "resnet18", "resnet34", "resnet50", "wrn-10-1", "wrn-16-2"])
+@pytest.mark.parametrize(
+    "arch", ["resnet10", "resnet18", "resnet34", "resnet50", "wrn-10-1", "wrn-16-2"]
+)
 def test_every_architecture_comes_back(arch: str, tmp_path: Path) -> None:
     saved = fresh(arch)
     saved.save(tmp_path / "net.pt")
@@ -137,7 +165,9 @@ def test_a_loaded_network_is_in_eval_mode_and_can_be_trained(path: Path) -> None
     network = load(path)
     assert not any(module.training for module in network.modules())
     network.train()(torch.rand(4, 1, 8, 8)).sum().backward()
-    assert all(parameter.requires_grad and parameter.grad is not None for parameter in network.parameters())
+    assert all(
+        parameter.requires_grad and parameter.grad is not None for parameter in network.parameters()
+    )
 
 
 def test_a_network_keeps_its_weights_when_its_file_changes(path: Path) -> None:
@@ -152,7 +182,9 @@ def test_weights_that_ask_for_gradients_are_saved_without(tmp_path: Path) -> Non
     network = build(architecture(), ())
     state = network.state_dict(keep_vars=True)
     Checkpoint(architecture=architecture(), state=state, image=(1, 8, 8)).save(tmp_path / "net.pt")
-    assert not any(tensor.requires_grad for tensor in Checkpoint.read(tmp_path / "net.pt").state.values())
+    assert not any(
+        tensor.requires_grad for tensor in Checkpoint.read(tmp_path / "net.pt").state.values()
+    )
 
 
 @pytest.mark.parametrize("gates", ["plain", "cifs"])
@@ -172,11 +204,19 @@ def test_nothing_is_needed_but_torch_to_read_the_file(path: Path) -> None:
 # ---------------------------------------------------------------- whole or not at all
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"]
+)
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "over an earlier file"])
-@pytest.mark.parametrize("step", [(os, "fsync"), (Path, "replace"), (Path, "chmod")], ids=lambda step: step[1])
+@pytest.mark.parametrize(
+    "step", [(os, "fsync"), (Path, "replace"), (Path, "chmod")], ids=lambda step: step[1]
+)
 def test_a_failure_while_writing_leaves_what_was_there(
-    step: tuple[Any, str], error: BaseException, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: tuple[Any, str],
+    error: BaseException,
+    exists: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "net.pt"
     if exists:
@@ -231,14 +271,20 @@ class Hostile:
 
 HOSTILE: dict[str, Callable[[Hostile, Path], Any]] = {
     "alone": lambda hostile, path: torch.save(hostile, path),
-    "in the meta data": lambda hostile, path: torch.save({**torch.load(path), "meta": {"x": hostile}}, path),
-    "in the state": lambda hostile, path: torch.save({**torch.load(path), "state": {"x": hostile}}, path),
+    "in the meta data": lambda hostile, path: torch.save(
+        {**torch.load(path), "meta": {"x": hostile}}, path
+    ),
+    "in the state": lambda hostile, path: torch.save(
+        {**torch.load(path), "state": {"x": hostile}}, path
+    ),
     "in the old format": lambda hostile, path: torch.save(
         {**torch.load(path), "meta": hostile}, path, _use_new_zipfile_serialization=False
     ),
     "a bare pickle": lambda hostile, path: path.write_bytes(pickle.dumps(hostile)),
     "a bare pickle of protocol 0": lambda hostile, path: path.write_bytes(pickle.dumps(hostile, 0)),
-    "among numbers": lambda hostile, path: path.write_bytes(pickle.dumps({"channelscope": 2, "meta": [hostile]})),
+    "among numbers": lambda hostile, path: path.write_bytes(
+        pickle.dumps({"channelscope": 2, "meta": [hostile]})
+    ),
 }
 
 
@@ -274,13 +320,23 @@ def call(name: str, size: bytes) -> bytes:
 
 
 TOO_MUCH: dict[str, Callable[[Path], object]] = {
-    "a value within itself": lambda path: torch.save({**torch.load(path), "meta": {"x": folded()}}, path),
-    "a version within itself": lambda path: torch.save({**torch.load(path), "channelscope": folded()}, path),
-    "a view of one number": lambda path: torch.save({"state_dict": {"x": torch.ones(1).expand(2**20, 2**20)}}, path),
-    "one tensor many times": lambda path: torch.save(dict(enumerate(torch.ones(2**16).expand(99, -1))), path),
+    "a value within itself": lambda path: torch.save(
+        {**torch.load(path), "meta": {"x": folded()}}, path
+    ),
+    "a version within itself": lambda path: torch.save(
+        {**torch.load(path), "channelscope": folded()}, path
+    ),
+    "a view of one number": lambda path: torch.save(
+        {"state_dict": {"x": torch.ones(1).expand(2**20, 2**20)}}, path
+    ),
+    "one tensor many times": lambda path: torch.save(
+        dict(enumerate(torch.ones(2**16).expand(99, -1))), path
+    ),
     "a sparse tensor": lambda path: torch.save({"x": torch.ones(2, 2).to_sparse()}, path),
     "a long number": lambda path: torch.save({**torch.load(path), "meta": {"x": 10**5000}}, path),
-    "half a letter": lambda path: torch.save({**torch.load(path), "class_names": ["\ud800"] * 10}, path),
+    "half a letter": lambda path: torch.save(
+        {**torch.load(path), "class_names": ["\ud800"] * 10}, path
+    ),
     "many bytes": lambda path: path.write_bytes(call("builtins\nbytearray", b"J\xff\xff\xff\x7f")),
     "many numbers": lambda path: path.write_bytes(call("torch\nTensor", b"J\xff\xff\xff\x7f")),
     "a text without end": lambda path: path.write_bytes(b"\x80\x02X\xff\xff\xff\x7fx."),
@@ -399,7 +455,14 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- fields
 
 
-WHOLE: dict[str, Any] = {"probe": "two-layer", "hidden": 6, "beta": 5.0, "k": 2, "imgf": "softmax", "detach": True}
+WHOLE: dict[str, Any] = {
+    "probe": "two-layer",
+    "hidden": 6,
+    "beta": 5.0,
+    "k": 2,
+    "imgf": "softmax",
+    "detach": True,
+}
 SMALL = (Gate(layer="layer3.0", channels=8, options=WHOLE), Gate(layer="layer4.0", channels=16))
 
 
@@ -415,10 +478,16 @@ def change(path: Path, keys: tuple[str | int, ...], value: Any) -> None:
 
 FIELDS: list[tuple[str | int, ...]] = [
     ("channelscope",),
-    *((name,) for name in ("architecture", "gates", "state", "image", "class_names", "method", "meta")),
+    *(
+        (name,)
+        for name in ("architecture", "gates", "state", "image", "class_names", "method", "meta")
+    ),
     *(("architecture", name) for name in ("arch", "width", "classes", "mean", "std")),
     *(("gates", 0, name) for name in ("layer", "channels", "kind", "options")),
-    *(("gates", 0, "options", name) for name in ("probe", "hidden", "beta", "k", "imgf", "detach", "more")),
+    *(
+        ("gates", 0, "options", name)
+        for name in ("probe", "hidden", "beta", "k", "imgf", "detach", "more")
+    ),
     ("state", "cnn.conv1.weight"),
     ("state", "cnn.normalise.std"),
     ("state", "selectors.layer3/0.probe.hidden.weight"),
@@ -520,13 +589,19 @@ WRONG: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "a log without the gates": (("meta", "history"), [dict.fromkeys(LOG, 1)]),
     "a log without one of a gate's columns": (
         ("meta", "history"),
-        [dict.fromkeys(log_columns(GATES["cifs"]), 1), dict.fromkeys(log_columns(GATES["cifs"])[:-1], 1)],
+        [
+            dict.fromkeys(log_columns(GATES["cifs"]), 1),
+            dict.fromkeys(log_columns(GATES["cifs"])[:-1], 1),
+        ],
     ),
     "a log of other gates": (("meta", "history"), [dict.fromkeys(log_columns(GATES["cas"]), 1)]),
     "weights of another shape": (("state", "cnn.conv1.weight"), torch.zeros(2, 1, 3, 4)),
     "weights that are a list": (("state", "cnn.conv1.weight"), [0.0]),
     "weights too many": (("state", "cnn.conv9.weight"), torch.zeros(2)),
-    "weights that are whole numbers": (("state", "cnn.conv1.weight"), torch.zeros(2, 1, 3, 3, dtype=torch.int64)),
+    "weights that are whole numbers": (
+        ("state", "cnn.conv1.weight"),
+        torch.zeros(2, 1, 3, 3, dtype=torch.int64),
+    ),
 }
 
 
@@ -566,7 +641,9 @@ def test_a_mistaken_gate_is_answered_with_what_there_is() -> None:
         Gate(layer="layer4", channels=16, kind="cfis")
     with mistake("of kind eas has no option 'depth': choose from height, width"):
         Gate(layer="layer4", channels=16, kind="eas", options={"depth": 4})
-    with mistake("imgf of a gate of kind cifs is one of softmax, sigmoid, softplus, relu, identity, not 'tanh'"):
+    with mistake(
+        "imgf of a gate of kind cifs is one of softmax, sigmoid, softplus, relu, identity, not 'tanh'"
+    ):
         Gate(layer="layer4", channels=16, options={"imgf": "tanh"})
     with mistake("The option tau of a gate of kind fsr is a number, not True"):
         Gate(layer="layer4", channels=16, kind="fsr", options={"tau": True})
@@ -584,7 +661,9 @@ def test_a_missing_field_is_refused(field: str, path: Path) -> None:
     refuses(path)
 
 
-@pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_var", "normalise.mean", "linear.bias"])
+@pytest.mark.parametrize(
+    "name", ["conv1.weight", "bn1.running_var", "normalise.mean", "linear.bias"]
+)
 def test_a_missing_weight_is_refused(name: str, path: Path) -> None:
     content = load_tensors(path)
     del content["state"][name]
@@ -594,7 +673,9 @@ def test_a_missing_weight_is_refused(name: str, path: Path) -> None:
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["conv1.weight", "bn1.running_mean", "linear.bias"])
-def test_weights_that_are_no_finite_numbers_are_refused(name: str, number: float, path: Path) -> None:
+def test_weights_that_are_no_finite_numbers_are_refused(
+    name: str, number: float, path: Path
+) -> None:
     content = load_tensors(path)
     content["state"][name].flatten()[0] = number
     save_tensors(content, path)

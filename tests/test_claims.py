@@ -48,9 +48,20 @@ def evidence(
 ) -> Evidence:
     """Make the evidence of one network, all measures but those given being as usual."""
     seed = sum(map(ord, model))
-    measured = {name: noisy(value, noise, seed + index) for index, (name, value) in enumerate((USUAL | of).items())}
+    measured = {
+        name: noisy(value, noise, seed + index)
+        for index, (name, value) in enumerate((USUAL | of).items())
+    }
     by_class = noisy(robust, noise, seed + 99)
-    return Evidence(model, method, compute, dict.fromkeys(layers, measured), by_class, by_class.mean(1), decided_by)
+    return Evidence(
+        model,
+        method,
+        compute,
+        dict.fromkeys(layers, measured),
+        by_class,
+        by_class.mean(1),
+        decided_by,
+    )
 
 
 STANDARD = evidence("std", "standard", robust=0.0)
@@ -75,7 +86,12 @@ def all_of(quantity: str) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("change", "verdict"),
-    [("better", "supported"), ("worse", "not supported"), ("mixed", "inconclusive"), ("same", "inconclusive")],
+    [
+        ("better", "supported"),
+        ("worse", "not supported"),
+        ("mixed", "inconclusive"),
+        ("same", "inconclusive"),
+    ],
 )
 def test_c1_needs_all_three_measures_to_agree(change: str, verdict: str) -> None:
     found = judged("C1", STANDARD, evidence("at", "at", **all_of(change)))
@@ -118,7 +134,10 @@ def test_c3_correlates_alignment_with_robust_accuracy_across_classes(
     order: tuple[int, ...], correlation: float, noise: float, verdict: str
 ) -> None:
     aligned, robust = np.array(order) / 10, np.arange(CLASSES) / 10
-    found = judged("C3", evidence("at", "at", robust=robust, noise=noise, relevance_spearman_adversarial=aligned))
+    found = judged(
+        "C3",
+        evidence("at", "at", robust=robust, noise=noise, relevance_spearman_adversarial=aligned),
+    )
     assert found.verdict == verdict
     assert found.estimate == pytest.approx(correlation)
     assert -1 <= found.low <= found.high <= 1
@@ -127,7 +146,9 @@ def test_c3_correlates_alignment_with_robust_accuracy_across_classes(
 def test_c3_leaves_absent_classes_out() -> None:
     ranks = np.linspace(0.1, 0.6, CLASSES)
     robust = np.where(np.arange(CLASSES) == 2, np.nan, ranks)
-    found = judged("C3", evidence("at", "at", robust=robust, noise=0.05, relevance_spearman_adversarial=ranks))
+    found = judged(
+        "C3", evidence("at", "at", robust=robust, noise=0.05, relevance_spearman_adversarial=ranks)
+    )
     assert found.estimate == pytest.approx(1)  # of five classes; the missing one would make it NaN
     assert found.verdict == "supported"
 
@@ -137,7 +158,9 @@ def test_c3_leaves_absent_classes_out() -> None:
     ("robust", "noise", "verdict"),
     [(0.5, 0.01, "supported"), (0.3, 0.01, "not supported"), (0.41, 0.2, "inconclusive")],
 )
-def test_c4_compares_robust_accuracy_at_equal_compute(robust: float, noise: float, verdict: str, method: str) -> None:
+def test_c4_compares_robust_accuracy_at_equal_compute(
+    robust: float, noise: float, verdict: str, method: str
+) -> None:
     found = judged("C4", AT, evidence("gated", method, robust=robust, noise=noise))
     assert found.verdict == verdict
     assert found.models == "gated - at"
@@ -152,7 +175,10 @@ def test_c4_takes_no_single_images_word(sign: int, seed: int) -> None:
     weights = bootstrap_weights(200, REPLICATES - 1, seed).double().numpy()
     robust = {"at": np.arange(200) < 100, "cifs": np.arange(200) < 100 + sign}
     shares = {name: (weights.T @ hits) / weights.sum(0) for name, hits in robust.items()}
-    networks = (dataclasses.replace(evidence(name, name), robust_overall=share) for name, share in shares.items())
+    networks = (
+        dataclasses.replace(evidence(name, name), robust_overall=share)
+        for name, share in shares.items()
+    )
     found = judged("C4", *networks)
     assert found.estimate == pytest.approx(sign / 200)
     assert found.low <= 0 <= found.high
@@ -173,7 +199,11 @@ def test_c4_takes_no_single_images_word(sign: int, seed: int) -> None:
 def test_c4_gives_no_verdict_at_unequal_or_unknown_compute(
     ours: dict[str, object] | None, theirs: dict[str, object] | None, words: str
 ) -> None:
-    found = judged("C4", evidence("at", "at", compute=ours), evidence("cifs", "cifs", compute=theirs, robust=0.9))
+    found = judged(
+        "C4",
+        evidence("at", "at", compute=ours),
+        evidence("cifs", "cifs", compute=theirs, robust=0.9),
+    )
     assert found.verdict == "inconclusive"
     assert f"No verdict, as {words}." in found.statement
 
@@ -207,7 +237,9 @@ def test_claim_without_its_networks_is_inconclusive_and_says_what_it_needs(
     for verdict in found:
         unjudged = verdict.models == ""
         assert unjudged == (verdict.claim in missing)
-        assert verdict.statement.startswith("The claim needs an") == unjudged or verdict.claim == "C1"
+        assert (
+            verdict.statement.startswith("The claim needs an") == unjudged or verdict.claim == "C1"
+        )
         if unjudged:
             assert verdict.verdict == "inconclusive"
             assert verdict.statement.startswith("The claim needs a")
@@ -223,9 +255,14 @@ def test_c1_needs_as_many_layers_of_both_networks() -> None:
 def test_every_layer_and_network_is_judged_in_the_order_of_the_claims() -> None:
     layers = ("layer3", "layer4")
     given = [
-        dataclasses.replace(item, measures=dict.fromkeys(layers, item.measures["layer4"])) for item in (STANDARD, AT)
+        dataclasses.replace(item, measures=dict.fromkeys(layers, item.measures["layer4"]))
+        for item in (STANDARD, AT)
     ]
-    given += [evidence("at2", "at", layers=layers), evidence("cifs", "cifs"), evidence("cas", "cas")]
+    given += [
+        evidence("at2", "at", layers=layers),
+        evidence("cifs", "cifs"),
+        evidence("cas", "cas"),
+    ]
     found = [(verdict.claim, verdict.models, verdict.layer) for verdict in verdicts(given)]
     assert found == [
         *[("C1", models, layer) for models in ("at - std", "at2 - std") for layer in layers],
@@ -243,7 +280,8 @@ def test_layers_of_c1_correspond_by_their_place() -> None:
 
 def test_level_widens_the_intervals() -> None:
     narrow, wide = (
-        next(verdict for verdict in verdicts([AT], level) if verdict.claim == "C2") for level in (0.5, 0.99)
+        next(verdict for verdict in verdicts([AT], level) if verdict.claim == "C2")
+        for level in (0.5, 0.99)
     )
     assert wide.low < narrow.low < narrow.high < wide.high
 
@@ -259,7 +297,9 @@ def test_c4_trusts_no_network_with_signs_of_gradient_masking(masked: str) -> Non
     both = [evidence("at", "at", robust=0.4), evidence("cifs", "cifs", robust=0.8)]
     assert judged("C4", *both).verdict == "supported"
     signs = ("black-box", "zero-gradient")
-    both = [dataclasses.replace(item, masked=signs if item.model == masked else ()) for item in both]
+    both = [
+        dataclasses.replace(item, masked=signs if item.model == masked else ()) for item in both
+    ]
     found = judged("C4", *both)
     assert found.verdict == "inconclusive"
     assert found.statement.endswith(

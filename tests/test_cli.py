@@ -49,7 +49,19 @@ COMMANDS = (
     "layers",
     "zoo",
 )
-TINY = ["--arch", "resnet10", "--width", "2", "--epochs", "1", "--batch-size", "16", "--device", "cpu", "-q"]
+TINY = [
+    "--arch",
+    "resnet10",
+    "--width",
+    "2",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "16",
+    "--device",
+    "cpu",
+    "-q",
+]
 
 
 def main(*words: str | Path) -> int:
@@ -64,7 +76,9 @@ def shell(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str
     """Run the command line in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "channelscope", *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, **options
+    )
 
 
 # ---------------------------------------------------------------- from end to end
@@ -76,7 +90,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     data = write_npz(folder)
     for method in METHODS:
-        assert main("train", "--method", method, "--data", data, "--out", folder / f"{method}.pt", *TINY) == 0
+        assert (
+            main(
+                "train", "--method", method, "--data", data, "--out", folder / f"{method}.pt", *TINY
+            )
+            == 0
+        )
     return folder
 
 
@@ -85,7 +104,17 @@ def compared(work: Path, few_figures: None) -> Path:
     """Compare two of them, and draw figures."""
     out = work / "comparison"
     models = ["--models", work / "standard.pt", work / "cifs.pt", "--labels", "nat", "CIFS"]
-    settings = ["--attack", "pgd-2", "--attacks", "cw-2", "--replicates", "20", "--device", "cpu", "-q"]
+    settings = [
+        "--attack",
+        "pgd-2",
+        "--attacks",
+        "cw-2",
+        "--replicates",
+        "20",
+        "--device",
+        "cpu",
+        "-q",
+    ]
     assert main("compare", *models, "--out", out, *settings) == 0
     return out
 
@@ -108,11 +137,26 @@ def test_training_tells_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert said.out.startswith(f"{tmp_path / 'net.pt'}: best epoch 1")
     assert f"{tmp_path / 'net.pt'}.csv" in said.out
     before = contents(tmp_path)
-    assert main("train", "--method", "at", "--data", data, "--out", tmp_path / "net.pt", "--resume", *TINY) == 0
+    assert (
+        main(
+            "train",
+            "--method",
+            "at",
+            "--data",
+            data,
+            "--out",
+            tmp_path / "net.pt",
+            "--resume",
+            *TINY,
+        )
+        == 0
+    )
     assert contents(tmp_path) == before
 
 
-def test_the_checkpoint_is_named_after_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checkpoint_is_named_after_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = write_npz(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert main("train", "--method", "standard", "--data", data, *TINY) == 0
@@ -122,7 +166,10 @@ def test_the_checkpoint_is_named_after_the_method(tmp_path: Path, monkeypatch: p
 def test_settings_reach_the_recipe(tmp_path: Path) -> None:
     data = write_npz(tmp_path)
     words = ["--lr", "0.02", "--eps", "4/255", "--seed", "7"]
-    assert main("train", "--method", "at", "--data", data, "--out", tmp_path / "net.pt", *words, *TINY) == 0
+    assert (
+        main("train", "--method", "at", "--data", data, "--out", tmp_path / "net.pt", *words, *TINY)
+        == 0
+    )
     settings = Checkpoint.read(tmp_path / "net.pt").meta["settings"]
     assert Recipe.from_values(settings["recipe"]) == Recipe.suited_to("npz", "at").override(
         lr=0.02, eps=4 / 255, step=1 / 255, arch="resnet10", width=2, epochs=1, batch_size=16
@@ -133,7 +180,14 @@ def test_settings_reach_the_recipe(tmp_path: Path) -> None:
 def test_a_recipe_is_trained_by_name_and_by_file_with_changes(tmp_path: Path) -> None:
     data, out = write_npz(tmp_path), tmp_path / "net.pt"
     words = ["--data", data, "--images", "10", *TINY]
-    changes = ["--set", "gates.k=1", 'probes=["linear"]', "attack.eps=4/255", "--set", "averaging.kind=ema"]
+    changes = [
+        "--set",
+        "gates.k=1",
+        'probes=["linear"]',
+        "attack.eps=4/255",
+        "--set",
+        "averaging.kind=ema",
+    ]
     assert main("train", "--recipe", "svhn-resnet18-cifs", "--out", out, *words, *changes) == 0
     found = Checkpoint.read(out)
     recipe = Recipe.from_values(found.meta["settings"]["recipe"])
@@ -143,18 +197,35 @@ def test_a_recipe_is_trained_by_name_and_by_file_with_changes(tmp_path: Path) ->
     assert (recipe.averaging.kind, recipe.optimizer.weight_decay) == ("ema", 5e-4)
     assert [gate.options["k"] for gate in found.gates] == [1]
     (tmp_path / "mine.toml").write_text(recipe.toml())
-    again = ["--recipe", tmp_path / "mine.toml", "--data", data, "--images", "10", "--device", "cpu", "-q"]
+    again = [
+        "--recipe",
+        tmp_path / "mine.toml",
+        "--data",
+        data,
+        "--images",
+        "10",
+        "--device",
+        "cpu",
+        "-q",
+    ]
     assert main("train", *again, "--out", tmp_path / "again.pt") == 0
     assert same_run(tmp_path / "again.pt", out)
 
 
-def test_the_checkpoint_is_named_after_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checkpoint_is_named_after_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = write_npz(tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text('extends = "digits-resnet18-standard"')
     for name in ("digits-resnet18-standard", "mine.toml"):
         assert main("train", "--recipe", name, "--data", data, *TINY) == 0
-    made = {"digits-resnet18-standard.pt", "digits-resnet18-standard.pt.csv", "mine.pt", "mine.pt.csv"}
+    made = {
+        "digits-resnet18-standard.pt",
+        "digits-resnet18-standard.pt.csv",
+        "mine.pt",
+        "mine.pt.csv",
+    }
     assert set(contents(tmp_path)) - {"digits.npz", "mine.toml"} == made
 
 
@@ -165,11 +236,15 @@ def test_recipes_are_listed_by_the_words_in_their_names(capsys: pytest.CaptureFi
     assert all(summary(name) in row for name, row in zip(catalogue(), rows, strict=True))
     assert main("recipes", "svhn", "fast", "cas") == 0
     names = [row.split()[0] for row in capsys.readouterr().out.splitlines()[1:]]
-    assert names == [f"svhn-resnet18-{method}-fast" for method in ("cas", "trades-cas", "mart-cas", "fat-cas")]
+    assert names == [
+        f"svhn-resnet18-{method}-fast" for method in ("cas", "trades-cas", "mart-cas", "fat-cas")
+    ]
 
 
 @pytest.mark.parametrize("name", ["cifar10-resnet18-cifs", "svhn-resnet18-at-fast"])
-def test_a_recipe_is_shown_as_a_file_to_change(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_is_shown_as_a_file_to_change(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main("recipes", name) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"# {name}: {summary(name)}\n")
@@ -180,12 +255,20 @@ def test_a_recipe_is_shown_as_a_file_to_change(name: str, tmp_path: Path, capsys
 def test_the_examples_of_train_can_be_trained(capsys: pytest.CaptureFixture[str]) -> None:
     """Their recipes and settings exist; what they would take is hours."""
     assert main("train", "--help") == 0
-    examples = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  channelscope")]
+    examples = [
+        line.split()
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("  channelscope")
+    ]
     assert len(examples) == 3
     for _, *words in examples:
         args = make_parser().parse_args(words)
-        recipe = Recipe.named(args.recipe) if args.recipe else Recipe.suited_to(args.data, args.method)
-        assert recipe.override(**commands._overrides(args)) != recipe or not (args.set or args.epochs)
+        recipe = (
+            Recipe.named(args.recipe) if args.recipe else Recipe.suited_to(args.data, args.method)
+        )
+        assert recipe.override(**commands._overrides(args)) != recipe or not (
+            args.set or args.epochs
+        )
 
 
 def test_comparing_writes_a_folder(compared: Path) -> None:
@@ -201,30 +284,57 @@ def test_comparing_prints_a_table_and_verdicts(
     work: Path, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = [work / f"{method}.pt" for method in METHODS]
-    settings = ["--attack", "fgsm", "--replicates", "20", "--eps", "0.1", "--images", "8", "-q", "--layers", "layer4"]
+    settings = [
+        "--attack",
+        "fgsm",
+        "--replicates",
+        "20",
+        "--eps",
+        "0.1",
+        "--images",
+        "8",
+        "-q",
+        "--layers",
+        "layer4",
+    ]
     settings += ["--attacks", "cw-2", "--eps-sweep", "2/255", "0.1"]
     assert main("compare", "--models", *models, "--out", tmp_path / "out", *settings) == 0
     said = capsys.readouterr()
     assert said.err == ""
-    for words in (*METHODS, "worst case", "fgsm, eps 0.1, 8 test images", "C1 ", "C2 ", "C3 ", "C4 ", "report.html"):
+    for words in (
+        *METHODS,
+        "worst case",
+        "fgsm, eps 0.1, 8 test images",
+        "C1 ",
+        "C2 ",
+        "C3 ",
+        "C4 ",
+        "report.html",
+    ):
         assert words in said.out
     found = Comparison.load(tmp_path / "out")
     assert found.meta["data"]["images"] == 8
     assert found.decay["at"].unique().tolist() == [2 / 255, 0.1]
 
 
-def test_comparing_prints_json(work: Path, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparing_prints_json(
+    work: Path, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--out", tmp_path / "out", "--attack", "pgd-2", "--replicates", "20", "--json", "-q"]
     words += ["--step-sweep", "1", "3"]
     assert main("compare", "--models", work / "at.pt", work / "cas.pt", *words) == 0
-    said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    said = json.loads(
+        capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
     assert said["out"] == str(tmp_path / "out")
     assert {row["model"] for row in said["robustness"]} == {"at", "cas"}
     assert {row["claim"] for row in said["verdicts"]} == {"C1", "C2", "C3", "C4"}
     assert Comparison.load(tmp_path / "out").decay["at"].unique().tolist() == [1, 3]
 
 
-def test_figures_are_drawn_again_from_the_tables_the_same_to_the_byte(compared: Path, tmp_path: Path) -> None:
+def test_figures_are_drawn_again_from_the_tables_the_same_to_the_byte(
+    compared: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(compared, tmp_path / "copy")
     shutil.rmtree(folder / "figures")
     (folder / "report.html").unlink()
@@ -235,7 +345,17 @@ def test_figures_are_drawn_again_from_the_tables_the_same_to_the_byte(compared: 
 def test_figures_for_a_paper_are_drawn_in_its_style(compared: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(compared, tmp_path / "copy")
     shutil.rmtree(folder / "figures")
-    words = ["--style", "ieee", "--wide", "--only", "c4,training", "gates", "--formats", "svg", "-q"]
+    words = [
+        "--style",
+        "ieee",
+        "--wide",
+        "--only",
+        "c4,training",
+        "gates",
+        "--formats",
+        "svg",
+        "-q",
+    ]
     assert main("figures", folder, *words) == 0
     drawn = {path.name for path in (folder / "figures").glob("*.svg")}
     assert drawn == {"robustness.svg", "training.svg", "gates.svg"}
@@ -245,7 +365,13 @@ def test_figures_for_a_paper_are_drawn_in_its_style(compared: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "words",
-    [("--style", "icm"), ("--only", "c9"), ("--only", "relevnce"), ("--formats", "jpg"), ("--only", "masks-nobody")],
+    [
+        ("--style", "icm"),
+        ("--only", "c9"),
+        ("--only", "relevnce"),
+        ("--formats", "jpg"),
+        ("--only", "masks-nobody"),
+    ],
 )
 def test_figures_that_are_not_known_are_told_in_a_sentence(
     words: tuple[str, ...], compared: Path, capsys: pytest.CaptureFixture[str]
@@ -284,15 +410,24 @@ def test_layers_of_other_libraries_networks_are_listed(capsys: pytest.CaptureFix
     assert "<- penultimate" not in said  # a convolution makes its logits
     assert main("layers", "timm:vit_tiny_patch16_224", "blocks.1?") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [row[:3] for row in rows] == [["blocks.10", "Block", "192"], ["blocks.11", "Block", "192"]]
+    assert [row[:3] for row in rows] == [
+        ["blocks.10", "Block", "192"],
+        ["blocks.11", "Block", "192"],
+    ]
     assert rows[0][3:] == ["197", "x", "192"]
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("torchvision:vit_b_16", "--image-size", "30"), "does not take images of shape (3, 30, 30)"),
-        (("torchvision:squeezenet1_0", "", "--image-size", "64"), "No layer '' runs in this network"),
+        (
+            ("torchvision:vit_b_16", "--image-size", "30"),
+            "does not take images of shape (3, 30, 30)",
+        ),
+        (
+            ("torchvision:squeezenet1_0", "", "--image-size", "64"),
+            "No layer '' runs in this network",
+        ),
     ],
 )
 def test_layers_that_cannot_be_listed_are_told(
@@ -302,23 +437,46 @@ def test_layers_that_cannot_be_listed_are_told(
     assert said in capsys.readouterr().err
 
 
-def test_every_call_of_a_layer_that_runs_twice_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_call_of_a_layer_that_runs_twice_is_listed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main("layers", "torchvision:resnet18", "layer1.0.relu", "--image-size", "32") == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
     assert names == ["layer1.0.relu@0", "layer1.0.relu@1"]
 
 
-def test_relevance_is_scored_written_and_told(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_relevance_is_scored_written_and_told(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     models = ["--models", work / "standard.pt", work / "cifs.pt"]
-    words = ["--layers", "layer4.*", "--scorer", "gradient", "weights", "probe", "--images", "8", "--replicates", "20"]
-    assert main("relevance", *models, *words, "--out", tmp_path / "out", "-q", "--device", "cpu") == 0
+    words = [
+        "--layers",
+        "layer4.*",
+        "--scorer",
+        "gradient",
+        "weights",
+        "probe",
+        "--images",
+        "8",
+        "--replicates",
+        "20",
+    ]
+    assert (
+        main("relevance", *models, *words, "--out", tmp_path / "out", "-q", "--device", "cpu") == 0
+    )
     said = capsys.readouterr()
     assert said.err == ""
     assert "no scores, standard, layer4.0, probe: The network has no gates" in said.out
     rows = [line.split() for line in said.out.splitlines()]
     assert rows[0] == ["model", "layer", "scorer", "PR", "NR", "gradient", "weights", "probe"]
     assert ["cifs", "layer4.0", "probe"] in [row[:3] for row in rows]
-    assert rows[1] == ["standard", "layer4.0", "gradient", *rows[1][3:5], "1.00"]  # what the weights say
+    assert rows[1] == [
+        "standard",
+        "layer4.0",
+        "gradient",
+        *rows[1][3:5],
+        "1.00",
+    ]  # what the weights say
     table = pd.read_csv(tmp_path / "out" / "relevance.csv")
     assert set(table["model"]) == {"standard", "cifs"}
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
@@ -349,20 +507,29 @@ def test_every_listed_layer_can_be_compared(work: Path, capsys: pytest.CaptureFi
 def test_a_release_file_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours = releases.network("CIFS")
     torch.save({"state_dict": releases.as_release(ours, "CIFS")}, tmp_path / "theirs.pt")
-    assert main("convert", "--from", "cifs-release", tmp_path / "theirs.pt", tmp_path / "ours.pt") == 0
+    assert (
+        main("convert", "--from", "cifs-release", tmp_path / "theirs.pt", tmp_path / "ours.pt") == 0
+    )
     assert "resnet18, width 2, 7 classes, gates at: layer4.0, layer4.1" in capsys.readouterr().out
     releases.agree(ours, Checkpoint.read(tmp_path / "ours.pt").build())
     assert main("layers", tmp_path / "ours.pt") == 0
 
 
-def test_the_demo_trains_and_compares(undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_trains_and_compares(
+    undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a few digits: the whole would take a minute."""
     monkeypatch.setattr("channelscope.data.load", lambda name: digits(2))
     small = {"arch": "resnet10", "width": 2, "epochs": 1, "attack_steps": 1}
     train, measured = cli_module("training").train, cli_module("comparison").compare
-    monkeypatch.setattr("channelscope.training.train", lambda *args, **kwargs: train(*args, **kwargs, **small))
+    monkeypatch.setattr(
+        "channelscope.training.train", lambda *args, **kwargs: train(*args, **kwargs, **small)
+    )
     quick = {"attack": "pgd-2", "replicates": 20}
-    monkeypatch.setattr("channelscope.comparison.compare", lambda *args, **kwargs: measured(*args, **kwargs, **quick))
+    monkeypatch.setattr(
+        "channelscope.comparison.compare",
+        lambda *args, **kwargs: measured(*args, **kwargs, **quick),
+    )
     assert main("demo", "--out", tmp_path / "demo", "-q") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "demo").glob("*.pt")}
     assert sorted(path.stem for path in before) == ["at", "cifs", "standard"]
@@ -381,7 +548,9 @@ def cli_module(name: str) -> Any:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command, "--help") == 0
     said = capsys.readouterr().out
     assert "example" in said
@@ -410,7 +579,9 @@ def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
 
 
 def test_a_broken_pipe_is_no_error(work: Path) -> None:
-    command = f"set -o pipefail; '{sys.executable}' -m channelscope layers '{work / 'cifs.pt'}' | head -1"
+    command = (
+        f"set -o pipefail; '{sys.executable}' -m channelscope layers '{work / 'cifs.pt'}' | head -1"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -431,13 +602,17 @@ def test_ctrl_c_ends_with_130_and_tells_how_to_go_on(tmp_path: Path) -> None:
         "--epochs",
         "9999",
     ]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told us to ignore it
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell may have told us to ignore it
     try:
         command = [sys.executable, "-m", "channelscope", "train", *words, "--device", "cpu"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stderr is not None
             seen = b""
-            while seen.count(b"%|") < 3:  # the first is of a bar in the making, whose own troubles tqdm would tell
+            while (
+                seen.count(b"%|") < 3
+            ):  # the first is of a bar in the making, whose own troubles tqdm would tell
                 seen += process.stderr.read(1) or pytest.fail(f"the run ended early: {seen!r}")
             process.send_signal(signal.SIGINT)
             said = (seen + process.communicate()[1]).decode()
@@ -500,7 +675,19 @@ def training(*words: Any, method: str = "standard") -> list[Any]:
 
 
 def comparing(*words: Any) -> list[Any]:
-    return ["compare", "--attack", "pgd-1", "--replicates", "20", "--device", "cpu", "-q", "--out", "out", *words]
+    return [
+        "compare",
+        "--attack",
+        "pgd-1",
+        "--replicates",
+        "20",
+        "--device",
+        "cpu",
+        "-q",
+        "--out",
+        "out",
+        *words,
+    ]
 
 
 NPZ = ("--data", "npz:digits.npz")
@@ -564,7 +751,10 @@ words_of("a setting of thousands of digits", *training(*NPZ, "--set", f"optimize
 words_of("the seed for a setting", *training(*NPZ, "--set", "seed=3"))
 words_of("the data for a setting", *training(*NPZ, "--set", "data=digits"))
 words_of("gates of an unknown kind", *training(*NPZ, "--set", "gates.kind=cif"))
-words_of("gates at an unknown layer", *training(*NPZ, "--set", "gates.kind=cifs", 'gates.layers=["layer5"]'))
+words_of(
+    "gates at an unknown layer",
+    *training(*NPZ, "--set", "gates.kind=cifs", 'gates.layers=["layer5"]'),
+)
 words_of("TRADES that stops early", *training(*NPZ, "--set", "attack.tau=[0]", method="trades"))
 words_of("no training images", *training(*NPZ, "--images", "0"))
 words_of("fewer training images than classes", *training(*NPZ, "--images", "1"))
@@ -615,11 +805,20 @@ words_of("SVHN that is not there", *training("--data", "svhn"))
 words_of("MNIST that is not there", *comparing(*NET, "--data", "mnist"))
 words_of("data of other classes", *comparing(*NET, "--data", "digits"))
 words_of("a missing file to convert", "convert", "--from", "cifs-release", "none.pt", "out.pt")
-words_of("a file of an unknown program to convert", "convert", "--from", "keras", "net.pt", "out.pt")
+words_of(
+    "a file of an unknown program to convert", "convert", "--from", "keras", "net.pt", "out.pt"
+)
 words_of("our own file to convert", "convert", "--from", "cifs-release", "net.pt", "out.pt")
 words_of("a text to convert", "convert", "--from", "cifs-release", "notes.txt", "out.pt")
 words_of("converting over a file", "convert", "--from", "cifs-release", "theirs.pt", "net.pt")
-words_of("converting to below a file", "convert", "--from", "cifs-release", "theirs.pt", "notes.txt/out.pt")
+words_of(
+    "converting to below a file",
+    "convert",
+    "--from",
+    "cifs-release",
+    "theirs.pt",
+    "notes.txt/out.pt",
+)
 words_of("the demo in a file", "demo", "--out", "notes.txt", "-q")
 
 
@@ -740,7 +939,11 @@ npz("an npz file with pixels out of range", train_images=pixels(255.0))
 npz("an npz file with labels too few", train_labels=np.zeros(23, np.int64))
 npz("an npz file with negative labels", train_labels=np.arange(24) % 2 - 1)
 npz("an npz file with labels in words", train_labels=np.array(["a"] * 24))
-npz("an npz file with labels of no class", train_labels=np.arange(24) % 3, classes=np.array(["a", "b"]))
+npz(
+    "an npz file with labels of no class",
+    train_labels=np.arange(24) % 3,
+    classes=np.array(["a", "b"]),
+)
 npz("an npz file with four colours", train_images=np.zeros((24, 8, 8, 4), np.uint8))
 npz("an npz file with a class without training images", train_labels=np.zeros(24, np.int64))
 npz("an npz file with classes of one name", classes=np.array(["a", "a"]))
@@ -841,7 +1044,10 @@ def recorded(name: str, spoil: Callable[[Path], Any]) -> None:
     def case(folder: Path) -> list[Any]:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(Comparison, "draw", lambda *_, **__: None)
-            models, data = {"net": networks.resnet(classes=2)}, Dataset("mine", ("a", "b"), digits(2).test)
+            models, data = (
+                {"net": networks.resnet(classes=2)},
+                Dataset("mine", ("a", "b"), digits(2).test),
+            )
             found = compare(models, data, attack="pgd-1", attacks=(), replicates=20, progress=False)
             found.save(folder / "recorded", progress=False)
         spoil(folder / "recorded")
@@ -866,18 +1072,41 @@ def table(name: str, change: Callable[[pd.DataFrame], Any]) -> Callable[[Path], 
     return spoil
 
 
-recorded("a recorded comparison without a table", lambda folder: (folder / "activations.csv").unlink())
-recorded("a recorded comparison with bytes for a table", lambda folder: (folder / "alignment.csv").write_bytes(b"\xff"))
-recorded("a recorded comparison with an empty table", lambda folder: (folder / "verdicts.csv").write_text(""))
-recorded("a recorded comparison with bad JSON", lambda folder: (folder / "meta.json").write_text("{"))
-recorded("a recorded comparison with foreign JSON", lambda folder: (folder / "meta.json").write_text("{}"))
-recorded("a recorded comparison with damaged arrays", lambda folder: (folder / "arrays.npz").write_bytes(b"x"))
+recorded(
+    "a recorded comparison without a table", lambda folder: (folder / "activations.csv").unlink()
+)
+recorded(
+    "a recorded comparison with bytes for a table",
+    lambda folder: (folder / "alignment.csv").write_bytes(b"\xff"),
+)
+recorded(
+    "a recorded comparison with an empty table",
+    lambda folder: (folder / "verdicts.csv").write_text(""),
+)
+recorded(
+    "a recorded comparison with bad JSON", lambda folder: (folder / "meta.json").write_text("{")
+)
+recorded(
+    "a recorded comparison with foreign JSON",
+    lambda folder: (folder / "meta.json").write_text("{}"),
+)
+recorded(
+    "a recorded comparison with damaged arrays",
+    lambda folder: (folder / "arrays.npz").write_bytes(b"x"),
+)
 recorded("a recorded comparison without a level", meta(lambda known: known.pop("level")))
 recorded("a recorded comparison without replicates", meta(lambda known: known.pop("replicates")))
 recorded("a recorded comparison of no models", meta(lambda known: known.update(models={})))
-recorded("a recorded comparison of other models", meta(lambda known: known.update(models={"other": {}})))
-recorded("a recorded comparison with a number for models", meta(lambda known: known.update(models=3)))
-recorded("a recorded comparison of other classes", meta(lambda known: known["data"].update(classes=["x", "y"])))
+recorded(
+    "a recorded comparison of other models", meta(lambda known: known.update(models={"other": {}}))
+)
+recorded(
+    "a recorded comparison with a number for models", meta(lambda known: known.update(models=3))
+)
+recorded(
+    "a recorded comparison of other classes",
+    meta(lambda known: known["data"].update(classes=["x", "y"])),
+)
 recorded("a recorded comparison without classes", meta(lambda known: known["data"].pop("classes")))
 recorded("a recorded comparison with words for eps", meta(lambda known: known.update(eps="large")))
 recorded("a recorded comparison without activations", table("activations", lambda rows: rows[:0]))
@@ -916,7 +1145,9 @@ def test_there_are_many_kinds_of_bad_input() -> None:
     assert len(BAD) >= 40
 
 
-def test_class_folders_of_other_sizes_pass_with_an_image_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_folders_of_other_sizes_pass_with_an_image_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The way out that the message names works."""
     monkeypatch.chdir(tmp_path)
     image_folder(tmp_path, (8, 8, 9, 12, 8, 10))

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import networks
 import reference
-from channelscope.attacks import FGSM, PGD, JointSweep, image_generators
+from channelscope.attacks import FGSM, PGD, JointSweep, make_generators
 from channelscope.comparison import Comparison, check_folder, compare
 from channelscope.comparison.frames import COLUMNS
-from channelscope.data import Dataset, Split
+from channelscope.data import Dataset, MemorySplit
 from channelscope.errors import UserError
 from channelscope.explorer import explore
 from channelscope.files import DIGESTS
@@ -28,12 +28,23 @@ from channelscope.training import Recipe
 from channelscope.weights import GATE_LOG, LOG, Checkpoint
 from comparisons import synthetic
 from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
-from runs import METHODS, contents, digits, mistake, randomness_untouched, refusal_allowed, run, trained
+from runs import (
+    METHODS,
+    contents,
+    digits,
+    mistake,
+    randomness_untouched,
+    refusal_allowed,
+    run,
+    trained,
+)
 
 QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 20, "progress": False}
 
 
-def images(n: int = 20, channels: int = 1, size: int = 8, classes: int = networks.CLASSES) -> tuple[Tensor, Tensor]:
+def images(
+    n: int = 20, channels: int = 1, size: int = 8, classes: int = networks.CLASSES
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     return torch.rand(n, channels, size, size, generator=generator), torch.arange(n) % classes
 
@@ -52,11 +63,15 @@ def some(**changes: Any) -> Comparison:
 def equal(a: Comparison, b: Comparison) -> None:
     for name in COLUMNS:
         one, other = getattr(a, name), getattr(b, name)
-        pd.testing.assert_frame_equal(one, other, check_dtype=bool(len(one)))  # an empty column has no type
+        pd.testing.assert_frame_equal(
+            one, other, check_dtype=bool(len(one))
+        )  # an empty column has no type
     assert a.arrays.keys() == b.arrays.keys()
     for name, array in a.arrays.items():
         np.testing.assert_array_equal(array, b.arrays[name])
-    one, other = ({key: value for key, value in found.meta.items() if key != "created"} for found in (a, b))
+    one, other = (
+        {key: value for key, value in found.meta.items() if key != "created"} for found in (a, b)
+    )
     assert one == other
 
 
@@ -90,7 +105,9 @@ class Counting(nn.Module):
 def test_a_network_without_a_penultimate_layer_needs_layers_named() -> None:
     with mistake("name the layers"):
         compare({"net": Hidden()}, images(), **QUICK)
-    assert set(compare({"net": Hidden()}, images(), layers=["conv"], **QUICK).activations["layer"]) == {"conv"}
+    assert set(
+        compare({"net": Hidden()}, images(), layers=["conv"], **QUICK).activations["layer"]
+    ) == {"conv"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -98,7 +115,9 @@ def test_networks_of_any_precision_are_compared(dtype: torch.dtype) -> None:
     network = net().to(dtype)
     found = compare({"net": network}, images(), **QUICK)
     wanted = network.eval().float()(images()[0]).argmax(1) == images()[1]
-    assert (found.arrays["correct/0/natural"] == wanted.numpy()).mean() >= 0.9  # rounding may turn a close call
+    assert (
+        found.arrays["correct/0/natural"] == wanted.numpy()
+    ).mean() >= 0.9  # rounding may turn a close call
 
 
 def test_a_buffer_of_the_networks_own_may_change_and_is_put_back() -> None:
@@ -113,7 +132,9 @@ def test_a_buffer_of_the_networks_own_may_change_and_is_put_back() -> None:
 def naive_features(network: nn.Module, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
     """Give a layer's features, in the graph, and the logits, by a hook of torch's."""
     kept: list[Tensor] = []
-    handle = network.get_submodule(layer).register_forward_hook(lambda _m, _i, out: kept.append(out) or out.clone())
+    handle = network.get_submodule(layer).register_forward_hook(
+        lambda _m, _i, out: kept.append(out) or out.clone()
+    )
     try:
         logits = network(x)
     finally:
@@ -154,7 +175,7 @@ def test_the_tables_agree_with_naive_ones(arch: str) -> None:
     last = "layer4" if arch == "resnet10" else "features"
     layers = ["layer2", last]
     found = compare({"net": network}, (x, y), layers=layers, seed=3, batch_size=18, **QUICK)
-    x_adv = PGD(steps=2)(network, x, y, image_generators(3, "pgd-2", range(18)))
+    x_adv = PGD(steps=2)(network, x, y, make_generators(3, "pgd-2", range(18)))
     for layer in layers:
         naive = {
             "natural": naive_activations(network, layer, x),
@@ -166,8 +187,14 @@ def test_the_tables_agree_with_naive_ones(arch: str) -> None:
             for data, values in naive.items()
         }
         linear = network.linear.weight.tolist()
-        of_images = [linear[k] for k in y.tolist()] if layer == last else naive_gradient(network, layer, x, y)
-        relevance = reference.channel_statistics(of_images, y.tolist(), weights, networks.CLASSES)["magnitude"]
+        of_images = (
+            [linear[k] for k in y.tolist()]
+            if layer == last
+            else naive_gradient(network, layer, x, y)
+        )
+        relevance = reference.channel_statistics(of_images, y.tolist(), weights, networks.CLASSES)[
+            "magnitude"
+        ]
         for k in range(networks.CLASSES):
             for data in ("natural", "adversarial"):
                 close(column(found, "magnitude", data, layer, k), stats[data]["magnitude"][k])
@@ -177,7 +204,9 @@ def test_the_tables_agree_with_naive_ones(arch: str) -> None:
             if layer == last:
                 close(column(found, "relevance", "natural", layer, k), linear[k])
         check_alignment(found, layer)
-    check_accuracy(found, {"natural": network(x).argmax(1) == y, "pgd-2": network(x_adv).argmax(1) == y}, y)
+    check_accuracy(
+        found, {"natural": network(x).argmax(1) == y, "pgd-2": network(x_adv).argmax(1) == y}, y
+    )
 
 
 def check_alignment(found: Comparison, layer: str) -> None:
@@ -186,7 +215,11 @@ def check_alignment(found: Comparison, layer: str) -> None:
     for k in range(networks.CLASSES):
         natural, adversarial, relevance = (
             column(found, name, data, layer, k)
-            for name, data in (("magnitude", "natural"), ("magnitude", "adversarial"), ("relevance", "natural"))
+            for name, data in (
+                ("magnitude", "natural"),
+                ("magnitude", "adversarial"),
+                ("relevance", "natural"),
+            )
         )
         shares = [reference.nr_share(magnitude, relevance) for magnitude in (natural, adversarial)]
         expected = {
@@ -198,16 +231,26 @@ def check_alignment(found: Comparison, layer: str) -> None:
             "nr_ratio": shares[1] / shares[0] if shares[0] else math.nan,
             "relevance_spearman_natural": reference.spearman(natural, relevance),
             "relevance_spearman_adversarial": reference.spearman(adversarial, relevance),
-            "uniformity_natural": reference.uniformity(column(found, "frequency", "natural", layer, k)),
-            "uniformity_adversarial": reference.uniformity(column(found, "frequency", "adversarial", layer, k)),
+            "uniformity_natural": reference.uniformity(
+                column(found, "frequency", "natural", layer, k)
+            ),
+            "uniformity_adversarial": reference.uniformity(
+                column(found, "frequency", "adversarial", layer, k)
+            ),
         }
         assert table[str(k)].to_dict() == pytest.approx(expected, rel=1e-6, nan_ok=True)
         accuracy = found.robustness.set_index(["attack", "class"])["accuracy"]
         robust.append(accuracy["worst", str(k)])
         links.append(expected["relevance_spearman_adversarial"])
     for measure in expected:
-        known = [value for k in range(networks.CLASSES) if not math.isnan(value := table[str(k), measure])]
-        assert table["all", measure] == pytest.approx(math.fsum(known) / len(known) if known else math.nan, nan_ok=True)
+        known = [
+            value
+            for k in range(networks.CLASSES)
+            if not math.isnan(value := table[str(k), measure])
+        ]
+        assert table["all", measure] == pytest.approx(
+            math.fsum(known) / len(known) if known else math.nan, nan_ok=True
+        )
     link = reference.spearman(links, robust)
     assert table["across", "relevance_robust_correlation"] == pytest.approx(link, nan_ok=True)
 
@@ -219,7 +262,9 @@ def check_accuracy(found: Comparison, hits: dict[str, Tensor], y: Tensor) -> Non
         assert rows["accuracy"]["all"] == pytest.approx(right.float().mean().item())
         assert rows["count"]["all"] == len(y)
         for k in range(networks.CLASSES):
-            of_class = [bool(hit) for hit, label in zip(right, y.tolist(), strict=True) if label == k]
+            of_class = [
+                bool(hit) for hit, label in zip(right, y.tolist(), strict=True) if label == k
+            ]
             assert rows["accuracy"][str(k)] == pytest.approx(sum(of_class) / len(of_class))
             assert rows["count"][str(k)] == len(of_class)
 
@@ -237,7 +282,9 @@ def test_a_wider_level_gives_wider_intervals() -> None:
     narrow, wide = (some(replicates=50, level=level).alignment for level in (0.5, 0.99))
     rows = narrow["measure"] == "cosine"
     assert (wide["low"] <= narrow["low"])[rows].all()
-    assert (wide["high"] - wide["low"])[rows].mean() > 2 * (narrow["high"] - narrow["low"])[rows].mean()
+    assert (wide["high"] - wide["low"])[rows].mean() > 2 * (narrow["high"] - narrow["low"])[
+        rows
+    ].mean()
 
 
 def test_the_threshold_is_that_of_the_frequency() -> None:
@@ -269,8 +316,12 @@ def test_torchvisions_networks_compare() -> None:
     assert list(found.meta["models"]) == ["resnet", "mobilenet"]
     assert found.meta["models"]["resnet"]["layers"] == ["layer4"]
     assert set(found.activations["model"]) == {"resnet", "mobilenet"}
-    rows = found.activations[(found.activations["model"] == "resnet") & (found.activations["data"] == "natural")]
-    np.testing.assert_allclose(rows["relevance"], models["resnet"].fc.weight.detach().flatten(), rtol=1e-6)
+    rows = found.activations[
+        (found.activations["model"] == "resnet") & (found.activations["data"] == "natural")
+    ]
+    np.testing.assert_allclose(
+        rows["relevance"], models["resnet"].fc.weight.detach().flatten(), rtol=1e-6
+    )
     assert not found.activations.isna().any().any()
     assert len(found.training) == 0
     assert set(found.verdicts["verdict"]) == {"inconclusive"}
@@ -306,7 +357,10 @@ def test_gated_and_plain_networks_mix() -> None:
         index="class", columns="attack", values="accuracy"
     )
     assert (rows["worst"] <= rows.drop(columns="worst").min(axis=1) + 1e-9).all()
-    assert found.meta["models"]["gated"]["layers"] == ["layer4.1.gated"] or found.meta["models"]["gated"]["layers"]
+    assert (
+        found.meta["models"]["gated"]["layers"] == ["layer4.1.gated"]
+        or found.meta["models"]["gated"]["layers"]
+    )
 
 
 def test_gates_are_attacked_with_the_gradient_through_their_masks() -> None:
@@ -317,7 +371,9 @@ def test_gates_are_attacked_with_the_gradient_through_their_masks() -> None:
     other = gated(detach=False)
     assert isinstance(one, Selective)
     assert [gate.detach for gate in one.gates.values()] == [True, True]
-    a, b = (compare({"net": model}, images(), layers=["layer4.0"], **QUICK) for model in (one, other))
+    a, b = (
+        compare({"net": model}, images(), layers=["layer4.0"], **QUICK) for model in (one, other)
+    )
     pd.testing.assert_frame_equal(a.activations, b.activations)
     pd.testing.assert_frame_equal(a.robustness, b.robustness)
     assert [gate.detach for gate in one.gates.values()] == [True, True]
@@ -328,13 +384,17 @@ def test_networks_may_return_logits_in_any_form(form: str) -> None:
     torch.manual_seed(1)
     found = compare({"net": Returns(FORMS[form]).eval()}, images(), layers=["net.relu2"], **QUICK)
     torch.manual_seed(1)
-    bare = compare({"net": Returns(FORMS["tensor"]).eval()}, images(), layers=["net.relu2"], **QUICK)
+    bare = compare(
+        {"net": Returns(FORMS["tensor"]).eval()}, images(), layers=["net.relu2"], **QUICK
+    )
     pd.testing.assert_frame_equal(found.activations, bare.activations)
     pd.testing.assert_frame_equal(found.robustness, bare.robustness)
 
 
 @pytest.mark.parametrize("kind", [TrainsItself, TrainsInPassing])
-def test_networks_that_switch_themselves_to_train_mode_are_refused_or_held(kind: type[nn.Module]) -> None:
+def test_networks_that_switch_themselves_to_train_mode_are_refused_or_held(
+    kind: type[nn.Module],
+) -> None:
     model = kind().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if kind is TrainsItself:
@@ -373,7 +433,9 @@ def test_a_network_without_a_last_linear_layer_needs_layers() -> None:
     model = nn.Sequential(nn.Conv2d(1, networks.CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with mistake("name the layers"):
         compare({"net": model}, images(), **QUICK)
-    assert set(compare({"net": model}, images(), layers=["0"], **QUICK).activations["layer"]) == {"0"}
+    assert set(compare({"net": model}, images(), layers=["0"], **QUICK).activations["layer"]) == {
+        "0"
+    }
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -388,7 +450,9 @@ def test_checkpoints_bring_what_is_known_of_their_training(four: Comparison) -> 
     assert list(four.meta["models"]) == [trained(method).stem for method in METHODS]
     assert [known["method"] for known in four.meta["models"].values()] == list(METHODS)
     assert list(four.training["model"].unique()) == list(four.meta["models"])
-    expected = pd.concat([pd.read_csv(f"{trained(method)}.csv")[list(LOG)] for method in METHODS], ignore_index=True)
+    expected = pd.concat(
+        [pd.read_csv(f"{trained(method)}.csv")[list(LOG)] for method in METHODS], ignore_index=True
+    )
     pd.testing.assert_frame_equal(four.training[list(LOG)], expected)
     assert {*four.training.columns} == {"model", *LOG}
     assert four.meta["data"] == {
@@ -408,7 +472,10 @@ def test_the_logs_of_gates_are_a_table_of_their_own(four: Comparison) -> None:
         for gate in Checkpoint.read(trained(method)).gates:
             columns = {name: log[f"{gate.layer}.{name}"] for name in GATE_LOG}
             rows.append(
-                pd.DataFrame({"model": trained(method).stem, "layer": gate.layer, "epoch": log["epoch"]} | columns)
+                pd.DataFrame(
+                    {"model": trained(method).stem, "layer": gate.layer, "epoch": log["epoch"]}
+                    | columns
+                )
             )
     assert list(four.gates.columns) == ["model", "layer", "epoch", *GATE_LOG]
     pd.testing.assert_frame_equal(four.gates, pd.concat(rows, ignore_index=True))
@@ -431,7 +498,9 @@ def test_paths_checkpoints_and_networks_are_the_same_network() -> None:
     path = trained("cifs")
     forms = [{"net": path}, {"net": str(path)}, {"net": Checkpoint.read(path)}]
     known = [compare(models, digits(), **QUICK) for models in forms]
-    bare = compare({"net": Checkpoint.read(path).build()}, digits(), methods={"net": "cifs"}, **QUICK)
+    bare = compare(
+        {"net": Checkpoint.read(path).build()}, digits(), methods={"net": "cifs"}, **QUICK
+    )
     equal(known[0], known[1])
     equal(known[0], known[2])
     pd.testing.assert_frame_equal(known[0].activations, bare.activations)
@@ -499,7 +568,10 @@ def test_layers_by_label() -> None:
     found = compare(models, images(), layers={"a": ["conv1", "relu2"], "b": ["layer1.0"]}, **QUICK)
     layers = {model: known["layers"] for model, known in found.meta["models"].items()}
     assert layers == {"a": ["conv1", "relu2"], "b": ["layer1.0"], "c": ["relu2"]}
-    assert [*found.activations.groupby("model", sort=False)["layer"].unique()["a"]] == ["conv1", "relu2"]
+    assert [*found.activations.groupby("model", sort=False)["layer"].unique()["a"]] == [
+        "conv1",
+        "relu2",
+    ]
 
 
 def test_a_layer_may_be_named_by_call() -> None:
@@ -512,7 +584,9 @@ class Noise:
 
     eps = 0.1
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         noise = 2 * torch.rand(x.shape, generator=generator) - 1
         return (x + self.eps * noise).clamp(0, 1)
 
@@ -541,7 +615,9 @@ def test_attacks_by_name_or_as_such(attack: Any, name: str) -> None:
 
 
 def test_worst_case_is_over_further_attacks() -> None:
-    found = compare({"net": gated()}, images(), **QUICK | {"attacks": ["fgsm", JointSweep(attack=PGD(steps=2))]})
+    found = compare(
+        {"net": gated()}, images(), **QUICK | {"attacks": ["fgsm", JointSweep(attack=PGD(steps=2))]}
+    )
     accuracy = found.robustness.query("`class` == 'all'").set_index("attack")["accuracy"]
     assert list(accuracy.index) == ["natural", "pgd-2", "fgsm", "pgd-2:joint-sweep", "worst"]
     assert accuracy["worst"] <= accuracy.min()
@@ -608,8 +684,18 @@ MISTAKES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "no images per batch": (NET, images(), {"batch_size": 0}, "batch"),
     "an unknown data set": (NET, "digit", {}, "digits"),
     "labels too few": (NET, (images()[0], images()[1][:-1]), {}, "Labels"),
-    "a class called all": (NET, Dataset("mine", ("a", "b", "c", "d", "all"), Split(*images())), {}, "all"),
-    "a class called across": (NET, Dataset("mine", ("a", "b", "c", "d", "across"), Split(*images())), {}, "across"),
+    "a class called all": (
+        NET,
+        Dataset("mine", ("a", "b", "c", "d", "all"), MemorySplit(*images())),
+        {},
+        "all",
+    ),
+    "a class called across": (
+        NET,
+        Dataset("mine", ("a", "b", "c", "d", "across"), MemorySplit(*images())),
+        {},
+        "across",
+    ),
 }
 
 
@@ -652,9 +738,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def weird() -> Comparison:
     """Compare on classes of difficult names, the last of which have no images."""
-    few = Split(*images(12, classes=3))
+    few = MemorySplit(*images(12, classes=3))
     data = Dataset("mine <b>", WEIRD, few)
-    models = {"NA": networks.resnet(classes=len(WEIRD)), "nan <i>": networks.resnet(classes=len(WEIRD))}
+    models = {
+        "NA": networks.resnet(classes=len(WEIRD)),
+        "nan <i>": networks.resnet(classes=len(WEIRD)),
+    }
     return compare(models, data, methods={"NA": "standard", "nan <i>": "at"}, **QUICK)
 
 
@@ -674,19 +763,30 @@ def test_a_comparison_comes_back_as_it_was(saved: tuple[Comparison, Path]) -> No
     assert list(again.activations["class"].unique()) == list(WEIRD)
 
 
-def test_a_comparison_of_checkpoints_comes_back(four: Comparison, undrawn: None, tmp_path: Path) -> None:
+def test_a_comparison_of_checkpoints_comes_back(
+    four: Comparison, undrawn: None, tmp_path: Path
+) -> None:
     four.save(tmp_path / "out", progress=False)
     again = Comparison.load(str(tmp_path / "out"))
     equal(four, again)
     assert again.training["best"].dtype == bool
     again.save(tmp_path / "again", progress=False)
     for name in COLUMNS:
-        assert (tmp_path / "out" / f"{name}.csv").read_bytes() == (tmp_path / "again" / f"{name}.csv").read_bytes()
+        assert (tmp_path / "out" / f"{name}.csv").read_bytes() == (
+            tmp_path / "again" / f"{name}.csv"
+        ).read_bytes()
 
 
 def test_a_folder_holds_tables_figures_and_a_page(saved: tuple[Comparison, Path]) -> None:
     _, folder = saved
-    names = {"arrays.npz", "meta.json", DIGESTS, "figures", "report.html", *(f"{name}.csv" for name in COLUMNS)}
+    names = {
+        "arrays.npz",
+        "meta.json",
+        DIGESTS,
+        "figures",
+        "report.html",
+        *(f"{name}.csv" for name in COLUMNS),
+    }
     assert {path.name for path in folder.iterdir()} == names
     assert {path.name for path in folder.parent.iterdir()} == {"out"}
     pictures = {path.stem for path in (folder / "figures").glob("*.png")}
@@ -710,7 +810,9 @@ def test_a_class_without_images_is_nan_and_counts_0(saved: tuple[Comparison, Pat
         assert (found.robustness[found.robustness["class"] == name]["count"] == 0).all()
     for name in WEIRD[:3]:
         assert not found.activations[found.activations["class"] == name].isna().any().any()
-    overall = found.alignment[(found.alignment["class"] == "all") & (found.alignment["measure"] == "cosine")]
+    overall = found.alignment[
+        (found.alignment["class"] == "all") & (found.alignment["measure"] == "cosine")
+    ]
     assert not overall["value"].isna().any()
 
 
@@ -741,7 +843,9 @@ def test_an_empty_folder_is_filled(undrawn: None, tmp_path: Path) -> None:
     assert Comparison.load(tmp_path / "out")
 
 
-def test_the_working_folder_can_be_filled(undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_folder_can_be_filled(
+    undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
     some().save(".", progress=False)
@@ -751,10 +855,17 @@ def test_the_working_folder_can_be_filled(undrawn: None, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(
     "mine",
-    [{"thesis.tex": "mine"}, {"meta.json": "{}", "thesis.tex": "mine"}, {"meta.json": '{"models": 3}'}, {".git": ""}],
+    [
+        {"thesis.tex": "mine"},
+        {"meta.json": "{}", "thesis.tex": "mine"},
+        {"meta.json": '{"models": 3}'},
+        {".git": ""},
+    ],
     ids=["other files", "other files and a meta.json", "a foreign meta.json", "a hidden file"],
 )
-def test_a_folder_of_something_else_is_refused(undrawn: None, mine: dict[str, str], tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_refused(
+    undrawn: None, mine: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "out").mkdir()
     for name, text in mine.items():
         (tmp_path / "out" / name).write_text(text)
@@ -783,7 +894,9 @@ FAILURES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("step", FAILURES)
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"]
+)
 def test_a_failure_while_saving_leaves_the_earlier_comparison(
     step: str, error: BaseException, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -860,17 +973,24 @@ SPOILT: dict[str, Any] = {
     "bytes for a table": lambda folder: (folder / "robustness.csv").write_bytes(bytes(range(256))),
     "other columns": lambda folder: rewrite(folder, "activations.csv", "magnitude", "size"),
     "words for numbers": lambda folder: rewrite(folder, "alignment.csv", ",cosine,", ",cosine,x"),
-    "lines of unequal length": lambda folder: append(folder / "alignment.csv", "1,2,3,4,5,6,7,8,9\n"),
-    "a table cut short": lambda folder: (folder / "flow.csv").write_text((folder / "flow.csv").read_text()[:-3]),
+    "lines of unequal length": lambda folder: append(
+        folder / "alignment.csv", "1,2,3,4,5,6,7,8,9\n"
+    ),
+    "a table cut short": lambda folder: (folder / "flow.csv").write_text(
+        (folder / "flow.csv").read_text()[:-3]
+    ),
     "a table of other models": lambda folder: rewrite(folder, "confusion.csv", "net,", "nobody,"),
     "a table that lacks channels": lambda folder: (folder / "flow.csv").write_text(
         "".join((folder / "flow.csv").read_text().splitlines(keepends=True)[:4])
     ),
     "alignment of another layer": lambda folder: change(folder, "alignment", "layer", "elsewhere"),
-    "a layer that was not measured": lambda folder: change(folder, "excitation", "layer", "elsewhere"),
+    "a layer that was not measured": lambda folder: change(
+        folder, "excitation", "layer", "elsewhere"
+    ),
     "channels matched in no layer": lambda folder: change(folder, "excitation", "layer", ""),
     "a row twice": lambda folder: append(
-        folder / "confusion.csv", (folder / "confusion.csv").read_text().splitlines(keepends=True)[-1]
+        folder / "confusion.csv",
+        (folder / "confusion.csv").read_text().splitlines(keepends=True)[-1],
     ),
     "an unknown class": lambda folder: change(folder, "robustness", "class", "elsewhere"),
     "an unknown answer": lambda folder: change(folder, "confusion", "answer", "elsewhere"),
@@ -880,16 +1000,30 @@ SPOILT: dict[str, Any] = {
     "data of another kind": lambda folder: change(folder, "activations", "data", "sound"),
     "half an image": lambda folder: change(folder, "excitation", "image", 0.5),
     "the image before the first": lambda folder: change(folder, "excitation", "image", -1),
-    "pictures of two sizes": lambda folder: rearranged(folder, "thumbnails/natural", lambda array: array[..., :2]),
-    "pictures of nothing": lambda folder: rearranged(folder, "thumbnails/", lambda array: array[:, :0]),
+    "pictures of two sizes": lambda folder: rearranged(
+        folder, "thumbnails/natural", lambda array: array[..., :2]
+    ),
+    "pictures of nothing": lambda folder: rearranged(
+        folder, "thumbnails/", lambda array: array[:, :0]
+    ),
     "half a label": lambda folder: rearranged(folder, "labels", lambda array: array + 0.5),
-    "no list of layers": lambda folder: rewrite(folder, "meta.json", '"penultimate": [', '"penultimate": 5, "x": ['),
-    "a strange recipe": lambda folder: rewrite(folder, "meta.json", '"method": ', '"settings": [3], "method": '),
-    "strange gates": lambda folder: rewrite(folder, "meta.json", '"method": ', '"gates": ["x"], "method": '),
-    "a level that is no number": lambda folder: rewrite(folder, "meta.json", '"level": 0', '"level": NaN, "x": 0'),
+    "no list of layers": lambda folder: rewrite(
+        folder, "meta.json", '"penultimate": [', '"penultimate": 5, "x": ['
+    ),
+    "a strange recipe": lambda folder: rewrite(
+        folder, "meta.json", '"method": ', '"settings": [3], "method": '
+    ),
+    "strange gates": lambda folder: rewrite(
+        folder, "meta.json", '"method": ', '"gates": ["x"], "method": '
+    ),
+    "a level that is no number": lambda folder: rewrite(
+        folder, "meta.json", '"level": 0', '"level": NaN, "x": 0'
+    ),
     "no arrays": lambda folder: (folder / "arrays.npz").unlink(),
     "empty arrays": lambda folder: (folder / "arrays.npz").write_bytes(b""),
-    "pickled arrays": lambda folder: np.savez(folder / "arrays.npz", labels=np.array([{}], dtype=object)),
+    "pickled arrays": lambda folder: np.savez(
+        folder / "arrays.npz", labels=np.array([{}], dtype=object)
+    ),
     "no meta data": lambda folder: (folder / "meta.json").unlink(),
     "meta data cut short": lambda folder: (folder / "meta.json").write_text('{"models":'),
     "meta data that are a list": lambda folder: (folder / "meta.json").write_text("[]"),
@@ -933,9 +1067,16 @@ def test_masks_that_are_not_whole_are_refused(
 @pytest.mark.parametrize(
     "settings", [None, {"recipe": None}, {"recipe": {"attack": {"eps": 1, "steps": None}}}], ids=str
 )
-def test_settings_that_say_little_are_read_and_shown(settings: Any, undrawn: None, tmp_path: Path) -> None:
+def test_settings_that_say_little_are_read_and_shown(
+    settings: Any, undrawn: None, tmp_path: Path
+) -> None:
     found = synthetic(("at",), ("cat", "dog"), channels=3)
-    found.meta["models"]["at"] |= {"settings": settings, "gates": None, "penultimate": None, "digest": None}
+    found.meta["models"]["at"] |= {
+        "settings": settings,
+        "gates": None,
+        "penultimate": None,
+        "digest": None,
+    }
     again = Comparison.load(found.save(tmp_path / "out", progress=False))
     again.plot_training()
     explore(again)
@@ -943,12 +1084,16 @@ def test_settings_that_say_little_are_read_and_shown(settings: Any, undrawn: Non
 
 def test_leakage_that_says_little_is_read_and_shown(undrawn: None, tmp_path: Path) -> None:
     little = GATED.leakage[GATED.leakage["measure"] == "accuracy"]
-    found = Comparison.load(dataclasses.replace(GATED, leakage=little).save(tmp_path / "out", progress=False))
+    found = Comparison.load(
+        dataclasses.replace(GATED, leakage=little).save(tmp_path / "out", progress=False)
+    )
     write_report(found, tmp_path / "out")
 
 
 def test_a_radius_may_be_a_whole_number(undrawn: None, tmp_path: Path) -> None:
-    again = Comparison.load(some(eps=1, attacks="fgsm", attack="fgsm").save(tmp_path / "out", progress=False))
+    again = Comparison.load(
+        some(eps=1, attacks="fgsm", attack="fgsm").save(tmp_path / "out", progress=False)
+    )
     assert again.meta["eps"] == 1
     again.plot_relevance()
 
@@ -989,8 +1134,12 @@ def test_c4_gets_no_verdict_where_the_recipes_differ(tmp_path: Path) -> None:
     assert "No verdict" not in equal_recipes
     other = Checkpoint.read(paths["at"])
     other.meta["settings"]["recipe"]["attack"]["beta_atk"] = 7.0  # of gates alone
-    statement = compare(paths | {"at": other}, digits(), **QUICK).verdicts.set_index("claim")["statement"]["C4"]
+    statement = compare(paths | {"at": other}, digits(), **QUICK).verdicts.set_index("claim")[
+        "statement"
+    ]["C4"]
     assert "No verdict" not in statement
     other.meta["settings"]["recipe"]["attack"]["eps"] = 0.0
-    statement = compare(paths | {"at": other}, digits(), **QUICK).verdicts.set_index("claim")["statement"]["C4"]
+    statement = compare(paths | {"at": other}, digits(), **QUICK).verdicts.set_index("claim")[
+        "statement"
+    ]["C4"]
     assert "No verdict, as their training differs (attack.eps)" in statement

@@ -50,22 +50,30 @@ def cas(layer: str, channels: int) -> Gate:
 
 
 def two_gates(channels: int) -> tuple[Gate, ...]:
-    return Gate(layer="layer4.0", channels=channels, options={"probe": "two-layer", "hidden": 11}), Gate(
-        layer="layer4.1", channels=channels
-    )
+    return Gate(
+        layer="layer4.0", channels=channels, options={"probe": "two-layer", "hidden": 11}
+    ), Gate(layer="layer4.1", channels=channels)
 
 
 KINDS: dict[str, tuple[Callable[[int], tuple[Gate, ...]], dict[str, str], str | None]] = {
     "plain": (lambda _: (), {}, None),
     "CIFS": (two_gates, CIFS, "cifs"),
-    "CAS of the CIFS release": (lambda c: (cas("layer4.0", c), cas("layer4.1", c)), CAS_IN_CIFS, "cas"),
+    "CAS of the CIFS release": (
+        lambda c: (cas("layer4.0", c), cas("layer4.1", c)),
+        CAS_IN_CIFS,
+        "cas",
+    ),
     "CAS after the stage": (lambda c: (cas("layer4", c),), CAS_AFTER_THE_STAGE, "cas"),
     "CAS of its own release": (lambda c: (cas("layer4.0", c), cas("layer4.1", c)), CAS_OWN, "cas"),
 }
 
 
-def network(kind: str, arch: str = "resnet18", width: int = 2, channels: int = 3) -> torch.nn.Module:
-    known = Architecture(arch=arch, width=width, classes=CLASSES, mean=(0.0,) * channels, std=(1.0,) * channels)
+def network(
+    kind: str, arch: str = "resnet18", width: int = 2, channels: int = 3
+) -> torch.nn.Module:
+    known = Architecture(
+        arch=arch, width=width, classes=CLASSES, mean=(0.0,) * channels, std=(1.0,) * channels
+    )
     return networks.settle(build(known, KINDS[kind][0](known.channels)))
 
 
@@ -74,7 +82,10 @@ def as_release(ours: torch.nn.Module, kind: str, prefix: str = "") -> dict[str, 
     names, state = KINDS[kind][1], {}
     for name, tensor in ours.state_dict().items():
         if "normalise" not in name:
-            state[prefix + (names[name] if name.startswith("selectors.") else name.removeprefix("cnn."))] = tensor
+            state[
+                prefix
+                + (names[name] if name.startswith("selectors.") else name.removeprefix("cnn."))
+            ] = tensor
     return state
 
 
@@ -100,16 +111,22 @@ def agree(ours: torch.nn.Module, found: torch.nn.Module, channels: int = 3) -> N
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["plain keys", "DataParallel"])
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare state", "in a dict"])
-def test_a_release_file_gives_the_same_answers(kind: str, prefix: str, wrapped: bool, tmp_path: Path) -> None:
+def test_a_release_file_gives_the_same_answers(
+    kind: str, prefix: str, wrapped: bool, tmp_path: Path
+) -> None:
     ours = network(kind)
     state = as_release(ours, kind, prefix)
-    found = converted({"state_dict": state, "epoch": 3, "acc": 51.4} if wrapped else state, tmp_path / "theirs.pt")
+    found = converted(
+        {"state_dict": state, "epoch": 3, "acc": 51.4} if wrapped else state, tmp_path / "theirs.pt"
+    )
     agree(ours, found.build())
     assert found.gates == KINDS[kind][0](16)
     assert found.method == KINDS[kind][2]
     assert found.image == (3, 32, 32)
     assert found.class_names is None
-    assert found.architecture == Architecture(arch="resnet18", width=2, classes=CLASSES, mean=(0,) * 3, std=(1,) * 3)
+    assert found.architecture == Architecture(
+        arch="resnet18", width=2, classes=CLASSES, mean=(0,) * 3, std=(1,) * 3
+    )
     assert (found.meta["converted_from"], found.meta["file"]) == ("cifs-release", "theirs.pt")
 
 
@@ -133,7 +150,10 @@ def test_any_depth(arch: str, channels: int, tmp_path: Path) -> None:
 def test_gates_on_a_deeper_network(tmp_path: Path) -> None:
     known = Architecture(arch="resnet34", width=1, classes=CLASSES)
     two_layer = {"probe": "two-layer", "hidden": 5}
-    gates = (Gate(layer="layer4.1", channels=8, options=two_layer), Gate(layer="layer4.2", channels=8))
+    gates = (
+        Gate(layer="layer4.1", channels=8, options=two_layer),
+        Gate(layer="layer4.2", channels=8),
+    )
     ours = networks.settle(build(known, gates))
     state = {}
     for name, tensor in ours.state_dict().items():
@@ -208,9 +228,13 @@ FOREIGN: dict[str, Callable[[], Any]] = {
     "a weight of another shape": lambda: with_key("layer2.0.conv1.weight", torch.zeros(4, 2, 1, 1)),
     "a stem of another shape": lambda: with_key("conv1.weight", torch.zeros(2)),
     "a probe of another shape": lambda: with_key("layer4.1.Probe.Probe.1.weight", torch.zeros(7)),
-    "a probe at a block that is not there": lambda: with_key("layer4.5.Probe.Probe.1.weight", torch.zeros(7, 16)),
+    "a probe at a block that is not there": lambda: with_key(
+        "layer4.5.Probe.Probe.1.weight", torch.zeros(7, 16)
+    ),
     "a block without a number": lambda: with_key("layer4.x.conv1.weight", torch.zeros(2)),
-    "weights that are no numbers": lambda: with_key("linear.bias", torch.full((CLASSES,), float("nan"))),
+    "weights that are no numbers": lambda: with_key(
+        "linear.bias", torch.full((CLASSES,), float("nan"))
+    ),
     "keys that are numbers": lambda: {3: torch.zeros(1)},
 }
 

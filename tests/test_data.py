@@ -23,7 +23,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from channelscope.data import NAMES, Dataset, Split, as_dataset, augment, images, load, splits, stratified
+from channelscope.data import (
+    NAMES,
+    Dataset,
+    MemorySplit,
+    as_dataset,
+    augment,
+    images,
+    load,
+    sample_stratified,
+    splits,
+)
 from channelscope.data.folders import image_folder
 from channelscope.data.sampling import hold_out
 from pictures import (
@@ -45,11 +55,13 @@ seeds = st.integers(0, 2**63 - 1)
 class_labels = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(torch.tensor)
 
 
-def some_split(n: int = 10, classes: int = 3, size: tuple[int, ...] = (3, 4, 5), seed: int = 0) -> Split:
-    return Split(bytes_images(n, *size, seed=seed), torch.arange(n) % classes)
+def some_split(
+    n: int = 10, classes: int = 3, size: tuple[int, ...] = (3, 4, 5), seed: int = 0
+) -> MemorySplit:
+    return MemorySplit(bytes_images(n, *size, seed=seed), torch.arange(n) % classes)
 
 
-def same(a: Split, b: Split) -> bool:
+def same(a: MemorySplit, b: MemorySplit) -> bool:
     return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
 
 
@@ -59,7 +71,7 @@ def same(a: Split, b: Split) -> bool:
 @quick
 @given(n=st.integers(0, 40), size=st.integers(1, 50))
 def test_batches_cover_every_image_once_and_in_order(n: int, size: int) -> None:
-    split = Split(bytes_images(n, 1, 2, 2), torch.arange(n))
+    split = MemorySplit(bytes_images(n, 1, 2, 2), torch.arange(n))
     batches = list(split.batches(size))
     assert [len(labels) for _, labels in batches[:-1]] == [size] * (len(batches) - 1)
     assert [k for _, labels in batches for k in labels.tolist()] == list(range(n))
@@ -74,20 +86,24 @@ def test_batches_and_subset_follow_the_indices(indices: list[int], size: int) ->
     subset = split.subset(order)
     assert torch.equal(subset.images, split.images[order])
     batches = list(split.batches(size, indices=order))
-    assert torch.equal(torch.cat([labels for _, labels in batches] or [subset.labels]), subset.labels)
-    assert torch.equal(torch.cat([images for images, _ in batches] or [subset.images / 255]), subset.images / 255)
+    assert torch.equal(
+        torch.cat([labels for _, labels in batches] or [subset.labels]), subset.labels
+    )
+    assert torch.equal(
+        torch.cat([images for images, _ in batches] or [subset.images / 255]), subset.images / 255
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_float_images_come_in_batches_as_float32(dtype: torch.dtype) -> None:
     images = torch.rand(3, 1, 2, 2, generator=generator()).to(dtype)
-    [(batch, _)] = Split(images, torch.arange(3)).batches(5, torch.device("cpu"))
+    [(batch, _)] = MemorySplit(images, torch.arange(3)).batches(5, torch.device("cpu"))
     assert batch.dtype == torch.float32
     assert torch.equal(batch, images.float())
 
 
 def test_batches_share_no_memory_with_the_split() -> None:
-    split = Split(torch.ones(2, 1, 2, 2), torch.arange(2))
+    split = MemorySplit(torch.ones(2, 1, 2, 2), torch.arange(2))
     next(split.batches(2))[0].zero_()
     assert split.images.min() == 1
 
@@ -97,17 +113,19 @@ def test_fingerprint_knows_pixels_labels_shape_and_type() -> None:
     other_pixel = split.images.clone()
     other_pixel[9, 2, 3, 4] ^= 1
     different = [
-        Split(other_pixel, split.labels),
-        Split(split.images, split.labels.flip(0)),
-        Split(split.images.transpose(2, 3), split.labels),
-        Split(split.images.reshape(10, 3, 5, 4), split.labels),
-        Split(split.images / 255, split.labels),
+        MemorySplit(other_pixel, split.labels),
+        MemorySplit(split.images, split.labels.flip(0)),
+        MemorySplit(split.images.transpose(2, 3), split.labels),
+        MemorySplit(split.images.reshape(10, 3, 5, 4), split.labels),
+        MemorySplit(split.images / 255, split.labels),
     ]
     prints = {each.fingerprint() for each in [split, *different]}
     assert len(prints) == 6
     assert all(len(bytes.fromhex(each)) == 32 for each in prints)
     laid_out_otherwise = split.images.contiguous(memory_format=torch.channels_last)
-    assert Split(laid_out_otherwise, split.labels.clone()).fingerprint() == split.fingerprint()
+    assert (
+        MemorySplit(laid_out_otherwise, split.labels.clone()).fingerprint() == split.fingerprint()
+    )
 
 
 def test_a_split_says_what_it_holds() -> None:
@@ -150,11 +168,13 @@ def with_pixel(value: float) -> Tensor:
     ],
 )
 def test_a_split_refuses(images: Tensor, labels: Tensor, words: str) -> None:
-    if labels.device.type == "meta":  # stands in for a second device; its values cannot be looked at
+    if (
+        labels.device.type == "meta"
+    ):  # stands in for a second device; its values cannot be looked at
         labels = torch.zeros(0, dtype=torch.int64, device="meta")
         images = images[:0]
     with mistake(words):
-        Split(images, labels)
+        MemorySplit(images, labels)
 
 
 @pytest.mark.parametrize("indices", [[-1], [0, 10], [10]])
@@ -167,7 +187,7 @@ def test_indices_that_are_not_there(indices: list[int]) -> None:
 
 def test_indices_that_are_a_mask() -> None:
     with mistake("mask.nonzero()"):
-        unwrap(Split.subset)(some_split(), torch.ones(10, dtype=torch.bool))
+        unwrap(MemorySplit.subset)(some_split(), torch.ones(10, dtype=torch.bool))
 
 
 def test_a_batch_of_no_images() -> None:
@@ -196,8 +216,12 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def test_only_indices_and_draws_travel_to_images_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splits, "check_labels", lambda *_: None)  # looks at the values, which are not there
+def test_only_indices_and_draws_travel_to_images_on_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        splits, "check_labels", lambda *_: None
+    )  # looks at the values, which are not there
     # Torch's fake tensors have a device and no values: whatever would wait for a value is an error.
     with FakeTensorMode():
         try:
@@ -260,7 +284,9 @@ def test_training_needs_images_of_every_class() -> None:
     with mistake("no training images: choose"):
         Dataset("mine", ("a", "b", "c"), some_split()).require_train()
     with mistake("Class 'b' of mine has no training images"):
-        Dataset("mine", ("a", "b"), some_split(classes=1), train=some_split(classes=1)).require_train()
+        Dataset(
+            "mine", ("a", "b"), some_split(classes=1), train=some_split(classes=1)
+        ).require_train()
 
 
 @quick
@@ -269,7 +295,9 @@ def test_a_limited_dataset_keeps_the_shares_of_the_classes(n: int, seed: int) ->
     whole = Dataset("mine", ("a", "b", "c"), some_split(4), train=some_split(30), val=some_split(5))
     limited = whole.limited(n, seed)
     assert whole.train is not None
-    assert same(limited.require_train(), whole.train.subset(stratified(whole.train.labels, n, seed)))
+    assert same(
+        limited.require_train(), whole.train.subset(sample_stratified(whole.train.labels, n, seed))
+    )
     counts = limited.require_train().labels.bincount(minlength=3)
     assert counts.max() - counts.min() <= 1
     assert limited.test is whole.test
@@ -285,15 +313,23 @@ def test_a_dataset_limited_to_everything_is_everything() -> None:
 @pytest.mark.parametrize(
     ("train", "n", "words"),
     [
-        (some_split(30), 2, "cannot be cut to 2 images: ask for a number from 3, one of each class, to 30"),
+        (
+            some_split(30),
+            2,
+            "cannot be cut to 2 images: ask for a number from 3, one of each class, to 30",
+        ),
         (some_split(30), 31, "cannot be cut to 31 images"),
         (some_split(30), -1, "cannot be cut to -1 images"),
-        (Split(bytes_images(30, 3, 4, 5), torch.tensor([0] * 28 + [1, 2])), 5, "none would be of class 'b'"),
+        (
+            MemorySplit(bytes_images(30, 3, 4, 5), torch.tensor([0] * 28 + [1, 2])),
+            5,
+            "none would be of class 'b'",
+        ),
         (some_split(30, classes=2), 5, "Class 'c' of mine has no training images"),
         (None, 5, "no training images"),
     ],
 )
-def test_a_dataset_cannot_be_limited(train: Split | None, n: int, words: str) -> None:
+def test_a_dataset_cannot_be_limited(train: MemorySplit | None, n: int, words: str) -> None:
     with mistake(words):
         Dataset("mine", ("a", "b", "c"), some_split(), train=train).limited(n, 0)
 
@@ -306,7 +342,10 @@ def naive_stratified_counts(labels: Tensor, n: int) -> list[int]:
     sizes = labels.bincount().tolist()
     taken = [0] * len(sizes)
     for _ in range(n):
-        claims = [size / (have + 0.5) if have < size else -1 for size, have in zip(sizes, taken, strict=True)]
+        claims = [
+            size / (have + 0.5) if have < size else -1
+            for size, have in zip(sizes, taken, strict=True)
+        ]
         taken[claims.index(max(claims))] += 1
     return taken
 
@@ -315,7 +354,7 @@ def naive_stratified_counts(labels: Tensor, n: int) -> list[int]:
 @given(labels=class_labels, share=st.floats(0, 1), seed=seeds)
 def test_stratified_keeps_the_shares(labels: Tensor, share: float, seed: int) -> None:
     n = round(share * len(labels))
-    chosen = stratified(labels, n, seed)
+    chosen = sample_stratified(labels, n, seed)
     assert chosen.tolist() == sorted(set(chosen.tolist()))
     assert len(chosen) == n
     counts = labels[chosen].bincount(minlength=int(labels.max()) + 1).tolist()
@@ -324,32 +363,36 @@ def test_stratified_keeps_the_shares(labels: Tensor, share: float, seed: int) ->
 
 @quick
 @given(per_class=st.integers(1, 12), classes=st.integers(1, 6), data=st.data(), seed=seeds)
-def test_stratified_is_even_among_even_classes(per_class: int, classes: int, data: st.DataObject, seed: int) -> None:
+def test_stratified_is_even_among_even_classes(
+    per_class: int, classes: int, data: st.DataObject, seed: int
+) -> None:
     labels = torch.arange(classes).repeat(per_class)
     n = data.draw(st.integers(0, len(labels)))
-    counts = labels[stratified(labels, n, seed)].bincount(minlength=classes)
+    counts = labels[sample_stratified(labels, n, seed)].bincount(minlength=classes)
     assert counts.max() - counts.min() <= 1
 
 
 @quick
 @given(labels=class_labels, seed=seeds)
 def test_smaller_samples_are_part_of_larger_ones(labels: Tensor, seed: int) -> None:
-    samples = [set(stratified(labels, n, seed).tolist()) for n in range(len(labels) + 1)]
+    samples = [set(sample_stratified(labels, n, seed).tolist()) for n in range(len(labels) + 1)]
     assert all(small < large for small, large in pairwise(samples))
 
 
 def test_stratified_chooses_by_its_seed_and_touches_no_other() -> None:
     labels = torch.arange(100) % 10
     state = torch.get_rng_state()
-    assert torch.equal(stratified(labels, 30, 1), stratified(labels, 30, generator(1)))
-    assert not torch.equal(stratified(labels, 30, 1), stratified(labels, 30, 2))
+    assert torch.equal(
+        sample_stratified(labels, 30, 1), sample_stratified(labels, 30, generator(1))
+    )
+    assert not torch.equal(sample_stratified(labels, 30, 1), sample_stratified(labels, 30, 2))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_every_image_is_as_likely() -> None:
     labels = torch.tensor([0] * 10 + [1] * 20)
     source = generator(0)
-    chosen = torch.cat([stratified(labels, 6, source) for _ in range(2000)])
+    chosen = torch.cat([sample_stratified(labels, 6, source) for _ in range(2000)])
     frequency = chosen.bincount(minlength=30) / 2000
     assert (frequency - 0.2).abs().max() < 0.05  # five standard deviations and more
 
@@ -357,18 +400,24 @@ def test_every_image_is_as_likely() -> None:
 @pytest.mark.parametrize("n", [-1, 11])
 def test_more_images_than_there_are(n: int) -> None:
     with mistake("from 0 to 10"):
-        stratified(torch.arange(10), n)
+        sample_stratified(torch.arange(10), n)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_out_of_range(seed: int) -> None:
     with mistake("seed"):
-        stratified(torch.arange(10), 5, seed)
+        sample_stratified(torch.arange(10), 5, seed)
 
 
 @quick
-@given(labels=class_labels.filter(lambda labels: len(labels) > 2), share=st.floats(0.01, 0.6), seed=seeds)
-def test_held_out_and_kept_are_disjoint_and_cover_all(labels: Tensor, share: float, seed: int) -> None:
+@given(
+    labels=class_labels.filter(lambda labels: len(labels) > 2),
+    share=st.floats(0.01, 0.6),
+    seed=seeds,
+)
+def test_held_out_and_kept_are_disjoint_and_cover_all(
+    labels: Tensor, share: float, seed: int
+) -> None:
     kept, held = hold_out(labels, share, seed)
     assert sorted(kept.tolist() + held.tolist()) == list(range(len(labels)))
     assert len(held) == max(1, round(share * len(labels)))
@@ -397,7 +446,9 @@ def every_crop(image: Tensor, crop: int, flip: bool) -> list[Tensor]:
     flip=st.booleans(),
     seed=seeds,
 )
-def test_augment_gives_a_crop_of_each_image(shape: tuple[int, ...], crop: int, flip: bool, seed: int) -> None:
+def test_augment_gives_a_crop_of_each_image(
+    shape: tuple[int, ...], crop: int, flip: bool, seed: int
+) -> None:
     images = torch.rand(shape, generator=generator(seed))
     augmented = augment(images, generator(seed), crop, flip)
     assert augmented.shape == images.shape
@@ -411,7 +462,9 @@ def test_augment_gives_a_crop_of_each_image(shape: tuple[int, ...], crop: int, f
 def test_augment_makes_every_shift_and_both_sides_alike_often() -> None:
     image = torch.rand(1, 3, 3, generator=generator())
     augmented = augment(image.expand(18_000, -1, -1, -1), generator(1), crop=1, flip=True)
-    counts = [int((augmented == each).flatten(1).all(1).sum()) for each in every_crop(image, 1, True)]
+    counts = [
+        int((augmented == each).flatten(1).all(1).sum()) for each in every_crop(image, 1, True)
+    ]
     assert sum(counts) == 18_000
     assert 850 < min(counts) <= max(counts) < 1150  # 1000 each, five standard deviations
 
@@ -439,13 +492,20 @@ def naive_augment(images: Tensor, source: torch.Generator, crop: int) -> Tensor:
 @given(n=st.integers(1, 5), crop=st.integers(0, 3), seed=seeds)
 def test_augment_draws_in_an_order_that_later_versions_keep(n: int, crop: int, seed: int) -> None:
     images = torch.rand(n, 2, 4, 5, generator=generator(seed))
-    assert torch.equal(augment(images, generator(seed), crop), naive_augment(images, generator(seed), crop))
+    assert torch.equal(
+        augment(images, generator(seed), crop), naive_augment(images, generator(seed), crop)
+    )
 
 
 @quick
 @given(n=st.integers(0, 8), cut=st.integers(0, 8), flip=st.booleans(), seed=seeds)
-def test_parts_of_a_batch_are_augmented_as_in_the_whole(n: int, cut: int, flip: bool, seed: int) -> None:
-    images, sources = torch.rand(n, 1, 4, 5, generator=generator(seed)), [generator(seed) for _ in range(3)]
+def test_parts_of_a_batch_are_augmented_as_in_the_whole(
+    n: int, cut: int, flip: bool, seed: int
+) -> None:
+    images, sources = (
+        torch.rand(n, 1, 4, 5, generator=generator(seed)),
+        [generator(seed) for _ in range(3)],
+    )
     expected = augment(images, sources[0], 2, flip)
     parts = images[:cut], images[cut:]
     augmented = [
@@ -467,7 +527,11 @@ def test_augment_refuses_a_negative_crop() -> None:
 def test_digits_are_always_divided_alike() -> None:
     digits = load("digits")
     assert digits.classes == tuple("0123456789")
-    assert {part: len(split) for part, split in digits.parts.items()} == {"train": 1078, "val": 360, "test": 359}
+    assert {part: len(split) for part, split in digits.parts.items()} == {
+        "train": 1078,
+        "val": 360,
+        "test": 359,
+    }
     assert (digits.channels, digits.image_size) == (1, (8, 8))
     assert digits.test.images.unique().tolist() == [round(value * 255 / 16) for value in range(17)]
     for split in digits.parts.values():
@@ -475,7 +539,9 @@ def test_digits_are_always_divided_alike() -> None:
         assert counts.max() - counts.min() <= 6  # as in the whole: 174 to 183
     again = load("digits", seed=7, validation=0.5)
     assert all(same(again.parts[part], split) for part, split in digits.parts.items())
-    everything = np.concatenate([split.images.flatten(1).numpy() for split in digits.parts.values()])
+    everything = np.concatenate(
+        [split.images.flatten(1).numpy() for split in digits.parts.values()]
+    )
     assert len(np.unique(everything, axis=0)) == 1797  # no image is in two parts
 
 
@@ -525,16 +591,26 @@ def test_any_dataset_can_be_scaled() -> None:
 def test_an_image_folder(tmp_path: Path) -> None:
     dataset = load(f"imagefolder:{write_folder(tmp_path)}", validation=0.25)
     assert dataset.classes == ("ant", "bee", "cow")
-    assert {part: len(split) for part, split in dataset.parts.items()} == {"train": 9, "val": 3, "test": 12}
+    assert {part: len(split) for part, split in dataset.parts.items()} == {
+        "train": 9,
+        "val": 3,
+        "test": 12,
+    }
     assert dataset.test.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert dataset.train is not None
     assert dataset.val is not None
     assert dataset.train.labels.bincount().tolist() == [3, 3, 3]
-    files = torchvision.datasets.ImageFolder(tmp_path / "test", torchvision.transforms.PILToTensor())
+    files = torchvision.datasets.ImageFolder(
+        tmp_path / "test", torchvision.transforms.PILToTensor()
+    )
     assert torch.equal(dataset.test.images, torch.stack([image for image, _ in files]))
-    files = torchvision.datasets.ImageFolder(tmp_path / "train", torchvision.transforms.PILToTensor())
+    files = torchvision.datasets.ImageFolder(
+        tmp_path / "train", torchvision.transforms.PILToTensor()
+    )
     rest, held = hold_out(torch.tensor(files.targets), 0.25, 0)
-    everything = Split(torch.stack([image for image, _ in files]), torch.tensor(files.targets))
+    everything = MemorySplit(
+        torch.stack([image for image, _ in files]), torch.tensor(files.targets)
+    )
     assert same(dataset.train, everything.subset(rest))
     assert same(dataset.val, everything.subset(held))
 
@@ -635,11 +711,15 @@ def test_many_files_keep_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 12), (12, 20), (8, 8), (7, 9)])
-def test_images_are_scaled_and_cropped_as_torchvision_does(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_images_are_scaled_and_cropped_as_torchvision_does(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     write_image(tmp_path / "a" / "0.png", size=(8, 8))
     pixels = write_image(tmp_path / "a" / "1.png", size=size, seed=1)
     images = load(f"imagefolder:{tmp_path}", image_size=8).test.images
-    steps = torchvision.transforms.Compose([torchvision.transforms.Resize(8), torchvision.transforms.CenterCrop(8)])
+    steps = torchvision.transforms.Compose(
+        [torchvision.transforms.Resize(8), torchvision.transforms.CenterCrop(8)]
+    )
     expected = torch.tensor(np.array(steps(Image.fromarray(pixels)))).permute(2, 0, 1)
     assert images.shape == (2, 3, 8, 8)
     assert (images[1].int() - expected.int()).abs().max() <= 1
@@ -708,7 +788,10 @@ def test_an_image_folder_refuses(tmp_path: Path, spoil: Callable[[Path], None], 
 def test_what_is_no_picture_of_a_listed_kind_is_refused(tmp_path: Path) -> None:
     """A pipe would be waited for, a device never ends, PostScript would start a program, and much white packs small."""
     (place := tmp_path / "cat").mkdir()
-    zeros, path = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", place / "a.png"
+    zeros, path = (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+        place / "a.png",
+    )
     made: dict[str, Callable[[], object]] = {
         "no ordinary file": lambda: os.mkfifo(path),
         "is no ordinary": lambda: path.symlink_to("/dev/zero"),
@@ -759,7 +842,11 @@ def test_an_npz_file_that_unpacks_to_much_more_is_refused(tmp_path: Path) -> Non
 
 
 def test_labels_of_an_npz_file_are_counted_before_they_are_copied(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", test_images=np.zeros((2, 4, 4), np.uint8), test_labels=np.zeros(9, np.int8))
+    np.savez(
+        tmp_path / "a.npz",
+        test_images=np.zeros((2, 4, 4), np.uint8),
+        test_labels=np.zeros(9, np.int8),
+    )
     with mistake("shape (2,), one per image, not (9,)"):
         load(f"npz:{tmp_path / 'a.npz'}")
 
@@ -773,7 +860,9 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
         image_folder("mine", tmp_path, 0.1, 0, None)
 
 
-def test_an_image_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_would_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_image(tmp_path / "a" / "0.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
     with mistake("decompression bomb"):
@@ -816,7 +905,9 @@ def test_an_npz_file(tmp_path: Path, dtype: type, channels: int | None) -> None:
     assert dataset.classes == ("0", "1", "2")
     for part, split in dataset.parts.items():
         stored = arrays[f"{part}_images"].reshape(-1, 5, 4, channels or 1)
-        assert np.array_equal(split.images.permute(0, 2, 3, 1).numpy(), stored.astype(split.images.numpy().dtype))
+        assert np.array_equal(
+            split.images.permute(0, 2, 3, 1).numpy(), stored.astype(split.images.numpy().dtype)
+        )
         assert split.images.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
         assert split.labels.tolist() == arrays[f"{part}_labels"].tolist()
 
@@ -824,7 +915,11 @@ def test_an_npz_file(tmp_path: Path, dtype: type, channels: int | None) -> None:
 def test_an_npz_file_without_validation_or_training(tmp_path: Path) -> None:
     arrays = {key: value for key, value in npz_arrays().items() if not key.startswith("val")}
     dataset = load(write_npz(tmp_path, **arrays), validation=0.2, seed=5)
-    assert {part: len(split) for part, split in dataset.parts.items()} == {"train": 16, "val": 4, "test": 10}
+    assert {part: len(split) for part, split in dataset.parts.items()} == {
+        "train": 16,
+        "val": 4,
+        "test": 10,
+    }
     arrays = {key: value for key, value in arrays.items() if not key.startswith("train")}
     assert list(load(write_npz(tmp_path, **arrays)).parts) == ["test"]
 
@@ -832,7 +927,9 @@ def test_an_npz_file_without_validation_or_training(tmp_path: Path) -> None:
 def test_an_npz_file_names_classes_and_may_have_columns_of_small_labels(tmp_path: Path) -> None:
     arrays = npz_arrays()
     arrays["test_labels"] = arrays["test_labels"].astype(np.uint8)[:, None]
-    dataset = load(write_npz(tmp_path, **arrays, classes=np.array(["ant", "bee", "cow", "dog"])), image_size=4)
+    dataset = load(
+        write_npz(tmp_path, **arrays, classes=np.array(["ant", "bee", "cow", "dog"])), image_size=4
+    )
     assert dataset.classes == ("ant", "bee", "cow", "dog")
     assert dataset.test.labels.tolist() == [k % 3 for k in range(10)]
     assert dataset.image_size == (4, 4)
@@ -899,7 +996,9 @@ def test_an_npz_file_refuses(tmp_path: Path, key: str, value: Any, words: str) -
 def test_nothing_in_an_npz_file_is_unpickled(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     for key in ("test_images", "test_labels", "classes"):
-        name = write_npz(tmp_path, **{**npz_arrays(), key: np.array([Hostile(marker)], dtype=object)})
+        name = write_npz(
+            tmp_path, **{**npz_arrays(), key: np.array([Hostile(marker)], dtype=object)}
+        )
         with mistake(f"{key} in"):
             load(name)
     (tmp_path / "mine.npz").write_bytes(pickle.dumps(Hostile(marker)))
@@ -944,55 +1043,75 @@ def raw_images(n: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any,
     return bytes_images(n, 3, 32, 32, seed=seed).numpy(), np.arange(n) % 10
 
 
-def write_cifar10(root: Path) -> dict[str, Split]:
+def write_cifar10(root: Path) -> dict[str, MemorySplit]:
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     batches = []
     for index, file in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
         images, labels = raw_images(20, index)
-        (folder / file).write_bytes(pickle.dumps({"data": images.reshape(20, 3072), "labels": labels.tolist()}))
-        batches.append(Split(torch.from_numpy(images), torch.from_numpy(labels)))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {k}" for k in range(10)]}))
-    train = Split(torch.cat([b.images for b in batches[:5]]), torch.cat([b.labels for b in batches[:5]]))
+        (folder / file).write_bytes(
+            pickle.dumps({"data": images.reshape(20, 3072), "labels": labels.tolist()})
+        )
+        batches.append(MemorySplit(torch.from_numpy(images), torch.from_numpy(labels)))
+    (folder / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": [f"class {k}" for k in range(10)]})
+    )
+    train = MemorySplit(
+        torch.cat([b.images for b in batches[:5]]), torch.cat([b.labels for b in batches[:5]])
+    )
     return {"train": train, "test": batches[5]}
 
 
 @pytest.fixture
-def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
+def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, MemorySplit]:
     """A small CIFAR-10 in tmp_path, whose checksums torchvision takes for the published ones."""
     splits, kind = write_cifar10(tmp_path), torchvision.datasets.CIFAR10
     folder = tmp_path / kind.base_folder
     for files in ("train_list", "test_list"):
-        monkeypatch.setattr(kind, files, [[file, md5(folder / file)] for file, _ in getattr(kind, files)])
+        monkeypatch.setattr(
+            kind, files, [[file, md5(folder / file)] for file, _ in getattr(kind, files)]
+        )
     monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5(folder / "batches.meta")})
     return splits
 
 
-def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Split]:
+def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, MemorySplit]:
     splits = {}
     sums = dict(torchvision.datasets.SVHN.split_list)
     for seed, part in enumerate(("train", "test")):
         images, labels = raw_images(20, seed)
         file = root / f"{part}_32x32.mat"
-        savemat(file, {"X": images.transpose(2, 3, 1, 0), "y": np.where(labels == 0, 10, labels)[:, None]})
+        savemat(
+            file,
+            {"X": images.transpose(2, 3, 1, 0), "y": np.where(labels == 0, 10, labels)[:, None]},
+        )
         sums[part] = ["", file.name, md5(file)]
-        splits[part] = Split(torch.from_numpy(images), torch.from_numpy(labels))
+        splits[part] = MemorySplit(torch.from_numpy(images), torch.from_numpy(labels))
     monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", sums)
     return splits
 
 
-def write_mnist(folder: Path) -> dict[str, Split]:
+def write_mnist(folder: Path) -> dict[str, MemorySplit]:
     folder.mkdir(parents=True)
     splits = {}
     for seed, (part, file) in enumerate((("train", "train"), ("test", "t10k"))):
-        images, labels = bytes_images(20, 28, 28, seed=seed).numpy(), (np.arange(20) % 10).astype(np.uint8)
-        (folder / f"{file}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, 20, 28, 28) + images.tobytes())
-        (folder / f"{file}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, 20) + labels.tobytes())
-        splits[part] = Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long())
+        images, labels = (
+            bytes_images(20, 28, 28, seed=seed).numpy(),
+            (np.arange(20) % 10).astype(np.uint8),
+        )
+        (folder / f"{file}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4I", 2051, 20, 28, 28) + images.tobytes()
+        )
+        (folder / f"{file}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2I", 2049, 20) + labels.tobytes()
+        )
+        splits[part] = MemorySplit(
+            torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
+        )
     return splits
 
 
-def holds(dataset: Dataset, stored: dict[str, Split]) -> None:
+def holds(dataset: Dataset, stored: dict[str, MemorySplit]) -> None:
     """Train and val together are what was stored as train, test is what was stored as test."""
     assert dataset.train is not None
     assert dataset.val is not None
@@ -1002,7 +1121,7 @@ def holds(dataset: Dataset, stored: dict[str, Split]) -> None:
     assert same(dataset.val, stored["train"].subset(held))
 
 
-def test_cifar10(tmp_path: Path, cifar10: dict[str, Split]) -> None:
+def test_cifar10(tmp_path: Path, cifar10: dict[str, MemorySplit]) -> None:
     dataset = load("cifar10", root=tmp_path)
     assert dataset.classes[9] == "class 9"
     assert dataset.test.labels.tolist() == list(range(10)) * 2
@@ -1016,7 +1135,9 @@ def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     holds(dataset, stored)
 
 
-@pytest.mark.parametrize(("name", "folder", "first"), [("mnist", "MNIST", "0"), ("fashion-mnist", "FashionMNIST", "T")])
+@pytest.mark.parametrize(
+    ("name", "folder", "first"), [("mnist", "MNIST", "0"), ("fashion-mnist", "FashionMNIST", "T")]
+)
 def test_mnist_and_fashion_mnist(tmp_path: Path, name: str, folder: str, first: str) -> None:
     stored = write_mnist(tmp_path / folder / "raw")
     dataset = load(name, root=tmp_path)
@@ -1043,7 +1164,7 @@ def test_only_the_published_cifar10_is_unpickled(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_damaged_files_are_named(tmp_path: Path, cifar10: dict[str, Split]) -> None:
+def test_damaged_files_are_named(tmp_path: Path, cifar10: dict[str, MemorySplit]) -> None:
     (tmp_path / "cifar-10-batches-py" / "test_batch").unlink()
     with mistake("cifar-10-batches-py is incomplete or damaged"):
         load("cifar10", root=tmp_path)
@@ -1190,10 +1311,12 @@ def test_real_images() -> None:
     folder = os.environ.get("CHANNELSCOPE_DATA")
     if not folder:
         pytest.skip("CHANNELSCOPE_DATA names no image folder")
-    parts = [path for path in (Path(folder), Path(folder) / "cifar10-jpeg") if (path / "test").is_dir()]
+    parts = [
+        path for path in (Path(folder), Path(folder) / "cifar10-jpeg") if (path / "test").is_dir()
+    ]
     dataset = load(f"imagefolder:{parts[0] / 'test'}")
     assert len(dataset.classes) == 10
-    assert isinstance(dataset.test, Split)
+    assert isinstance(dataset.test, MemorySplit)
     assert dataset.test.images.shape == (10_000, 3, 32, 32)
     assert dataset.test.labels.bincount().tolist() == [1000] * 10
     files = sorted((parts[0] / "test" / dataset.classes[3]).iterdir())

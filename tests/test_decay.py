@@ -8,20 +8,28 @@ import torch
 from torch import Tensor
 
 import networks
-from channelscope.attacks import FGSM, PGD, image_generators
+from channelscope.attacks import FGSM, PGD, make_generators
 from channelscope.comparison import Comparison, compare
 from channelscope.comparison.decay import Stopped
 from channelscope.statistics.alignment import BOUNDS
 from runs import mistake
 
-QUICK: dict[str, Any] = {"attack": "pgd-3", "attacks": (), "replicates": 20, "progress": False, "thumbnails": False}
+QUICK: dict[str, Any] = {
+    "attack": "pgd-3",
+    "attacks": (),
+    "replicates": 20,
+    "progress": False,
+    "thumbnails": False,
+}
 
 
 def some(**options: Any) -> Comparison:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = networks.resnet()
-    return compare({"net": net}, networks.images(20), layers=["layer2", "layer4"], **QUICK | options)
+    return compare(
+        {"net": net}, networks.images(20), layers=["layer2", "layer4"], **QUICK | options
+    )
 
 
 def at(found: Comparison, varied: str, value: float) -> pd.DataFrame:
@@ -31,9 +39,13 @@ def at(found: Comparison, varied: str, value: float) -> pd.DataFrame:
 
 def overall(found: Comparison) -> pd.DataFrame:
     """Lay out what a comparison found over all classes as the decay's rows."""
-    rows = found.alignment[found.alignment["class"] == "all"].set_index(["layer", "measure"])[["value", "low", "high"]]
+    rows = found.alignment[found.alignment["class"] == "all"].set_index(["layer", "measure"])[
+        ["value", "low", "high"]
+    ]
     robust = found.robustness.query("`class` == 'all' and attack == 'pgd-3'").iloc[0]
-    rows.loc[("", "robust_accuracy"), :] = robust[["accuracy", "low", "high"]].astype(float).tolist()
+    rows.loc[("", "robust_accuracy"), :] = (
+        robust[["accuracy", "low", "high"]].astype(float).tolist()
+    )
     return rows
 
 
@@ -71,13 +83,13 @@ def test_a_stopped_attack_is_where_one_run_is_after_so_many_steps(first: int, mo
     step = PGD(eps=0.3, steps=1, step=attack.step_length, random_start=False)
 
     def stopped(after: int) -> Tensor:
-        return Stopped(attack, after)(net, x, y, image_generators(0, str(attack), range(len(x))))
+        return Stopped(attack, after)(net, x, y, make_generators(0, str(attack), range(len(x))))
 
     there = stopped(first)
     for _ in range(more):
         there = step(net, there, y).clamp(x - 0.3, x + 0.3)
     torch.testing.assert_close(stopped(first + more), there, atol=1e-6, rtol=0)
-    whole = attack(net, x, y, image_generators(0, str(attack), range(len(x))))
+    whole = attack(net, x, y, make_generators(0, str(attack), range(len(x))))
     assert torch.equal(stopped(4), whole)
     assert str(Stopped(attack, 7)) == str(attack)
 
@@ -93,7 +105,14 @@ def test_a_stopped_attack_is_where_one_run_is_after_so_many_steps(first: int, mo
         ({"step_sweep": [2], "attack": PGD(early_stop=1)}, "PGD of one start"),
     ],
     # Not as they are written: the objective's address is another in every process that collects the tests.
-    ids=["eps below 0", "eps not a number", "no steps", "attack without steps", "several starts", "stopped early"],
+    ids=[
+        "eps below 0",
+        "eps not a number",
+        "no steps",
+        "attack without steps",
+        "several starts",
+        "stopped early",
+    ],
 )
 def test_strengths_that_are_none(options: dict[str, Any], said: str) -> None:
     with mistake(said):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import brief
 from channelscope.attacks import LibraryAttack, Square
 from channelscope.cli import main
-from channelscope.data import Split, block_size, in_blocks
+from channelscope.data import MemorySplit, block_size, iterate_blocks
 from channelscope.evaluation import Evaluation, evaluate
 from channelscope.evaluation.results import COLUMNS
 from channelscope.files import DIGESTS
@@ -27,9 +27,36 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 OF_THE_RUN = {"created", "command", "hardware", "batch_size"}
 COMMANDS: dict[str, list[str]] = {
-    "evaluate": ["--attacks", "fgsm", "pgd-2x2", "apgd-ce-3", "--eps", "0.1", "--checks", "0", "--save-adversarial"],
-    "compare": ["--attack", "pgd-2", "--attacks", "cw-2", "--layers", "layer4", "--replicates", "20"],
-    "relevance": ["--scorer", "gradient", "ablation-mean", "--layers", "layer4", "--replicates", "20"],
+    "evaluate": [
+        "--attacks",
+        "fgsm",
+        "pgd-2x2",
+        "apgd-ce-3",
+        "--eps",
+        "0.1",
+        "--checks",
+        "0",
+        "--save-adversarial",
+    ],
+    "compare": [
+        "--attack",
+        "pgd-2",
+        "--attacks",
+        "cw-2",
+        "--layers",
+        "layer4",
+        "--replicates",
+        "20",
+    ],
+    "relevance": [
+        "--scorer",
+        "gradient",
+        "ablation-mean",
+        "--layers",
+        "layer4",
+        "--replicates",
+        "20",
+    ],
     "intervene": ["--attack", "pgd-2", "--fractions", "0.5", "--random", "1", "--replicates", "20"],
 }
 
@@ -58,7 +85,18 @@ def ran(
 
     def run(command: str, *more: str, several: bool = False) -> dict[str, bytes]:
         out = tmp_path_factory.mktemp(command) / "out"
-        words = [command, "--models", *models, "--data", data, "--out", str(out), "--device", "cpu", "-q"]
+        words = [
+            command,
+            "--models",
+            *models,
+            "--data",
+            data,
+            "--out",
+            str(out),
+            "--device",
+            "cpu",
+            "-q",
+        ]
         words += [*COMMANDS[command], "--seed", "3", *more]
         if several:
             started = torchrun(brief.__file__, *words)
@@ -74,11 +112,17 @@ def ran(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     meta = json.loads(files.pop("meta.json"))
     del files[DIGESTS]  # that of meta.json among them
     assert meta.keys() >= OF_THE_RUN
-    return files | {"meta.json": json.dumps({key: meta[key] for key in meta if key not in OF_THE_RUN}).encode()}
+    return files | {
+        "meta.json": json.dumps({key: meta[key] for key in meta if key not in OF_THE_RUN}).encode()
+    }
 
 
 def assert_same(one: dict[str, bytes], other: dict[str, bytes]) -> None:
@@ -97,7 +141,9 @@ def test_another_run_with_another_batch_size_writes_the_same_files(command: str,
 
 
 @pytest.mark.parametrize("command", ["evaluate", "compare"])
-def test_two_processes_with_another_batch_size_write_the_same_files_as_one(command: str, ran: Any) -> None:
+def test_two_processes_with_another_batch_size_write_the_same_files_as_one(
+    command: str, ran: Any
+) -> None:
     wanted = ran(command)
     assert {Path(name).suffix for name in wanted} >= {".csv", ".json", ".pdf", ".png"}
     assert_same(ran(command, "--batch-size", "7", several=True), wanted)
@@ -105,12 +151,19 @@ def test_two_processes_with_another_batch_size_write_the_same_files_as_one(comma
 
 @pytest.fixture(scope="module")
 def evaluated(models: list[str], data: str) -> Callable[[int], Evaluation]:
-    options: dict[str, Any] = {"attacks": ["pgd-2", "joint-sweep"], "eps": 0.1, "eps_sweep": [0.05], "progress": False}
+    options: dict[str, Any] = {
+        "attacks": ["pgd-2", "joint-sweep"],
+        "eps": 0.1,
+        "eps_sweep": [0.05],
+        "progress": False,
+    }
     return cache(lambda size: evaluate(models[:1], data, checks=8, batch_size=size, **options))
 
 
 @pytest.mark.parametrize("size", [1, 32, 1000])
-def test_an_evaluation_is_the_same_for_any_batch_size(size: int, evaluated: Callable[[int], Evaluation]) -> None:
+def test_an_evaluation_is_the_same_for_any_batch_size(
+    size: int, evaluated: Callable[[int], Evaluation]
+) -> None:
     one, other = evaluated(128), evaluated(size)
     for name in COLUMNS:
         assert getattr(one, name).to_csv() == getattr(other, name).to_csv(), name
@@ -121,37 +174,51 @@ def test_an_evaluation_is_the_same_for_any_batch_size(size: int, evaluated: Call
 # ---------------------------------------------------------------- what does it
 
 
-def part(n: int, side: int = 3) -> Split:
+def part(n: int, side: int = 3) -> MemorySplit:
     chance = torch.Generator().manual_seed(n)
-    return Split(torch.randint(256, (n, 1, side, side), generator=chance, dtype=torch.uint8), torch.arange(n) % 3)
+    return MemorySplit(
+        torch.randint(256, (n, 1, side, side), generator=chance, dtype=torch.uint8),
+        torch.arange(n) % 3,
+    )
 
 
 @pytest.mark.parametrize(
-    ("side", "size"), [(8, 128), (64, 128), (65, 64), (91, 32), (96, 32), (128, 32), (129, 16), (224, 16), (999, 16)]
+    ("side", "size"),
+    [(8, 128), (64, 128), (65, 64), (91, 32), (96, 32), (128, 32), (129, 16), (224, 16), (999, 16)],
 )
 def test_blocks_of_large_images_have_fewer(side: int, size: int) -> None:
     assert block_size(part(1, side)) == size
 
 
-@given(st.lists(st.integers(1, 9), max_size=5), st.integers(1, 40), st.randoms(use_true_random=False))
-def test_blocks_are_the_same_however_many_images_are_read(sizes: list[int], fetched: int, chance: Any) -> None:
+@given(
+    st.lists(st.integers(1, 9), max_size=5), st.integers(1, 40), st.randoms(use_true_random=False)
+)
+def test_blocks_are_the_same_however_many_images_are_read(
+    sizes: list[int], fetched: int, chance: Any
+) -> None:
     images, order = part(50), list(range(50))
     chance.shuffle(order)
     blocks = torch.tensor(order)[: sum(sizes)].split(sizes)
-    found = list(in_blocks(images, blocks if sizes else (), fetched, torch.device("cpu")))
-    assert [rows.tolist() for rows, _, _ in found] == [rows.tolist() for rows in (blocks if sizes else ())]
+    found = list(iterate_blocks(images, blocks if sizes else (), fetched, torch.device("cpu")))
+    assert [rows.tolist() for rows, _, _ in found] == [
+        rows.tolist() for rows in (blocks if sizes else ())
+    ]
     for rows, x, y in found:
         assert torch.equal(x, images.images[rows] / 255)
         assert torch.equal(y, images.labels[rows])
         assert x.untyped_storage().nbytes() == x.nbytes
 
 
-@pytest.mark.skipif(find_spec("pyautoattack") is None, reason="the extra autoattack is not installed")
+@pytest.mark.skipif(
+    find_spec("pyautoattack") is None, reason="the extra autoattack is not installed"
+)
 @pytest.mark.usefixtures("small_blocks")
 def test_attacks_that_draw_for_a_block_do_not_depend_on_the_batch_size() -> None:
     attacks = [Square(eps=0.05, queries=30), LibraryAttack(name="apgd-ce", eps=0.05, iterations=2)]
     options: dict[str, Any] = {"attacks": attacks, "checks": 0, "progress": False}
-    one, other = (evaluate([trained("at")], digits(), batch_size=size, **options) for size in (2, 128))
+    one, other = (
+        evaluate([trained("at")], digits(), batch_size=size, **options) for size in (2, 128)
+    )
     assert one.arrays.keys() == other.arrays.keys()
     assert all(np.array_equal(array, other.arrays[name]) for name, array in one.arrays.items())
     assert 0 < one.worst["robust"].item() < one.worst["natural"].item()

@@ -12,7 +12,7 @@ from scipy.stats import binomtest, norm
 
 import networks
 import reference
-from channelscope.attacks import parse
+from channelscope.attacks import parse_attack
 from channelscope.comparison import Comparison, compare
 from channelscope.comparison.differences import MEASURES
 from channelscope.data import as_dataset
@@ -20,7 +20,13 @@ from channelscope.statistics.alignment import mean_over_classes
 from channelscope.statistics.streaming import bootstrap_weights
 from channelscope.study.measurement import measure
 
-QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 30, "progress": False, "thumbnails": False}
+QUICK: dict[str, Any] = {
+    "attack": "pgd-2",
+    "attacks": (),
+    "replicates": 30,
+    "progress": False,
+    "thumbnails": False,
+}
 KEYS = ["layer", "other_layer", "class", "measure"]
 LAYERS = ["layer2", "layer4"]
 
@@ -45,7 +51,9 @@ def of(found: Comparison, model: str, other: str) -> pd.DataFrame:
 
 
 def test_every_pair_is_the_later_network_less_the_earlier(found: Comparison) -> None:
-    pairs = list(dict.fromkeys(zip(found.differences["model"], found.differences["other"], strict=True)))
+    pairs = list(
+        dict.fromkeys(zip(found.differences["model"], found.differences["other"], strict=True))
+    )
     assert pairs == [("other", "one"), ("copy", "one"), ("copy", "other")]
     classes = ["all", *map(str, range(networks.CLASSES))]
     table = found.alignment.set_index(["model", "layer", "class", "measure"])["value"]
@@ -68,14 +76,21 @@ def test_copies_do_not_differ(found: Comparison) -> None:
 
 def test_mcnemars_test_is_on_the_images_of_the_class(found: Comparison) -> None:
     labels = found.arrays["labels"]
-    worst = [found.arrays[f"correct/{index}/natural"] & found.arrays[f"correct/{index}/pgd-2"] for index in range(2)]
+    worst = [
+        found.arrays[f"correct/{index}/natural"] & found.arrays[f"correct/{index}/pgd-2"]
+        for index in range(2)
+    ]
     rows = of(found, "other", "one")
-    for name, chosen in [("all", labels >= 0)] + [(str(k), labels == k) for k in range(networks.CLASSES)]:
+    for name, chosen in [("all", labels >= 0)] + [
+        (str(k), labels == k) for k in range(networks.CLASSES)
+    ]:
         other, one = (hits[chosen] for hits in reversed(worst))
         gained, lost = int((other & ~one).sum()), int((one & ~other).sum())
         row = rows.loc[("", "", name, "robust_accuracy")]
         assert row["value"] == pytest.approx((gained - lost) / chosen.sum())
-        assert row["p"] == pytest.approx(binomtest(gained, gained + lost).pvalue if gained + lost else 1)
+        assert row["p"] == pytest.approx(
+            binomtest(gained, gained + lost).pvalue if gained + lost else 1
+        )
 
 
 def test_q_is_corrected_over_all_that_is_compared_of_a_pair(found: Comparison) -> None:
@@ -97,7 +112,7 @@ def test_p_is_of_the_paired_bootstrap() -> None:
             part,
             networks.CLASSES,
             layers=["layer4"],
-            attack=parse("pgd-2"),
+            attack=parse_attack("pgd-2"),
             weights=bootstrap_weights(40, 30, 0),
             threshold=0.01,
             pictures=False,
@@ -109,9 +124,13 @@ def test_p_is_of_the_paired_bootstrap() -> None:
     ]
     replicates = mean_over_classes(both[1]) - mean_over_classes(both[0])
     row = of(found, "other", "one").loc[("layer4", "layer4", "all", "cosine")]
-    assert row["p"] == pytest.approx(2 * norm.sf(abs(replicates[0]) / np.std(replicates[1:], ddof=1)))
+    assert row["p"] == pytest.approx(
+        2 * norm.sf(abs(replicates[0]) / np.std(replicates[1:], ddof=1))
+    )
     low, high = np.quantile(replicates[1:], [0.025, 0.975]) - replicates[1:].mean() + replicates[0]
-    assert (row["low"], row["high"]) == pytest.approx((min(low, replicates[0]), max(high, replicates[0])))
+    assert (row["low"], row["high"]) == pytest.approx(
+        (min(low, replicates[0]), max(high, replicates[0]))
+    )
 
 
 def test_networks_of_unequally_many_layers_differ_in_accuracy_alone() -> None:

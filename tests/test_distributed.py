@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import several
 from channelscope import cli, distributed
-from channelscope.attacks import image_generators
+from channelscope.attacks import make_generators
 from channelscope.cli import processes
 from channelscope.comparison.frames import COLUMNS
 from channelscope.statistics.streaming import ChannelStats
@@ -38,7 +38,15 @@ Found = dict[str, Any]
 
 def torchrun(*words: str | Path, **options: Any) -> subprocess.Popen[str]:
     """Start two processes of a module or a script."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, words)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *map(str, words),
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, **{"env": ENVIRONMENT, **pipes} | options)
 
@@ -61,13 +69,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
 
 
 @given(st.integers(0, 1000), st.integers(1, 50))
-def test_shares_are_neighbours_of_nearly_one_size_and_hold_everything_once(n: int, processes: int) -> None:
+def test_shares_are_neighbours_of_nearly_one_size_and_hold_everything_once(
+    n: int, processes: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed, "size", lambda: processes)
         parts = []
         for number in range(processes):
             patch.setattr(distributed, "rank", lambda number=number: number)
-            parts.append(range(n)[distributed.share(n)])
+            parts.append(range(n)[distributed.get_slice(n)])
     assert [index for part in parts for index in part] == list(range(n))
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -75,18 +85,27 @@ def test_shares_are_neighbours_of_nearly_one_size_and_hold_everything_once(n: in
 
 def test_alone_there_is_one_process_and_everything_is_its_own() -> None:
     value = torch.arange(3)
-    with distributed.joined("cpu"), distributed.first_ahead():
-        assert (distributed.rank(), distributed.size(), distributed.is_first()) == (0, 1, True)
-        assert distributed.share(7) == slice(0, 7)
-        assert distributed.total(value) is distributed.everyones(value) is value
-        distributed.wait()
+    with distributed.join_processes("cpu"), distributed.run_first():
+        assert (distributed.rank(), distributed.world_size(), distributed.is_first()) == (
+            0,
+            1,
+            True,
+        )
+        assert distributed.get_slice(7) == slice(0, 7)
+        assert distributed.all_reduce(value) is distributed.all_gather(value) is value
+        distributed.barrier()
         network = nn.BatchNorm2d(2)
-        assert type(distributed.synchronised(network)) is nn.BatchNorm2d
+        assert type(distributed.synchronise_batchnorm(network)) is nn.BatchNorm2d
     assert distributed.own_device("cuda") == "cuda"
 
 
 def test_of_several_processes_each_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+    for name, value in {
+        "WORLD_SIZE": "4",
+        "RANK": "3",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "127.0.0.1",
+    }.items():
         monkeypatch.setenv(name, value)
     assert distributed.own_device("cuda") == "cuda:1"
     assert [distributed.own_device(device) for device in ("cpu", "cuda:3")] == ["cpu", "cuda:3"]
@@ -153,7 +172,9 @@ def test_a_networks_gradients_are_those_of_the_whole_batch(both: tuple[Found, Fo
     whole = several.trained()
     assert any(name.endswith("running_var") for name in whole)
     for name, value in put_together(both, "network"):
-        torch.testing.assert_close(value, whole[name], rtol=1e-10, atol=1e-12, msg=lambda m, name=name: name + m)
+        torch.testing.assert_close(
+            value, whole[name], rtol=1e-10, atol=1e-12, msg=lambda m, name=name: name + m
+        )
 
 
 def test_batchnorm_of_half_precision_counts_and_sums_in_single(both: tuple[Found, Found]) -> None:
@@ -175,7 +196,9 @@ def statistics(found: Measurement) -> Iterator[tuple[str, ChannelStats]]:
 
 @pytest.mark.parametrize("images", ["measured", "streamed"])
 @pytest.mark.parametrize("number", [0, 1])
-def test_two_processes_measure_what_one_measures(both: tuple[Found, Found], number: int, images: str) -> None:
+def test_two_processes_measure_what_one_measures(
+    both: tuple[Found, Found], number: int, images: str
+) -> None:
     found, wanted = both[number][images], several.measured()
     assert found.layers == wanted.layers
     assert list(found.hits) == list(wanted.hits)
@@ -203,7 +226,9 @@ def test_both_processes_end_with_the_same_comparison(both: tuple[Found, Found]) 
     one, wanted = both[0]["compared"], several.compared()
     for other in (both[1]["compared"], wanted):
         for name in COLUMNS:
-            pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name), check_exact=True)
+            pd.testing.assert_frame_equal(
+                getattr(one, name), getattr(other, name), check_exact=True
+            )
         assert one.arrays.keys() == other.arrays.keys()
         for name, array in one.arrays.items():
             np.testing.assert_array_equal(array, other.arrays[name])
@@ -217,8 +242,14 @@ def test_a_process_that_comes_late_to_an_evaluation_joins_it(both: tuple[Found, 
 
 
 def test_a_foreign_attack_draws_by_the_first_image_of_each_block(both: tuple[Found, Found]) -> None:
-    wanted = [{0, 8}, {4, 8}]  # of blocks of four, dealt out; the second process does the last one too, for nothing
-    seeds = [{image_generators(several.SEED, "Watching", [n]).initial_seed() for n in own} for own in wanted]
+    wanted = [
+        {0, 8},
+        {4, 8},
+    ]  # of blocks of four, dealt out; the second process does the last one too, for nothing
+    seeds = [
+        {make_generators(several.SEED, "Watching", [n]).initial_seed() for n in own}
+        for own in wanted
+    ]
     assert [found["watched"] for found in both] == seeds
 
 
@@ -228,7 +259,10 @@ def test_progress_is_that_of_all_processes(both: tuple[Found, Found]) -> None:
 
 def test_fewer_images_than_processes_are_refused(both: tuple[Found, Found]) -> None:
     for found in both:
-        assert found["too few"] == "There are more processes (2) than images (1): start fewer, or add images."
+        assert (
+            found["too few"]
+            == "There are more processes (2) than images (1): start fewer, or add images."
+        )
 
 
 # ---------------------------------------------------------------- a process is lost
@@ -241,7 +275,10 @@ def test_a_lost_process_is_told_in_a_sentence(work: str, tmp_path: Path) -> None
         port = free.getsockname()[1]
     known = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     command = [sys.executable, str(TESTS / "lost.py"), str(tmp_path), work]
-    started = [subprocess.Popen(command, env=ENVIRONMENT | known | {"RANK": str(number)}) for number in range(2)]
+    started = [
+        subprocess.Popen(command, env=ENVIRONMENT | known | {"RANK": str(number)})
+        for number in range(2)
+    ]
     assert [process.wait(timeout=120) for process in started] == [0, -9]
     assert (tmp_path / "0").read_text().startswith("Another of the run's processes has stopped")
 
@@ -250,12 +287,34 @@ def test_a_lost_process_is_told_in_a_sentence(work: str, tmp_path: Path) -> None
 
 
 def words(out: Path, *more: str | Path) -> list[str | Path]:
-    settings = ["--attacks", "cw-2", "--batch-size", "5", "--replicates", "20", "--device", "cpu", "--quiet"]
-    return ["-m", "channelscope", "compare", *more, "--data", write_npz(out.parent), "--out", out, *settings]
+    settings = [
+        "--attacks",
+        "cw-2",
+        "--batch-size",
+        "5",
+        "--replicates",
+        "20",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
+    return [
+        "-m",
+        "channelscope",
+        "compare",
+        *more,
+        "--data",
+        write_npz(out.parent),
+        "--out",
+        out,
+        *settings,
+    ]
 
 
 def test_when_one_process_is_killed_the_other_says_so_and_ends(tmp_path: Path) -> None:
-    long = words(tmp_path / "out", "--models", trained("standard", 2), "--attack", "pgd-999999")[2:-1]
+    long = words(tmp_path / "out", "--models", trained("standard", 2), "--attack", "pgd-999999")[
+        2:-1
+    ]
     started = torchrun(TESTS / "lost.py", tmp_path, "command", *long)
     assert started.stderr is not None
     while "img" not in started.stderr.readline(80):  # until the progress bar is there
@@ -283,7 +342,11 @@ def test_a_mistake_is_told_once(tmp_path: Path) -> None:
 
 def test_a_process_keeps_to_itself_what_the_first_says(monkeypatch: pytest.MonkeyPatch) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    place = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", **place}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(processes, "_MOMENT", 0.2)

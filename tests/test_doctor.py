@@ -18,7 +18,14 @@ from channelscope.data.standard import TORCHVISION
 from channelscope.doctor import contents, devices, loading, storage
 
 SECTIONS = ["versions", "extras", "devices", "threads", "data", "disks", "memory", "package"]
-WELL: dict[str, Any] = {"failure": "", "threads": 1, "built for": "CUDA 13.0", "cuda": [], "mps": False, "warnings": []}
+WELL: dict[str, Any] = {
+    "failure": "",
+    "threads": 1,
+    "built for": "CUDA 13.0",
+    "cuda": [],
+    "mps": False,
+    "warnings": [],
+}
 GIB = 2**30
 
 
@@ -61,7 +68,9 @@ def test_where_all_is_well_it_says_so_in_a_fixed_order(
 
 
 def test_places_of_data_sets_are_those_that_are_read() -> None:
-    assert {name: place.format(part="test") for name, (_, place) in TORCHVISION.items()} == storage.PLACES
+    assert {
+        name: place.format(part="test") for name, (_, place) in TORCHVISION.items()
+    } == storage.PLACES
 
 
 def test_data_sets_that_are_there_are_told(torch_known: dict[str, Any], tmp_path: Path) -> None:
@@ -75,9 +84,15 @@ def test_data_sets_that_are_there_are_told(torch_known: dict[str, Any], tmp_path
 # ---------------------------------------------------------------- packages that do not load
 
 FAKES = {
-    "raises": ("raise ImportError('libnowhere.so: cannot open shared object file')", "ImportError: libnowhere.so"),
+    "raises": (
+        "raise ImportError('libnowhere.so: cannot open shared object file')",
+        "ImportError: libnowhere.so",
+    ),
     "exits": ("import os; os._exit(3)", "ended with status 3"),
-    "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "ended with signal SIGILL"),
+    "crashes": (
+        "import os, signal; os.kill(os.getpid(), signal.SIGILL)",
+        "ended with signal SIGILL",
+    ),
     "talks and lacks everything": ("print('torch\\tfunny'); print('{}')", "AttributeError"),
     "hangs": ("import time; time.sleep(60)", "no answer in 5 seconds"),
 }
@@ -128,7 +143,9 @@ def test_what_torch_tells_of_a_real_one_is_understood() -> None:
     assert found["torch"]["threads"] >= 1
 
 
-@pytest.mark.parametrize(("version", "wanted"), [("2.5.1", ">=2.6"), (None, ">=2.6")], ids=["old", "missing"])
+@pytest.mark.parametrize(
+    ("version", "wanted"), [("2.5.1", ">=2.6"), (None, ">=2.6")], ids=["old", "missing"]
+)
 def test_a_package_that_is_too_old_or_missing(
     version: str | None, wanted: str, torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +162,9 @@ def test_a_package_that_is_too_old_or_missing(
     assert trouble.startswith("torch 2.5.1 is installed" if version else "torch is not there")
 
 
-def test_an_extra_that_is_missing_is_no_trouble(torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extra_that_is_missing_is_no_trouble(
+    torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = importlib.metadata.version
 
     def told(package: str) -> str:
@@ -158,7 +177,9 @@ def test_an_extra_that_is_missing_is_no_trouble(torch_known: dict[str, Any], mon
     assert not troubles()
 
 
-def test_a_package_that_is_not_installed_itself(torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_not_installed_itself(
+    torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def told(package: str) -> list[str]:
         raise importlib.metadata.PackageNotFoundError(package)
 
@@ -177,7 +198,9 @@ def test_gpus_are_told_with_their_memory(torch_known: dict[str, Any]) -> None:
 
 def test_a_gpu_that_computes_nothing_is_a_trouble(torch_known: dict[str, Any]) -> None:
     torch_known["cuda"] = [gpu(), gpu(failure="no kernel image")]
-    assert troubles() == ["cuda:1 cannot be used (no kernel image): try another torch, or --device cpu."]
+    assert troubles() == [
+        "cuda:1 cannot be used (no kernel image): try another torch, or --device cpu."
+    ]
 
 
 def test_a_driver_that_does_not_suit_is_a_trouble(torch_known: dict[str, Any]) -> None:
@@ -218,7 +241,9 @@ def test_folders_that_cannot_be_read_or_written_are_told(torch_known: dict[str, 
     assert all("File name too long" in trouble for trouble in found)
 
 
-def test_a_disk_that_is_read_only(torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_read_only(
+    torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(dir: Path) -> None:
         raise OSError(30, "Read-only file system", str(dir))
 
@@ -234,7 +259,9 @@ def test_a_disk_that_is_full(torch_known: dict[str, Any], monkeypatch: pytest.Mo
     assert "Only 0.1 GiB are free" in troubles()[0]
 
 
-def test_too_little_memory(torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_too_little_memory(
+    torch_known: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.undo()
     free, total = storage._free_memory()
     assert 0 < free <= total

@@ -32,10 +32,14 @@ def test_gate_is_that_of_the_paper_with_all_its_gradients(training: bool, labell
     made, (z, y) = gate().train(training), features()
     z.requires_grad_()
     ours = made(z, y if labelled else None)[:3]
-    papers = reference.scale_elements(z, made.probe.weight, made.probe.bias, y if training and labelled else None)
+    papers = reference.scale_elements(
+        z, made.probe.weight, made.probe.bias, y if training and labelled else None
+    )
     torch.testing.assert_close(ours, papers, rtol=1e-10, atol=1e-12)
     wanted = [z, *made.parameters()]
-    torch.testing.assert_close(gradients(ours, wanted), gradients(papers, wanted), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        gradients(ours, wanted), gradients(papers, wanted), rtol=1e-9, atol=1e-11
+    )
 
 
 def test_labels_reach_the_mask_only_in_training_mode() -> None:
@@ -66,7 +70,10 @@ def test_on_features_of_one_place_it_is_the_gate_of_cas() -> None:
 
 
 def test_probe_is_trained_on_the_labels() -> None:
-    net, (x, y) = Selective(resnet("resnet18"), {"layer4.0": ElementScaler(16, CLASSES, height=1, width=1)}), images()
+    net, (x, y) = (
+        Selective(resnet("resnet18"), {"layer4.0": ElementScaler(16, CLASSES, height=1, width=1)}),
+        images(),
+    )
     answer = net.eval().probed(x, y)
     ((logits, targets),) = answer.heads(y)[0]
     assert logits is answer.probes["layer4.0"]
@@ -74,7 +81,9 @@ def test_probe_is_trained_on_the_labels() -> None:
 
 
 def test_features_of_another_size_are_refused() -> None:
-    with pytest.raises(UserError, match=r"for features of 3 x 2 x 5, not 3 x 5 x 2: make it for the size"):
+    with pytest.raises(
+        UserError, match=r"for features of 3 x 2 x 5, not 3 x 5 x 2: make it for the size"
+    ):
         gate()(torch.zeros(1, 3, 5, 2, dtype=torch.float64))
 
 

@@ -28,7 +28,17 @@ from channelscope.training import engine
 from channelscope.training.job import Job
 from channelscope.training.state import State
 from channelscope.weights import LOG, Checkpoint, load, log_columns
-from runs import contents, digits, interrupted, mistake, run, same_run, same_state, tiny_job, write_npz
+from runs import (
+    contents,
+    digits,
+    interrupted,
+    mistake,
+    run,
+    same_run,
+    same_state,
+    tiny_job,
+    write_npz,
+)
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -61,13 +71,18 @@ def batches(job: Job, state: State, epoch: int = 0) -> list[Any]:
 
 @pytest.mark.parametrize(("images", "size", "wanted"), [(None, 20, [20, 20, 8]), (None, 47, [47]), (41, 20, [20, 20]),
                                                         (48, 48, [48]), (7, 5, [5, 2])])  # fmt: skip
-def test_an_epoch_sees_every_image_once(images: int | None, size: int, wanted: list[int], tmp_path: Path) -> None:
+def test_an_epoch_sees_every_image_once(
+    images: int | None, size: int, wanted: list[int], tmp_path: Path
+) -> None:
     data = digits() if images is None else digits().limited(images, 0)
     job, state = begun("at", tmp_path, data=data, batch_size=size)
     found = batches(job, state)
     assert [len(batch.x) for batch in found] == [batch.whole for batch in found] == wanted
     x, y = torch.cat([batch.x for batch in found]), torch.cat([batch.y for batch in found])
-    known = {tuple(image.flatten().tolist()): int(label) for image, label in zip(*whole(job), strict=True)}
+    known = {
+        tuple(image.flatten().tolist()): int(label)
+        for image, label in zip(*whole(job), strict=True)
+    }
     assert [known.pop(tuple(image.flatten().tolist())) for image in x] == y.tolist()
     assert len(known) == len(job.train) - sum(wanted), "a last image alone is left out"
 
@@ -80,7 +95,8 @@ def test_epochs_and_seeds_have_orders_of_their_own(tmp_path: Path) -> None:
     job, state = begun("at", tmp_path)
     other = tiny_job("at", tmp_path / "net.pt", seed=1)
     orders = [
-        torch.cat([batch.y for batch in batches(*each)]) for each in ((job, state, 0), (job, state, 1), (other, state))
+        torch.cat([batch.y for batch in batches(*each)])
+        for each in ((job, state, 0), (job, state, 1), (other, state))
     ]
     assert not torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
@@ -88,7 +104,9 @@ def test_epochs_and_seeds_have_orders_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
-def test_processes_share_every_batch(processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_every_batch(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also its augmentation, and a last batch of fewer images than processes."""
     data = digits().limited(38, 0)
     job, state = begun("at", tmp_path, data=data, batch_size=36, crop=2, flip=True)
@@ -103,17 +121,26 @@ def test_processes_share_every_batch(processes: int, tmp_path: Path, monkeypatch
         assert torch.equal(torch.cat([part.x for part in parts]), batch.x)
         assert torch.equal(torch.cat([part.y for part in parts]), batch.y)
         sizes = [len(part.x) for part in parts]
-        assert [part.first for part in parts] == [sum(sizes[:number]) for number in range(processes)]
+        assert [part.first for part in parts] == [
+            sum(sizes[:number]) for number in range(processes)
+        ]
         assert {part.whole for part in parts} == {batch.whole}
         assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize(
     ("processes", "changes", "words"),
-    [(3, {}, ["16 images", "3 processes", "multiple"]), (32, {"batch_size": 32}, ["24 validation", "32 processes"])],
+    [
+        (3, {}, ["16 images", "3 processes", "multiple"]),
+        (32, {"batch_size": 32}, ["24 validation", "32 processes"]),
+    ],
 )
 def test_what_processes_cannot_share(
-    processes: int, changes: dict[str, Any], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processes: int,
+    changes: dict[str, Any],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("channelscope.training.job.size", lambda: processes)
     with mistake(*words):
@@ -151,9 +178,15 @@ def test_validation_follows_each_gate(tmp_path: Path) -> None:
     x, network = x.double(), state.chosen.eval()
     x_adv = job.validation_attack(network, x, y, job.generator(-1))
     with torch.no_grad():
-        answers = [(network.probed(a[None]), network.probed(b[None])) for a, b in zip(x, x_adv, strict=True)]
+        answers = [
+            (network.probed(a[None]), network.probed(b[None]))
+            for a, b in zip(x, x_adv, strict=True)
+        ]
     expected = {
-        name: sum(answer[data].logits.argmax().item() == label for answer, label in zip(answers, y, strict=True))
+        name: sum(
+            answer[data].logits.argmax().item() == label
+            for answer, label in zip(answers, y, strict=True)
+        )
         for data, name in enumerate(("val_natural", "val_robust"))
     }
     for layer in ("layer4.0", "layer4.1"):
@@ -164,8 +197,13 @@ def test_validation_follows_each_gate(tmp_path: Path) -> None:
             expected[f"{layer}.mask_{mask}"] = sum(shares)
         pairs = [[answer[data].masks[layer][0].tolist() for data in (0, 1)] for answer in answers]
         expected[f"{layer}.mask_cosine"] = sum(reference.cosine(*pair) for pair in pairs)
-    assert found == pytest.approx({name: float(value) / len(y) for name, value in expected.items()}, rel=1e-6)
-    assert list(found) == log_columns(job.gates)[len(LOG) - 4 : len(LOG) - 2] + log_columns(job.gates)[len(LOG) :]
+    assert found == pytest.approx(
+        {name: float(value) / len(y) for name, value in expected.items()}, rel=1e-6
+    )
+    assert (
+        list(found)
+        == log_columns(job.gates)[len(LOG) - 4 : len(LOG) - 2] + log_columns(job.gates)[len(LOG) :]
+    )
     assert found["layer4.0.mask_cosine"] < 1 - 1e-9, "the attack moves the mask"
 
 
@@ -209,7 +247,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
 def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
     for name, value in a.items():
-        torch.testing.assert_close(value, b[name], **CLOSE, msg=lambda said, name=name: f"{name}: {said}")
+        torch.testing.assert_close(
+            value, b[name], **CLOSE, msg=lambda said, name=name: f"{name}: {said}"
+        )
 
 
 @pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.25, 2), (0.5, 3), (0.9, 6), (1.0, 6)])
@@ -228,7 +268,10 @@ def test_a_moving_average_follows_every_step(
     for later in steps[first + 1 :]:
         naive = {name: 0.7 * mean + 0.3 * later[name] for name, mean in naive.items()}
     close(weights(state.chosen), naive)
-    assert max((value - naive[name]).abs().max() for name, value in weights(state.network).items()) > 1e-3
+    assert (
+        max((value - naive[name]).abs().max() for name, value in weights(state.network).items())
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.5, 1), (0.6, 2), (1.0, 3)])
@@ -236,7 +279,13 @@ def test_a_plain_average_is_the_mean_of_the_epochs_weights(
     start: float, first: int, tmp_path: Path, steps: list[dict[str, Tensor]]
 ) -> None:
     """Of the weights at the end of each of four epochs, from the share of the epochs on that is given."""
-    job, state = begun("standard", tmp_path, epochs=4, **EXACT, **{"averaging.kind": "swa", "averaging.start": start})
+    job, state = begun(
+        "standard",
+        tmp_path,
+        epochs=4,
+        **EXACT,
+        **{"averaging.kind": "swa", "averaging.start": start},
+    )
     epochs(job, state, 0, 1, 2, 3)
     ends = steps[2::3][first:]
     naive = {name: torch.stack([each[name] for each in ends]).mean(0) for name in ends[0]}
@@ -266,7 +315,10 @@ def naive_statistics(job: Job, state: State, epoch: int) -> dict[str, Tensor]:
     for start in range(0, len(order) - 1, size):
         x = images[order[start : start + size]].double()
         network(augment(x, generator, job.recipe.data.crop, job.recipe.data.flip))
-    means = {name: [torch.stack(values).mean(0) for values in zip(*pairs, strict=True)] for name, pairs in seen.items()}
+    means = {
+        name: [torch.stack(values).mean(0) for values in zip(*pairs, strict=True)]
+        for name, pairs in seen.items()
+    }
     return {
         f"{name}.{what}": value
         for name, values in means.items()
@@ -292,17 +344,23 @@ def test_an_averages_batchnorm_statistics_are_those_of_the_training_images(
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa"])
-def test_the_average_is_what_is_validated_and_kept(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_average_is_what_is_validated_and_kept(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: list[dict[str, Tensor]] = []
     validate = training.validate
 
     def watched(job: Job, state: State) -> dict[str, float]:
-        chosen = state.network if not kept else state.average.module  # averaging begins with the second epoch
+        chosen = (
+            state.network if not kept else state.average.module
+        )  # averaging begins with the second epoch
         kept.append({name: value.clone() for name, value in chosen.state_dict().items()})
         found = validate(job, state)
         x, y = next(job.val.batches(len(job.val)))
         chosen.eval()
-        assert found["val_natural"] == pytest.approx((chosen(x).argmax(1) == y).float().mean().item())
+        assert found["val_natural"] == pytest.approx(
+            (chosen(x).argmax(1) == y).float().mean().item()
+        )
         return found
 
     monkeypatch.setattr(training, "validate", watched)
@@ -320,7 +378,9 @@ def test_an_average_goes_on_after_ctrl_c(kind: str, tmp_path: Path) -> None:
     run("cifs", tmp_path / "net.pt", resume=True, **changes)
     assert same_run(tmp_path / "net.pt", tmp_path / "whole.pt")
     run("cifs", tmp_path / "plain.pt", epochs=3)
-    plain, averaged = (dict(Checkpoint.read(tmp_path / f"{name}.pt").state) for name in ("plain", "whole"))
+    plain, averaged = (
+        dict(Checkpoint.read(tmp_path / f"{name}.pt").state) for name in ("plain", "whole")
+    )
     assert not same_state(plain, averaged)
 
 
@@ -338,7 +398,9 @@ class Scripted:
         return {"val_natural": 0.5, "val_robust": self.robust[len(state.history)]}
 
 
-@pytest.mark.parametrize(("patience", "trained", "best"), [(0, 7, 7), (1, 3, 2), (2, 6, 4), (3, 7, 7), (4, 7, 7)])
+@pytest.mark.parametrize(
+    ("patience", "trained", "best"), [(0, 7, 7), (1, 3, 2), (2, 6, 4), (3, 7, 7), (4, 7, 7)]
+)
 def test_a_run_waits_for_a_better_epoch_with_patience(
     patience: int, trained: int, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,7 +416,9 @@ def test_a_run_waits_for_a_better_epoch_with_patience(
     assert contents(tmp_path) == before, "a run that stopped early has reached its end"
 
 
-def test_a_run_that_has_waited_enough_ends_when_it_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_has_waited_enough_ends_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Scripted(monkeypatch, 0.3, 0.2, 0.2, 0.4)
     changes = {"data": digits(2), "epochs": 4, "attack_steps": 1, "patience": 2}
 
@@ -369,7 +433,9 @@ def test_a_run_that_has_waited_enough_ends_when_it_is_resumed(tmp_path: Path, mo
     assert len(Checkpoint.read(tmp_path / "net.pt").meta["history"]) == 3
 
 
-def test_fats_patience_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fats_patience_grows_with_the_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used: list[int | None] = []
     step = engine._step
 
@@ -378,7 +444,14 @@ def test_fats_patience_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest
         return step(job, state, batch, attack, *rest)
 
     monkeypatch.setattr(engine, "_step", watched)
-    run("fat-cas", tmp_path / "net.pt", epochs=4, batch_size=48, tau=[0, 1, 3], tau_milestones=[0.5, 0.75])
+    run(
+        "fat-cas",
+        tmp_path / "net.pt",
+        epochs=4,
+        batch_size=48,
+        tau=[0, 1, 3],
+        tau_milestones=[0.5, 0.75],
+    )
     assert used == [0, 0, 1, 3]
 
 
@@ -396,7 +469,9 @@ def uncoupled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("method", ["at", "trades", "mart-cifs", "fat-cas"])
-def test_portions_change_nothing_where_images_are_on_their_own(method: str, uncoupled: None, tmp_path: Path) -> None:
+def test_portions_change_nothing_where_images_are_on_their_own(
+    method: str, uncoupled: None, tmp_path: Path
+) -> None:
     found = []
     for accumulate in (1, 3, 100):
         job, state = begun(method, tmp_path, batch_size=20, accumulate=accumulate, **EXACT)
@@ -437,14 +512,18 @@ def test_a_batch_too_small_for_so_many_portions_has_fewer(accumulate: int, tmp_p
 
 @pytest.mark.parametrize("method", ["cifs", "fsr", "trades"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp64"])
-def test_every_precision_trains_to_a_checkpoint(precision: str, method: str, tmp_path: Path) -> None:
+def test_every_precision_trains_to_a_checkpoint(
+    precision: str, method: str, tmp_path: Path
+) -> None:
     network = run(method, tmp_path / "net.pt", precision=precision, crop=1)
     found = Checkpoint.read(tmp_path / "net.pt")
     wanted = torch.float64 if precision == "fp64" else torch.float32
     assert {value.dtype for value in found.state.values() if value.is_floating_point()} == {wanted}
     assert all(value.isfinite().all() for value in found.state.values())
     assert network(torch.rand(2, 1, 8, 8)).isfinite().all()
-    compare([tmp_path / "net.pt"], digits(), attack="pgd-1", attacks=(), replicates=20, progress=False)
+    compare(
+        [tmp_path / "net.pt"], digits(), attack="pgd-1", attacks=(), replicates=20, progress=False
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
@@ -506,7 +585,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ports = [free_port(), free_port()]
     command = [sys.executable, str(TESTS / "together.py"), str(folder)]
     started = [
-        subprocess.Popen([*command, str(number), *ports], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(number), *ports], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
         for number in range(3)
     ]
     try:
@@ -520,11 +601,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def agree(one: Path, other: Path) -> None:
     """Assert that two runs have the same log and the same weights."""
-    logs = [pd.DataFrame(Checkpoint.read(path).meta["history"]).drop(columns="seconds") for path in (one, other)]
+    logs = [
+        pd.DataFrame(Checkpoint.read(path).meta["history"]).drop(columns="seconds")
+        for path in (one, other)
+    ]
     pd.testing.assert_frame_equal(*logs, rtol=1e-9, atol=1e-11)
     states = [dict(Checkpoint.read(path).state) for path in (one, other)]
     close(*states)
-    assert states[0]["cnn.conv1.weight" if "cnn.conv1.weight" in states[0] else "conv1.weight"].dtype == torch.float64
+    assert (
+        states[0]["cnn.conv1.weight" if "cnn.conv1.weight" in states[0] else "conv1.weight"].dtype
+        == torch.float64
+    )
 
 
 @pytest.mark.parametrize("case", [*together.CASES, "few"])
@@ -543,21 +630,46 @@ def test_a_run_goes_on_with_another_number_of_processes(shared: Path, tmp_path: 
 
 def test_processes_leave_nothing_behind(shared: Path) -> None:
     found = [name for name in contents(shared) if not name.startswith("chain")]
-    assert found == [f"{case}.pt{end}" for case in sorted([*together.CASES, "few"]) for end in ("", ".csv")]
+    assert found == [
+        f"{case}.pt{end}" for case in sorted([*together.CASES, "few"]) for end in ("", ".csv")
+    ]
 
 
-def test_when_one_process_is_killed_the_other_says_so_and_the_best_network_is_kept(tmp_path: Path) -> None:
+def test_when_one_process_is_killed_the_other_says_so_and_the_best_network_is_kept(
+    tmp_path: Path,
+) -> None:
     data, out = write_npz(tmp_path), tmp_path / "net.pt"
-    words = ["train", "--method", "cifs", "--data", data, "--out", str(out), "--arch", "resnet10", "--width", "2"]
+    words = [
+        "train",
+        "--method",
+        "cifs",
+        "--data",
+        data,
+        "--out",
+        str(out),
+        "--arch",
+        "resnet10",
+        "--width",
+        "2",
+    ]
     words += ["--batch-size", "8", "--epochs", "9999", "--set", "attack.steps=1", "--device", "cpu"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     started = subprocess.Popen(
         [*torchrun, str(TESTS / "lost.py"), str(tmp_path), "command", *words],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         log = tmp_path / "net.pt.csv"
-        while not log.exists() or len(log.read_text().splitlines()) < 2:  # until an epoch is complete
+        while (
+            not log.exists() or len(log.read_text().splitlines()) < 2
+        ):  # until an epoch is complete
             assert started.poll() is None, started.communicate()
             time.sleep(0.05)
         os.kill(int((tmp_path / "1").read_text()), signal.SIGKILL)
@@ -566,7 +678,11 @@ def test_when_one_process_is_killed_the_other_says_so_and_the_best_network_is_ke
         started.kill()
     assert started.returncode != 0
     assert printed == ""
-    (said,) = [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("channelscope: ")]
+    (said,) = [
+        line
+        for line in errors.replace("\r", "\n").splitlines()
+        if line.startswith("channelscope: ")
+    ]
     assert said == (
         "channelscope: Another process of this run has ended, or torchrun was stopped. The epochs that are complete "
         f"are kept in {out}.partial, a checkpoint of the best network so far: go on with --resume."

@@ -17,8 +17,8 @@ from browser import PROGRAM, Tab, browsing
 from channelscope.cli import main
 from channelscope.cli.terminal import Shown
 from channelscope.comparison.frames import Comparison
-from channelscope.controls import has_controls, spelt
-from channelscope.data import Dataset, Split
+from channelscope.controls import escape, has_controls
+from channelscope.data import Dataset, MemorySplit
 from channelscope.errors import UserError
 from channelscope.figures import paper, tex
 from channelscope.report import write_report
@@ -64,15 +64,23 @@ def explored(words: str, folder: Path) -> str:
     explorer = cs.explore(comparison(words), class_name=f"class1{words}")
     explorer.controls["first"].value = 2
     bundle = explorer._repr_mimebundle_()
-    return "".join([bundle["text/html"], explorer.style.value, explorer.chart.value, explorer.result.value])
+    return "".join(
+        [bundle["text/html"], explorer.style.value, explorer.chart.value, explorer.result.value]
+    )
 
 
 @pytest.mark.parametrize("make", [report, explored])
-def test_no_element_and_no_attribute_is_born_of_data(make: Callable[[str, Path], str], tmp_path: Path) -> None:
-    hostile, harmless = (Skeleton(make(words, tmp_path / str(len(words)))) for words in (EVIL, HARMLESS))
+def test_no_element_and_no_attribute_is_born_of_data(
+    make: Callable[[str, Path], str], tmp_path: Path
+) -> None:
+    hostile, harmless = (
+        Skeleton(make(words, tmp_path / str(len(words)))) for words in (EVIL, HARMLESS)
+    )
     assert sorted(hostile.tags) == sorted(harmless.tags)
     assert not hostile.others
-    assert any(EVIL[:9] in value for _, value in hostile.values)  # it is there, as text; the explorer shortens names
+    assert any(
+        EVIL[:9] in value for _, value in hostile.values
+    )  # it is there, as text; the explorer shortens names
     for name, value in hostile.values:
         assert not name.startswith("on")
         if name in ("href", "src"):
@@ -113,15 +121,30 @@ def test_in_a_browser_no_script_of_the_datas_runs_and_nothing_is_asked_for(
     place.write_text(make(EVIL, tmp_path), "utf-8")
     browser.open(place)
     browser.run("for (const details of document.querySelectorAll('details')) details.open = true")
-    browser.run("for (const part of document.querySelectorAll('a, button, summary, [tabindex]')) part.focus()")
-    browser.run("for (const part of document.querySelectorAll('a, button, summary, [tabindex]')) part.click()")
-    assert browser.run("window.taken === undefined && !document.title.includes('taken') || document.title")
+    browser.run(
+        "for (const part of document.querySelectorAll('a, button, summary, [tabindex]')) part.focus()"
+    )
+    browser.run(
+        "for (const part of document.querySelectorAll('a, button, summary, [tabindex]')) part.click()"
+    )
+    assert browser.run(
+        "window.taken === undefined && !document.title.includes('taken') || document.title"
+    )
     assert browser.run("location.pathname") == str(place)
-    assert browser.run("document.querySelectorAll('iframe, svg, base, link, object, embed, form').length") == 0
-    assert browser.run("document.body.innerText.includes('window.taken = 1')")  # it is there, as text
+    assert (
+        browser.run(
+            "document.querySelectorAll('iframe, svg, base, link, object, embed, form').length"
+        )
+        == 0
+    )
+    assert browser.run(
+        "document.body.innerText.includes('window.taken = 1')"
+    )  # it is there, as text
     assert browser.complaints() == []
     asked = {address.partition("#")[0] for address in browser.requests()}
-    assert {address for address in asked if not address.startswith("data:image/png;base64,")} == {place.as_uri()}
+    assert {address for address in asked if not address.startswith("data:image/png;base64,")} == {
+        place.as_uri()
+    }
 
 
 # ---------------------------------------------------------------- galleries, figures
@@ -133,7 +156,12 @@ def gallery(words: str) -> str:
 
 
 def test_galleries_hold_captions_as_text() -> None:
-    render = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable(["table", "strikethrough"]).render
+    render = (
+        pytest.importorskip("markdown_it")
+        .MarkdownIt("commonmark")
+        .enable(["table", "strikethrough"])
+        .render
+    )
     hostile, harmless = (Skeleton(render(gallery(words))) for words in (EVIL, HARMLESS))
     assert hostile.tags == harmless.tags
     assert not hostile.others
@@ -156,7 +184,11 @@ def test_galleries_hold_captions_as_text() -> None:
     ],
 )
 def test_words_are_words_in_markdown(words: str) -> None:
-    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    parser = (
+        pytest.importorskip("markdown_it")
+        .MarkdownIt("commonmark")
+        .enable(["table", "strikethrough"])
+    )
     (_, inline, _) = parser.parse(markdown.escaped(words))
     assert {part.type for part in inline.children} <= {"text", "text_special"}
     assert "".join(part.content for part in inline.children) == " ".join(words.split())
@@ -184,22 +216,38 @@ def test_figures_show_signs_as_they_are(ending: str, tmp_path: Path) -> None:
         assert not [part for part in parts if part.tag.endswith("script")]
         texts = ["".join(part.itertext()) for part in parts if part.tag.endswith("}text")]
         assert any("</text><script>" in text for text in texts)
-        links = [value for part in parts for name, value in part.attrib.items() if name.endswith("href")]
+        links = [
+            value for part in parts for name, value in part.attrib.items() if name.endswith("href")
+        ]
         assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
 
 
 def test_no_sign_is_a_command_to_latex() -> None:
     spoken = tex.escaped("".join(map(chr, range(32, 127))))
-    for command in ("\\#", "\\$", "\\%", "\\&", "\\_", "\\{", "\\}", "\\textbackslash{}", "\\textasciitilde{}"):
+    for command in (
+        "\\#",
+        "\\$",
+        "\\%",
+        "\\&",
+        "\\_",
+        "\\{",
+        "\\}",
+        "\\textbackslash{}",
+        "\\textasciitilde{}",
+    ):
         assert command in spoken
-    assert tex.escaped("\\write18{rm}\\input{x}") == ("\\textbackslash{}write18\\{rm\\}\\textbackslash{}input\\{x\\}")
+    assert tex.escaped("\\write18{rm}\\input{x}") == (
+        "\\textbackslash{}write18\\{rm\\}\\textbackslash{}input\\{x\\}"
+    )
 
 
 # ---------------------------------------------------------------- tables: kept as they are
 
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "@SUM(A1)", "-2", 'a "b", c; d'])
-def test_tables_keep_names_to_the_letter(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_keep_names_to_the_letter(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are data for programs, and are read again: a sign put before a name would be another name."""
     found = synthetic((name, "at"), (name, "b"), channels=2)
     monkeypatch.setattr(Comparison, "draw", lambda *_, **__: None)  # figures take long
@@ -234,8 +282,14 @@ def test_json_on_the_terminal_reads_as_the_name(capsys: pytest.CaptureFixture[st
 
 def test_a_terminal_that_lacks_letters_shows_all_that_it_has(tmp_path: Path) -> None:
     code = "from channelscope.cli import main; import sys; sys.exit(main(['recipes', 'cifar10-resnet18-at', 'ü→']))"
-    ascii_only = {"PYTHONIOENCODING": "ascii", "PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", code], env=ascii_only, capture_output=True, text=True, check=False)
+    ascii_only = {
+        "PYTHONIOENCODING": "ascii",
+        "PATH": "",
+        "PYTHONPATH": ":".join(filter(None, sys.path)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ascii_only, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "\\xfc\\u2192" in done.stderr
     assert "Traceback" not in done.stderr
@@ -245,7 +299,7 @@ def test_a_terminal_that_lacks_letters_shows_all_that_it_has(tmp_path: Path) -> 
 
 
 def test_controls_are_found_wherever_they_are() -> None:
-    assert spelt(CONTROLS) == (
+    assert escape(CONTROLS) == (
         "\\u0000\\u0007\\u001b[2J\\u009b31m\\u000d\\u000a\\u0009\\u202e\\u2066\\u2028\\ud800\\ufeff"
     )
     assert has_controls({"a": [1, {"b\x1b": 2}]})
@@ -269,7 +323,7 @@ def test_a_comparison_whose_words_have_controls_is_refused(
 
 
 def test_data_whose_name_cannot_be_printed_is_refused(tmp_path: Path) -> None:
-    split = Split(*(part[:2] for part in _images()))
+    split = MemorySplit(*(part[:2] for part in _images()))
     with pytest.raises(UserError, match="rename the folder"):
         Dataset("imagefolder:\udcff", ("a", "b"), split)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import channelscope as cs
 import masked
-from channelscope.attacks import APGD, FGSM, PGD, correct, thrifty
+from channelscope.attacks import APGD, FGSM, PGD, find_correct, stop_early
 from channelscope.attacks.suites import attacks_on
 from channelscope.cli import main
 from channelscope.evaluation import SUITES, Evaluation, evaluate
@@ -73,7 +73,9 @@ def greys(*values: float) -> tuple[Tensor, Tensor]:
 def test_known_network_has_the_known_accuracies() -> None:
     """Every attack of radius 0.1 breaks what lies within 0.1 of the limit, and nothing else."""
     data = greys(0.1, 0.3, 0.45, 0.48, 0.52, 0.7, 0.8, 0.9)
-    found = cs.evaluate({"net": Brightness()}, data, attacks=["fgsm", "pgd-5", "cw-5", "apgd-ce-8"], **ALL)
+    found = cs.evaluate(
+        {"net": Brightness()}, data, attacks=["fgsm", "pgd-5", "cw-5", "apgd-ce-8"], **ALL
+    )
     assert list(found.table["attack"]) == ["fgsm", "pgd-5", "cw-5", "apgd-ce-8"]
     assert set(found.table["natural"]) == {1.0}
     assert set(found.table["robust"]) == {5 / 8}
@@ -97,7 +99,9 @@ def test_worst_case_is_per_image() -> None:
             return torch.where(chosen == (self.name == "dark"), x + 0.1 * towards, x).clamp(0, 1)
 
     data = greys(0.42, 0.45, 0.55, 0.58)
-    found = evaluate({"net": Brightness()}, data, attacks=[Half(name="dark"), Half(name="bright")], **ALL)
+    found = evaluate(
+        {"net": Brightness()}, data, attacks=[Half(name="dark"), Half(name="bright")], **ALL
+    )
     assert list(found.table["robust"]) == [0.5, 0.5]
     assert list(found.table["worst"]) == [0.5, 0.0]
     assert found.worst["robust"].item() == 0
@@ -123,20 +127,26 @@ def test_images_that_are_broken_are_not_attacked() -> None:
 def test_dropping_broken_images_changes_no_outcome_but_by_chance() -> None:
     network = cs.load(trained("at"))
     x, y = next(digits().test.batches(100))
-    x, y = x[correct(network, x, y)], y[correct(network, x, y)]
+    x, y = x[find_correct(network, x, y)], y[find_correct(network, x, y)]
     for attack in (PGD(eps=0.1, steps=5), PGD(eps=0.1, steps=5, restarts=3)):
-        whole = correct(network, attack(network, x, y, torch.Generator().manual_seed(0)), y)
-        dropped = correct(network, thrifty(attack)(network, x, y, torch.Generator().manual_seed(0)), y)
+        whole = find_correct(network, attack(network, x, y, torch.Generator().manual_seed(0)), y)
+        dropped = find_correct(
+            network, stop_early(attack)(network, x, y, torch.Generator().manual_seed(0)), y
+        )
         assert int((whole & ~dropped).sum()) >= int((dropped & ~whole).sum())
-    assert thrifty(FGSM()) == FGSM()
-    assert thrifty(APGD()) == APGD()
+    assert stop_early(FGSM()) == FGSM()
+    assert stop_early(APGD()) == APGD()
 
 
 @pytest.mark.parametrize("cascade", [False, True])
 def test_outcomes_do_not_depend_on_the_batch_size(cascade: bool) -> None:
     models, options = {"at": trained("at"), "cifs": trained("cifs")}, QUICK | {"cascade": cascade}
-    small = evaluate(models, digits(), attacks=[*WEAK, "joint-sweep"], **(options | {"batch_size": 2}))
-    large = evaluate(models, digits(), attacks=[*WEAK, "joint-sweep"], **(options | {"batch_size": 50}))
+    small = evaluate(
+        models, digits(), attacks=[*WEAK, "joint-sweep"], **(options | {"batch_size": 2})
+    )
+    large = evaluate(
+        models, digits(), attacks=[*WEAK, "joint-sweep"], **(options | {"batch_size": 50})
+    )
     pd.testing.assert_frame_equal(small.table, large.table, check_exact=True)
     pd.testing.assert_frame_equal(small.parts, large.parts, check_exact=True)
 
@@ -193,14 +203,20 @@ def test_suites() -> None:
 
 def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:
     models = {"at": trained("at"), "NA": trained("cifs")}
-    found = evaluate(models, digits(), attacks=WEAK, eps_sweep=[0.05, 0.3], out=tmp_path / "out", **QUICK)
+    found = evaluate(
+        models, digits(), attacks=WEAK, eps_sweep=[0.05, 0.3], out=tmp_path / "out", **QUICK
+    )
     loaded = Evaluation.load(tmp_path / "out")
     for name in ("table", "classes", "worst", "parts", "warnings", "eps_sweep"):
-        pd.testing.assert_frame_equal(getattr(loaded, name), getattr(found, name), check_dtype=False)
+        pd.testing.assert_frame_equal(
+            getattr(loaded, name), getattr(found, name), check_dtype=False
+        )
     assert loaded.meta == found.meta
     assert all(np.array_equal(loaded.arrays[name], array) for name, array in found.arrays.items())
     held = {path.name for path in (tmp_path / "out").iterdir()}
-    assert held == {f"{name}.csv" for name in ("table", "classes", "worst", "parts", "warnings", "eps_sweep")} | {
+    assert held == {
+        f"{name}.csv" for name in ("table", "classes", "worst", "parts", "warnings", "eps_sweep")
+    } | {
         "arrays.npz",
         "meta.json",
         "figures",
@@ -215,7 +231,9 @@ def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:
 
 
 def test_accuracy_falls_with_eps() -> None:
-    found = evaluate({"at": trained("at")}, digits(), attacks=WEAK, eps_sweep=[0.5, 0, 0.02, 0.1], **QUICK)
+    found = evaluate(
+        {"at": trained("at")}, digits(), attacks=WEAK, eps_sweep=[0.5, 0, 0.02, 0.1], **QUICK
+    )
     assert list(found.eps_sweep["eps"]) == [0, 0.02, 0.1, 0.5]
     assert found.eps_sweep["robust"].is_monotonic_decreasing
     assert found.eps_sweep["robust"].iloc[0] == found.worst["natural"].item()
@@ -224,11 +242,17 @@ def test_accuracy_falls_with_eps() -> None:
 
 
 def test_robustbench_form() -> None:
-    found = evaluate({"at": trained("at")}, digits(), attacks=["fgsm", "pgd-3"], **QUICK | {"eps": 8 / 255})
+    found = evaluate(
+        {"at": trained("at")}, digits(), attacks=["fgsm", "pgd-3"], **QUICK | {"eps": 8 / 255}
+    )
     known = found.robustbench("at")
     assert known["clean_acc"] == f"{100 * found.worst['natural'].item():.2f}"
     assert known["reported"] == f"{100 * found.worst['robust'].item():.2f}"
-    assert (known["eps"], known["dataset"], known["architecture"]) == ("8/255", "digits", "resnet10")
+    assert (known["eps"], known["dataset"], known["architecture"]) == (
+        "8/255",
+        "digits",
+        "resnet10",
+    )
     assert known["autoattack_acc"] is None
     assert known["unreliable"] is False
     assert json.loads(json.dumps(known)) == known
@@ -238,35 +262,63 @@ def test_robustbench_form() -> None:
 
 def test_comparison_takes_over_outcomes_and_images(tmp_path: Path) -> None:
     """A comparison that is given an evaluation attacks nothing, and finds what one that attacks itself finds."""
-    models, common = {"at": trained("at"), "cifs": trained("cifs")}, {"images": 12, "progress": False, "seed": 3}
+    models, common = (
+        {"at": trained("at"), "cifs": trained("cifs")},
+        {"images": 12, "progress": False, "seed": 3},
+    )
     options: dict[str, Any] = {"attacks": ["pgd-3", "cw-3"], "eps": 0.1}
-    evaluate(models, digits(), checks=0, save_adversarial=True, out=tmp_path / "out", **common, **options)
+    evaluate(
+        models, digits(), checks=0, save_adversarial=True, out=tmp_path / "out", **common, **options
+    )
     own = cs.compare(models, digits(), attack="pgd-3", replicates=40, **common, **options)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(PGD, "__call__", None)
-        taken = cs.compare(models, digits(), attack="pgd-3", evaluation=tmp_path / "out", replicates=40, **common)
+        taken = cs.compare(
+            models, digits(), attack="pgd-3", evaluation=tmp_path / "out", replicates=40, **common
+        )
     pd.testing.assert_frame_equal(taken.activations, own.activations)
     pd.testing.assert_frame_equal(taken.robustness, own.robustness)
     pd.testing.assert_frame_equal(taken.verdicts, own.verdicts)
     with mistake("other images"):
         cs.compare(models, digits(), evaluation=tmp_path / "out", replicates=40, progress=False)
     with mistake("not of the network standard"):
-        cs.compare([trained("standard")], digits(), evaluation=tmp_path / "out", replicates=40, **common)
+        cs.compare(
+            [trained("standard")], digits(), evaluation=tmp_path / "out", replicates=40, **common
+        )
     with mistake("of eps 0.1", "eps 0.2"):
-        cs.compare(models, digits(), attack="pgd-3", eps=0.2, evaluation=tmp_path / "out", replicates=40, **common)
+        cs.compare(
+            models,
+            digits(),
+            attack="pgd-3",
+            eps=0.2,
+            evaluation=tmp_path / "out",
+            replicates=40,
+            **common,
+        )
     with mistake("no adversarial images of pgd-4", "--save-adversarial"):
-        cs.compare(models, digits(), attack="pgd-4", evaluation=tmp_path / "out", replicates=40, **common)
+        cs.compare(
+            models, digits(), attack="pgd-4", evaluation=tmp_path / "out", replicates=40, **common
+        )
 
 
 def test_verdict_c4_names_the_attack_that_decided() -> None:
     models = {"at": trained("at"), "cifs": trained("cifs")}
-    found = cs.compare(models, digits(), attack="fgsm", attacks=["pgd-20"], eps=0.2, replicates=40, progress=False)
-    worst = found.robustness[(found.robustness["attack"] == "worst") & (found.robustness["class"] == "all")]
+    found = cs.compare(
+        models, digits(), attack="fgsm", attacks=["pgd-20"], eps=0.2, replicates=40, progress=False
+    )
+    worst = found.robustness[
+        (found.robustness["attack"] == "worst") & (found.robustness["class"] == "all")
+    ]
     worst = worst.set_index("model")["accuracy"]
     c4 = found.verdicts.set_index("claim").loc["C4"]
     assert c4["estimate"] == pytest.approx(worst["cifs"] - worst["at"])
-    alone = found.robustness[~found.robustness["attack"].isin(["natural", "worst"])].query("`class` == 'all'")
-    first = {model: rows.loc[rows["accuracy"].idxmin(), "attack"] for model, rows in alone.groupby("model")}
+    alone = found.robustness[~found.robustness["attack"].isin(["natural", "worst"])].query(
+        "`class` == 'all'"
+    )
+    first = {
+        model: rows.loc[rows["accuracy"].idxmin(), "attack"]
+        for model, rows in alone.groupby("model")
+    }
     assert f"(decided by {first['cifs']} and {first['at']})" in c4["statement"]
 
 
@@ -283,13 +335,27 @@ def test_attacks_that_leave_the_ball_are_refused(attack: Breaks) -> None:
 
 def test_attacks_as_such_keep_their_ball() -> None:
     """Their eps and norm are the evaluation's, and its sweep changes them."""
-    found = evaluate({"at": trained("at")}, digits(), attacks=[PGD(eps=0.3, steps=3)], eps_sweep=[0.02, 0.3], **ANY_EPS)
-    named = evaluate({"at": trained("at")}, digits(), attacks="pgd-3", eps_sweep=[0.02, 0.3], **ANY_EPS | {"eps": 0.3})
+    found = evaluate(
+        {"at": trained("at")},
+        digits(),
+        attacks=[PGD(eps=0.3, steps=3)],
+        eps_sweep=[0.02, 0.3],
+        **ANY_EPS,
+    )
+    named = evaluate(
+        {"at": trained("at")},
+        digits(),
+        attacks="pgd-3",
+        eps_sweep=[0.02, 0.3],
+        **ANY_EPS | {"eps": 0.3},
+    )
     assert found.meta["eps"] == 0.3
     pd.testing.assert_frame_equal(found.table, named.table)
     pd.testing.assert_frame_equal(found.eps_sweep, named.eps_sweep)
     assert found.eps_sweep["robust"].iloc[0] > found.eps_sweep["robust"].iloc[1]
-    round_ball = evaluate({"at": trained("at")}, digits(), attacks=[PGD(eps=0.5, steps=2, norm="2")], **ANY_EPS)
+    round_ball = evaluate(
+        {"at": trained("at")}, digits(), attacks=[PGD(eps=0.5, steps=2, norm="2")], **ANY_EPS
+    )
     assert (round_ball.meta["eps"], round_ball.meta["norm"]) == (0.5, "2")
 
 
@@ -305,7 +371,9 @@ def test_attacks_as_such_keep_their_ball() -> None:
         (["pgd-3", "autoattack"], "four classes"),
     ],
 )
-def test_attacks_that_do_not_go_together_are_refused(attacks: list[Any], words: str, unchecked: None) -> None:
+def test_attacks_that_do_not_go_together_are_refused(
+    attacks: list[Any], words: str, unchecked: None
+) -> None:
     data = digits(3) if words == "four classes" else digits()
     model = trained("at", 3) if words == "four classes" else trained("at")
     asked: list[int] = []
@@ -318,7 +386,13 @@ def test_attacks_that_do_not_go_together_are_refused(attacks: list[Any], words: 
 
 def test_comparisons_attack_is_not_taken_for_another_of_its_name() -> None:
     with mistake("called pgd-20"):
-        cs.compare([trained("at")], digits(), attack=PGD(eps=0.1, step=1e-6), attacks="pgd-20", progress=False)
+        cs.compare(
+            [trained("at")],
+            digits(),
+            attack=PGD(eps=0.1, step=1e-6),
+            attacks="pgd-20",
+            progress=False,
+        )
 
 
 def test_attack_that_takes_no_generator_is_refused(unchecked: None) -> None:
@@ -335,9 +409,13 @@ def test_attack_that_takes_no_generator_is_refused(unchecked: None) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_networks_of_any_precision_are_evaluated(dtype: torch.dtype) -> None:
     network = cs.load(trained("at")).to(dtype)
-    found = evaluate({"net": network}, digits(), attacks=["pgd-2", "apgd-ce-3"], **QUICK | {"checks": 20})
+    found = evaluate(
+        {"net": network}, digits(), attacks=["pgd-2", "apgd-ce-3"], **QUICK | {"checks": 20}
+    )
     assert found.worst["natural"].item() >= found.worst["robust"].item()
-    assert found.meta["models"]["net"]["unchecked"].keys() <= {"binarisation"}  # a tiny network may have no readout
+    assert found.meta["models"]["net"]["unchecked"].keys() <= {
+        "binarisation"
+    }  # a tiny network may have no readout
 
 
 def test_few_images_are_evaluated_on_a_network_of_many_classes() -> None:
@@ -355,15 +433,24 @@ def test_in_a_cascade_the_attack_that_broke_the_most_decides() -> None:
     assert found.worst["decided_by"].item() == "pgd-5"
     unharmed = evaluate({"net": Brightness()}, greys(0.1, 0.9), attacks=["pgd-5", "fgsm"], **ALL)
     assert unharmed.worst["decided_by"].item() == "no attack"
-    assert unharmed.worst["low"].item() < unharmed.worst["robust"].item() == unharmed.worst["high"].item() == 1
+    assert (
+        unharmed.worst["low"].item()
+        < unharmed.worst["robust"].item()
+        == unharmed.worst["high"].item()
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
     ("attacks", "cascade", "known"),
     [("autoattack", False, True), ("autoattack", True, False), ("square", False, False)],
 )
-def test_robustbench_takes_autoattacks_figure_from_autoattack_alone(attacks: str, cascade: bool, known: bool) -> None:
-    found = evaluate({"at": trained("at")}, digits(), attacks=attacks, cascade=cascade, **QUICK | {"images": 6})
+def test_robustbench_takes_autoattacks_figure_from_autoattack_alone(
+    attacks: str, cascade: bool, known: bool
+) -> None:
+    found = evaluate(
+        {"at": trained("at")}, digits(), attacks=attacks, cascade=cascade, **QUICK | {"images": 6}
+    )
     assert (found.robustbench("at")["autoattack_acc"] is not None) == known
 
 
@@ -437,14 +524,19 @@ def test_outcomes_that_are_none_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "out" / "arrays.npz", **found.arrays)
     Evaluation.load(tmp_path / "out")
     for how in (lambda array: array * 0.5, lambda array: array[:, None]):
-        np.savez(tmp_path / "out" / "arrays.npz", **{name: how(array) for name, array in found.arrays.items()})
+        np.savez(
+            tmp_path / "out" / "arrays.npz",
+            **{name: how(array) for name, array in found.arrays.items()},
+        )
         with mistake("damaged"):
             Evaluation.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("eps", "norm", "words"), [(1, "inf", "1"), (2, "2", "2")])
 def test_a_radius_may_be_a_whole_number(eps: int, norm: Any, words: str, tmp_path: Path) -> None:
-    found = evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], **QUICK | {"eps": eps, "norm": norm})
+    found = evaluate(
+        {"at": trained("at")}, digits(), attacks=["fgsm"], **QUICK | {"eps": eps, "norm": norm}
+    )
     found.save(tmp_path / "out")
     assert Evaluation.load(tmp_path / "out").robustbench("at")["eps"] == words
 
@@ -474,9 +566,13 @@ FOUND_OUT = ("saturated logits", "quantised input", "detached purification", "ra
 
 
 @pytest.mark.parametrize("name", FOUND_OUT)
-def test_masked_network_is_warned_of_and_broken(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masked_network_is_warned_of_and_broken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A warning fires, what revealed it is run on all images, and the worst case is below half of plain PGD-20."""
-    monkeypatch.setattr("channelscope.data.blocks.MOST", 128)  # as in earnest: a random network draws by the block
+    monkeypatch.setattr(
+        "channelscope.data.blocks.MOST", 128
+    )  # as in earnest: a random network draws by the block
     network, data = masked.masked(name), masked.digits(64)
     options = {"attacks": "pgd-20", "eps": masked.EPS, "checks": 64, "progress": False}
     with randomness_untouched():
@@ -519,7 +615,10 @@ def test_figure_shows_every_accuracy_with_its_interval() -> None:
     found = evaluate(models, digits(), attacks=["fgsm", "pgd-3", "joint-sweep"], **QUICK)
     figure = found.plot()
     for ax, model in zip(figure.axes, models, strict=True):
-        rows, worst = found.table[found.table["model"] == model], found.worst[found.worst["model"] == model].iloc[0]
+        rows, worst = (
+            found.table[found.table["model"] == model],
+            found.worst[found.worst["model"] == model].iloc[0],
+        )
         shown = [float(line.get_xdata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
         assert shown == pytest.approx([worst["natural"], *rows["robust"], worst["robust"]])
         names = [label.get_text() for label in ax.get_yticklabels()]
@@ -532,7 +631,9 @@ def test_figure_shows_every_accuracy_with_its_interval() -> None:
 
 
 def test_figure_of_eps_shows_the_sweep() -> None:
-    found = evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], eps_sweep=[0.05, 0.2], **QUICK)
+    found = evaluate(
+        {"at": trained("at")}, digits(), attacks=["fgsm"], eps_sweep=[0.05, 0.2], **QUICK
+    )
     (line,) = found.plot_eps().axes[0].lines
     assert list(line.get_xdata()) == pytest.approx([0, 255 * 0.05, 255 * 0.2])
     robust = found.eps_sweep["robust"]
@@ -548,12 +649,46 @@ def test_command_prints_a_table_and_writes_the_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("channelscope.data.blocks.MOST", 128)
-    words = ["evaluate", "--models", str(trained("at")), str(trained("cifs")), "--labels", "AT", "CIFS", "-q"]
-    words += ["--data", write_npz(tmp_path, 4), "--images", "8", "--eps", "0.1", "--checks", "8", "--device", "cpu"]
-    words += ["--attacks", "pgd-2", "joint-sweep", "--eps-sweep", "0.05", "--out", str(tmp_path / "out")]
+    words = [
+        "evaluate",
+        "--models",
+        str(trained("at")),
+        str(trained("cifs")),
+        "--labels",
+        "AT",
+        "CIFS",
+        "-q",
+    ]
+    words += [
+        "--data",
+        write_npz(tmp_path, 4),
+        "--images",
+        "8",
+        "--eps",
+        "0.1",
+        "--checks",
+        "8",
+        "--device",
+        "cpu",
+    ]
+    words += [
+        "--attacks",
+        "pgd-2",
+        "joint-sweep",
+        "--eps-sweep",
+        "0.05",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(words) == 0
     said = capsys.readouterr().out
-    for part in ("worst case so far", "pgd-20:joint-sweep", "CIFS: worst case", "at eps 0.05", "8 test images"):
+    for part in (
+        "worst case so far",
+        "pgd-20:joint-sweep",
+        "CIFS: worst case",
+        "at eps 0.05",
+        "8 test images",
+    ):
         assert part in said
     held = Evaluation.load(tmp_path / "out")
     assert held.meta["command"].startswith("channelscope evaluate --models")
@@ -582,7 +717,16 @@ def test_command_prints_a_table_and_writes_the_folder(
 def test_wrong_words_get_a_sentence(
     words: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["evaluate", "--models", str(trained("at")), "--data", write_npz(tmp_path, 4), "--device", "cpu", "-q"]
+    command = [
+        "evaluate",
+        "--models",
+        str(trained("at")),
+        "--data",
+        write_npz(tmp_path, 4),
+        "--device",
+        "cpu",
+        "-q",
+    ]
     try:
         status = main([*command, *words, "--out", str(tmp_path / "out")])
     except SystemExit as stop:
@@ -626,7 +770,11 @@ def stopped(after: int, models: Any, **options: Any) -> None:
 
 
 def test_stopped_evaluation_goes_on_with_the_images_that_are_left(tmp_path: Path) -> None:
-    options = QUICK | {"attacks": [*WEAK, "joint-sweep"], "eps_sweep": [0.05], "save_adversarial": False}
+    options = QUICK | {
+        "attacks": [*WEAK, "joint-sweep"],
+        "eps_sweep": [0.05],
+        "save_adversarial": False,
+    }
     models = {"at": trained("at"), "cifs": trained("cifs")}
     wanted = evaluate(models, digits(), out=tmp_path / "whole", **options)
     every: list[tuple[str, tuple[int, ...]]] = []
@@ -643,7 +791,9 @@ def test_stopped_evaluation_goes_on_with_the_images_that_are_left(tmp_path: Path
     pd.testing.assert_frame_equal(found.eps_sweep, wanted.eps_sweep)
     per_image = [(part, index) for part, images in every for index in images]
     counted = pd.Series(per_image).value_counts()
-    assert counted.max() <= 4  # two models, and of each the radius and the sweep of eps: never the same work twice
+    assert (
+        counted.max() <= 4
+    )  # two models, and of each the radius and the sweep of eps: never the same work twice
     assert not (tmp_path / "out.partial").exists()
 
 
@@ -666,7 +816,10 @@ def test_going_on_with_something_else_is_refused(tmp_path: Path) -> None:
         ({"at": trained("at")}, {"seed": 1}),
         ({"at": trained("at")}, {"eps": 0.2}),
         ({"at": trained("at")}, {"attacks": ["fgsm"]}),
-        ({"at": trained("at")}, {"attacks": [WEAK[0], PGD(eps=0.1, step=1e-6, steps=3), *WEAK[2:]]}),
+        (
+            {"at": trained("at")},
+            {"attacks": [WEAK[0], PGD(eps=0.1, step=1e-6, steps=3), *WEAK[2:]]},
+        ),
     ):
         with mistake("interrupted", "delete it"):
             evaluate(models, digits(), **options | changes)
@@ -699,7 +852,9 @@ def test_killed_command_goes_on(tmp_path: Path) -> None:
     words += ["--data", write_npz(tmp_path, 4)]
     partial, command = tmp_path / "out.partial", [*words, "--out", str(tmp_path / "out")]
     for more, lines in ((3, 3), (2, 5)):
-        ended = subprocess.run([sys.executable, "-c", KILLED, str(more), *command], timeout=300, capture_output=True)
+        ended = subprocess.run(
+            [sys.executable, "-c", KILLED, str(more), *command], timeout=300, capture_output=True
+        )
         assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
         assert sum(path.read_bytes().count(b"\n") for path in partial.glob("met-*")) == lines
     assert main(command) == 0
@@ -711,14 +866,23 @@ def test_killed_command_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["5", '{"a": 1}', '[[], "a", "b", [0], [1]]', '[0, "a", "b", [0, 1], [1]]', '[0, "a", "b", [true], [1]]']
+    "line",
+    [
+        "5",
+        '{"a": 1}',
+        '[[], "a", "b", [0], [1]]',
+        '[0, "a", "b", [0, 1], [1]]',
+        '[0, "a", "b", [true], [1]]',
+    ],
 )
 def test_progress_of_another_kind_is_left_out_or_refused(line: str, tmp_path: Path) -> None:
     Progress(tmp_path, {}).record((0, "a", "b"), [0], [True])
     (tmp_path / "met-1.jsonl").write_text(line)
     assert Progress(tmp_path, {}).met == {(0, "a", "b"): {0: True}}
     if isinstance(content := json.loads(line), list):  # somebody may have added its checksum
-        (tmp_path / "met-1.jsonl").write_text(json.dumps([*content, zlib.crc32(json.dumps(content).encode())]))
+        (tmp_path / "met-1.jsonl").write_text(
+            json.dumps([*content, zlib.crc32(json.dumps(content).encode())])
+        )
         with mistake("met-1.jsonl is damaged", "delete"):
             Progress(tmp_path, {})
 
@@ -738,7 +902,9 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
 
 
 def test_links_out_of_an_evaluation_are_refused(tmp_path: Path) -> None:
-    cs.evaluate({"net": Brightness()}, greys(0.1, 0.9), attacks=["fgsm"], **ALL).save(tmp_path / "out")
+    cs.evaluate({"net": Brightness()}, greys(0.1, 0.9), attacks=["fgsm"], **ALL).save(
+        tmp_path / "out"
+    )
     for name in ("meta.json", "arrays.npz", "table.csv"):
         moved = (tmp_path / "out" / name).rename(tmp_path / name)
         (tmp_path / "out" / name).symlink_to(moved)
@@ -759,6 +925,8 @@ def test_images_that_two_keep_at_once_are_all_kept(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         for turn in range(50):
-            galleries = [Gallery(tmp_path / str(turn) / "adversarial", tuple(x.shape)) for _ in range(2)]
+            galleries = [
+                Gallery(tmp_path / str(turn) / "adversarial", tuple(x.shape)) for _ in range(2)
+            ]
             list(pool.map(keep, galleries, ([0, 1, 2, 3], [4, 5, 6, 7])))
             assert galleries[0].whole(0, "a") == [True] * n

@@ -16,7 +16,11 @@ from channelscope.statistics import excitation
 from channelscope.statistics.excitation import Album, TopImages, by_rank, pictures_of
 
 # Few values, so that there are ties.
-ACTIVATIONS = arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.sampled_from([-1, 0, 2]))
+ACTIVATIONS = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 12), st.integers(1, 5)),
+    elements=st.sampled_from([-1, 0, 2]),
+)
 
 
 def sorted_by_numpy(activations: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,11 +56,15 @@ def test_images_are_listed_by_their_best_rank():
 
 
 def test_pictures_of_small_images_are_the_images():
-    stored = torch.randint(0, 256, (3, 3, 8, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    stored = torch.randint(
+        0, 256, (3, 3, 8, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     assert torch.equal(pictures_of(stored.float() / 255), stored)
 
 
-@pytest.mark.parametrize(("size", "small"), [((128, 96), (64, 48)), ((65, 65), (64, 64)), ((1, 1000), (1, 64))])
+@pytest.mark.parametrize(
+    ("size", "small"), [((128, 96), (64, 48)), ((65, 65), (64, 64)), ((1, 1000), (1, 64))]
+)
 def test_pictures_of_large_images_are_scaled(size, small):
     x = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0))
     made = pictures_of(x)
@@ -88,7 +96,9 @@ def colours(n: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
 
 def mean_colour() -> nn.Sequential:
     """A network whose channel j is colour j; more red and less green speak for class 0, blue for nothing."""
-    layers = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    layers = nn.Sequential(
+        nn.Conv2d(3, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
+    )
     with torch.no_grad():
         layers[0].weight.copy_(torch.eye(3).view(3, 3, 1, 1))
         layers[3].weight.copy_(torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]]))
@@ -98,13 +108,20 @@ def mean_colour() -> nn.Sequential:
 
 @pytest.fixture(scope="module")
 def found() -> cs.Comparison:
-    return cs.compare({"colour": mean_colour()}, colours(), attack="fgsm", eps=0.1, attacks="fgsm", progress=False)
+    return cs.compare(
+        {"colour": mean_colour()}, colours(), attack="fgsm", eps=0.1, attacks="fgsm", progress=False
+    )
 
 
 def test_the_table_and_the_pictures_are_those_of_a_known_network(found):
     x, y = colours()
-    towards = torch.tensor([[-1.0, 1.0, 0.0], [1.0, -1.0, 0.0]])[y].view(-1, 3, 1, 1)  # what lowers the own logit
-    for data, name, images in (("natural", "natural", x), ("adversarial", "adversarial/0", x + 0.1 * towards)):
+    towards = torch.tensor([[-1.0, 1.0, 0.0], [1.0, -1.0, 0.0]])[y].view(
+        -1, 3, 1, 1
+    )  # what lowers the own logit
+    for data, name, images in (
+        ("natural", "natural", x),
+        ("adversarial", "adversarial/0", x + 0.1 * towards),
+    ):
         rows = found.excitation[found.excitation["data"] == data]
         values, order = sorted_by_numpy(images.mean((2, 3)).numpy(), 4)
         np.testing.assert_array_equal(rows["image"].to_numpy().reshape(3, 4), order)
@@ -112,7 +129,9 @@ def test_the_table_and_the_pictures_are_those_of_a_known_network(found):
         assert rows["rank"].tolist() == [1, 2, 3, 4] * 3
         kept = found.arrays[f"thumbnails/{name}/images"]
         assert set(kept) == set(order.flat)
-        np.testing.assert_allclose(found.arrays[f"thumbnails/{name}"], images[kept] * 255, atol=0.51)
+        np.testing.assert_allclose(
+            found.arrays[f"thumbnails/{name}"], images[kept] * 255, atol=0.51
+        )
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -143,7 +162,12 @@ def test_pictures_that_do_not_fit_are_damage(found, tmp_path, name, array):
 
 def test_pictures_can_be_left_out():
     found = cs.compare(
-        {"colour": mean_colour()}, colours(), attack="fgsm", attacks="fgsm", thumbnails=False, progress=False
+        {"colour": mean_colour()},
+        colours(),
+        attack="fgsm",
+        attacks="fgsm",
+        thumbnails=False,
+        progress=False,
     )
     assert len(found.excitation) == 2 * 3 * 4
     assert not [name for name in found.arrays if name.startswith("thumbnails")]

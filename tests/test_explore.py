@@ -32,7 +32,9 @@ def colours(n: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
 
 def mean_colour() -> nn.Sequential:
     """A network whose channel j is the mean of colour j, of which only the first two matter."""
-    net = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    net = nn.Sequential(
+        nn.Conv2d(3, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
+    )
     with torch.no_grad():
         net[0].weight.copy_(torch.eye(3).view(3, 3, 1, 1))
         net[3].weight.copy_(torch.tensor([[1.0, -2.0, 0.0], [-1.0, 2.0, 0.0]]))
@@ -44,11 +46,16 @@ def mean_colour() -> nn.Sequential:
 def found() -> cs.Comparison:
     models = {"colour": mean_colour(), "other": mean_colour()}
     layers = {"colour": ["0"], "other": ["1", "0"]}
-    return cs.compare(models, colours(), layers=layers, attack="fgsm", attacks="fgsm", eps=0.1, progress=False)
+    return cs.compare(
+        models, colours(), layers=layers, attack="fgsm", attacks="fgsm", eps=0.1, progress=False
+    )
 
 
 def order_of(chart: str) -> list[int]:
-    return [int(channel) for channel in re.findall(r'<div class="column[^>]*aria-label="channel (\d+)"', chart)]
+    return [
+        int(channel)
+        for channel in re.findall(r'<div class="column[^>]*aria-label="channel (\d+)"', chart)
+    ]
 
 
 def values_of(comparison: cs.Comparison, quantity: str, data: str, **wanted: str) -> np.ndarray:
@@ -72,7 +79,9 @@ def test_channels_are_sorted_as_asked(order):
     comparison = synthetic()
     where = {"model": "at", "layer": "layer4", "class": "cat"}
     rows = tables.channels(comparison, "at", "layer4", "cat", order)
-    natural, adversarial = (values_of(comparison, "magnitude", data, **where) for data in ("natural", "adversarial"))
+    natural, adversarial = (
+        values_of(comparison, "magnitude", data, **where) for data in ("natural", "adversarial")
+    )
     relevance = values_of(comparison, "relevance", "natural", **where)
     expected = np.argsort(SORTED[order](natural, adversarial, relevance), kind="stable")
     np.testing.assert_array_equal(rows["channel"], expected)
@@ -81,14 +90,17 @@ def test_channels_are_sorted_as_asked(order):
     shares = values_of(comparison, "frequency", "adversarial", **where)
     np.testing.assert_array_equal(rows["frequency_adversarial"], shares[expected])
     assert (
-        order_of(cs.explore(comparison, model="at", class_name="cat", order=order)._repr_html_()) == expected.tolist()
+        order_of(cs.explore(comparison, model="at", class_name="cat", order=order)._repr_html_())
+        == expected.tolist()
     )
 
 
 def test_bars_and_lines_are_as_high_as_the_magnitudes():
     comparison = synthetic()
     rows = tables.channels(comparison, "cifs", "layer4", "dog", "channel number")
-    chart = cs.explore(comparison, model="cifs", class_name="dog", order="channel number").chart.value
+    chart = cs.explore(
+        comparison, model="cifs", class_name="dog", order="channel number"
+    ).chart.value
     high = rows[["natural", "adversarial"]].to_numpy().max()
     bars = re.findall(r'class="bar" style="bottom:0.00%;height:([\d.]+)%"', chart)
     lines = re.findall(r'class="line" style="bottom:([\d.]+)%"', chart)
@@ -96,7 +108,9 @@ def test_bars_and_lines_are_as_high_as_the_magnitudes():
     np.testing.assert_allclose(np.array(lines, float), 100 * rows["adversarial"] / high, atol=0.01)
     speaks = re.findall(r'class="speaks[^"]*" style="(top|bottom):50.00%;height:([\d.]+)%"', chart)
     signed = [float(height) * (1 if side == "bottom" else -1) for side, height in speaks]
-    np.testing.assert_allclose(signed, 50 * rows["relevance"] / rows["relevance"].abs().max(), atol=0.01)
+    np.testing.assert_allclose(
+        signed, 50 * rows["relevance"] / rows["relevance"].abs().max(), atol=0.01
+    )
 
 
 def test_magnitudes_below_zero_hang_from_it():
@@ -104,8 +118,13 @@ def test_magnitudes_below_zero_hang_from_it():
     comparison.activations["magnitude"] -= 0.5
     chart = cs.explore(comparison, order="channel number").chart.value
     rows = tables.channels(comparison, "nat", "layer4", "airplane", "channel number")
-    low, high = rows[["natural", "adversarial"]].to_numpy().min(), rows[["natural", "adversarial"]].to_numpy().max()
-    bars = np.array(re.findall(r'class="bar" style="bottom:([\d.]+)%;height:([\d.]+)%"', chart), float)
+    low, high = (
+        rows[["natural", "adversarial"]].to_numpy().min(),
+        rows[["natural", "adversarial"]].to_numpy().max(),
+    )
+    bars = np.array(
+        re.findall(r'class="bar" style="bottom:([\d.]+)%;height:([\d.]+)%"', chart), float
+    )
     np.testing.assert_allclose(
         bars[:, 0], 100 * (np.minimum(rows["natural"], 0) - low) / (max(high, 0) - low), atol=0.01
     )
@@ -122,8 +141,13 @@ def test_what_excites_a_channel_most_is_shown(found):
     most = x[:, 1].mean((1, 2)).argsort(descending=True)[:4].tolist()
     chart = cs.explore(found, order="channel number").chart.value
     card = chart[chart.index('aria-label="channel 1"') : chart.index('aria-label="channel 2"')]
-    shown = [re.search(r"image (\d+), class (\d): ", title) for title in re.findall(r'title="([^"]*)"', card)]
-    assert [(int(match[1]), int(match[2])) for match in shown[:4]] == [(image, int(y[image])) for image in most]
+    shown = [
+        re.search(r"image (\d+), class (\d): ", title)
+        for title in re.findall(r'title="([^"]*)"', card)
+    ]
+    assert [(int(match[1]), int(match[2])) for match in shown[:4]] == [
+        (image, int(y[image])) for image in most
+    ]
     assert card.count('class="tile pictured"') == 8
 
 
@@ -161,7 +185,8 @@ def test_the_controls_choose_the_chart(found):
     controls["class_name"].value = "1"
     controls["order"].value = "natural magnitude"
     assert (
-        "other, 1: its 3 channels on images of <i>class 1</i></b>, sorted by natural magnitude" in explorer.chart.value
+        "other, 1: its 3 channels on images of <i>class 1</i></b>, sorted by natural magnitude"
+        in explorer.chart.value
     )
     assert (
         order_of(explorer.chart.value)
@@ -177,7 +202,9 @@ def test_the_channel_chosen_is_described_and_stays_chosen(found):
     explorer.controls["channel"].value = 2
     for order in ("channel number", "natural magnitude"):
         explorer.controls["order"].value = order
-        assert re.search(r'class="below"><div class="card"><p><b>Channel 2</b>', explorer.chart.value)
+        assert re.search(
+            r'class="below"><div class="card"><p><b>Channel 2</b>', explorer.chart.value
+        )
 
 
 def test_the_estimate_of_silencing_is_exact_at_the_penultimate_layer(found):
@@ -235,7 +262,10 @@ def test_networks_are_run_with_the_channels_silenced(found):
     pictures = torch.from_numpy(found.arrays["thumbnails/adversarial/0"]) / 255
     labels = y[torch.from_numpy(found.arrays["thumbnails/adversarial/0/images"])]
     for data, images, classes in (("natural", x, y), ("adversarial", pictures, labels)):
-        shares = [float((model(images).argmax(1) == classes).float().mean()) for model in (mean_colour(), silent)]
+        shares = [
+            float((model(images).argmax(1) == classes).float().mean())
+            for model in (mean_colour(), silent)
+        ]
         before, after = (f"{100 * share:.1f} %" for share in shares)
         said = re.sub("<[^>]*>", "", explorer.result.value)
         assert re.search(f"Run on {len(classes)} {data} images.*accuracy {before} → {after}", said)
@@ -247,7 +277,9 @@ def test_networks_are_run_with_the_channels_silenced(found):
 
 def test_adversarial_pictures_of_another_size_are_not_run(found):
     pictures = ("thumbnails/natural", "thumbnails/adversarial/0")
-    small = replace(found, arrays=found.arrays | {name: found.arrays[name][..., :2, :2] for name in pictures})
+    small = replace(
+        found, arrays=found.arrays | {name: found.arrays[name][..., :2, :2] for name in pictures}
+    )
     explorer = cs.explore(small, models={"colour": mean_colour()}, data=colours())
     explorer.controls["first"].value = 1
     said = re.sub("<[^>]*>", "", explorer.result.value)
@@ -259,9 +291,15 @@ def test_names_from_files_are_escaped():
     name, label = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'
     comparison = synthetic(models=(label,), classes=("cat", name), layers=("<b>layer</b>",))
     comparison.arrays["labels"][:] = 1
-    images = [(label, "<b>layer</b>", data, channel, 1, 0, 0.5) for data in tables.DATA for channel in range(24)]
+    images = [
+        (label, "<b>layer</b>", data, channel, 1, 0, 0.5)
+        for data in tables.DATA
+        for channel in range(24)
+    ]
     columns = ["model", "layer", "data", "channel", "rank", "image", "activation"]
-    explorer = cs.explore(replace(comparison, excitation=pd.DataFrame(images, columns=columns)), class_name=name)
+    explorer = cs.explore(
+        replace(comparison, excitation=pd.DataFrame(images, columns=columns)), class_name=name
+    )
     explorer.controls["first"].value = 3
     for page in (explorer._repr_html_(), explorer.chart.value, explorer.result.value):
         assert "<script" not in page
@@ -275,19 +313,27 @@ def test_readers_without_a_kernel_get_the_chart(found):
     bundle = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert bundle["text/html"] == explorer._repr_html_()
-    assert bundle["text/plain"] == "Explorer(model='colour', layer='0', class_name='0', order='relevance')"
+    assert (
+        bundle["text/plain"]
+        == "Explorer(model='colour', layer='0', class_name='0', order='relevance')"
+    )
     assert "<script" not in bundle["text/html"]
     assert "http" not in bundle["text/html"]  # nothing is fetched
 
 
 def test_without_ipywidgets_the_same_stands_still(found, monkeypatch):
-    expected = cs.explore(found, model="other", layer="1", class_name="1", order="change")._repr_html_()
+    expected = cs.explore(
+        found, model="other", layer="1", class_name="1", order="change"
+    )._repr_html_()
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     monkeypatch.delitem(sys.modules, "channelscope.explorer.widgets")
     still = cs.explore(found, model="other", layer="1", class_name="1", order="change")
     assert type(still) is Still
     assert still._repr_html_() == expected
-    assert order_of(expected) == tables.channels(found, "other", "1", "1", "change")["channel"].tolist()
+    assert (
+        order_of(expected)
+        == tables.channels(found, "other", "1", "1", "change")["channel"].tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,10 +345,19 @@ def test_without_ipywidgets_the_same_stands_still(found, monkeypatch):
         ({"order": "size"}, "no order 'size'"),
         ({"models": {"colour": mean_colour()}}, "both the networks and the data"),
         ({"data": "digits"}, "both the networks and the data"),
-        ({"models": {"mine": mean_colour()}, "data": colours()}, "no model 'mine' in the comparison"),
-        ({"models": {"colour": mean_colour()}, "data": "digits"}, "other classes than the comparison"),
         (
-            {"models": {"colour": nn.Sequential(*mean_colour()[:3], nn.Linear(3, 2))}, "data": colours()},
+            {"models": {"mine": mean_colour()}, "data": colours()},
+            "no model 'mine' in the comparison",
+        ),
+        (
+            {"models": {"colour": mean_colour()}, "data": "digits"},
+            "other classes than the comparison",
+        ),
+        (
+            {
+                "models": {"colour": nn.Sequential(*mean_colour()[:3], nn.Linear(3, 2))},
+                "data": colours(),
+            },
             "other weights",
         ),
     ],
@@ -324,15 +379,15 @@ def tab(found: cs.Comparison, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A browser that shows the chart of a page without a kernel."""
     folder = tmp_path_factory.mktemp("explorer")
     page = folder / "page.html"
-    page.write_text(f"<!DOCTYPE html><meta charset=utf-8>{cs.explore(found, order='channel number')._repr_html_()}")
+    page.write_text(
+        f"<!DOCTYPE html><meta charset=utf-8>{cs.explore(found, order='channel number')._repr_html_()}"
+    )
     with browsing(folder / "profile") as tab:
         tab.open(page)
         yield tab
 
 
-OPEN = (
-    "[...document.querySelectorAll('.column .card')].filter(card => card.checkVisibility()).map(card => card.innerText)"
-)
+OPEN = "[...document.querySelectorAll('.column .card')].filter(card => card.checkVisibility()).map(card => card.innerText)"
 
 
 def middle_of(tab: Tab, selector: str) -> dict[str, float]:
@@ -347,7 +402,9 @@ def middle_of(tab: Tab, selector: str) -> dict[str, float]:
 def test_pointing_at_a_channel_opens_its_card(tab):
     assert tab.run(OPEN) == []
     tab.send(
-        "Input.dispatchMouseEvent", type="mouseMoved", **middle_of(tab, '.column[aria-label="channel 1"] .magnitudes')
+        "Input.dispatchMouseEvent",
+        type="mouseMoved",
+        **middle_of(tab, '.column[aria-label="channel 1"] .magnitudes'),
     )
     (card,) = tab.run(OPEN)
     assert card.startswith("Channel 1:")

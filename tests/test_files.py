@@ -11,26 +11,26 @@ import pytest
 from channelscope.errors import UserError
 from channelscope.files import (
     DIGESTS,
+    atomic_folder,
+    atomic_write,
     check_digests,
     check_folder,
-    hidden,
-    replacing,
-    replacing_folder,
-    settle,
+    hidden_name,
+    recover,
     write_digests,
 )
 
 Replacing = Callable[[Path], AbstractContextManager[Path]]
-either = pytest.mark.parametrize("way", [replacing, replacing_folder])
+either = pytest.mark.parametrize("way", [atomic_write, atomic_folder])
 
 
 def put(at: Path, text: str, way: Replacing) -> None:
     """Write a text to a file, or to a file of a folder."""
-    (at if way is replacing else at / "part.txt").write_text(text)
+    (at if way is atomic_write else at / "part.txt").write_text(text)
 
 
 def got(at: Path, way: Replacing) -> str:
-    return (at if way is replacing else at / "part.txt").read_text()
+    return (at if way is atomic_write else at / "part.txt").read_text()
 
 
 def put_half(at: Path, way: Replacing, error: BaseException) -> None:
@@ -97,7 +97,10 @@ def test_folder_that_is_a_file_is_told_in_a_sentence(way: Replacing, tmp_path: P
 def test_file_does_not_replace_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept.txt").write_text("kept")
-    with pytest.raises(UserError, match="Cannot write"), replacing(tmp_path / "out") as temporary:
+    with (
+        pytest.raises(UserError, match="Cannot write"),
+        atomic_write(tmp_path / "out") as temporary,
+    ):
         temporary.write_text("file")
     assert (tmp_path / "out" / "kept.txt").read_text() == "kept"
     assert len(list(tmp_path.iterdir())) == 1
@@ -105,8 +108,11 @@ def test_file_does_not_replace_a_folder(tmp_path: Path) -> None:
 
 def test_folder_does_not_replace_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("kept")
-    with pytest.raises(UserError, match="Cannot write"), replacing_folder(tmp_path / "out") as temporary:
-        put(temporary, "folder", replacing_folder)
+    with (
+        pytest.raises(UserError, match="Cannot write"),
+        atomic_folder(tmp_path / "out") as temporary,
+    ):
+        put(temporary, "folder", atomic_folder)
     assert (tmp_path / "out").read_text() == "kept"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -115,8 +121,8 @@ def test_earlier_folder_is_put_back_where_the_new_one_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "out"
-    with replacing_folder(target) as temporary:
-        put(temporary, "earlier", replacing_folder)
+    with atomic_folder(target) as temporary:
+        put(temporary, "earlier", atomic_folder)
     rename = Path.rename
 
     def refuse(self: Path, to: Path) -> Path:
@@ -125,16 +131,16 @@ def test_earlier_folder_is_put_back_where_the_new_one_cannot_take_its_place(
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(UserError, match="Input/output error"), replacing_folder(target) as temporary:
-        put(temporary, "later", replacing_folder)
-    assert got(target, replacing_folder) == "earlier"
+    with pytest.raises(UserError, match="Input/output error"), atomic_folder(target) as temporary:
+        put(temporary, "later", atomic_folder)
+    assert got(target, atomic_folder) == "earlier"
     assert list(tmp_path.iterdir()) == [target]
 
 
 @either
 def test_other_users_may_read_as_the_umask_says(way: Replacing, tmp_path: Path) -> None:
     usual = tmp_path / "usual"
-    usual.mkdir() if way is replacing_folder else usual.touch()
+    usual.mkdir() if way is atomic_folder else usual.touch()
     with way(tmp_path / "out") as temporary:
         put(temporary, "text", way)
     assert (tmp_path / "out").stat().st_mode == usual.stat().st_mode
@@ -149,7 +155,7 @@ def test_long_names_can_be_written(way: Replacing, tmp_path: Path) -> None:
 
 
 def test_temporary_file_keeps_the_ending_that_writers_look_at(tmp_path: Path) -> None:
-    with replacing(tmp_path / "arrays.npz") as temporary:
+    with atomic_write(tmp_path / "arrays.npz") as temporary:
         assert temporary.suffix == ".npz"
         temporary.write_bytes(b"x")
 
@@ -171,8 +177,8 @@ def killed_while_replacing(target: Path, at: int, monkeypatch: pytest.MonkeyPatc
             raise Killed
         return rename(self, to)
 
-    with monkeypatch.context() as patched, suppress(Killed), replacing_folder(target) as temporary:
-        put(temporary, "later", replacing_folder)
+    with monkeypatch.context() as patched, suppress(Killed), atomic_folder(target) as temporary:
+        put(temporary, "later", atomic_folder)
         patched.setattr(Path, "rename", watched)
         patched.setattr(shutil, "rmtree", lambda *_, **__: None)
 
@@ -182,34 +188,47 @@ def test_folder_of_a_kill_between_two_renames_is_put_in_its_place(
     at: int, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "out"
-    with replacing_folder(target) as temporary:
-        put(temporary, "earlier", replacing_folder)
+    with atomic_folder(target) as temporary:
+        put(temporary, "earlier", atomic_folder)
     killed_while_replacing(target, at, monkeypatch)
     assert target.exists() == (at == 1)
     assert len(list(tmp_path.iterdir())) == 2
-    settle(target)
-    assert got(target, replacing_folder) == found
+    recover(target)
+    assert got(target, atomic_folder) == found
     assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.parametrize("name", ["out", "o[u]t*", "n" * 240 + ".pt", "\u5b57" * 80])
 def test_half_written_files_are_removed_and_others_stay(name: str, tmp_path: Path) -> None:
     target = tmp_path / name
-    foreign = [".out.writing-mine", ".out2.writing-abcd1234", ".out", "out.writing-abcd1234", ".out.lock"]
+    foreign = [
+        ".out.writing-mine",
+        ".out2.writing-abcd1234",
+        ".out",
+        "out.writing-abcd1234",
+        ".out.lock",
+    ]
     for other in foreign:
         (tmp_path / other).touch()
-    (tmp_path / f"{hidden(target, 'writing-')}abcd1234.pt").touch()
-    settle(target)
+    (tmp_path / f"{hidden_name(target, 'writing-')}abcd1234.pt").touch()
+    recover(target)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(foreign)
 
 
-def test_half_written_files_inside_a_folder_are_removed_and_do_not_make_it_anothers(tmp_path: Path) -> None:
+def test_half_written_files_inside_a_folder_are_removed_and_do_not_make_it_anothers(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "out"
     (folder / "figures").mkdir(parents=True)
-    for name in ("a.csv", ".meta.json.writing-abcd1234.json", "figures/.a.pdf.writing-abcd1234.pdf", "figures/a.csv"):
+    for name in (
+        "a.csv",
+        ".meta.json.writing-abcd1234.json",
+        "figures/.a.pdf.writing-abcd1234.pdf",
+        "figures/a.csv",
+    ):
         (folder / name).touch()
     check_folder(folder, {"a.csv"}, {"figures"})
-    settle(folder)
+    recover(folder)
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) == [
         "a.csv",
         "figures",
@@ -219,7 +238,14 @@ def test_half_written_files_inside_a_folder_are_removed_and_do_not_make_it_anoth
 
 @pytest.mark.parametrize("name", ["mine.txt", "mine.png", "deeper/a.png", "captions.csv.txt"])
 def test_files_beside_the_figures_are_not_replaced(name: str, tmp_path: Path) -> None:
-    ours = ("a.csv", "figures/a.csv", "figures/a.pdf", "figures/a.png", "figures/a.svg", "figures/captions.tex")
+    ours = (
+        "a.csv",
+        "figures/a.csv",
+        "figures/a.pdf",
+        "figures/a.png",
+        "figures/a.svg",
+        "figures/captions.tex",
+    )
     for each in ours:
         (tmp_path / each).parent.mkdir(exist_ok=True)
         (tmp_path / each).touch()
@@ -230,7 +256,9 @@ def test_files_beside_the_figures_are_not_replaced(name: str, tmp_path: Path) ->
         check_folder(tmp_path, {"a.csv"}, {"figures"})
 
 
-def test_the_folder_that_one_stands_in_is_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_that_one_stands_in_is_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     check_folder(Path(), {"a.csv"}, {"figures"})
 
@@ -256,4 +284,9 @@ def test_changed_files_are_told_from_those_that_were_written(tmp_path: Path) -> 
 def test_digests_are_what_sha256sum_checks(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("robust\n0.51\n")
     write_digests(tmp_path)
-    assert subprocess.run(["sha256sum", "--check", "--quiet", DIGESTS], cwd=tmp_path, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            ["sha256sum", "--check", "--quiet", DIGESTS], cwd=tmp_path, check=False
+        ).returncode
+        == 0
+    )

@@ -24,7 +24,9 @@ class Raise:
 
     eps = 0.3
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         return torch.cat([x[:, :1] + self.eps, x[:, 1:]], 1)
 
     def __str__(self) -> str:
@@ -35,7 +37,9 @@ def network() -> nn.Sequential:
     """Make four channels: an attack of the first colour wakes 1, silences 2 and leaves 0 and 3; 0 and 3 decide."""
     conv, linear = nn.Conv2d(2, 4, 1), nn.Linear(4, 2)
     with torch.no_grad():
-        conv.weight.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0], [0.0, -1.0]]).view(4, 2, 1, 1))
+        conv.weight.copy_(
+            torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0], [0.0, -1.0]]).view(4, 2, 1, 1)
+        )
         conv.bias.copy_(torch.tensor([0.0, -0.5, 0.5, 1.0]))
         linear.weight.copy_(torch.tensor([[1.0, 0.0, 0.0, -1.0], [-1.0, 0.0, 0.0, 1.0]]))
         linear.bias.zero_()
@@ -51,7 +55,9 @@ def images(low: float, high: float) -> tuple[Tensor, Tensor]:
 
 
 def flow_of(x: Tensor, y: Tensor, **options: Any) -> pd.DataFrame:
-    found = compare({"net": network()}, (x, y), layers=["1"], **QUICK | {"attack": Raise()} | options)
+    found = compare(
+        {"net": network()}, (x, y), layers=["1"], **QUICK | {"attack": Raise()} | options
+    )
     assert (found.flow["layer"] == "1").all()
     return found.flow.set_index(["class", "channel"])
 
@@ -73,7 +79,9 @@ def test_channels_that_wake_on_some_images() -> None:
     x, y = images(0.0, 0.4)
     flow = flow_of(x, y)
     first = x[:, 0, 0, 0]
-    on = (first + 0.3 - 0.5 > 0.01 * (torch.stack([x[:, 1, 0, 0], 1 - x[:, 1, 0, 0]]).amax(0))).double()
+    on = (
+        first + 0.3 - 0.5 > 0.01 * (torch.stack([x[:, 1, 0, 0], 1 - x[:, 1, 0, 0]]).amax(0))
+    ).double()
     for k in (0, 1):
         share = float(on[y == k].mean())
         assert 0.1 < share < 0.9
@@ -96,10 +104,19 @@ def test_q_is_corrected_over_all_classes_and_channels_of_a_network() -> None:
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) * 0.1
 
     class Noise(Raise):
-        def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        def __call__(
+            self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+        ) -> Tensor:
             return (x + noise - 0.048).clamp(0, 1)
 
-    found = compare({"a": network(), "b": network()}, (x, y), layers=["0", "1"], batch_size=N, attack=Noise(), **QUICK)
+    found = compare(
+        {"a": network(), "b": network()},
+        (x, y),
+        layers=["0", "1"],
+        batch_size=N,
+        attack=Noise(),
+        **QUICK,
+    )
     for _, rows in found.flow.groupby("model"):
         assert len(rows) == 2 * 2 * 4
         assert rows["q"].tolist() == pytest.approx(reference.false_discovery(rows["p"].tolist()))
@@ -127,7 +144,9 @@ def collected(a: Tensor, b: Tensor, y: Tensor, size: int) -> PairedStats:
 
 
 @given(paired(), st.integers(1, 13))
-def test_flow_is_the_naive_one_whatever_the_batches(sample: tuple[Tensor, Tensor, Tensor], size: int) -> None:
+def test_flow_is_the_naive_one_whatever_the_batches(
+    sample: tuple[Tensor, Tensor, Tensor], size: int
+) -> None:
     a, b, y = sample
     stats = collected(a, b, y, size)
     for k in range(3):
@@ -138,12 +157,16 @@ def test_flow_is_the_naive_one_whatever_the_batches(sample: tuple[Tensor, Tensor
             continue
         wanted = reference.flow(a[of_class].tolist(), b[of_class].tolist(), 0.3)
         for name in ("change", "silenced", "awakened"):
-            assert getattr(stats, name)[k].tolist() == pytest.approx([row[name] for row in wanted], abs=1e-12)
+            assert getattr(stats, name)[k].tolist() == pytest.approx(
+                [row[name] for row in wanted], abs=1e-12
+            )
         assert (stats.silenced[k] + stats.awakened[k] <= 1 + 1e-12).all()
 
 
 @given(paired(), st.integers(0, 12))
-def test_the_two_directions_mirror_each_other_and_parts_add_up(sample: tuple[Tensor, Tensor, Tensor], cut: int) -> None:
+def test_the_two_directions_mirror_each_other_and_parts_add_up(
+    sample: tuple[Tensor, Tensor, Tensor], cut: int
+) -> None:
     a, b, y = sample
     forth, back = collected(a, b, y, 5), collected(b, a, y, 5)
     torch.testing.assert_close(forth.change, -back.change, equal_nan=True)
@@ -161,7 +184,9 @@ def test_the_test_is_students_on_the_images() -> None:
         a, b = (net(images).mean((2, 3)).double().numpy() for images in (x, Raise()(net, x, y)))
     for k, c in ((0, 1), (1, 2)):
         rows = (y == k).numpy()
-        assert found.loc[(str(k), c), "p"] == pytest.approx(ttest_rel(a[rows, c], b[rows, c]).pvalue, rel=1e-4)
+        assert found.loc[(str(k), c), "p"] == pytest.approx(
+            ttest_rel(a[rows, c], b[rows, c]).pvalue, rel=1e-4
+        )
 
 
 # ---------------------------------------------------------------- confusion
@@ -175,7 +200,9 @@ def test_confusion_counts_the_answers_of_each_class() -> None:
     found = compare({"net": net}, (x, y), layers=["1"], **QUICK | {"attack": Raise()})
     for data, shown in (("natural", x), ("adversarial", Raise()(net, x, y))):
         answers = net(shown).argmax(1)
-        rows = found.confusion[found.confusion["data"] == data].set_index(["class", "answer"])["count"]
+        rows = found.confusion[found.confusion["data"] == data].set_index(["class", "answer"])[
+            "count"
+        ]
         for k, answer in np.ndindex(2, 2):
             assert rows.get((str(k), str(answer)), 0) == int(((y == k) & (answers == answer)).sum())
     totals = found.confusion.groupby("data")["count"].sum()

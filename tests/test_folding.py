@@ -20,7 +20,7 @@ from channelscope.distributed import SynchronisedBatchNorm2d
 from channelscope.errors import UserError
 from channelscope.gates import Selective
 from channelscope.layers.features import capture
-from channelscope.layers.hooks import evaluating, hooked, logits_of
+from channelscope.layers.hooks import eval_mode, get_logits, hooked
 from channelscope.objectives import Joint, cross_entropy
 from networks import (
     CLASSES,
@@ -81,28 +81,36 @@ def seed(number: int = 0) -> torch.Generator:
 def folded_layers(net: nn.Module) -> list[str]:
     """List the layers whose forward is another for now."""
     forwards = {name: vars(layer).get("forward") for name, layer in net.named_modules()}
-    return [name for name, own in forwards.items() if isinstance(getattr(own, "__self__", None), folding._Pair)]
+    return [
+        name
+        for name, own in forwards.items()
+        if isinstance(getattr(own, "__self__", None), folding._Pair)
+    ]
 
 
 def answers(net: nn.Module, x: Tensor, objective: Any = None) -> tuple[Tensor, Tensor]:
     """Give the logits and the gradient of something made of them, in the images."""
     x = x.detach().requires_grad_()
-    logits = logits_of(net(x))
+    logits = get_logits(net(x))
     loss = (logits * logits.new_tensor(range(1, logits.shape[1] + 1))).sum()
     (gradient,) = torch.autograd.grad(loss, x)
     return logits.detach(), gradient
 
 
-def compare(net: nn.Module, x: Tensor, pairs: int, layout: torch.memory_format = torch.channels_last) -> None:
+def compare(
+    net: nn.Module, x: Tensor, pairs: int, layout: torch.memory_format = torch.channels_last
+) -> None:
     """Assert that a network gives the same answers folded, that many of its BatchNorms being so."""
-    close = {"rtol": 1e-9, "atol": 1e-9} if x.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    close = (
+        {"rtol": 1e-9, "atol": 1e-9} if x.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    )
     given: list[Any] = []
 
     def work(wanted: torch.memory_format) -> tuple[Tensor, Tensor]:
         given.extend([wanted, len(folded_layers(net))])
         return answers(net, x.to(memory_format=wanted))
 
-    with evaluating(net):
+    with eval_mode(net):
         logits, gradient = answers(net, x)
         with unchanged(net):
             found, slope = run_folded(net, x, work)
@@ -132,7 +140,9 @@ FOLDED: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 @pytest.mark.parametrize(("make", "pairs"), FOLDED.values(), ids=FOLDED.keys())
-def test_folded_network_answers_as_it_does_unfolded(make: Callable[[], nn.Module], pairs: int) -> None:
+def test_folded_network_answers_as_it_does_unfolded(
+    make: Callable[[], nn.Module], pairs: int
+) -> None:
     compare(make().double(), double(), pairs)
 
 
@@ -153,7 +163,10 @@ def test_torchvisions_networks_answer_as_they_do_unfolded(name: str, pairs: int)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "not affine"])
 def test_folded_weights_are_those_of_the_equation(bias: bool, affine: bool) -> None:
-    convolution, batchnorm = nn.Conv2d(2, 5, 3, bias=bias).double(), nn.BatchNorm2d(5, affine=affine).double()
+    convolution, batchnorm = (
+        nn.Conv2d(2, 5, 3, bias=bias).double(),
+        nn.BatchNorm2d(5, affine=affine).double(),
+    )
     settle(batchnorm)
     for numbers in batchnorm.parameters():
         nn.init.normal_(numbers)
@@ -291,7 +304,9 @@ def test_way_that_a_network_takes_later_has_its_own_values(before: Body, body: B
 
 
 def test_each_batchnorm_takes_the_features_of_its_own_convolution_only() -> None:
-    net = Two(lambda net, x: net.norm(net.second(net.other(net.first(x)))), other=nn.BatchNorm2d(4)).double()
+    net = Two(
+        lambda net, x: net.norm(net.second(net.other(net.first(x)))), other=nn.BatchNorm2d(4)
+    ).double()
     compare(net, double(), 2)
     net.body = lambda net, x: net.other(net.second(net.norm(net.first(x))))
     compare(net, double(), 2)
@@ -315,18 +330,29 @@ LAYERS: dict[str, tuple[Callable[[], dict[str, nn.Module]], int]] = {
     "convolution of its own kind": (lambda: {"second": Doubling(4, 4, 3)}, 0),
     "BatchNorm of its own kind": (lambda: {"norm": Activating(4)}, 0),
     "no running statistics": (lambda: {"norm": nn.BatchNorm2d(4, track_running_stats=False)}, 0),
-    "InstanceNorm": (lambda: {"norm": nn.InstanceNorm2d(4, affine=True, track_running_stats=True)}, 0),
+    "InstanceNorm": (
+        lambda: {"norm": nn.InstanceNorm2d(4, affine=True, track_running_stats=True)},
+        0,
+    ),
     "GroupNorm": (lambda: {"norm": nn.GroupNorm(2, 4)}, 0),
     "parametrised": (lambda: {"second": parametrizations.weight_norm(nn.Conv2d(4, 4, 3))}, 0),
     "spectral norm": (lambda: {"second": nn.utils.spectral_norm(nn.Conv2d(4, 4, 3))}, 0),
     "grouped": (lambda: {"second": nn.Conv2d(4, 4, 3, groups=2, bias=False)}, 1),
-    "padded by reflection": (lambda: {"second": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")}, 1),
-    "strided and dilated": (lambda: {"second": nn.Conv2d(4, 4, 3, stride=2, dilation=2, padding="valid")}, 1),
+    "padded by reflection": (
+        lambda: {"second": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")},
+        1,
+    ),
+    "strided and dilated": (
+        lambda: {"second": nn.Conv2d(4, 4, 3, stride=2, dilation=2, padding="valid")},
+        1,
+    ),
 }
 
 
 @pytest.mark.parametrize(("layers", "pairs"), LAYERS.values(), ids=LAYERS.keys())
-def test_only_plain_layers_are_folded(layers: Callable[[], dict[str, nn.Module]], pairs: int) -> None:
+def test_only_plain_layers_are_folded(
+    layers: Callable[[], dict[str, nn.Module]], pairs: int
+) -> None:
     compare(Two(ordinary, **layers()).double().eval(), double(), pairs)
 
 
@@ -342,7 +368,9 @@ def test_network_that_views_its_features_is_folded_in_its_own_format() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_network_that_would_answer_otherwise_is_left_alone() -> None:
-    scripted = torch.jit.script(total)  # it takes a tensor for what it holds, whatever stands in for it
+    scripted = torch.jit.script(
+        total
+    )  # it takes a tensor for what it holds, whatever stands in for it
 
     def adds_the_total(net: Two, x: Tensor) -> Tensor:
         z = net.first(x)
@@ -366,7 +394,10 @@ def test_layer_under_two_names_is_folded_once() -> None:
 
 
 def test_weights_shared_by_two_convolutions_stay_apart() -> None:
-    net = Two(lambda net, x: net.norm(net.second(net.other(net.third(net.first(x))))), third=nn.Conv2d(4, 4, 3))
+    net = Two(
+        lambda net, x: net.norm(net.second(net.other(net.third(net.first(x))))),
+        third=nn.Conv2d(4, 4, 3),
+    )
     net.other = nn.BatchNorm2d(4)
     net.second.weight = net.third.weight
     compare(settle(net).double(), double(), 2)
@@ -377,9 +408,11 @@ def test_weights_shared_by_two_convolutions_stay_apart() -> None:
 
 def test_hooks_see_what_they_see_without_folding() -> None:
     net, x = resnet().double(), double()
-    layers = [name for name, layer in net.named_modules() if name and next(layer.children(), None) is None]
+    layers = [
+        name for name, layer in net.named_modules() if name and next(layer.children(), None) is None
+    ]
     layers = [name for name in layers if not name.endswith("shortcut")]
-    with evaluating(net), capture(net, *layers) as features:
+    with eval_mode(net), capture(net, *layers) as features:
         net(x)
         wanted = dict(features)
         run_folded(net, x, lambda layout: net(x.to(memory_format=layout)))
@@ -387,7 +420,9 @@ def test_hooks_see_what_they_see_without_folding() -> None:
             torch.testing.assert_close(features[name], wanted[name], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("layer", "pairs"), [("conv1", 11), ("bn1", 11), ("layer1", 12), ("layer1.0.conv2", 11)])
+@pytest.mark.parametrize(
+    ("layer", "pairs"), [("conv1", 11), ("bn1", 11), ("layer1", 12), ("layer1.0.conv2", 11)]
+)
 def test_watched_layer_is_not_folded(layer: str, pairs: int) -> None:
     net = resnet().double()
     compare(net, double(), 12)
@@ -398,15 +433,20 @@ def test_watched_layer_is_not_folded(layer: str, pairs: int) -> None:
 
 def test_edit_of_a_layer_has_its_effect() -> None:
     net, x = resnet().double(), double()
-    with hooked(net, {"conv1": lambda z: z * 2, "layer1.0.bn1": lambda z: z + 1, "layer2": lambda z: z * 3}):
+    with hooked(
+        net, {"conv1": lambda z: z * 2, "layer1.0.bn1": lambda z: z + 1, "layer2": lambda z: z * 3}
+    ):
         compare(net, x, 10)
 
 
 def test_watcher_of_a_container_sees_the_convolutions_own_output() -> None:
-    net, x = Two(lambda net, x: net.norm(net.stem(x)), stem=nn.Sequential(nn.Conv2d(1, 4, 3))).double(), double()
+    net, x = (
+        Two(lambda net, x: net.norm(net.stem(x)), stem=nn.Sequential(nn.Conv2d(1, 4, 3))).double(),
+        double(),
+    )
     seen: list[Tensor] = []
     handle = net.stem.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    with evaluating(net):
+    with eval_mode(net):
         run_folded(net, x, lambda layout: net(x.to(memory_format=layout)))
     handle.remove()
     for output in seen:
@@ -426,7 +466,7 @@ def test_structure_is_found_out_once() -> None:
     x = double()
     compare(net, x, 12)
     net.register_forward_pre_hook(lambda *_: passes.append(1))
-    with evaluating(net):
+    with eval_mode(net):
         run_folded(net, x, lambda layout: net(x.to(memory_format=layout)))
         asked = len(passes)
         run_folded(net, x, lambda layout: net(x.to(memory_format=layout)))
@@ -465,7 +505,7 @@ def test_network_that_draws_random_numbers_draws_the_same_ones_as_without_foldin
             return super().forward(x + 0.1 * torch.randn_like(x))
 
     net, x = Noisy(ordinary).double(), double()
-    with evaluating(net):
+    with eval_mode(net):
         with torch.random.fork_rng():
             wanted = [answers(net, x) for _ in range(2)]
         found = [run_folded(net, x, lambda _: answers(net, x)) for _ in range(2)]
@@ -487,7 +527,10 @@ def with_weights_changed_in_place(net: Any, x: Tensor, y: Tensor) -> Tensor:
 
 
 def with_other_weights(net: Any, x: Tensor, y: Tensor) -> Tensor:
-    numbers = [*net.named_parameters(), *((name, b) for name, b in net.named_buffers() if b.is_floating_point())]
+    numbers = [
+        *net.named_parameters(),
+        *((name, b) for name, b in net.named_buffers() if b.is_floating_point()),
+    ]
     state = {name: own.detach() + 0.1 for name, own in numbers}
     for name, own in numbers:
         while state[name]._version < own._version:  # as often changed as its own ones
@@ -513,7 +556,9 @@ def test_objective_that_looks_inside_attacks_as_without_folding(
     copies = [copy.deepcopy(net) for _ in range(2)]
     PGD(steps=1)(copies[1], x, y)  # so that it is known how to fold it
     found = [attack(one, x, y, seed()) for one in copies]
-    monkeypatch.setattr("channelscope.attacks.runs.run_folded", lambda _net, _x, work: work(torch.preserve_format))
+    monkeypatch.setattr(
+        "channelscope.attacks.runs.run_folded", lambda _net, _x, work: work(torch.preserve_format)
+    )
     wanted = attack(net, x, y, seed())
     assert not torch.equal(wanted, x)
     for adversarial in found:
@@ -538,13 +583,16 @@ def test_objective_that_fails_on_a_folded_network_is_not_tried_on_it_again() -> 
 
 @contextmanager
 def folded(net: nn.Module, x: Tensor) -> Iterator[None]:
-    with evaluating(net), folding._folded(net, folding._plan(net, x)):
+    with eval_mode(net), folding._folded(net, folding._plan(net, x)):
         yield
 
 
 def test_network_is_its_own_while_it_is_folded() -> None:
     net, x = resnet(), images()[0]
-    before, state = list(net.parameters()), {name: numbers.clone() for name, numbers in net.state_dict().items()}
+    before, state = (
+        list(net.parameters()),
+        {name: numbers.clone() for name, numbers in net.state_dict().items()},
+    )
     with folded(net, x):
         assert len(folded_layers(net)) == 24
         assert all(a is b for a, b in zip(net.parameters(), before, strict=True))
@@ -586,7 +634,9 @@ def test_attack_works_the_same_within_an_attack() -> None:
         return cross_entropy(net, x, y) + 0 * inner(net, x, y).sum()
 
     found = PGD(steps=2, random_start=False, objective=objective)(net, x, y)
-    torch.testing.assert_close(found, PGD(steps=2, random_start=False)(net, x, y), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        found, PGD(steps=2, random_start=False)(net, x, y), rtol=0, atol=1e-9
+    )
 
 
 # ---------------------------------------------------------------- precisions and formats
@@ -594,8 +644,10 @@ def test_attack_works_the_same_within_an_attack() -> None:
 
 def untouched(net: nn.Module, x: Tensor) -> bool:
     """Tell whether a network is left alone."""
-    with evaluating(net):
-        return run_folded(net, x, lambda layout: layout == torch.preserve_format and not folded_layers(net))
+    with eval_mode(net):
+        return run_folded(
+            net, x, lambda layout: layout == torch.preserve_format and not folded_layers(net)
+        )
 
 
 class Casts(nn.Module):
@@ -643,8 +695,12 @@ def replicated(net: nn.Module, _: list[Any]) -> nn.Module:
     return nn.DataParallel(net)
 
 
-@pytest.mark.parametrize("wrap", [compiled, compiled_in_place, replicated], ids=lambda wrap: wrap.__name__)
-def test_compiled_and_replicated_networks_are_left_alone(wrap: Callable[[nn.Module, list[Any]], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "wrap", [compiled, compiled_in_place, replicated], ids=lambda wrap: wrap.__name__
+)
+def test_compiled_and_replicated_networks_are_left_alone(
+    wrap: Callable[[nn.Module, list[Any]], nn.Module],
+) -> None:
     graphs: list[Any] = []
     assert untouched(nn.Sequential(wrap(plain(), graphs)), images()[0])
     assert not graphs
@@ -669,8 +725,14 @@ def test_autocast_attacks_fold_too() -> None:
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("objective", [cross_entropy, Joint()], ids=["cross-entropy", "joint"])
-def test_adversarial_images_have_the_format_of_the_images(layout: torch.memory_format, objective: Any) -> None:
+def test_adversarial_images_have_the_format_of_the_images(
+    layout: torch.memory_format, objective: Any
+) -> None:
     net, (x, y) = resnet(channels=3), images(channels=3)
     x = x.contiguous(memory_format=layout)
-    for attack in (PGD(steps=1, objective=objective), PGD(steps=1, restarts=2), PGD(steps=3, early_stop=0)):
+    for attack in (
+        PGD(steps=1, objective=objective),
+        PGD(steps=1, restarts=2),
+        PGD(steps=3, early_stop=0),
+    ):
         assert attack(net, x, y, seed()).stride() == x.stride()

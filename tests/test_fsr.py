@@ -53,7 +53,9 @@ def gumbel_pair(shape: torch.Size, seed: int) -> tuple[Tensor, Tensor]:
 
 def gradients(answer: dict[str, Tensor], wanted: list[Tensor]) -> tuple[Tensor, ...]:
     """Differentiate a loss in which every number of the answer has a weight of its own."""
-    loss = sum((part * torch.linspace(-1, 2, part.numel()).view_as(part)).sum() for part in answer.values())
+    loss = sum(
+        (part * torch.linspace(-1, 2, part.numel()).view_as(part)).sum() for part in answer.values()
+    )
     return torch.autograd.grad(loss, wanted)
 
 
@@ -68,7 +70,9 @@ def test_gate_is_that_of_the_paper_with_all_its_gradients(training: bool, tau: f
     ours = parts(made(z))
     torch.testing.assert_close(ours, papers, rtol=1e-10, atol=1e-12)
     wanted = [z, *made.parameters()]
-    torch.testing.assert_close(gradients(ours, wanted), gradients(papers, wanted), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        gradients(ours, wanted), gradients(papers, wanted), rtol=1e-8, atol=1e-10
+    )
 
 
 def test_every_element_is_either_robust_or_recalibrated() -> None:
@@ -78,14 +82,20 @@ def test_every_element_is_either_robust_or_recalibrated() -> None:
     torch.testing.assert_close(answer.features - z, (1 - answer.mask) * made.recalibration(other))
 
 
-def test_robust_and_recalibrated_parts_are_trained_on_labels_and_the_other_on_the_strongest_rival() -> None:
+def test_robust_and_recalibrated_parts_are_trained_on_labels_and_the_other_on_the_strongest_rival() -> (
+    None
+):
     cnn, (x, y) = resnet("resnet18"), images()
     net = Selective(cnn, {"layer4": FeatureRecalibrator(16, CLASSES)}).eval()
     answer = net.probed(x, y)
     (robust, _), (recalibrated, _), (other, _) = heads = answer.heads(y)[0]
-    assert torch.equal(torch.stack([robust, recalibrated]), torch.stack(answer.selections["layer4"].extra))
+    assert torch.equal(
+        torch.stack([robust, recalibrated]), torch.stack(answer.selections["layer4"].extra)
+    )
     assert torch.equal(other, answer.selections["layer4"].rivals[0])
-    rivals = [reference.rival(logits, int(label)) for logits, label in zip(answer.logits, y, strict=True)]
+    rivals = [
+        reference.rival(logits, int(label)) for logits, label in zip(answer.logits, y, strict=True)
+    ]
     assert [targets.tolist() for _, targets in heads] == [y.tolist(), y.tolist(), rivals]
     assert not (heads[2][1] == y).any()
     assert answer.probes == {}
@@ -108,7 +118,10 @@ def test_an_element_is_separated_as_robust_as_often_as_its_robustness_says(
     """The Gumbel softmax exceeds 1/2 with probability p, whatever its temperature; also where p needs fine draws."""
     made, draws = gate(tau=0.3).train(), 40_000
     r = torch.full((1, 1, 200, 200), math.log(robustness / (1 - robustness)), dtype=dtype)
-    share, wanted = float((made.importance(r) > 0.5).double().mean()), float(r[0, 0, 0, 0].double().sigmoid())
+    share, wanted = (
+        float((made.importance(r) > 0.5).double().mean()),
+        float(r[0, 0, 0, 0].double().sigmoid()),
+    )
     assert abs(share - wanted) < 4 * math.sqrt(wanted * (1 - wanted) / draws)
 
 

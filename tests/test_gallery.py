@@ -5,8 +5,20 @@ import re
 from figures.make import HEADS, WORDS, page
 
 FIGURES = [
-    {"name": "training", "caption": "Loss.", "seen": 'at: "ends" <here>', "section": "training", "main": True},
-    {"name": "magnitude-cat", "caption": "Of cat.", "seen": "one", "section": "claims", "main": True},
+    {
+        "name": "training",
+        "caption": "Loss.",
+        "seen": 'at: "ends" <here>',
+        "section": "training",
+        "main": True,
+    },
+    {
+        "name": "magnitude-cat",
+        "caption": "Of cat.",
+        "seen": "one",
+        "section": "claims",
+        "main": True,
+    },
     {"name": "relevance", "caption": "Of all.", "seen": "two", "section": "claims", "main": True},
 ]
 
@@ -16,7 +28,16 @@ def test_figures_stand_in_their_sections_with_caption_data_and_what_is_seen() ->
     assert text.startswith(HEADS["digits"])
     assert WORDS.strip() in text
     titles = re.findall(r"^##+ (.*)$", text, re.MULTILINE)
-    assert titles == ["Evidence for the claims", "magnitude-cat", "relevance", "Training", "training"]
-    assert "- Evidence for the claims: [magnitude-cat](#magnitude-cat), [relevance](#relevance)" in text
+    assert titles == [
+        "Evidence for the claims",
+        "magnitude-cat",
+        "relevance",
+        "Training",
+        "training",
+    ]
+    assert (
+        "- Evidence for the claims: [magnitude-cat](#magnitude-cat), [relevance](#relevance)"
+        in text
+    )
     assert '<img src="training.png" width="480" alt="at: &quot;ends&quot; &lt;here&gt;">' in text
     assert "Loss. [Data](training.csv), [PDF](training.pdf)." in text

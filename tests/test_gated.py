@@ -14,7 +14,9 @@ from channelscope.figures import gated
 from channelscope.figures.paper import COLOURS
 from comparisons import synthetic
 
-GATED = synthetic(("at", "cifs"), ("bird", "cat", "dog"), gates=("layer4.0", "layer4.1"), channels=7, whole=True)
+GATED = synthetic(
+    ("at", "cifs"), ("bird", "cat", "dog"), gates=("layer4.0", "layer4.1"), channels=7, whole=True
+)
 
 
 def test_masks_are_drawn_by_class_and_by_the_channels_order() -> None:
@@ -26,7 +28,9 @@ def test_masks_are_drawn_by_class_and_by_the_channels_order() -> None:
         rows = drawn[drawn["data"] == data]
         np.testing.assert_array_equal(np.ravel(mesh.get_array()), rows["mask"])
         wanted = frame[frame["data"] == data].set_index(["class", "channel"])["mask"]
-        np.testing.assert_array_equal(wanted.loc[zip(rows["class"], rows["channel"], strict=True)], rows["mask"])
+        np.testing.assert_array_equal(
+            wanted.loc[zip(rows["class"], rows["channel"], strict=True)], rows["mask"]
+        )
         assert list(rows["place"]) == [*range(1, 8)] * 3
         assert [label.get_text() for label in ax.get_yticklabels()] == ["bird", "cat", "dog"]
         assert data in ax.get_title(loc="left")
@@ -35,7 +39,9 @@ def test_masks_are_drawn_by_class_and_by_the_channels_order() -> None:
 
 
 def test_channels_that_a_mask_all_but_closes_are_in_the_table_alone() -> None:
-    masks = GATED.masks.assign(mask=GATED.masks["mask"].where(~GATED.masks["channel"].isin([0, 3]), 1e-4))
+    masks = GATED.masks.assign(
+        mask=GATED.masks["mask"].where(~GATED.masks["channel"].isin([0, 3]), 1e-4)
+    )
     comparison = replace(GATED, masks=masks)
     drawn = gated.masks_data(comparison, "at", "layer4.1")
     assert set(drawn.loc[~drawn["shown"], "channel"]) == {0, 3}
@@ -48,7 +54,8 @@ def test_channels_that_a_mask_all_but_closes_are_in_the_table_alone() -> None:
     )
     said = " ".join(figure.legends[0].get_title().get_text().split())
     assert (
-        said == "mean over the images of each class (true class); the other 2 channels: below 1% of the largest factor"
+        said
+        == "mean over the images of each class (true class); the other 2 channels: below 1% of the largest factor"
     )
 
 
@@ -64,7 +71,8 @@ def test_channels_are_sorted_by_the_class_that_they_are_let_through_for_most() -
 def test_masks_with_signs_have_colours_of_both() -> None:
     """White is 0: a factor of the same size has a colour of the same strength, whatever its sign."""
     signed, positive = (
-        plots.masks(GATED, "at", gate).axes[0].collections[0].get_clim() for gate in ("layer4.0", "layer4.1")
+        plots.masks(GATED, "at", gate).axes[0].collections[0].get_clim()
+        for gate in ("layer4.0", "layer4.1")
     )
     assert signed[0] == -signed[1] < 0
     assert positive[0] == 0
@@ -72,7 +80,10 @@ def test_masks_with_signs_have_colours_of_both() -> None:
 
 def test_classes_without_images_have_no_row() -> None:
     masks = GATED.masks.assign(mask=GATED.masks["mask"].where(GATED.masks["class"] != "cat"))
-    assert set(gated.masks_data(replace(GATED, masks=masks), "at", "layer4.0")["class"]) == {"bird", "dog"}
+    assert set(gated.masks_data(replace(GATED, masks=masks), "at", "layer4.0")["class"]) == {
+        "bird",
+        "dog",
+    }
 
 
 def test_the_share_in_effect_is_drawn_with_its_interval() -> None:
@@ -82,7 +93,9 @@ def test_the_share_in_effect_is_drawn_with_its_interval() -> None:
     for ax, (model, layer) in zip(figure.axes, panels, strict=True):
         assert ax.get_title(loc="left") == f"{model}, gate at {layer}"
         for bars, data in zip(ax.containers, COLOURS, strict=True):
-            rows = GATED.spread.query("model == @model and layer == @layer and data == @data").set_index("class")
+            rows = GATED.spread.query(
+                "model == @model and layer == @layer and data == @data"
+            ).set_index("class")
             rows = rows.loc[["bird", "cat", "dog", "all"]]
             line, _, (reach,) = bars
             assert to_hex(line.get_color()) == COLOURS[data].lower()
@@ -112,13 +125,20 @@ def test_leakage_draws_every_measure_and_beside_it_what_chance_gives(model: str)
     ticks = [tick.tick1line.get_visible() for tick in ax.yaxis.get_major_ticks()]
     assert [place for place, seen in enumerate(ticks) if not seen] == [0, 4, 6, 9]
     for bars, data in zip(ax.containers, COLOURS, strict=True):
-        rows = GATED.leakage.query("model == @model and data == @data").set_index(["layer", "measure"])["value"]
+        rows = GATED.leakage.query("model == @model and data == @data").set_index(
+            ["layer", "measure"]
+        )["value"]
         x, y = bars.lines[0].get_data()
         assert to_hex(bars.lines[0].get_color()) == COLOURS[data].lower()
         np.testing.assert_array_equal(x, rows.loc[[*lines]])
         assert [round(place) for place in y] == [place for place, _ in lines.values()]
-        strokes = next(line for line in ax.lines if line.get_marker() == "|" and line.get_ydata()[0] == y[0])
-        chance = [np.nan if name is None else rows.loc[(layer, name)] for (layer, _), (_, name) in lines.items()]
+        strokes = next(
+            line for line in ax.lines if line.get_marker() == "|" and line.get_ydata()[0] == y[0]
+        )
+        chance = [
+            np.nan if name is None else rows.loc[(layer, name)]
+            for (layer, _), (_, name) in lines.items()
+        ]
         np.testing.assert_array_equal(strokes.get_xdata(), chance)
 
 
@@ -137,7 +157,9 @@ def test_without_gates_a_sentence_says_what_to_do(make) -> None:
 
 
 def test_an_unknown_gate_is_told_with_those_that_are_there() -> None:
-    with pytest.raises(UserError, match=r"No gate 'layer1' of 'at' here. Choose from at, layer4.0; at, layer4.1;"):
+    with pytest.raises(
+        UserError, match=r"No gate 'layer1' of 'at' here. Choose from at, layer4.0; at, layer4.1;"
+    ):
         plots.masks(GATED, "at", "layer1")
 
 
@@ -145,6 +167,8 @@ def test_the_comparison_lists_its_figures_of_gates_and_draws_them_by_method() ->
     names = [name for name in plots.figures(GATED) if name.startswith(("mask", "leak"))]
     masks = [f"masks-{model}-layer4-{gate}" for model in ("at", "cifs") for gate in (0, 1)]
     assert names == ["leakage", *masks, "mask-share"]
-    pd.testing.assert_frame_equal(plots.data(masks[3], GATED), gated.masks_data(GATED, "cifs", "layer4.1"))
+    pd.testing.assert_frame_equal(
+        plots.data(masks[3], GATED), gated.masks_data(GATED, "cifs", "layer4.1")
+    )
     assert len(GATED.plot_masks("at", "layer4.0").axes) == len(GATED.plot_leakage().axes) + 1
     assert len(GATED.plot_mask_share().axes) == 4

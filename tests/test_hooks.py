@@ -15,14 +15,14 @@ import channelscope
 from channelscope.errors import UserError
 from channelscope.layers.hooks import (
     LayerError,
-    evaluating,
+    eval_mode,
     first_tensor,
+    get_logits,
     handed_on,
     has_hooks,
     hooked,
-    layers_named,
     logits_for,
-    logits_of,
+    match_layers,
     named_layers,
     trace,
 )
@@ -68,18 +68,24 @@ class Around(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "meant"), [("layer5.0", "layer4.0"), ("layer4.0.gate", "layer4.0.gated"), ("conv", "conv1")]
+    ("wrong", "meant"),
+    [("layer5.0", "layer4.0"), ("layer4.0.gate", "layer4.0.gated"), ("conv", "conv1")],
 )
 def test_unknown_layer_is_answered_with_suggestions(wrong: str, meant: str) -> None:
     net = gated()
-    with pytest.raises(LayerError, match=f"There is no layer '{wrong}' in this network. Did you mean .*'{meant}'"):
+    with pytest.raises(
+        LayerError, match=f"There is no layer '{wrong}' in this network. Did you mean .*'{meant}'"
+    ):
         hooked(net, {wrong: look}).__enter__()
     assert hooks(net) == 0
 
 
 @pytest.mark.parametrize("wrong", ["zzzzzzz", "relu1@", "relu1@x", "relu1@-1", "zzzzzzz@1"])
 def test_name_that_is_no_layer_is_refused(wrong: str) -> None:
-    with pytest.raises(LayerError, match=f"There is no layer '{wrong}'"), hooked(plain(), {wrong: look}):
+    with (
+        pytest.raises(LayerError, match=f"There is no layer '{wrong}'"),
+        hooked(plain(), {wrong: look}),
+    ):
         pass
 
 
@@ -118,7 +124,9 @@ def test_edit_that_returns_none_leaves_the_output_alone() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-def test_edit_replaces_the_first_tensor_of_any_output(form: Callable[[Tensor, Tensor], Any]) -> None:
+def test_edit_replaces_the_first_tensor_of_any_output(
+    form: Callable[[Tensor, Tensor], Any],
+) -> None:
     x, _ = images()
     net = Around(form)
     plain_output = net(x)
@@ -129,7 +137,10 @@ def test_edit_replaces_the_first_tensor_of_any_output(form: Callable[[Tensor, Te
         assert torch.equal(edited, plain_output + 1)
         return
     if dataclasses.is_dataclass(edited):  # its features come first
-        edited, plain_output = [edited.features, edited.logits], [plain_output.features, plain_output.logits]
+        edited, plain_output = (
+            [edited.features, edited.logits],
+            [plain_output.features, plain_output.logits],
+        )
         x = plain_output[1]
     keys = list(plain_output) if isinstance(plain_output, dict) else [0, 1]
     assert torch.equal(edited[keys[0]], plain_output[keys[0]] + 1)
@@ -166,21 +177,34 @@ NESTED: dict[str, Callable[[Tensor, Tensor], Any]] = {
 def _flat(output: Any) -> list[Any]:
     if dataclasses.is_dataclass(output):
         return [output.words, *output.attended]
-    items = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else None
+    items = (
+        output.values()
+        if isinstance(output, dict)
+        else output
+        if isinstance(output, tuple | list)
+        else None
+    )
     return [output] if items is None else [inner for item in items for inner in _flat(item)]
 
 
 @pytest.mark.parametrize("form", NESTED.values(), ids=NESTED.keys())
-def test_edit_replaces_the_first_tensor_one_level_deeper(form: Callable[[Tensor, Tensor], Any]) -> None:
+def test_edit_replaces_the_first_tensor_one_level_deeper(
+    form: Callable[[Tensor, Tensor], Any],
+) -> None:
     (x, _), net = images(), Around(form)
     found = net(x)
     with hooked(net, {"layer": lambda z: z + 1}):
         edited = net(x)
     assert type(edited) is type(found)
-    tensors = [[item for item in _flat(output) if isinstance(item, Tensor)] for output in (edited, found)]
+    tensors = [
+        [item for item in _flat(output) if isinstance(item, Tensor)] for output in (edited, found)
+    ]
     assert torch.equal(tensors[0][0], tensors[1][0] + 1)
     assert torch.equal(tensors[0][1], tensors[1][1])
-    words = [[item for item in _flat(output) if not isinstance(item, Tensor)] for output in (edited, found)]
+    words = [
+        [item for item in _flat(output) if not isinstance(item, Tensor)]
+        for output in (edited, found)
+    ]
     assert words[0] == words[1]
 
 
@@ -188,7 +212,10 @@ def test_layer_without_a_tensor_is_refused() -> None:
     with pytest.raises(UserError, match="The layer 'layer' returns a str that holds no tensor"):
         first_tensor("words", "layer 'layer'")
     net = Around(lambda _, __: {"words": "none"})
-    with pytest.raises(UserError, match="returns a dict that holds no tensor"), hooked(net, {"layer": look}):
+    with (
+        pytest.raises(UserError, match="returns a dict that holds no tensor"),
+        hooked(net, {"layer": look}),
+    ):
         net(images()[0])
 
 
@@ -205,7 +232,10 @@ def test_edits_stack_in_the_order_of_their_contexts() -> None:
 
 def test_module_called_twice_is_refused_and_told_to_index_by_call() -> None:
     net = Twice()
-    with hooked(net, {"relu": look}), pytest.raises(LayerError, match=r"'relu' runs more .* 'relu@0' or 'relu@1'"):
+    with (
+        hooked(net, {"relu": look}),
+        pytest.raises(LayerError, match=r"'relu' runs more .* 'relu@0' or 'relu@1'"),
+    ):
         net(images()[0])
     assert hooks(net) == 0
 
@@ -228,23 +258,38 @@ def test_module_called_once_may_be_indexed_too() -> None:
 
 def test_call_that_does_not_happen_is_an_error() -> None:
     net = Twice()
-    with pytest.raises(LayerError, match=r"'relu@2' ran only 2 time\(s\)"), hooked(net, {"relu@2": look}):
+    with (
+        pytest.raises(LayerError, match=r"'relu@2' ran only 2 time\(s\)"),
+        hooked(net, {"relu@2": look}),
+    ):
         net(images()[0])
 
 
 def test_hooked_layer_that_never_ran_is_an_error() -> None:
     net = Twice()
-    with pytest.raises(LayerError, match="'unused' did not run in the forward pass"), hooked(net, {"unused": look}):
+    with (
+        pytest.raises(LayerError, match="'unused' did not run in the forward pass"),
+        hooked(net, {"unused": look}),
+    ):
         net(images()[0])
     assert hooks(net) == 0
 
 
 def test_shared_module_is_addressed_by_its_first_name_call_by_call() -> None:
     net, seen = Shared(), []
-    with hooked(net, {"relu1@0": lambda z: seen.append(z.shape[2]), "relu1@1": lambda z: seen.append(z.shape[2])}):
+    with hooked(
+        net,
+        {
+            "relu1@0": lambda z: seen.append(z.shape[2]),
+            "relu1@1": lambda z: seen.append(z.shape[2]),
+        },
+    ):
         net(images()[0])
     assert seen == [6, 4]
-    with pytest.raises(LayerError, match="'relu1' runs more than once"), hooked(net, {"relu1": look}):
+    with (
+        pytest.raises(LayerError, match="'relu1' runs more than once"),
+        hooked(net, {"relu1": look}),
+    ):
         net(images()[0])
 
 
@@ -257,7 +302,9 @@ def test_calls_are_counted_afresh_after_a_failed_forward_pass() -> None:
     net, seen = Twice(), []
     with hooked(net, {"relu@1": lambda z: seen.append(z.shape[2])}):
         with pytest.raises(RuntimeError):
-            net(torch.zeros(1, 1, 4, 4))  # too small for the second convolution: the ReLU has run once
+            net(
+                torch.zeros(1, 1, 4, 4)
+            )  # too small for the second convolution: the ReLU has run once
         net(images()[0])
     assert seen == [4]
 
@@ -275,7 +322,10 @@ def test_no_hook_is_left_after_an_exception_in_the_network(layer: str) -> None:
 
 def test_no_hook_is_left_after_an_exception_in_an_edit() -> None:
     net = gated()
-    with pytest.raises(RuntimeError, match="the edit failed"), hooked(net, {"layer1": look, "layer4.0.gated": fail}):
+    with (
+        pytest.raises(RuntimeError, match="the edit failed"),
+        hooked(net, {"layer1": look, "layer4.0.gated": fail}),
+    ):
         net(images()[0])
     assert hooks(net) == 0
 
@@ -298,7 +348,11 @@ def test_hooks_of_others_stay() -> None:
 
 def test_no_other_module_registers_hooks() -> None:
     folder = Path(channelscope.__file__).parent
-    users = {path.name for path in folder.rglob("*.py") if re.search(r"\.register_\w*hook", path.read_text())}
+    users = {
+        path.name
+        for path in folder.rglob("*.py")
+        if re.search(r"\.register_\w*hook", path.read_text())
+    }
     assert users == {"hooks.py"}
 
 
@@ -306,9 +360,11 @@ def test_no_other_module_registers_hooks() -> None:
 
 
 @pytest.mark.parametrize("make", [plain, gated, Twice])
-def test_evaluating_restores_mixed_modes_and_frozen_parameters(make: Callable[[], nn.Module]) -> None:
+def test_evaluating_restores_mixed_modes_and_frozen_parameters(
+    make: Callable[[], nn.Module],
+) -> None:
     net = mixed(make())
-    with unchanged(net), evaluating(net):
+    with unchanged(net), eval_mode(net):
         assert not any(module.training for module in net.modules())
         assert not any(parameter.requires_grad for parameter in net.parameters())
         net(images()[0])
@@ -316,20 +372,26 @@ def test_evaluating_restores_mixed_modes_and_frozen_parameters(make: Callable[[]
 
 def test_evaluating_restores_after_an_exception() -> None:
     net = mixed(plain())
-    with unchanged(net), pytest.raises(RuntimeError, match="inside"), evaluating(net):
+    with unchanged(net), pytest.raises(RuntimeError, match="inside"), eval_mode(net):
         raise RuntimeError("inside")
 
 
 @pytest.mark.parametrize("make", [TrainsItself, TrainsInPassing])
-def test_network_that_switches_itself_to_train_mode_is_refused_and_restored(make: Callable[[], nn.Module]) -> None:
+def test_network_that_switches_itself_to_train_mode_is_refused_and_restored(
+    make: Callable[[], nn.Module],
+) -> None:
     net = mixed(make())
-    with unchanged(net), pytest.raises(UserError, match="switches itself to train mode"), evaluating(net):
+    with (
+        unchanged(net),
+        pytest.raises(UserError, match="switches itself to train mode"),
+        eval_mode(net),
+    ):
         net(images()[0])
 
 
 def test_network_that_trains_itself_is_restored_after_another_exception() -> None:
     net, brittle = TrainsItself(), Brittle()
-    with unchanged(net), pytest.raises(RuntimeError, match="broken behind"), evaluating(net):
+    with unchanged(net), pytest.raises(RuntimeError, match="broken behind"), eval_mode(net):
         brittle(net(images()[0]).view(1, 1, 6, 5))
 
 
@@ -354,7 +416,7 @@ class Counting(nn.Module):
 
 def test_evaluating_puts_back_buffers_that_the_network_changes() -> None:
     net, (x, _) = Counting(), images()
-    with unchanged(net), evaluating(net):
+    with unchanged(net), eval_mode(net):
         net(x)
         assert net.passes == 1
     assert net.turned.flatten().tolist() == [0, 3, 1, 4, 2, 5]
@@ -363,7 +425,11 @@ def test_evaluating_puts_back_buffers_that_the_network_changes() -> None:
 @pytest.mark.parametrize("name", ["running_mean", "running_var", "num_batches_tracked"])
 def test_drift_of_any_statistic_is_refused_and_put_back(name: str) -> None:
     net = plain()
-    with unchanged(net), pytest.raises(UserError, match="switches itself to train mode"), evaluating(net):
+    with (
+        unchanged(net),
+        pytest.raises(UserError, match="switches itself to train mode"),
+        eval_mode(net),
+    ):
         getattr(net.bn1, name).add_(1)
 
 
@@ -373,12 +439,18 @@ def test_drift_of_any_statistic_is_refused_and_put_back(name: str) -> None:
 def pairs_of(net: nn.Module, *names: str) -> dict[str, str]:
     layers = dict(net.named_modules())
     with unchanged(net):
-        return handed_on(net, images()[0], {name: layers[name] for name in names or layers if name})[0]
+        return handed_on(
+            net, images()[0], {name: layers[name] for name in names or layers if name}
+        )[0]
 
 
 def test_layers_that_hand_their_output_on_are_found() -> None:
     found = pairs_of(plain(), "conv1", "bn1", "conv2", "flatten", "linear")
-    assert found == {"conv1": "bn1", "bn1": "conv2", "flatten": "linear"}  # a ReLU in place gives what it was given
+    assert found == {
+        "conv1": "bn1",
+        "bn1": "conv2",
+        "flatten": "linear",
+    }  # a ReLU in place gives what it was given
     assert pairs_of(plain(), "conv1", "linear") == {}
 
 
@@ -406,7 +478,9 @@ def test_logits_come_with_what_is_handed_on() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-def test_logits_of_the_passes_that_are_given_these_very_images_are_kept(form: Callable[[Tensor, Tensor], Any]) -> None:
+def test_logits_of_the_passes_that_are_given_these_very_images_are_kept(
+    form: Callable[[Tensor, Tensor], Any],
+) -> None:
     net, (x, _) = Returns(form), images()
     with unchanged(net), logits_for(net, x) as kept:
         net(x)
@@ -439,18 +513,18 @@ def test_hooks_of_every_kind_are_noticed() -> None:
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 def test_logits_are_found_in_any_output(form: Callable[[Tensor, Tensor], Any]) -> None:
     logits, other = torch.rand(3, 4), torch.rand(3, 2)
-    assert logits_of(form(logits, other)) is logits
+    assert get_logits(form(logits, other)) is logits
 
 
 def test_logits_of_another_shape_are_refused() -> None:
     with pytest.raises(UserError, match=r"returns a tensor of shape \(2, 3, 4, 4\), not logits"):
-        logits_of(torch.zeros(2, 3, 4, 4))
+        get_logits(torch.zeros(2, 3, 4, 4))
 
 
 @pytest.mark.parametrize("output", [None, "logits", {"logits": "none"}, (), 3.0])
 def test_output_without_a_tensor_is_refused(output: Any) -> None:
     with pytest.raises(UserError, match="holds no tensor"):
-        logits_of(output)
+        get_logits(output)
 
 
 def test_trace_lists_the_calls_in_order_with_their_inputs_and_outputs() -> None:
@@ -489,25 +563,38 @@ def test_trace_leaves_no_hook_after_an_exception() -> None:
         ("conv1", ["conv1"]),
     ],
 )
-def test_pattern_stands_for_the_layers_that_it_matches_part_by_part(pattern: str, wanted: list[str]) -> None:
-    assert layers_named(resnet("resnet18"), [pattern], images()[0]) == wanted
+def test_pattern_stands_for_the_layers_that_it_matches_part_by_part(
+    pattern: str, wanted: list[str]
+) -> None:
+    assert match_layers(resnet("resnet18"), [pattern], images()[0]) == wanted
 
 
 def test_pattern_matches_calls_in_the_order_in_which_they_run_and_what_does_not_run_not() -> None:
     net, (x, _) = Twice(), images()
-    assert layers_named(net, ["relu*"], x) == layers_named(net, ["relu@?"], x) == ["relu@0", "relu@1"]
-    assert layers_named(net, ["*"], x) == ["conv1", "relu@0", "conv2", "relu@1", "linear"]
+    assert (
+        match_layers(net, ["relu*"], x) == match_layers(net, ["relu@?"], x) == ["relu@0", "relu@1"]
+    )
+    assert match_layers(net, ["*"], x) == ["conv1", "relu@0", "conv2", "relu@1", "linear"]
 
 
 def test_names_stay_and_nothing_is_listed_twice() -> None:
     net, (x, _) = resnet("resnet18"), images()
-    assert layers_named(net, ["layer4.1", "layer4.*", "nothing"], x) == ["layer4.1", "layer4.0", "nothing"]
+    assert match_layers(net, ["layer4.1", "layer4.*", "nothing"], x) == [
+        "layer4.1",
+        "layer4.0",
+        "nothing",
+    ]
 
 
 def test_pattern_matches_the_layers_of_gates() -> None:
-    assert layers_named(gated(), ["layer4.*.gated"], images()[0]) == ["layer4.0.gated", "layer4.1.gated"]
+    assert match_layers(gated(), ["layer4.*.gated"], images()[0]) == [
+        "layer4.0.gated",
+        "layer4.1.gated",
+    ]
 
 
 def test_pattern_that_matches_nothing_is_refused() -> None:
-    with pytest.raises(LayerError, match=r"No layer's name matches 'layer9.\*'.*'channelscope layers' lists"):
-        layers_named(resnet(), ["layer9.*"], images()[0])
+    with pytest.raises(
+        LayerError, match=r"No layer's name matches 'layer9.\*'.*'channelscope layers' lists"
+    ):
+        match_layers(resnet(), ["layer9.*"], images()[0])

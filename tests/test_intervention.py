@@ -25,7 +25,7 @@ import channelscope as cs
 import reference
 from channelscope.attacks import PGD, JointSweep
 from channelscope.cli import main, parser
-from channelscope.data import Dataset, Split
+from channelscope.data import Dataset, MemorySplit
 from channelscope.errors import UserError
 from channelscope.figures import interventions
 from channelscope.figures.interventions import curves_data, league_data
@@ -62,7 +62,9 @@ def small() -> nn.Sequential:
 class Pixels(nn.Module):
     """A network whose channels are its pixels, less a threshold: logits = W relu(x - t) + b."""
 
-    def __init__(self, weight: list[list[float]], bias: list[float], thresholds: list[float]) -> None:
+    def __init__(
+        self, weight: list[list[float]], bias: list[float], thresholds: list[float]
+    ) -> None:
         super().__init__()
         self.features, self.linear = nn.ReLU(), nn.Linear(len(thresholds), len(bias))
         self.linear.weight.data, self.linear.bias.data = torch.tensor(weight), torch.tensor(bias)
@@ -74,11 +76,13 @@ class Pixels(nn.Module):
 
 def of_pixels(rows: list[list[float]], labels: list[int], classes: int) -> Dataset:
     """Make data of images whose pixels are given, twice: to rank the channels on, and to judge."""
-    split = Split(torch.tensor(rows).view(len(rows), 1, 1, -1), torch.tensor(labels))
+    split = MemorySplit(torch.tensor(rows).view(len(rows), 1, 1, -1), torch.tensor(labels))
     return Dataset("pixels", tuple(f"class {k}" for k in range(classes)), test=split, val=split)
 
 
-def accuracies(found: Interventions, order: str, data: str, curve: str = "deletion", **wanted: str) -> list[float]:
+def accuracies(
+    found: Interventions, order: str, data: str, curve: str = "deletion", **wanted: str
+) -> list[float]:
     """Read a curve's accuracies, from no channel to all of them."""
     rows = found.curves
     for column, value in {"order": order, "data": data, "curve": curve, **wanted}.items():
@@ -97,13 +101,26 @@ def decided_by_one() -> tuple[nn.Module, Dataset]:
 
 
 @pytest.mark.parametrize("relevant_to", ["answer", "label"])
-def test_channel_that_alone_decides_the_class_kills_it_at_once_and_the_others_change_nothing(relevant_to: str) -> None:
+def test_channel_that_alone_decides_the_class_kills_it_at_once_and_the_others_change_nothing(
+    relevant_to: str,
+) -> None:
     network, data = decided_by_one()
     found = cs.intervene(
-        {"net": network}, data, layers=["features"], fractions=[0.25, 0.5, 0.75], relevant_to=relevant_to, **QUICK
+        {"net": network},
+        data,
+        layers=["features"],
+        fractions=[0.25, 0.5, 0.75],
+        relevant_to=relevant_to,
+        **QUICK,
     )
     for kind in ("natural", "adversarial"):
-        assert accuracies(found, "nr", kind) == [1, 1, 1, 1, 0.25]  # without any channel, the answer is the first class
+        assert accuracies(found, "nr", kind) == [
+            1,
+            1,
+            1,
+            1,
+            0.25,
+        ]  # without any channel, the answer is the first class
         assert accuracies(found, "pr", kind) == [1, 0, 0, 0, 0.25]
         assert accuracies(found, "pr", kind, "insertion") == [0.25, 1, 1, 1, 1]
         assert accuracies(found, "nr", kind, "insertion") == [0.25, 0, 0, 0, 1]
@@ -111,7 +128,9 @@ def test_channel_that_alone_decides_the_class_kills_it_at_once_and_the_others_ch
     assert areas["nr", "natural"] == pytest.approx(0.75 + 0.25 * 0.625)
     assert areas["pr", "natural"] == pytest.approx(0.25 * 0.5 + 0.25 * 0.125)
     league = found.league.set_index(["order", "data"])["value"]
-    assert league["both", "natural"] == pytest.approx((areas["nr", "natural"] - areas["pr", "natural"]) / 2)
+    assert league["both", "natural"] == pytest.approx(
+        (areas["nr", "natural"] - areas["pr", "natural"]) / 2
+    )
     assert (league > 0).all()
 
 
@@ -140,7 +159,9 @@ def test_attack_that_changes_the_answer_changes_what_is_suppressed() -> None:
     honest = cs.intervene({"net": network}, data, layers=["features"], fractions=[0.5], **QUICK)
     assert accuracies(honest, "nr", "natural") == [1, 1, 0.5]
     assert accuracies(honest, "nr", "adversarial") == [0, 0, 0.5]
-    oracle = cs.intervene({"net": network}, data, layers=["features"], fractions=[0.5], relevant_to="label", **QUICK)
+    oracle = cs.intervene(
+        {"net": network}, data, layers=["features"], fractions=[0.5], relevant_to="label", **QUICK
+    )
     assert accuracies(oracle, "nr", "adversarial") == [0, 1, 0.5]
     (verdict,) = oracle.verdicts.itertuples()
     assert verdict.verdict == "inconclusive"
@@ -171,7 +192,9 @@ def test_one_image_supports_nothing(images: int) -> None:
     """
     network, _ = harmed_by_one(third=[0.0, -1.0])
     data = of_pixels([[0.2, 0.41]] + [[0.45, 0.41]] * (images - 1), [0] * images, 3)
-    found = cs.intervene({"net": network}, data, layers=["features"], fractions=[0.5], **QUICK | {"replicates": 500})
+    found = cs.intervene(
+        {"net": network}, data, layers=["features"], fractions=[0.5], **QUICK | {"replicates": 500}
+    )
     (verdict,) = found.verdicts.itertuples()
     assert verdict.estimate == pytest.approx(1 / images)
     assert verdict.low <= 0
@@ -179,7 +202,9 @@ def test_one_image_supports_nothing(images: int) -> None:
 
 
 def test_points_that_suppress_more_than_the_nr_channels_have_no_say() -> None:
-    network, data = harmed_by_one(third=[0.0, 0.0])  # class 2 has no images: its relevance is [0, -30], their mean
+    network, data = harmed_by_one(
+        third=[0.0, 0.0]
+    )  # class 2 has no images: its relevance is [0, -30], their mean
     found = cs.intervene({"net": network}, data, layers=["features"], fractions=[0.75], **QUICK)
     (verdict,) = found.verdicts.itertuples()
     assert verdict.verdict == "inconclusive"
@@ -204,11 +229,13 @@ def test_images_that_stand_are_those_of_the_naive_loop(order: str, relevant_to: 
     assert plan.counts["bn1"] == [0, 1, 3, 6]
     attack = PGD(eps=0.02, step=0.01, steps=3, random_start=False)
     run = Run(network=network, attack=attack, relevant_to=relevant_to, batch_size=4, seed=0)
-    stood = run.outcomes(Split(x, y), plan, lambda _: None)
+    stood = run.outcomes(MemorySplit(x, y), plan, lambda _: None)
     ranking = next(one for one in plan.rankings if one.order == order)
     if order != "random":
         sign = 1 if order == "nr" else -1
-        assert ranking.channels.tolist() == [sorted(range(6), key=lambda c: sign * row[c]) for row in relevance]
+        assert ranking.channels.tolist() == [
+            sorted(range(6), key=lambda c: sign * row[c]) for row in relevance
+        ]
     for count in plan.counts["bn1"]:
         natural, robust = reference.intervened(
             network[:2],
@@ -241,7 +268,9 @@ def drawn() -> tuple[dict[str, nn.Module], Dataset]:
     with torch.no_grad():
         for start, network in enumerate(networks.values()):
             y[start::2] = network(x).argmax(1)[start::2]
-    return networks, Dataset("drawn", tuple("abcde"), test=Split(x, y), val=Split(others.flip(0), labels))
+    return networks, Dataset(
+        "drawn", tuple("abcde"), test=MemorySplit(x, y), val=MemorySplit(others.flip(0), labels)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -263,14 +292,20 @@ def folder(found: Interventions, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return found.save(tmp_path_factory.mktemp("saved") / "interventions")
 
 
-def test_no_suppression_is_the_plain_accuracy_and_of_all_the_constant_answer(found: Interventions) -> None:
+def test_no_suppression_is_the_plain_accuracy_and_of_all_the_constant_answer(
+    found: Interventions,
+) -> None:
     networks, data = drawn()
     x, y = next(data.test.batches(len(data.test)))
-    deleted = found.curves[(found.curves["curve"] == "deletion") & (found.curves["data"] == "natural")]
+    deleted = found.curves[
+        (found.curves["curve"] == "deletion") & (found.curves["data"] == "natural")
+    ]
     for name, network in networks.items():
         untouched = deleted[(deleted["model"] == name) & (deleted["channels"] == 0)]
         with torch.no_grad():
-            assert (untouched["accuracy"] == float((network(x).argmax(1) == y).double().mean())).all()
+            assert (
+                untouched["accuracy"] == float((network(x).argmax(1) == y).double().mean())
+            ).all()
     of_all = deleted[(deleted["layer"] == "relu2") & (deleted["fraction"] == 1)]
     constant = int(networks["plain"].linear.bias.argmax())
     assert (of_all["accuracy"] == float((y == constant).double().mean())).all()
@@ -278,7 +313,9 @@ def test_no_suppression_is_the_plain_accuracy_and_of_all_the_constant_answer(fou
 
 def test_insertion_is_deletion_from_the_other_end(found: Interventions) -> None:
     opposite = {"nr": "pr", "pr": "nr", "random": "random"}
-    deleted, inserted = (found.curves[found.curves["curve"] == kind].copy() for kind in ("deletion", "insertion"))
+    deleted, inserted = (
+        found.curves[found.curves["curve"] == kind].copy() for kind in ("deletion", "insertion")
+    )
     inserted["order"] = inserted["order"].map(opposite)
     inserted["fraction"] = 1 - inserted["fraction"]
     keys = ["model", "layer", "scorer", "order", "data", "fraction"]
@@ -294,13 +331,24 @@ def test_insertion_is_deletion_from_the_other_end(found: Interventions) -> None:
 def test_areas_and_league_follow_from_the_curves(found: Interventions) -> None:
     keys = ["model", "layer", "scorer", "order", "data"]
     deleted = found.curves[found.curves["curve"] == "deletion"]
-    areas = {key: trapezoid(rows["accuracy"], rows["fraction"]) for key, rows in deleted.groupby(keys)}
+    areas = {
+        key: trapezoid(rows["accuracy"], rows["fraction"]) for key, rows in deleted.groupby(keys)
+    }
     for row in found.areas.itertuples():
-        assert row.area == pytest.approx(areas[row.model, row.layer, row.scorer, row.order, row.data])
+        assert row.area == pytest.approx(
+            areas[row.model, row.layer, row.scorer, row.order, row.data]
+        )
     for row in found.league.itertuples():
-        of = {order: areas[row.model, row.layer, row.scorer, order, row.data] for order in ("nr", "pr")}
+        of = {
+            order: areas[row.model, row.layer, row.scorer, order, row.data]
+            for order in ("nr", "pr")
+        }
         random = areas[row.model, row.layer, "random", "random", row.data]
-        leads = {"nr": of["nr"] - random, "pr": random - of["pr"], "both": (of["nr"] - of["pr"]) / 2}
+        leads = {
+            "nr": of["nr"] - random,
+            "pr": random - of["pr"],
+            "both": (of["nr"] - of["pr"]) / 2,
+        }
         assert row.value == pytest.approx(leads[row.order])
     for _, rows in found.league.groupby(["model", "layer", "order", "data"]):
         assert sorted(rows["value"], reverse=True) == rows.sort_values("rank")["value"].tolist()
@@ -308,7 +356,11 @@ def test_areas_and_league_follow_from_the_curves(found: Interventions) -> None:
 
 
 def test_intervals_contain_the_estimates(found: Interventions) -> None:
-    for frame, value in ((found.curves, "accuracy"), (found.areas, "area"), (found.league, "value")):
+    for frame, value in (
+        (found.curves, "accuracy"),
+        (found.areas, "area"),
+        (found.league, "value"),
+    ):
         assert ((frame["low"] <= frame[value]) & (frame[value] <= frame["high"])).all()
     judged = found.verdicts.dropna(subset=["estimate"])
     assert len(judged)
@@ -327,9 +379,13 @@ def test_random_curves_do_not_depend_on_the_scorers() -> None:
     x, y = images(12)
     options = {"layers": ["bn1"], "fractions": [0.5], **QUICK}
     one, other = (
-        cs.intervene({"net": small()}, (x, y), scorers=[scorer], **options) for scorer in ("gradient", "grad-cam")
+        cs.intervene({"net": small()}, (x, y), scorers=[scorer], **options)
+        for scorer in ("gradient", "grad-cam")
     )
-    random = [frame.curves[frame.curves["scorer"] == "random"].reset_index(drop=True) for frame in (one, other)]
+    random = [
+        frame.curves[frame.curves["scorer"] == "random"].reset_index(drop=True)
+        for frame in (one, other)
+    ]
     assert random[0]["accuracy"].nunique() > 2
     pd.testing.assert_frame_equal(*random)
 
@@ -337,15 +393,25 @@ def test_random_curves_do_not_depend_on_the_scorers() -> None:
 def test_blocks_do_not_matter(request: pytest.FixtureRequest) -> None:
     x, y = images(12)
     network = small()
-    options = {"layers": ["relu2"], "fractions": [0.5], **QUICK | {"attack": PGD(eps=0.05, steps=2)}}
+    options = {
+        "layers": ["relu2"],
+        "fractions": [0.5],
+        **QUICK | {"attack": PGD(eps=0.05, steps=2)},
+    }
     whole = cs.intervene({"net": network}, (x, y), **options)
     request.getfixturevalue("small_blocks")
-    pd.testing.assert_frame_equal(whole.curves, cs.intervene({"net": network}, (x, y), **options).curves)
+    pd.testing.assert_frame_equal(
+        whole.curves, cs.intervene({"net": network}, (x, y), **options).curves
+    )
 
 
-def test_gated_networks_and_images_that_rank_and_are_judged_are_told_of(found: Interventions) -> None:
+def test_gated_networks_and_images_that_rank_and_are_judged_are_told_of(
+    found: Interventions,
+) -> None:
     by_model = found.verdicts.groupby("model")["statement"].apply(list)
-    assert all(statement.endswith("No attack made for gates was run.") for statement in by_model["gated"])
+    assert all(
+        statement.endswith("No attack made for gates was run.") for statement in by_model["gated"]
+    )
     assert not any("gates" in statement for statement in by_model["plain"])
     assert found.meta["ranked_on"] == {"part": "val", "images": 15}
     x, y = images(12)
@@ -375,7 +441,13 @@ def test_attacks_made_for_gates_see_the_gates_without_the_channels() -> None:
     assert isinstance(suppressed(network, "layer4.0", masks), Gated)
     assert not isinstance(suppressed(plain(), "relu2", masks[:, :8]), Gated)
     attack = JointSweep(attack=PGD(eps=0.05, steps=1), betas=(0.0, 2.0))
-    found = cs.intervene({"net": network}, (x, y), layers=["layer4.0"], fractions=[0.25], **QUICK | {"attack": attack})
+    found = cs.intervene(
+        {"net": network},
+        (x, y),
+        layers=["layer4.0"],
+        fractions=[0.25],
+        **QUICK | {"attack": attack},
+    )
     assert "No attack made for gates" not in found.verdicts["statement"][0]
 
 
@@ -393,12 +465,16 @@ def test_suppressed_network_follows_its_own_answer() -> None:
 @given(
     relevance=st.integers(2, 5).flatmap(
         lambda k: st.integers(2, 9).flatmap(
-            lambda c: st.lists(st.lists(st.integers(-2, 2), min_size=c, max_size=c), min_size=k, max_size=k)
+            lambda c: st.lists(
+                st.lists(st.integers(-2, 2), min_size=c, max_size=c), min_size=k, max_size=k
+            )
         )
     ),
     fractions=st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4),
 )
-def test_rankings_are_orders_of_all_channels_and_masks_grow(relevance: list[list[int]], fractions: list[float]) -> None:
+def test_rankings_are_orders_of_all_channels_and_masks_grow(
+    relevance: list[list[int]], fractions: list[float]
+) -> None:
     values = torch.tensor(relevance, dtype=torch.float32)
     classes, channels = values.shape
     plan = Plan.of({"layer": {"gradient": values}}, fractions, 2, seed=3)
@@ -430,7 +506,9 @@ def test_what_is_saved_is_what_is_loaded(found: Interventions, folder: Path) -> 
         pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name), check_dtype=False)
 
 
-def test_other_folders_and_damaged_ones_are_refused(found: Interventions, folder: Path, tmp_path: Path) -> None:
+def test_other_folders_and_damaged_ones_are_refused(
+    found: Interventions, folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
         found.save(tmp_path)
@@ -454,7 +532,11 @@ def test_other_folders_and_damaged_ones_are_refused(found: Interventions, folder
     ],
 )
 def test_rows_that_do_not_belong_together_are_refused(
-    how: Callable[[pd.DataFrame], pd.DataFrame], words: str, found: Interventions, folder: Path, tmp_path: Path
+    how: Callable[[pd.DataFrame], pd.DataFrame],
+    words: str,
+    found: Interventions,
+    folder: Path,
+    tmp_path: Path,
 ) -> None:
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     (damaged / DIGESTS).unlink()  # by which any change shows
@@ -467,9 +549,13 @@ def test_rows_that_do_not_belong_together_are_refused(
 
 def test_no_scorers_name_leads_out_of_the_folder(found: Interventions, tmp_path: Path) -> None:
     name = "x/../../../outside"
-    strange = {table: getattr(found, table).replace("gradient", name) for table in ("curves", "league")}
+    strange = {
+        table: getattr(found, table).replace("gradient", name) for table in ("curves", "league")
+    }
     assert name in set(strange["league"]["scorer"])
-    paths = interventions.draw(dataclasses.replace(found, **strange), tmp_path / "deep" / "figures", formats=["svg"])
+    paths = interventions.draw(
+        dataclasses.replace(found, **strange), tmp_path / "deep" / "figures", formats=["svg"]
+    )
     assert {path.parent for path in paths} == {tmp_path / "deep" / "figures"}
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
 
@@ -526,7 +612,9 @@ def test_insertion_can_be_drawn_too(found: Interventions) -> None:
     assert figure.axes[-1].get_xlabel() == "channels kept, others 0 (%)"
     starts = {line.get_ydata()[0] for line in figure.axes[0].lines}
     assert len(starts) == 1  # from all suppressed, all orders begin alike
-    assert starts == set(accuracies(found, "nr", "natural", "insertion", layer="relu2", scorer="gradient")[:1])
+    assert starts == set(
+        accuracies(found, "nr", "natural", "insertion", layer="relu2", scorer="gradient")[:1]
+    )
 
 
 def test_league_draws_every_scorer_of_a_layer_the_best_on_top(found: Interventions) -> None:
@@ -547,13 +635,23 @@ def test_league_draws_every_scorer_of_a_layer_the_best_on_top(found: Interventio
 
 
 @pytest.mark.parametrize("draw", [Interventions.plot_curves, Interventions.plot_league])
-def test_figures_say_what_they_show(found: Interventions, draw: Callable[[Interventions], Figure]) -> None:
+def test_figures_say_what_they_show(
+    found: Interventions, draw: Callable[[Interventions], Figure]
+) -> None:
     figure = draw(found)
     (key,) = figure.legends
     words = " ".join(key.get_title().get_text().split())
-    for part in ("24 images", "95% intervals", "PGD-2, ε = 0.1", "the class that the network answers"):
+    for part in (
+        "24 images",
+        "95% intervals",
+        "PGD-2, ε = 0.1",
+        "the class that the network answers",
+    ):
         assert part in words
-    width, renderer = figure.get_size_inches()[0] * figure.dpi, FigureCanvasAgg(figure).get_renderer()
+    width, renderer = (
+        figure.get_size_inches()[0] * figure.dpi,
+        FigureCanvasAgg(figure).get_renderer(),
+    )
     for text in (*figure.texts, figure._suptitle, key.get_title(), *key.get_texts()):
         box = text.get_window_extent(renderer)
         assert box.x0 >= 0
@@ -564,7 +662,11 @@ def test_every_figure_lies_beside_its_data(folder: Path, found: Interventions) -
     names = {path.name for path in (folder / "figures").iterdir()}
     layers = ("bn1", "relu2", "layer4.0")
     stems = {f"league-{layer}" for layer in layers}
-    stems |= {f"curves-{scorer}-{layer}" for scorer in ("gradient", "gradient-x-activation") for layer in layers}
+    stems |= {
+        f"curves-{scorer}-{layer}"
+        for scorer in ("gradient", "gradient-x-activation")
+        for layer in layers
+    }
     assert names == {f"{stem}.{ending}" for stem in stems for ending in ("pdf", "png", "csv")}
     held = pd.read_csv(folder / "figures" / "league-bn1.csv")
     pd.testing.assert_frame_equal(held, league_data(found, "bn1"), check_dtype=False)
@@ -572,7 +674,10 @@ def test_every_figure_lies_beside_its_data(folder: Path, found: Interventions) -
 
 @pytest.mark.parametrize(
     ("layer", "scorer", "words"),
-    [("layer9", None, "No layer 'layer9' here; choose from bn1, relu2"), ("bn1", "tea", "No curves of 'tea' here")],
+    [
+        ("layer9", None, "No layer 'layer9' here; choose from bn1, relu2"),
+        ("bn1", "tea", "No curves of 'tea' here"),
+    ],
 )
 def test_unknown_layers_and_scorers_are_refused(
     found: Interventions, layer: str, scorer: str | None, words: str
@@ -588,12 +693,47 @@ def test_command_prints_the_league_and_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interventions, "draw", lambda *_: [])
-    words = ["intervene", "--models", str(trained("at")), "--labels", "AT", "--data", write_npz(tmp_path, 4), "-q"]
-    words += ["--images", "8", "--eps", "0.1", "--attack", "pgd-1", "--device", "cpu", "--out", str(tmp_path / "out")]
-    words += ["--fractions", "0.25", "--random", "1", "--replicates", "20", "--scorer", "weights", "probe"]
+    words = [
+        "intervene",
+        "--models",
+        str(trained("at")),
+        "--labels",
+        "AT",
+        "--data",
+        write_npz(tmp_path, 4),
+        "-q",
+    ]
+    words += [
+        "--images",
+        "8",
+        "--eps",
+        "0.1",
+        "--attack",
+        "pgd-1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    words += [
+        "--fractions",
+        "0.25",
+        "--random",
+        "1",
+        "--replicates",
+        "20",
+        "--scorer",
+        "weights",
+        "probe",
+    ]
     assert main(words) == 0
     said = capsys.readouterr().out
-    for part in ("NR attacked", "8 test images", "C4 by intervention", "note, AT: The network has no gates"):
+    for part in (
+        "NR attacked",
+        "8 test images",
+        "C4 by intervention",
+        "note, AT: The network has no gates",
+    ):
         assert part in said
     held = Interventions.load(tmp_path / "out")
     assert held.meta["command"].startswith("channelscope intervene --models")
@@ -608,14 +748,26 @@ def test_command_prints_the_league_and_the_verdict(
     [
         (["--fractions", "1.5"], "'1.5' is no share between 0 and 1"),
         (["--relevant-to", "truth"], "--relevant-to"),
-        (["--scorer", "probe"], "The network has no gates, and so no probes: choose another scorer."),
+        (
+            ["--scorer", "probe"],
+            "The network has no gates, and so no probes: choose another scorer.",
+        ),
         (["--scorer", "tea"], "invalid choice: 'tea'"),
     ],
 )
 def test_mistakes_at_the_command_line_are_answered_in_one_line(
     words: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["intervene", "--models", str(trained("at")), "--data", write_npz(tmp_path, 4), "--images", "4", "-q"]
+    command = [
+        "intervene",
+        "--models",
+        str(trained("at")),
+        "--data",
+        write_npz(tmp_path, 4),
+        "--images",
+        "4",
+        "-q",
+    ]
     with suppress(SystemExit):
         assert main([*command, "--out", str(tmp_path / "out"), *words]) == 2
     said = capsys.readouterr().err
@@ -627,6 +779,16 @@ def test_mistakes_at_the_command_line_are_answered_in_one_line(
 def test_the_commands_defaults_are_the_functions() -> None:
     given = parser.make_parser().parse_args(["intervene", "--models", "at.pt"])
     defaults = {name: item.default for name, item in signature(cs.intervene).parameters.items()}
-    for name in ("scorers", "attack", "eps", "fractions", "random", "relevant_to", "images", "seed", "replicates"):
+    for name in (
+        "scorers",
+        "attack",
+        "eps",
+        "fractions",
+        "random",
+        "relevant_to",
+        "images",
+        "seed",
+        "replicates",
+    ):
         value = getattr(given, name)
         assert (tuple(value) if isinstance(value, list) else value) == defaults[name], name

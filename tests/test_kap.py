@@ -21,10 +21,14 @@ def gate(channels: int, **options: float) -> KernelAveragePool:
     return KernelAveragePool(channels, CLASSES, **options)
 
 
-@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["channels first", "last"])
+@pytest.mark.parametrize(
+    "memory", [torch.contiguous_format, torch.channels_last], ids=["channels first", "last"]
+)
 @pytest.mark.parametrize("pool", [1, 3, 5])
 @pytest.mark.parametrize("channels", [1, 2, 7, 12, 16, 18, 30])
-def test_gate_is_that_of_the_paper_with_its_gradient(channels: int, pool: int, memory: torch.memory_format) -> None:
+def test_gate_is_that_of_the_paper_with_its_gradient(
+    channels: int, pool: int, memory: torch.memory_format
+) -> None:
     z = features(channels).contiguous(memory_format=memory).requires_grad_()
     ours, papers = gate(channels, pool=pool)(z).features, reference.average_kernels(z, pool)
     torch.testing.assert_close(ours, papers)
@@ -34,7 +38,8 @@ def test_gate_is_that_of_the_paper_with_its_gradient(channels: int, pool: int, m
 
 
 @pytest.mark.parametrize(
-    ("channels", "sheet"), [(64, (8, 8)), (128, (8, 16)), (512, (16, 32)), (529, (23, 23)), (7, (1, 7))]
+    ("channels", "sheet"),
+    [(64, (8, 8)), (128, (8, 16)), (512, (16, 32)), (529, (23, 23)), (7, (1, 7))],
 )
 def test_sheet_is_the_squarest(channels: int, sheet: tuple[int, int]) -> None:
     assert gate(channels).sheet == reference.sheet(channels) == sheet
@@ -48,7 +53,9 @@ def test_channels_lie_row_by_row() -> None:
 
 
 def test_a_sheets_edge_counts_only_the_channels_that_are_there() -> None:
-    torch.testing.assert_close(gate(12, pool=5)(torch.ones(1, 12, 2, 2)).features, torch.ones(1, 12, 2, 2))
+    torch.testing.assert_close(
+        gate(12, pool=5)(torch.ones(1, 12, 2, 2)).features, torch.ones(1, 12, 2, 2)
+    )
 
 
 def test_places_of_the_image_do_not_mix() -> None:

@@ -19,15 +19,20 @@ from channelscope.gates import (
     Selection,
     Selective,
     attached,
-    frozen,
-    told,
+    freeze_masks,
+    with_labels,
 )
 from channelscope.statistics.alignment import wilson
 from channelscope.statistics.leakage import read, wrong_labels
 from networks import CLASSES, gated, images, plain
 
 K = 4
-QUICK: dict[str, Any] = {"attack": FGSM(eps=0.1), "attacks": (), "replicates": 30, "progress": False}
+QUICK: dict[str, Any] = {
+    "attack": FGSM(eps=0.1),
+    "attacks": (),
+    "replicates": 30,
+    "progress": False,
+}
 
 
 class Blank(nn.Module):
@@ -49,7 +54,11 @@ class Spelling(nn.Module):
     labelled = True
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Selection:
-        chosen = labels if self.training and labels is not None else torch.zeros(len(z), dtype=torch.int64)
+        chosen = (
+            labels
+            if self.training and labels is not None
+            else torch.zeros(len(z), dtype=torch.int64)
+        )
         mask = nn.functional.one_hot(chosen, K).to(z.dtype)
         return Selection(z * mask, None, mask)
 
@@ -64,7 +73,9 @@ class Constant(Spelling):
 
 def compared(gate: nn.Module, n: int = 40) -> Comparison:
     data = (torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(n) % K)
-    return compare({"net": Selective(Blank(), {"features": gate})}, data, layers=["features"], **QUICK)
+    return compare(
+        {"net": Selective(Blank(), {"features": gate})}, data, layers=["features"], **QUICK
+    )
 
 
 def values(found: Comparison, data: str, layer: str) -> dict[str, float]:
@@ -77,8 +88,17 @@ def test_a_gate_that_spells_the_label_out_is_read_and_followed(data: str) -> Non
     found = compared(Spelling())
     network = values(found, data, "")
     assert 0 < network.pop("follows_untold") < 0.6  # a wrong label that is class 0, by chance
-    assert network == {"accuracy": 1 / K, "accuracy_true": 1, "accuracy_wrong": 0, "follows_wrong": 1}
-    assert values(found, data, "features") == {"readable": 1 / K, "readable_true": 1, "chance": 1 / K}
+    assert network == {
+        "accuracy": 1 / K,
+        "accuracy_true": 1,
+        "accuracy_wrong": 0,
+        "follows_wrong": 1,
+    }
+    assert values(found, data, "features") == {
+        "readable": 1 / K,
+        "readable_true": 1,
+        "chance": 1 / K,
+    }
 
 
 @pytest.mark.parametrize("data", ["natural", "adversarial"])
@@ -87,7 +107,11 @@ def test_a_gate_with_a_constant_mask_tells_nothing(data: str) -> None:
     network = values(found, data, "")
     assert network["follows_wrong"] == network["follows_untold"]
     assert network["accuracy"] == network["accuracy_true"] == network["accuracy_wrong"] == 1 / K
-    assert values(found, data, "features") == {"readable": 1 / K, "readable_true": 1 / K, "chance": 1 / K}
+    assert values(found, data, "features") == {
+        "readable": 1 / K,
+        "readable_true": 1 / K,
+        "chance": 1 / K,
+    }
 
 
 def test_intervals_have_a_width_at_every_share() -> None:
@@ -133,16 +157,24 @@ def naive_masks(network: Selective, x: Tensor, layer: str) -> list[Tensor]:
     return [network.probed(image[None]).masks[layer][0].detach() for image in x]
 
 
-@pytest.mark.parametrize(("data", "layer"), list(product(["natural", "adversarial"], ["layer4.0", "layer4.1"])))
+@pytest.mark.parametrize(
+    ("data", "layer"), list(product(["natural", "adversarial"], ["layer4.0", "layer4.1"]))
+)
 def test_the_mean_masks_are_those_of_a_loop_over_the_images(
     found: Comparison, network: Selective, pictures: dict[str, Tensor], data: str, layer: str
 ) -> None:
     masks = naive_masks(network, pictures[data], layer)
-    rows, shares = (frame[(frame["data"] == data) & (frame["layer"] == layer)] for frame in (found.masks, found.spread))
+    rows, shares = (
+        frame[(frame["data"] == data) & (frame["layer"] == layer)]
+        for frame in (found.masks, found.spread)
+    )
     shares = shares.set_index("class")
     for k in range(CLASSES):
         of_class = [masks[i] for i in range(12) if i % CLASSES == k]
-        mean = [float(sum(mask[c] for mask in of_class)) / len(of_class) for c in range(len(of_class[0]))]
+        mean = [
+            float(sum(mask[c] for mask in of_class)) / len(of_class)
+            for c in range(len(of_class[0]))
+        ]
         found_of_class = rows[rows["class"] == str(k)]
         assert list(found_of_class["channel"]) == list(range(len(mean)))
         assert list(found_of_class["mask"]) == pytest.approx(mean, rel=1e-6)
@@ -172,11 +204,13 @@ def test_the_answers_of_gates_that_are_told_labels_are_those_of_frozen_masks(
     wrong = wrong_labels(y, CLASSES, seed=0)
     shares = values(found, data, "")
     for given, labels in (("true", y), ("wrong", wrong)):
-        with frozen(network, x, labels):
+        with freeze_masks(network, x, labels):
             answers = network(x).argmax(1)
         assert shares[f"accuracy_{given}"] == pytest.approx((answers == y).double().mean().item())
         if given == "wrong":
-            assert shares["follows_wrong"] == pytest.approx((answers == wrong).double().mean().item())
+            assert shares["follows_wrong"] == pytest.approx(
+                (answers == wrong).double().mean().item()
+            )
     untold = network(x).argmax(1)
     assert shares["accuracy"] == pytest.approx((untold == y).double().mean().item())
     assert shares["follows_untold"] == pytest.approx((untold == wrong).double().mean().item())
@@ -189,9 +223,9 @@ def test_what_is_read_is_read_from_the_masks(
     labels = np.arange(12) % CLASSES
     rows = found.leakage.set_index(["data", "layer", "measure"])
     expected = wilson(int((read(masks, labels) == labels).sum()), 12)
-    assert tuple(rows.loc[("natural", "layer4.0", "readable"), ["value", "low", "high"]]) == pytest.approx(
-        (expected.value, expected.low, expected.high)
-    )
+    assert tuple(
+        rows.loc[("natural", "layer4.0", "readable"), ["value", "low", "high"]]
+    ) == pytest.approx((expected.value, expected.low, expected.high))
 
 
 # ---------------------------------------------------------------- the parts
@@ -199,8 +233,12 @@ def test_what_is_read_is_read_from_the_masks(
 
 def test_gates_are_told_labels_only_within_the_context() -> None:
     gate = FeatureSelector(LinearProbe(K, K), k=1, imgf="identity")
-    net, x, y = Selective(Blank(), {"features": gate}).eval(), torch.rand(K, 1, 4, 4), torch.arange(K)
-    with told(net):
+    net, x, y = (
+        Selective(Blank(), {"features": gate}).eval(),
+        torch.rand(K, 1, 4, 4),
+        torch.arange(K),
+    )
+    with with_labels(net):
         assert gate.training
         assert not gate.probe.training
         torch.testing.assert_close(net.probed(x, y).masks["features"], gate.probe.output.weight)
@@ -225,7 +263,9 @@ def test_a_class_is_read_from_masks_that_hold_it_and_from_no_others() -> None:
     labels = np.arange(300) % 3
     speaking = rng.normal(size=(300, 8)) + 5 * np.eye(8)[labels]
     assert (read(speaking, labels) == labels).mean() > 0.97
-    assert (read(rng.normal(size=(300, 8)), labels) == labels).mean() == pytest.approx(1 / 3, abs=0.1)
+    assert (read(rng.normal(size=(300, 8)), labels) == labels).mean() == pytest.approx(
+        1 / 3, abs=0.1
+    )
     assert (read(1e-9 * speaking, labels) == labels).mean() > 0.97  # a mask's scale does not matter
 
 

@@ -11,13 +11,32 @@ import torch
 from torch import Tensor, nn
 
 import channelscope.attacks.library as library_module
-from channelscope.attacks import ImageGenerators, correct
+from channelscope.attacks import ImageGenerators, find_correct
 from channelscope.attacks.adaptive import in_turn
-from channelscope.attacks.library import AttackWarning, AutoAttack, Component, LibraryAttack, Square, doubts
+from channelscope.attacks.library import (
+    AttackWarning,
+    AutoAttack,
+    Component,
+    LibraryAttack,
+    Square,
+    collect_warnings,
+)
 from channelscope.data import load
 from channelscope.errors import UserError
-from channelscope.layers.hooks import logits_of
-from networks import FORMS, CallsAutograd, Linear, Returns, TrainsItself, Twice, gated, images, mixed, plain, unchanged
+from channelscope.layers.hooks import get_logits
+from networks import (
+    FORMS,
+    CallsAutograd,
+    Linear,
+    Returns,
+    TrainsItself,
+    Twice,
+    gated,
+    images,
+    mixed,
+    plain,
+    unchanged,
+)
 
 NAMES: list[Component] = ["apgd-ce", "apgd-t", "fab-t", "square"]
 PARTS = [
@@ -79,7 +98,7 @@ def seeded(seed: int) -> torch.Generator:
 
 def answers(net: nn.Module, x: Tensor) -> Tensor:
     """Take the network's own answers for the labels, so that there is something to break in each image."""
-    return logits_of(net.eval()(x)).argmax(1).detach()
+    return get_logits(net.eval()(x)).argmax(1).detach()
 
 
 def radius(x: Tensor, adversarial: Tensor, norm: str) -> float:
@@ -100,7 +119,10 @@ def library_of(attack: AutoAttack, net: nn.Module, seed: int | None = None) -> A
 @pytest.mark.parametrize("attack", [AutoAttack(eps=0.1), AutoAttack(eps=0.6, norm="2")], ids=str)
 def test_settings_are_those_of_the_standard_version(attack: AutoAttack) -> None:
     library = library_of(attack, perceptron())
-    made = {part.name: vars(part._make(nn.Identity(), torch.device("cpu"), 10, 0)) for part in attack.parts}
+    made = {
+        part.name: vars(part._make(nn.Identity(), torch.device("cpu"), 10, 0))
+        for part in attack.parts
+    }
     assert list(made) == library.attacks_to_run
     # What AutoAttack sets as it runs: the loss of APGD, and that FAB is targeted.
     library.apgd.loss, library.fab.targeted = "ce", True
@@ -113,8 +135,12 @@ def test_settings_are_those_of_the_standard_version(attack: AutoAttack) -> None:
         }
 
 
-@pytest.mark.parametrize(("attack", "seed"), [(AutoAttack(eps=0.1), 0), (AutoAttack(eps=0.6, norm="2"), 3)], ids=str)
-def test_agrees_with_the_library_image_by_image(monkeypatch: pytest.MonkeyPatch, attack: AutoAttack, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("attack", "seed"), [(AutoAttack(eps=0.1), 0), (AutoAttack(eps=0.6, norm="2"), 3)], ids=str
+)
+def test_agrees_with_the_library_image_by_image(
+    monkeypatch: pytest.MonkeyPatch, attack: AutoAttack, seed: int
+) -> None:
     monkeypatch.setattr(library_module, "_TARGETS", 4)  # to save time, here and there
     net, x, y = fitted(perceptron())
     wanted = raw(net, x, y, attack, seed)
@@ -131,13 +157,13 @@ def test_agrees_with_the_library_image_by_image(monkeypatch: pytest.MonkeyPatch,
 def test_component_agrees_with_the_library_on_a_folded_network(attack: LibraryAttack) -> None:
     attack = replace(attack, eps=3 * attack.eps)
     net, x, y = fitted(convolutional())
-    right = correct(net, x, y)
+    right = find_correct(net, x, y)
     x, y = x[right], y[right]
     with torch.no_grad():
         library = attack._make(lambda images: net(images).clone(), x.device, 10, 5)
-        broken = ~correct(net, library.perturb(x, y), y)
+        broken = ~find_correct(net, library.perturb(x, y), y)
     assert broken.any()
-    assert torch.equal(~correct(net, attack(net, x, y, seeded(5)), y), broken)
+    assert torch.equal(~find_correct(net, attack(net, x, y, seeded(5)), y), broken)
 
 
 # ---------------------------------------------------------------- whatever the network
@@ -145,11 +171,13 @@ def test_component_agrees_with_the_library_on_a_folded_network(attack: LibraryAt
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 @parts
-def test_network_and_randomness_are_left_as_found(attack: LibraryAttack, make: Callable[[], nn.Module]) -> None:
+def test_network_and_randomness_are_left_as_found(
+    attack: LibraryAttack, make: Callable[[], nn.Module]
+) -> None:
     net, (x, _) = make(), images()
     y = answers(net, x)
     before, numpy = x.clone(), np.random.get_state()  # noqa: NPY002
-    with unchanged(mixed(net)), doubts():
+    with unchanged(mixed(net)), collect_warnings():
         adversarial = attack(net, x, y)
     assert torch.equal(x, before)
     assert all(map(np.array_equal, numpy, np.random.get_state()))  # noqa: NPY002
@@ -158,7 +186,7 @@ def test_network_and_randomness_are_left_as_found(attack: LibraryAttack, make: C
     assert 0 <= adversarial.min() <= adversarial.max() <= 1
     assert radius(x, adversarial, attack.norm) <= attack.eps + 1e-6
     changed = (adversarial != x).flatten(1).any(1)
-    assert torch.equal(changed, ~correct(net.eval(), adversarial, y))
+    assert torch.equal(changed, ~find_correct(net.eval(), adversarial, y))
 
 
 def test_network_is_left_as_found_after_an_exception() -> None:
@@ -204,18 +232,20 @@ def test_works_where_gradients_are_off(attack: LibraryAttack, context: Callable[
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @parts
-def test_ball_and_verdict_hold_in_every_precision(attack: LibraryAttack, dtype: torch.dtype) -> None:
+def test_ball_and_verdict_hold_in_every_precision(
+    attack: LibraryAttack, dtype: torch.dtype
+) -> None:
     torch.manual_seed(1)
     net, x = Linear(64, 5).to(dtype), images(12)[0].to(dtype)
     y = answers(net, x)
-    with doubts():
+    with collect_warnings():
         adversarial = attack(net, x, y)
     assert adversarial.dtype == dtype
     assert 0 <= adversarial.min() <= adversarial.max() <= 1
     assert radius(x, adversarial, attack.norm) <= attack.eps + 1e-6
     changed = (adversarial != x).flatten(1).any(1)
     assert changed.any()
-    assert torch.equal(changed, ~correct(net, adversarial, y))
+    assert torch.equal(changed, ~find_correct(net, adversarial, y))
 
 
 def test_seed_is_the_generators_own_and_its_state_plays_no_part() -> None:
@@ -274,7 +304,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Tensor], Tensor]
 
 def test_components_get_the_images_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     script = scripted(monkeypatch, lambda x: torch.cat([x[:1].roll(1, -1), x[1:]]))
-    shown, y = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([0, 3, 2, 3, 4, 0])  # the second is wrong anyhow
+    shown, y = (
+        torch.tensor([0, 1, 2, 3, 4, 0]),
+        torch.tensor([0, 3, 2, 3, 4, 0]),
+    )  # the second is wrong anyhow
     found = AutoAttack(eps=1)(Pixels(), one_hot(shown), y)
     given = [[0, 2, 3, 4, 0], [2, 3, 4, 0], [3, 4, 0], [4, 0]]
     assert [x.flatten(1).argmax(1).tolist() for x in script.given] == given
@@ -287,7 +320,9 @@ def test_all_broken_ends_the_cascade(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(script.given) == 1
 
 
-@pytest.mark.parametrize("factor", [0.9, -4, torch.nan], ids=["in the ball", "outside", "not a number"])
+@pytest.mark.parametrize(
+    "factor", [0.9, -4, torch.nan], ids=["in the ball", "outside", "not a number"]
+)
 def test_network_decides_what_is_broken(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     scripted(monkeypatch, lambda x: x * factor)
     y = torch.arange(5)
@@ -316,7 +351,9 @@ def _easy() -> tuple[nn.Module, Tensor, Tensor]:
 def test_too_few_classes_are_refused() -> None:
     x = torch.rand(3, 1, 4, 4)
     for attack in (AutoAttack(), LibraryAttack(name="apgd-t")):
-        with pytest.raises(UserError, match=r"compares four logits, and this network has 3: attack it with square"):
+        with pytest.raises(
+            UserError, match=r"compares four logits, and this network has 3: attack it with square"
+        ):
             attack(Linear(16, 3), x, torch.tensor([0, 1, 2]))
     for attack in (Square(), LibraryAttack(name="apgd-ce")):
         with pytest.raises(UserError, match="a single class"):
@@ -328,7 +365,7 @@ def test_two_classes_suffice(name: Any) -> None:
     net, x = Linear(64, 2), torch.rand(4, 1, 8, 8)
     y = answers(net, x)
     found = LibraryAttack(name=name, eps=1, iterations=20)(net, x, y)
-    assert not correct(net, found, y).any()
+    assert not find_correct(net, found, y).any()
 
 
 @pytest.mark.parametrize(
@@ -341,7 +378,9 @@ def test_two_classes_suffice(name: Any) -> None:
         (lambda: AutoAttack(norm="1"), "norm is 'inf' or '2'"),  # type: ignore[arg-type]
     ],
 )
-def test_settings_that_make_no_sense_are_refused(make: Callable[[], Any], sentence: str, unchecked: None) -> None:
+def test_settings_that_make_no_sense_are_refused(
+    make: Callable[[], Any], sentence: str, unchecked: None
+) -> None:
     with pytest.raises(UserError, match=sentence):
         make()
 
@@ -416,7 +455,7 @@ def test_reason_to_doubt_is_given_once(make: Callable[[], nn.Module], sentence: 
     net, (x, _) = make().eval(), images()
     y = answers(net, x)
     attack = LibraryAttack(name="apgd-ce", iterations=2)
-    with doubts() as found:
+    with collect_warnings() as found:
         for _ in range(2):
             attack(net, x, y)
     assert len(found) == 1
@@ -426,7 +465,7 @@ def test_reason_to_doubt_is_given_once(make: Callable[[], nn.Module], sentence: 
 
 
 def test_sound_network_raises_no_doubts() -> None:
-    with doubts() as found:
+    with collect_warnings() as found:
         AutoAttack(eps=0.5)(*_easy())
     assert found == []
 
@@ -434,7 +473,7 @@ def test_sound_network_raises_no_doubts() -> None:
 def test_square_needs_no_gradients_and_does_not_ask_for_them() -> None:
     make, _ = DOUBTS["flat"]
     net, (x, _) = make().eval(), images()
-    with doubts() as found:
+    with collect_warnings() as found:
         Square(queries=3)(net, x, answers(net, x))
     assert found == []
 
@@ -454,6 +493,6 @@ def test_names() -> None:
 
 
 def test_parts_have_the_settings_of_the_whole() -> None:
-    assert {(part.eps, part.norm, part.iterations) for part in AutoAttack(eps=0.3, norm="2").parts} == {
-        (0.3, "2", None)
-    }
+    assert {
+        (part.eps, part.norm, part.iterations) for part in AutoAttack(eps=0.3, norm="2").parts
+    } == {(0.3, "2", None)}

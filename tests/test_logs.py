@@ -27,7 +27,9 @@ def row(epoch: int, **changes: Any) -> dict[str, Any]:
 
 def run(out: Path, *names: str, resume: bool = False) -> pd.DataFrame:
     """Train a little and give the CSV."""
-    train("at", digits(2), out=out, logs=names, resume=resume, progress=False, **TINY | {"epochs": 3})
+    train(
+        "at", digits(2), out=out, logs=names, resume=resume, progress=False, **TINY | {"epochs": 3}
+    )
     return pd.read_csv(f"{out}.csv")
 
 
@@ -54,15 +56,22 @@ def scalars(out: Path) -> pd.DataFrame:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     read = accumulator.EventAccumulator(f"{out}.tensorboard", size_guidance={"scalars": 0}).Reload()
     assert read.Tags()["scalars"] == SCALARS
-    columns = {name: pd.Series({event.step: event.value for event in read.Scalars(name)}) for name in SCALARS}
-    assert all(len(read.Scalars(name)) == len(columns[name]) for name in SCALARS)  # no step comes twice
+    columns = {
+        name: pd.Series({event.step: event.value for event in read.Scalars(name)})
+        for name in SCALARS
+    }
+    assert all(
+        len(read.Scalars(name)) == len(columns[name]) for name in SCALARS
+    )  # no step comes twice
     return pd.DataFrame(columns)
 
 
 def agree(log: pd.DataFrame, csv: pd.DataFrame) -> None:
     """Assert that a log has the epochs and the values of the CSV, to single precision."""
     expected = csv.set_index("epoch")[SCALARS].rename_axis(None)
-    pd.testing.assert_frame_equal(log, expected, check_dtype=False, check_index_type=False, rtol=1e-6)
+    pd.testing.assert_frame_equal(
+        log, expected, check_dtype=False, check_index_type=False, rtol=1e-6
+    )
 
 
 def test_tensorboard_has_what_the_csv_has(tmp_path: Path) -> None:
@@ -136,10 +145,17 @@ def offline(out: Path) -> list[tuple[str, pd.DataFrame]]:
     found = []
     for file in sorted(Path(f"{out}.wandb").glob("wandb/offline-run-*/*.wandb")):
         read = list(records(file))
-        histories = [record.history for record in read if record.WhichOneof("record_type") == "history"]
-        rows = [{(item.key or item.nested_key[0]): json.loads(item.value_json) for item in h.item} for h in histories]
+        histories = [
+            record.history for record in read if record.WhichOneof("record_type") == "history"
+        ]
+        rows = [
+            {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in h.item}
+            for h in histories
+        ]
         assert [known["_step"] for known in rows] == [known["epoch"] for known in rows]
-        (identity,) = {record.run.run_id for record in read if record.WhichOneof("record_type") == "run"}
+        (identity,) = {
+            record.run.run_id for record in read if record.WhichOneof("record_type") == "run"
+        }
         found.append((identity, pd.DataFrame(rows).set_index("epoch")[SCALARS].rename_axis(None)))
     return found
 
@@ -159,8 +175,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def children() -> list[str]:
     """List the processes that this one has started and that still run."""
-    listed = subprocess.run(["ps", "-A", "-o", "ppid=,args="], capture_output=True, text=True, check=True)
-    own = [line.split(maxsplit=1) for line in listed.stdout.splitlines() if line.split()[0] == str(os.getpid())]
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "ppid=,args="], capture_output=True, text=True, check=True
+    )
+    own = [
+        line.split(maxsplit=1)
+        for line in listed.stdout.splitlines()
+        if line.split()[0] == str(os.getpid())
+    ]
     return [command for _, command in own if not command.startswith("ps ")]
 
 
@@ -172,14 +194,21 @@ def test_wandb_has_what_the_csv_has_and_leaves_nothing_else(
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "")
     assert contents(home) == {}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "net.pt", "net.pt.csv", "net.pt.wandb"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "home",
+        "net.pt",
+        "net.pt.csv",
+        "net.pt.wandb",
+    ]
     assert dict(os.environ) == environment
     assert children() == before
     ((_, log),) = offline(tmp_path / "net.pt")
     agree(log, csv)
 
 
-def test_wandb_reports_nothing_to_its_makers(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_reports_nothing_to_its_makers(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its process is told so by an option; the telemetry in this one is in threads of its own."""
     import threading
 
@@ -192,7 +221,9 @@ def test_wandb_reports_nothing_to_its_makers(home: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(subprocess, "Popen", noted)
     with logging(["wandb"], tmp_path / "net.pt", {}) as write:
         write(row(1))
-        assert not [thread.name for thread in threading.enumerate() if "otel" in thread.name.lower()]
+        assert not [
+            thread.name for thread in threading.enumerate() if "otel" in thread.name.lower()
+        ]
     (service,) = [command for command in commands if "wandb-core" in str(command[0])]
     assert "--no-observability" in service
 
@@ -215,7 +246,9 @@ def test_a_new_run_has_a_new_id(home: Path, tmp_path: Path) -> None:
     assert first != second
 
 
-def test_a_wandb_run_of_the_users_own_goes_on(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wandb_run_of_the_users_own_goes_on(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import wandb
 
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
@@ -249,14 +282,22 @@ def test_without_a_name_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_an_unknown_log_is_refused(tmp_path: Path) -> None:
-    with mistake("tensorbord", "Did you mean 'tensorboard'?"), logging(["tensorbord"], tmp_path / "net.pt", {}):
+    with (
+        mistake("tensorbord", "Did you mean 'tensorboard'?"),
+        logging(["tensorbord"], tmp_path / "net.pt", {}),
+    ):
         pass
 
 
 @pytest.mark.parametrize("name", logs.LOGS)
-def test_a_library_that_is_missing_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_missing_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logs, "find_spec", lambda _: None)
-    with mistake(name, f"pip install 'channelscope[{name}]'"), logging([name], tmp_path / "net.pt", {}):
+    with (
+        mistake(name, f"pip install 'channelscope[{name}]'"),
+        logging([name], tmp_path / "net.pt", {}),
+    ):
         pass
     assert contents(tmp_path) == {}
 
@@ -265,7 +306,10 @@ def test_a_library_that_is_missing_is_named(name: str, tmp_path: Path, monkeypat
 def test_a_folder_that_cannot_be_made_is_one_sentence(name: str, tmp_path: Path) -> None:
     pytest.importorskip(name)
     (tmp_path / f"net.pt.{name}").write_text("a file in its place")
-    with mistake("Cannot write the log", f"net.pt.{name}"), logging([name], tmp_path / "net.pt", {}):
+    with (
+        mistake("Cannot write the log", f"net.pt.{name}"),
+        logging([name], tmp_path / "net.pt", {}),
+    ):
         pass
 
 
@@ -273,7 +317,10 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     """Seen as a limit to the size of files, which fails in the same place."""
     pytest.importorskip("tensorboard")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with mistake("Cannot write the log", "File too large"), logging(["tensorboard"], tmp_path / "net.pt", {}) as write:
+    with (
+        mistake("Cannot write the log", "File too large"),
+        logging(["tensorboard"], tmp_path / "net.pt", {}) as write,
+    ):
         write(row(1))
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -283,7 +330,9 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_log_that_fails_ends_the_training_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_fails_ends_the_training_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from contextlib import contextmanager
 
     @contextmanager

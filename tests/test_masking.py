@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from channelscope.attacks import PGD, Attack, correct
+from channelscope.attacks import PGD, Attack, find_correct
 from channelscope.attacks.fallback import Averaged, Estimated, Noise
 from channelscope.evaluation import masking
 from channelscope.objectives import cross_entropy, margin
@@ -35,7 +35,7 @@ def standing(network: nn.Module, attack: Attack) -> float:
     """Give the share that an attack leaves, by the majority of five answers, as a network may be random."""
     x, y = digits(IMAGES)
     adversarial = attack(network, x, y, torch.Generator().manual_seed(1))
-    votes = torch.stack([correct(network, adversarial, y) for _ in range(5)])
+    votes = torch.stack([find_correct(network, adversarial, y) for _ in range(5)])
     return (votes.float().mean(0) > 0.5).float().mean().item()
 
 
@@ -64,7 +64,7 @@ SEEN = {
 @pytest.mark.parametrize("name", MASKED)
 def test_masked_network_is_found_out_and_broken(name: str) -> None:
     network = masked(name)
-    assert correct(network, *digits(IMAGES)).float().mean() > 0.8
+    assert find_correct(network, *digits(IMAGES)).float().mean() > 0.8
     checks = looked_at(network)
     assert SEEN[name] <= names(checks)
     remedies = [finding.breaks for finding in checks.findings if finding.breaks]
@@ -75,7 +75,9 @@ def test_masked_network_is_found_out_and_broken(name: str) -> None:
 
 
 def test_saturated_logits_are_told_from_gradients_that_are_missing_altogether() -> None:
-    by_check = {finding.check: finding for finding in looked_at(masked("saturated logits")).findings}
+    by_check = {
+        finding.check: finding for finding in looked_at(masked("saturated logits")).findings
+    }
     assert by_check["zero-gradient"].breaks == PGD(eps=EPS, objective=margin, early_stop=0)
     assert by_check["zero-gradient"].evidence["without_gradient_of_margin"] == 0
 
@@ -93,7 +95,9 @@ class Still(nn.Module):
 
 
 def test_zero_gradients_are_counted_image_by_image() -> None:
-    found = {f.check: f for f in looked_at(Still(honest("standard"), 0.3)).findings}["zero-gradient"]
+    found = {f.check: f for f in looked_at(Still(honest("standard"), 0.3)).findings}[
+        "zero-gradient"
+    ]
     n = found.evidence["images"]
     assert found.evidence["without_gradient"] == pytest.approx(0.3 * n, abs=1)
     assert "zero-gradient" not in names(looked_at(Still(honest("standard"), 0.05)))
@@ -128,7 +132,9 @@ def test_exceeding_is_the_binomial_tail(n: int, limit: float) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "noise injected", "quantised input"])
-def test_network_and_randomness_are_left_as_found_and_the_outcome_repeats_itself(name: str | None) -> None:
+def test_network_and_randomness_are_left_as_found_and_the_outcome_repeats_itself(
+    name: str | None,
+) -> None:
     network = mixed(copy.deepcopy(masked(name) if name else honest("standard")))
     x, y = digits(32)
     with unchanged(network):
@@ -139,7 +145,10 @@ def test_network_and_randomness_are_left_as_found_and_the_outcome_repeats_itself
 
 def test_batches_are_of_any_size() -> None:
     network, (x, y) = masked("saturated logits"), digits(32)
-    assert findings(network, x, y, eps=EPS, batch_size=9).findings == findings(network, x, y, eps=EPS).findings
+    assert (
+        findings(network, x, y, eps=EPS, batch_size=9).findings
+        == findings(network, x, y, eps=EPS).findings
+    )
 
 
 def test_progress_names_the_checks_in_turn() -> None:
@@ -169,7 +178,9 @@ def test_images_outside_the_range_are_refused() -> None:
         findings(plain(), x * 255, y, eps=0.1)
 
 
-def test_without_the_optional_package_the_gradient_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_optional_package_the_gradient_is_estimated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def missing(**_: Any) -> None:
         raise masking.UserError("Install it.")
 
@@ -193,8 +204,8 @@ def test_noise_lies_on_the_surface_and_keeps_what_fools(norm: Any) -> None:
     size = delta.abs().amax(1) if norm == "inf" else delta.norm(dim=1)
     torch.testing.assert_close(size, torch.full_like(size, eps), rtol=0, atol=1e-5)
     few = Noise(eps=eps, norm=norm, tries=1)(net, x, y, torch.Generator().manual_seed(0))
-    assert set((~correct(net, few, y)).nonzero().flatten().tolist()) <= set(
-        (~correct(net, found, y)).nonzero().flatten().tolist()
+    assert set((~find_correct(net, few, y)).nonzero().flatten().tolist()) <= set(
+        (~find_correct(net, found, y)).nonzero().flatten().tolist()
     )
 
 
@@ -209,7 +220,9 @@ def test_estimated_slope_is_that_of_a_linear_objective_on_average() -> None:
     (slope,) = torch.autograd.grad(loss.sum(), x)
     assert loss.item() == pytest.approx(objective(nn.Identity(), x, y).item())
     # Each entry is a mean of 4000 draws of variance at most |w|^2.
-    assert slope.flatten() == pytest.approx(weight.flatten(), abs=5 * float(weight.norm()) / 4000**0.5)
+    assert slope.flatten() == pytest.approx(
+        weight.flatten(), abs=5 * float(weight.norm()) / 4000**0.5
+    )
 
 
 def test_averaged_objective_is_the_mean_over_the_networks_randomness() -> None:
@@ -219,7 +232,9 @@ def test_averaged_objective_is_the_mean_over_the_networks_randomness() -> None:
         return next(values) * x.flatten(1).sum(1)
 
     x = torch.ones(2, 1, 1, 1)
-    assert Averaged(objective=objective, samples=3)(nn.Identity(), x, torch.tensor([0, 1])).tolist() == [3.0, 3.0]
+    assert Averaged(objective=objective, samples=3)(
+        nn.Identity(), x, torch.tensor([0, 1])
+    ).tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize(

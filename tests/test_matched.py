@@ -15,7 +15,9 @@ from channelscope.figures import matching
 from channelscope.figures.paper import MODEL_COLOURS
 from comparisons import synthetic
 
-THREE = synthetic(("nat", "at", "cifs"), ("bird", "cat"), ("layer3", "layer4"), channels=12, whole=True)
+THREE = synthetic(
+    ("nat", "at", "cifs"), ("bird", "cat"), ("layer3", "layer4"), channels=12, whole=True
+)
 
 
 def test_likeness_draws_the_last_layers_of_each_two_models() -> None:
@@ -25,7 +27,11 @@ def test_likeness_draws_the_last_layers_of_each_two_models() -> None:
     np.testing.assert_array_equal(line.get_xdata(), frame["cka"])
     ends = np.array([segment[:, 0] for segment in reach.get_segments()])
     np.testing.assert_allclose(ends, frame[["low", "high"]])
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["nat – at", "nat – cifs", "at – cifs"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "nat – at",
+        "nat – cifs",
+        "at – cifs",
+    ]
 
 
 def test_layer_likeness_draws_each_pair_of_layers_as_shade_and_number() -> None:
@@ -42,7 +48,9 @@ def test_numbers_are_black_or_white_by_the_luminance_of_their_shade() -> None:
     values = [0.0, 0.5, 0.6, 1.0]
     (ax,) = plots.layer_likeness(replace(THREE, matching=_cka(values)), "nat", "cifs").axes
     shades = ax.collections[0].to_rgba(np.array(values))[:, 0]
-    assert [text.get_color() for text in ax.texts] == ["white" if shade < 0.46 else "black" for shade in shades]
+    assert [text.get_color() for text in ax.texts] == [
+        "white" if shade < 0.46 else "black" for shade in shades
+    ]
     assert {text.get_color() for text in ax.texts} == {"white", "black"}
 
 
@@ -73,7 +81,10 @@ def test_the_channel_that_the_other_model_holds_still_is_found() -> None:
     drawn = matching.matched_channels_data(fixing(), "nat", "at", "layer4").set_index("channel")
     assert drawn["change"].to_dict() == pytest.approx({2: 2.0, 0: 0.1, 1: -0.5, 3: 0})
     assert drawn["other_change"].to_dict() == pytest.approx({2: 0.1, 0: 0.05, 1: -0.9, 3: 0})
-    assert list(drawn.index[drawn["numbered"]]) == [2, 0]  # 1 is moved further by the attack, 3 has no counterpart
+    assert list(drawn.index[drawn["numbered"]]) == [
+        2,
+        0,
+    ]  # 1 is moved further by the attack, 3 has no counterpart
 
 
 def test_matched_channels_draw_every_pair_and_number_those_held_still() -> None:
@@ -84,8 +95,13 @@ def test_matched_channels_draw_every_pair_and_number_those_held_still() -> None:
     same = drawn["correlation"] >= 0.5
     np.testing.assert_array_equal(counterparts, drawn.loc[same, ["change", "other_change"]])
     np.testing.assert_array_equal(without, drawn.loc[~same, ["change", "other_change"]])
-    assert [label.get_text() for label in below.get_yticklabels()] == ["2 ↔ 0, r 0.90", "0 ↔ 1, r 0.80"]
-    for line, column, colour in zip(below.lines, ("change", "other_change"), MODEL_COLOURS, strict=False):
+    assert [label.get_text() for label in below.get_yticklabels()] == [
+        "2 ↔ 0, r 0.90",
+        "0 ↔ 1, r 0.80",
+    ]
+    for line, column, colour in zip(
+        below.lines, ("change", "other_change"), MODEL_COLOURS, strict=False
+    ):
         np.testing.assert_array_equal(line.get_xdata(), drawn.loc[drawn["numbered"], column])
         assert to_hex(line.get_color()) == colour.lower()
 
@@ -97,14 +113,21 @@ def test_changes_are_those_over_all_images_whatever_their_classes() -> None:
         count=np.where(rows["class"] == "bird", 30, 10),
         magnitude=rows["magnitude"] + np.where(rows["class"] == "bird", 1.0, 0.0),
     )
-    drawn = matching.matched_channels_data(replace(comparison, activations=uneven), "nat", "at", "layer4")
-    assert drawn.set_index("channel")["change"][2] == pytest.approx(2.0 / 1.75)  # of the layer's mean magnitude
+    drawn = matching.matched_channels_data(
+        replace(comparison, activations=uneven), "nat", "at", "layer4"
+    )
+    assert drawn.set_index("channel")["change"][2] == pytest.approx(
+        2.0 / 1.75
+    )  # of the layer's mean magnitude
 
 
 def test_where_no_channel_is_held_still_the_figure_says_so() -> None:
     comparison = fixing()
     figure = plots.matched_channels(
-        replace(comparison, matched=comparison.matched.assign(correlation=0.1)), "nat", "at", "layer4"
+        replace(comparison, matched=comparison.matched.assign(correlation=0.1)),
+        "nat",
+        "at",
+        "layer4",
     )
     assert "no channel" in figure.axes[1].texts[0].get_text()
 
@@ -113,8 +136,14 @@ def test_where_no_channel_is_held_still_the_figure_says_so() -> None:
     ("draw", "words"),
     [
         (lambda: plots.likeness(synthetic(("nat",))), "one model alone"),
-        (lambda: plots.layer_likeness(THREE, "nat", "cas"), "No pair of 'nat' and 'cas' here. Choose from nat, at;"),
-        (lambda: plots.matched_channels(THREE, "nat", "at", "conv"), "at 'conv' here. Choose from nat, at, layer3;"),
+        (
+            lambda: plots.layer_likeness(THREE, "nat", "cas"),
+            "No pair of 'nat' and 'cas' here. Choose from nat, at;",
+        ),
+        (
+            lambda: plots.matched_channels(THREE, "nat", "at", "conv"),
+            "at 'conv' here. Choose from nat, at, layer3;",
+        ),
     ],
     ids=["alone", "pair", "layer"],
 )
@@ -125,8 +154,12 @@ def test_mistakes_are_told_with_what_is_there(draw, words: str) -> None:
 
 def test_the_comparison_lists_its_figures_between_models_and_draws_them_by_method() -> None:
     pairs = ("nat-at", "nat-cifs", "at-cifs")
-    names = [name for name in plots.figures(THREE) if name.startswith(("likeness", "layer-", "matched"))]
-    layers = [f"matched-channels-{pair}-{layer}" for pair in pairs for layer in ("layer3", "layer4")]
+    names = [
+        name for name in plots.figures(THREE) if name.startswith(("likeness", "layer-", "matched"))
+    ]
+    layers = [
+        f"matched-channels-{pair}-{layer}" for pair in pairs for layer in ("layer3", "layer4")
+    ]
     assert names == ["likeness", *(f"layer-likeness-{pair}" for pair in pairs), *layers]
     wanted = matching.matched_channels_data(THREE, "nat", "at", "layer4")
     pd.testing.assert_frame_equal(plots.data("matched-channels-nat-at-layer4", THREE), wanted)

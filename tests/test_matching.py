@@ -15,7 +15,7 @@ from torch import nn
 import reference
 from channelscope.comparison import Comparison, compare
 from channelscope.statistics.alignment import estimate
-from channelscope.statistics.similarity import cka, hsic, match, normalised
+from channelscope.statistics.similarity import cka, compute_hsic, match_channels, normalise_hsic
 from channelscope.statistics.streaming import bootstrap_weights
 from channelscope.study import measurement
 from networks import CLASSES, images, plain
@@ -59,7 +59,9 @@ def test_cka_does_not_see_rotation_scale_place_or_order(
 
 @settings(max_examples=30, deadline=None)
 @given(seeds, st.integers(4, 20), widths, widths)
-def test_cka_lies_between_minus_one_and_one_and_is_one_with_itself(seed: int, n: int, c: int, d: int) -> None:
+def test_cka_lies_between_minus_one_and_one_and_is_one_with_itself(
+    seed: int, n: int, c: int, d: int
+) -> None:
     rng = np.random.default_rng(seed)
     a, b = layer(rng, n, c), layer(rng, n, d)
     assert -1 - 1e-9 <= cka(a, b) <= 1 + 1e-9
@@ -74,7 +76,9 @@ def test_unrelated_layers_have_no_cka_though_channels_outnumber_images() -> None
     assert min(found) < 0 < max(found)
 
 
-@pytest.mark.parametrize("a", [np.ones((8, 3)), np.full((8, 3), 0.1), np.zeros((8, 1))], ids=["one", "tenth", "zero"])
+@pytest.mark.parametrize(
+    "a", [np.ones((8, 3)), np.full((8, 3), 0.1), np.zeros((8, 1))], ids=["one", "tenth", "zero"]
+)
 def test_constant_layers_have_no_cka(a: ndarray) -> None:
     assert np.isnan(cka(a, np.random.default_rng(0).normal(size=(8, 2))))
 
@@ -97,10 +101,10 @@ def test_of_weights_only_their_proportions_matter(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = layer(rng, n, 3), layer(rng, n, 2)
     weights = np.concatenate([np.ones((n, 1)), rng.poisson(1, (n, 5)) + 0.1], 1)
-    found = hsic(a, b, weights)
-    assert hsic(a, b, 7 * weights) == pytest.approx(found)
+    found = compute_hsic(a, b, weights)
+    assert compute_hsic(a, b, 7 * weights) == pytest.approx(found)
     for_each = np.concatenate([np.ones((n, 1)), 1 + np.eye(n)], 1)
-    assert hsic(a, b, for_each)[1:].mean() == pytest.approx(found[0])
+    assert compute_hsic(a, b, for_each)[1:].mean() == pytest.approx(found[0])
 
 
 def test_replicates_spread_as_estimates_of_new_images_do() -> None:
@@ -109,12 +113,16 @@ def test_replicates_spread_as_estimates_of_new_images_do() -> None:
 
     def draw() -> tuple[ndarray, ndarray]:
         common = rng.normal(size=(n, 3))
-        return np.maximum(0, common @ mixing), np.maximum(0, common @ mixing[:, :5] + 2 * rng.normal(size=(n, 5)))
+        return np.maximum(0, common @ mixing), np.maximum(
+            0, common @ mixing[:, :5] + 2 * rng.normal(size=(n, 5))
+        )
 
     spread = np.std([cka(*draw()) for _ in range(150)])
     a, b = draw()
     weights = bootstrap_weights(n, 300, seed=0).double().numpy()
-    replicates = normalised(hsic(a, b, weights), hsic(a, a, weights), hsic(b, b, weights))
+    replicates = normalise_hsic(
+        compute_hsic(a, b, weights), compute_hsic(a, a, weights), compute_hsic(b, b, weights)
+    )
     assert replicates[0] == pytest.approx(cka(a, b))
     assert np.std(replicates[1:]) == pytest.approx(spread, rel=0.25)
 
@@ -124,7 +132,7 @@ def test_replicates_spread_as_estimates_of_new_images_do() -> None:
 def test_permuted_channels_are_found_again(seed: int, channels: int) -> None:
     rng = np.random.default_rng(seed)
     a, order = layer(rng, 25, channels), rng.permutation(channels)
-    found = match(a, 3 * a[:, order] + 1)
+    found = match_channels(a, 3 * a[:, order] + 1)
     np.testing.assert_array_equal(order[found.other], found.channel)
     assert sorted(found.channel) == list(range(channels))
     np.testing.assert_allclose(found.correlation, 1)
@@ -135,7 +143,7 @@ def test_permuted_channels_are_found_again(seed: int, channels: int) -> None:
 def test_no_other_pairs_correlate_more(seed: int, c: int, d: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = layer(rng, 9, c), layer(rng, 9, d)
-    found = match(a, b)
+    found = match_channels(a, b)
     correlations = np.corrcoef(a.T, b.T)[:c, c:]
     assert len(set(found.channel)) == len(set(found.other)) == min(c, d)
     np.testing.assert_allclose(found.correlation, correlations[found.channel, found.other])
@@ -148,7 +156,7 @@ def test_a_channel_that_never_varies_is_matched_last_and_correlates_with_nothing
     a = layer(rng, 20, 3)
     b = a.copy()
     b[:, 0] = 0.1
-    found = match(a, b)
+    found = match_channels(a, b)
     assert found.channel.tolist()[2] == found.other.tolist()[2] == 0
     np.testing.assert_allclose(found.correlation, [1, 1, np.nan])
 
@@ -169,7 +177,11 @@ def made() -> nn.Module:
 def permuted() -> nn.Module:
     """The same network with its channels in another order."""
     net, (first, second) = made(), ORDERS.values()
-    for name, parameter in [*net.conv1.named_parameters(), *net.bn1.named_parameters(), *net.bn1.named_buffers()]:
+    for name, parameter in [
+        *net.conv1.named_parameters(),
+        *net.bn1.named_parameters(),
+        *net.bn1.named_buffers(),
+    ]:
         if name != "num_batches_tracked":
             parameter.copy_(parameter[first].clone())
     net.conv2.weight.copy_(net.conv2.weight[second][:, first].clone())
@@ -193,7 +205,9 @@ def test_the_channels_of_a_permuted_copy_are_found(found: Comparison, layer: str
     assert set(rows["other_layer"]) == {layer}
     moving = rows.dropna()
     assert len(moving) > 3
-    np.testing.assert_array_equal(np.array(ORDERS[layer])[moving["other_channel"]], moving["channel"])
+    np.testing.assert_array_equal(
+        np.array(ORDERS[layer])[moving["other_channel"]], moving["channel"]
+    )
     np.testing.assert_allclose(moving["correlation"], 1, atol=1e-6)
 
 
@@ -201,7 +215,9 @@ def test_the_layers_of_a_permuted_copy_are_alike(found: Comparison) -> None:
     rows = found.matching[found.matching["other"] == "permuted"].set_index(["layer", "other_layer"])
     assert len(rows) == 4
     for layer in ORDERS:
-        np.testing.assert_allclose(rows.loc[(layer, layer), ["cka", "low", "high"]].astype(float), 1, atol=1e-6)
+        np.testing.assert_allclose(
+            rows.loc[(layer, layer), ["cka", "low", "high"]].astype(float), 1, atol=1e-6
+        )
     assert rows.loc[("relu1", "relu2"), "cka"] == pytest.approx(rows.loc[("relu2", "relu1"), "cka"])
     assert rows.loc[("relu1", "relu2"), "cka"] < 0.99
 
@@ -215,9 +231,16 @@ def test_layers_of_unequal_number_are_matched_from_the_deepest(found: Comparison
 
 def test_the_frame_of_cka_is_that_of_the_activations(found: Comparison) -> None:
     """Of all images, one by one, and resampled as the rest of the comparison is."""
-    a, b = (net(layer) for net, layer in ((activations_of(made()), "relu1"), (activations_of(permuted()), "relu2")))
+    a, b = (
+        net(layer)
+        for net, layer in ((activations_of(made()), "relu1"), (activations_of(permuted()), "relu2"))
+    )
     weights = bootstrap_weights(40, 30, seed=0).double().numpy()
-    expected = estimate(normalised(hsic(a, b, weights), hsic(a, a, weights), hsic(b, b, weights)))
+    expected = estimate(
+        normalise_hsic(
+            compute_hsic(a, b, weights), compute_hsic(a, a, weights), compute_hsic(b, b, weights)
+        )
+    )
     rows = found.matching.set_index(["model", "layer", "other", "other_layer"])
     row = rows.loc[("net", "relu1", "permuted", "relu2")]
     assert tuple(row) == pytest.approx((expected.value, expected.low, expected.high))
@@ -234,13 +257,17 @@ def activations_of(net: nn.Module) -> Callable[[str], ndarray]:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_of_many_images_some_at_even_steps_are_kept_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_images_some_at_even_steps_are_kept_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(measurement, "MOST_SINGLY", 8)
     x, y = images(20)[0], torch.arange(20) // 4
     found = compare({"net": made(), "permuted": permuted()}, (x, y), layers=["relu1"], **QUICK)
     chosen = [0, 2, 5, 7, 10, 12, 15, 17]
-    a, b = (net[:3](x[chosen].double()).mean((2, 3)).detach().numpy() for net in (made(), permuted()))
-    expected = match(a, b)
+    a, b = (
+        net[:3](x[chosen].double()).mean((2, 3)).detach().numpy() for net in (made(), permuted())
+    )
+    expected = match_channels(a, b)
     pd.testing.assert_series_equal(
         found.matched["correlation"], pd.Series(expected.correlation, name="correlation"), atol=1e-6
     )

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import reference
-from channelscope.attacks import FGSM, PGD, image_generators
-from channelscope.data import Split, Streamed
+from channelscope.attacks import FGSM, PGD, make_generators
+from channelscope.data import MemorySplit, StreamedSplit
 from channelscope.errors import UserError
-from channelscope.layers.features import activations, capture
+from channelscope.layers.features import capture, pool_features
 from channelscope.layers.hooks import LayerError
 from channelscope.scorers import gradient
 from channelscope.statistics.alignment import measures
@@ -40,11 +40,13 @@ N = 11
 ATTACKS = {"fgsm": FGSM(eps=0.1), "pgd-3": PGD(eps=0.2, steps=3, random_start=False)}
 
 
-def split(channels: int = 1, absent: int | None = None) -> Split:
+def split(channels: int = 1, absent: int | None = None) -> MemorySplit:
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(256, (N, channels, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.arange(N) % CLASSES
-    return Split(images, labels if absent is None else torch.where(labels == absent, 0, labels))
+    return MemorySplit(
+        images, labels if absent is None else torch.where(labels == absent, 0, labels)
+    )
 
 
 def write_images(folder: Path) -> None:
@@ -53,9 +55,15 @@ def write_images(folder: Path) -> None:
         Image.fromarray(image[0].numpy()).save(folder / f"{index}.png")
 
 
-def streamed(folder: Path, workers: int) -> Streamed:
+def streamed(folder: Path, workers: int) -> StreamedSplit:
     """Give the same images, to be read from a folder as they are needed."""
-    return Streamed(folder, tuple(f"{k}.png" for k in range(N)), split().labels, image_shape=(1, 8, 8), workers=workers)
+    return StreamedSplit(
+        folder,
+        tuple(f"{k}.png" for k in range(N)),
+        split().labels,
+        image_shape=(1, 8, 8),
+        workers=workers,
+    )
 
 
 def measured(net: nn.Module, block: int = 4, **options: Any) -> Measurement:
@@ -90,14 +98,18 @@ class InDouble(nn.Module):
 def features_of(net: nn.Module, x: Tensor, layer: str) -> Tensor:
     with torch.no_grad(), capture(net, layer) as features:
         net(x)
-    return activations(features[layer])
+    return pool_features(features[layer])
 
 
 def assert_same(a: Measurement, b: Measurement) -> None:
     for part in ("natural", "adversarial", "relevance"):
         for layer, stats in getattr(a, part).items():
-            torch.testing.assert_close(stats.magnitude, getattr(b, part)[layer].magnitude, equal_nan=True)
-            torch.testing.assert_close(stats.frequency, getattr(b, part)[layer].frequency, equal_nan=True)
+            torch.testing.assert_close(
+                stats.magnitude, getattr(b, part)[layer].magnitude, equal_nan=True
+            )
+            torch.testing.assert_close(
+                stats.frequency, getattr(b, part)[layer].frequency, equal_nan=True
+            )
     assert all(torch.equal(hits, b.hits[name]) for name, hits in a.hits.items())
 
 
@@ -120,7 +132,9 @@ def test_measurement_is_what_the_definitions_give(layers: tuple[str, ...] | None
         for part, value in wanted.items():
             stats = getattr(found, part)[layer]
             for r in range(4):
-                naive = reference.channel_statistics(value.tolist(), y.tolist(), found.weights[:, r].tolist(), CLASSES)
+                naive = reference.channel_statistics(
+                    value.tolist(), y.tolist(), found.weights[:, r].tolist(), CLASSES
+                )
                 wanted_magnitude = torch.tensor(naive["magnitude"], dtype=torch.float64)
                 torch.testing.assert_close(stats.magnitude[r], wanted_magnitude, equal_nan=True)
                 wanted_frequency = torch.tensor(naive["frequency"], dtype=torch.float64)
@@ -142,7 +156,7 @@ def test_images_that_were_made_before_take_the_attacks_place() -> None:
     own = measured(net, attack=attack)
     x, y = next(split().batches(N))
     x = x.double()
-    made = attack(net, x, y, image_generators(0, str(attack), range(N)))
+    made = attack(net, x, y, make_generators(0, str(attack), range(N)))
     assert_same(measured(net, attack=attack, made=made.numpy()), own)
     still = measured(net, attack=attack, made=x.numpy())
     assert torch.equal(still.hits["pgd-2"], still.hits["natural"])
@@ -175,7 +189,9 @@ def test_penultimate_relevance_is_the_last_layers_weight() -> None:
     net = resnet()
     found = measured(net)
     assert found.layers == ("layer4",)
-    torch.testing.assert_close(found.relevance["layer4"].magnitude[0], net.linear.weight.detach().double())
+    torch.testing.assert_close(
+        found.relevance["layer4"].magnitude[0], net.linear.weight.detach().double()
+    )
 
 
 def test_layers_keep_their_order() -> None:
@@ -191,7 +207,9 @@ def test_gates_are_attached_while_attacked_and_scored() -> None:
     class Watching:
         eps = 0.0
 
-        def __call__(self, model: nn.Module, x: Tensor, y: Tensor, _: torch.Generator | None = None) -> Tensor:
+        def __call__(
+            self, model: nn.Module, x: Tensor, y: Tensor, _: torch.Generator | None = None
+        ) -> Tensor:
             seen.extend(gate.detach for gate in model.gates.values())
             return x
 
@@ -208,7 +226,15 @@ def test_progress_counts_every_image() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [plain, resnet, gated, Twice, CallsAutograd, lambda: Returns(FORMS["tuple"]), lambda: Returns(FORMS["dict"])],
+    [
+        plain,
+        resnet,
+        gated,
+        Twice,
+        CallsAutograd,
+        lambda: Returns(FORMS["tuple"]),
+        lambda: Returns(FORMS["dict"]),
+    ],
     ids=["plain", "resnet", "cifs", "called twice", "calls autograd", "tuple", "dict"],
 )
 def test_network_is_left_as_found(make: Callable[[], nn.Module]) -> None:
@@ -242,11 +268,15 @@ def test_worst_case_is_per_image_over_all_attacks() -> None:
 
 def test_accuracy_is_the_weighted_share_of_hits_by_class() -> None:
     found = by_hand(
-        [0, 0, 1, 1, 1], HITS, torch.tensor([[1, 2, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1], [1, 0, 2]]).float()
+        [0, 0, 1, 1, 1],
+        HITS,
+        torch.tensor([[1, 2, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1], [1, 0, 2]]).float(),
     )
     overall, by_class = found.accuracy(found.hits["fgsm"])
     np.testing.assert_allclose(overall, [3 / 5, 3 / 4, 3 / 4])
-    np.testing.assert_allclose(by_class, [[1 / 2, 2 / 3, np.nan], [1, 1 / 2, np.nan], [np.nan, 3 / 4, np.nan]])
+    np.testing.assert_allclose(
+        by_class, [[1 / 2, 2 / 3, np.nan], [1, 1 / 2, np.nan], [np.nan, 3 / 4, np.nan]]
+    )
 
 
 def test_class_without_images_is_nan_throughout() -> None:
@@ -255,12 +285,21 @@ def test_class_without_images_is_nan_throughout() -> None:
     assert (found.natural[layer].count[0] == 0).tolist() == [False, False, False, True, False]
     for name, value in found.measures(layer).items():
         assert np.isnan(value[0]).tolist() == [False, False, False, True, False], name
-    assert np.isnan(found.accuracy(found.worst)[1][0]).tolist() == [False, False, False, True, False]
+    assert np.isnan(found.accuracy(found.worst)[1][0]).tolist() == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_measures_are_those_of_the_magnitudes() -> None:
     found = measured(plain(), layers=("bn1",))
-    parts = [getattr(found, part)["bn1"].magnitude.numpy() for part in ("natural", "adversarial", "relevance")]
+    parts = [
+        getattr(found, part)["bn1"].magnitude.numpy()
+        for part in ("natural", "adversarial", "relevance")
+    ]
     for name, value in measures(*parts).items():
         np.testing.assert_array_equal(found.measures("bn1")[name], value)
 
@@ -285,7 +324,11 @@ def damaged(part: str) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "options", "words"),
     [
-        (plain, {"images": split(3)}, r"does not take images of shape \(3, 8, 8\) .*: choose data of the kind"),
+        (
+            plain,
+            {"images": split(3)},
+            r"does not take images of shape \(3, 8, 8\) .*: choose data of the kind",
+        ),
         (plain, {"classes": 7}, "has 5 classes, the data has 7: choose data of the same classes"),
         (plain, {"layers": ("conv3",)}, "no layer 'conv3' in this network. Did you mean 'conv"),
         (plain, {"layers": ("",)}, None),
@@ -334,7 +377,9 @@ def test_layer_that_takes_images_apart_is_refused() -> None:
             windows = self.norm(x.reshape(2 * len(x), -1, 4))
             return self.linear(windows.mean(1).view(len(x), 2, 4).mean(1))
 
-    with pytest.raises(UserError, match=r"'norm' returns features of 4 parts of 2 images: name the layer around it"):
+    with pytest.raises(
+        UserError, match=r"'norm' returns features of 4 parts of 2 images: name the layer around it"
+    ):
         measured(Windows(), layers=("norm",))
 
 

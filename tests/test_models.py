@@ -33,7 +33,9 @@ def test_last_stage_and_channels_tell_where_the_gates_go(arch: str, width: int) 
     net = architecture.build().eval()
     with capture(net, *architecture.last_stage) as features:
         net(torch.rand(1, 1, 8, 8))
-    assert [z.shape[1] for z in features.values()] == [architecture.channels] * len(architecture.last_stage)
+    assert [z.shape[1] for z in features.values()] == [architecture.channels] * len(
+        architecture.last_stage
+    )
     assert net.linear.in_features == architecture.channels
 
 
@@ -62,7 +64,9 @@ def test_last_stage_names_at_most_its_last_two_blocks(arch: str, blocks: tuple[s
         ("wrn-34-10", 46_160_474),
     ],
 )
-def test_published_networks_have_their_published_number_of_parameters(arch: str, parameters: int) -> None:
+def test_published_networks_have_their_published_number_of_parameters(
+    arch: str, parameters: int
+) -> None:
     with torch.device("meta"):
         net = Architecture(arch=arch).build()
     assert sum(parameter.numel() for parameter in net.parameters()) == parameters
@@ -72,7 +76,9 @@ def test_normalisation_is_inside() -> None:
     x = torch.rand(2, 2, 8, 8)
     inside = grey(arch="resnet10", mean=(0.4, 0.6), std=(0.2, 0.3)).build().eval()
     outside = grey(arch="resnet10", mean=(0.0, 0.0), std=(1.0, 1.0)).build().eval()
-    weights = {name: tensor for name, tensor in inside.state_dict().items() if "normalise" not in name}
+    weights = {
+        name: tensor for name, tensor in inside.state_dict().items() if "normalise" not in name
+    }
     outside.load_state_dict(weights, strict=False)
     normalised = torch.stack([(x[:, 0] - 0.4) / 0.2, (x[:, 1] - 0.6) / 0.3], 1)
     torch.testing.assert_close(inside(x), outside(normalised))

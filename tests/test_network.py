@@ -40,7 +40,11 @@ def of(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
 
 def lines(ax: object, model: int) -> list[np.ndarray]:
     """Points of the lines in a model's colour, those of the legend left out."""
-    return [line.get_xydata() for line in ax.lines if to_hex(line.get_color()) == MODEL_COLOURS[model].lower()]
+    return [
+        line.get_xydata()
+        for line in ax.lines
+        if to_hex(line.get_color()) == MODEL_COLOURS[model].lower()
+    ]
 
 
 def test_depth_draws_each_measure_from_layer_to_layer() -> None:
@@ -79,7 +83,13 @@ def test_depth_numbers_layers_that_models_call_differently() -> None:
 def test_classes_draws_a_dot_for_each_class_with_images_the_most_robust_first() -> None:
     figure = plots.classes(EMPTY)
     worst = of(EMPTY.robustness, attack="worst").dropna()
-    order = of(worst[worst["class"] != "all"]).groupby("class")["accuracy"].mean().sort_values(ascending=False).index
+    order = (
+        of(worst[worst["class"] != "all"])
+        .groupby("class")["accuracy"]
+        .mean()
+        .sort_values(ascending=False)
+        .index
+    )
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [*order]
     for ax, measure in zip(figure.axes, ("robust_accuracy", "cosine", "nr_ratio"), strict=True):
         for index, model in enumerate(("nat", "at")):
@@ -87,7 +97,11 @@ def test_classes_draws_a_dot_for_each_class_with_images_the_most_robust_first() 
             if measure != "robust_accuracy":
                 rows = of(EMPTY.alignment, model=model, measure=measure)
             wanted = rows.set_index("class")["value"].loc[order]
-            drawn = [line for line in ax.lines if to_hex(line.get_color()) == MODEL_COLOURS[index].lower()]
+            drawn = [
+                line
+                for line in ax.lines
+                if to_hex(line.get_color()) == MODEL_COLOURS[index].lower()
+            ]
             np.testing.assert_allclose(drawn[0].get_xdata(), wanted)
             np.testing.assert_array_equal(np.round(drawn[0].get_ydata()), range(3))
 
@@ -102,7 +116,9 @@ def test_decay_draws_each_measure_against_the_strength(varied: str, scale: float
         for index, model in enumerate(("nat", "at")):
             rows = of(swept, model=model, measure=name, layer=layer)
             assert len(rows) == 3
-            np.testing.assert_allclose(lines(ax, index)[0], np.c_[scale * rows["at"], rows["value"]])
+            np.testing.assert_allclose(
+                lines(ax, index)[0], np.c_[scale * rows["at"], rows["value"]]
+            )
     assert f"decay-{varied}-layer3" in plots.figures(COMPARED)
 
 
@@ -122,9 +138,15 @@ def test_embedding_is_the_plane_of_the_class_means() -> None:
         known = PCA(2).fit(means)
         wanted = pd.DataFrame(np.abs(known.transform(means)), index=means.index)
         for data, colour in COLOURS.items():
-            drawn = [line.get_xydata()[0] for line in ax.lines if to_hex(line.get_color()) == colour.lower()]
+            drawn = [
+                line.get_xydata()[0]
+                for line in ax.lines
+                if to_hex(line.get_color()) == colour.lower()
+            ]
             np.testing.assert_allclose(np.abs(drawn), wanted.xs(data, level="data"), atol=1e-9)
-        for label, share in zip((ax.get_xlabel(), ax.get_ylabel()), known.explained_variance_ratio_, strict=True):
+        for label, share in zip(
+            (ax.get_xlabel(), ax.get_ylabel()), known.explained_variance_ratio_, strict=True
+        ):
             assert f"{100 * share:.0f} %" in label
     assert "1\u00a0cat" in words(figure)
 
@@ -151,12 +173,21 @@ def test_uniformity_draws_sorted_frequencies_and_says_the_measure() -> None:
     figure = plots.uniformity(EMPTY)
     mean = of(EMPTY.alignment, class_="all")
     for ax, model in zip(figure.axes, ("nat", "at"), strict=True):
-        for patch, data in zip([p for p in ax.patches if isinstance(p, StepPatch)], COLOURS, strict=True):
+        for patch, data in zip(
+            [p for p in ax.patches if isinstance(p, StepPatch)], COLOURS, strict=True
+        ):
             rows = of(EMPTY.activations, model=model, data=data).dropna()
-            by_class = [sorted(part["frequency"], reverse=True) for _, part in rows.groupby("class")]
+            by_class = [
+                sorted(part["frequency"], reverse=True) for _, part in rows.groupby("class")
+            ]
             np.testing.assert_allclose(patch.get_data().values, np.mean(by_class, axis=0))
-            assert to_hex(patch.get_facecolor() if patch.get_fill() else patch.get_edgecolor()) == COLOURS[data].lower()
-        said = [of(mean, model=model, measure=f"uniformity_{data}")["value"].item() for data in COLOURS]
+            assert (
+                to_hex(patch.get_facecolor() if patch.get_fill() else patch.get_edgecolor())
+                == COLOURS[data].lower()
+            )
+        said = [
+            of(mean, model=model, measure=f"uniformity_{data}")["value"].item() for data in COLOURS
+        ]
         wanted = f"uniformity: natural {said[0]:.3f}\n→ adversarial {said[1]:.3f}"
         assert ax.get_title(loc="right") == wanted
     assert "uniformity: entropy of the frequencies" in words(figure)
@@ -170,7 +201,11 @@ def test_flow_draws_each_channel_up_where_it_wakes_and_down_where_it_falls_silen
     panels = list(product(("nat", "at"), drawn["class"].unique()))
     for ax, (model, name) in zip(figure.axes, panels, strict=True):
         where = {"model": model, "class": name}
-        known = of(EMPTY.activations, data="natural", **where).set_index("channel")["relevance"].sort_values()
+        known = (
+            of(EMPTY.activations, data="natural", **where)
+            .set_index("channel")["relevance"]
+            .sort_values()
+        )
         rows = of(EMPTY.flow, **where).set_index("channel").loc[known.index]
         for way, colour, sign in (("awakened", "adversarial", 1), ("silenced", "natural", -1)):
             dots = [
@@ -192,12 +227,16 @@ def test_flow_draws_each_channel_up_where_it_wakes_and_down_where_it_falls_silen
 
 def test_flow_share_counts_the_channels_that_change_significantly() -> None:
     drawn = flow_share_data(EMPTY)
-    relevance = of(EMPTY.activations, data="natural")[["model", "layer", "class", "channel", "relevance"]]
+    relevance = of(EMPTY.activations, data="natural")[
+        ["model", "layer", "class", "channel", "relevance"]
+    ]
     tested = EMPTY.flow.merge(relevance).dropna()
     for (kind, sign), model in product((("PR", 1), ("NR", -1)), ("nat", "at")):
         rows = of(drawn, model=model, channels=kind).set_index("class")
         assert list(rows.index) == ["bird", "dog", "frog", "mean"]
-        for name, (way, direction) in product(("bird", "dog", "frog"), (("falls", -1), ("rises", 1))):
+        for name, (way, direction) in product(
+            ("bird", "dog", "frog"), (("falls", -1), ("rises", 1))
+        ):
             channels = of(tested, model=model, class_=name)
             channels = channels[np.sign(channels["relevance"]) == sign]
             counted = (channels["q"] <= 0.05) & (np.sign(channels["change"]) == direction)
@@ -212,20 +251,34 @@ def test_flow_share_counts_the_channels_that_change_significantly() -> None:
 def test_channels_that_were_not_tested_are_no_share() -> None:
     few = replace(BARE, flow=BARE.flow.assign(p=np.nan, q=np.nan))
     assert "too few images to test" in words(plots.flow_share(few))
-    assert all(line.get_alpha() < 0.5 for ax in plots.flow(few).axes for line in ax.lines if len(line.get_xdata()) > 2)
+    assert all(
+        line.get_alpha() < 0.5
+        for ax in plots.flow(few).axes
+        for line in ax.lines
+        if len(line.get_xdata()) > 2
+    )
 
 
 def test_confusion_stands_beside_the_overlap_of_pr_channels() -> None:
     figure = plots.confusion(EMPTY)
     names = ["bird", "dog", "frog"]
     off = ~np.eye(3, dtype=bool)
-    for (left, right), model in zip(np.reshape(figure.axes[:4], (2, 2)), ("nat", "at"), strict=True):
+    for (left, right), model in zip(
+        np.reshape(figure.axes[:4], (2, 2)), ("nat", "at"), strict=True
+    ):
         rows = of(EMPTY.confusion, model=model, data="adversarial")
         counts = rows.pivot(index="class", columns="answer", values="count").loc[names]
         shares = counts.div(counts.sum(axis=1), axis=0)[names].to_numpy()
         known = of(EMPTY.activations, model=model, data="natural")
-        relevance = known.pivot(index="class", columns="channel", values="relevance").loc[names].to_numpy().tolist()
-        shared = np.array([[reference.overlap(one, other) for other in relevance] for one in relevance])
+        relevance = (
+            known.pivot(index="class", columns="channel", values="relevance")
+            .loc[names]
+            .to_numpy()
+            .tolist()
+        )
+        shared = np.array(
+            [[reference.overlap(one, other) for other in relevance] for one in relevance]
+        )
         for ax, wanted in ((left, shares), (right, shared)):
             drawn = ax.images[0].get_array()
             np.testing.assert_allclose(drawn.data[off], wanted[off])
@@ -243,12 +296,22 @@ def test_captions_say_what_is_not_independent_and_how_it_was_tested() -> None:
 
 def test_only_the_last_layers_figures_are_shown_at_once() -> None:
     shown = {name: picture.subject.main for name, picture in _pictures(COMPARED).items()}
-    for kind in ("classes", "decay-eps", "flow", "flow-share", "confusion", "embedding", "uniformity"):
+    for kind in (
+        "classes",
+        "decay-eps",
+        "flow",
+        "flow-share",
+        "confusion",
+        "embedding",
+        "uniformity",
+    ):
         assert shown[f"{kind}-layer4"]
         assert not shown[f"{kind}-layer3"]
 
 
-@pytest.mark.parametrize("kind", ["depth", "classes", "decay-eps", "flow", "flow-share", "confusion", "uniformity"])
+@pytest.mark.parametrize(
+    "kind", ["depth", "classes", "decay-eps", "flow", "flow-share", "confusion", "uniformity"]
+)
 def test_what_is_seen_is_said_of_every_model(kind: str) -> None:
     name = kind if kind == "depth" else f"{kind}-layer4"
     said = _pictures(COMPARED)[name].entry(name)["seen"]

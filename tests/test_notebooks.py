@@ -13,11 +13,17 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 # What would take minutes, and what is done in its place: every cell runs all the same.
 LESS = {
-    "01_compare": ('attacks="joint-sweep", progress', 'attacks="joint-sweep", images=60, replicates=20, progress'),
+    "01_compare": (
+        'attacks="joint-sweep", progress',
+        'attacks="joint-sweep", images=60, replicates=20, progress',
+    ),
     "03_your_own_network_and_data": ("epochs: int = 25", "epochs: int = 5"),
     "04_is_the_ranking_causal": ('"images": 150', '"images": 40'),
     "05_figures_for_a_paper": ('attacks="pgd-20"', 'attacks="pgd-20", images=60, replicates=20'),
-    "06_cifar10": ("images=100, replicates=200", 'images=20, replicates=20, attack="pgd-5", attacks="pgd-5"'),
+    "06_cifar10": (
+        "images=100, replicates=200",
+        'images=20, replicates=20, attack="pgd-5", attacks="pgd-5"',
+    ),
 }
 
 
@@ -33,7 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path, folder: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    if "CHANNELSCOPE_DATA" not in os.environ and any("CHANNELSCOPE_DATA" in cell.source for cell in notebook.cells):
+    if "CHANNELSCOPE_DATA" not in os.environ and any(
+        "CHANNELSCOPE_DATA" in cell.source for cell in notebook.cells
+    ):
         pytest.skip("CHANNELSCOPE_DATA names no image folder")
     if path.stem in LESS:
         whole, less = LESS[path.stem]
@@ -42,10 +50,21 @@ def test_notebook_runs(path: Path, folder: Path) -> None:
     if path.stem == "01_compare":  # it draws all there are
         few = f"import sys; sys.path.append({str(Path(brief.__file__).parent)!r}); import brief; brief.few_figures()"
         notebook.cells.insert(0, nbformat.v4.new_code_cell(few))
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
-    errors = [output for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "error"]
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}
+    ).execute()
+    errors = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if output.output_type == "error"
+    ]
     assert not errors
-    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
+    assert any(
+        "image/png" in output.get("data", {})
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+    )
 
 
 def test_there_are_notebooks() -> None:

@@ -36,14 +36,17 @@ def naive_joint(net: nn.Module, x: Tensor, y: Tensor, beta: float) -> Tensor:
     answer = net.probed(x, y)
     probes = list(answer.probes.values())
     losses = [
-        reference.joint_loss(logits, [p[i] for p in probes], int(y[i]), beta) for i, logits in enumerate(answer.logits)
+        reference.joint_loss(logits, [p[i] for p in probes], int(y[i]), beta)
+        for i, logits in enumerate(answer.logits)
     ]
     return torch.stack(losses)
 
 
 def test_cross_entropy_is_per_image() -> None:
     net, (x, y) = plain().double(), images(dtype=torch.float64)
-    naive = [reference.cross_entropy(logits, int(label)) for logits, label in zip(net(x), y, strict=True)]
+    naive = [
+        reference.cross_entropy(logits, int(label)) for logits, label in zip(net(x), y, strict=True)
+    ]
     torch.testing.assert_close(cross_entropy(net, x, y), torch.stack(naive))
 
 
@@ -76,7 +79,9 @@ def test_joint_loss_of_a_plain_network_is_its_scaled_cross_entropy(beta: float) 
 def test_joint_loss_of_the_paper_counts_every_probe_as_much_as_the_logits() -> None:
     net, (x, y) = gated(), images()
     probes = net.probed(x, y).probes.values()
-    wanted = cross_entropy(net, x, y) + sum(nn.functional.cross_entropy(p, y, reduction="none") for p in probes)
+    wanted = cross_entropy(net, x, y) + sum(
+        nn.functional.cross_entropy(p, y, reduction="none") for p in probes
+    )
     torch.testing.assert_close(Joint()(net, x, y), wanted)
 
 
@@ -103,11 +108,17 @@ def test_joint_loss_of_infinite_beta_has_no_trace_of_the_logits() -> None:
         logits = torch.tensor([[-torch.inf, 0, 0, 0, 0]] * 2)  # as of a network in half precision
 
     found = Joint(float("inf"))(Infinite(), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
-    torch.testing.assert_close(found, torch.full((2,), 3 * torch.tensor(float(CLASSES)).log().item()))
+    torch.testing.assert_close(
+        found, torch.full((2,), 3 * torch.tensor(float(CLASSES)).log().item())
+    )
 
 
-@pytest.mark.parametrize("make", [plain, lambda: Selective(resnet(), {}).eval()], ids=["plain", "no gates"])
-def test_joint_loss_of_infinite_beta_without_gates_is_the_cross_entropy(make: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    "make", [plain, lambda: Selective(resnet(), {}).eval()], ids=["plain", "no gates"]
+)
+def test_joint_loss_of_infinite_beta_without_gates_is_the_cross_entropy(
+    make: Callable[[], nn.Module],
+) -> None:
     net, (x, y) = make(), images()
     torch.testing.assert_close(Joint(float("inf"))(net, x, y), cross_entropy(net, x, y))
 
@@ -123,7 +134,9 @@ def test_margins_are_those_of_the_papers_with_their_gradients(objective: Any) ->
     naive = []
     for logits, label in zip(net(x), y.tolist(), strict=True):
         largest = sorted(logits, key=lambda value: -value.item())
-        other = max((logits[k] for k in range(CLASSES) if k != label), key=lambda value: value.item())
+        other = max(
+            (logits[k] for k in range(CLASSES) if k != label), key=lambda value: value.item()
+        )
         apart = other - logits[label]
         naive.append(apart if objective is margin else apart / (largest[0] - largest[2]))
     ours, papers = objective(net, x, y), torch.stack(naive)
@@ -143,15 +156,21 @@ def test_margins_take_networks_that_return_anything(objective: Any, form: object
 
 
 @given(
-    st.lists(st.lists(st.integers(-50, 50), min_size=4, max_size=4, unique=True), min_size=1, max_size=5),
+    st.lists(
+        st.lists(st.integers(-50, 50), min_size=4, max_size=4, unique=True), min_size=1, max_size=5
+    ),
     st.floats(0.1, 10),
     st.floats(-100, 100),
 )
-def test_dlr_changes_with_neither_scale_nor_shift(rows: list[list[int]], scale: float, shift: float) -> None:
+def test_dlr_changes_with_neither_scale_nor_shift(
+    rows: list[list[int]], scale: float, shift: float
+) -> None:
     z, y = torch.tensor(rows, dtype=torch.float64), torch.zeros(len(rows), dtype=torch.int64)
     net = nn.Identity()  # the images are the logits
     torch.testing.assert_close(dlr(net, scale * z + shift, y), dlr(net, z, y), rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(margin(net, scale * z + shift, y), scale * margin(net, z, y), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        margin(net, scale * z + shift, y), scale * margin(net, z, y), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_dlr_is_finite_where_the_logits_are_equal() -> None:
@@ -168,7 +187,14 @@ def test_dlr_of_fewer_than_three_classes_is_refused(classes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("beta", "name"), [(2.0, "joint"), (0.5, "joint0.5"), (10, "joint10"), (0.0, "joint0"), (float("inf"), "jointinf")]
+    ("beta", "name"),
+    [
+        (2.0, "joint"),
+        (0.5, "joint0.5"),
+        (10, "joint10"),
+        (0.0, "joint0"),
+        (float("inf"), "jointinf"),
+    ],
 )
 def test_objectives_have_short_names(beta: float, name: str) -> None:
     assert str(Joint(beta)) == name
@@ -192,12 +218,19 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cifs and fsr": lambda: settle(
         Selective(
             resnet("resnet18"),
-            {"layer4.0": KINDS["cifs"](16, CLASSES), "layer4.1": KINDS["fsr"](16, CLASSES, hidden=3, tau=1.0)},
+            {
+                "layer4.0": KINDS["cifs"](16, CLASSES),
+                "layer4.1": KINDS["fsr"](16, CLASSES, hidden=3, tau=1.0),
+            },
         )
     ),
     "kap": lambda: selective("kap", {"layer4.1": {}}),
 }
-WEIGHTS: list[dict[str, Any]] = [{}, {"beta": 0.5, "smoothing": 0.1}, {"beta": 0.7, "scaled": False, "trade_off": 2.5}]
+WEIGHTS: list[dict[str, Any]] = [
+    {},
+    {"beta": 0.5, "smoothing": 0.1},
+    {"beta": 0.7, "scaled": False, "trade_off": 2.5},
+]
 
 
 def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,10 +247,14 @@ def naive_heads(net: nn.Module, x: Tensor, y: Tensor) -> list[list[tuple[Tensor,
         return [[(net(x), labels)]]
     answer: Probed = net.probed(x, y)
     heads = [[(answer.logits, labels)]]
-    rivals = [reference.rival(logits, label) for logits, label in zip(answer.logits, labels, strict=True)]
+    rivals = [
+        reference.rival(logits, label) for logits, label in zip(answer.logits, labels, strict=True)
+    ]
     for gate in answer.selections.values():
         own = [] if gate.probe_logits is None else [gate.probe_logits]
-        heads.append([(p, labels) for p in (*own, *gate.extra)] + [(p, rivals) for p in gate.rivals])
+        heads.append(
+            [(p, labels) for p in (*own, *gate.extra)] + [(p, rivals) for p in gate.rivals]
+        )
     return [gate for gate in heads if gate]
 
 
@@ -242,7 +279,10 @@ def naive_loss(loss: Any, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -
     return torch.stack(per_image)
 
 
-CASES = [*product(("plain", "cifs", "fsr"), WEIGHTS), *product(("cas", "eas", "cifs and fsr", "kap"), WEIGHTS[2:])]
+CASES = [
+    *product(("plain", "cifs", "fsr"), WEIGHTS),
+    *product(("cas", "eas", "cifs and fsr", "kap"), WEIGHTS[2:]),
+]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -251,14 +291,22 @@ CASES = [*product(("plain", "cifs", "fsr"), WEIGHTS), *product(("cas", "eas", "c
 def test_training_losses_are_those_of_the_papers_with_their_gradients(
     network: str, kind: Any, weights: dict[str, Any], training: bool
 ) -> None:
-    loss = kind(**{name: value for name, value in weights.items() if name != "trade_off" or kind is not CrossEntropy})
+    loss = kind(
+        **{
+            name: value
+            for name, value in weights.items()
+            if name != "trade_off" or kind is not CrossEntropy
+        }
+    )
     net, (x, x_adv, y) = NETWORKS[network]().double().train(training), batch()
     wanted = [x.requires_grad_(), x_adv.requires_grad_(), *net.parameters()]
     found = []
     for value in (lambda: loss(net, x, x_adv, y), lambda: naive_loss(loss, net, x, x_adv, y)):
         torch.manual_seed(5)  # FSR draws noise in training
         values = value()
-        slopes = torch.autograd.grad(values.sum(), wanted, allow_unused=True, materialize_grads=True)
+        slopes = torch.autograd.grad(
+            values.sum(), wanted, allow_unused=True, materialize_grads=True
+        )
         found.append((values, *slopes))
     for ours, papers in zip(*found, strict=True):
         torch.testing.assert_close(ours, papers, **EXACT)
@@ -282,7 +330,10 @@ def test_a_trade_off_of_nothing_leaves_the_fit() -> None:
 
 def test_the_published_weights_are_the_defaults() -> None:
     assert (TRADES().trade_off, MART().trade_off) == (6, 5)
-    assert all((loss.beta, loss.beta_atk, loss.scaled) == (2, 2, True) for loss in (TRADES(), MART(), CrossEntropy()))
+    assert all(
+        (loss.beta, loss.beta_atk, loss.scaled) == (2, 2, True)
+        for loss in (TRADES(), MART(), CrossEntropy())
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5, 1.0])
@@ -291,7 +342,9 @@ def test_label_smoothing_mixes_the_label_with_all_classes(smoothing: float) -> N
     target = (1 - smoothing) * nn.functional.one_hot(y, CLASSES).double() + smoothing / CLASSES
     wanted = -(target * net(x).log_softmax(1)).sum(1)
     torch.testing.assert_close(CrossEntropy(smoothing=smoothing)(net, x, x, y), wanted, **EXACT)
-    torch.testing.assert_close(TRADES(smoothing=smoothing, trade_off=3)(net, x, x, y), wanted, **EXACT)
+    torch.testing.assert_close(
+        TRADES(smoothing=smoothing, trade_off=3)(net, x, x, y), wanted, **EXACT
+    )
 
 
 # ---------------------------------------------------------------- the divergence, and logits without measure
@@ -317,9 +370,13 @@ CORNERS = sorted({order for row in EXTREME for order in permutations(row)})
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy(smoothing=0.1), TRADES(), TRADES(smoothing=0.1), MART(),
                                   MART(smoothing=0.1)], ids=str)  # fmt: skip
-def test_losses_and_gradients_are_finite_whatever_the_logits(loss: TrainingLoss, dtype: torch.dtype) -> None:
+def test_losses_and_gradients_are_finite_whatever_the_logits(
+    loss: TrainingLoss, dtype: torch.dtype
+) -> None:
     pairs = [(p, q, y) for p in CORNERS for q in CORNERS for y in range(3)]
-    p, q = (torch.tensor([pair[i] for pair in pairs], dtype=dtype).requires_grad_() for i in range(2))
+    p, q = (
+        torch.tensor([pair[i] for pair in pairs], dtype=dtype).requires_grad_() for i in range(2)
+    )
     y = torch.tensor([label for _, _, label in pairs])
     net = nn.Identity()  # the images are the logits
     values = loss(net, p, q, y)
@@ -380,13 +437,17 @@ def test_attacks_of_trades_maximise_the_divergence_from_the_natural_answers(netw
     wanted = torch.stack(per_image)
     torch.testing.assert_close(values, wanted, **EXACT)
     torch.testing.assert_close(slope, torch.autograd.grad(wanted.sum(), x_adv)[0], **EXACT)
-    assert torch.autograd.grad(values.sum(), x, allow_unused=True)[0] is None, "the natural answers are constant"
+    assert torch.autograd.grad(values.sum(), x, allow_unused=True)[0] is None, (
+        "the natural answers are constant"
+    )
 
 
 def test_the_divergence_of_some_images_is_theirs() -> None:
     net, (x, x_adv, y) = gated(), batch(torch.float32)
     objective, some = TRADES().attacked(net, x), torch.tensor([3, 1])
-    torch.testing.assert_close(objective.rows(some)(net, x_adv[some], y[some]), objective(net, x_adv, y)[some])
+    torch.testing.assert_close(
+        objective.rows(some)(net, x_adv[some], y[some]), objective(net, x_adv, y)[some]
+    )
 
 
 @pytest.mark.parametrize("early_stop", [None, 0, 1])
@@ -401,4 +462,6 @@ def test_trades_is_attacked_to_where_the_answer_is_another(early_stop: int | Non
     assert right.any()
     assert (after[right] > before[right]).all()
     if early_stop == 0:
-        assert torch.equal(found[~right], near[~right]), "an image that is misclassified is not attacked"
+        assert torch.equal(found[~right], near[~right]), (
+            "an image that is misclassified is not attacked"
+        )

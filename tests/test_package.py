@@ -29,7 +29,9 @@ HEAVY = {
 def loaded(code: str) -> set[str]:
     """Run code in a fresh interpreter; give the names of the packages that it has loaded."""
     names = "print(*{name.split('.')[0] for name in __import__('sys').modules})"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{names}"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{names}"], check=True, capture_output=True, text=True
+    )
     return set(done.stdout.splitlines()[-1].split())
 
 
@@ -38,7 +40,9 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["--version"], ["compare", "--help"], ["train", "--method", "none"]], ids=" ".join
+    "words",
+    [["--help"], ["--version"], ["compare", "--help"], ["train", "--method", "none"]],
+    ids=" ".join,
 )
 def test_asking_for_help_loads_nothing_heavy(words: list[str]) -> None:
     code = f"from channelscope.cli import main\ntry:\n    main({words!r})\nexcept SystemExit:\n    pass"

@@ -21,7 +21,9 @@ LONG = "a-model-with-a-name-that-no-phone-has-room-for-in-one-line"
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     add_figures(folder, relevance=True, training=True, later=False)
-    return write_report(synthetic(("nat", "at", LONG), gates=("layer4.0",), empty=("bird",)), folder)
+    return write_report(
+        synthetic(("nat", "at", LONG), gates=("layer4.0",), empty=("bird",)), folder
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +40,33 @@ def tab(browser: Tab, page: Path) -> Tab:
 
 def test_nothing_fails_and_nothing_is_asked_of_anybody(tab: Tab, page: Path) -> None:
     assert tab.complaints() == []
-    assert {address for address in tab.requests() if not address.startswith("data:image/png;base64,")} == {
-        page.as_uri()
-    }
+    assert {
+        address for address in tab.requests() if not address.startswith("data:image/png;base64,")
+    } == {page.as_uri()}
 
 
-def test_a_script_that_is_not_the_pages_own_does_not_run(tab: Tab, page: Path, tmp_path: Path) -> None:
+def test_a_script_that_is_not_the_pages_own_does_not_run(
+    tab: Tab, page: Path, tmp_path: Path
+) -> None:
     bad = "<script>document.title = 'taken'</script><img src='https://example.org/x.png'>"
     spoilt = tmp_path / "report.html"
     spoilt.write_text(page.read_text("utf-8").replace("<footer>", f"<footer>{bad}"), "utf-8")
     tab.open(spoilt)
     assert tab.run("document.title") != "taken"
     assert len(tab.complaints()) >= 2
-    assert not [address for address in tab.requests() if "example.org" in address and not _blocked(tab, address)]
+    assert not [
+        address
+        for address in tab.requests()
+        if "example.org" in address and not _blocked(tab, address)
+    ]
 
 
 def _blocked(tab: Tab, address: str) -> bool:
-    ids = {e["params"]["requestId"] for e in tab.events if e["params"].get("request", {}).get("url") == address}
+    ids = {
+        e["params"]["requestId"]
+        for e in tab.events
+        if e["params"].get("request", {}).get("url") == address
+    }
     failed = [e["params"] for e in tab.events if e["method"] == "Network.loadingFailed"]
     return ids <= {params["requestId"] for params in failed if params.get("blockedReason") == "csp"}
 
@@ -65,10 +77,14 @@ def test_no_width_makes_the_page_scroll_sideways(browser: Tab, page: Path, width
     browser.run("for (const details of document.querySelectorAll('details')) details.open = true")
     assert browser.run("document.documentElement.scrollWidth <= innerWidth")
     inside = "(part) => part.getBoundingClientRect().right <= innerWidth"
-    assert browser.run(f"[...document.querySelectorAll('p, h1, h2, figure, nav, .table')].every({inside})")
+    assert browser.run(
+        f"[...document.querySelectorAll('p, h1, h2, figure, nav, .table')].every({inside})"
+    )
 
 
-COLUMN = "[...document.querySelector('.sortable').tBodies[0].rows].map((row) => row.cells[%d].innerText)"
+COLUMN = (
+    "[...document.querySelector('.sortable').tBodies[0].rows].map((row) => row.cells[%d].innerText)"
+)
 HEAD = "document.querySelector('.sortable').tHead.rows[0].cells[%d]"
 
 
@@ -102,7 +118,11 @@ def test_tables_sort_by_keyboard(tab: Tab) -> None:
 
 
 def fixed(tab: Tab) -> bool:
-    return bool(tab.run("getComputedStyle(document.querySelector('#figure-relevance')).position === 'fixed'"))
+    return bool(
+        tab.run(
+            "getComputedStyle(document.querySelector('#figure-relevance')).position === 'fixed'"
+        )
+    )
 
 
 def test_a_figure_enlarges_by_click_or_enter_and_closes_by_link_or_escape(tab: Tab) -> None:
@@ -116,7 +136,10 @@ def test_a_figure_enlarges_by_click_or_enter_and_closes_by_link_or_escape(tab: T
             tab.press("Enter", 13, "\r")
         tab.wait(lambda: fixed(tab))
         assert tab.run(width) > 2 * small
-        assert tab.run("getComputedStyle(document.querySelector('#figure-relevance .close')).display") == "block"
+        assert (
+            tab.run("getComputedStyle(document.querySelector('#figure-relevance .close')).display")
+            == "block"
+        )
         if closed == "click":
             tab.run("document.querySelector('#figure-relevance .close').click()")
         else:
@@ -133,15 +156,27 @@ def test_a_screen_reader_finds_its_way(tab: Tab) -> None:
     tab.send("Accessibility.enable")
     nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
     tab.send("Accessibility.disable")
-    found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+    found = [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in nodes
+        if not node["ignored"]
+    ]
     roles = [role for role, _ in found]
     for landmark in ("banner", "main", "navigation", "contentinfo"):
         assert roles.count(landmark) == 1
-    headings = [node for node in nodes if node.get("role", {}).get("value") == "heading" and not node["ignored"]]
-    levels = [{p["name"]: p["value"]["value"] for p in node["properties"]}["level"] for node in headings]
+    headings = [
+        node
+        for node in nodes
+        if node.get("role", {}).get("value") == "heading" and not node["ignored"]
+    ]
+    levels = [
+        {p["name"]: p["value"]["value"] for p in node["properties"]}["level"] for node in headings
+    ]
     assert levels.count(1) == 1
     assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
-    assert all(name for role, name in found if role in ("image", "table", "region", "link", "button"))
+    assert all(
+        name for role, name in found if role in ("image", "table", "region", "link", "button")
+    )
     assert ("image", "relevance: relevance rises.") in found
 
 
@@ -168,12 +203,18 @@ def test_what_is_folded_is_printed(tab: Tab) -> None:
 
 def test_paper_holds_the_tables_of_six_models_with_long_names(browser: Tab, tmp_path: Path) -> None:
     names = [f"{LONG}-{index}".replace("-", "_" if index % 2 else "-") for index in range(6)]
-    browser.open(write_report(synthetic(tuple(names)), tmp_path), width=718)  # A4 less Chromium's margins
+    browser.open(
+        write_report(synthetic(tuple(names)), tmp_path), width=718
+    )  # A4 less Chromium's margins
     browser.send("Emulation.setEmulatedMedia", media="print")
     try:
-        browser.run("for (const details of document.querySelectorAll('details')) details.open = true")
+        browser.run(
+            "for (const details of document.querySelectorAll('details')) details.open = true"
+        )
         assert (
-            browser.run("[...document.querySelectorAll('.table')].filter((t) => t.scrollWidth > t.clientWidth).length")
+            browser.run(
+                "[...document.querySelectorAll('.table')].filter((t) => t.scrollWidth > t.clientWidth).length"
+            )
             == 0
         )
     finally:

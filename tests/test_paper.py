@@ -28,7 +28,9 @@ from pictures import mistake
 SMALL = synthetic(models=("nat", "at"), classes=("bird", "cat", "dog"), gates=("layer4.0",))
 NAMES = list(plots.figures(SMALL))
 WIDTHS = {"default": (3.25, 6.75), "icml": (3.25, 6.75), "neurips": (5.5, 5.5), "ieee": (3.5, 7.16)}
-LATEX = pytest.mark.skipif(not all(map(shutil.which, tex.PROGRAMS)), reason="there is no LaTeX here")
+LATEX = pytest.mark.skipif(
+    not all(map(shutil.which, tex.PROGRAMS)), reason="there is no LaTeX here"
+)
 
 
 def shown(figure: Figure) -> list[Text]:
@@ -89,7 +91,9 @@ def test_every_figure_of_a_whole_comparison_has_a_method_that_takes_the_style(ki
 
 
 def test_an_unknown_style_is_told_with_a_suggestion() -> None:
-    with mistake("No style 'nips'; choose from default, icml, neurips, ieee. Did you mean 'neurips'"):
+    with mistake(
+        "No style 'nips'; choose from default, icml, neurips, ieee. Did you mean 'neurips'"
+    ):
         SMALL.plot_gates(style="nips")
 
 
@@ -118,7 +122,9 @@ def test_every_figure_has_a_caption_data_and_words_for_what_is_seen(name: str) -
 
 def curves(ax: matplotlib.axes.Axes, colour: str) -> np.ndarray:
     """Points of the lines of a colour."""
-    return np.concatenate([line.get_xydata() for line in ax.lines if to_hex(line.get_color()) == colour.lower()])
+    return np.concatenate(
+        [line.get_xydata() for line in ax.lines if to_hex(line.get_color()) == colour.lower()]
+    )
 
 
 @pytest.mark.parametrize("quantity", ["magnitude", "frequency"])
@@ -126,7 +132,9 @@ def test_profiles_draw_their_table(quantity: str) -> None:
     table, figure = plots.data(f"{quantity}-cat", SMALL), plots.figures(SMALL)[f"{quantity}-cat"]()
     for ax, (model, rows) in zip(figure.axes, table.groupby("model", sort=False), strict=True):
         assert ax.get_title(loc="left") == model
-        np.testing.assert_array_equal(curves(ax, paper.COLOURS["adversarial"]), rows[["place", "adversarial"]])
+        np.testing.assert_array_equal(
+            curves(ax, paper.COLOURS["adversarial"]), rows[["place", "adversarial"]]
+        )
         np.testing.assert_array_equal(ax.patches[0].get_data().values, rows["natural"])
         assert f"{100 * rows['robust_accuracy'].iloc[0]:.1f} %" in ax.get_title(loc="right")
 
@@ -156,30 +164,54 @@ def test_robustness_draws_its_table_by_model_and_attack_the_worst_case_last() ->
 
 def test_an_attack_that_a_model_was_spared_has_no_mark_and_the_legend_says_why() -> None:
     rows = SMALL.robustness
-    gated = rows[(rows["attack"] == "pgd-20") & (rows["model"] == "at")].assign(attack="pgd-20:joint-sweep")
+    gated = rows[(rows["attack"] == "pgd-20") & (rows["model"] == "at")].assign(
+        attack="pgd-20:joint-sweep"
+    )
     frame = pd.concat([rows, gated], ignore_index=True)
     figure = plots.robustness(SMALL.__class__(**{**vars(SMALL), "robustness": frame}))
     assert [len(bars[0].get_xdata()) for bars in figure.axes[0].containers] == [3, 4]
     assert "no mark: not run on this model" in figure.legends[0].get_title().get_text()
     relevance = plots.relevance(SMALL.__class__(**{**vars(SMALL), "robustness": frame}))
-    assert "worst case over all attacks" in relevance.legends[0].get_title().get_text().replace("\n", " ")
+    assert "worst case over all attacks" in relevance.legends[0].get_title().get_text().replace(
+        "\n", " "
+    )
 
 
 @pytest.mark.parametrize("style", WIDTHS)
 def test_names_of_attacks_are_whole_and_explained_where_they_occur(style: str) -> None:
     rows = SMALL.robustness
-    names = ("cw-20:from-cifar10-standard", "pgd-20:joint-sweep:detached", "pgd-20:frozen-natural", "x" * 40)
+    names = (
+        "cw-20:from-cifar10-standard",
+        "pgd-20:joint-sweep:detached",
+        "pgd-20:frozen-natural",
+        "x" * 40,
+    )
     own = [rows[rows["attack"] == "pgd-20"].assign(attack=name) for name in names]
     with plots.style(style):
-        figure = plots.robustness(SMALL.__class__(**{**vars(SMALL), "robustness": pd.concat([rows, *own])}))
+        figure = plots.robustness(
+            SMALL.__class__(**{**vars(SMALL), "robustness": pd.concat([rows, *own])})
+        )
     labels = figure.axes[0].get_yticklabels()
     shown_names = [label.get_text().replace("\n", "") for label in labels]
-    for name in ("CW-20:from-cifar10-standard", "PGD-20:joint-sweep:detached", "PGD-20:frozen-natural", "x" * 40):
+    for name in (
+        "CW-20:from-cifar10-standard",
+        "PGD-20:joint-sweep:detached",
+        "PGD-20:frozen-natural",
+        "x" * 40,
+    ):
         assert name in shown_names
-    italic = {name for name, label in zip(shown_names, labels, strict=True) if label.get_fontstyle() == "italic"}
+    italic = {
+        name
+        for name, label in zip(shown_names, labels, strict=True)
+        if label.get_fontstyle() == "italic"
+    }
     assert italic == {"PGD-20:joint-sweep:detached", "PGD-20:frozen-natural"}
     key = figure.legends[0].get_title().get_text()
-    explained = [word for word in ("joint-sweep", "detached", "frozen-natural", "from") if f"\n{word}: " in key]
+    explained = [
+        word
+        for word in ("joint-sweep", "detached", "frozen-natural", "from")
+        if f"\n{word}: " in key
+    ]
     assert len(explained) == 4
     assert "in italics: an attack made for gates" in key
     assert "frozen-label" not in key
@@ -193,7 +225,9 @@ def test_names_of_attacks_are_whole_and_explained_where_they_occur(style: str) -
 def test_the_data_beside_a_figure_is_its_table_to_the_last_digit(tmp_path: Path) -> None:
     SMALL.draw(tmp_path, only=["nr-share", "alignment-robustness"], formats=["svg"], progress=False)
     for name in ("nr-share", "alignment-robustness"):
-        wanted = plots.data(name, SMALL)  # older versions of pandas drop a last digit where they read numbers
+        wanted = plots.data(
+            name, SMALL
+        )  # older versions of pandas drop a last digit where they read numbers
         written = pd.read_csv(tmp_path / "figures" / f"{name}.csv", dtype=str).astype(wanted.dtypes)
         pd.testing.assert_frame_equal(written, wanted, check_exact=True)
 
@@ -214,7 +248,9 @@ def drawn(folder: Path, **how: object) -> set[str]:
         (["c4", "magnitude-cat"], {"robustness", "magnitude-cat"}),
     ],
 )
-def test_only_takes_claims_kinds_and_names_with_commas_or_spaces(tmp_path: Path, only: object, names: set[str]) -> None:
+def test_only_takes_claims_kinds_and_names_with_commas_or_spaces(
+    tmp_path: Path, only: object, names: set[str]
+) -> None:
     files = drawn(tmp_path, only=only, formats="svg")
     assert files == {f"{name}.{ending}" for name in names for ending in ("csv", "svg")} | {
         "captions.txt",
@@ -236,7 +272,9 @@ def test_only_takes_claims_kinds_and_names_with_commas_or_spaces(tmp_path: Path,
         ({"style": "cvpr"}, "No style 'cvpr'"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_drawn(tmp_path: Path, how: dict[str, object], words: str) -> None:
+def test_mistakes_are_told_before_anything_is_drawn(
+    tmp_path: Path, how: dict[str, object], words: str
+) -> None:
     with mistake(words):
         SMALL.draw(tmp_path, **how, progress=False)
     assert not list(tmp_path.iterdir())
@@ -260,10 +298,14 @@ def test_captions_list_what_lies_there_and_the_page_the_pictures(tmp_path: Path)
 
 
 @pytest.mark.parametrize("style", ["icml", "neurips"])
-def test_every_format_has_the_same_bytes_again_whatever_the_users_settings_are(tmp_path: Path, style: str) -> None:
+def test_every_format_has_the_same_bytes_again_whatever_the_users_settings_are(
+    tmp_path: Path, style: str
+) -> None:
     how = {"only": ["nr-share"], "formats": ["pdf", "svg", "png"], "style": style}
     drawn(tmp_path / "one", **how)
-    with matplotlib.rc_context({"font.family": "monospace", "svg.fonttype": "path", "savefig.dpi": 50}):
+    with matplotlib.rc_context(
+        {"font.family": "monospace", "svg.fonttype": "path", "savefig.dpi": 50}
+    ):
         drawn(tmp_path / "two", **how)
     for file in (tmp_path / "one" / "figures").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / "figures" / file.name).read_bytes()
@@ -275,7 +317,9 @@ def test_every_format_has_the_same_bytes_again_whatever_the_users_settings_are(t
 # ------------------------------------------------------------------------------------------------------------ LaTeX
 
 
-def test_without_latex_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_latex_one_sentence_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", "")
     with mistake("needs the program latex and dvipng: install TeX"):
         SMALL.draw(tmp_path, latex=True)
@@ -298,7 +342,9 @@ def test_latex_sets_odd_names_as_they_are(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         comparison.draw(tmp_path / folder, latex=True, progress=False, **how)
     for file in (tmp_path / "one" / "figures").iterdir():
-        if file.suffix != ".pdf":  # in which matplotlib names the fonts of LaTeX by where they lie in memory
+        if (
+            file.suffix != ".pdf"
+        ):  # in which matplotlib names the fonts of LaTeX by where they lie in memory
             assert file.read_bytes() == (tmp_path / "two" / "figures" / file.name).read_bytes()
     pdf = (tmp_path / "one" / "figures" / "nr-share.pdf").read_bytes()
     assert b"NimbusRom" in pdf or b"Times" in pdf

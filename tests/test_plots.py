@@ -30,28 +30,59 @@ from comparisons import CLASSES, MODELS, synthetic
 
 TRAINED = "training images, as trained on"
 NATURAL, ADVERSARIAL = COLOURS["natural"].lower(), COLOURS["adversarial"].lower()
-SMALL = synthetic(models=("nat", "at"), classes=("bird", "cat", "dog"), gates=("layer4.0", "layer4.1"))
-ODD_CLASSES = ("../x$_a", "<script>alert(1)</script>", "a class with a name that is much too long for any column $")
+SMALL = synthetic(
+    models=("nat", "at"), classes=("bird", "cat", "dog"), gates=("layer4.0", "layer4.1")
+)
+ODD_CLASSES = (
+    "../x$_a",
+    "<script>alert(1)</script>",
+    "a class with a name that is much too long for any column $",
+)
 LONG = "backbone.encoder.stages.3.blocks.17.activation"
 HARD = {
     "two classes, one model, one channel, one epoch": synthetic(
         ("only",), ("a", "b"), channels=1, epochs=1, gates=("1",)
     ),
     "odd and long names": synthetic(
-        ("a model with a very long name $x_1$", "at"), ODD_CLASSES, (LONG,), gates=(LONG, "x$_1$"), whole=True
+        ("a model with a very long name $x_1$", "at"),
+        ODD_CLASSES,
+        (LONG,),
+        gates=(LONG, "x$_1$"),
+        whole=True,
     ),
     "one class with images": synthetic(("nat", "at"), ("a", "b", "c"), empty=("a", "c")),
-    "a thousand channels": synthetic(("nat", "at"), ("a", "b"), channels=1000, gates=("layer4",), whole=True),
-    "many layers": synthetic(("nat", "at"), ("a", "b"), tuple(f"layer{i}.conv" for i in range(9)), whole=True),
+    "a thousand channels": synthetic(
+        ("nat", "at"), ("a", "b"), channels=1000, gates=("layer4",), whole=True
+    ),
+    "many layers": synthetic(
+        ("nat", "at"), ("a", "b"), tuple(f"layer{i}.conv" for i in range(9)), whole=True
+    ),
     "many classes and models": synthetic(
-        ("nat", "at", "cifs", "cas"), tuple(f"class number {i}" for i in range(60)), gates=("layer4",)
+        ("nat", "at", "cifs", "cas"),
+        tuple(f"class number {i}" for i in range(60)),
+        gates=("layer4",),
     ),
     "24 classes": synthetic(("nat", "at"), tuple(f"class number {i}" for i in range(24))),
 }
 NETWORK = ("classes", "flow", "flow-share", "confusion", "embedding", "uniformity")
-KINDS = ("relevance", "nr-share", "alignment-robustness", "robustness", *NETWORK, "training", "gates")
+KINDS = (
+    "relevance",
+    "nr-share",
+    "alignment-robustness",
+    "robustness",
+    *NETWORK,
+    "training",
+    "gates",
+)
 # Figures whose colours tell the models, signs of relevance or sizes rather than the data.
-COLOURED_OTHERWISE = ("alignment-robustness", "robustness", "classes", "flow", "flow-share", "confusion")
+COLOURED_OTHERWISE = (
+    "alignment-robustness",
+    "robustness",
+    "classes",
+    "flow",
+    "flow-share",
+    "confusion",
+)
 
 
 def measured(comparison: Comparison, **where: str) -> pd.DataFrame:
@@ -61,14 +92,18 @@ def measured(comparison: Comparison, **where: str) -> pd.DataFrame:
     return rows
 
 
-def channels(comparison: Comparison, quantity: str, model: str, class_name: str, data: str) -> np.ndarray:
+def channels(
+    comparison: Comparison, quantity: str, model: str, class_name: str, data: str
+) -> np.ndarray:
     rows = comparison.activations
     rows = rows[(rows["model"] == model) & (rows["class"] == class_name) & (rows["data"] == data)]
     return rows.sort_values("channel")[quantity].to_numpy()
 
 
 def words(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    return [
+        text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()
+    ]
 
 
 def by_colour(ax: plt.Axes) -> dict[str, np.ndarray]:
@@ -94,7 +129,9 @@ def test_channels_are_drawn_in_the_order_of_the_models_own_natural_values(quanti
 def test_profile_says_class_model_robust_accuracy_attack_and_layer() -> None:
     text = "\n".join(words(plots.magnitude(SMALL, "cat")))
     robustness = SMALL.robustness
-    worst = robustness[(robustness["attack"] == "worst") & (robustness["class"] == "cat")].set_index("model")
+    worst = robustness[
+        (robustness["attack"] == "worst") & (robustness["class"] == "cat")
+    ].set_index("model")
     for model in ("nat", "at"):
         assert f"robust accuracy {100 * worst['accuracy'][model]:.1f} %" in text
         assert re.search(rf"^{model}$", text, re.MULTILINE)
@@ -120,11 +157,16 @@ def test_relevance_draws_every_channel_and_spearman_of_the_extreme_classes() -> 
         points = by_colour(ax)
         assert class_name in ax.get_title()
         for data, colour in (("natural", NATURAL), ("adversarial", ADVERSARIAL)):
-            x, y = (channels(comparison, name, model, class_name, data) for name in ("relevance", "magnitude"))
+            x, y = (
+                channels(comparison, name, model, class_name, data)
+                for name in ("relevance", "magnitude")
+            )
             np.testing.assert_array_equal(points[colour], np.c_[x, y])
             where = {"model": model, "class": class_name, "measure": f"relevance_spearman_{data}"}
             rho = f"ρ {measured(comparison, **where)['value'].item():.2f}".replace("-", "−")
-            assert (rho, colour) in [(text.get_text(), to_hex(text.get_color())) for text in ax.texts]
+            assert (rho, colour) in [
+                (text.get_text(), to_hex(text.get_color())) for text in ax.texts
+            ]
     assert f"most robust class:\n{most}" in figure.axes[0].get_title()
     assert f"least robust class:\n{least}" in figure.axes[1].get_title()
 
@@ -141,19 +183,32 @@ def test_nr_share_draws_values_and_intervals_of_every_class_and_the_mean() -> No
             np.testing.assert_array_equal(line.get_ydata(), rows["value"])
             drawn = np.array([segment[:, 1] for segment in reach.get_segments() if len(segment)])
             np.testing.assert_allclose(drawn, rows[["low", "high"]].dropna())
-    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == ["bird", "cat", "dog", "mean"]
+    assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == [
+        "bird",
+        "cat",
+        "dog",
+        "mean",
+    ]
 
 
 def test_alignment_against_robustness_draws_each_class_with_images_once_per_model() -> None:
     comparison = synthetic(empty=("bird",))
     (ax,) = plots.alignment_robustness(comparison).axes
-    drawn = {(to_hex(line.get_color()), *line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata())}
+    drawn = {
+        (to_hex(line.get_color()), *line.get_xydata()[0])
+        for line in ax.lines
+        if len(line.get_xydata())
+    }
     worst = comparison.robustness[comparison.robustness["attack"] == "worst"]
     expected = set()
     for colour, model in zip(MODEL_COLOURS, MODELS, strict=False):
-        aligned = measured(comparison, model=model, measure="relevance_spearman_adversarial").set_index("class")
+        aligned = measured(
+            comparison, model=model, measure="relevance_spearman_adversarial"
+        ).set_index("class")
         robust = worst[worst["model"] == model].set_index("class")["accuracy"]
-        expected |= {(colour.lower(), aligned["value"][c], robust[c]) for c in CLASSES if c != "bird"}
+        expected |= {
+            (colour.lower(), aligned["value"][c], robust[c]) for c in CLASSES if c != "bird"
+        }
     assert drawn == expected
     assert sorted(text.get_text() for text in ax.texts) == sorted([*"013456789"] * 3)
     for number, name in enumerate(CLASSES):
@@ -168,7 +223,11 @@ def test_alignment_against_robustness_gives_the_correlation_across_classes() -> 
         assert f"{model}: ρ over classes {bounds}" in text
     (legend,) = plots.alignment_robustness(SMALL).legends
     said = " ".join(legend.get_title().get_text().split())
-    for word in ("robust: under PGD-20", "brackets: 95% intervals", "over classes: rank correlation"):
+    for word in (
+        "robust: under PGD-20",
+        "brackets: 95% intervals",
+        "over classes: rank correlation",
+    ):
         assert word in said
 
 
@@ -189,7 +248,10 @@ def test_training_draws_the_log_and_marks_the_best_epoch() -> None:
 
 def test_training_says_how_images_were_attacked_and_whether_gates_were_told() -> None:
     attack = {"steps": 3, "eps": 8 / 255}
-    described = {"settings": {"recipe": {"attack": attack}}, "gates": [{"layer": "layer4.1", "kind": "cifs"}]}
+    described = {
+        "settings": {"recipe": {"attack": attack}},
+        "gates": [{"layer": "layer4.1", "kind": "cifs"}],
+    }
     models = {name: known | described for name, known in SMALL.meta["models"].items()}
     comparison = replace(SMALL, meta=SMALL.meta | {"models": models})
     said = words(plots.training(comparison))
@@ -253,7 +315,9 @@ def dashed(ax: plt.Axes) -> list[float]:
 
 def test_training_says_what_its_dotted_line_is() -> None:
     (legend,) = plots.training(SMALL).legends
-    assert [handle.get_label() for handle in legend.legend_handles if handle.get_linestyle() == ":"] == [TRAINED]
+    assert [
+        handle.get_label() for handle in legend.legend_handles if handle.get_linestyle() == ":"
+    ] == [TRAINED]
     assert TRAINED in [text.get_text() for text in legend.texts]
     assert "the gates are given the labels there" in plots.caption("training", SMALL)
 
@@ -270,7 +334,9 @@ def test_gates_draws_each_probe_and_mask_and_marks_the_kept_epoch() -> None:
         assert probe.get_title(loc="left") == f"{model}\n{layer}"
         assert dashed(probe) == dashed(mask) == [10]
         for ax in (probe, mask):
-            natural, adversarial = ax.lines[:2]  # the natural one, beneath, is to be seen where both coincide
+            natural, adversarial = ax.lines[
+                :2
+            ]  # the natural one, beneath, is to be seen where both coincide
             assert natural.get_linewidth() > 2 * adversarial.get_linewidth()
             assert ax.get_ylim() == (0, 1)
             assert [tick.get_text() for tick in ax.get_yticklabels()][-1] == "100"
@@ -299,7 +365,13 @@ def test_without_gates_there_is_no_figure_of_them() -> None:
 
 def test_the_caption_of_gates_explains_probe_and_mask() -> None:
     caption = plots.caption("gates", SMALL)
-    for words in ("probe is a small classifier", "mask: a factor for each channel", "100 % means", "1/C", "was kept"):
+    for words in (
+        "probe is a small classifier",
+        "mask: a factor for each channel",
+        "100 % means",
+        "1/C",
+        "was kept",
+    ):
         assert words in caption
 
 
@@ -319,15 +391,31 @@ def test_large_data_have_figures_for_the_five_most_and_least_robust_classes() ->
     comparison = HARD["many classes and models"]
     worst = comparison.robustness[comparison.robustness["attack"] == "worst"]
     mean = worst[worst["class"] != "all"].groupby("class")["accuracy"].mean().sort_values()
-    shown = {name.removeprefix("magnitude-") for name in plots.figures(comparison) if name.startswith("magnitude")}
+    shown = {
+        name.removeprefix("magnitude-")
+        for name in plots.figures(comparison)
+        if name.startswith("magnitude")
+    }
     assert shown == {name.replace(" ", "-") for name in [*mean.index[:5], *mean.index[-5:]]}
 
 
 def test_several_layers_are_told_apart_in_the_names() -> None:
-    names = plots.figures(synthetic(("nat",), ("a", "b"), ("layer3", "layer4.1"), gates=("layer3", "layer4.1")))
-    assert {"relevance-layer3", "relevance-layer4-1", "magnitude-a-layer4-1", "frequency-b-layer4-1"} <= set(names)
-    assert "magnitude-a-layer3" not in names  # the channels of single classes are those of the last layers
-    assert [name for name in names if name.startswith(("training", "gates"))] == ["training", "gates"]
+    names = plots.figures(
+        synthetic(("nat",), ("a", "b"), ("layer3", "layer4.1"), gates=("layer3", "layer4.1"))
+    )
+    assert {
+        "relevance-layer3",
+        "relevance-layer4-1",
+        "magnitude-a-layer4-1",
+        "frequency-b-layer4-1",
+    } <= set(names)
+    assert (
+        "magnitude-a-layer3" not in names
+    )  # the channels of single classes are those of the last layers
+    assert [name for name in names if name.startswith(("training", "gates"))] == [
+        "training",
+        "gates",
+    ]
 
 
 def test_names_are_safe_and_unique_whatever_the_classes_are_called() -> None:
@@ -348,9 +436,15 @@ def test_draw_writes_each_figure_twice_with_captions_and_the_same_bytes_again(
         again = plots.draw(comparison, tmp_path / "two")
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
     names = list(plots.figures(comparison))
-    assert [path.name for path in paths] == [f"{name}.{ending}" for name in names for ending in ("pdf", "png")]
+    assert [path.name for path in paths] == [
+        f"{name}.{ending}" for name in names for ending in ("pdf", "png")
+    ]
     listing = tmp_path / "one" / "figures" / "captions.json"
-    others = [listing, listing.with_name("captions.txt"), *(listing.with_name(f"{name}.csv") for name in names)]
+    others = [
+        listing,
+        listing.with_name("captions.txt"),
+        *(listing.with_name(f"{name}.csv") for name in names),
+    ]
     assert sorted([*paths, *others]) == sorted((tmp_path / "one" / "figures").iterdir())
     assert sorted(path.read_bytes() for path in others) == sorted(
         (tmp_path / "two" / path.name).read_bytes() for path in others
@@ -363,7 +457,11 @@ def test_draw_writes_each_figure_twice_with_captions_and_the_same_bytes_again(
 def test_only_single_classes_between_the_extremes_are_left_for_later(tmp_path: Path) -> None:
     comparison = synthetic(("nat",), ("a", "b", "c"), channels=2, epochs=0)
     plots.draw(comparison, tmp_path, only=["magnitude", "frequency"], formats=["png"])
-    later = [entry["name"] for entry in json.loads((tmp_path / "captions.json").read_text()) if not entry["main"]]
+    later = [
+        entry["name"]
+        for entry in json.loads((tmp_path / "captions.json").read_text())
+        if not entry["main"]
+    ]
     between = list(plots.figures(comparison))[-1].removeprefix("frequency-")
     assert later == [f"magnitude-{between}", f"frequency-{between}"]
 
@@ -422,7 +520,9 @@ def _colour(handle: Artist) -> str:
 def hard(request: pytest.FixtureRequest) -> dict[str, Figure]:
     """One figure of each kind, of a comparison that is hard to draw."""
     makers = plots.figures(request.param)
-    names = {picture.kind.name: name for name, picture in reversed(_pictures(request.param).items())}
+    names = {
+        picture.kind.name: name for name, picture in reversed(_pictures(request.param).items())
+    }
     return {name: makers[name]() for name in names.values()}
 
 
@@ -440,7 +540,9 @@ def test_every_figure_is_one_column_wide_readable_and_unclipped(hard: dict[str, 
 
 def test_titles_and_legend_do_not_overlap(hard: dict[str, Figure]) -> None:
     for name, figure in hard.items():
-        titles = [text for ax in figure.axes for text in (ax.title, ax._left_title, ax._right_title)]
+        titles = [
+            text for ax in figure.axes for text in (ax.title, ax._left_title, ax._right_title)
+        ]
         texts = [
             *titles,
             figure._suptitle,
@@ -461,13 +563,18 @@ def test_nothing_that_is_drawn_lies_outside_its_axes(hard: dict[str, Figure]) ->
 
 
 def test_comparison_without_images_is_drawn_too() -> None:
-    for make in plots.figures(synthetic(("nat",), ("a", "b"), empty=("a", "b"), channels=3)).values():
+    for make in plots.figures(
+        synthetic(("nat",), ("a", "b"), empty=("a", "b"), channels=3)
+    ).values():
         assert make().axes
 
 
 def test_negative_magnitudes_are_shown() -> None:
     activations = SMALL.activations.assign(magnitude=SMALL.activations["magnitude"] - 1)
-    for figure in (plots.magnitude(replace(SMALL, activations=activations), "cat"), plots.magnitude(SMALL, "cat")):
+    for figure in (
+        plots.magnitude(replace(SMALL, activations=activations), "cat"),
+        plots.magnitude(SMALL, "cat"),
+    ):
         drawn = np.concatenate([line.get_ydata() for line in figure.axes[0].lines])
         assert figure.axes[0].get_ylim()[0] <= min(0, drawn.min())
 

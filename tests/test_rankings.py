@@ -29,15 +29,25 @@ def data(n: int = 20) -> tuple[Tensor, Tensor]:
 def found() -> Rankings:
     torch.manual_seed(0)
     scorers = ("gradient", "ablation", "weights", "probe")
-    return rank({"plain": resnet(), "gated": gated()}, data(), layers=["layer3", "layer4.?"], scorers=scorers, **QUICK)
+    return rank(
+        {"plain": resnet(), "gated": gated()},
+        data(),
+        layers=["layer3", "layer4.?"],
+        scorers=scorers,
+        **QUICK,
+    )
 
 
 def test_table_has_what_cs_relevance_gives() -> None:
     net, xy = plain(), data()
-    rows = rank({"net": net}, xy, layers=["bn1"], scorers=["gradient", "ablation"], **QUICK).relevance
+    rows = rank(
+        {"net": net}, xy, layers=["bn1"], scorers=["gradient", "ablation"], **QUICK
+    ).relevance
     for scorer in ("gradient", "ablation"):
         wanted = relevance(net, "bn1", xy, scorer=scorer, progress=False)
-        one = rows[rows["scorer"] == scorer].pivot(index="class", columns="channel", values="relevance")
+        one = rows[rows["scorer"] == scorer].pivot(
+            index="class", columns="channel", values="relevance"
+        )
         np.testing.assert_allclose(one.to_numpy(), wanted.numpy(), rtol=1e-4, atol=1e-8)
 
 
@@ -45,7 +55,9 @@ def test_agreement_is_the_mean_rank_correlation_and_lies_in_its_interval() -> No
     rows = rank({"net": plain()}, data(), layers=["bn1"], scorers=["gradient", "ablation"], **QUICK)
     table = dict(list(rows.relevance.groupby("scorer")))
     naive = [
-        reference.spearman(*(at[at["class"] == str(k)]["relevance"].tolist() for at in table.values()))
+        reference.spearman(
+            *(at[at["class"] == str(k)]["relevance"].tolist() for at in table.values())
+        )
         for k in range(CLASSES)
     ]
     (agreed,) = rows.agreement.itertuples()
@@ -55,7 +67,11 @@ def test_agreement_is_the_mean_rank_correlation_and_lies_in_its_interval() -> No
 
 
 def test_layers_follow_the_order_given_and_scorers_theirs(found: Rankings) -> None:
-    order = list(found.relevance[["model", "layer", "scorer"]].drop_duplicates().itertuples(index=False, name=None))
+    order = list(
+        found.relevance[["model", "layer", "scorer"]]
+        .drop_duplicates()
+        .itertuples(index=False, name=None)
+    )
     assert order == [
         ("plain", "layer3", "gradient"),
         ("plain", "layer3", "ablation"),
@@ -75,8 +91,12 @@ def test_layers_follow_the_order_given_and_scorers_theirs(found: Rankings) -> No
 
 
 def test_what_a_scorer_refuses_is_told(found: Rankings) -> None:
-    refused = {(row["model"], row["layer"], row["scorer"]): row["reason"] for row in found.meta["refused"]}
-    assert refused["plain", "layer3", "weights"].startswith("Layer 'layer3' is not the penultimate one")
+    refused = {
+        (row["model"], row["layer"], row["scorer"]): row["reason"] for row in found.meta["refused"]
+    }
+    assert refused["plain", "layer3", "weights"].startswith(
+        "Layer 'layer3' is not the penultimate one"
+    )
     assert "has no gates" in refused["plain", "layer4.0", "probe"]
     assert ("plain", "layer3", "gradient") not in refused
 
@@ -96,18 +116,24 @@ def test_every_two_scorers_of_a_layer_are_compared_once(found: Rankings) -> None
 
 def test_counts_are_of_the_known_network() -> None:
     net, x, y, _ = deciding()
-    counts = rank({"net": net}, (x, y), layers=["relu2"], scorers=["gradient", "ablation"], **QUICK).counts
+    counts = rank(
+        {"net": net}, (x, y), layers=["relu2"], scorers=["gradient", "ablation"], **QUICK
+    ).counts
     assert counts["positive"].tolist() == [1, 1]
     assert counts["negative"].tolist() == [1, 1]
 
 
 def test_penultimate_layer_is_the_default() -> None:
-    assert set(rank({"net": resnet()}, data(), scorers=["weights"], **QUICK).relevance["layer"]) == {"layer4"}
+    assert set(
+        rank({"net": resnet()}, data(), scorers=["weights"], **QUICK).relevance["layer"]
+    ) == {"layer4"}
 
 
 def test_same_seed_gives_the_same_tables() -> None:
     net = plain()
-    one, two = (rank({"net": net}, data(), layers=["bn1"], images=10, seed=3, **QUICK) for _ in range(2))
+    one, two = (
+        rank({"net": net}, data(), layers=["bn1"], images=10, seed=3, **QUICK) for _ in range(2)
+    )
     pd.testing.assert_frame_equal(one.relevance, two.relevance)
     pd.testing.assert_frame_equal(one.agreement, two.agreement)
 
@@ -181,19 +207,26 @@ def test_figure_draws_every_pair_of_every_layer(found: Rankings) -> None:
         "gated, layer4.0",
         "gated, layer4.1",
     ]
-    shown = np.concatenate([np.asarray(ax.images[0].get_array().filled(np.nan)).ravel() for ax in panels])
+    shown = np.concatenate(
+        [np.asarray(ax.images[0].get_array().filled(np.nan)).ravel() for ax in panels]
+    )
     np.testing.assert_allclose(np.sort(shown[~np.isnan(shown)]), np.sort(drawn["value"].to_numpy()))
     for ax, (_, cells) in zip(panels, drawn.groupby(["model", "layer"], sort=False), strict=True):
         array = ax.images[0].get_array()
         rows, columns = (
-            [label.get_text() for label in labels] for labels in (ax.get_yticklabels(), ax.get_xticklabels())
+            [label.get_text() for label in labels]
+            for labels in (ax.get_yticklabels(), ax.get_xticklabels())
         )
         for cell in cells.itertuples():
-            assert array[rows.index(cell.other), columns.index(cell.scorer)] == pytest.approx(cell.value)
+            assert array[rows.index(cell.other), columns.index(cell.scorer)] == pytest.approx(
+                cell.value
+            )
         assert len(ax.texts) == len(cells)
     assert "20 images" in figure.get_suptitle().replace("\n", " ")
 
 
 def test_network_of_any_kind_is_taken() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES)
+    )
     assert set(rank({"net": net}, data(), **QUICK).relevance["layer"]) == {"0"}

@@ -25,7 +25,9 @@ from channelscope.reading import (
 def npy(shape: tuple[int, ...], body: bytes, descr: str = "|u1") -> bytes:
     """An array's file whose header may promise more than there is."""
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
     return buffer.getvalue() + body
 
 
@@ -38,7 +40,12 @@ def packed(path: Path, *members: tuple[str, bytes], method: int = zipfile.ZIP_DE
 
 def test_plain_values_are_of_the_kinds_that_are_wanted() -> None:
     kinds = {"eps": int | float, "layers": [str], "models": {"*": {"gates?": [dict]}}, "seed?": int}
-    right = {"eps": 0.1, "layers": ["a"], "models": {"net": {"gates": None}, "other": {"gates": [{}]}}, "more": None}
+    right = {
+        "eps": 0.1,
+        "layers": ["a"],
+        "models": {"net": {"gates": None}, "other": {"gates": [{}]}},
+        "more": None,
+    }
     check_kinds(right, kinds, "meta.json")
     wrong: dict[str, dict[str, object]] = {
         "eps": {"eps": float("nan")},
@@ -73,7 +80,9 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="out of the folder"):
         read_json(folder / "out", within=folder)
     assert read_json(folder / "in", within=folder) == {}
-    assert read_json(tmp_path / "linked" / "in", within=tmp_path / "linked") == {}  # the folder itself may be one
+    assert (
+        read_json(tmp_path / "linked" / "in", within=tmp_path / "linked") == {}
+    )  # the folder itself may be one
     assert regular(folder / "out") == folder / "out"  # and so may a user's file
 
 
@@ -88,7 +97,8 @@ def test_endless_texts_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, "[" * 60 + "]" * 60, '{"a":' * 60 + "1" + "}" * 60, '"\\ud800"', "9" * 5000]
+    "text",
+    ["[" * 100_000, "[" * 60 + "]" * 60, '{"a":' * 60 + "1" + "}" * 60, '"\\ud800"', "9" * 5000],
 )
 def test_json_that_cannot_be_used_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # json's own among them
@@ -96,7 +106,13 @@ def test_json_that_cannot_be_used_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a = " + "[" * 9000, "a" + ".a" * 900 + " = 1", "a = '" + "x" * 2**17 + "'", "[" + "a." * 99 + "a]"]
+    "text",
+    [
+        "a = " + "[" * 9000,
+        "a" + ".a" * 900 + " = 1",
+        "a = '" + "x" * 2**17 + "'",
+        "[" + "a." * 99 + "a]",
+    ],
 )
 def test_toml_that_is_no_recipe_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # tomllib's own among them
@@ -104,7 +120,11 @@ def test_toml_that_is_no_recipe_is_refused(text: str) -> None:
 
 
 def test_arrays_are_read_as_numpy_wrote_them(tmp_path: Path) -> None:
-    written = {"a": np.arange(6.0).reshape(2, 3), "b/c": np.array(["x", "yz"]), "d": np.zeros((0, 3), bool)}
+    written = {
+        "a": np.arange(6.0).reshape(2, 3),
+        "b/c": np.array(["x", "yz"]),
+        "d": np.zeros((0, 3), bool),
+    }
     np.savez_compressed(tmp_path / "a.npz", **written)
     with arrays(tmp_path / "a.npz") as archive:
         assert archive.files == list(written)
@@ -124,16 +144,26 @@ def test_arrays_are_read_as_numpy_wrote_them(tmp_path: Path) -> None:
         b"",
     ],
 )
-def test_headers_that_lie_are_refused_before_there_is_room_for_them(content: bytes, tmp_path: Path) -> None:
-    with arrays(packed(tmp_path / "a.npz", ("a.npy", content))) as archive, pytest.raises(ValueError, match="it"):
+def test_headers_that_lie_are_refused_before_there_is_room_for_them(
+    content: bytes, tmp_path: Path
+) -> None:
+    with (
+        arrays(packed(tmp_path / "a.npz", ("a.npy", content))) as archive,
+        pytest.raises(ValueError, match="it"),
+    ):
         archive["a"]
 
 
 def test_archives_that_unpack_to_much_more_are_refused(tmp_path: Path) -> None:
     zeros = bytes(130 * 2**20)
-    with pytest.raises(ValueError, match="unpack to 130 MB"), arrays(packed(tmp_path / "a.npz", ("a.npy", zeros))):
+    with (
+        pytest.raises(ValueError, match="unpack to 130 MB"),
+        arrays(packed(tmp_path / "a.npz", ("a.npy", zeros))),
+    ):
         pass
-    with arrays(packed(tmp_path / "a.npz", ("a.npy", npy((len(zeros),), zeros)), method=zipfile.ZIP_STORED)) as archive:
+    with arrays(
+        packed(tmp_path / "a.npz", ("a.npy", npy((len(zeros),), zeros)), method=zipfile.ZIP_STORED)
+    ) as archive:
         assert len(archive["a"]) == len(zeros)
 
 

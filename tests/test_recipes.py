@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from channelscope.cli import options
-from channelscope.data import Dataset, Split
+from channelscope.data import Dataset, MemorySplit
 from channelscope.objectives import MART, TRADES, CrossEntropy, Joint
 from channelscope.training import Recipe
 from channelscope.training.job import Job
@@ -53,8 +53,14 @@ def test_every_recipe_can_be_read_and_written_and_read_again(name: str, tmp_path
 def test_every_setting_is_there_with_every_method_once() -> None:
     files = {file.name.removesuffix(".toml") for file in (SHIPPED / "settings").iterdir()}
     assert files == set(SETTINGS)
-    wanted = {f"{setting}-{method}" for setting in SETTINGS for method in METHODS} - {"fashion-mnist-resnet10-eas"}
-    fast = {f"{name}-fast" for name in wanted if not name.startswith(("digits", "cifar10-resnet18-small"))}
+    wanted = {f"{setting}-{method}" for setting in SETTINGS for method in METHODS} - {
+        "fashion-mnist-resnet10-eas"
+    }
+    fast = {
+        f"{name}-fast"
+        for name in wanted
+        if not name.startswith(("digits", "cifar10-resnet18-small"))
+    }
     assert set(NAMES) == wanted | fast
 
 
@@ -75,7 +81,13 @@ def test_a_methods_file_says_what_it_is_in_its_first_line(method: str) -> None:
 
 CIFAR: dict[str, Any] = {
     "model": {"arch": "resnet18"},
-    "optimizer": {"lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4, "batch_size": 128, "nesterov": False},
+    "optimizer": {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 2e-4,
+        "batch_size": 128,
+        "nesterov": False,
+    },
     "schedule": {"shape": "steps", "epochs": 120, "patience": 0},
     "data": {"crop": 4, "flip": True},
     "attack": {"eps": 8 / 255, "step": 2 / 255, "steps": 10, "start": True, "tau": []},
@@ -84,12 +96,23 @@ CIFAR: dict[str, Any] = {
     "averaging": {"kind": "none"},
 }
 CIFS: dict[str, Any] = {
-    "gates": {"kind": "cifs", "beta": 2.0, "scaled": True, "probes": ["two-layer", "linear"], "layers": []}
+    "gates": {
+        "kind": "cifs",
+        "beta": 2.0,
+        "scaled": True,
+        "probes": ["two-layer", "linear"],
+        "layers": [],
+    }
     | {"options": {"k": 2, "imgf": "softmax"}},
     "attack": {"beta_atk": 2.0},
 }
 CAS: dict[str, Any] = {
-    "gates": {"kind": "cifs", "beta": 2.0, "probes": ["linear"], "options": {"k": 1, "imgf": "identity"}}
+    "gates": {
+        "kind": "cifs",
+        "beta": 2.0,
+        "probes": ["linear"],
+        "options": {"k": 1, "imgf": "identity"},
+    }
 }
 FAST: dict[str, Any] = {
     "schedule": {"shape": "one-cycle", "epochs": 30, "milestones": []},
@@ -97,37 +120,57 @@ FAST: dict[str, Any] = {
 }
 PUBLISHED: dict[str, list[dict[str, Any]]] = {
     "cifar10-resnet18-at": [CIFAR, {"gates": {"kind": "none"}}],
-    "cifar10-resnet18-standard": [CIFAR | {"loss": {"kind": "natural"}}, {"gates": {"kind": "none"}}],
+    "cifar10-resnet18-standard": [
+        CIFAR | {"loss": {"kind": "natural"}},
+        {"gates": {"kind": "none"}},
+    ],
     "cifar10-resnet18-cifs": [CIFAR, CIFS],
     "cifar10-resnet18-cas": [CIFAR, CAS],
     "cifar10-resnet18-standard-cifs": [CIFAR | {"loss": {"kind": "natural"}}, CIFS],
     "cifar10-wrn-28-10-cifs": [CIFAR | {"model": {"arch": "wrn-28-10"}}, CIFS],
     "svhn-resnet18-cifs": [
-        CIFAR | {"data": {"flip": False}, "optimizer": {"lr": 0.01, "weight_decay": 5e-4, "momentum": 0.9}},
+        CIFAR
+        | {
+            "data": {"flip": False},
+            "optimizer": {"lr": 0.01, "weight_decay": 5e-4, "momentum": 0.9},
+        },
         CIFS,
     ],
     "fashion-mnist-resnet10-cas": [CIFAR | {"model": {"arch": "resnet10"}}, CAS],
     "cifar10-resnet18-cifs-fast": [CIFAR | FAST, CIFS, {"optimizer": {"lr": 0.1}}],
     "cifar10-resnet18-trades": [
-        {"loss": {"kind": "trades", "trade_off": 6.0}, "attack": {"start": 0.001, "tau": []}, "gates": {"kind": "none"}}
+        {
+            "loss": {"kind": "trades", "trade_off": 6.0},
+            "attack": {"start": 0.001, "tau": []},
+            "gates": {"kind": "none"},
+        }
     ],
     "cifar10-resnet18-mart": [
-        {"loss": {"kind": "mart", "trade_off": 5.0}, "attack": {"start": 0.001, "tau": []}, "gates": {"kind": "none"}}
+        {
+            "loss": {"kind": "mart", "trade_off": 5.0},
+            "attack": {"start": 0.001, "tau": []},
+            "gates": {"kind": "none"},
+        }
     ],
     "cifar10-resnet18-fat": [{"loss": {"kind": "adversarial"}, "attack": {"tau": [0, 1, 2]}}],
     "cifar10-resnet18-trades-cifs": [{"loss": {"kind": "trades", "trade_off": 6.0}}, CIFS],
     "cifar10-resnet18-mart-cas": [{"loss": {"kind": "mart", "trade_off": 5.0}}, CAS],
     "cifar10-resnet18-fat-cifs": [{"attack": {"tau": [0, 1, 2]}}, CIFS],
     "cifar10-resnet18-fsr": [
-        CIFAR | {"gates": {"kind": "fsr", "beta": 1.0, "scaled": False, "layers": ["layer4|features"]}},
+        CIFAR
+        | {"gates": {"kind": "fsr", "beta": 1.0, "scaled": False, "layers": ["layer4|features"]}},
         {"attack": {"beta_atk": 0.0}},
     ],
     "cifar10-resnet18-eas": [
         CIFAR | {"gates": {"kind": "eas", "beta": 0.01, "scaled": False}},
         {"attack": {"beta_atk": 0.01}},
     ],
-    "cifar10-resnet18-kap": [CIFAR | {"loss": {"kind": "natural"}, "gates": {"kind": "kap", "options": {"pool": 3}}}],
-    "digits-resnet18-at": [{"model": {"arch": "resnet18", "width": 8}, "data": {"crop": 0, "flip": False}}],
+    "cifar10-resnet18-kap": [
+        CIFAR | {"loss": {"kind": "natural"}, "gates": {"kind": "kap", "options": {"pool": 3}}}
+    ],
+    "digits-resnet18-at": [
+        {"model": {"arch": "resnet18", "width": 8}, "data": {"crop": 0, "flip": False}}
+    ],
 }
 
 
@@ -139,7 +182,9 @@ def test_recipes_have_the_published_values(name: str) -> None:
             assert {key: values[section][key] for key in wanted} == wanted, section
 
 
-@pytest.mark.parametrize("name", ["cifar10-resnet18-at", "svhn-resnet18-trades", "cifar10-wrn-28-10-cifs"])
+@pytest.mark.parametrize(
+    "name", ["cifar10-resnet18-at", "svhn-resnet18-trades", "cifar10-wrn-28-10-cifs"]
+)
 def test_the_papers_learning_rate_falls_at_epochs_75_and_90(name: str) -> None:
     recipe = Recipe.named(name)
     rates = [recipe.lr_at(epoch) for epoch in range(recipe.schedule.epochs)]
@@ -151,7 +196,9 @@ def test_the_papers_learning_rate_falls_at_epochs_75_and_90(name: str) -> None:
 def test_fat_grows_bolder_at_epochs_50_and_90() -> None:
     """As in the authors' code: their epochs, counted from 1, up to 50 and up to 90."""
     recipe = Recipe.named("cifar10-resnet18-fat")
-    assert [recipe.attack.tau_at(epoch, 120) for epoch in range(120)] == [0] * 50 + [1] * 40 + [2] * 30
+    assert [recipe.attack.tau_at(epoch, 120) for epoch in range(120)] == [0] * 50 + [1] * 40 + [
+        2
+    ] * 30
     assert Recipe.named("cifar10-resnet18-at").attack.tau_at(0, 120) is None
 
 
@@ -182,7 +229,9 @@ shares = st.lists(st.floats(0, 1), max_size=4).map(tuple)
 
 
 @given(st.sampled_from(["steps", "one-cycle", "cosine", "flat"]), st.integers(1, 500), shares)
-def test_a_schedule_stays_between_nothing_and_the_whole(shape: str, epochs: int, milestones: tuple[float, ...]) -> None:
+def test_a_schedule_stays_between_nothing_and_the_whole(
+    shape: str, epochs: int, milestones: tuple[float, ...]
+) -> None:
     found = factors(Schedule(shape=shape, epochs=epochs, milestones=milestones))
     assert min(found) >= 0
     assert max(found) <= 1
@@ -221,7 +270,9 @@ def test_tau_takes_its_values_one_after_the_other(epochs: int, milestones: list[
     attack = Attack(eps=0.1, steps=2, step=0.1, tau=tau, tau_milestones=tuple(milestones))
     found = [attack.tau_at(epoch, epochs) for epoch in range(epochs)]
     assert found == sorted(found)
-    assert found == [sum(epoch >= round(share * epochs) for share in milestones) for epoch in range(epochs)]
+    assert found == [
+        sum(epoch >= round(share * epochs) for share in milestones) for epoch in range(epochs)
+    ]
 
 
 # ---------------------------------------------------------------- overriding
@@ -251,8 +302,13 @@ def test_options_are_named_in_full_where_others_end_alike() -> None:
 def test_settings_that_a_recipe_leaves_out_can_be_set() -> None:
     assert changed(width=12).model.width == 12
     assert changed(**{"gates.options": {"k": 1}}).gates.options == {"k": 1}
-    assert changed("cifar10-resnet18-at", **{"gates.kind": "cifs", "gates.options.k": 3}).gates.options == {"k": 3}
-    assert changed(milestones=[0.5], layers=["layer3.*", "layer4.1"]).gates.layers == ("layer3.*", "layer4.1")
+    assert changed(
+        "cifar10-resnet18-at", **{"gates.kind": "cifs", "gates.options.k": 3}
+    ).gates.options == {"k": 3}
+    assert changed(milestones=[0.5], layers=["layer3.*", "layer4.1"]).gates.layers == (
+        "layer3.*",
+        "layer4.1",
+    )
 
 
 def test_a_new_eps_takes_the_step_along() -> None:
@@ -327,7 +383,9 @@ WRONG: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"), WRONG, ids=lambda value: str(value)[:20] if isinstance(value, str) else ""
+    ("name", "value", "words"),
+    WRONG,
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
 )
 def test_values_of_the_wrong_kind(name: str, value: Any, words: str) -> None:
     if not words:
@@ -366,7 +424,9 @@ def test_values_are_read_as_toml_has_them(text: str, value: Any) -> None:
     assert type(parse_value(text)) is type(value)
 
 
-words = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=12)
+words = st.text(
+    st.characters(codec="ascii", categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=12
+)
 numbers = st.floats(0, 1) | st.integers(0, 1)
 
 
@@ -386,8 +446,15 @@ numbers = st.floats(0, 1) | st.integers(0, 1)
         },
     )
 )
-@example({"gates.layers": ["\n\x00\x7f\u202e鳥\U0001f426"], "gates.options": {"": 1, "a.b": 2, "[\n": "\x10"}})
-@example({"gates.layers": ['a"b\\', "'"], "optimizer.lr": 1e-12, "gates.options": {"a": float("inf")}})
+@example(
+    {
+        "gates.layers": ["\n\x00\x7f\u202e鳥\U0001f426"],
+        "gates.options": {"": 1, "a.b": 2, "[\n": "\x10"},
+    }
+)
+@example(
+    {"gates.layers": ['a"b\\', "'"], "optimizer.lr": 1e-12, "gates.options": {"a": float("inf")}}
+)
 def test_what_is_written_is_what_is_read(changes: dict[str, Any]) -> None:
     recipe = changed(**changes)
     assert Recipe.from_values(tomllib.loads(recipe.toml())) == recipe
@@ -404,7 +471,9 @@ def own(folder: Path, text: str | bytes) -> str:
 
 
 def test_a_file_changes_the_recipe_that_it_extends(tmp_path: Path) -> None:
-    text = 'extends = "svhn-resnet18-cifs-fast"\n[optimizer]\nlr = "1/100"\n[gates.options]\nk = 1\n'
+    text = (
+        'extends = "svhn-resnet18-cifs-fast"\n[optimizer]\nlr = "1/100"\n[gates.options]\nk = 1\n'
+    )
     found = Recipe.named(own(tmp_path, text))
     assert found == changed("svhn-resnet18-cifs-fast", lr=0.01, **{"gates.k": 1})
     assert found.method == "cifs"
@@ -431,7 +500,10 @@ EXTENDED = 'extends = "cifar10-resnet18-cifs"\n'
 HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "lacks the section"),
     "half": (WHOLE[: WHOLE.index("[loss]")], "lacks the section [loss]"),
-    "a setting left out": (WHOLE.replace("batch_size = 128", ""), "does not say optimizer.batch_size"),
+    "a setting left out": (
+        WHOLE.replace("batch_size = 128", ""),
+        "does not say optimizer.batch_size",
+    ),
     "no TOML": ("lr: 0.1", "no TOML file"),
     "not UTF-8": (b'\xff\xfe = "x"', "no TOML file"),
     "binary": (bytes(range(256)), "no TOML file"),
@@ -441,7 +513,10 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "deep options": (f"{EXTENDED}[gates.options.{'a.' * 5000}a]", "nested too deep"),
     "a deep method": (f"{EXTENDED}[method.{'a.' * 5000}a]", "nested too deep"),
     "a long number": (WHOLE.replace("epochs = 120", f"epochs = {'9' * 5000}"), "no TOML file"),
-    "a long hexadecimal": (WHOLE.replace("epochs = 120", f"epochs = 0x{'f' * 5000}"), "thousands of digits"),
+    "a long hexadecimal": (
+        WHOLE.replace("epochs = 120", f"epochs = 0x{'f' * 5000}"),
+        "thousands of digits",
+    ),
     "a long exponent": (WHOLE.replace("lr = 0.1", 'lr = "1e999999999"'), "between"),
     "infinity": (WHOLE.replace("lr = 0.1", "lr = 1e9999"), "between"),
     "no number": (WHOLE.replace("lr = 0.1", "lr = nan"), "between"),
@@ -455,7 +530,10 @@ HOSTILE: dict[str, tuple[str | bytes, str]] = {
     "extending a number": ("extends = 3", "none"),
     "extending deeply": (f"[extends.{'a.' * 5000}a]", "nested too deep"),
     "extending a list": ('extends = [["cifar10-resnet18-at"]]', "none"),
-    "extending an unknown recipe": ('extends = "cifar10-resnet18-bt"', "Did you mean 'cifar10-resnet18-at'"),
+    "extending an unknown recipe": (
+        'extends = "cifar10-resnet18-bt"',
+        "Did you mean 'cifar10-resnet18-at'",
+    ),
     "extending itself": ('extends = "mine.toml"', "none"),
 }
 
@@ -485,17 +563,33 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def job(recipe: str, size: int = 32, channels: int = 3, **changes: Any) -> Job:
     """Describe a run on images of a size, which nobody looks at."""
     images = torch.randint(256, (10, channels, size, size), dtype=torch.uint8)
-    part = Split(images, torch.arange(10))
-    return Job(changed(recipe, **changes), Dataset("noise", tuple("0123456789"), part, part, part), Path("net.pt"), 0)
+    part = MemorySplit(images, torch.arange(10))
+    return Job(
+        changed(recipe, **changes),
+        Dataset("noise", tuple("0123456789"), part, part, part),
+        Path("net.pt"),
+        0,
+    )
 
 
 SIZES = {"digits-resnet18": (8, 1), "fashion-mnist-resnet10": (28, 1)}
-KINDS = ("at", "cifs", "cas", "fsr", "eas", "kap")  # the other methods' gates are those of CIFS and of CAS
+KINDS = (
+    "at",
+    "cifs",
+    "cas",
+    "fsr",
+    "eas",
+    "kap",
+)  # the other methods' gates are those of CIFS and of CAS
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(tuple(f"-{kind}" for kind in KINDS))])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name.endswith(tuple(f"-{kind}" for kind in KINDS))]
+)
 def test_every_recipes_gates_fit_its_network(name: str) -> None:
-    setting, method = max((setting, name.removeprefix(f"{setting}-")) for setting in SETTINGS if setting in name)
+    setting, method = max(
+        (setting, name.removeprefix(f"{setting}-")) for setting in SETTINGS if setting in name
+    )
     if method not in KINDS:
         assert named(name).gates == named(f"{setting}-{method.partition('-')[2]}").gates
         return
@@ -503,7 +597,9 @@ def test_every_recipes_gates_fit_its_network(name: str) -> None:
     architecture, gates = described.architecture, described.gates
     assert bool(gates) == (method in GATED)
     with torch.device("meta"):
-        logits = build(architecture, gates).eval()(torch.empty(2, described.data.channels, *described.data.image_size))
+        logits = build(architecture, gates).eval()(
+            torch.empty(2, described.data.channels, *described.data.image_size)
+        )
     assert logits.shape == (2, 10)
 
 
@@ -522,7 +618,9 @@ def layers(gates: tuple[Gate, ...]) -> list[str]:
         ("wrn-28-10", ["layer3.2", "layer3.3"]),
     ],
 )
-def test_by_default_the_last_two_blocks_of_the_last_stage_are_gated(arch: str, wanted: list[str]) -> None:
+def test_by_default_the_last_two_blocks_of_the_last_stage_are_gated(
+    arch: str, wanted: list[str]
+) -> None:
     gates = job("cifar10-resnet18-cifs", arch=arch, width=2).gates
     assert layers(gates) == wanted
     assert [gate.options["probe"] for gate in gates] == ["two-layer", "linear"][-len(wanted) :]
@@ -546,7 +644,9 @@ def test_by_default_the_last_two_blocks_of_the_last_stage_are_gated(arch: str, w
     ],
     ids=str,
 )  # fmt: skip
-def test_gated_layers_go_by_name_pattern_and_alternatives(given: list[str], wanted: list[str]) -> None:
+def test_gated_layers_go_by_name_pattern_and_alternatives(
+    given: list[str], wanted: list[str]
+) -> None:
     assert layers(job("cifar10-resnet18-cifs", width=2, layers=given).gates) == wanted
 
 
@@ -560,22 +660,28 @@ def test_gated_layers_go_by_name_pattern_and_alternatives(given: list[str], want
         (["linear", "linear", "linear", "two-layer", "linear"], ["linear", "two-layer", "linear"]),
     ],
 )
-def test_probes_are_counted_from_the_last_layer_back(probes: list[str], wanted: list[str | None]) -> None:
-    gates = job("cifar10-resnet18-cifs", width=2, layers=["layer2", "layer3", "layer4"], probes=probes).gates
+def test_probes_are_counted_from_the_last_layer_back(
+    probes: list[str], wanted: list[str | None]
+) -> None:
+    gates = job(
+        "cifar10-resnet18-cifs", width=2, layers=["layer2", "layer3", "layer4"], probes=probes
+    ).gates
     assert [gate.options.get("probe") for gate in gates] == wanted
     assert [gate.channels for gate in gates] == [4, 8, 16]
 
 
 @pytest.mark.parametrize(("arch", "size", "shape"), [("resnet18", 32, (4, 4)), ("wrn-16-2", 12, (3, 3)),
                                                      ("resnet10", 8, (1, 1))])  # fmt: skip
-def test_elements_are_scaled_at_the_size_of_the_layers_features(arch: str, size: int, shape: tuple[int, int]) -> None:
+def test_elements_are_scaled_at_the_size_of_the_layers_features(
+    arch: str, size: int, shape: tuple[int, int]
+) -> None:
     (gate,) = job("cifar10-resnet18-eas", size, arch=arch, width=2).gates
     assert gate.layer == ("layer3.0" if arch.startswith("wrn") else "layer4.0")
     assert (gate.options["height"], gate.options["width"]) == shape
 
 
 def test_elements_of_uneven_images_are_scaled() -> None:
-    part = Split(torch.zeros(2, 1, 16, 24, dtype=torch.uint8), torch.arange(2))
+    part = MemorySplit(torch.zeros(2, 1, 16, 24, dtype=torch.uint8), torch.arange(2))
     data = Dataset("uneven", ("a", "b"), part, part, part)
     (gate,) = tiny_job("at", Path("net.pt"), data=data, gates_kind="eas", layers=["layer3.0"]).gates
     assert (gate.options["height"], gate.options["width"]) == (4, 6)
@@ -585,7 +691,9 @@ def test_elements_of_uneven_images_are_scaled() -> None:
 def test_kernels_are_averaged_after_every_convolution(arch: str, count: int) -> None:
     described = job("cifar10-resnet18-kap", arch=arch, width=2)
     network = described.architecture.build()
-    convolutions = [name for name, part in network.named_modules() if isinstance(part, torch.nn.Conv2d)]
+    convolutions = [
+        name for name, part in network.named_modules() if isinstance(part, torch.nn.Conv2d)
+    ]
     assert layers(described.gates) == convolutions
     assert len(convolutions) == count
     assert all(gate.options == {"pool": 3} for gate in described.gates)
@@ -594,7 +702,10 @@ def test_kernels_are_averaged_after_every_convolution(arch: str, count: int) -> 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gates.kind": "cif"}, ["no gates 'cif'", "none, cifs, fsr, eas, kap", "Did you mean 'cifs'"]),
+        (
+            {"gates.kind": "cif"},
+            ["no gates 'cif'", "none, cifs, fsr, eas, kap", "Did you mean 'cifs'"],
+        ),
         ({"layers": ["layer5"]}, ["called 'layer5'", "Did you mean 'layer"]),
         ({"layers": ["layer4.1", ""]}, ["called ''"]),
         ({"layers": ["features|layer5"]}, ["called 'features|layer5'"]),
@@ -641,9 +752,20 @@ def test_the_training_attack_starts_near_and_the_validation_attack_anywhere() ->
     attack = described.attack_at(60)
     assert (attack.eps, attack.step, attack.steps) == (8 / 255, 2 / 255, 10)
     assert (attack.random_start, attack.early_stop) == (0.001, 1)
-    assert [described.attack_at(epoch).early_stop for epoch in (0, 49, 50, 89, 90)] == [0, 0, 1, 1, 2]
+    assert [described.attack_at(epoch).early_stop for epoch in (0, 49, 50, 89, 90)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]
     last = described.validation_attack
-    assert (last.random_start, last.early_stop, last.steps, last.objective) == (True, None, 10, Joint(2))
+    assert (last.random_start, last.early_stop, last.steps, last.objective) == (
+        True,
+        None,
+        10,
+        Joint(2),
+    )
     plain = job("cifar10-resnet18-at")
     assert (plain.attack_at(0).random_start, plain.attack_at(0).early_stop) == (True, None)
 

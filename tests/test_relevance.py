@@ -35,7 +35,13 @@ def from_torchvision(name: str, classes: int) -> nn.Module:
 # Network, its images' channels and size, number of classes, and the first penultimate layer.
 PENULTIMATE: dict[str, tuple[Callable[[], nn.Module], int, int, int, str]] = {
     "torchvision resnet18": (lambda: from_torchvision("resnet18", 7), 3, 64, 7, "layer4"),
-    "torchvision mobilenet_v3_small": (lambda: from_torchvision("mobilenet_v3_small", 3), 3, 32, 3, "classifier.1"),
+    "torchvision mobilenet_v3_small": (
+        lambda: from_torchvision("mobilenet_v3_small", 3),
+        3,
+        32,
+        3,
+        "classifier.1",
+    ),
     "resnet10": (resnet, 1, 8, CLASSES, "layer4"),
     "resnet18 of two channels": (lambda: resnet("resnet18", 3, 2, 4), 2, 16, 4, "layer4"),
     "resnet50": (lambda: resnet("resnet50", 1), 1, 8, CLASSES, "layer4"),
@@ -57,7 +63,11 @@ def made(name: str) -> tuple[nn.Module, Tensor, Tensor, str]:
 
 
 def last_linear(name: str, net: nn.Module) -> nn.Module:
-    places = {"torchvision resnet18": "fc", "torchvision mobilenet_v3_small": "classifier.3", "cifs": "cnn.linear"}
+    places = {
+        "torchvision resnet18": "fc",
+        "torchvision mobilenet_v3_small": "classifier.3",
+        "cifs": "cnn.linear",
+    }
     places |= {"dict": "net.linear", "dataclass": "net.linear"}
     return net.get_submodule(places.get(name, "linear"))
 
@@ -94,7 +104,9 @@ def test_raw_features_of_the_last_gated_layer_are_not_penultimate_but_the_gated_
 
 
 def test_last_layer_is_found_in_a_network_in_train_mode_with_dropout() -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).train()
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+    ).train()
     assert LastLayer.find(net, images(2)[0]).inputs == ("2", "3")
     assert net[3].training
 
@@ -115,7 +127,9 @@ def test_logits_that_come_from_no_linear_layer_are_refused(end: nn.Module) -> No
 
 def test_weights_are_refused_for_other_layers_with_the_penultimate_ones_named() -> None:
     net, (x, y) = resnet(), images()
-    with pytest.raises(UserError, match=r"'layer3' is not the penultimate one.* choose 'layer4' or 'layer4.0'"):
+    with pytest.raises(
+        UserError, match=r"'layer3' is not the penultimate one.* choose 'layer4' or 'layer4.0'"
+    ):
         LastLayer.find(net, x)(net, ["layer3"], x, y)
 
 
@@ -153,7 +167,9 @@ def test_weights_are_refused_where_no_layer_is_the_penultimate_one() -> None:
         (gated, "layer4.1"),
     ],
 )
-def test_gradient_is_how_the_logit_changes_with_the_activation(make: Callable[[], nn.Module], layer: str) -> None:
+def test_gradient_is_how_the_logit_changes_with_the_activation(
+    make: Callable[[], nn.Module], layer: str
+) -> None:
     net, (x, y) = make().double(), images(3, dtype=torch.float64)
     scores = gradient(net, [layer], x, y)[layer]
 
@@ -161,7 +177,10 @@ def test_gradient_is_how_the_logit_changes_with_the_activation(make: Callable[[]
         """Move one channel's activation in every position, and with it the mean."""
         nudge = torch.zeros(scores.shape[1], dtype=torch.float64)
         nudge[channel] = by
-        with torch.no_grad(), hooked(net, {layer: lambda z: z + nudge.view(-1, *[1] * (z.ndim - 2))}):
+        with (
+            torch.no_grad(),
+            hooked(net, {layer: lambda z: z + nudge.view(-1, *[1] * (z.ndim - 2))}),
+        ):
             return net(x).gather(1, y.unsqueeze(1)).squeeze(1)
 
     h = 1e-6
@@ -169,11 +188,15 @@ def test_gradient_is_how_the_logit_changes_with_the_activation(make: Callable[[]
     torch.testing.assert_close(scores, torch.stack(slopes, 1), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(("make", "layer"), [(plain, "bn1"), (plain, "conv2"), (resnet, "layer1.0.bn2")])
+@pytest.mark.parametrize(
+    ("make", "layer"), [(plain, "bn1"), (plain, "conv2"), (resnet, "layer1.0.bn2")]
+)
 def test_gradient_agrees_with_captum(make: Callable[[], nn.Module], layer: str) -> None:
     net, (x, y) = make().double(), images(4, dtype=torch.float64)
     module = net.get_submodule(layer)
-    if isinstance(net, nn.Sequential):  # captum keeps no copy: what is in place would change what it saw
+    if isinstance(
+        net, nn.Sequential
+    ):  # captum keeps no copy: what is in place would change what it saw
         for part in net:
             if isinstance(part, nn.ReLU):
                 part.inplace = False
@@ -194,7 +217,9 @@ def test_layers_scored_together_are_scored_as_alone() -> None:
 
 def test_relevance_of_the_logits_themselves_is_their_label() -> None:
     net, (x, y) = plain(), images()
-    assert torch.equal(gradient(net, ["linear"], x, y)["linear"], nn.functional.one_hot(y, CLASSES).float())
+    assert torch.equal(
+        gradient(net, ["linear"], x, y)["linear"], nn.functional.one_hot(y, CLASSES).float()
+    )
 
 
 def test_layer_that_the_logits_do_not_depend_on_is_irrelevant() -> None:
@@ -270,7 +295,10 @@ def test_network_that_switches_itself_to_train_mode_is_refused() -> None:
 
 
 def test_scores_of_a_gate_on_a_torchvision_network_are_finite() -> None:
-    net = Selective(from_torchvision("mobilenet_v3_small", 3), {"features.12": FeatureSelector(TwoLayerProbe(576, 3))})
+    net = Selective(
+        from_torchvision("mobilenet_v3_small", 3),
+        {"features.12": FeatureSelector(TwoLayerProbe(576, 3))},
+    )
     x, y = images(2, 3, 32)
     scores = gradient(net, ["features.12", "features.12.gated"], x, y % 3)
     assert all(score.isfinite().all() and score.shape == (2, 576) for score in scores.values())

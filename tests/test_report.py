@@ -83,7 +83,13 @@ def test_page_has_its_parts_in_order(tmp_path: Path) -> None:
     parts = [
         "nat, at, cifs on cifar10",
         "3 models were compared",
-        *("What was found", "Verdicts", "Robustness", "Evidence for the claims", "How it was made"),  # the contents
+        *(
+            "What was found",
+            "Verdicts",
+            "Robustness",
+            "Evidence for the claims",
+            "How it was made",
+        ),  # the contents
         "What was found",
         "keeps the most accuracy",
         "Verdicts",
@@ -91,8 +97,19 @@ def test_page_has_its_parts_in_order(tmp_path: Path) -> None:
         "Robustness",
         "Worst case by class",
     ]
-    parts += ["Evidence for the claims", "About relevance.", "About training.", "Further figures", "About later."]
-    parts += ["Alignment at layer layer4", "How it was made", "torch 2.9.0", "are in meta.json beside this page"]
+    parts += [
+        "Evidence for the claims",
+        "About relevance.",
+        "About training.",
+        "Further figures",
+        "About later.",
+    ]
+    parts += [
+        "Alignment at layer layer4",
+        "How it was made",
+        "torch 2.9.0",
+        "are in meta.json beside this page",
+    ]
     place = 0
     for part in parts:
         place = page.text.index(part, place)
@@ -107,7 +124,9 @@ def test_summary_says_models_data_attack_best_and_verdicts(tmp_path: Path) -> No
     assert "3 models were compared (nat, at, cifs) on 1,000 images of cifar10, 10 classes" in text
     assert "pgd-20 with ε = 8/255" in text
     assert f"{best['model']} keeps the most accuracy: {100 * best['accuracy']:.1f} %" in text
-    assert "supported C1 Adversarial training brings the activations of attacked images closer" in text
+    assert (
+        "supported C1 Adversarial training brings the activations of attacked images closer" in text
+    )
     assert "of natural ones (at − nat; cifs − nat)." in text
     assert "not supported C2 Channels that speak against the class take no larger share" in text
     assert "inconclusive C3 It cannot be told here whether the classes" in text
@@ -130,7 +149,9 @@ def test_verdicts_have_claim_badge_estimate_interval_and_statement(tmp_path: Pat
     comparison = synthetic()
     page = Page(write_report(comparison, tmp_path))
     badges = [a["class"] for a in page.attributes("span") if (a["class"] or "").startswith("badge")]
-    assert badges[4:] == [f"badge {verdict.replace(' ', '-')}" for verdict in comparison.verdicts["verdict"]]
+    assert badges[4:] == [
+        f"badge {verdict.replace(' ', '-')}" for verdict in comparison.verdicts["verdict"]
+    ]
     assert all(words in page.text for words in CLAIMS.values())
     assert "not supported cifs - nat, layer4 −0.040 [−0.100, 0.020]" in page.text
     assert comparison.verdicts["statement"][0] in page.text
@@ -141,7 +162,11 @@ def test_robustness_has_natural_first_worst_last_and_every_class(tmp_path: Path)
     shuffled = comparison.robustness.sort_values("attack", ascending=False, ignore_index=True)
     text = Page(write_report(replace(comparison, robustness=shuffled), tmp_path)).text
     table = text[text.index("attack nat at cifs") : text.index("Worst case by class")]
-    assert re.findall("natural images|pgd-20|worst case", table) == ["natural images", "pgd-20", "worst case"]
+    assert re.findall("natural images|pgd-20|worst case", table) == [
+        "natural images",
+        "pgd-20",
+        "worst case",
+    ]
     assert "95.0 % [90.0, 100.0] 84.0 % [79.0, 89.0] 82.0 % [77.0, 87.0]" in table
     assert "bird – – – cat" in text
 
@@ -154,16 +179,27 @@ def test_alignment_has_every_measure_of_every_layer(tmp_path: Path) -> None:
     first, second = (text.index(f"Alignment at layer {layer}") for layer in ("layer3", "last"))
     row = comparison.alignment.query("model == 'at' and measure == 'cosine' and layer == 'layer3'")
     row = row[row["class"] == "all"].iloc[0]
-    assert f"cosine of natural and adversarial magnitude – {row['value']:.3f} [{row['low']:.3f}," in text[first:second]
+    assert (
+        f"cosine of natural and adversarial magnitude – {row['value']:.3f} [{row['low']:.3f},"
+        in text[first:second]
+    )
     assert text[second:].count("across classes") == 1
 
 
 def test_page_is_the_same_whenever_and_however_the_result_is_found(tmp_path: Path) -> None:
     one, other = synthetic(), synthetic()
-    changes = {"created": "later", "command": "another", "batch_size": 7, "hardware": {"device": "cpu", "processes": 2}}
+    changes = {
+        "created": "later",
+        "command": "another",
+        "batch_size": 7,
+        "hardware": {"device": "cpu", "processes": 2},
+    }
     one.meta.update({"hardware": {"device": "cpu", "processes": 1}})
     other.meta.update(changes)
-    pages = [write_report(found, tmp_path / name).read_bytes() for name, found in (("a", one), ("b", other))]
+    pages = [
+        write_report(found, tmp_path / name).read_bytes()
+        for name, found in (("a", one), ("b", other))
+    ]
     assert pages[0] == pages[1]
 
 
@@ -184,7 +220,10 @@ def test_pictures_are_inside_with_captions_and_alternative_texts(tmp_path: Path)
     add_figures(tmp_path, relevance=True, later=False)
     page = Page(write_report(synthetic(), tmp_path))
     images = page.attributes("img")
-    assert [image["alt"] for image in images] == ["relevance: relevance rises.", "later: later rises."]
+    assert [image["alt"] for image in images] == [
+        "relevance: relevance rises.",
+        "later: later rises.",
+    ]
     for image, name in zip(images, ("relevance", "later"), strict=True):
         kind, content = str(image["src"]).split(",")
         assert kind == "data:image/png;base64"
@@ -241,10 +280,17 @@ def test_tables_have_captions_scopes_and_numbers_to_sort_by(tmp_path: Path) -> N
     assert page.source.count("<caption>") == len(page.attributes("table"))
     assert {head["scope"] for head in page.attributes("th")} == {"col", "row"}
     values = [cell["data-value"] for cell in page.attributes("td") if "data-value" in cell]
-    worst = comparison.robustness.query("attack == 'worst' and model == 'at' and `class` == 'cat'")["accuracy"].item()
+    worst = comparison.robustness.query("attack == 'worst' and model == 'at' and `class` == 'cat'")[
+        "accuracy"
+    ].item()
     assert repr(worst) in values
     assert "" in values
-    assert len(page.attributes("h1")) == len(page.attributes("main")) == len(page.attributes("nav")) == 1
+    assert (
+        len(page.attributes("h1"))
+        == len(page.attributes("main"))
+        == len(page.attributes("nav"))
+        == 1
+    )
 
 
 def test_nothing_in_the_data_breaks_out_of_its_text(tmp_path: Path) -> None:
@@ -265,7 +311,10 @@ def test_nothing_in_the_data_breaks_out_of_its_text(tmp_path: Path) -> None:
 
 
 def test_page_without_figures_says_so(tmp_path: Path) -> None:
-    assert "No figures have been drawn" in Page(write_report(synthetic(), tmp_path / "new" / "folder")).text
+    assert (
+        "No figures have been drawn"
+        in Page(write_report(synthetic(), tmp_path / "new" / "folder")).text
+    )
 
 
 @pytest.mark.parametrize(
@@ -300,13 +349,19 @@ def test_the_same_comparison_gives_the_same_bytes_and_leaves_nothing_beside(tmp_
 
 def test_missing_numbers_and_missing_verdicts_are_dashes_and_a_sentence(tmp_path: Path) -> None:
     comparison = synthetic(("only",), ("a", "b"), channels=1, epochs=0)
-    unknown = comparison.verdicts.assign(estimate=np.nan, low=np.nan, high=np.nan, models="", layer="")
+    unknown = comparison.verdicts.assign(
+        estimate=np.nan, low=np.nan, high=np.nan, models="", layer=""
+    )
     text = Page(write_report(replace(comparison, verdicts=unknown), tmp_path)).text
     assert "1 model was measured (only)" in text
     assert "In the worst case over all attacks only keeps " in text
     assert "supported – The difference" in text
     robustness = comparison.robustness.assign(accuracy=np.nan, low=np.nan, high=np.nan)
-    text = Page(write_report(replace(comparison, verdicts=unknown.iloc[:0], robustness=robustness), tmp_path)).text
+    text = Page(
+        write_report(
+            replace(comparison, verdicts=unknown.iloc[:0], robustness=robustness), tmp_path
+        )
+    ).text
     assert "No claim was judged." in text
     assert "worst case over all attacks –" in text
 
@@ -350,7 +405,9 @@ def small() -> Comparison:
     ]
     leakage += [("cifs", "", "natural", "follows_untold", 0.1, 0.05, 0.2)]
     leakage += [("cifs", "layer4", "adversarial", "chance", 0.1, 0.1, 0.1)]
-    differences = [("cifs", "at", "layer4", "layer4", "all", "cosine", -0.25, -0.5, 0.0, 0.01, 0.04)]
+    differences = [
+        ("cifs", "at", "layer4", "layer4", "all", "cosine", -0.25, -0.5, 0.0, 0.01, 0.04)
+    ]
     differences += [
         ("cifs", "at", "", "", "all", "robust_accuracy", 0.02, -0.1, 0.1, 0.5, 0.6),
         ("cifs", "at", "", "", "a", "cosine", 9, 9, 9, 0, 0),
@@ -368,7 +425,9 @@ def small() -> Comparison:
     )
 
 
-def test_channels_that_an_attack_silences_and_awakens_are_told_by_what_they_speak_for(tmp_path: Path) -> None:
+def test_channels_that_an_attack_silences_and_awakens_are_told_by_what_they_speak_for(
+    tmp_path: Path,
+) -> None:
     text = Page(write_report(small(), tmp_path)).text
     assert "at, layer4 50.0 % 25.0 % 50.0 % 0.0 % cifs, layer4 10.0 % 100.0 % 0.0 % 50.0 %" in text
 
@@ -380,7 +439,9 @@ def test_the_wrong_answer_given_most_often_is_told_with_its_share(tmp_path: Path
 
 def test_decay_is_by_strength_at_the_last_layer(tmp_path: Path) -> None:
     text = Page(write_report(small(), tmp_path)).text
-    wanted = "eps at cifs 2/255 0.900 [0.800, 1.000] – 8/255 0.500 [0.400, 0.600] 0.700 [0.600, 0.800]"
+    wanted = (
+        "eps at cifs 2/255 0.900 [0.800, 1.000] – 8/255 0.500 [0.400, 0.600] 0.700 [0.600, 0.800]"
+    )
     assert wanted in text
     assert "Accuracy under this attack, by attack's step" in text
     assert "attack's step at cifs 5 25.0 % [20.0, 30.0] –" in text
@@ -389,13 +450,18 @@ def test_decay_is_by_strength_at_the_last_layer(tmp_path: Path) -> None:
 def test_gates_say_what_they_let_know(tmp_path: Path) -> None:
     text = Page(write_report(small(), tmp_path)).text
     assert "measure cifs effective channels, layer4, natural images 40.0 % [30.0, 50.0]" in text
-    assert "answers the wrong class that its gates are told, natural images 75.0 % [70.0, 80.0]" in text
+    assert (
+        "answers the wrong class that its gates are told, natural images 75.0 % [70.0, 80.0]"
+        in text
+    )
     assert "share of the most frequent class, layer4, adversarial images 10.0 %" in text
 
 
 def test_differences_between_models_have_their_corrected_significance(tmp_path: Path) -> None:
     page = Page(write_report(small(), tmp_path))
-    pair = "cifs − at, cosine of natural and adversarial magnitude, layer4 −0.250 [−0.500, 0.000] 0.04"
+    pair = (
+        "cifs − at, cosine of natural and adversarial magnitude, layer4 −0.250 [−0.500, 0.000] 0.04"
+    )
     assert f"{pair} cifs − at, robust accuracy, worst case 2.0 % [−10.0, 10.0] 0.6" in page.text
     assert '<tr class="strong"><th scope="row">cifs − at, cosine' in page.source
     assert '<tr><th scope="row">cifs − at, robust accuracy' in page.source
@@ -405,6 +471,14 @@ def test_differences_between_models_have_their_corrected_significance(tmp_path: 
 
 
 def test_what_was_not_measured_has_no_section(tmp_path: Path) -> None:
-    bare = replace(synthetic(), **{name: tidy(name, []) for name in ("flow", "confusion", "differences")})
+    bare = replace(
+        synthetic(), **{name: tidy(name, []) for name in ("flow", "confusion", "differences")}
+    )
     page = Page(write_report(bare, tmp_path))
-    assert [a["id"] for a in page.attributes("section")] == ["found", "verdicts", "robustness", "claims", "made"]
+    assert [a["id"] for a in page.attributes("section")] == [
+        "found",
+        "verdicts",
+        "robustness",
+        "claims",
+        "made",
+    ]

@@ -24,9 +24,21 @@ from channelscope.scorers import (
     Cost,
     IntegratedGradients,
     RelevanceScorer,
-    scorer_named,
+    get_scorer,
 )
-from networks import CLASSES, FORMS, Returns, TrainsItself, Twice, gated, images, mixed, plain, resnet, unchanged
+from networks import (
+    CLASSES,
+    FORMS,
+    Returns,
+    TrainsItself,
+    Twice,
+    gated,
+    images,
+    mixed,
+    plain,
+    resnet,
+    unchanged,
+)
 
 FREE = [name for name in SCORERS if name not in ("weights", "probe")]  # scorers of any layer
 
@@ -51,11 +63,15 @@ def by_hand(name: str, net: nn.Module, layer: nn.Module, x: Tensor, y: Tensor) -
     if name == "gradient-x-activation":
         return summed(captum.attr.LayerGradientXActivation(net, layer).attribute(x, target=y))
     if name == "integrated-gradients":
-        return summed(captum.attr.LayerIntegratedGradients(net, layer).attribute(x, black, target=y))
+        return summed(
+            captum.attr.LayerIntegratedGradients(net, layer).attribute(x, black, target=y)
+        )
     if name == "conductance":
         return summed(captum.attr.LayerConductance(net, layer).attribute(x, black, target=y))
     if name == "deeplift":
-        return summed(captum.attr.LayerDeepLift(net, layer).attribute(x.requires_grad_(), black, target=y))
+        return summed(
+            captum.attr.LayerDeepLift(net, layer).attribute(x.requires_grad_(), black, target=y)
+        )
     z = captum.attr.LayerActivation(net, layer).attribute(x)
     if name == "grad-cam":
         cam = captum.attr.LayerGradCam(net, layer).attribute(x, target=y, attr_dim_summation=False)
@@ -68,7 +84,15 @@ def by_hand(name: str, net: nn.Module, layer: nn.Module, x: Tensor, y: Tensor) -
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
 @pytest.mark.parametrize("layer", ["conv1", "bn1"])
 @pytest.mark.parametrize(
-    "name", ["gradient-x-activation", "integrated-gradients", "conductance", "deeplift", "grad-cam", "ablation"]
+    "name",
+    [
+        "gradient-x-activation",
+        "integrated-gradients",
+        "conductance",
+        "deeplift",
+        "grad-cam",
+        "ablation",
+    ],
 )
 def test_scores_are_captums(name: str, layer: str) -> None:
     net, (x, y) = plain().double(), images(4, dtype=torch.float64)
@@ -81,8 +105,12 @@ def test_scores_are_captums(name: str, layer: str) -> None:
 @pytest.mark.parametrize("name", ["integrated-gradients", "conductance"])
 def test_paths_of_more_images_than_a_pass_takes_are_captums(name: str) -> None:
     net, (x, y) = plain(), images(40)
-    alone = torch.cat([SCORERS[name](net, ["bn1"], x[i : i + 8], y[i : i + 8])["bn1"] for i in range(0, 40, 8)])
-    torch.testing.assert_close(SCORERS[name](net, ["bn1"], x, y)["bn1"], alone, rtol=1e-4, atol=1e-6)
+    alone = torch.cat(
+        [SCORERS[name](net, ["bn1"], x[i : i + 8], y[i : i + 8])["bn1"] for i in range(0, 40, 8)]
+    )
+    torch.testing.assert_close(
+        SCORERS[name](net, ["bn1"], x, y)["bn1"], alone, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_the_graph_of_one_pass_is_gone_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +128,8 @@ def test_the_graph_of_one_pass_is_gone_before_the_next(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("scorer", "name"), [(IntegratedGradients, "integrated-gradients"), (Conductance, "conductance")]
+    ("scorer", "name"),
+    [(IntegratedGradients, "integrated-gradients"), (Conductance, "conductance")],
 )
 def test_scores_along_the_path_add_up_to_the_change_of_the_logit(
     scorer: Callable[..., RelevanceScorer], name: str
@@ -114,14 +143,21 @@ def test_scores_along_the_path_add_up_to_the_change_of_the_logit(
 
 def test_deeplift_is_refused_where_captum_sees_no_non_linearity() -> None:
     net, (x, y) = resnet("resnet18", 4), images()  # its ReLUs are functions
-    with pytest.raises(UserError, match=r"miss \d+% of what they should .* must be a module \(nn.ReLU\) of its own"):
+    with pytest.raises(
+        UserError, match=r"miss \d+% of what they should .* must be a module \(nn.ReLU\) of its own"
+    ):
         SCORERS["deeplift"](net, ["layer1"], x, y)
-    assert SCORERS["deeplift"](net, ["layer4"], x, y)["layer4"].shape == (6, 32)  # a linear layer is all that follows
+    assert SCORERS["deeplift"](net, ["layer4"], x, y)["layer4"].shape == (
+        6,
+        32,
+    )  # a linear layer is all that follows
 
 
 def test_deeplift_is_refused_where_a_module_runs_twice() -> None:
     net, (x, y) = Twice(), images()
-    with pytest.raises(UserError, match=r"DeepLift cannot score layer 'conv1'.*choose another layer, or the scorer"):
+    with pytest.raises(
+        UserError, match=r"DeepLift cannot score layer 'conv1'.*choose another layer, or the scorer"
+    ):
         SCORERS["deeplift"](net, ["conv1"], x, y)
 
 
@@ -148,7 +184,9 @@ def test_ablation_is_the_naive_one(to: str, layer: str) -> None:
         "mean": [overall] * len(x),
         "class-mean": [means[int(label)] for label in y],
     }
-    wanted = torch.tensor(reference.ablation(behind(net, layer), z, y.tolist(), values[to]), dtype=torch.float64)
+    wanted = torch.tensor(
+        reference.ablation(behind(net, layer), z, y.tolist(), values[to]), dtype=torch.float64
+    )
     found = Ablation(to, rows=15)(net, [layer], x, y)[layer]
     assert wanted.abs().max() > 1e-3
     torch.testing.assert_close(found, wanted)
@@ -164,7 +202,10 @@ def test_ablation_repeats_the_images_where_a_connection_leads_past_the_layer(lay
     found = SCORERS["ablation"](net, [layer], x, y)[layer]
 
     def without(channel: int) -> Tensor:
-        with torch.no_grad(), hooked(net, {layer: lambda z: z.index_fill(1, torch.tensor([channel]), 0)}):
+        with (
+            torch.no_grad(),
+            hooked(net, {layer: lambda z: z.index_fill(1, torch.tensor([channel]), 0)}),
+        ):
             return net(x).gather(1, y.unsqueeze(1)).squeeze(1)
 
     whole = net(x).gather(1, y.unsqueeze(1)).detach()
@@ -175,7 +216,9 @@ def test_ablation_repeats_the_images_where_a_connection_leads_past_the_layer(lay
 def test_only_the_rest_of_the_network_runs_for_every_channel() -> None:
     net, (x, y) = plain(), images(4)
     seen = {"conv1": 0, "linear": 0}
-    with hooked(net, {name: lambda z, name=name: seen.update({name: seen[name] + len(z)}) for name in seen}):
+    with hooked(
+        net, {name: lambda z, name=name: seen.update({name: seen[name] + len(z)}) for name in seen}
+    ):
         Ablation(rows=1000)(net, ["relu2"], x, y)
     trial = 3 * 2 + 2  # repeated images, and images whose features are repeated
     assert seen["conv1"] == 4 + trial + 4
@@ -187,7 +230,9 @@ def test_class_means_leave_nothing_on_the_mean_of_a_class_to_a_linear_rest() -> 
     found = SCORERS["ablation-class-mean"](net, ["relu2"], x, y)["relu2"]
     assert found.abs().max() > 1e-3
     for k in y.unique():
-        torch.testing.assert_close(found[y == k].mean(0), torch.zeros(8, dtype=torch.float64), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            found[y == k].mean(0), torch.zeros(8, dtype=torch.float64), rtol=0, atol=1e-12
+        )
 
 
 # ---------------------------------------------------------------- the answer is known
@@ -244,7 +289,10 @@ def test_every_scorer_knows_which_channel_decides_and_its_sign(name: str, layer:
 def test_scorers_agree_on_a_linear_network(seed: int, channels: int, size: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     net = nn.Sequential(
-        nn.Conv2d(2, channels, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 3)
+        nn.Conv2d(2, channels, 1, bias=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, 3),
     ).double()
     with torch.no_grad():
         for parameter in net.parameters():
@@ -279,7 +327,9 @@ def test_probes_are_scored_by_their_own_gradient_whatever_the_gate() -> None:
 
 def test_layers_without_a_probe_are_refused() -> None:
     x, y = images()
-    with pytest.raises(UserError, match=r"'layer3' has no gate with a probe: choose 'layer4.0' or 'layer4.1'"):
+    with pytest.raises(
+        UserError, match=r"'layer3' has no gate with a probe: choose 'layer4.0' or 'layer4.1'"
+    ):
         SCORERS["probe"](gated(), ["layer3"], x, y)
     with pytest.raises(UserError, match="has no gates, and so no probes: choose another scorer"):
         SCORERS["probe"](plain(), ["conv1"], x, y)
@@ -303,7 +353,8 @@ def test_scorers_take_networks_and_layers_that_return_anything(name: str) -> Non
     x, y = images()
     net = Returns(FORMS["tuple"])
     torch.testing.assert_close(
-        SCORERS[name](net, ["net.bn1"], x, y)["net.bn1"], SCORERS[name](net.net, ["bn1"], x, y)["bn1"]
+        SCORERS[name](net, ["net.bn1"], x, y)["net.bn1"],
+        SCORERS[name](net.net, ["bn1"], x, y)["bn1"],
     )
 
 
@@ -321,12 +372,25 @@ def test_scorers_find_channels_that_come_last(name: str) -> None:
 
         def __init__(self, net: nn.Sequential) -> None:
             super().__init__()
-            self.first, self.relu1, self.second, self.linear = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), net.linear
-            self.first.weight.data, self.first.bias.data = net.conv1.weight.data[:, :, 0, 0], torch.zeros(6)
-            self.second.weight.data, self.second.bias.data = net.conv2.weight.data[:, :, 0, 0], torch.zeros(6)
+            self.first, self.relu1, self.second, self.linear = (
+                nn.Linear(6, 6),
+                nn.ReLU(),
+                nn.Linear(6, 6),
+                net.linear,
+            )
+            self.first.weight.data, self.first.bias.data = (
+                net.conv1.weight.data[:, :, 0, 0],
+                torch.zeros(6),
+            )
+            self.second.weight.data, self.second.bias.data = (
+                net.conv2.weight.data[:, :, 0, 0],
+                torch.zeros(6),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.linear(self.second(self.relu1(self.first(x.permute(0, 2, 3, 1)))).relu().mean((1, 2)))
+            return self.linear(
+                self.second(self.relu1(self.first(x.permute(0, 2, 3, 1)))).relu().mean((1, 2))
+            )
 
     net, x, y, _ = deciding()
     x[:, :, 0] = 0  # not all positions alike
@@ -350,10 +414,11 @@ def test_network_that_switches_itself_to_train_mode_is_refused(name: str) -> Non
 
 def test_unknown_scorer_is_refused_with_a_suggestion() -> None:
     with pytest.raises(
-        UserError, match=r"no scorer 'gradients': choose from weights, gradient.* Did you mean 'gradient'"
+        UserError,
+        match=r"no scorer 'gradients': choose from weights, gradient.* Did you mean 'gradient'",
     ):
-        scorer_named("gradients")
-    assert scorer_named("gradient") is SCORERS["gradient"]
+        get_scorer("gradients")
+    assert get_scorer("gradient") is SCORERS["gradient"]
 
 
 # ---------------------------------------------------------------- costs
@@ -361,7 +426,9 @@ def test_unknown_scorer_is_refused_with_a_suggestion() -> None:
 
 def test_costs_are_of_the_scorers() -> None:
     assert list(COSTS) == list(SCORERS)
-    assert [str(cost) for cost in (Cost(), Cost(once=1, per_channel=1), COSTS["integrated-gradients"])] == [
+    assert [
+        str(cost) for cost in (Cost(), Cost(once=1, per_channel=1), COSTS["integrated-gradients"])
+    ] == [
         "0",
         "1 + 1 a channel",
         "102 a layer",
@@ -381,7 +448,9 @@ def test_costs_are_of_the_scorers() -> None:
         ("deeplift", 2),
     ],
 )
-def test_cost_is_the_number_of_forward_passes_and_of_backward_ones(name: str, backward: int) -> None:
+def test_cost_is_the_number_of_forward_passes_and_of_backward_ones(
+    name: str, backward: int
+) -> None:
     net, (x, y) = plain(), images(4)
     passed: list[int] = []
     handle = net.linear.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))

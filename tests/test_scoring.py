@@ -12,7 +12,7 @@ from channelscope.data import as_dataset
 from channelscope.errors import UserError
 from channelscope.layers.features import capture
 from channelscope.networks import Architecture
-from channelscope.scorers import SCORERS, gradient, relevance, score
+from channelscope.scorers import SCORERS, gradient, relevance, score_layers
 from channelscope.statistics.streaming import bootstrap_weights
 from channelscope.weights import Checkpoint
 from networks import CLASSES, gated, images, mixed, plain, resnet, unchanged
@@ -31,7 +31,9 @@ def test_relevance_is_the_mean_of_the_scores_over_a_class() -> None:
     net, (x, y) = plain(), data()
     found = relevance(net, "bn1", (x, y), progress=False)
     assert found.shape == (CLASSES, 6)
-    torch.testing.assert_close(found, naive(gradient(net, ["bn1"], x, y)["bn1"], y), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        found, naive(gradient(net, ["bn1"], x, y)["bn1"], y), rtol=1e-5, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("scorer", ["gradient-x-activation", "ablation", "weights", "grad-cam"])
@@ -39,12 +41,16 @@ def test_blocks_do_not_matter(scorer: str, request: pytest.FixtureRequest) -> No
     net, xy = plain(), data()
     one = relevance(net, "relu2", xy, scorer=scorer, progress=False)
     request.getfixturevalue("small_blocks")
-    torch.testing.assert_close(relevance(net, "relu2", xy, scorer=scorer, progress=False), one, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        relevance(net, "relu2", xy, scorer=scorer, progress=False), one, rtol=1e-4, atol=1e-7
+    )
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("scorer", ["ablation-mean", "ablation-class-mean"])
-def test_ablation_sets_channels_to_their_means_over_all_images_whatever_the_blocks(scorer: str) -> None:
+def test_ablation_sets_channels_to_their_means_over_all_images_whatever_the_blocks(
+    scorer: str,
+) -> None:
     net, (x, y) = plain().double(), data()
     with torch.no_grad(), capture(net, "relu1") as features:
         net(x.double())
@@ -96,8 +102,12 @@ def test_any_scorer_is_taken() -> None:
 def test_checkpoints_are_taken_by_path(tmp_path: Path) -> None:
     architecture = Architecture(arch="resnet10", width=2, classes=10, mean=(0.4,), std=(0.3,))
     net = architecture.build()
-    Checkpoint(architecture=architecture, state=net.state_dict(), image=(1, 8, 8)).save(tmp_path / "net.pt")
-    found = relevance(tmp_path / "net.pt", "layer4", "digits", scorer="weights", images=20, progress=False)
+    Checkpoint(architecture=architecture, state=net.state_dict(), image=(1, 8, 8)).save(
+        tmp_path / "net.pt"
+    )
+    found = relevance(
+        tmp_path / "net.pt", "layer4", "digits", scorer="weights", images=20, progress=False
+    )
     torch.testing.assert_close(found.float(), net.linear.weight)
 
 
@@ -128,7 +138,7 @@ def test_mistakes_are_said_in_a_sentence(options: dict[str, object], words: str)
 @pytest.mark.usefixtures("small_blocks")
 def test_scorer_that_refuses_a_layer_is_left_out_there_alone() -> None:
     net, (x, y) = resnet(), data()
-    found = score(
+    found = score_layers(
         net,
         as_dataset((x, y)).test,
         CLASSES,

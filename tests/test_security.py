@@ -17,7 +17,11 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 def functions(file: Path) -> set[str]:
     """Name the tests of a module, without running it."""
     body = ast.parse(file.read_text("utf-8")).body
-    return {part.name for part in body if isinstance(part, ast.FunctionDef) and part.name.startswith("test_")}
+    return {
+        part.name
+        for part in body
+        if isinstance(part, ast.FunctionDef) and part.name.startswith("test_")
+    }
 
 
 def test_every_test_that_is_named_is_there() -> None:
@@ -50,7 +54,9 @@ def test_nobody_is_called_unless_it_is_asked_for(
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     monkeypatch.chdir(tmp_path)
     assert main(["zoo"]) == 0
-    assert main(["train", "--method", "standard", "--data", "digits", "--out", "nat.pt", *SMALL]) == 0
+    assert (
+        main(["train", "--method", "standard", "--data", "digits", "--out", "nat.pt", *SMALL]) == 0
+    )
     assert main(["compare", "--models", "zoo:cifar10-at", "--data", "cifar10"]) == 2
     assert "pass --download" in capsys.readouterr().err
     assert called == []

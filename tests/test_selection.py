@@ -26,7 +26,18 @@ from channelscope.gates import (
 )
 from channelscope.layers.features import capture
 from channelscope.layers.hooks import LayerError
-from networks import CLASSES, CallsAutograd, Twice, gated, hooks, images, plain, resnet, settle, unchanged
+from networks import (
+    CLASSES,
+    CallsAutograd,
+    Twice,
+    gated,
+    hooks,
+    images,
+    plain,
+    resnet,
+    settle,
+    unchanged,
+)
 
 CHANNELS, LOGITS = 5, 4
 PROBES: dict[str, Callable[[], nn.Module]] = {
@@ -71,7 +82,9 @@ def test_gate_is_that_of_the_paper_with_all_its_gradients(
     papers = reference.gate(z, gate.probe, k, imgf, labels if "training" in mode else None, detach)
     torch.testing.assert_close(ours, papers, rtol=1e-10, atol=1e-12)
     wanted = [z, *gate.probe.parameters()]
-    torch.testing.assert_close(gradients(ours, wanted), gradients(papers, wanted), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        gradients(ours, wanted), gradients(papers, wanted), rtol=1e-9, atol=1e-11
+    )
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -139,8 +152,13 @@ def test_gates_run_without_autograd(probe: str, quiet: Callable[[], torch.no_gra
 MULTIPLIERS = st.floats(1e-6, 1e6) | st.floats(-1e6, -1e-6) | st.just(0.0)
 
 
-@given(st.lists(st.lists(MULTIPLIERS, min_size=7, max_size=7), min_size=1, max_size=4), st.floats(1e-6, 1e6))
-def test_the_share_of_a_mask_is_a_participation_ratio(masks: list[list[float]], scale: float) -> None:
+@given(
+    st.lists(st.lists(MULTIPLIERS, min_size=7, max_size=7), min_size=1, max_size=4),
+    st.floats(1e-6, 1e6),
+)
+def test_the_share_of_a_mask_is_a_participation_ratio(
+    masks: list[list[float]], scale: float
+) -> None:
     mask = torch.tensor(masks, dtype=torch.float64)
     share = mask_share(mask)
     expected = torch.tensor([reference.mask_share(row) for row in mask], dtype=torch.float64)
@@ -157,7 +175,9 @@ def test_the_share_of_a_mask_is_a_participation_ratio(masks: list[list[float]], 
 def test_the_share_of_equal_multipliers_is_1_of_a_single_one_1_in_c_and_of_none_0(
     value: float, dtype: torch.dtype
 ) -> None:
-    masks = torch.stack([torch.full((8,), value), value * torch.eye(8)[3], torch.zeros(8)]).to(dtype)
+    masks = torch.stack([torch.full((8,), value), value * torch.eye(8)[3], torch.zeros(8)]).to(
+        dtype
+    )
     share = mask_share(masks)
     assert share.dtype == dtype
     assert share.tolist() == pytest.approx([1, 1 / 8, 0], rel=1e-6)
@@ -171,7 +191,10 @@ def test_choosing_more_logits_than_there_are_is_refused() -> None:
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"k": 0}, "at least one logit, not k = 0"), ({"imgf": "tanh"}, "no mask function 'tanh': choose from softmax")],
+    [
+        ({"k": 0}, "at least one logit, not k = 0"),
+        ({"imgf": "tanh"}, "no mask function 'tanh': choose from softmax"),
+    ],
     ids=str,
 )
 def test_impossible_gates_are_refused(options: dict[str, object], words: str) -> None:
@@ -190,8 +213,12 @@ def input_gradient(gate: FeatureSelector, z: Tensor) -> Tensor:
     return torch.autograd.grad(mask.square().sum(), z, allow_unused=True, materialize_grads=True)[0]
 
 
-@pytest.mark.parametrize(("probe", "hidden"), [("linear", False), ("two-layer", True), ("custom", True)])
-def test_detached_gate_hides_its_masks_gradient_unless_the_probe_is_linear(probe: str, hidden: bool) -> None:
+@pytest.mark.parametrize(
+    ("probe", "hidden"), [("linear", False), ("two-layer", True), ("custom", True)]
+)
+def test_detached_gate_hides_its_masks_gradient_unless_the_probe_is_linear(
+    probe: str, hidden: bool
+) -> None:
     gate, (z, _) = selector(probe), features()
     assert input_gradient(gate, z).abs().max() == 0
     with attached(gate):
@@ -202,7 +229,9 @@ def test_attached_restores_every_gate_also_after_an_exception() -> None:
     net = gated()
     net.gates["layer4.1"].detach = False
     with pytest.raises(RuntimeError, match="inside"), attached(net):
-        raise RuntimeError("inside" if not any(gate.detach for gate in net.gates.values()) else "still detached")
+        raise RuntimeError(
+            "inside" if not any(gate.detach for gate in net.gates.values()) else "still detached"
+        )
     assert [gate.detach for gate in net.gates.values()] == [True, False]
 
 
@@ -245,7 +274,13 @@ def gated_by(kind: str) -> Selective:
 
 def values(selection: Selection) -> list[Tensor]:
     """List everything that a gate returned."""
-    found = [selection.features, selection.probe_logits, selection.mask, *selection.extra, *selection.rivals]
+    found = [
+        selection.features,
+        selection.probe_logits,
+        selection.mask,
+        *selection.extra,
+        *selection.rivals,
+    ]
     return [tensor for tensor in found if tensor is not None]
 
 
@@ -305,12 +340,16 @@ def test_every_kind_trains_what_it_has(kind: str) -> None:
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "cifs"])
 def test_kinds_for_feature_maps_refuse_other_features(kind: str) -> None:
-    with pytest.raises(UserError, match=rf"of kind {kind} selects feature maps .* of shape \(2, 16\): gate a conv"):
+    with pytest.raises(
+        UserError, match=rf"of kind {kind} selects feature maps .* of shape \(2, 16\): gate a conv"
+    ):
         of_kind(kind)(torch.zeros(2, 16))
 
 
 def test_plain_values_make_the_gate_of_cifs_and_that_of_cas() -> None:
-    two_layer = of_kind("cifs", probe="two-layer", hidden=7, beta=3.0, k=3, imgf="relu", detach=False)
+    two_layer = of_kind(
+        "cifs", probe="two-layer", hidden=7, beta=3.0, k=3, imgf="relu", detach=False
+    )
     assert (two_layer.probe.hidden.out_features, two_layer.probe.beta) == (7, 3.0)
     assert (two_layer.k, two_layer.imgf, two_layer.detach) == (3, "relu", False)
     published, cas = of_kind("cifs"), of_kind("cifs", k=1, imgf="identity")
@@ -366,7 +405,9 @@ def test_selective_wraps_torchvision_networks_by_layer_names(
 def test_gated_network_is_its_backbone_with_the_features_selected() -> None:
     net, (x, _) = gated(), images()
     cnn, gates = net.cnn, net.gates
-    z = cnn.layer4[0](cnn.layer3(cnn.layer2(cnn.layer1(cnn.bn1(cnn.conv1(cnn.normalise(x))).relu()))))
+    z = cnn.layer4[0](
+        cnn.layer3(cnn.layer2(cnn.layer1(cnn.bn1(cnn.conv1(cnn.normalise(x))).relu())))
+    )
     z = cnn.layer4[1](gates["layer4.0"](z).features)
     torch.testing.assert_close(net(x), cnn.linear(gates["layer4.1"](z).features.mean((2, 3))))
 
@@ -385,8 +426,12 @@ def test_gated_layers_own_name_gives_raw_features_and_gated_the_selected_ones() 
         net(x)
     answer = net.probed(x)
     assert torch.equal(seen["layer4.0"], answer.features["layer4.0"])
-    assert torch.equal(seen["layer4.0.gated"], seen["layer4.0"] * answer.masks["layer4.0"][:, :, None, None])
-    assert torch.equal(seen["layer4"], seen["layer4.1"] * answer.masks["layer4.1"][:, :, None, None])
+    assert torch.equal(
+        seen["layer4.0.gated"], seen["layer4.0"] * answer.masks["layer4.0"][:, :, None, None]
+    )
+    assert torch.equal(
+        seen["layer4"], seen["layer4.1"] * answer.masks["layer4.1"][:, :, None, None]
+    )
 
 
 def test_probed_answers_pass_through_capture_as_plain_calls_do() -> None:
@@ -419,8 +464,13 @@ def test_gated_networks_run_without_autograd(quiet: Callable[[], torch.no_grad])
 
 
 @pytest.mark.parametrize("quiet", [nullcontext, torch.no_grad])
-def test_networks_that_call_autograd_themselves_can_be_gated(quiet: Callable[[], torch.no_grad]) -> None:
-    net, (x, _) = Selective(CallsAutograd(), {"conv": FeatureSelector(TwoLayerProbe(4, CLASSES))}).eval(), images()
+def test_networks_that_call_autograd_themselves_can_be_gated(
+    quiet: Callable[[], torch.no_grad],
+) -> None:
+    net, (x, _) = (
+        Selective(CallsAutograd(), {"conv": FeatureSelector(TwoLayerProbe(4, CLASSES))}).eval(),
+        images(),
+    )
     with quiet(), capture(net, "conv", "conv.gated") as seen:
         assert net(x).shape == (6, CLASSES)
     assert set(seen) == {"conv", "conv.gated"}
@@ -452,8 +502,12 @@ def test_backbone_checkpoints_load_and_leave_the_gates_alone() -> None:
     net, trained = gated(), gated().cnn
     gates = {name: tensor.clone() for name, tensor in net.selectors.state_dict().items()}
     net.load_state_dict(trained.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(net.cnn.parameters(), trained.parameters(), strict=True))
-    assert all(torch.equal(gates[name], tensor) for name, tensor in net.selectors.state_dict().items())
+    assert all(
+        torch.equal(a, b) for a, b in zip(net.cnn.parameters(), trained.parameters(), strict=True)
+    )
+    assert all(
+        torch.equal(gates[name], tensor) for name, tensor in net.selectors.state_dict().items()
+    )
 
 
 def test_own_checkpoints_load() -> None:

@@ -10,14 +10,25 @@ from hypothesis import strategies as st
 from scipy.stats import norm, spearmanr, ttest_rel
 
 import reference
-from channelscope.statistics.significance import FEWEST_PAIRS, bootstrapped, corrected, mantel, mcnemar, paired_t
+from channelscope.statistics.significance import (
+    FEWEST_PAIRS,
+    bootstrap_p,
+    correct_fdr,
+    mantel,
+    mcnemar,
+    paired_t,
+)
 
 seeds = st.integers(0, 2**32)
 
 
 def of_pairs(a: np.ndarray, b: np.ndarray) -> float:
     change = b - a
-    return float(paired_t(np.array([change.mean()]), np.array([change.var(ddof=1)]), np.array([float(len(a))]))[0])
+    return float(
+        paired_t(
+            np.array([change.mean()]), np.array([change.var(ddof=1)]), np.array([float(len(a))])
+        )[0]
+    )
 
 
 @given(seeds, st.integers(FEWEST_PAIRS, 80), st.floats(-1, 1))
@@ -43,8 +54,8 @@ def test_pairs_that_all_change_alike(change: float, p: float) -> None:
 def test_bootstrapped_is_a_z_test_on_the_replicates_spread(seed: int, r: int, value: float) -> None:
     others = np.random.default_rng(seed).normal(size=r)
     expected = 2 * norm.sf(abs(value) / np.std(others, ddof=1))
-    assert bootstrapped(np.array([value, *others])) == pytest.approx(expected, abs=1e-12)
-    assert bootstrapped(np.array([value, *others, math.nan])) == pytest.approx(expected, abs=1e-12)
+    assert bootstrap_p(np.array([value, *others])) == pytest.approx(expected, abs=1e-12)
+    assert bootstrap_p(np.array([value, *others, math.nan])) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +69,13 @@ def test_bootstrapped_is_a_z_test_on_the_replicates_spread(seed: int, r: int, va
     ],
 )
 def test_replicates_without_spread(replicates: list[float], p: float) -> None:
-    assert bootstrapped(np.array(replicates)) == pytest.approx(p, nan_ok=True)
+    assert bootstrap_p(np.array(replicates)) == pytest.approx(p, nan_ok=True)
 
 
 @given(st.integers(0, 12), st.integers(0, 12), st.integers(0, 5))
-def test_mcnemar_counts_the_images_that_one_alone_gets_right(first: int, second: int, both: int) -> None:
+def test_mcnemar_counts_the_images_that_one_alone_gets_right(
+    first: int, second: int, both: int
+) -> None:
     one = np.array([True] * first + [False] * second + [True] * both, dtype=bool)
     other = np.array([False] * first + [True] * second + [True] * both, dtype=bool)
     n = first + second
@@ -75,7 +88,10 @@ def test_mcnemar_counts_the_images_that_one_alone_gets_right(first: int, second:
 def test_mantel_approaches_the_share_of_all_orders(seed: int, k: int) -> None:
     a, b = np.random.default_rng(seed).normal(size=(2, k, k))
     off = ~np.eye(k, dtype=bool)
-    of_orders = [spearmanr(a[off], b[np.ix_(order, order)][off]).statistic for order in permutations(range(k))]
+    of_orders = [
+        spearmanr(a[off], b[np.ix_(order, order)][off]).statistic
+        for order in permutations(range(k))
+    ]
     rho, p = mantel(a, b, permutations=400, seed=seed)
     assert rho == pytest.approx(of_orders[0])
     exact = np.mean(np.abs(of_orders) >= abs(rho) - 1e-12)
@@ -101,7 +117,11 @@ def test_mantel_finds_a_matrix_in_itself() -> None:
 @pytest.mark.parametrize("spoilt", ["two classes", "constant", "nan"])
 def test_mantel_needs_matrices_that_say_something(spoilt: str) -> None:
     a = np.arange(16.0).reshape(4, 4)
-    b = {"two classes": a[:2, :2], "constant": np.ones((4, 4)), "nan": np.where(a == 1, math.nan, a)}[spoilt]
+    b = {
+        "two classes": a[:2, :2],
+        "constant": np.ones((4, 4)),
+        "nan": np.where(a == 1, math.nan, a),
+    }[spoilt]
     rho, p = mantel(a[: len(b), : len(b)], b)
     assert math.isnan(rho)
     assert math.isnan(p)
@@ -109,12 +129,12 @@ def test_mantel_needs_matrices_that_say_something(spoilt: str) -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 3))
 def test_q_is_that_of_benjamini_and_hochberg(p: list[float], unknown: int) -> None:
-    q = corrected(np.array([math.nan] * unknown + p))
+    q = correct_fdr(np.array([math.nan] * unknown + p))
     assert np.isnan(q[:unknown]).all()
     assert q[unknown:] == pytest.approx(reference.false_discovery(p), abs=1e-12)
     assert (q[unknown:] >= np.array(p) - 1e-12).all()
 
 
 def test_without_tests_nothing_is_corrected() -> None:
-    assert np.isnan(corrected(np.full((2, 2), math.nan))).all()
-    assert corrected(np.array([])).shape == (0,)
+    assert np.isnan(correct_fdr(np.full((2, 2), math.nan))).all()
+    assert correct_fdr(np.array([])).shape == (0,)

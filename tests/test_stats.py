@@ -18,7 +18,9 @@ def collected(
 ) -> ChannelStats:
     """Take the statistics of activations in batches of a size."""
     replicates = 1 if w is None else w.shape[1]
-    stats = ChannelStats(**{"classes": 4, "channels": a.shape[1], "replicates": replicates} | options)
+    stats = ChannelStats(
+        **{"classes": 4, "channels": a.shape[1], "replicates": replicates} | options
+    )
     for start in range(0, len(a), size or max(len(a), 1)):
         batch = slice(start, start + (size or len(a)))
         stats.update(a[batch], y[batch], None if w is None else w[batch])
@@ -28,7 +30,9 @@ def collected(
 def assert_same(a: ChannelStats, b: ChannelStats) -> None:
     torch.testing.assert_close(a.count, b.count)
     for name in STATISTICS:
-        torch.testing.assert_close(getattr(a, name), getattr(b, name), equal_nan=True, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            getattr(a, name), getattr(b, name), equal_nan=True, rtol=1e-9, atol=1e-9
+        )
 
 
 @st.composite
@@ -44,11 +48,15 @@ def samples(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @given(samples(), st.sampled_from([0.0, 0.01, 0.5]))
-def test_statistics_are_those_of_the_papers(sample: tuple[Tensor, Tensor, Tensor], threshold: float) -> None:
+def test_statistics_are_those_of_the_papers(
+    sample: tuple[Tensor, Tensor, Tensor], threshold: float
+) -> None:
     a, y, w = sample
     stats = collected(a, y, w, threshold=threshold)
     for r in range(2):
-        expected = reference.channel_statistics(a.tolist(), y.tolist(), w[:, r].tolist(), 4, threshold)
+        expected = reference.channel_statistics(
+            a.tolist(), y.tolist(), w[:, r].tolist(), 4, threshold
+        )
         found = {"magnitude": stats.magnitude[r], "frequency": stats.frequency[r]}
         found |= {} if r else {"variance": stats.variance}
         for name, values in found.items():
@@ -76,7 +84,10 @@ def test_statistics_are_the_same_whatever_the_batch_size_order_and_split(
 def test_integer_weights_count_an_image_as_often(sample: tuple[Tensor, Tensor, Tensor]) -> None:
     a, y, w = sample
     often = w[:, 0].long()
-    weighted, repeated = collected(a, y, w[:, :1]), collected(a.repeat_interleave(often, 0), y.repeat_interleave(often))
+    weighted, repeated = (
+        collected(a, y, w[:, :1]),
+        collected(a.repeat_interleave(often, 0), y.repeat_interleave(often)),
+    )
     assert_same(weighted, repeated)
 
 
@@ -93,7 +104,9 @@ def test_class_without_images_is_nan_with_count_zero() -> None:
         assert values.isnan().all(1).tolist() == [False, True, False, True]
 
 
-def test_frequency_is_the_share_of_images_on_which_a_channel_exceeds_one_percent_of_the_largest() -> None:
+def test_frequency_is_the_share_of_images_on_which_a_channel_exceeds_one_percent_of_the_largest() -> (
+    None
+):
     a = torch.tensor([[100.0, 1.0, 1.01, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     stats = collected(a, torch.zeros(2, dtype=torch.int64))
     assert stats.frequency[0, 0].tolist() == [0.5, 0.0, 0.5, 0.0]
@@ -106,7 +119,9 @@ def test_sums_are_kept_in_double_precision() -> None:
 
 
 def test_variance_of_a_constant_is_zero_and_never_below() -> None:
-    stats = collected(torch.full((7, 3), 1e4 / 3, dtype=torch.float64), torch.zeros(7, dtype=torch.int64))
+    stats = collected(
+        torch.full((7, 3), 1e4 / 3, dtype=torch.float64), torch.zeros(7, dtype=torch.int64)
+    )
     assert (stats.variance[0] >= 0).all()
     assert stats.variance[0].max() < 1e-6
 
@@ -126,10 +141,14 @@ def test_merging_leaves_both_parts_alone() -> None:
     assert torch.equal(b.sum, sums[1])
 
 
-@pytest.mark.parametrize("other", [{"classes": 3}, {"channels": 3}, {"replicates": 2}, {"threshold": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "other", [{"classes": 3}, {"channels": 3}, {"replicates": 2}, {"threshold": 0.1}], ids=str
+)
 def test_statistics_of_different_settings_are_not_merged(other: dict[str, int]) -> None:
     settings = {"classes": 2, "channels": 2}
-    with pytest.raises(ValueError, match="Only statistics of the same classes, channels, replicates and threshold"):
+    with pytest.raises(
+        ValueError, match="Only statistics of the same classes, channels, replicates and threshold"
+    ):
         ChannelStats(**settings) + ChannelStats(**settings | other)
 
 

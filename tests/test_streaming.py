@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from channelscope.data import Dataset, Part, Split, Streamed, folders, load, streams
+from channelscope.data import Dataset, MemorySplit, Split, StreamedSplit, folders, load, streams
 from channelscope.errors import UserError
 from pictures import (
     another_size,
@@ -47,9 +47,11 @@ def _no_process_is_left() -> Iterator[None]:
     assert active_children() == []
 
 
-def streamed(folder: Path, part: str = "test", workers: int = 2, image_size: int | None = None) -> Streamed:
+def streamed(
+    folder: Path, part: str = "test", workers: int = 2, image_size: int | None = None
+) -> StreamedSplit:
     images = load(f"imagefolder:{folder}", stream=True, image_size=image_size).parts[part]
-    assert isinstance(images, Streamed)
+    assert isinstance(images, StreamedSplit)
     return replace(images, workers=workers)
 
 
@@ -64,7 +66,9 @@ def mixed(root: Path) -> Path:
 
 def equal(ours: Iterator[tuple[Tensor, Tensor]], theirs: Iterator[tuple[Tensor, Tensor]]) -> bool:
     pairs = list(zip(ours, theirs, strict=True))
-    return all(torch.equal(x, other_x) and torch.equal(y, other_y) for (x, y), (other_x, other_y) in pairs)
+    return all(
+        torch.equal(x, other_x) and torch.equal(y, other_y) for (x, y), (other_x, other_y) in pairs
+    )
 
 
 # ---------------------------------------------------------------- the same images
@@ -73,14 +77,19 @@ def equal(ours: Iterator[tuple[Tensor, Tensor]], theirs: Iterator[tuple[Tensor, 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("image_size", [None, 4, 8])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_streamed_images_are_those_in_memory(tmp_path: Path, mode: str, image_size: int | None, workers: int) -> None:
+def test_streamed_images_are_those_in_memory(
+    tmp_path: Path, mode: str, image_size: int | None, workers: int
+) -> None:
     name = f"imagefolder:{write_folder(tmp_path, mode=mode)}"
-    ours, theirs = (load(name, image_size=image_size, stream=stream, validation=0.25) for stream in (True, False))
+    ours, theirs = (
+        load(name, image_size=image_size, stream=stream, validation=0.25)
+        for stream in (True, False)
+    )
     assert ours.classes == theirs.classes
     assert (ours.channels, ours.image_size) == (theirs.channels, theirs.image_size)
     assert list(ours.parts) == list(theirs.parts) == ["train", "val", "test"]
     for part, images in ours.parts.items():
-        assert isinstance(images, Streamed)
+        assert isinstance(images, StreamedSplit)
         images, other = replace(images, workers=workers), theirs.parts[part]
         assert len(images) == len(other)
         assert images.image_shape == other.image_shape
@@ -91,7 +100,9 @@ def test_streamed_images_are_those_in_memory(tmp_path: Path, mode: str, image_si
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streamed_images_of_all_sizes_and_modes_are_those_in_memory(tmp_path: Path, workers: int) -> None:
+def test_streamed_images_of_all_sizes_and_modes_are_those_in_memory(
+    tmp_path: Path, workers: int
+) -> None:
     images = streamed(mixed(tmp_path), workers=workers, image_size=6)
     in_memory = load(f"imagefolder:{tmp_path}", stream=False, image_size=6).test
     assert images.image_shape == in_memory.image_shape == (3, 6, 6)
@@ -103,7 +114,9 @@ def test_streamed_images_of_all_sizes_and_modes_are_those_in_memory(tmp_path: Pa
 def test_batches_follow_the_indices(tmp_path: Path, size: int, indices: list[int]) -> None:
     images, order = streamed(write_folder(tmp_path)), torch.tensor(indices, dtype=torch.int64)
     in_memory = load(f"imagefolder:{tmp_path}", stream=False).test
-    assert equal(images.batches(size, indices=order), in_memory.batches(size, torch.device("cpu"), order))
+    assert equal(
+        images.batches(size, indices=order), in_memory.batches(size, torch.device("cpu"), order)
+    )
     assert [len(y) for _, y in images.batches(size, indices=order)] == [
         min(size, len(indices) - start) for start in range(0, len(indices), size)
     ]
@@ -120,7 +133,12 @@ def test_batches_are_float_and_share_no_memory_with_the_labels(tmp_path: Path) -
 def test_batches_come_to_the_device(tmp_path: Path) -> None:
     images = streamed(write_folder(tmp_path), workers=0)
     for x, y in images.batches(5, "meta"):  # stands in for a GPU
-        assert (x.device.type, y.device.type, x.shape[1:], x.dtype) == ("meta", "meta", (3, 5, 6), torch.float32)
+        assert (x.device.type, y.device.type, x.shape[1:], x.dtype) == (
+            "meta",
+            "meta",
+            (3, 5, 6),
+            torch.float32,
+        )
 
 
 def test_passes_leave_the_global_generator_alone(tmp_path: Path) -> None:
@@ -148,7 +166,9 @@ def test_what_is_streamed_says_so(tmp_path: Path) -> None:
 
 def test_a_streamed_dataset_can_be_limited(tmp_path: Path) -> None:
     name = f"imagefolder:{write_folder(tmp_path)}"
-    ours, theirs = (load(name, stream=stream, validation=0.25).limited(5, seed=3) for stream in (True, False))
+    ours, theirs = (
+        load(name, stream=stream, validation=0.25).limited(5, seed=3) for stream in (True, False)
+    )
     assert equal(ours.require_train().batches(5), theirs.require_train().batches(5))
 
 
@@ -165,7 +185,9 @@ def test_a_fingerprint_is_of_names_sizes_and_labels_wherever_the_folder_is(tmp_p
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     assert streamed(tmp_path / "two", workers=0).fingerprint() == images.fingerprint()
     renamed = replace(images, files=("test/ant/zero.png", *images.files[1:]))
-    (tmp_path / "one" / "test" / "ant" / "zero.png").write_bytes((tmp_path / "one" / images.files[0]).read_bytes())
+    (tmp_path / "one" / "test" / "ant" / "zero.png").write_bytes(
+        (tmp_path / "one" / images.files[0]).read_bytes()
+    )
     different = [
         renamed,
         images.subset(torch.arange(11)),
@@ -182,7 +204,9 @@ def test_a_fingerprint_is_of_names_sizes_and_labels_wherever_the_folder_is(tmp_p
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_names_may_be_of_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+def test_names_may_be_of_any_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     pixels = write_image(tmp_path / "a class" / os.fsdecode(b"\xff\xe9t\xc3\xa9 1.png"))
     monkeypatch.chdir(tmp_path)
     images = streamed(Path(), workers=workers)
@@ -194,26 +218,28 @@ def test_names_may_be_of_any_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # ---------------------------------------------------------------- when
 
 
-def kinds(dataset: Dataset) -> set[type[Part]]:
+def kinds(dataset: Dataset) -> set[type[Split]]:
     return {type(part) for part in dataset.parts.values()}
 
 
-@pytest.mark.parametrize(("memory", "kind"), [(2 * 24 * 3 * 5 * 6, Split), (2 * 24 * 3 * 5 * 6 - 1, Streamed)])
+@pytest.mark.parametrize(
+    ("memory", "kind"), [(2 * 24 * 3 * 5 * 6, MemorySplit), (2 * 24 * 3 * 5 * 6 - 1, StreamedSplit)]
+)
 def test_images_that_would_take_half_of_the_memory_are_streamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, kind: type[Part]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, kind: type[Split]
 ) -> None:
     name = f"imagefolder:{write_folder(tmp_path)}"
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": memory, "SC_PAGE_SIZE": 1}.get)
     assert kinds(load(name)) == {kind}
-    assert kinds(load(name, stream=True)) == {Streamed}
-    assert kinds(load(name, stream=False)) == {Split}
-    assert kinds(load(name, image_size=2)) == {Split}
+    assert kinds(load(name, stream=True)) == {StreamedSplit}
+    assert kinds(load(name, stream=False)) == {MemorySplit}
+    assert kinds(load(name, image_size=2)) == {MemorySplit}
 
 
 def test_only_folders_are_streamed() -> None:
     with mistake("Only image folders are streamed, and 'digits' is none"):
         load("digits", stream=True)
-    assert kinds(load("digits", stream=False)) == {Split}
+    assert kinds(load("digits", stream=False)) == {MemorySplit}
 
 
 @pytest.mark.parametrize(("processes", "workers"), [("1", 6), ("2", 3), ("8", 1)])
@@ -222,7 +248,7 @@ def test_the_processes_of_a_machine_share_its_processors(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert Streamed(Path(), (), torch.arange(0), (3, 4, 4)).workers == workers
+    assert StreamedSplit(Path(), (), torch.arange(0), (3, 4, 4)).workers == workers
 
 
 # ---------------------------------------------------------------- mistakes
@@ -251,7 +277,7 @@ def test_a_bad_file_is_named_in_the_words_of_reading_into_memory(
 def test_batches_before_a_bad_file_are_given(tmp_path: Path, workers: int) -> None:
     not_an_image(write_folder(tmp_path))
     images = load(f"imagefolder:{tmp_path}", stream=True, validation=0.0).train
-    assert isinstance(images, Streamed)
+    assert isinstance(images, StreamedSplit)
     passing = replace(images, workers=workers).batches(4)
     assert [next(passing)[1].tolist() for _ in range(2)] == [[0] * 4, [1] * 4]
     with mistake("train/cow/0.png cannot be read"):
@@ -273,7 +299,9 @@ def test_a_file_that_has_gone_has_no_fingerprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_one_coloured_image_among_the_grey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+def test_one_coloured_image_among_the_grey(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     write_folder(tmp_path, mode="L")
     write_image(tmp_path / "test" / "bee" / "1.png")
     assert streamed(tmp_path).image_shape == (3, 5, 6)  # all of so few are looked at
@@ -292,7 +320,7 @@ def test_indices_that_are_not_there(tmp_path: Path, indices: list[int]) -> None:
     with mistake("between 0 and 11, for there are 12"):
         images.batches(2, indices=torch.tensor(indices))
     with mistake("mask.nonzero()"):
-        unwrap(Streamed.subset)(images, torch.ones(12, dtype=torch.bool))
+        unwrap(StreamedSplit.subset)(images, torch.ones(12, dtype=torch.bool))
 
 
 def test_a_batch_of_no_images(tmp_path: Path) -> None:
@@ -303,7 +331,7 @@ def test_a_batch_of_no_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("labels", "words"), [([0], "shape (2,)"), ([0, -1], "smallest is -1")])
 def test_labels_that_do_not_fit(labels: list[int], words: str) -> None:
     with mistake(words):
-        Streamed(Path(), ("a.png", "b.png"), torch.tensor(labels), (3, 4, 4))
+        StreamedSplit(Path(), ("a.png", "b.png"), torch.tensor(labels), (3, 4, 4))
 
 
 # ---------------------------------------------------------------- processes
@@ -340,7 +368,9 @@ def test_ctrl_c_does_not_reach_the_processes(
     monkeypatch.setattr(streams, "fitted", interrupted)
     assert [len(y) for _, y in images.batches(5)] == [5, 5, 2]
     assert capfd.readouterr().err == ""
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()  # this process can still be interrupted
+    assert (
+        signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    )  # this process can still be interrupted
 
 
 LONG_PASS = """

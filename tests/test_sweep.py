@@ -32,13 +32,21 @@ from runs import contents, digits, mistake, write_npz
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 module = import_module("channelscope.sweeps")  # the package's own name for it is the function
-SMALL: dict[str, Any] = {"arch": "resnet10", "width": 2, "epochs": 1, "batch_size": 16, "attack_steps": 1}
+SMALL: dict[str, Any] = {
+    "arch": "resnet10",
+    "width": 2,
+    "epochs": 1,
+    "batch_size": 16,
+    "attack_steps": 1,
+}
 VARY = {"gates.options.imgf": ["softmax", "sigmoid"]}
 
 
 def run(out: Path, **changes: Any) -> pd.DataFrame:
     settings = {"vary": VARY, "attack": "pgd-1", "progress": False, **SMALL, **changes}
-    return sweep(settings.pop("recipe", "cifs"), settings.pop("data", digits()), out=out, **settings)
+    return sweep(
+        settings.pop("recipe", "cifs"), settings.pop("data", digits()), out=out, **settings
+    )
 
 
 def read(out: Path) -> pd.DataFrame:
@@ -94,9 +102,13 @@ def test_each_variant_is_trained_with_each_seed(swept: tuple[Path, pd.DataFrame]
     }
 
 
-def test_the_table_has_what_a_comparison_of_each_network_finds(swept: tuple[Path, pd.DataFrame]) -> None:
+def test_the_table_has_what_a_comparison_of_each_network_finds(
+    swept: tuple[Path, pd.DataFrame],
+) -> None:
     out, table = swept
-    found = compare([out / file for file in table["file"]], digits(), attack="pgd-1", eps=0.15, progress=False)
+    found = compare(
+        [out / file for file in table["file"]], digits(), attack="pgd-1", eps=0.15, progress=False
+    )
     overall = found.robustness[found.robustness["class"] == "all"].set_index(["model", "attack"])
     for row in table.to_dict("records"):
         for column, attack in (("natural", "natural"), ("attacked", "pgd-1"), ("robust", "worst")):
@@ -105,7 +117,9 @@ def test_the_table_has_what_a_comparison_of_each_network_finds(swept: tuple[Path
             assert measured == pytest.approx(expected.tolist(), nan_ok=True)
 
 
-def test_natural_accuracy_is_the_share_of_correct_test_images(swept: tuple[Path, pd.DataFrame]) -> None:
+def test_natural_accuracy_is_the_share_of_correct_test_images(
+    swept: tuple[Path, pd.DataFrame],
+) -> None:
     out, table = swept
     x, y = next(digits().test.batches(1000))
     for file, natural, robust in table[["file", "natural", "robust"]].itertuples(index=False):
@@ -120,15 +134,26 @@ def test_the_table_has_the_validation_figures_of_the_log(swept: tuple[Path, pd.D
     for row in table.to_dict("records"):
         log = pd.read_csv(out / f"{row['file']}.csv")
         best = log[log["best"]].iloc[0]
-        assert [row[name] for name in ("val_natural", "val_robust")] == best[["val_natural", "val_robust"]].tolist()
-        assert (row["best_epoch"], row["trained_epochs"], row["trouble"]) == (best["epoch"], len(log), "")
+        assert [row[name] for name in ("val_natural", "val_robust")] == best[
+            ["val_natural", "val_robust"]
+        ].tolist()
+        assert (row["best_epoch"], row["trained_epochs"], row["trouble"]) == (
+            best["epoch"],
+            len(log),
+            "",
+        )
         assert row["seconds"] == pytest.approx(log["seconds"].sum())
 
 
-def test_the_files_say_what_the_table_says_and_how_it_came_about(swept: tuple[Path, pd.DataFrame]) -> None:
+def test_the_files_say_what_the_table_says_and_how_it_came_about(
+    swept: tuple[Path, pd.DataFrame],
+) -> None:
     out, table = swept
     pd.testing.assert_frame_equal(read(out), table, check_dtype=False)
-    meta = json.loads((out / "sweep.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    meta = json.loads(
+        (out / "sweep.json").read_text(),
+        parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
+    )
     settings = meta["settings"]
     assert settings["vary"] == VARY
     assert settings["recipe"]["model"] == {"arch": "resnet10", "width": 2}
@@ -140,16 +165,25 @@ def test_the_files_say_what_the_table_says_and_how_it_came_about(swept: tuple[Pa
     assert set(meta["results"]) == set(table["file"])
 
 
-def test_a_part_of_the_images_is_used_the_same_for_all(untrained: list[Any], tmp_path: Path) -> None:
+def test_a_part_of_the_images_is_used_the_same_for_all(
+    untrained: list[Any], tmp_path: Path
+) -> None:
     run(tmp_path, seeds=(3, 4), images=24, test_images=8, vary={"beta": [1]})
     expected = digits().limited(24, 0).train.fingerprint()
     assert [data.train.fingerprint() for _, data in untrained] == [expected] * 2
-    assert json.loads((tmp_path / "sweep.json").read_text())["images"] == {"train": 24, "val": 24, "test": 8}
+    assert json.loads((tmp_path / "sweep.json").read_text())["images"] == {
+        "train": 24,
+        "val": 24,
+        "test": 8,
+    }
 
 
 def test_two_settings_can_take_the_same_value(untrained: list[Any], tmp_path: Path) -> None:
     table = run(tmp_path, vary={"gates.beta+attack.beta_atk": [0.5, 3]})
-    assert [(recipe.gates.beta, recipe.attack.beta_atk) for recipe, _ in untrained] == [(0.5, 0.5), (3, 3)]
+    assert [(recipe.gates.beta, recipe.attack.beta_atk) for recipe, _ in untrained] == [
+        (0.5, 0.5),
+        (3, 3),
+    ]
     assert table["variant"].tolist() == ["beta 0.5", "beta 3"]
 
 
@@ -166,8 +200,16 @@ def test_the_test_has_a_radius_of_its_own(undrawn: None, tmp_path: Path) -> None
     [
         ("imgf", lambda recipe: recipe.gates.options["imgf"], ["softmax", "sigmoid", "softplus"]),
         ("top-k", lambda recipe: recipe.gates.options["k"], [1, 2, 3]),
-        ("beta", lambda recipe: (recipe.gates.beta, recipe.attack.beta_atk), [(b, b) for b in (0.5, 1, 2, 4)]),
-        ("probes", lambda recipe: recipe.gates.probes, [("linear",), ("two-layer", "linear"), ("two-layer",)]),
+        (
+            "beta",
+            lambda recipe: (recipe.gates.beta, recipe.attack.beta_atk),
+            [(b, b) for b in (0.5, 1, 2, 4)],
+        ),
+        (
+            "probes",
+            lambda recipe: recipe.gates.probes,
+            [("linear",), ("two-layer", "linear"), ("two-layer",)],
+        ),
         (
             "layers",
             lambda recipe: recipe.gates.layers,
@@ -181,7 +223,11 @@ def test_the_test_has_a_radius_of_its_own(undrawn: None, tmp_path: Path) -> None
     ],
 )
 def test_the_papers_ablations_have_names(
-    name: str, what: Callable[[Recipe], Any], expected: list[Any], untrained: list[Any], tmp_path: Path
+    name: str,
+    what: Callable[[Recipe], Any],
+    expected: list[Any],
+    untrained: list[Any],
+    tmp_path: Path,
 ) -> None:
     """The networks are built before any is trained, so the layers exist."""
     table = run(tmp_path, arch="resnet18", vary=None, ablation=name)
@@ -215,15 +261,29 @@ def test_variants_have_names_that_tell_them_apart_and_do_for_files(
     vary: dict[str, Any], names: list[str] | None, untrained: list[Any], tmp_path: Path
 ) -> None:
     table = run(tmp_path, vary=vary)
-    expected = names or ["averaging.start 0.25, attack.start true", "averaging.start 0.25, attack.start 0.001"]
+    expected = names or [
+        "averaging.start 0.25, attack.start true",
+        "averaging.start 0.25, attack.start 0.001",
+    ]
     assert table["variant"].tolist() == expected
     assert table["file"].is_unique
     assert table["file"].str.fullmatch(r"[A-Za-z0-9.+_-]+").all()
 
 
 def test_files_of_long_names_are_told_apart(untrained: list[Any], tmp_path: Path) -> None:
-    alike = {name: [0.5] for name in ("momentum", "decay", "averaging.start", "trade_off", "smoothing", "beta_atk")}
-    table = run(tmp_path, vary={**alike, "gates.layers": [["layer1.0", "layer2.0"]], "scaled": [True], "beta": [1, 2]})
+    alike = {
+        name: [0.5]
+        for name in ("momentum", "decay", "averaging.start", "trade_off", "smoothing", "beta_atk")
+    }
+    table = run(
+        tmp_path,
+        vary={
+            **alike,
+            "gates.layers": [["layer1.0", "layer2.0"]],
+            "scaled": [True],
+            "beta": [1, 2],
+        },
+    )
     assert table["file"].is_unique
     assert table["file"].str.len().max() < 140
 
@@ -231,7 +291,9 @@ def test_files_of_long_names_are_told_apart(untrained: list[Any], tmp_path: Path
 # ---------------------------------------------------------------- going on
 
 
-def test_a_complete_sweep_is_used_again(swept: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_sweep_is_used_again(
+    swept: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, table = swept
     before = contents(out)
     monkeypatch.setattr(module, "compare", lambda *_, **__: pytest.fail("attacked again"))
@@ -261,7 +323,9 @@ def test_an_interrupted_sweep_goes_on_to_the_same_end(
     (tmp_path / "imgf-softmax-s0.pt").unlink()  # trained and attacked again
     (tmp_path / "imgf-softmax-s0.pt.csv").unlink()
     again = run(tmp_path)
-    pd.testing.assert_frame_equal(timeless(again), timeless(table)[table["seed"] == 0].reset_index(drop=True))
+    pd.testing.assert_frame_equal(
+        timeless(again), timeless(table)[table["seed"] == 0].reset_index(drop=True)
+    )
 
 
 def test_seeds_can_be_added(undrawn: None, tmp_path: Path) -> None:
@@ -304,7 +368,14 @@ def signed(settings: Any, results: Any) -> str:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{}", "[]", signed(1, {}), signed({}, 1), signed({}, {}).replace('"results": {}', '"results": {"a": {}}')],
+    [
+        "",
+        "{}",
+        "[]",
+        signed(1, {}),
+        signed({}, 1),
+        signed({}, {}).replace('"results": {}', '"results": {"a": {}}'),
+    ],
 )
 def test_a_damaged_record_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(content)
@@ -335,7 +406,10 @@ def test_a_network_that_cannot_be_trained_does_not_stop_the_others(tmp_path: Pat
     assert 0 <= table["robust"][1] <= 1
     assert (tmp_path / "sweep.png").exists()
     pd.testing.assert_frame_equal(read(tmp_path), table, check_dtype=False)
-    json.loads((tmp_path / "sweep.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.loads(
+        (tmp_path / "sweep.json").read_text(),
+        parse_constant=lambda name: pytest.fail(f"{name} is no JSON"),
+    )
 
 
 def test_too_little_memory_for_one_does_not_stop_the_others(
@@ -359,12 +433,18 @@ def test_too_little_memory_for_one_does_not_stop_the_others(
         ({"ablation": "imfg"}, "There is no ablation 'imfg': choose from"),
         ({"ablation": "imgf"}, "The ablation imgf varies gates.options.imgf itself"),
         ({"vary": {"k": []}}, "k varies over a list of values, as in [1, 2], not over []."),
-        ({"vary": {"imgf": "softmax"}}, "imgf varies over a list of values, as in [1, 2], not over 'softmax'."),
+        (
+            {"vary": {"imgf": "softmax"}},
+            "imgf varies over a list of values, as in [1, 2], not over 'softmax'.",
+        ),
         ({"vary": {"imfg": ["softmax"]}}, "A recipe has no setting 'imfg'."),
         ({"vary": {"imgf": ["softmax", "softmx"]}}, "not 'softmx'"),
         ({"vary": {"k": [1, 5]}}, "A gate cannot choose k = 5 of 4 logits"),
         ({"vary": {"k": [1, 1]}}, "'k 1' and 'k 1' are the same training"),
-        ({"vary": {"imgf": ["relu"], "gates.options.imgf": ["softmax", "sigmoid"]}}, "are one setting"),
+        (
+            {"vary": {"imgf": ["relu"], "gates.options.imgf": ["softmax", "sigmoid"]}},
+            "are one setting",
+        ),
         ({"vary": {"k": [1, 2], "gates.options.k": [3]}}, "are one setting"),
         ({"recipe": "at"}, "are the same training: vary something else. The recipe has no gates."),
         ({"vary": {"gates.layers": [["layer4.0"], ["layer5.0"]]}}, "'layer5.0'. Did you mean"),
@@ -379,7 +459,10 @@ def test_too_little_memory_for_one_does_not_stop_the_others(
         ({"test_images": 0}, "A test needs at least one image, not 0."),
         ({"test_images": 1000}, "1000 images"),
         ({"logs": ["tensorbord"]}, "There is no log 'tensorbord'"),
-        ({"data": Dataset("tested", digits().classes, digits().test)}, "tested has no training images"),
+        (
+            {"data": Dataset("tested", digits().classes, digits().test)},
+            "tested has no training images",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(
@@ -419,7 +502,18 @@ def test_values_are_read(text: str, values: list[Any]) -> None:
     assert values_of(text) == values
 
 
-TINY = ["--arch", "resnet10", "--width", "2", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+TINY = [
+    "--arch",
+    "resnet10",
+    "--width",
+    "2",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "16",
+    "--device",
+    "cpu",
+]
 
 
 def main(*words: str | Path) -> int:
@@ -430,7 +524,9 @@ def main(*words: str | Path) -> int:
         return int(stop.code or 0)
 
 
-def test_the_command_prints_a_table(undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table(
+    undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data, out = write_npz(tmp_path), tmp_path / "out"
     words = [
         "--vary",
@@ -455,10 +551,14 @@ def test_the_command_prints_a_table(undrawn: None, tmp_path: Path, capsys: pytes
     assert str(out / "sweep.csv") in files
     assert "1/2: lr 0.1, seed 5" in said.err
     assert "1 of 2 networks have no result; lr-1e+06-s5.pt: The" in said.err.splitlines()[-1]
-    assert json.loads((out / "sweep.json").read_text())["command"].startswith("channelscope sweep --data")
+    assert json.loads((out / "sweep.json").read_text())["command"].startswith(
+        "channelscope sweep --data"
+    )
 
 
-def test_quiet_prints_the_table_alone(undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_the_table_alone(
+    undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [
         "--vary",
         "gates.layers=[layer3.0,layer4.0]",
@@ -468,7 +568,9 @@ def test_quiet_prints_the_table_alone(undrawn: None, tmp_path: Path, capsys: pyt
         "fgsm",
         "-q",
     ]
-    assert main("sweep", "--data", write_npz(tmp_path), *TINY, *words, "--out", tmp_path / "out") == 0
+    assert (
+        main("sweep", "--data", write_npz(tmp_path), *TINY, *words, "--out", tmp_path / "out") == 0
+    )
     said = capsys.readouterr()
     assert said.err == ""
     assert "layers layer3.0+layer4.0" in said.out
@@ -491,10 +593,16 @@ def test_ctrl_c_tells_how_to_go_on(
     [
         ([], "Nothing varies"),
         (["imfg"], "invalid choice: 'imfg'"),
-        (["--vary", "gates.beta"], "'gates.beta' sets nothing: write NAME=VALUE, as in --vary gates.beta=1,2."),
+        (
+            ["--vary", "gates.beta"],
+            "'gates.beta' sets nothing: write NAME=VALUE, as in --vary gates.beta=1,2.",
+        ),
         (["--vary", "k=1", "k=2"], "k varies twice: give all of its values at once, as in k=1,2."),
         (["imgf", "--method", "at", "--recipe", "digits-resnet18-cifs"], "not allowed with"),
-        (["imgf", "--recipe", "digits-resnet18-sifs"], "There is no recipe 'digits-resnet18-sifs'. Did you mean"),
+        (
+            ["imgf", "--recipe", "digits-resnet18-sifs"],
+            "There is no recipe 'digits-resnet18-sifs'. Did you mean",
+        ),
         (["imgf", "--seeds", "-1"], "'-1' is not a whole number"),
     ],
 )
@@ -511,18 +619,34 @@ def test_a_mistake_at_the_command_line_is_one_line(
 # ---------------------------------------------------------------- the figure
 
 
-def synthetic(variants: Sequence[str], seeds: int, failed: Sequence[str] = ()) -> tuple[pd.DataFrame, dict[str, Any]]:
+def synthetic(
+    variants: Sequence[str], seeds: int, failed: Sequence[str] = ()
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Make a table and a record as a sweep does."""
     rng, rows = np.random.default_rng(0), []
     for variant in variants:
         for seed in range(seeds):
-            row: dict[str, Any] = {"variant": variant, "seed": seed, "trouble": "The loss is no longer a number."}
+            row: dict[str, Any] = {
+                "variant": variant,
+                "seed": seed,
+                "trouble": "The loss is no longer a number.",
+            }
             if variant not in failed:
                 for name, level in (("natural", 0.8), ("robust", 0.5)):
                     value = level + 0.05 * rng.normal()
-                    row |= {name: value, f"{name}_low": value - 0.02, f"{name}_high": value + 0.01, "trouble": ""}
+                    row |= {
+                        name: value,
+                        f"{name}_low": value - 0.02,
+                        f"{name}_high": value + 0.01,
+                        "trouble": "",
+                    }
             rows.append(row)
-    columns = ["variant", "seed", *(f"{n}{e}" for n in ("natural", "robust") for e in ("", "_low", "_high")), "trouble"]
+    columns = [
+        "variant",
+        "seed",
+        *(f"{n}{e}" for n in ("natural", "robust") for e in ("", "_low", "_high")),
+        "trouble",
+    ]
     settings = {"attack": "pgd-20", "eps": 8 / 255, "level": 0.95}
     meta = {"title": "cifs on cifar10, by imgf", "images": {"test": 10_000}, "settings": settings}
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:-1], float)), meta
@@ -532,14 +656,21 @@ HARD = {
     "one network": synthetic(["imgf softmax"], 1),
     "none": synthetic(["imgf softmax", "imgf relu"], 2, failed=["imgf softmax", "imgf relu"]),
     "many variants with long names": synthetic(
-        [f"beta {b}, layers layer3.0+layer3.1+layer4.0+layer4.1, k {k}" for b in range(8) for k in range(4)], 1
+        [
+            f"beta {b}, layers layer3.0+layer3.1+layer4.0+layer4.1, k {k}"
+            for b in range(8)
+            for k in range(4)
+        ],
+        1,
     ),
     "many seeds": synthetic(["imgf softmax", "imgf $x_1$"], 12),
 }
 
 
 def words(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    return [
+        text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()
+    ]
 
 
 def test_the_figure_draws_every_network_with_its_interval_and_the_mean_of_the_seeds() -> None:
@@ -547,7 +678,9 @@ def test_the_figure_draws_every_network_with_its_interval_and_the_mean_of_the_se
     table, meta = synthetic(variants, 3, failed=["imgf relu"])
     figure = plots.sweep(table, meta)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == variants
-    for ax, (column, colour) in zip(figure.axes, (("natural", "natural"), ("robust", "adversarial")), strict=True):
+    for ax, (column, colour) in zip(
+        figure.axes, (("natural", "natural"), ("robust", "adversarial")), strict=True
+    ):
         for place, (variant, bars) in enumerate(zip(variants, ax.containers, strict=False)):
             rows = table[table["variant"] == variant]
             dots, _, (reach,) = bars
@@ -556,7 +689,9 @@ def test_the_figure_draws_every_network_with_its_interval_and_the_mean_of_the_se
             assert (np.abs(dots.get_ydata() - place) < 0.5).all()
             drawn = np.array([segment[:, 0] for segment in reach.get_segments()])
             np.testing.assert_allclose(drawn, 100 * rows[[f"{column}_low", f"{column}_high"]])
-            (mean,) = [line for line in ax.lines if list(line.get_ydata()) == [place - 0.42, place + 0.42]]
+            (mean,) = [
+                line for line in ax.lines if list(line.get_ydata()) == [place - 0.42, place + 0.42]
+            ]
             np.testing.assert_allclose(mean.get_xdata(), 100 * rows[column].mean())
         assert [text.get_text() for text in ax.texts] == ["no result"]
 
@@ -594,12 +729,20 @@ def test_the_figure_is_one_column_wide_readable_and_unclipped(hard: Figure) -> N
 
 
 def test_names_in_the_figure_do_not_overlap(hard: Figure) -> None:
-    labels = [*hard.axes[0].get_yticklabels(), *(ax.xaxis.label for ax in hard.axes), *(ax.title for ax in hard.axes)]
-    boxes = [part.get_window_extent().padded(-1) for part in (*labels, hard._suptitle, hard.legends[0])]
+    labels = [
+        *hard.axes[0].get_yticklabels(),
+        *(ax.xaxis.label for ax in hard.axes),
+        *(ax.title for ax in hard.axes),
+    ]
+    boxes = [
+        part.get_window_extent().padded(-1) for part in (*labels, hard._suptitle, hard.legends[0])
+    ]
     assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
-def test_a_figure_of_very_many_variants_is_no_larger_than_a_picture_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_of_very_many_variants_is_no_larger_than_a_picture_can_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert 200 * sweeps._HIGHEST < 2**16
     monkeypatch.setattr(sweeps, "_HIGHEST", 4)
     assert plots.sweep(*synthetic([f"k {k}" for k in range(30)], 1)).get_figheight() == 4
@@ -609,7 +752,9 @@ def test_the_figure_is_drawn_again_from_the_files_the_same_to_the_byte(
     swept: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
     out, _ = swept
-    figure = plots.sweep(pd.read_csv(out / "sweep.csv"), json.loads((out / "sweep.json").read_text()))
+    figure = plots.sweep(
+        pd.read_csv(out / "sweep.csv"), json.loads((out / "sweep.json").read_text())
+    )
     for ending in ("pdf", "png"):
         again = plots.save(figure, tmp_path / f"sweep.{ending}")
         assert again.read_bytes() == (out / f"sweep.{ending}").read_bytes()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from channelscope import training
 from channelscope.comparison import compare
-from channelscope.data import Dataset, Split
+from channelscope.data import Dataset, MemorySplit
 from channelscope.errors import UserError
 from channelscope.gates import Selective
 from channelscope.networks import Architecture
@@ -65,7 +65,9 @@ def test_every_method_trains_to_a_checkpoint(method: str) -> None:
 
 @pytest.mark.parametrize("method", EVERY)
 def test_every_methods_checkpoint_can_be_compared(method: str) -> None:
-    found = compare([trained(method)], digits(), attack="pgd-1", attacks="fgsm", replicates=20, progress=False)
+    found = compare(
+        [trained(method)], digits(), attack="pgd-1", attacks="fgsm", replicates=20, progress=False
+    )
     accuracy = found.robustness["accuracy"]
     assert accuracy.between(0, 1).all()
     assert found.training["epoch"].tolist() == [1, 2]
@@ -73,7 +75,9 @@ def test_every_methods_checkpoint_can_be_compared(method: str) -> None:
 
 def test_no_two_methods_train_the_same_network() -> None:
     states = {method: dict(Checkpoint.read(trained(method)).state) for method in EVERY}
-    assert [(a, b) for a in EVERY for b in EVERY if a < b and same_state(states[a], states[b])] == []
+    assert [
+        (a, b) for a in EVERY for b in EVERY if a < b and same_state(states[a], states[b])
+    ] == []
 
 
 @pytest.mark.parametrize(("arch", "layers"), [("resnet18", ["layer4.0", "layer4.1"]), ("wrn-16-1", ["layer3.0",
@@ -102,7 +106,9 @@ def test_a_recipe_by_name_trains(tmp_path: Path) -> None:
     assert same_run(tmp_path / "net.pt", trained("at"))
 
 
-def test_fewer_images_are_those_of_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_images_are_those_of_every_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, train_epoch = [], training.train_epoch
 
     def watched(job: Any, *rest: Any) -> dict[str, float]:
@@ -113,17 +119,29 @@ def test_fewer_images_are_those_of_every_class(tmp_path: Path, monkeypatch: pyte
     run("standard", tmp_path / "net.pt", images=20, epochs=1)
     assert seen[0].train.labels.bincount().tolist() == [5] * 4
     assert len(seen[0].val) == len(digits().val)
-    assert Checkpoint.read(tmp_path / "net.pt").meta["settings"]["data"]["train"] == seen[0].train.fingerprint()
+    assert (
+        Checkpoint.read(tmp_path / "net.pt").meta["settings"]["data"]["train"]
+        == seen[0].train.fingerprint()
+    )
 
 
 @pytest.mark.parametrize(
     ("method", "gated"),
-    [("standard", []), ("at", []), ("fsr", []), ("trades-cifs", ["layer4.0"]), ("cas", ["layer4.0"])],
+    [
+        ("standard", []),
+        ("at", []),
+        ("fsr", []),
+        ("trades-cifs", ["layer4.0"]),
+        ("cas", ["layer4.0"]),
+    ],
 )
 def test_the_log_has_a_row_for_each_epoch(method: str, gated: list[str]) -> None:
     path = trained(method)
     log = pd.read_csv(f"{path}.csv")
-    assert list(log.columns) == [*COLUMNS, *(f"{layer}.{name}" for layer in gated for name in OF_A_GATE)]
+    assert list(log.columns) == [
+        *COLUMNS,
+        *(f"{layer}.{name}" for layer in gated for name in OF_A_GATE),
+    ]
     assert log[log.columns[len(COLUMNS) :]].stack().between(-1, 1 + 1e-6).all()
     assert list(log["epoch"]) == [1, 2]
     assert log["best"].sum() == 1
@@ -134,7 +152,9 @@ def test_the_log_has_a_row_for_each_epoch(method: str, gated: list[str]) -> None
     assert best == history[history["best"]].iloc[0].to_dict()
 
 
-def test_nothing_else_is_left_in_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_else_is_left_in_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network = run("at", tmp_path / "deep" / "er" / "net.pt")
     assert sorted(contents(tmp_path / "deep" / "er")) == ["net.pt", "net.pt.csv"]
     assert not network.training
@@ -150,7 +170,9 @@ def test_the_network_normalises_by_the_training_part() -> None:
     assert found.architecture.std == pytest.approx([pixels.std(correction=0).item()], rel=1e-4)
 
 
-def test_a_progress_bar_is_shown_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_is_shown_on_demand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train("standard", digits(), out=tmp_path / "net.pt", **TINY | {"epochs": 1})
     assert "standard: 100%" in capsys.readouterr().err
 
@@ -158,7 +180,9 @@ def test_a_progress_bar_is_shown_on_demand(tmp_path: Path, capsys: pytest.Captur
 # ---------------------------------------------------------------- the recipe
 
 
-def test_the_learning_rate_falls_at_its_milestones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_learning_rate_falls_at_its_milestones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used, validate = [], training.validate
 
     def watched(job: Any, state: Any) -> dict[str, float]:
@@ -203,7 +227,9 @@ def test_the_learning_rate_falls_at_its_milestones(tmp_path: Path, monkeypatch: 
         ({"momentum": -1.0}, "momentum"),
         ({"weight_decay": -1.0}, "weight_decay"),
     ],
-    ids=lambda value: ", ".join(f"{name}={new}" for name, new in value.items()) if isinstance(value, dict) else "",
+    ids=lambda value: (
+        ", ".join(f"{name}={new}" for name, new in value.items()) if isinstance(value, dict) else ""
+    ),
 )
 def test_settings_that_do_not_fit(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with mistake(words):
@@ -212,7 +238,9 @@ def test_settings_that_do_not_fit(changes: dict[str, Any], words: str, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["eas", "fsr", "kap"])
-def test_gates_of_feature_maps_are_not_for_logits(kind: str, tmp_path: Path, unchecked: None) -> None:
+def test_gates_of_feature_maps_are_not_for_logits(
+    kind: str, tmp_path: Path, unchecked: None
+) -> None:
     with mistake(f"kind {kind}", "feature maps", "gate a convolutional layer"):
         run("at", tmp_path / "net.pt", gates_kind=kind, gates_layers=["linear"])
     assert not contents(tmp_path)
@@ -239,7 +267,9 @@ SCORES = {  # natural and robust accuracy, epoch by epoch, and the best epoch by
 
 @pytest.mark.parametrize("method", ["standard", "cifs"])
 @pytest.mark.parametrize("case", SCORES)
-def test_the_best_epoch_is_kept(case: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_epoch_is_kept(
+    case: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     natural, robust, best_robust, best_natural = SCORES[case]
     best = best_natural if method == "standard" else best_robust
     states: list[dict[str, Tensor]] = []
@@ -247,7 +277,10 @@ def test_the_best_epoch_is_kept(case: str, method: str, tmp_path: Path, monkeypa
     def scripted(job: Any, state: Any) -> dict[str, float]:
         states.append({name: tensor.clone() for name, tensor in state.network.state_dict().items()})
         of_gates = dict.fromkeys(log_columns(job.gates)[len(LOG) :], 0.5)
-        return {"val_natural": natural[len(states) - 1], "val_robust": robust[len(states) - 1]} | of_gates
+        return {
+            "val_natural": natural[len(states) - 1],
+            "val_robust": robust[len(states) - 1],
+        } | of_gates
 
     monkeypatch.setattr(training, "validate", scripted)
     run(method, tmp_path / "net.pt", data=digits(2), epochs=3)
@@ -272,9 +305,13 @@ def test_validation_measures_what_it_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "at"), [*((method, 5) for method in MOST), *(("cifs", at) for at in (1, 3, 4, 6))], ids=str
+    ("method", "at"),
+    [*((method, 5) for method in MOST), *(("cifs", at) for at in (1, 3, 4, 6))],
+    ids=str,
 )
-def test_a_run_goes_on_after_ctrl_c_as_if_nothing_had_been(method: str, at: int, tmp_path: Path) -> None:
+def test_a_run_goes_on_after_ctrl_c_as_if_nothing_had_been(
+    method: str, at: int, tmp_path: Path
+) -> None:
     out = tmp_path / "net.pt"
     interrupted(method, out, at)
     assert sorted(contents(tmp_path)) == ["net.pt.csv", "net.pt.partial"]
@@ -285,7 +322,9 @@ def test_a_run_goes_on_after_ctrl_c_as_if_nothing_had_been(method: str, at: int,
 
 
 @pytest.mark.parametrize(("at", "epochs"), [(1, 0), (5, 1)])
-def test_what_an_interrupted_run_leaves_is_a_checkpoint_too(at: int, epochs: int, tmp_path: Path) -> None:
+def test_what_an_interrupted_run_leaves_is_a_checkpoint_too(
+    at: int, epochs: int, tmp_path: Path
+) -> None:
     """Of the best network so far, or of the one at the start."""
     partial = interrupted("cifs", tmp_path / "net.pt", at)
     found = Checkpoint.read(partial)
@@ -295,7 +334,9 @@ def test_what_an_interrupted_run_leaves_is_a_checkpoint_too(at: int, epochs: int
     wanted = dict(Checkpoint.read(tmp_path / "one.pt").state) if epochs else begun
     assert same_state(dict(found.state), wanted)
     assert same_state(load(partial).state_dict(), wanted)
-    known = compare([partial], digits(), attack="pgd-1", attacks="fgsm", replicates=20, progress=False)
+    known = compare(
+        [partial], digits(), attack="pgd-1", attacks="fgsm", replicates=20, progress=False
+    )
     assert len(known.training) == epochs
 
 
@@ -308,7 +349,9 @@ def test_resume_begins_where_there_is_nothing_and_rests_where_all_is_done(tmp_pa
     assert same_state(network.state_dict(), load(tmp_path / "net.pt").state_dict())
 
 
-def test_a_run_stopped_between_its_last_two_writes_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_between_its_last_two_writes_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stopped(_self: Checkpoint, _path: Path) -> None:
         raise KeyboardInterrupt
 
@@ -327,7 +370,13 @@ def history(partial: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("out", "foreign"),
-    [("b", ".bashrc"), ("b", ".b"), ("at.pt", ".at.pt.swp"), ("at.pt", ".at.pt2-draft.txt"), ("net", ".net-notes.txt")],
+    [
+        ("b", ".bashrc"),
+        ("b", ".b"),
+        ("at.pt", ".at.pt.swp"),
+        ("at.pt", ".at.pt2-draft.txt"),
+        ("net", ".net-notes.txt"),
+    ],
 )
 def test_resuming_leaves_other_hidden_files_alone(out: str, foreign: str, tmp_path: Path) -> None:
     (tmp_path / foreign).write_text("mine")
@@ -422,7 +471,9 @@ def spoil(part: str, folder: Path, *value: Any) -> dict[str, bytes | None]:
 
 @pytest.mark.parametrize("other", OTHER)
 @pytest.mark.parametrize("complete", [False, True], ids=["interrupted", "complete"])
-def test_a_run_does_not_go_on_with_other_settings(other: str, complete: bool, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_other_settings(
+    other: str, complete: bool, tmp_path: Path
+) -> None:
     method, changes, words = OTHER[other]
     left = trained("at") if complete else stopped()
     for path in (left, left.with_name("at-4.pt.csv")):
@@ -442,7 +493,9 @@ def test_a_damaged_state_is_refused(part: str, value: Any, tmp_path: Path) -> No
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("part", ["meta", "state", "progress", "meta/history", "meta/settings", *PROGRESS])
+@pytest.mark.parametrize(
+    "part", ["meta", "state", "progress", "meta/history", "meta/settings", *PROGRESS]
+)
 def test_an_incomplete_state_is_refused(part: str, tmp_path: Path) -> None:
     before = spoil(part, tmp_path)
     with mistake("net.pt.partial"):
@@ -462,7 +515,11 @@ def test_a_class_without_training_images(tmp_path: Path) -> None:
     assert data.train is not None
     few = data.train.subset((data.train.labels != 1).nonzero().flatten())
     with mistake("'1'", "no training images"):
-        run("at", tmp_path / "net.pt", data=Dataset("digits", data.classes, data.test, few, data.val))
+        run(
+            "at",
+            tmp_path / "net.pt",
+            data=Dataset("digits", data.classes, data.test, few, data.val),
+        )
     assert not contents(tmp_path)
 
 
@@ -481,15 +538,28 @@ def test_a_last_batch_of_one_image_is_left_out(tmp_path: Path) -> None:
 
 def test_colour_images_of_uneven_sides(tmp_path: Path) -> None:
     x = torch.randint(256, (12, 3, 9, 6), dtype=torch.uint8)
-    part = Split(x, torch.arange(12) % 2)
-    network = run("cas", tmp_path / "net.pt", data=Dataset("colour", ("a", "b"), part, part, part), epochs=1, crop=2)
+    part = MemorySplit(x, torch.arange(12) % 2)
+    network = run(
+        "cas",
+        tmp_path / "net.pt",
+        data=Dataset("colour", ("a", "b"), part, part, part),
+        epochs=1,
+        crop=2,
+    )
     assert Checkpoint.read(tmp_path / "net.pt").image == (3, 9, 6)
     assert network(x / 255).shape == (12, 2)
 
 
-@pytest.mark.parametrize(("batch_size", "epoch"), [(2, 1), (24, 2)], ids=["first epoch", "second epoch"])
+@pytest.mark.parametrize(
+    ("batch_size", "epoch"), [(2, 1), (24, 2)], ids=["first epoch", "second epoch"]
+)
 def test_a_loss_that_is_no_number(batch_size: int, epoch: int, tmp_path: Path) -> None:
-    with mistake(f"no longer a number in epoch {epoch}", "learning rate", f"state of epoch {epoch - 1}", ".partial"):
+    with mistake(
+        f"no longer a number in epoch {epoch}",
+        "learning rate",
+        f"state of epoch {epoch - 1}",
+        ".partial",
+    ):
         run("at", tmp_path / "net.pt", lr=1e6, weight_decay=1, batch_size=batch_size)
     assert sorted(contents(tmp_path)) == ["net.pt.csv", "net.pt.partial"]
     assert len(history(tmp_path / "net.pt.partial")) == epoch - 1
@@ -514,14 +584,18 @@ def test_weights_that_are_no_numbers_do_not_become_a_checkpoint(
 def test_a_place_that_cannot_be_written_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "train_epoch", lambda *_: pytest.fail("an epoch was trained in vain"))
+    monkeypatch.setattr(
+        training, "train_epoch", lambda *_: pytest.fail("an epoch was trained in vain")
+    )
     (tmp_path / "file").write_text("mine")
     with mistake("file"):
         run("at", tmp_path / "file" / "net.pt")
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-def test_a_failed_write_keeps_the_epochs_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_epochs_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writes: list[int] = []
 
     def full(handle: int) -> None:
@@ -543,7 +617,11 @@ def test_the_backbone_starts_with_the_same_weights_whatever_the_gates(tmp_path: 
     seen: dict[str, dict[str, Tensor]] = {}
     for method in ("at", "cifs"):
         state = State.fresh(tiny_job(method, tmp_path / "net.pt"), "cpu").network.state_dict()
-        seen[method] = {name.removeprefix("cnn."): value for name, value in state.items() if "selectors" not in name}
+        seen[method] = {
+            name.removeprefix("cnn."): value
+            for name, value in state.items()
+            if "selectors" not in name
+        }
     assert same_state(seen["at"], seen["cifs"])
 
 
@@ -556,5 +634,13 @@ def test_a_table_beside_out_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "net.pt.csv").write_text("mine")
     for resume in (False, True):
         with pytest.raises(UserError, match="exists"):
-            train("standard", digits(), out=tmp_path / "net.pt", resume=resume, epochs=1, width=2, progress=False)
+            train(
+                "standard",
+                digits(),
+                out=tmp_path / "net.pt",
+                resume=resume,
+                epochs=1,
+                width=2,
+                progress=False,
+            )
     assert (tmp_path / "net.pt.csv").read_text() == "mine"

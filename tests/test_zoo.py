@@ -12,14 +12,14 @@ import torch
 
 from benchmarks import pages
 from channelscope import attached, load
-from channelscope.attacks import correct, image_generators, parse, thrifty
+from channelscope.attacks import find_correct, make_generators, parse_attack, stop_early
 from channelscope.cli import main
-from channelscope.data import Split, stratified
+from channelscope.data import MemorySplit, sample_stratified
 from channelscope.data import load as load_data
 from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation
 from channelscope.gates import Selective
-from channelscope.study.models import subjects_of
+from channelscope.study.models import load_models
 from channelscope.training.recipes import name_of
 from channelscope.weights import Checkpoint, zoo
 from channelscope.weights.tensors import load_tensors
@@ -65,7 +65,7 @@ def test_a_network_says_how_it_was_trained(name: str) -> None:
 
 
 def test_the_adversarially_trained_networks_had_equal_compute() -> None:
-    _, at, cas, cifs = subjects_of([f"zoo:{name}" for name in NAMES], {}, "cpu")
+    _, at, cas, cifs = load_models([f"zoo:{name}" for name in NAMES], {}, "cpu")
     assert at.label == "cifar10-at"
     assert at.compute == cas.compute == cifs.compute
 
@@ -75,7 +75,9 @@ def test_any_other_path_is_left_as_it_is() -> None:
     assert zoo.label_of("a/b.c.pt") == "b.c"
 
 
-@pytest.mark.parametrize("name", ["zoo:", "zoo:cifar10-ta", "zoo:../zoo/cifar10-at", "zoo:cifar10-at.pt"])
+@pytest.mark.parametrize(
+    "name", ["zoo:", "zoo:cifar10-ta", "zoo:../zoo/cifar10-at", "zoo:cifar10-at.pt"]
+)
 def test_an_unknown_name_is_the_users_to_know(name: str) -> None:
     with pytest.raises(UserError, match="choose from cifar10-standard, cifar10-at"):
         load(name)
@@ -97,7 +99,9 @@ def test_nothing_is_written_under_a_name_of_the_zoo(
 def test_weights_too_large_for_half_precision_are_not_halved() -> None:
     checkpoint = Checkpoint.read("zoo:cifar10-at")
     large = {"linear.weight": torch.full_like(checkpoint.state["linear.weight"], 1e5)}
-    halved = Checkpoint(**vars(checkpoint) | {"state": dict(checkpoint.state) | large}).halved().state
+    halved = (
+        Checkpoint(**vars(checkpoint) | {"state": dict(checkpoint.state) | large}).halved().state
+    )
     assert torch.equal(halved["linear.weight"], large["linear.weight"])
 
 
@@ -109,7 +113,9 @@ def test_halving_keeps_what_is_small(tmp_path: Path) -> None:
     again = Checkpoint.read(tmp_path / "half.pt")
     assert torch.equal(again.state[behind], state[behind])
     for name, tensor in again.state.items():
-        torch.testing.assert_close(tensor, checkpoint.state[name] if name != behind else tensor, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(
+            tensor, checkpoint.state[name] if name != behind else tensor, rtol=1e-3, atol=1e-7
+        )
 
 
 def test_what_was_measured_is_what_the_images_outcomes_say(tmp_path: Path) -> None:
@@ -159,29 +165,44 @@ def test_the_command_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
         rows = list(csv.DictReader(file))
     for name in NAMES:
         line = next(line for line in told.splitlines() if line.startswith(f"zoo:{name} "))
-        shares = {row["attack"]: f"{float(row['accuracy']):.1%}" for row in rows if row["model"] == name}
-        assert line.split()[1:6] == [shares[key] for key in ("natural", "pgd-20", "cw-30", "worst", "autoattack")]
+        shares = {
+            row["attack"]: f"{float(row['accuracy']):.1%}" for row in rows if row["model"] == name
+        }
+        assert line.split()[1:6] == [
+            shares[key] for key in ("natural", "pgd-20", "cw-30", "worst", "autoattack")
+        ]
         assert zoo.TRAINED_ON in line
         assert f"cifar10-resnet18-small-{name.removeprefix('cifar10-')}" in line
 
 
 def test_data_has_to_be_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    status = main(["compare", "--models", "zoo:cifar10-at", "zoo:cifar10-cifs", "--out", str(tmp_path / "out")])
+    status = main(
+        [
+            "compare",
+            "--models",
+            "zoo:cifar10-at",
+            "zoo:cifar10-cifs",
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     assert status == 2
     assert "--data cifar10 --download" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def measured() -> tuple[Evaluation, Split]:
+def measured() -> tuple[Evaluation, MemorySplit]:
     """The evaluation that is kept, and its images."""
     folder = os.environ.get("CHANNELSCOPE_DATA")
     if not folder:
         pytest.skip("CHANNELSCOPE_DATA names no image folder")
     part = load_data(f"imagefolder:{folder}/cifar10-jpeg", stream=True).test
     found = Evaluation.load(ROOT / pages.KEPT / "evaluation")
-    part = part.subset(stratified(part.labels, found.meta["data"]["images"], found.meta["seed"]))
+    part = part.subset(
+        sample_stratified(part.labels, found.meta["data"]["images"], found.meta["seed"])
+    )
     x, y = next(part.batches(len(part)))
-    return found, Split(x, y)
+    return found, MemorySplit(x, y)
 
 
 def _outcome(found: Evaluation, network: int, attack: str) -> np.ndarray:
@@ -189,31 +210,48 @@ def _outcome(found: Evaluation, network: int, attack: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_natural_accuracy_comes_out_again(measured: tuple[Evaluation, Split], name: str) -> None:
+def test_natural_accuracy_comes_out_again(
+    measured: tuple[Evaluation, MemorySplit], name: str
+) -> None:
     found, part = measured
     network, index = load(f"zoo:{name}"), NAMES.index(name)
     with torch.no_grad():
-        right = torch.cat([correct(network, x, y) for x, y in part.batches(250)])
+        right = torch.cat([find_correct(network, x, y) for x, y in part.batches(250)])
     assert abs(right.float().mean() - _outcome(found, index, "natural").mean()) <= 0.003
 
 
 @pytest.mark.parametrize("attack", ["pgd-20", "cw-30"])
 @pytest.mark.parametrize("name", NAMES)
-def test_robust_accuracy_comes_out_again(measured: tuple[Evaluation, Split], name: str, attack: str) -> None:
+def test_robust_accuracy_comes_out_again(
+    measured: tuple[Evaluation, MemorySplit], name: str, attack: str
+) -> None:
     found, part = measured
     network, index = load(f"zoo:{name}"), NAMES.index(name)
-    rows = np.flatnonzero(_outcome(found, index, "natural"))[:128]  # the evaluation's first batch: rounding is the same
-    generators = image_generators(found.meta["seed"], attack, rows.tolist())
+    rows = np.flatnonzero(_outcome(found, index, "natural"))[
+        :128
+    ]  # the evaluation's first batch: rounding is the same
+    generators = make_generators(found.meta["seed"], attack, rows.tolist())
     x, y = next(part.batches(128, indices=torch.from_numpy(rows)))
     with attached(network):
-        stood = correct(network, thrifty(parse(attack, eps=8 / 255))(network, x, y, generators), y)
+        stood = find_correct(
+            network, stop_early(parse_attack(attack, eps=8 / 255))(network, x, y, generators), y
+        )
     assert (stood.numpy() != _outcome(found, index, attack)[rows]).sum() <= 1
 
 
 @pytest.mark.parametrize(
-    "content", ["", "a,b\n1,2\n", "model,attack,accuracy,low,high,count\nx,y,z,0,0,0\n", "\udcff", '"' + "x" * 200_000]
+    "content",
+    [
+        "",
+        "a,b\n1,2\n",
+        "model,attack,accuracy,low,high,count\nx,y,z,0,0,0\n",
+        "\udcff",
+        '"' + "x" * 200_000,
+    ],
 )
-def test_results_that_are_damaged_are_refused(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_are_damaged_are_refused(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(zoo, "RESULTS", tmp_path / "results.csv")
     zoo.RESULTS.write_bytes(content.encode("utf-8", "surrogateescape"))
     with mistake("results.csv", "install channelscope again"):

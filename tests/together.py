@@ -21,11 +21,20 @@ UNEVEN = EXACT | {"images": 47}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "at": ("at", UNEVEN),
     "cifs": ("cifs", UNEVEN | {"averaging.kind": "swa", "averaging.start": 0}),
-    "trades": ("trades", UNEVEN | {"averaging.kind": "ema", "averaging.decay": 0.7, "nesterov": True}),
+    "trades": (
+        "trades",
+        UNEVEN | {"averaging.kind": "ema", "averaging.decay": 0.7, "nesterov": True},
+    ),
 }
-CHAIN: tuple[str, dict[str, Any]] = ("mart-cifs", UNEVEN | {"epochs": 3, "averaging.kind": "ema", "decay": 0.5})
+CHAIN: tuple[str, dict[str, Any]] = (
+    "mart-cifs",
+    UNEVEN | {"epochs": 3, "averaging.kind": "ema", "decay": 0.5},
+)
 # Of the last batch, of two images, the first of three processes gets nothing.
-FEW: tuple[str, dict[str, Any]] = ("trades-cifs", EXACT | {"images": 38, "batch_size": 18, "epochs": 1})
+FEW: tuple[str, dict[str, Any]] = (
+    "trades-cifs",
+    EXACT | {"images": 38, "batch_size": 18, "epochs": 1},
+)
 
 
 def trained(folder: Path, case: str) -> Path:
@@ -50,12 +59,12 @@ def main() -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", RANK=number)
     if int(number) < 2:
         os.environ.update(WORLD_SIZE="2", MASTER_PORT=ports[0])
-        with distributed.joined("cpu"):
+        with distributed.join_processes("cpu"):
             for case in CASES:
                 trained(Path(folder), case)
             stopped(Path(folder) / "chain.pt", 4, resume=True)
     os.environ.update(WORLD_SIZE="3", MASTER_PORT=ports[1])
-    with distributed.joined("cpu"):
+    with distributed.join_processes("cpu"):
         trained(Path(folder), "few")
 
 

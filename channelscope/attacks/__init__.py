@@ -1,19 +1,32 @@
 """Attacks on images in [0, 1]: frozen, configured callables (model, x, y) -> adversarial x."""
 
-from channelscope.attacks.adaptive import Detached, JointSweep, MaskFrozen, ProbeLoss, Transfer, thrifty
+from channelscope.attacks.adaptive import (
+    Detached,
+    JointSweep,
+    MaskFrozen,
+    ProbeLoss,
+    Transfer,
+    stop_early,
+)
 from channelscope.attacks.apgd import APGD
 from channelscope.attacks.ball import (
     Attack,
     ImageGenerators,
     Norm,
-    called,
+    attack_name,
     check_images,
-    correct,
-    image_generators,
-    is_right,
+    find_correct,
+    is_correct,
+    make_generators,
 )
-from channelscope.attacks.library import AttackWarning, AutoAttack, LibraryAttack, Square, doubts
-from channelscope.attacks.names import parse
+from channelscope.attacks.library import (
+    AttackWarning,
+    AutoAttack,
+    LibraryAttack,
+    Square,
+    collect_warnings,
+)
+from channelscope.attacks.names import parse_attack
 from channelscope.attacks.pgd import FGSM, PGD
 from channelscope.attacks.runs import NoGradient
 
@@ -34,12 +47,12 @@ __all__ = [
     "ProbeLoss",
     "Square",
     "Transfer",
-    "called",
+    "attack_name",
     "check_images",
-    "correct",
-    "doubts",
-    "image_generators",
-    "is_right",
-    "parse",
-    "thrifty",
+    "collect_warnings",
+    "find_correct",
+    "is_correct",
+    "make_generators",
+    "parse_attack",
+    "stop_early",
 ]

@@ -16,27 +16,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.attacks.apgd import APGD
-from channelscope.attacks.ball import Attack, ImageGenerators, correct
+from channelscope.attacks.ball import Attack, ImageGenerators, find_correct
 from channelscope.attacks.pgd import FGSM, PGD
 from channelscope.errors import UserError
-from channelscope.gates import Selective, detached, frozen
-from channelscope.layers.hooks import evaluating
+from channelscope.gates import Selective, detached, freeze_masks
+from channelscope.layers.hooks import eval_mode
 from channelscope.objectives import Gated, Joint, cross_entropy
 
 BETAS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0, inf)
 
 
 def in_turn(
-    attacks: Sequence[Attack], model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
+    attacks: Sequence[Attack],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "n *image"]:
     """Run attacks one after the other, each on the images that are still classified correctly; x where all fail."""
     adversarial, left = x.clone(), torch.arange(len(x), device=x.device)
-    with evaluating(model):
-        left = left[correct(model, x, y)]
+    with eval_mode(model):
+        left = left[find_correct(model, x, y)]
         for attack in attacks:
             own = generator.only(left) if isinstance(generator, ImageGenerators) else generator
             found = attack(model, x[left], y[left], own)
-            standing = correct(model, found, y[left])
+            standing = find_correct(model, found, y[left])
             adversarial[left[~standing]] = found[~standing]
             left = left[standing]
     return adversarial
@@ -54,11 +58,15 @@ class ProbeLoss:
     gate: int
     layer: str
 
-    def __call__(self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def __call__(
+        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         if not isinstance(model, Gated):
             return cross_entropy(model, x, y)
         heads = model.probed(x).heads(y)[self.gate]
-        return torch.stack([F.cross_entropy(logits, targets, reduction="none") for logits, targets in heads]).sum(0)
+        return torch.stack(
+            [F.cross_entropy(logits, targets, reduction="none") for logits, targets in heads]
+        ).sum(0)
 
     def __str__(self) -> str:
         return f"probe-{self.layer}"
@@ -150,7 +158,9 @@ class MaskFrozen:
 
     def __post_init__(self) -> None:
         if self.attack.early_stop is not None:
-            raise UserError("An attack on frozen masks does not stop early: leave its early_stop at None.")
+            raise UserError(
+                "An attack on frozen masks does not stop early: leave its early_stop at None."
+            )
 
     @property
     def eps(self) -> float:
@@ -167,7 +177,7 @@ class MaskFrozen:
         """Attack images x (n, c, h, w) with labels y (n,); of a network without gates, as the attack alone would."""
         if not isinstance(model, Selective) or not len(x):
             return self.attack(model, x, y, generator)
-        with evaluating(model), frozen(model, x, y if self.at == "label" else None):
+        with eval_mode(model), freeze_masks(model, x, y if self.at == "label" else None):
             return self.attack(model, x, y, generator)
 
     def __str__(self) -> str:
@@ -207,10 +217,10 @@ class Transfer:
         return f"{self.attack}:from-{self.name}"
 
 
-def thrifty(attack: Attack) -> Attack:
+def stop_early(attack: Attack) -> Attack:
     """Let an attack drop each image once it is broken, where the attack knows how to."""
     if isinstance(attack, PGD) and attack.early_stop is None:
         return dataclasses.replace(attack, early_stop=0)
     if isinstance(attack, Detached):
-        return dataclasses.replace(attack, attack=thrifty(attack.attack))
+        return dataclasses.replace(attack, attack=stop_early(attack.attack))
     return attack

@@ -12,11 +12,11 @@ from channelscope.attacks.ball import (
     Norm,
     check_ball,
     check_images,
-    is_right,
-    normal,
-    projection,
-    uniform,
-    wide,
+    draw_uniform,
+    is_correct,
+    make_projection,
+    to_normal,
+    working_dtype,
 )
 from channelscope.attacks.pgd import suffix
 from channelscope.attacks.runs import Points, View, direction, look, narrowed, restarted, seen
@@ -88,35 +88,50 @@ class APGD:
         def run(x: Tensor, y: Tensor, start: Tensor, objective: Objective) -> Points:
             return self._run(model, x, y, start, objective)
 
-        return restarted(model, x, y, self._starts(x.to(wide(x.dtype)), generator), run, self.objective, drops=True)
+        return restarted(
+            model,
+            x,
+            y,
+            self._starts(x.to(working_dtype(x.dtype)), generator),
+            run,
+            self.objective,
+            drops=True,
+        )
 
     def _starts(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Give the restarts' points: x + eps t / |t|, t uniform in [-1, 1) for L-inf and normal for L2."""
-        u = uniform((len(x), self.restarts, x.shape[1:].numel()), x, generator).transpose(0, 1)
-        t = 2 * u - 1 if self.norm == "inf" else normal(u)
-        size = t.abs().amax(-1, keepdim=True) if self.norm == "inf" else t.norm(dim=-1, keepdim=True)
+        u = draw_uniform((len(x), self.restarts, x.shape[1:].numel()), x, generator).transpose(0, 1)
+        t = 2 * u - 1 if self.norm == "inf" else to_normal(u)
+        size = (
+            t.abs().amax(-1, keepdim=True) if self.norm == "inf" else t.norm(dim=-1, keepdim=True)
+        )
         return x + (self.eps * t / size.clamp_min(1e-12)).reshape(-1, *x.shape)
 
-    def _run(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, objective: Objective) -> Points:
+    def _run(
+        self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, objective: Objective
+    ) -> Points:
         """Take the steps from one start; what is broken leaves, and its row of everything with it."""
         images, broken = torch.empty_like(x), torch.zeros_like(y, dtype=torch.bool)
         origin, of_rows, last = x.to(start.dtype), objective, 0
-        project = projection(origin, self.eps, self.norm)
+        project = make_projection(origin, self.eps, self.norm)
         state = _State.begin(y, project(start), 2 * self.eps)
         for k in range(self.steps + 1):
             if k:
-                state.points, state.previous = self._next(state, project, momentum=k > 1), state.points
+                state.points, state.previous = (
+                    self._next(state, project, momentum=k > 1),
+                    state.points,
+                )
             at = seen(x[state.rows], state.points)
             view = self._look(model, at, state.y, of_rows, gradient=k < self.steps)
             state.take(view)
-            right = is_right(view.logits, state.y)
+            right = is_correct(view.logits, state.y)
             if not right.all():
                 out = state.rows[~right]
                 images[out], broken[out] = at[~right], True
                 state = state.only(right)
                 if not len(state.rows):
                     break
-                project = projection(origin[state.rows], self.eps, self.norm)
+                project = make_projection(origin[state.rows], self.eps, self.norm)
                 of_rows = narrowed(objective, state.rows)
             if k in self._checkpoints:
                 state.check(self.rho * (k - last))
@@ -124,16 +139,27 @@ class APGD:
         images[state.rows] = seen(x[state.rows], state.best)
         return Points(images, broken)
 
-    def _next(self, state: "_State", project: Callable[[Tensor], Tensor], *, momentum: bool) -> Tensor:
+    def _next(
+        self, state: "_State", project: Callable[[Tensor], Tensor], *, momentum: bool
+    ) -> Tensor:
         """Give the points of the next step; the first one has no momentum."""
         at = state.points
         z = project(at + state.step * direction(state.gradient, self.norm))
-        return project(at + MOMENTUM * (z - at) + (1 - MOMENTUM) * (at - state.previous)) if momentum else z
+        return (
+            project(at + MOMENTUM * (z - at) + (1 - MOMENTUM) * (at - state.previous))
+            if momentum
+            else z
+        )
 
-    def _look(self, model: nn.Module, x: Tensor, y: Tensor, objective: Objective, *, gradient: bool) -> View:
+    def _look(
+        self, model: nn.Module, x: Tensor, y: Tensor, objective: Objective, *, gradient: bool
+    ) -> View:
         """Look at points as often as the expectation over the network's own randomness asks for."""
         views = [look(model, x, y, objective, gradient=gradient) for _ in range(self.eot)]
-        means = (torch.stack(values).to(wide(x.dtype)).mean(0) for values in zip(*views, strict=True))
+        means = (
+            torch.stack(values).to(working_dtype(x.dtype)).mean(0)
+            for values in zip(*views, strict=True)
+        )
         return View(*means)
 
     @property

@@ -11,10 +11,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks import Norm, check_images, correct
-from channelscope.attacks.ball import check_ball, length, normal, projection, rounded_towards, uniform, wide
+from channelscope.attacks import Norm, check_images, find_correct
+from channelscope.attacks.ball import (
+    check_ball,
+    draw_uniform,
+    l2_norms,
+    make_projection,
+    round_towards,
+    to_normal,
+    working_dtype,
+)
 from channelscope.errors import UserError
-from channelscope.layers.hooks import evaluating
+from channelscope.layers.hooks import eval_mode
 from channelscope.objectives import Objective
 
 
@@ -55,22 +63,22 @@ class Noise:
             UserError: for images outside [0, 1] or with NaN.
         """
         check_images(x)
-        exact = x.to(wide(x.dtype))
-        project, found = projection(exact, self.eps, self.norm), x.clone()
+        exact = x.to(working_dtype(x.dtype))
+        project, found = make_projection(exact, self.eps, self.norm), x.clone()
         going = torch.ones_like(y, dtype=torch.bool)
-        with evaluating(model):
+        with eval_mode(model):
             for _ in range(self.tries if self.eps and len(x) else 0):
-                points = rounded_towards(x, project(exact + self._draw(exact, generator)))
+                points = round_towards(x, project(exact + self._draw(exact, generator)))
                 found[going] = points[going]
-                going[going.clone()] = correct(model, points[going], y[going])
+                going[going.clone()] = find_correct(model, points[going], y[going])
                 if not going.any():
                     break
         return found
 
     def _draw(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draw for all images, those that are done too: what an image gets does not depend on the others."""
-        u = normal(uniform(tuple(x.shape), x, generator))
-        return self.eps * (u.sign() if self.norm == "inf" else u / length(u).clamp_min(1e-12))
+        u = to_normal(draw_uniform(tuple(x.shape), x, generator))
+        return self.eps * (u.sign() if self.norm == "inf" else u / l2_norms(u).clamp_min(1e-12))
 
     def __str__(self) -> str:
         return f"noise-{self.tries}{'-l2' if self.norm == '2' else ''}"
@@ -88,7 +96,9 @@ class Averaged:
     objective: Objective
     samples: int = 10
 
-    def __call__(self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def __call__(
+        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         return torch.stack([self.objective(model, x, y) for _ in range(self.samples)]).mean(0)
 
     def __str__(self) -> str:
@@ -113,7 +123,9 @@ class Estimated:
     spread: float
     samples: int = 25
 
-    def __call__(self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def __call__(
+        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
         with torch.no_grad():
             loss = self.objective(model, x, y)
         if not torch.is_grad_enabled():
@@ -124,7 +136,7 @@ class Estimated:
     def _slope(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         slope, generator = torch.zeros_like(x), _generator_at(x)
         for _ in range(self.samples):
-            s = (uniform(tuple(x.shape), x, generator) - 0.5).sign()
+            s = (draw_uniform(tuple(x.shape), x, generator) - 0.5).sign()
             ahead, behind = (self.objective(model, x + way * self.spread * s, y) for way in (1, -1))
             slope += ((ahead - behind) / (2 * self.spread)).view(-1, *[1] * (x.ndim - 1)) * s
         return slope / self.samples

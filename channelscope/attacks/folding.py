@@ -20,18 +20,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from channelscope import distributed
-from channelscope.layers.hooks import handed_on, has_hooks, logits_of
+from channelscope.layers.hooks import get_logits, handed_on, has_hooks
 
 T = TypeVar("T")
 
 # What a BatchNorm does in eval mode, it does in all of these.
-_BATCHNORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, distributed.SynchronisedBatchNorm2d.forward)
+_BATCHNORMS = (
+    nn.BatchNorm2d.forward,
+    nn.SyncBatchNorm.forward,
+    distributed.SynchronisedBatchNorm2d.forward,
+)
 
 # Images that the network is tried out on, to see whether it can be folded.
 _TRIED = 8
 
 
-def run_folded(model: nn.Module, x: Float[Tensor, "n *image"], work: Callable[[torch.memory_format], T]) -> T:
+def run_folded(
+    model: nn.Module, x: Float[Tensor, "n *image"], work: Callable[[torch.memory_format], T]
+) -> T:
     """Do some work on a network in eval mode, its BatchNorms folded for as long as it lasts where that is possible.
 
     Which BatchNorm follows which convolution is found by running a few of the images, once for a network's
@@ -51,7 +57,9 @@ def run_folded(model: nn.Module, x: Float[Tensor, "n *image"], work: Callable[[t
     with suppress(Exception), _folded(model, plan):
         return work(plan.layout)
     result = work(torch.preserve_format)
-    _PLANS[model] = _Plan(plan.structure)  # what does not like the folded network will not like it the next time
+    _PLANS[model] = _Plan(
+        plan.structure
+    )  # what does not like the folded network will not like it the next time
     return result
 
 
@@ -85,21 +93,30 @@ def _plan(model: nn.Module, x: Tensor) -> _Plan:
 
 def _structure(model: nn.Module, x: Tensor) -> tuple[Any, ...]:
     """Describe what a plan depends on: the layers, who watches them, and the kind of the images."""
-    layers = [(name, type(layer), has_hooks(layer), _patched(layer)) for name, layer in model.named_modules()]
+    layers = [
+        (name, type(layer), has_hooks(layer), _patched(layer))
+        for name, layer in model.named_modules()
+    ]
     return (x.shape[1:], x.dtype, *layers)
 
 
 def _find(model: nn.Module, x: Tensor, structure: tuple[Any, ...]) -> _Plan:
     """Find the pairs, and the first of two layouts in which the folded network still gives the same logits."""
     layers = dict(model.named_modules())
-    foldable = {name: layer for name, layer in layers.items() if _is_convolution(layer, x) or _is_batchnorm(layer, x)}
+    foldable = {
+        name: layer
+        for name, layer in layers.items()
+        if _is_convolution(layer, x) or _is_batchnorm(layer, x)
+    }
     none = _Plan(structure)
     if any(map(_is_opaque, layers.values())) or not any(map(_is_conv2d, foldable.values())):
         return none
     with suppress(Exception), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         with same_randomness(x):
             pairs, logits = handed_on(model, x, foldable)
-        fold = {a: b for a, b in pairs.items() if _is_conv2d(layers[a]) and not _is_conv2d(layers[b])}
+        fold = {
+            a: b for a, b in pairs.items() if _is_conv2d(layers[a]) and not _is_conv2d(layers[b])
+        }
         fold = _unshared(model, x, _Plan(structure, fold))
         # Code that calls view() on its features wants them contiguous.
         for plan in (_Plan(structure, fold, torch.channels_last), _Plan(structure, fold)):
@@ -121,7 +138,7 @@ def _agrees(model: nn.Module, x: Tensor, logits: Tensor, plan: _Plan) -> bool:
     # A GPU may convolve in TF32, of 10 bits; what a wrong plan does to the logits is larger by far.
     tolerance = 1e-4 if x.device.type == "cpu" else 1e-2
     with suppress(Exception), same_randomness(x), _folded(model, plan):
-        found = logits_of(model(x.to(memory_format=plan.layout)))
+        found = get_logits(model(x.to(memory_format=plan.layout)))
         return bool((found - logits).abs().max() <= tolerance * logits.abs().max())
     return False
 
@@ -142,7 +159,9 @@ def _is_convolution(layer: nn.Module, x: Tensor) -> bool:
 
 def _is_batchnorm(layer: nn.Module, x: Tensor) -> bool:
     """Tell whether a layer does in eval mode what a BatchNorm with running statistics does, and nothing more."""
-    return type(layer).forward in _BATCHNORMS and _is_plain(layer, getattr(layer, "running_var", None), x)
+    return type(layer).forward in _BATCHNORMS and _is_plain(
+        layer, getattr(layer, "running_var", None), x
+    )
 
 
 def _is_plain(layer: nn.Module, numbers: Any, x: Tensor) -> bool:
@@ -175,9 +194,14 @@ def _folded(model: nn.Module, plan: _Plan) -> Iterator[list["_Pair"]]:
     folded: list[_Pair] = []
     try:
         for convolution, batchnorm in plan.pairs.items():
-            pair = _Pair(model.get_submodule(convolution), model.get_submodule(batchnorm), plan.layout)
+            pair = _Pair(
+                model.get_submodule(convolution), model.get_submodule(batchnorm), plan.layout
+            )
             folded.append(pair)
-            vars(pair.convolution)["forward"], vars(pair.batchnorm)["forward"] = pair.convolve, pair.normalise
+            vars(pair.convolution)["forward"], vars(pair.batchnorm)["forward"] = (
+                pair.convolve,
+                pair.normalise,
+            )
         yield folded
     finally:
         for pair in folded:
@@ -200,7 +224,11 @@ class _Pair:
         scale = (batchnorm.running_var + batchnorm.eps).rsqrt()
         if batchnorm.weight is not None:
             scale = scale * batchnorm.weight
-        mean = batchnorm.running_mean if convolution.bias is None else batchnorm.running_mean - convolution.bias
+        mean = (
+            batchnorm.running_mean
+            if convolution.bias is None
+            else batchnorm.running_mean - convolution.bias
+        )
         bias = -mean * scale if batchnorm.bias is None else batchnorm.bias - mean * scale
         weight = convolution.weight * scale.view(-1, 1, 1, 1)
         return weight.to(memory_format=self.layout), bias
@@ -209,7 +237,10 @@ class _Pair:
         """List the tensors that the folded ones are made of, each with its version."""
         c, b = self.convolution, self.batchnorm
         tensors = (c.weight, c.bias, b.weight, b.bias, b.running_mean, b.running_var)
-        return [(tensor, None if tensor is None or tensor.is_inference() else tensor._version) for tensor in tensors]
+        return [
+            (tensor, None if tensor is None or tensor.is_inference() else tensor._version)
+            for tensor in tensors
+        ]
 
     def _is_current(self) -> bool:
         """Tell whether the folded weights still are the layers'; an objective may have put others in their place."""

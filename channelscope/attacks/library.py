@@ -23,16 +23,16 @@ from channelscope.attacks.ball import (
     Norm,
     check_ball,
     check_images,
-    correct,
-    is_right,
-    length,
-    projection,
-    rounded_towards,
-    wide,
+    find_correct,
+    is_correct,
+    l2_norms,
+    make_projection,
+    round_towards,
+    working_dtype,
 )
 from channelscope.attacks.folding import run_folded
 from channelscope.errors import UserError
-from channelscope.layers.hooks import evaluating, logits_of
+from channelscope.layers.hooks import eval_mode, get_logits
 from channelscope.objectives import margin
 
 Component = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
@@ -92,8 +92,10 @@ class AutoAttack:
         """
         check_images(x)
         if len(x):
-            with evaluating(model), torch.no_grad():
-                _check_classes("apgd-t", logits_of(model(x[:1])).shape[1])  # before the others have run for long
+            with eval_mode(model), torch.no_grad():
+                _check_classes(
+                    "apgd-t", get_logits(model(x[:1])).shape[1]
+                )  # before the others have run for long
         return in_turn(self.parts, model, x.detach(), y, generator)
 
     def __str__(self) -> str:
@@ -124,9 +126,13 @@ class LibraryAttack:
         _check_installed()
         check_ball(self.eps, self.norm)
         if self.name not in get_args(Component):
-            raise UserError(f"AutoAttack consists of {', '.join(get_args(Component))}; it has no {self.name!r}.")
+            raise UserError(
+                f"AutoAttack consists of {', '.join(get_args(Component))}; it has no {self.name!r}."
+            )
         if self.iterations is not None and self.iterations < 1:
-            raise UserError("AutoAttack's attacks need at least one iteration, Square at least one query.")
+            raise UserError(
+                "AutoAttack's attacks need at least one iteration, Square at least one query."
+            )
 
     def __call__(
         self,
@@ -148,15 +154,17 @@ class LibraryAttack:
         if self.eps == 0 or not len(x):
             return x.detach().clone()
         # Tensors made in inference mode take part in no graph: the attack makes its own outside.
-        with evaluating(model), torch.inference_mode(False), torch.no_grad(), _randomness_kept():
+        with eval_mode(model), torch.inference_mode(False), torch.no_grad(), _randomness_kept():
             adversarial = x.clone()
-            logits = logits_of(model(x))
+            logits = get_logits(model(x))
             _check_classes(self.name, logits.shape[1])
-            left = is_right(logits, y).nonzero().flatten()
+            left = is_correct(logits, y).nonzero().flatten()
             if len(left):
                 standing, labels = x[left], y[left].long()
                 _examine(model, standing, labels, logits[left], gradients=self.name != "square")
-                adversarial[left] = self._attack(model, standing, labels, logits.shape[1], _seed(generator))
+                adversarial[left] = self._attack(
+                    model, standing, labels, logits.shape[1], _seed(generator)
+                )
         return adversarial
 
     def _attack(self, model: nn.Module, x: Tensor, y: Tensor, classes: int, seed: int) -> Tensor:
@@ -167,37 +175,49 @@ class LibraryAttack:
             logits = _door(model, x.dtype, layout)
             return self._make(logits, x.device, classes, seed).perturb(x.float().contiguous(), y)
 
-        exact = x.to(wide(x.dtype))
+        exact = x.to(working_dtype(x.dtype))
         found = run_folded(model, x, work).to(exact.dtype)
         found = torch.where(found.isnan(), exact, found)  # where a gradient was not a number
-        found = self._rounded(x, projection(exact, self.eps, self.norm)(found))
-        right = correct(model, found, y)
+        found = self._rounded(x, make_projection(exact, self.eps, self.norm)(found))
+        right = find_correct(model, found, y)
         return torch.where(right.view(-1, *[1] * (x.ndim - 1)), x, found)
 
     def _rounded(self, x: Tensor, found: Tensor) -> Tensor:
         """Round to the precision of x: to the nearest, which the network was shown, or else towards x."""
         nearest = found.to(x.dtype)
         delta = (nearest.to(found.dtype) - x.to(found.dtype)).abs()
-        inside = (delta if self.norm == "inf" else length(delta)) <= self.eps
-        return torch.where(inside, nearest, rounded_towards(x, found))
+        inside = (delta if self.norm == "inf" else l2_norms(delta)) <= self.eps
+        return torch.where(inside, nearest, round_towards(x, found))
 
-    def _make(self, logits: Callable[[Tensor], Tensor], device: torch.device, classes: int, seed: int) -> Any:
+    def _make(
+        self, logits: Callable[[Tensor], Tensor], device: torch.device, classes: int, seed: int
+    ) -> Any:
         """Make the library's attack on these logits, with the settings of the standard version."""
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
         from pyautoattack.fab_pt import FABAttack_PT
         from pyautoattack.square import SquareAttack
 
         iterations, targets = self.iterations or _ITERATIONS[self.name], min(_TARGETS, classes - 1)
-        common = {"norm": _NORMS[self.norm], "eps": self.eps, "seed": seed, "device": device, "n_restarts": 1}
+        common = {
+            "norm": _NORMS[self.norm],
+            "eps": self.eps,
+            "seed": seed,
+            "device": device,
+            "n_restarts": 1,
+        }
         match self.name:
             case "apgd-ce":
                 return APGDAttack(logits, n_iter=iterations, loss="ce", **common)
             case "apgd-t":
                 # Gradients of zero are looked for beforehand, and for every attack that uses gradients.
                 silent = Logger("pyautoattack", CRITICAL)
-                return APGDAttack_targeted(logits, n_iter=iterations, n_target_classes=targets, logger=silent, **common)
+                return APGDAttack_targeted(
+                    logits, n_iter=iterations, n_target_classes=targets, logger=silent, **common
+                )
             case "fab-t":
-                return FABAttack_PT(logits, n_iter=iterations, targeted=True, n_target_classes=targets, **common)
+                return FABAttack_PT(
+                    logits, n_iter=iterations, targeted=True, n_target_classes=targets, **common
+                )
             case "square":
                 return SquareAttack(logits, n_queries=iterations, resc_schedule=False, **common)
 
@@ -251,7 +271,9 @@ def _suffix(norm: Norm) -> str:
 def _check_installed() -> None:
     """Refuse to make an attack that would fail when it runs; the package itself is imported then."""
     if find_spec("pyautoattack") is None:
-        raise UserError("AutoAttack needs the package pyautoattack: pip install 'channelscope[autoattack]'.")
+        raise UserError(
+            "AutoAttack needs the package pyautoattack: pip install 'channelscope[autoattack]'."
+        )
 
 
 def _check_classes(name: Component, classes: int) -> None:
@@ -261,7 +283,9 @@ def _check_classes(name: Component, classes: int) -> None:
             "attack it with square or pgd-100."
         )
     if classes < 2:
-        raise UserError("The network has a single class, so that no image can be taken for another: attack another.")
+        raise UserError(
+            "The network has a single class, so that no image can be taken for another: attack another."
+        )
 
 
 def _seed(generator: torch.Generator | None) -> int:
@@ -269,11 +293,13 @@ def _seed(generator: torch.Generator | None) -> int:
     return 0 if generator is None else generator.initial_seed()
 
 
-def _door(model: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> Callable[[Tensor], Tensor]:
+def _door(
+    model: nn.Module, dtype: torch.dtype, layout: torch.memory_format
+) -> Callable[[Tensor], Tensor]:
     """Let the library in: single precision outside, the network's own precision and memory format inside."""
 
     def logits(images: Tensor) -> Tensor:
-        answer = logits_of(model(images.to(dtype, memory_format=layout)))
+        answer = get_logits(model(images.to(dtype, memory_format=layout)))
         return answer.to(torch.float32, copy=True)  # Square writes into it
 
     return logits
@@ -298,7 +324,7 @@ _DOUBTS: ContextVar[list[str] | None] = ContextVar("_DOUBTS", default=None)
 
 
 @contextmanager
-def doubts() -> Iterator[list[str]]:
+def collect_warnings() -> Iterator[list[str]]:
     """Collect, for as long as the context lasts, what would be an ``AttackWarning``: one sentence each, none twice.
 
     >>> with doubts() as found:
@@ -324,16 +350,24 @@ def _doubt(sentence: str) -> None:
 
 def _examine(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, *, gradients: bool) -> None:
     """Look for what makes AutoAttack unreliable, as its authors list it, on images that are classified correctly."""
-    if any(_differ(logits, logits_of(model(x))) for _ in range(2)):
-        _doubt("The network answers the same images differently each time: AutoAttack takes it to be deterministic.")
+    if any(_differ(logits, get_logits(model(x))) for _ in range(2)):
+        _doubt(
+            "The network answers the same images differently each time: AutoAttack takes it to be deterministic."
+        )
     if ((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-5)).all():
-        _doubt("The network returns probabilities: return logits, as the gradients of probabilities vanish.")
+        _doubt(
+            "The network returns probabilities: return logits, as the gradients of probabilities vanish."
+        )
     with _GraphWatch() as watch:
         model(x[:1])
     if watch.graph:
-        _doubt("The network takes gradients in its forward pass: such a defence needs an attack made for it.")
+        _doubt(
+            "The network takes gradients in its forward pass: such a defence needs an attack made for it."
+        )
     if gradients and (_gradient(model, x, y).flatten(1) == 0).all(1).any():
-        _doubt("Some images have a gradient of zero: attacks by gradients say little about them, Square says more.")
+        _doubt(
+            "Some images have a gradient of zero: attacks by gradients say little about them, Square says more."
+        )
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

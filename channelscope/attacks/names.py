@@ -24,7 +24,9 @@ _OTHERS: dict[str, Callable[[float, Norm], Attack]] = {
 _OBJECTIVES: dict[str, Objective] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
 
 
-def parse(name: str, *, eps: float = 8 / 255, norm: Norm = "inf", objective: Objective = cross_entropy) -> Attack:
+def parse_attack(
+    name: str, *, eps: float = 8 / 255, norm: Norm = "inf", objective: Objective = cross_entropy
+) -> Attack:
     """Make an attack from its short name, with ``-l2`` at its end for the L2 norm.
 
     ``fgsm``; ``pgd-STEPS`` and, on the margin of Carlini & Wagner, ``cw-STEPS``; ``apgd-ce``, ``apgd-dlr`` and
@@ -54,7 +56,9 @@ def parse(name: str, *, eps: float = 8 / 255, norm: Norm = "inf", objective: Obj
     norm = "2" if found["l2"] else norm
     if found["apgd"]:
         steps, restarts = int(found["a_steps"] or 100), int(found["a_restarts"] or 1)
-        return APGD(eps=eps, steps=steps, restarts=restarts, norm=norm, objective=_OBJECTIVES[found["apgd"]])
+        return APGD(
+            eps=eps, steps=steps, restarts=restarts, norm=norm, objective=_OBJECTIVES[found["apgd"]]
+        )
     if found["pgd"]:
         steps, restarts = int(found["steps"]), int(found["restarts"] or 1)
         of = margin if found["pgd"] == "cw" else objective

@@ -15,13 +15,22 @@ from channelscope.attacks.ball import (
     Norm,
     check_ball,
     check_images,
-    is_right,
-    normal,
-    projection,
-    uniform,
-    wide,
+    draw_uniform,
+    is_correct,
+    make_projection,
+    to_normal,
+    working_dtype,
 )
-from channelscope.attacks.runs import Points, direction, gradient_of, leaf, look, narrowed, restarted, seen
+from channelscope.attacks.runs import (
+    Points,
+    direction,
+    gradient_of,
+    leaf,
+    look,
+    narrowed,
+    restarted,
+    seen,
+)
 from channelscope.errors import UserError
 from channelscope.objectives import Objective, cross_entropy, margin
 
@@ -70,7 +79,9 @@ class PGD:
         if self.step is not None and not 0 <= self.step < float("inf"):
             raise UserError(f"PGD's step is a number from 0 up, not {self.step}.")
         if not 0 <= self.random_start < float("inf"):
-            raise UserError(f"PGD's random start is true, false or a spread from 0 up, not {self.random_start}.")
+            raise UserError(
+                f"PGD's random start is true, false or a spread from 0 up, not {self.random_start}."
+            )
         if self.early_stop is not None and self.early_stop < 0:
             raise UserError("PGD that stops early takes a number of further steps from 0 up.")
 
@@ -96,19 +107,21 @@ class PGD:
         if self.eps == 0 or not len(x):
             return x.clone()
         # Half precision cannot hold the ball: steps and projections are taken in 32 bits at least.
-        starts = self._starts(x.to(wide(x.dtype)), generator)
+        starts = self._starts(x.to(working_dtype(x.dtype)), generator)
 
         def run(x: Tensor, y: Tensor, start: Tensor, objective: Objective) -> Points:
             if self.early_stop is None:
                 return self._run(model, x, y, start, objective)
             return self._run_friendly(model, x, y, start, objective, self.early_stop)
 
-        return restarted(model, x, y, starts, run, self.objective, drops=self.early_stop is not None)
+        return restarted(
+            model, x, y, starts, run, self.objective, drops=self.early_stop is not None
+        )
 
     def skip(self, x: Float[Tensor, "n *image"], n: int, generator: torch.Generator) -> None:
         """Advance ``generator`` as an attack on n images of the shape and precision of those in x would."""
         if self.eps and self.random_start is not False:
-            self._draw(x[:0].to(wide(x.dtype)), n, generator)
+            self._draw(x[:0].to(working_dtype(x.dtype)), n, generator)
 
     def _starts(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Give the restarts' points before their projection: in the ball uniformly, normal around x, or x itself."""
@@ -116,22 +129,26 @@ class PGD:
             return x.expand(self.restarts, *x.shape)
         u = self._draw(x, len(x), generator).transpose(0, 1)
         if self.random_start is not True:
-            return x + self.random_start * normal(u).reshape(-1, *x.shape)
+            return x + self.random_start * to_normal(u).reshape(-1, *x.shape)
         if self.norm == "inf":
             return x + self.eps * (2 * u.reshape(-1, *x.shape) - 1)
         # A uniform direction (that of a normal vector) at radius eps * u^(1/d).
-        direction = normal(u[..., :-1])
+        direction = to_normal(u[..., :-1])
         radius = self.eps * u[..., -1:].pow(1 / direction.shape[-1])
-        return x + (radius * direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12)).reshape(-1, *x.shape)
+        return x + (
+            radius * direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        ).reshape(-1, *x.shape)
 
     def _draw(self, x: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
         """Draw from [0, 1) what n images like those of x need, an image's numbers in a row, so whatever its batch."""
         numbers = x.shape[1:].numel() + (self.norm == "2" and self.random_start is True)
-        return uniform((n, self.restarts, numbers), x, generator)
+        return draw_uniform((n, self.restarts, numbers), x, generator)
 
-    def _run(self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, objective: Objective) -> Points:
+    def _run(
+        self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, objective: Objective
+    ) -> Points:
         """Take the steps from one start."""
-        project = projection(x.to(start.dtype), self.eps, self.norm)
+        project = make_projection(x.to(start.dtype), self.eps, self.norm)
         points = project(start)
         for _ in range(self.steps):
             gradient, _ = gradient_of(model, leaf(seen(x, points)), y, objective)
@@ -142,19 +159,28 @@ class PGD:
         self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, objective: Objective, tau: int
     ) -> Points:
         """Take the steps of PGD-K-tau from one start: fewer and fewer images take part in them."""
-        project = projection(x.to(start.dtype), self.eps, self.norm)
+        project = make_projection(x.to(start.dtype), self.eps, self.norm)
         points = project(start)
         images, broken = seen(x, points).clone(), torch.zeros_like(y, dtype=torch.bool)
-        going, patience, of_going = torch.arange(len(x), device=x.device), torch.full_like(y, tau), objective
+        going, patience, of_going = (
+            torch.arange(len(x), device=x.device),
+            torch.full_like(y, tau),
+            objective,
+        )
         for _ in range(self.steps):
             view = look(model, seen(x, points), y, of_going, gradient=True)
-            fooled, gradient = ~is_right(view.logits, y), view.gradient.to(points.dtype)
+            fooled, gradient = ~is_correct(view.logits, y), view.gradient.to(points.dtype)
             on = ~fooled | (patience > 0)
             patience = patience - fooled.to(patience.dtype)
             if not on.all():
                 images[going[~on]], broken[going[~on]] = seen(x, points)[~on], True
-                going, x, y, points, patience, gradient = (t[on] for t in (going, x, y, points, patience, gradient))
-                project, of_going = projection(x.to(start.dtype), self.eps, self.norm), narrowed(objective, going)
+                going, x, y, points, patience, gradient = (
+                    t[on] for t in (going, x, y, points, patience, gradient)
+                )
+                project, of_going = (
+                    make_projection(x.to(start.dtype), self.eps, self.norm),
+                    narrowed(objective, going),
+                )
             if not len(going):
                 break
             points = project(points + self._move(gradient))
@@ -169,7 +195,9 @@ class PGD:
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         tau = "" if self.early_stop is None else f"-{self.early_stop}"
         # By its own name in the literature, which says what the objective is.
-        kind, objective = ("cw", cross_entropy) if self.objective is margin else ("pgd", self.objective)
+        kind, objective = (
+            ("cw", cross_entropy) if self.objective is margin else ("pgd", self.objective)
+        )
         return f"{kind}-{self.steps}{restarts}{tau}{suffix(self.norm, objective)}"
 
 
@@ -199,7 +227,12 @@ class FGSM:
     ) -> Float[Tensor, "n *image"]:
         """Attack images x (n, c, h, w) with labels y (n,); there is nothing random in it."""
         one_step = PGD(
-            eps=self.eps, step=self.eps, steps=1, random_start=False, norm=self.norm, objective=self.objective
+            eps=self.eps,
+            step=self.eps,
+            steps=1,
+            random_start=False,
+            norm=self.norm,
+            objective=self.objective,
         )
         return one_step(model, x, y, generator)
 

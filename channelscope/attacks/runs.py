@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks.ball import Norm, is_right, length, rounded_towards
+from channelscope.attacks.ball import Norm, is_correct, l2_norms, round_towards
 from channelscope.attacks.folding import run_folded
 from channelscope.errors import UserError
-from channelscope.layers.hooks import evaluating, logits_for, logits_of
+from channelscope.layers.hooks import eval_mode, get_logits, logits_for
 from channelscope.objectives import Objective
 
 # From the points where a run begins, in the precision of the ball, to its outcome: (images x, labels y, starts,
@@ -38,13 +38,20 @@ class View(NamedTuple):
 
 
 def restarted(
-    model: nn.Module, x: Tensor, y: Tensor, starts: Tensor, run: Run, objective: Objective, *, drops: bool
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    starts: Tensor,
+    run: Run,
+    objective: Objective,
+    *,
+    drops: bool,
 ) -> Tensor:
     """Run from each of the starts (restarts, n, ...); keep what fools the network, else what has the largest objective.
 
     If it ``drops`` broken images, a later run gets those only that no earlier one has broken.
     """
-    with evaluating(model):
+    with eval_mode(model):
         best = _checked(model, x, y, starts[0], run, objective)
         if len(starts) == 1:
             return best
@@ -62,7 +69,9 @@ def restarted(
     return best
 
 
-def _checked(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, run: Run, objective: Objective) -> Tensor:
+def _checked(
+    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, run: Run, objective: Objective
+) -> Tensor:
     """Run on the folded network, and once more on the real one for what only the folded one takes for broken."""
 
     def work(layout: torch.memory_format) -> Points:
@@ -73,7 +82,7 @@ def _checked(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, run: Run, ob
     rows = broken.nonzero().squeeze(1)
     if len(rows):
         with torch.no_grad():
-            rows = rows[is_right(logits_of(model(found[rows])), y[rows])]
+            rows = rows[is_correct(get_logits(model(found[rows])), y[rows])]
     if len(rows):
         found[rows] = run(x[rows], y[rows], start[rows], narrowed(objective, rows)).images
     return found
@@ -82,7 +91,7 @@ def _checked(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, run: Run, ob
 def _judged(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
     """Give each image's objective, and whether the network is right."""
     view = look(model, x, y, objective, gradient=False)
-    return view.loss, is_right(view.logits, y)
+    return view.loss, is_correct(view.logits, y)
 
 
 def look(model: nn.Module, x: Tensor, y: Tensor, objective: Objective, *, gradient: bool) -> View:
@@ -100,10 +109,12 @@ def look(model: nn.Module, x: Tensor, y: Tensor, objective: Objective, *, gradie
     if logits:
         return View(logits[0], loss, slope)
     with torch.no_grad():
-        return View(logits_of(model(at)), loss, slope)
+        return View(get_logits(model(at)), loss, slope)
 
 
-def gradient_of(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+def gradient_of(
+    model: nn.Module, x: Tensor, y: Tensor, objective: Objective
+) -> tuple[Tensor, Tensor]:
     """Give the objective's gradient at a leaf x, 0 where it is not a number, and the objective of each image."""
     with torch.enable_grad():
         losses = objective(model, x, y)
@@ -119,7 +130,7 @@ def gradient_of(model: nn.Module, x: Tensor, y: Tensor, objective: Objective) ->
 
 def direction(gradient: Tensor, norm: Norm) -> Tensor:
     """Give the direction of the steepest ascent: the gradient's signs or, in L2, the gradient over its length."""
-    return gradient.sign() if norm == "inf" else gradient / length(gradient).clamp_min(1e-12)
+    return gradient.sign() if norm == "inf" else gradient / l2_norms(gradient).clamp_min(1e-12)
 
 
 def leaf(x: Tensor) -> Tensor:
@@ -127,9 +138,11 @@ def leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
 
 
-def seen(x: Float[Tensor, "n *image"], points: Float[Tensor, "n *image"]) -> Float[Tensor, "n *image"]:
+def seen(
+    x: Float[Tensor, "n *image"], points: Float[Tensor, "n *image"]
+) -> Float[Tensor, "n *image"]:
     """Give the points as the network sees them and as they are returned: in the precision of x, inside the ball."""
-    return points if points.dtype == x.dtype else rounded_towards(x, points)
+    return points if points.dtype == x.dtype else round_towards(x, points)
 
 
 def narrowed(objective: Objective, rows: Int[Tensor, " m"]) -> Objective:

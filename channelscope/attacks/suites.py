@@ -18,11 +18,11 @@ from channelscope.attacks import (
     Norm,
     ProbeLoss,
     Transfer,
-    called,
-    parse,
+    attack_name,
+    parse_attack,
 )
 from channelscope.errors import UserError
-from channelscope.gates import Selective, is_hiding, takes_labels
+from channelscope.gates import Selective, hides_gradient, takes_labels
 from channelscope.objectives import margin
 
 STANDARD = ("fgsm", "pgd-20", "pgd-100x5", "cw-30", "apgd-ce", "apgd-dlr")
@@ -62,17 +62,25 @@ def attacks_on(
     for item in wanted:
         for attack in _expanded(network, item, eps, norm, twins):
             if isinstance(attack, str):
-                attack = _parsed(attack.replace("dlr", "margin") if classes < 3 else attack, eps, norm)
+                attack = _parsed(
+                    attack.replace("dlr", "margin") if classes < 3 else attack, eps, norm
+                )
             elif attack.eps != eps:
                 attack = resized(attack, eps)
-            if found.setdefault(called(attack), attack) != attack:
-                raise UserError(f"Two different attacks are called {called(attack)}: evaluate one after the other.")
+            if found.setdefault(attack_name(attack), attack) != attack:
+                raise UserError(
+                    f"Two different attacks are called {attack_name(attack)}: evaluate one after the other."
+                )
             if isinstance(attack, AutoAttack) and classes < 4:
-                raise UserError(f"AutoAttack needs at least four classes, not {classes}: name other attacks.")
+                raise UserError(
+                    f"AutoAttack needs at least four classes, not {classes}: name other attacks."
+                )
     return found
 
 
-def ball_of(attacks: Sequence[str | Attack], eps: float | None, norm: Norm) -> tuple[float | None, Norm]:
+def ball_of(
+    attacks: Sequence[str | Attack], eps: float | None, norm: Norm
+) -> tuple[float | None, Norm]:
     """Give the ball that all attacks as such share, or else the one that is asked for.
 
     Raises:
@@ -88,7 +96,9 @@ def ball_of(attacks: Sequence[str | Attack], eps: float | None, norm: Norm) -> t
             )
     balls = {(float(attack.eps), norm_of(attack, norm)) for attack in own}
     if len(balls) > 1 or any(eps not in (None, radius) for radius, _ in balls):
-        raise UserError("The attacks are on different balls: give all of them, and the evaluation, one eps and norm.")
+        raise UserError(
+            "The attacks are on different balls: give all of them, and the evaluation, one eps and norm."
+        )
     return balls.pop() if balls else (eps, norm)
 
 
@@ -111,7 +121,9 @@ def resized(attack: Attack, eps: float) -> Attack:
             return dataclasses.replace(attack, eps=eps)
         if "attack" in names:
             return dataclasses.replace(attack, attack=resized(attack.attack, eps))
-    raise UserError(f"{called(attack)} has no eps that can be set: leave it out of a sweep of eps.")
+    raise UserError(
+        f"{attack_name(attack)} has no eps that can be set: leave it out of a sweep of eps."
+    )
 
 
 def _takes(attack: Attack) -> bool:
@@ -125,8 +137,10 @@ def _takes(attack: Attack) -> bool:
 
 def _parsed(name: str, eps: float, norm: Norm) -> Attack:
     if norm == "inf" and name.endswith("-l2"):
-        raise UserError(f"{name} is of the L2 norm, whose radii are others: evaluate it by itself, with the norm '2'.")
-    return parse(name, eps=eps, norm=norm)
+        raise UserError(
+            f"{name} is of the L2 norm, whose radii are others: evaluate it by itself, with the norm '2'."
+        )
+    return parse_attack(name, eps=eps, norm=norm)
 
 
 def _expanded(
@@ -156,11 +170,13 @@ def _expanded(
 def _sweeps(network: Selective, eps: float, norm: Norm) -> Iterator[Attack]:
     sweep = JointSweep(attack=PGD(eps=eps, norm=norm))
     yield sweep
-    if is_hiding(network):
+    if hides_gradient(network):
         yield Detached(attack=sweep)
 
 
-def _adaptive(network: Selective, eps: float, norm: Norm, twins: Mapping[str, nn.Module]) -> Iterator[Attack]:
+def _adaptive(
+    network: Selective, eps: float, norm: Norm, twins: Mapping[str, nn.Module]
+) -> Iterator[Attack]:
     """Attack where gates may hide something: their probes, their masks, and around them."""
     base = PGD(eps=eps, norm=norm)
     yield from _sweeps(network, eps, norm)

@@ -11,12 +11,14 @@ from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from channelscope.cli import processes
 from channelscope.cli.parser import make_parser
 from channelscope.cli.terminal import Shown
-from channelscope.controls import spelt
+from channelscope.controls import escape
 from channelscope.errors import UserError
 
 _NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or, to train, a smaller --batch-size."
 
-_TORCH_HAS_NO_MEMORY = "can't allocate memory|out of memory|could not create a primitive"  # the last is oneDNN's
+_TORCH_HAS_NO_MEMORY = (
+    "can't allocate memory|out of memory|could not create a primitive"  # the last is oneDNN's
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes.number():
         _close_stdout()
     args = _parse(argv)
-    args.command = spelt(f"channelscope {shlex.join(argv)}")  # it is kept in files
+    args.command = escape(f"channelscope {shlex.join(argv)}")  # it is kept in files
     try:
         processes.check(args)
         with redirect_stdout(Shown(sys.stdout)):
@@ -41,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not processes.number():
             print(f"\nchannelscope: stopped.{getattr(args, 'after_stop', '')}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in 'channelscope layers ... | head'
+    except (
+        BrokenPipeError
+    ):  # the reader of our output has gone, as in 'channelscope layers ... | head'
         _close_stdout()
         return 0
     except MemoryError:
@@ -76,7 +80,9 @@ def _unexpected(error: Exception) -> int:
     if isinstance(error, RuntimeError) and re.search(_TORCH_HAS_NO_MEMORY, str(error)):
         return _fail(_NO_MEMORY)
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        return _fail("A process that reads images was ended by the system: free memory and start the command again.")
+        return _fail(
+            "A process that reads images was ended by the system: free memory and start the command again."
+        )
     if os.environ.get("CHANNELSCOPE_TRACEBACK"):
         raise error
     reason = (str(error).splitlines() or [""])[0]

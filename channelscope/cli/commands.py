@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from channelscope.cli.inputs import data_of, device_of, models_of, trained_on
-from channelscope.cli.printing import outcomes, table, tell_comparison, tell_evaluation, tell_interventions, tell_zoo
+from channelscope.cli.printing import (
+    outcomes,
+    table,
+    tell_comparison,
+    tell_evaluation,
+    tell_interventions,
+    tell_zoo,
+)
 from channelscope.cli.processes import together
 from channelscope.errors import UserError
 
@@ -51,7 +58,9 @@ def train(args: argparse.Namespace) -> None:
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
     """Read what is to be changed of the recipe."""
-    shorthands = {key: getattr(args, key) for key in ("arch", "width", "epochs", "batch_size", "lr", "eps")}
+    shorthands = {
+        key: getattr(args, key) for key in ("arch", "width", "epochs", "batch_size", "lr", "eps")
+    }
     return shorthands | settings(args.set)
 
 
@@ -64,7 +73,9 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
     own = {*signature(train).parameters, *signature(sweep).parameters} - {"overrides"}
     found = {name: parse_value(value) for name, value in _pairs(pairs, "--set optimizer.lr=0.05")}
     if strange := found.keys() & own:  # these have options of their own
-        raise UserError(f"{min(strange)!r} is no setting of a recipe: 'channelscope recipes NAME' lists them.")
+        raise UserError(
+            f"{min(strange)!r} is no setting of a recipe: 'channelscope recipes NAME' lists them."
+        )
     return found
 
 
@@ -112,7 +123,9 @@ def sweep(args: argparse.Namespace) -> None:
 def _varied(pairs: Sequence[str]) -> list[tuple[str, str]]:
     varied = _pairs(pairs, "--vary gates.beta=1,2")
     if twice := [name for name, count in Counter(name for name, _ in varied).items() if count > 1]:
-        raise UserError(f"{twice[0]} varies twice: give all of its values at once, as in {twice[0]}=1,2.")
+        raise UserError(
+            f"{twice[0]} varies twice: give all of its values at once, as in {twice[0]}=1,2."
+        )
     return varied
 
 
@@ -138,11 +151,11 @@ def compare(args: argparse.Namespace) -> None:
     """Compare checkpoints, write the folder and print what was found."""
     from channelscope.comparison import check_folder
     from channelscope.distributed import is_first
-    from channelscope.locks import locked
+    from channelscope.locks import lock_path
 
     device, out = device_of(args), Path(args.out)
     check_folder(out)
-    with together(args, device), locked(out.resolve()):
+    with together(args, device), lock_path(out.resolve()):
         found = _comparison(args, device)
         if is_first():
             found.meta["command"] = args.command
@@ -180,7 +193,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from channelscope.evaluation import evaluate
 
     device, models = device_of(args), models_of(args)
-    args.after_stop = " Run the same command again: it goes on with the images and attacks that are left."
+    args.after_stop = (
+        " Run the same command again: it goes on with the images and attacks that are left."
+    )
     with together(args, device):
         found = evaluate(
             models,
@@ -207,11 +222,11 @@ def evaluate(args: argparse.Namespace) -> None:
 def intervene(args: argparse.Namespace) -> None:
     """Suppress channels of checkpoints, write the folder and print what was found."""
     from channelscope.intervention import check_folder, intervene
-    from channelscope.locks import locked
+    from channelscope.locks import lock_path
 
     device, models, out = device_of(args), models_of(args), Path(args.out)
     check_folder(out)
-    with locked(out.resolve()):
+    with lock_path(out.resolve()):
         found = intervene(
             models,
             data_of(args, args.data or trained_on(models.values())),
@@ -237,11 +252,11 @@ def intervene(args: argparse.Namespace) -> None:
 def figures(args: argparse.Namespace) -> None:
     """Draw a comparison's figures and report again."""
     from channelscope.comparison import Comparison
-    from channelscope.locks import locked
+    from channelscope.locks import lock_path
 
     folder = Path(args.folder)
     how = {name: getattr(args, name) for name in ("style", "wide", "latex", "only", "formats")}
-    with locked(folder.resolve()):
+    with lock_path(folder.resolve()):
         Comparison.load(folder).draw(folder, **how, progress=not args.quiet)
     print(f"figures in {folder / 'figures'}, report in {folder / 'report.html'}")
 

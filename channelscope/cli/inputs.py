@@ -18,7 +18,9 @@ def models_of(args: argparse.Namespace) -> dict[str, "Checkpoint"]:
 
     labels = args.labels or [zoo.label_of(path) for path in args.models]
     if len(labels) != len(args.models):
-        raise UserError(f"There are {len(args.models)} models and {len(labels)} labels: give one label for each model.")
+        raise UserError(
+            f"There are {len(args.models)} models and {len(labels)} labels: give one label for each model."
+        )
     if len(set(labels)) < len(labels):
         raise UserError("Two models have the same label: give each its own with --labels.")
     return {label: Checkpoint.read(path) for label, path in zip(labels, args.models, strict=True)}
@@ -32,7 +34,9 @@ def trained_on(checkpoints: Any) -> str:
     names = {known["data"]["name"] if known else None for known in settings}
     name = names.pop()
     if names or name is None:
-        raise UserError("The models do not say that they were trained on one data set: name the data with --data.")
+        raise UserError(
+            "The models do not say that they were trained on one data set: name the data with --data."
+        )
     if name.partition(":")[0] not in {known.partition(":")[0] for known in NAMES}:
         raise UserError(
             f"The models were trained on {name}, which cannot be found by that name: name the data with --data, as in "
@@ -44,9 +48,9 @@ def trained_on(checkpoints: Any) -> str:
 def data_of(args: argparse.Namespace, name: str) -> "Dataset":
     """Load the data of this name, as the options say."""
     from channelscope.data import load
-    from channelscope.distributed import first_ahead
+    from channelscope.distributed import run_first
 
-    with first_ahead() if args.download else nullcontext():  # one process fetches
+    with run_first() if args.download else nullcontext():  # one process fetches
         return load(
             name,
             root=Path(args.data_root),
@@ -63,7 +67,9 @@ def device_of(args: argparse.Namespace) -> str:
 
     from channelscope.distributed import own_device
 
-    device = own_device(("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device)
+    device = own_device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device
+    )
     try:
         torch.zeros(1, device=device).item()  # "meta" makes tensors that hold nothing
     except (RuntimeError, AssertionError) as error:

@@ -18,24 +18,32 @@ def layers(args: argparse.Namespace) -> None:
     """Print a network's layers."""
     import torch
 
-    from channelscope.layers.hooks import layers_named, trace
-    from channelscope.study.models import refusals_told
+    from channelscope.layers.hooks import match_layers, trace
+    from channelscope.study.models import explain_refusal
 
     network, shape = _network(args.model, args.image_size)
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    with refusals_told(images, "choose another --image-size"):
+    with explain_refusal(images, "choose another --image-size"):
         calls, _ = trace(network, images)
-    named = {call.name: {call.name, call.name.partition("@")[0]} for call in calls}  # relu@1 is listed for relu too
-    wanted = set(layers_named(network, args.patterns, images)) if args.patterns else set(named)
+    named = {
+        call.name: {call.name, call.name.partition("@")[0]} for call in calls
+    }  # relu@1 is listed for relu too
+    wanted = set(match_layers(network, args.patterns, images)) if args.patterns else set(named)
     if missing := wanted - set().union(*named.values()):
         name = min(missing)
-        raise UserError(f"No layer {name!r} runs in this network.{suggest(name, named)} Without names, all are listed.")
+        raise UserError(
+            f"No layer {name!r} runs in this network.{suggest(name, named)} Without names, all are listed."
+        )
     penultimate = _penultimate(network, images)
     rows = [("layer", "kind", "channels", "shape")]
     for call in calls:
         if named[call.name] & wanted:
             size = " x ".join(map(str, call.output.shape[1:]))
-            mark = "  <- penultimate: what 'compare' looks at by default" if call.name == penultimate else ""
+            mark = (
+                "  <- penultimate: what 'compare' looks at by default"
+                if call.name == penultimate
+                else ""
+            )
             channels = _channels(network, call.name, tuple(call.output.shape))
             rows.append((call.name, type(call.module).__name__, channels, size + mark))
     print(table(rows, align="llrl"))
@@ -95,13 +103,13 @@ def _channels(network: "nn.Module", layer: str, shape: tuple[int, ...]) -> str:
 
 def relevance(args: argparse.Namespace) -> None:
     """Score channels by several scorers, write the folder and print what was found."""
-    from channelscope.locks import locked
+    from channelscope.locks import lock_path
     from channelscope.rankings import check_folder, rank
 
     device, out = device_of(args), Path(args.out)
     check_folder(out)
     models = models_of(args)
-    with locked(out.resolve()):
+    with lock_path(out.resolve()):
         found = rank(
             models,
             data_of(args, args.data or trained_on(models.values())),

@@ -29,7 +29,7 @@ from channelscope.cli.options import (
     seed,
     share,
 )
-from channelscope.controls import spelt
+from channelscope.controls import escape
 
 _ABLATIONS = ("imgf", "top-k", "probes", "beta", "layers")  # as in recipes/sweeps.toml
 
@@ -49,12 +49,16 @@ class _Parser(argparse.ArgumentParser):
     """Answers a mistake with one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {spelt(message)}: see '{self.prog} --help'.\n")
+        self.exit(2, f"{self.prog}: {escape(message)}: see '{self.prog} --help'.\n")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the whole command line; each command sets ``run`` to its function."""
-    parser = _Parser(prog="channelscope", description=_OVERVIEW, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog="channelscope",
+        description=_OVERVIEW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("-V", "--version", action="version", version=f"channelscope {__version__}")
     menu = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
@@ -71,7 +75,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_training(train, required=True)
     train.add_argument("--out", metavar="FILE", help="checkpoint to write (default: METHOD.pt)")
-    train.add_argument("--resume", action="store_true", help="go on with an interrupted run, or begin if there is none")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted run, or begin if there is none",
+    )
     add_common(train)
 
     recipes = _command(
@@ -85,7 +93,9 @@ def make_parser() -> argparse.ArgumentParser:
         "  channelscope recipes cifar10-resnet18-cifs > mine.toml\n"
         "  channelscope train --recipe mine.toml --data cifar10",
     )
-    recipes.add_argument("words", nargs="*", metavar="WORD", help="a whole name, or what the names must contain")
+    recipes.add_argument(
+        "words", nargs="*", metavar="WORD", help="a whole name, or what the names must contain"
+    )
 
     sweep = _command(
         menu,
@@ -106,16 +116,37 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"of the CIFS paper, settings that vary under this name: {', '.join(_ABLATIONS)}",
     )
     sweep.add_argument(
-        "--vary", nargs="+", action="extend", default=[], metavar="NAME=A,B", help="settings and the values to train"
+        "--vary",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=A,B",
+        help="settings and the values to train",
     )
-    sweep.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="S", help="of each variant (default: 0)")
+    sweep.add_argument(
+        "--seeds",
+        type=seed,
+        nargs="+",
+        default=[0],
+        metavar="S",
+        help="of each variant (default: 0)",
+    )
     add_training(sweep, required=False)
     add_out(sweep, "sweep")
     sweep.add_argument(
-        "--attack", default="pgd-20", help="of the test: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 (default: pgd-20)"
+        "--attack",
+        default="pgd-20",
+        help="of the test: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 (default: pgd-20)",
     )
-    sweep.add_argument("--test-eps", type=eps, metavar="E", help="its radius, such as 8/255 (default: the recipe's)")
-    sweep.add_argument("--test-images", type=positive, metavar="N", help="test images to use (default: all)")
+    sweep.add_argument(
+        "--test-eps",
+        type=eps,
+        metavar="E",
+        help="its radius, such as 8/255 (default: the recipe's)",
+    )
+    sweep.add_argument(
+        "--test-images", type=positive, metavar="N", help="test images to use (default: all)"
+    )
     add_device(sweep)
     sweep.set_defaults(seed=0)  # of the parts of the data, which are the same for all
 
@@ -141,19 +172,33 @@ def make_parser() -> argparse.ArgumentParser:
         help="for the worst case, beside that one: suites and attacks as in evaluate (default: adaptive)",
     )
     compare.add_argument(
-        "--evaluation", metavar="DIR", help="take worst case and adversarial images from what evaluate wrote there"
+        "--evaluation",
+        metavar="DIR",
+        help="take worst case and adversarial images from what evaluate wrote there",
     )
     compare.add_argument(
-        "--eps-sweep", type=eps, nargs="+", default=[], metavar="E", help="also measure alignment at these radii"
+        "--eps-sweep",
+        type=eps,
+        nargs="+",
+        default=[],
+        metavar="E",
+        help="also measure alignment at these radii",
     )
     compare.add_argument(
-        "--step-sweep", type=positive, nargs="+", default=[], metavar="N", help="and after so many steps of the attack"
+        "--step-sweep",
+        type=positive,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="and after so many steps of the attack",
     )
     add_replicates(compare, 500)
     add_layers(compare)
     add_images(compare)
     compare.add_argument(
-        "--no-thumbnails", action="store_true", help="keep no small pictures of the images that excite channels most"
+        "--no-thumbnails",
+        action="store_true",
+        help="keep no small pictures of the images that excite channels most",
     )
     add_measuring(compare)
 
@@ -181,24 +226,46 @@ def make_parser() -> argparse.ArgumentParser:
     add_data(evaluate, None)
     add_out(evaluate, "evaluation")
     evaluate.add_argument(
-        "--attacks", nargs="+", default=["standard"], metavar="NAME", help="suites and attacks (default: standard)"
+        "--attacks",
+        nargs="+",
+        default=["standard"],
+        metavar="NAME",
+        help="suites and attacks (default: standard)",
     )
     evaluate.add_argument(
-        "--eps", type=eps, metavar="E", help="radius of the attacks (default: the recipe's, as 8/255)"
+        "--eps",
+        type=eps,
+        metavar="E",
+        help="radius of the attacks (default: the recipe's, as 8/255)",
     )
-    evaluate.add_argument("--norm", choices=("inf", "2"), default="inf", help="of the ball (default: inf)")
     evaluate.add_argument(
-        "--eps-sweep", type=eps, nargs="+", default=[], metavar="E", help="also take the worst case at these radii"
+        "--norm", choices=("inf", "2"), default="inf", help="of the ball (default: inf)"
+    )
+    evaluate.add_argument(
+        "--eps-sweep",
+        type=eps,
+        nargs="+",
+        default=[],
+        metavar="E",
+        help="also take the worst case at these radii",
     )
     add_images(evaluate)
     evaluate.add_argument(
-        "--checks", type=count, default=128, metavar="N", help="images to look for masking on; 0: none (default: 128)"
+        "--checks",
+        type=count,
+        default=128,
+        metavar="N",
+        help="images to look for masking on; 0: none (default: 128)",
     )
     evaluate.add_argument(
-        "--cascade", action="store_true", help="give each attack only what those before it have left: faster"
+        "--cascade",
+        action="store_true",
+        help="give each attack only what those before it have left: faster",
     )
     evaluate.add_argument(
-        "--save-adversarial", action="store_true", help="keep the adversarial images, for compare --evaluation"
+        "--save-adversarial",
+        action="store_true",
+        help="keep the adversarial images, for compare --evaluation",
     )
     add_measuring(evaluate)
 
@@ -237,7 +304,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="shares of the channels to suppress, beside none and all (default: 0.125 0.25 0.5 0.75)",
     )
     intervene.add_argument(
-        "--random", type=positive, default=3, metavar="N", help="random orders to compare with (default: 3)"
+        "--random",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="random orders to compare with (default: 3)",
     )
     intervene.add_argument(
         "--relevant-to",
@@ -259,9 +330,15 @@ def make_parser() -> argparse.ArgumentParser:
         "channelscope figures comparison\n  channelscope figures comparison --style icml --only c1,c3 --formats svg",
     )
     figures.add_argument("folder", metavar="DIR", help="folder that 'channelscope compare' wrote")
-    figures.add_argument("--style", metavar="NAME", help="width and fonts of a paper: default, icml, neurips or ieee")
-    figures.add_argument("--wide", action="store_true", help="as wide as the paper's text rather than one column")
-    figures.add_argument("--latex", action="store_true", help="let LaTeX set the text; captions.tex has the captions")
+    figures.add_argument(
+        "--style", metavar="NAME", help="width and fonts of a paper: default, icml, neurips or ieee"
+    )
+    figures.add_argument(
+        "--wide", action="store_true", help="as wide as the paper's text rather than one column"
+    )
+    figures.add_argument(
+        "--latex", action="store_true", help="let LaTeX set the text; captions.tex has the captions"
+    )
     figures.add_argument(
         "--only",
         nargs="+",
@@ -270,7 +347,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="claims (c1 to c4), kinds (magnitude) or names of figures (magnitude-cat)",
     )
     figures.add_argument(
-        "--formats", nargs="+", default=("pdf", "png"), metavar="NAME", help="pdf, png, svg (default: pdf png)"
+        "--formats",
+        nargs="+",
+        default=("pdf", "png"),
+        metavar="NAME",
+        help="pdf, png, svg (default: pdf png)",
     )
     add_quiet(figures)
 
@@ -284,7 +365,13 @@ def make_parser() -> argparse.ArgumentParser:
         "channelscope demo",
     )
     add_out(demo, "channelscope-demo")
-    demo.add_argument("--seed", type=seed, default=0, metavar="S", help="of weights, images and attacks (default: 0)")
+    demo.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="S",
+        help="of weights, images and attacks (default: 0)",
+    )
     add_quiet(demo)
 
     convert = _command(
@@ -296,7 +383,9 @@ def make_parser() -> argparse.ArgumentParser:
         "of\nthe CIFS authors' code.",
         "channelscope convert --from cifs-release ckp_best.pt cifs.pt",
     )
-    convert.add_argument("--from", dest="source", required=True, choices=("cifs-release",), help="where FILE is from")
+    convert.add_argument(
+        "--from", dest="source", required=True, choices=("cifs-release",), help="where FILE is from"
+    )
     convert.add_argument("file", metavar="FILE", help="file to read; nothing in it is run")
     convert.add_argument("out", metavar="OUT", help="checkpoint to write")
     convert.add_argument(
@@ -346,9 +435,13 @@ def make_parser() -> argparse.ArgumentParser:
         "  channelscope layers torchvision:convnext_tiny 'features.*'",
     )
     layers.add_argument(
-        "model", metavar="MODEL", help="checkpoint, zoo:NAME; or torchvision:NAME, timm:NAME, with random weights"
+        "model",
+        metavar="MODEL",
+        help="checkpoint, zoo:NAME; or torchvision:NAME, timm:NAME, with random weights",
     )
-    layers.add_argument("patterns", nargs="*", metavar="PATTERN", help="names, or patterns (default: all layers)")
+    layers.add_argument(
+        "patterns", nargs="*", metavar="PATTERN", help="names, or patterns (default: all layers)"
+    )
     layers.add_argument("--image-size", type=positive, metavar="S", help="look at images of S x S")
 
     _command(
@@ -379,7 +472,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    menu: Any, name: str, run: Callable[[argparse.Namespace], int | None], summary: str, description: str, example: str
+    menu: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    summary: str,
+    description: str,
+    example: str,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = menu.add_parser(
         name,

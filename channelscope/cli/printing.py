@@ -17,35 +17,58 @@ if TYPE_CHECKING:
 def outcomes(trained: "pd.DataFrame") -> list[tuple[str, ...]]:
     """Lay out a row for each network of a sweep."""
     rows: list[tuple[str, ...]] = [
-        ("variant", "seed", "natural", "attacked", "worst case", "95 % interval", "robust, validation")
+        (
+            "variant",
+            "seed",
+            "natural",
+            "attacked",
+            "worst case",
+            "95 % interval",
+            "robust, validation",
+        )
     ]
     for row in trained.to_dict("records"):
         measured = [f"{row[name]:.1%}" for name in ("natural", "attacked", "robust", "val_robust")]
         measured.insert(3, f"[{row['robust_low']:.1%}, {row['robust_high']:.1%}]")
-        rows.append((row["variant"], str(row["seed"]), *(["-"] * 5 if row["trouble"] else measured)))
+        rows.append(
+            (row["variant"], str(row["seed"]), *(["-"] * 5 if row["trouble"] else measured))
+        )
     return rows
 
 
 def tell_evaluation(found: "Evaluation", out: Path, as_json: bool) -> None:
     """Print a table of an evaluation, its worst cases and warnings, or all of it as JSON."""
-    frames = {"table": found.table, "worst": found.worst, "warnings": found.warnings, "eps_sweep": found.eps_sweep}
+    frames = {
+        "table": found.table,
+        "worst": found.worst,
+        "warnings": found.warnings,
+        "eps_sweep": found.eps_sweep,
+    }
     if as_json:
-        values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        values = {
+            name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()
+        }
         print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
         return
     level = f"{found.meta['level']:.0%} interval"
-    rows: list[tuple[str, ...]] = [("model", "attack", "natural", "robust", level, "worst case so far")]
+    rows: list[tuple[str, ...]] = [
+        ("model", "attack", "natural", "robust", level, "worst case so far")
+    ]
     for attack in found.table.to_dict("records"):
         shares = [f"{attack[name]:.1%}" for name in ("natural", "robust", "low", "high", "worst")]
         interval = f"[{shares[2]}, {shares[3]}]"
         rows.append((str(attack["model"]), str(attack["attack"]), *shares[:2], interval, shares[4]))
     print(table(rows, align="llrrrr"))
-    print(f"\neps {found.meta['eps']:.4g} (norm {found.meta['norm']}), {found.meta['data']['images']} test images\n")
+    print(
+        f"\neps {found.meta['eps']:.4g} (norm {found.meta['norm']}), {found.meta['data']['images']} test images\n"
+    )
     for row in found.worst.itertuples():
         interval = f"[{row.low:.1%}, {row.high:.1%}]"
         print(f"{row.model}: worst case {row.robust:.1%} {interval}, decided by {row.decided_by}")
     for row in found.eps_sweep.itertuples():
-        print(f"{row.model}: worst case at eps {row.eps:.4g}: {row.robust:.1%} [{row.low:.1%}, {row.high:.1%}]")
+        print(
+            f"{row.model}: worst case at eps {row.eps:.4g}: {row.robust:.1%} [{row.low:.1%}, {row.high:.1%}]"
+        )
     for row in found.warnings.itertuples():
         print(f"WARNING, {row.model}: {row.sentence}")
     for model, known in found.meta["models"].items():
@@ -61,11 +84,15 @@ def tell_comparison(found: "Comparison", out: Path, as_json: bool) -> None:
     robustness = found.robustness[found.robustness["class"] == "all"]
     if as_json:
         frames = {"robustness": robustness, "verdicts": found.verdicts}
-        values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        values = {
+            name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()
+        }
         print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
         return
     print(table(_summary(found), align="l" + "r" * 6))
-    print(f"\n{found.meta['attack']}, eps {found.meta['eps']:.4g}, {found.meta['data']['images']} test images\n")
+    print(
+        f"\n{found.meta['attack']}, eps {found.meta['eps']:.4g}, {found.meta['data']['images']} test images\n"
+    )
     several = found.verdicts["layer"].replace("", None).nunique() > 1
     for verdict in found.verdicts.itertuples():
         where = f" at {verdict.layer!s}" if several and verdict.layer else ""
@@ -76,15 +103,31 @@ def tell_comparison(found: "Comparison", out: Path, as_json: bool) -> None:
 def _summary(found: "Comparison") -> list[tuple[str, ...]]:
     """Lay out a row for each model: accuracy and, at its last layer, the alignment measures."""
     rows: list[tuple[str, ...]] = [
-        ("model", "natural", found.meta["attack"], "worst case", "cosine", "NR ratio", "relevance alignment")
+        (
+            "model",
+            "natural",
+            found.meta["attack"],
+            "worst case",
+            "cosine",
+            "NR ratio",
+            "relevance alignment",
+        )
     ]
-    accuracy = found.robustness[found.robustness["class"] == "all"].set_index(["model", "attack"])["accuracy"]
+    accuracy = found.robustness[found.robustness["class"] == "all"].set_index(["model", "attack"])[
+        "accuracy"
+    ]
     overall = found.alignment[found.alignment["class"] == "all"]
     for model, known in found.meta["models"].items():
         last = overall[(overall["model"] == model) & (overall["layer"] == known["layers"][-1])]
         value = last.set_index("measure")["value"]
-        shares = (f"{accuracy[model, attack]:.1%}" for attack in ("natural", found.meta["attack"], "worst"))
-        measures = (f"{value[name]:.2f}" for name in ("cosine", "nr_ratio", "relevance_spearman_adversarial"))
+        shares = (
+            f"{accuracy[model, attack]:.1%}"
+            for attack in ("natural", found.meta["attack"], "worst")
+        )
+        measures = (
+            f"{value[name]:.2f}"
+            for name in ("cosine", "nr_ratio", "relevance_spearman_adversarial")
+        )
         rows.append((model, *shares, *measures))
     return rows
 
@@ -116,7 +159,9 @@ def tell_rankings(found: "Rankings", out: Path, as_json: bool) -> None:
         "the classes;\nbeneath a scorer's name: Spearman's correlation with its ranking, mean over the classes."
     )
     for refusal in found.meta["refused"]:
-        print(f"no scores, {refusal['model']}, {refusal['layer']}, {refusal['scorer']}: {refusal['reason']}")
+        print(
+            f"no scores, {refusal['model']}, {refusal['layer']}, {refusal['scorer']}: {refusal['reason']}"
+        )
     print(f"\ntables and figure: {out}")
 
 
@@ -124,7 +169,9 @@ def tell_interventions(found: "Interventions", out: Path, as_json: bool) -> None
     """Print the league of scorers and the verdicts, or all of it as JSON."""
     frames = {"areas": found.areas, "league": found.league, "verdicts": found.verdicts}
     if as_json:
-        values = {name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()}
+        values = {
+            name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()
+        }
         print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
         return
     print(table(_league(found), align="lllr" + "r" * 4))
@@ -144,9 +191,21 @@ def tell_interventions(found: "Interventions", out: Path, as_json: bool) -> None
 
 def _league(found: "Interventions") -> list[tuple[str, ...]]:
     """Lay out a row for each scorer of a model and layer, the best on adversarial images first."""
-    keys, columns = ["model", "layer", "scorer"], [("nr", "natural"), ("nr", "adversarial"), ("pr", "natural")]
+    keys, columns = (
+        ["model", "layer", "scorer"],
+        [("nr", "natural"), ("nr", "adversarial"), ("pr", "natural")],
+    )
     rows: list[tuple[str, ...]] = [
-        ("model", "layer", "scorer", "rank", "NR natural", "NR attacked", "PR natural", "PR attacked")
+        (
+            "model",
+            "layer",
+            "scorer",
+            "rank",
+            "NR natural",
+            "NR attacked",
+            "PR natural",
+            "PR attacked",
+        )
     ]
     cells = {}
     for row in found.league.to_dict("records"):
@@ -161,7 +220,9 @@ def _league(found: "Interventions") -> list[tuple[str, ...]]:
     return rows
 
 
-def tell_zoo(networks: Sequence[tuple[str, str, str]], measured: Sequence[Mapping[str, str]]) -> None:
+def tell_zoo(
+    networks: Sequence[tuple[str, str, str]], measured: Sequence[Mapping[str, str]]
+) -> None:
     """Print the zoo's networks (name, recipe, data that they were trained on) and what was measured of each."""
     attacks = {
         "natural": "natural",
@@ -189,5 +250,9 @@ def table(rows: Sequence[tuple[str, ...]], align: str) -> str:
     lines = []
     for row in rows:
         cells = zip(row, widths, align, strict=True)
-        lines.append("  ".join(f"{cell:{'<' if side == 'l' else '>'}{width}}" for cell, width, side in cells).rstrip())
+        lines.append(
+            "  ".join(
+                f"{cell:{'<' if side == 'l' else '>'}{width}}" for cell, width, side in cells
+            ).rstrip()
+        )
     return "\n".join(lines)

@@ -11,7 +11,12 @@ from typing import Any, NoReturn
 
 from channelscope.errors import UserError
 
-_SHARED = ("train", "sweep", "compare", "evaluate")  # the commands whose work several processes share
+_SHARED = (
+    "train",
+    "sweep",
+    "compare",
+    "evaluate",
+)  # the commands whose work several processes share
 _LOST = "Another process of this run has ended, or torchrun was stopped."
 _MOMENT = 5.0  # seconds
 
@@ -51,10 +56,10 @@ def together(args: argparse.Namespace, device: str) -> Iterator[None]:
     if not several():
         yield
         return
-    from channelscope.distributed import ProcessLost, joined
+    from channelscope.distributed import ProcessLost, join_processes
 
     try:
-        with joined(device):
+        with join_processes(device):
             signal.signal(signal.SIGTERM, _terminate)
             yield
     except (ProcessLost, _Terminated) as error:
@@ -85,7 +90,9 @@ def is_said(sentence: str) -> bool:
         end = monotonic() + _MOMENT
         while not store.check([key]) and monotonic() < end:
             sleep(0.05)
-        return store.check([key]) and (sentence.startswith(_LOST) or store.get(key) == sentence.encode())
+        return store.check([key]) and (
+            sentence.startswith(_LOST) or store.get(key) == sentence.encode()
+        )
     except RuntimeError:  # torchrun has gone, and its store with it
         return False
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from channelscope.controls import spelt_lines
+from channelscope.controls import escape_lines
 
 
 class Shown:
@@ -13,7 +13,9 @@ class Shown:
 
     def write(self, text: str) -> int:
         """Write a text; as JSON spells controls alike, what reads JSON from here reads the names as they are."""
-        self._stream.write(spelt_lines(text).encode(self._encoding, "backslashreplace").decode(self._encoding))
+        self._stream.write(
+            escape_lines(text).encode(self._encoding, "backslashreplace").decode(self._encoding)
+        )
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -7,14 +7,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from channelscope.attacks import Attack, called, parse
+from channelscope.attacks import Attack, attack_name, parse_attack
 from channelscope.attacks.suites import ball_of, norm_of
 from channelscope.comparison.decay import points, strengths
 from channelscope.comparison.earlier import Earlier
 from channelscope.comparison.frames import Comparison, check_folder
 from channelscope.comparison.rows import assemble
 from channelscope.comparison.subjects import Compared
-from channelscope.data import Dataset, Part, as_dataset, stratified
+from channelscope.data import Dataset, Split, as_dataset, sample_stratified
 from channelscope.distributed import is_first
 from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation, listed
@@ -23,7 +23,7 @@ from channelscope.evaluation.progress import Progress
 from channelscope.statistics.alignment import FEWEST_REPLICATES
 from channelscope.statistics.streaming import bootstrap_weights
 from channelscope.study.measurement import measure
-from channelscope.study.models import Network, layers_by_label, subjects_of, widened
+from channelscope.study.models import Network, layers_by_label, load_models, widen_classes
 from channelscope.training import default_eps
 
 __all__ = ["Comparison", "check_folder", "compare"]
@@ -96,20 +96,29 @@ def compare(
         raise UserError(f"A seed lies between 0 and {2**31 - 1}, not at {seed}.")
     if images is not None and images < 1:
         raise UserError(f"A comparison needs at least one image, not {images}.")
-    subjects = subjects_of(models, methods or {}, device)
+    subjects = load_models(models, methods or {}, device)
     chosen = layers_by_label(layers, [subject.label for subject in subjects])
     dataset = as_dataset(data)
-    part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
+    part = (
+        dataset.test
+        if images is None
+        else dataset.test.subset(sample_stratified(dataset.test.labels, images, seed))
+    )
     if reserved := {"all", "across"} & set(dataset.classes):
-        raise UserError(f"A class cannot be called {min(reserved)!r}, as the tables' summary rows are: rename it.")
+        raise UserError(
+            f"A class cannot be called {min(reserved)!r}, as the tables' summary rows are: rename it."
+        )
     for subject in subjects:
         subject.check(dataset)
-    dataset = widened(dataset, [subject.network for subject in subjects])
+    dataset = widen_classes(dataset, [subject.network for subject in subjects])
     earlier = None if evaluation is None else Earlier.of(evaluation, subjects, part)
     attack = _attack(attack, eps if earlier is None or eps is not None else earlier.eps, dataset)
     if earlier is not None:
         earlier.check(attack)
-    further, weights = strengths(attack, eps_sweep, step_sweep), bootstrap_weights(len(part), replicates, seed)
+    further, weights = (
+        strengths(attack, eps_sweep, step_sweep),
+        bootstrap_weights(len(part), replicates, seed),
+    )
     compared = []
     passes = len(part) * len(subjects) * (1 + len(further))
     with tqdm(total=passes, unit="img", disable=not (progress and is_first())) as bar:
@@ -130,7 +139,11 @@ def compare(
             made = earlier.images(subject, attack) if earlier else None
             measurement = measured(attack=attack, made=made, pictures=thumbnails)
             masked = earlier.masked(subject) if earlier else None
-            compared.append(Compared(subject, measurement, masked, points(further, partial(measured, pictures=False))))
+            compared.append(
+                Compared(
+                    subject, measurement, masked, points(further, partial(measured, pictures=False))
+                )
+            )
     if earlier is None:
         every = (attack, *listed(attacks))
         _, norm = ball_of(every, attack.eps, norm_of(attack))
@@ -140,9 +153,11 @@ def compare(
         for item in compared:
             item.measurement.hits.update(earlier.stood(item.subject))
     settings = {
-        "attack": called(attack),
+        "attack": attack_name(attack),
         "eps": attack.eps,
-        "attacks": [called(one) for one in listed(attacks)] if earlier is None else earlier.attacks,
+        "attacks": [attack_name(one) for one in listed(attacks)]
+        if earlier is None
+        else earlier.attacks,
         "eps_sweep": list(eps_sweep),
         "step_sweep": list(step_sweep),
         "seed": seed,
@@ -154,7 +169,9 @@ def compare(
     return assemble(compared, dataset, part, settings)
 
 
-def _attack_further(compared: Sequence[Compared], part: Part, classes: int, plan: Plan, shown: bool) -> None:
+def _attack_further(
+    compared: Sequence[Compared], part: Split, classes: int, plan: Plan, shown: bool
+) -> None:
     """Take the worst case over the plan's attacks as well; the one that has been made is not made again."""
     known = {item.label: item.measurement.hits for item in compared}
     subjects = [item.subject for item in compared]
@@ -174,4 +191,4 @@ def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack
         ball_of([attack], attack.eps, norm_of(attack))
         return attack
     norm = "2" if attack.endswith("-l2") else "inf"
-    return parse(attack, eps=default_eps(dataset.name, norm) if eps is None else eps)
+    return parse_attack(attack, eps=default_eps(dataset.name, norm) if eps is None else eps)

@@ -17,7 +17,9 @@ def frame(networks: Sequence[Compared], classes: Sequence[str]) -> pd.DataFrame:
 
 def _of_network(subject: Compared, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
     for data, answers in subject.measurement.answers.items():
-        pairs, counts = torch.stack([subject.measurement.labels, answers], 1).unique(dim=0, return_counts=True)
+        pairs, counts = torch.stack([subject.measurement.labels, answers], 1).unique(
+            dim=0, return_counts=True
+        )
         for (label, answer), count in zip(pairs.tolist(), counts.tolist(), strict=True):
             names = {"class": classes[label], "answer": classes[answer]}
             yield {"model": subject.label, "data": data, **names, "count": count}

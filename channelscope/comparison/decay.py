@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from channelscope.attacks import PGD, Attack, called
+from channelscope.attacks import PGD, Attack, attack_name
 from channelscope.attacks.suites import resized
 from channelscope.comparison.frames import tidy
 from channelscope.comparison.subjects import Compared, Point
@@ -57,21 +57,27 @@ class Strength:
     attack: Attack
 
 
-def points(strengths: Sequence[Strength], measured: Callable[..., Measurement]) -> tuple[Point, ...]:
+def points(
+    strengths: Sequence[Strength], measured: Callable[..., Measurement]
+) -> tuple[Point, ...]:
     """Measure a network, ``measured(attack=...)``, under each strength of the attack; keep means over the classes."""
     return tuple(_point(strength, measured(attack=strength.attack)) for strength in strengths)
 
 
 def _point(strength: Strength, measured: Measurement) -> Point:
     measures = {
-        layer: {name: mean_over_classes(values) for name, values in measured.measures(layer).items()}
+        layer: {
+            name: mean_over_classes(values) for name, values in measured.measures(layer).items()
+        }
         for layer in measured.layers
     }
-    robust, _ = measured.accuracy(measured.hits[called(strength.attack)])
+    robust, _ = measured.accuracy(measured.hits[attack_name(strength.attack)])
     return Point(strength.varied, strength.at, measures, robust)
 
 
-def strengths(attack: Attack, eps_sweep: Sequence[float], step_sweep: Sequence[int]) -> list[Strength]:
+def strengths(
+    attack: Attack, eps_sweep: Sequence[float], step_sweep: Sequence[int]
+) -> list[Strength]:
     """Give the attack at the strengths asked for, in rising order.
 
     Raises:
@@ -84,7 +90,9 @@ def strengths(attack: Attack, eps_sweep: Sequence[float], step_sweep: Sequence[i
     found = [Strength("eps", eps, resized(attack, eps)) for eps in sorted(set(eps_sweep))]
     for after in sorted(set(step_sweep)):
         if not isinstance(attack, PGD) or attack.restarts > 1 or attack.early_stop is not None:
-            raise UserError(f"{called(attack)} has no steps to sweep: compare under PGD of one start, such as pgd-20.")
+            raise UserError(
+                f"{attack_name(attack)} has no steps to sweep: compare under PGD of one start, such as pgd-20."
+            )
         found.append(Strength("step", after, Stopped(attack, after)))
     return found
 
@@ -105,4 +113,8 @@ def _rows(subject: Compared, point: Point, level: float) -> Iterator[dict[str, A
         for measure, replicates in measures.items():
             row = known | {"layer": layer, "measure": measure}
             yield row | vars(estimate(replicates, level, BOUNDS[measure]))
-    yield known | {"layer": "", "measure": "robust_accuracy"} | vars(estimate(point.robust, level, (0.0, 1.0)))
+    yield (
+        known
+        | {"layer": "", "measure": "robust_accuracy"}
+        | vars(estimate(point.robust, level, (0.0, 1.0)))
+    )

@@ -12,7 +12,7 @@ from numpy import ndarray
 from channelscope.comparison.frames import tidy
 from channelscope.comparison.subjects import Compared
 from channelscope.statistics.alignment import estimate, estimate_change, mean_over_classes
-from channelscope.statistics.significance import bootstrapped, corrected, mcnemar
+from channelscope.statistics.significance import bootstrap_p, correct_fdr, mcnemar
 
 MEASURES = ("cosine", "nr_ratio", "relevance_spearman_adversarial")
 
@@ -28,13 +28,19 @@ def frame(networks: Sequence[Compared], classes: Sequence[str], level: float) ->
     return pd.concat(pairs, ignore_index=True) if pairs else tidy("differences", [])
 
 
-def _of_pair(model: Compared, other: Compared, classes: Sequence[str], level: float) -> pd.DataFrame:
+def _of_pair(
+    model: Compared, other: Compared, classes: Sequence[str], level: float
+) -> pd.DataFrame:
     rows = [*_of_layers(model, other, classes, level), *_of_accuracy(model, other, classes, level)]
-    found = tidy("differences", [{"model": model.label, "other": other.label, **row} for row in rows])
-    return found.assign(q=corrected(found["p"].to_numpy()))
+    found = tidy(
+        "differences", [{"model": model.label, "other": other.label, **row} for row in rows]
+    )
+    return found.assign(q=correct_fdr(found["p"].to_numpy()))
 
 
-def _of_layers(model: Compared, other: Compared, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
+def _of_layers(
+    model: Compared, other: Compared, classes: Sequence[str], level: float
+) -> Iterator[dict[str, Any]]:
     ours, theirs = model.measures, other.measures
     if len(ours) != len(theirs):
         return
@@ -51,14 +57,19 @@ def _by_class(
     """Compare a measure over all classes, by its mean, and class by class."""
     columns = [mean_over_classes(ours) - mean_over_classes(theirs), *(ours - theirs).T]
     for name, replicates in zip(("all", *classes), columns, strict=True):
-        yield {"class": name, **vars(estimate(replicates, level)), "p": bootstrapped(replicates)}
+        yield {"class": name, **vars(estimate(replicates, level)), "p": bootstrap_p(replicates)}
 
 
-def _of_accuracy(model: Compared, other: Compared, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
+def _of_accuracy(
+    model: Compared, other: Compared, classes: Sequence[str], level: float
+) -> Iterator[dict[str, Any]]:
     measured, known = model.measurement, other.measurement
     one, another = measured.worst, known.worst
     names = {"layer": "", "other_layer": "", "measure": "robust_accuracy"}
-    (ours, ours_by_class), (theirs, theirs_by_class) = measured.accuracy(one), known.accuracy(another)
+    (ours, ours_by_class), (theirs, theirs_by_class) = (
+        measured.accuracy(one),
+        known.accuracy(another),
+    )
     columns = [ours - theirs, *(ours_by_class - theirs_by_class).T]
     for k, (name, replicates) in enumerate(zip(("all", *classes), columns, strict=True), start=-1):
         rows = np.ones(len(one), dtype=bool) if k < 0 else (measured.labels == k).numpy()

@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
-from channelscope.attacks import Attack, called
+from channelscope.attacks import Attack, attack_name
 from channelscope.attacks.suites import norm_of
-from channelscope.data import Part
+from channelscope.data import Split
 from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation
-from channelscope.study.models import Subject
+from channelscope.study.models import Model
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Earlier:
     labels: dict[str, str]  # the networks' labels here -> there
 
     @classmethod
-    def of(cls, evaluation: Evaluation | Path | str, subjects: Sequence[Subject], part: Part) -> Self:
+    def of(
+        cls, evaluation: Evaluation | Path | str, subjects: Sequence[Model], part: Split
+    ) -> Self:
         """Find the networks in the evaluation by their weights.
 
         Raises:
@@ -43,7 +45,9 @@ class Earlier:
         by_digest = {known["digest"]: label for label, known in found.meta["models"].items()}
         labels = {subject.label: by_digest.get(subject.digest) for subject in subjects}
         if missing := [label for label, there in labels.items() if there is None]:
-            raise UserError(f"The evaluation is not of the network {missing[0]}: evaluate all networks to be compared.")
+            raise UserError(
+                f"The evaluation is not of the network {missing[0]}: evaluate all networks to be compared."
+            )
         return cls(found, folder, {label: str(there) for label, there in labels.items()})
 
     @property
@@ -65,20 +69,26 @@ class Earlier:
                 f"{attack} of eps {attack.eps:.6g} and {norm!r}: choose the same."
             )
 
-    def images(self, subject: Subject, attack: Attack) -> Float[ndarray, "n c h w"] | None:
+    def images(self, subject: Model, attack: Attack) -> Float[ndarray, "n c h w"] | None:
         """Give the adversarial images of the attack, where the evaluation kept any."""
         if self.folder is None or not self.evaluation.meta["save_adversarial"]:
             return None
-        return self.evaluation.adversarial(self.folder, self.labels[subject.label], called(attack))
+        return self.evaluation.adversarial(
+            self.folder, self.labels[subject.label], attack_name(attack)
+        )
 
-    def stood(self, subject: Subject) -> dict[str, Bool[Tensor, " n"]]:
+    def stood(self, subject: Model) -> dict[str, Bool[Tensor, " n"]]:
         """Tell which images stood each attack."""
         index = list(self.evaluation.meta["models"]).index(self.labels[subject.label])
         prefix = f"correct/{index}/"
         arrays = self.evaluation.arrays.items()
-        return {name.removeprefix(prefix): torch.from_numpy(array) for name, array in arrays if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): torch.from_numpy(array)
+            for name, array in arrays
+            if name.startswith(prefix)
+        }
 
-    def masked(self, subject: Subject) -> tuple[str, ...] | None:
+    def masked(self, subject: Model) -> tuple[str, ...] | None:
         """Name the checks that found signs of gradient masking; None where none were made."""
         if not self.evaluation.meta["checks"]:
             return None

@@ -19,14 +19,21 @@ def frame(networks: Sequence[Compared]) -> pd.DataFrame:
         for data, excitation in subject.measurement.excitation.items()
         for layer, top in excitation.tops.items()
     ]
-    return pd.concat(frames, ignore_index=True)[[*COLUMNS["excitation"][0], *COLUMNS["excitation"][1]]]
+    return pd.concat(frames, ignore_index=True)[
+        [*COLUMNS["excitation"][0], *COLUMNS["excitation"][1]]
+    ]
 
 
 def _rows(top: TopImages) -> pd.DataFrame:
     """Lay out one layer's images; rank 1 is the first."""
     channels, keep = top.image.shape
-    index = pd.MultiIndex.from_product([range(channels), range(1, keep + 1)], names=["channel", "rank"])
-    columns = {"image": top.image.flatten().numpy(), "activation": top.activation.flatten().double().numpy()}
+    index = pd.MultiIndex.from_product(
+        [range(channels), range(1, keep + 1)], names=["channel", "rank"]
+    )
+    columns = {
+        "image": top.image.flatten().numpy(),
+        "activation": top.activation.flatten().double().numpy(),
+    }
     return index.to_frame(index=False).assign(**columns)
 
 
@@ -39,7 +46,10 @@ def thumbnails(networks: Sequence[Compared]) -> dict[str, np.ndarray]:
     """
     found = [subject.measurement.excitation for subject in networks]
     albums = {"natural": joined([excitation["natural"] for excitation in found])}
-    albums |= {f"adversarial/{index}": joined([excitation["adversarial"]]) for index, excitation in enumerate(found)}
+    albums |= {
+        f"adversarial/{index}": joined([excitation["adversarial"]])
+        for index, excitation in enumerate(found)
+    }
     arrays = {}
     for name, album in albums.items():
         if album.kept:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from channelscope.comparison.frames import COLUMNS
 from channelscope.comparison.subjects import Compared
-from channelscope.statistics.significance import corrected, paired_t
+from channelscope.statistics.significance import correct_fdr, paired_t
 
 
 def frame(networks: Sequence[Compared], classes: Sequence[str]) -> pd.DataFrame:
@@ -22,13 +22,19 @@ def frame(networks: Sequence[Compared], classes: Sequence[str]) -> pd.DataFrame:
 def _of_network(subject: Compared, classes: Sequence[str]) -> pd.DataFrame:
     frames = []
     for layer, stats in subject.measurement.paired.items():
-        rows = pd.MultiIndex.from_product([classes, range(stats.channels)], names=["class", "channel"])
+        rows = pd.MultiIndex.from_product(
+            [classes, range(stats.channels)], names=["class", "channel"]
+        )
         found = rows.to_frame(index=False)
         found["count"] = stats.count.repeat_interleave(stats.channels).long().numpy()
         for name in ("change", "silenced", "awakened"):
             found[name] = getattr(stats, name).flatten().numpy()
-        p = paired_t(stats.change.numpy(), stats.change_variance.numpy(), stats.count.unsqueeze(1).numpy())
+        p = paired_t(
+            stats.change.numpy(), stats.change_variance.numpy(), stats.count.unsqueeze(1).numpy()
+        )
         found["p"] = p.ravel()
         frames.append(found.assign(model=subject.label, layer=layer))
     found = pd.concat(frames, ignore_index=True)
-    return found.assign(q=corrected(found["p"].to_numpy()))[[*COLUMNS["flow"][0], *COLUMNS["flow"][1]]]
+    return found.assign(q=correct_fdr(found["p"].to_numpy()))[
+        [*COLUMNS["flow"][0], *COLUMNS["flow"][1]]
+    ]

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from channelscope import files, reading
 from channelscope.errors import UserError
-from channelscope.files import check_digests, read_meta, read_table, replacing_folder, write_digests
-from channelscope.locks import locked, settled
+from channelscope.files import atomic_folder, check_digests, read_meta, read_table, write_digests
+from channelscope.locks import lock_path, recover_unlocked
 from channelscope.weights import GATE_LOG
 
 # The frames' columns; those of numbers in the second tuple.
@@ -32,7 +32,10 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds"),
     ),
     "gates": (("model", "layer"), ("epoch", *GATE_LOG)),
-    "flow": (("model", "layer", "class"), ("channel", "count", "change", "silenced", "awakened", "p", "q")),
+    "flow": (
+        ("model", "layer", "class"),
+        ("channel", "count", "change", "silenced", "awakened", "p", "q"),
+    ),
     "confusion": (("model", "data", "class", "answer"), ("count",)),
     "decay": (("model", "layer", "varied", "measure"), ("at", "value", "low", "high")),
     "differences": (
@@ -43,7 +46,10 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "spread": (("model", "layer", "data", "class"), ("value", "low", "high")),
     "leakage": (("model", "layer", "data", "measure"), ("value", "low", "high")),
     "matching": (("model", "layer", "other", "other_layer"), ("cka", "low", "high")),
-    "matched": (("model", "layer", "other", "other_layer"), ("channel", "other_channel", "correlation")),
+    "matched": (
+        ("model", "layer", "other", "other_layer"),
+        ("channel", "other_channel", "correlation"),
+    ),
     "excitation": (("model", "layer", "data"), ("channel", "rank", "image", "activation")),
 }
 # What of meta.json is shown or reckoned with.
@@ -144,11 +150,13 @@ class Comparison:
         """
         folder = Path(folder).resolve()  # of a link, what it points to is replaced
         check_folder(folder)
-        with locked(folder), replacing_folder(folder) as temporary:
+        with lock_path(folder), atomic_folder(folder) as temporary:
             for name in COLUMNS:
                 getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
             np.savez_compressed(temporary / "arrays.npz", **self.arrays)  # type: ignore[arg-type]
-            (temporary / "meta.json").write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+            (temporary / "meta.json").write_text(
+                json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8"
+            )
             write_digests(temporary)
             self.draw(temporary, progress=progress)
         return folder
@@ -183,15 +191,25 @@ class Comparison:
         """
         from channelscope import report
 
-        how: dict[str, Any] = {"style": style, "wide": wide, "latex": latex, "only": only, "formats": formats}
+        how: dict[str, Any] = {
+            "style": style,
+            "wide": wide,
+            "latex": latex,
+            "only": only,
+            "formats": formats,
+        }
         _plots().draw(self, Path(folder) / "figures", **how, progress=progress)
         report.write_report(self, Path(folder))
 
-    def plot_magnitude(self, class_name: str, layer: str | None = None, *, style: str | None = None) -> Figure:
+    def plot_magnitude(
+        self, class_name: str, layer: str | None = None, *, style: str | None = None
+    ) -> Figure:
         """Draw natural and adversarial magnitude per channel, for one class, a panel for each model."""
         return _plot("magnitude", style, self, class_name, layer)
 
-    def plot_frequency(self, class_name: str, layer: str | None = None, *, style: str | None = None) -> Figure:
+    def plot_frequency(
+        self, class_name: str, layer: str | None = None, *, style: str | None = None
+    ) -> Figure:
         """Draw natural and adversarial activation frequency per channel, for one class, a panel for each model."""
         return _plot("frequency", style, self, class_name, layer)
 
@@ -207,7 +225,9 @@ class Comparison:
         """Draw the share of the activation mass on negatively relevant channels, by class and model."""
         return _plot("nr_share", style, self, layer)
 
-    def plot_alignment_robustness(self, layer: str | None = None, *, style: str | None = None) -> Figure:
+    def plot_alignment_robustness(
+        self, layer: str | None = None, *, style: str | None = None
+    ) -> Figure:
         """Draw each class's robust accuracy against its alignment of activation with relevance."""
         return _plot("alignment_robustness", style, self, layer)
 
@@ -239,7 +259,9 @@ class Comparison:
         """Draw how alike each layer of a model is to each of another (CKA)."""
         return _plot("layer_likeness", style, self, model, other)
 
-    def plot_matched_channels(self, model: str, other: str, layer: str, *, style: str | None = None) -> Figure:
+    def plot_matched_channels(
+        self, model: str, other: str, layer: str, *, style: str | None = None
+    ) -> Figure:
         """Draw how far the attack moves the channels of a model's layer, and their counterparts in another model."""
         return _plot("matched_channels", style, self, model, other, layer)
 
@@ -252,12 +274,17 @@ class Comparison:
         """
         folder = Path(folder)
         if not folder.exists():
-            settled(folder)
+            recover_unlocked(folder)
         if not (folder / "meta.json").is_file():
-            raise UserError(f"{folder} holds no comparison: name a folder that 'channelscope compare' wrote.")
+            raise UserError(
+                f"{folder} holds no comparison: name a folder that 'channelscope compare' wrote."
+            )
         try:
             check_digests(folder, [*(f"{name}.csv" for name in COLUMNS), "arrays.npz", "meta.json"])
-            frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
+            frames = {
+                name: read_table(folder / f"{name}.csv", *columns)
+                for name, columns in COLUMNS.items()
+            }
             frames["training"]["best"] = frames["training"]["best"] == "True"
             with reading.arrays(folder / "arrays.npz", within=folder) as archive:
                 arrays = {name: archive[name] for name in archive.files}
@@ -266,7 +293,9 @@ class Comparison:
             _check_images(frames["excitation"], arrays, len(meta["data"]["classes"]))
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"The comparison in {folder} is damaged ({reason}): compare the models again.") from error
+            raise UserError(
+                f"The comparison in {folder} is damaged ({reason}): compare the models again."
+            ) from error
         return cls(**frames, arrays=arrays, meta=meta)
 
 
@@ -286,7 +315,9 @@ def _plot(name: str, style: str | None, *arguments: Any) -> Figure:
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but an earlier comparison."""
     files.check_folder(
-        folder, {f"{name}.csv" for name in COLUMNS}, {"arrays.npz", "meta.json", "figures", "report.html"}
+        folder,
+        {f"{name}.csv" for name in COLUMNS},
+        {"arrays.npz", "meta.json", "figures", "report.html"},
     )
 
 
@@ -297,10 +328,15 @@ def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
         if set(frames[name]["model"]) != models or not models:
             raise ValueError(f"{name}.csv is of other models")
     for name, frame in frames.items():
-        owners = {label for column in ("model", "other") if column in frame for label in frame[column]}
+        owners = {
+            label for column in ("model", "other") if column in frame for label in frame[column]
+        }
         if not owners <= models:
             raise ValueError(f"{name}.csv is of other models")
-    if len(frames["flow"]) not in (0, len(frames["activations"]) / 2):  # of natural and adversarial data
+    if len(frames["flow"]) not in (
+        0,
+        len(frames["activations"]) / 2,
+    ):  # of natural and adversarial data
         raise ValueError("flow.csv is of other channels than activations.csv")
     if set(frames["activations"]["class"]) != set(classes):
         raise ValueError("activations.csv is of other classes")
@@ -317,7 +353,11 @@ def _check_names(frames: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> 
         raise ValueError("alignment.csv is of other layers than activations.csv")
     for name, frame in frames.items():
         named = frame[frame["layer"] != ""] if name in _OF_NETWORKS else frame
-        of_layers = [column for column in ("layer", "other_layer") if column in frame and name not in _NOT_MEASURED]
+        of_layers = [
+            column
+            for column in ("layer", "other_layer")
+            if column in frame and name not in _NOT_MEASURED
+        ]
         if any(not _layers(named, column) <= measured for column in of_layers):
             raise ValueError(f"{name}.csv is of layers that were not measured")
         of_classes = [column for column in ("class", "answer") if column in frame]
@@ -327,22 +367,30 @@ def _check_names(frames: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> 
 
 def _layers(frame: pd.DataFrame, column: str) -> set[tuple[str, str]]:
     """Give the layers in a column, each with its model."""
-    return {*zip(frame["other" if column == "other_layer" else "model"], frame[column], strict=True)}
+    return {
+        *zip(frame["other" if column == "other_layer" else "model"], frame[column], strict=True)
+    }
 
 
 def _check_channels(frames: Mapping[str, pd.DataFrame]) -> None:
     """Check that channels are numbers and what is known of them is finite; raises ValueError where they are not."""
     if set(frames["activations"]["data"]) != {"natural", "adversarial"}:
         raise ValueError("activations.csv is of other data")
-    if np.isinf(frames["activations"][["magnitude", "frequency", "relevance"]].to_numpy(float)).any():
+    if np.isinf(
+        frames["activations"][["magnitude", "frequency", "relevance"]].to_numpy(float)
+    ).any():
         raise ValueError("activations.csv holds values that are not finite")
     for name, frame in frames.items():
         if "channel" in COLUMNS[name][1]:
             _check_counts(frame["channel"], f"channels in {name}.csv")
     for name in ("activations", "masks"):
         for (model, layer), rows in frames[name].groupby(["model", "layer"]):
-            whole = math.prod(rows[axis].nunique() for axis in ("data", "class", "channel")) == len(rows)
-            if not whole or any(set(rows[axis]) != set(frames["activations"][axis]) for axis in ("data", "class")):
+            whole = math.prod(rows[axis].nunique() for axis in ("data", "class", "channel")) == len(
+                rows
+            )
+            if not whole or any(
+                set(rows[axis]) != set(frames["activations"][axis]) for axis in ("data", "class")
+            ):
                 raise ValueError(f"{name}.csv lacks rows of {layer} of {model}")
     for (model, layer), rows in frames["masks"].groupby(["model", "layer"]):
         blank = rows["mask"].isna()  # of a class without images
@@ -353,7 +401,9 @@ def _check_channels(frames: Mapping[str, pd.DataFrame]) -> None:
 def _check_counts(values: pd.Series, what: str) -> None:
     """Check that values are whole numbers from 0 up; raises ValueError where they are not."""
     numbers = values.to_numpy(float)
-    if not ((numbers >= 0) & (numbers < 2**31) & (numbers == np.floor(numbers))).all():  # NaN is none
+    if not (
+        (numbers >= 0) & (numbers < 2**31) & (numbers == np.floor(numbers))
+    ).all():  # NaN is none
         raise ValueError(f"{what} are not counted from 0 up")
 
 
@@ -361,15 +411,24 @@ def _check_images(excitation: pd.DataFrame, arrays: Mapping[str, np.ndarray], cl
     """Check that the images that excite channels are there, and that their pictures are pictures."""
     _check_counts(excitation["image"], "images in excitation.csv")
     images = [excitation["image"].to_numpy(np.int64)]
-    pictures = [name for name in arrays if name.startswith("thumbnails/") and not name.endswith("/images")]
+    pictures = [
+        name for name in arrays if name.startswith("thumbnails/") and not name.endswith("/images")
+    ]
     for name in pictures:
         images.append(arrays[f"{name}/images"])
-        if arrays[name].dtype != np.uint8 or arrays[name].ndim != 4 or arrays[name].shape[:1] != images[-1].shape:
+        if (
+            arrays[name].dtype != np.uint8
+            or arrays[name].ndim != 4
+            or arrays[name].shape[:1] != images[-1].shape
+        ):
             raise ValueError(f"{name} in arrays.npz holds no pictures")
     sizes = {arrays[name].shape[1:] for name in pictures}
     if len(sizes) > 1 or not all(map(min, sizes)):
         raise ValueError("arrays.npz holds pictures of sizes that do not belong together")
-    if any(array.dtype.kind not in "iu" or array.min(initial=0) < 0 for array in (*images, arrays["labels"])):
+    if any(
+        array.dtype.kind not in "iu" or array.min(initial=0) < 0
+        for array in (*images, arrays["labels"])
+    ):
         raise ValueError("arrays.npz has labels or images that are not counted from 0 up")
     labels = arrays["labels"][np.concatenate(images)]
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:

@@ -31,12 +31,20 @@ def frame(networks: Sequence[Compared], level: float) -> pd.DataFrame:
     rows = []
     for subject in networks:
         for data, record in subject.measurement.gates.items():
-            for layer, measure, found in [*_told(subject, record, level), *_readable(subject, record, level)]:
-                rows.append({"model": subject.label, "layer": layer, "data": data, "measure": measure} | vars(found))
+            for layer, measure, found in [
+                *_told(subject, record, level),
+                *_readable(subject, record, level),
+            ]:
+                rows.append(
+                    {"model": subject.label, "layer": layer, "data": data, "measure": measure}
+                    | vars(found)
+                )
     return tidy("leakage", rows)
 
 
-def _told(subject: Compared, record: GateRecord, level: float) -> Iterator[tuple[str, str, Estimate]]:
+def _told(
+    subject: Compared, record: GateRecord, level: float
+) -> Iterator[tuple[str, str, Estimate]]:
     """Give the measures of the whole network."""
     measured, answers = subject.measurement, record.answers
     if not measured.given:
@@ -49,16 +57,26 @@ def _told(subject: Compared, record: GateRecord, level: float) -> Iterator[tuple
     yield "", "follows_untold", _share(answers["none"] == wrong, level)
 
 
-def _readable(subject: Compared, record: GateRecord, level: float) -> Iterator[tuple[str, str, Estimate]]:
+def _readable(
+    subject: Compared, record: GateRecord, level: float
+) -> Iterator[tuple[str, str, Estimate]]:
     """Give the measures of each gate: from the masks that are kept singly."""
     labels = subject.measurement.labels[subject.measurement.singly]
     measures = {"none": "readable", "true": "readable_true"}
     for (given, layer), masks in record.singles.items():
         if given in measures:
             found = read(masks.double().numpy(), labels.numpy())
-            yield layer, measures[given], wilson(int((found == labels.numpy()).sum()), len(labels), level)
+            yield (
+                layer,
+                measures[given],
+                wilson(int((found == labels.numpy()).sum()), len(labels), level),
+            )
     for layer in record.masks:
-        yield layer, "chance", Estimate(labels.bincount().max().item() / len(labels), float("nan"), float("nan"))
+        yield (
+            layer,
+            "chance",
+            Estimate(labels.bincount().max().item() / len(labels), float("nan"), float("nan")),
+        )
 
 
 def _share(hits: Tensor, level: float) -> Estimate:

@@ -18,7 +18,9 @@ def frame(networks: Sequence[Compared], classes: Sequence[str]) -> pd.DataFrame:
     for subject in networks:
         for data, record in subject.measurement.gates.items():
             for layer, stats in record.masks.items():
-                rows = pd.MultiIndex.from_product([classes, range(stats.channels)], names=["class", "channel"])
+                rows = pd.MultiIndex.from_product(
+                    [classes, range(stats.channels)], names=["class", "channel"]
+                )
                 means = rows.to_frame(index=False).assign(mask=stats.magnitude[0].flatten().numpy())
                 frames.append(means.assign(model=subject.label, layer=layer, data=data))
     if not frames:
@@ -41,7 +43,9 @@ def _shares(subject: Compared, classes: Sequence[str], level: float) -> Iterator
         for layer, stats in record.shares.items():
             for name, replicates in _by_class(stats, classes).items():
                 found = estimate(replicates, level, (0.0, 1.0))
-                yield {"model": subject.label, "layer": layer, "data": data, "class": name} | vars(found)
+                yield {"model": subject.label, "layer": layer, "data": data, "class": name} | vars(
+                    found
+                )
 
 
 def _by_class(stats: ChannelStats, classes: Sequence[str]) -> dict[str, np.ndarray]:

@@ -21,13 +21,16 @@ def of_layers(networks: Sequence[Compared], level: float) -> pd.DataFrame:
     if len(networks) < 2:
         return tidy("matching", [])
     weights = _weights(networks[0])
-    own = [{layer: matching.hsic(a, a, weights) for layer, a in _activations(s).items()} for s in networks]
+    own = [
+        {layer: matching.compute_hsic(a, a, weights) for layer, a in _activations(s).items()}
+        for s in networks
+    ]
     rows = []
     for one, other in combinations(range(len(networks)), 2):
         pairs = product(_activations(networks[one]).items(), _activations(networks[other]).items())
         for (layer, a), (other_layer, b) in pairs:
-            between = matching.hsic(a, b, weights)
-            replicates = matching.normalised(between, own[one][layer], own[other][other_layer])
+            between = matching.compute_hsic(a, b, weights)
+            replicates = matching.normalise_hsic(between, own[one][layer], own[other][other_layer])
             found = estimate(replicates, level, (-1.0, 1.0))
             row = _pair(networks[one], layer, networks[other], other_layer)
             rows.append(row | {"cka": found.value, "low": found.low, "high": found.high})
@@ -39,16 +42,20 @@ def of_channels(networks: Sequence[Compared]) -> pd.DataFrame:
     frames = []
     for one, other in combinations(networks, 2):
         for (layer, a), (other_layer, b) in _in_order(one, other):
-            found = matching.match(a, b)._asdict()
+            found = matching.match_channels(a, b)._asdict()
             pairs = pd.DataFrame({"channel": found["channel"], "other_channel": found["other"]})
-            pairs = pairs.assign(correlation=found["correlation"], **_pair(one, layer, other, other_layer))
+            pairs = pairs.assign(
+                correlation=found["correlation"], **_pair(one, layer, other, other_layer)
+            )
             frames.append(pairs)
     if not frames:
         return tidy("matched", [])
     return pd.concat(frames, ignore_index=True)[[*COLUMNS["matched"][0], *COLUMNS["matched"][1]]]
 
 
-def _in_order(one: Compared, other: Compared) -> Iterator[tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]]:
+def _in_order(
+    one: Compared, other: Compared
+) -> Iterator[tuple[tuple[str, np.ndarray], tuple[str, np.ndarray]]]:
     """Pair the layers of two networks by their place, counted from the deepest; the first pair first."""
     a, b = (list(_activations(subject).items()) for subject in (one, other))
     depth = min(len(a), len(b))

@@ -12,16 +12,27 @@ import torch
 from torch import nn
 
 from channelscope import claims
-from channelscope.comparison import confusion, decay, differences, excitation, flow, leakage, masks, matching
+from channelscope.comparison import (
+    confusion,
+    decay,
+    differences,
+    excitation,
+    flow,
+    leakage,
+    masks,
+    matching,
+)
 from channelscope.comparison.frames import COLUMNS, Comparison, tidy
 from channelscope.comparison.subjects import Compared
-from channelscope.data import Dataset, Part
-from channelscope.distributed import size
+from channelscope.data import Dataset, Split
+from channelscope.distributed import world_size
 from channelscope.statistics import alignment
 from channelscope.weights import GATE_LOG, versions
 
 
-def assemble(networks: Sequence[Compared], dataset: Dataset, part: Part, settings: dict[str, Any]) -> Comparison:
+def assemble(
+    networks: Sequence[Compared], dataset: Dataset, part: Split, settings: dict[str, Any]
+) -> Comparison:
     """Put the measurements into frames."""
     level = settings["level"]
     judged = claims.verdicts([subject.evidence for subject in networks], level)
@@ -39,19 +50,28 @@ def assemble(networks: Sequence[Compared], dataset: Dataset, part: Part, setting
         "hardware": {
             "device": str(_device(networks[0].subject.network)),
             "threads": torch.get_num_threads(),
-            "processes": size(),
+            "processes": world_size(),
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     meta = json.loads(json.dumps(meta))  # as it is when it is read again: tuples are lists
     arrays = {"labels": part.labels.cpu().numpy()}
     for index, subject in enumerate(networks):
-        arrays |= {f"correct/{index}/{name}": hits.numpy() for name, hits in subject.measurement.hits.items()}
+        arrays |= {
+            f"correct/{index}/{name}": hits.numpy()
+            for name, hits in subject.measurement.hits.items()
+        }
     arrays |= excitation.thumbnails(networks)
     return Comparison(
-        activations=pd.concat([_activations(subject, dataset.classes) for subject in networks], ignore_index=True),
-        alignment=tidy("alignment", [row for s in networks for row in _alignment(s, dataset.classes, level)]),
-        robustness=tidy("robustness", [row for s in networks for row in _robustness(s, dataset.classes, level)]),
+        activations=pd.concat(
+            [_activations(subject, dataset.classes) for subject in networks], ignore_index=True
+        ),
+        alignment=tidy(
+            "alignment", [row for s in networks for row in _alignment(s, dataset.classes, level)]
+        ),
+        robustness=tidy(
+            "robustness", [row for s in networks for row in _robustness(s, dataset.classes, level)]
+        ),
         verdicts=tidy("verdicts", [dataclasses.asdict(verdict) for verdict in judged]),
         training=tidy("training", [row for s in networks for row in _training(s)]),
         gates=tidy("gates", [row for s in networks for row in _gates(s)]),
@@ -79,14 +99,18 @@ def _activations(subject: Compared, classes: Sequence[str]) -> pd.DataFrame:
     measured, frames = subject.measurement, []
     for data, statistics in (("natural", measured.natural), ("adversarial", measured.adversarial)):
         for layer, stats in statistics.items():
-            rows = pd.MultiIndex.from_product([classes, range(stats.channels)], names=["class", "channel"])
+            rows = pd.MultiIndex.from_product(
+                [classes, range(stats.channels)], names=["class", "channel"]
+            )
             frame = rows.to_frame(index=False)
             frame["magnitude"] = stats.magnitude[0].flatten().numpy()
             frame["frequency"] = stats.frequency[0].flatten().numpy()
             frame["relevance"] = measured.relevance[layer].magnitude[0].flatten().numpy()
             frame["count"] = stats.count[0].repeat_interleave(stats.channels).long().numpy()
             frames.append(frame.assign(model=subject.label, data=data, layer=layer))
-    return pd.concat(frames, ignore_index=True)[[*COLUMNS["activations"][0], *COLUMNS["activations"][1]]]
+    return pd.concat(frames, ignore_index=True)[
+        [*COLUMNS["activations"][0], *COLUMNS["activations"][1]]
+    ]
 
 
 def _alignment(subject: Compared, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
@@ -94,13 +118,22 @@ def _alignment(subject: Compared, classes: Sequence[str], level: float) -> Itera
     evidence = subject.evidence
     for layer, measures in evidence.measures.items():
         for measure, values in measures.items():
-            columns = {"all": alignment.mean_over_classes(values)} | dict(zip(classes, values.T, strict=True))
+            columns = {"all": alignment.mean_over_classes(values)} | dict(
+                zip(classes, values.T, strict=True)
+            )
             for name, replicates in columns.items():
                 row = {"model": subject.label, "layer": layer, "class": name, "measure": measure}
                 yield row | vars(alignment.estimate(replicates, level, alignment.BOUNDS[measure]))
         link = alignment.across_classes(measures["relevance_spearman_adversarial"], evidence.robust)
-        row = {"model": subject.label, "layer": layer, "class": "across", "measure": "relevance_robust_correlation"}
-        yield row | vars(alignment.estimate(link, level, alignment.BOUNDS["relevance_robust_correlation"]))
+        row = {
+            "model": subject.label,
+            "layer": layer,
+            "class": "across",
+            "measure": "relevance_robust_correlation",
+        }
+        yield row | vars(
+            alignment.estimate(link, level, alignment.BOUNDS["relevance_robust_correlation"])
+        )
 
 
 def _training(subject: Compared) -> list[dict[str, Any]]:
@@ -118,7 +151,9 @@ def _gates(subject: Compared) -> Iterator[dict[str, Any]]:
             yield {"model": subject.label, "layer": layer, "epoch": row["epoch"]} | measured
 
 
-def _robustness(subject: Compared, classes: Sequence[str], level: float) -> Iterator[dict[str, Any]]:
+def _robustness(
+    subject: Compared, classes: Sequence[str], level: float
+) -> Iterator[dict[str, Any]]:
     """Give the accuracy's rows: natural, under each attack and in the worst case, over all images and by class."""
     measured = subject.measurement
     counts = torch.bincount(measured.labels, minlength=len(classes)).tolist()

@@ -9,7 +9,7 @@ from numpy import ndarray
 
 from channelscope import claims
 from channelscope.study.measurement import Measurement
-from channelscope.study.models import Subject
+from channelscope.study.models import Model
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Compared:
         points: what was measured under other strengths of the attack.
     """
 
-    subject: Subject
+    subject: Model
     measurement: Measurement
     masked: tuple[str, ...] | None = None
     points: tuple[Point, ...] = ()
@@ -52,8 +52,13 @@ class Compared:
     @property
     def description(self) -> dict[str, Any]:
         attacks = [name for name in self.measurement.hits if name != "natural"]
-        layers = {"layers": list(self.measurement.layers), "penultimate": list(self.measurement.penultimate)}
-        return self.subject.description | layers | {"attacks": attacks, "digest": self.subject.digest}
+        layers = {
+            "layers": list(self.measurement.layers),
+            "penultimate": list(self.measurement.penultimate),
+        }
+        return (
+            self.subject.description | layers | {"attacks": attacks, "digest": self.subject.digest}
+        )
 
     @cached_property
     def measures(self) -> dict[str, dict[str, Float[ndarray, "r k"]]]:

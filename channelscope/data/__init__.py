@@ -12,23 +12,23 @@ Split(359 images of 1 x 8 x 8, uint8)
 (torch.Size([128, 1, 8, 8]), torch.float32)
 """
 
-from channelscope.data.blocks import block_size, in_blocks
-from channelscope.data.datasets import Dataset, Part
-from channelscope.data.sampling import augment, stratified
+from channelscope.data.blocks import block_size, iterate_blocks
+from channelscope.data.datasets import Dataset, Split
+from channelscope.data.sampling import augment, sample_stratified
 from channelscope.data.sources import NAMES, as_dataset, load
-from channelscope.data.splits import Split
-from channelscope.data.streams import Streamed
+from channelscope.data.splits import MemorySplit
+from channelscope.data.streams import StreamedSplit
 
 __all__ = [
     "NAMES",
     "Dataset",
-    "Part",
+    "MemorySplit",
     "Split",
-    "Streamed",
+    "StreamedSplit",
     "as_dataset",
     "augment",
     "block_size",
-    "in_blocks",
+    "iterate_blocks",
     "load",
-    "stratified",
+    "sample_stratified",
 ]

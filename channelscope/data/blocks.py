@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from channelscope.data.datasets import Part
+from channelscope.data.datasets import Split
 
 MOST, FEWEST = 128, 16
 _PIXELS = MOST * 64 * 64
 
 
-def block_size(part: Part) -> int:
+def block_size(part: Split) -> int:
     """Give the number of images in a block: 128; of images larger than 64 x 64 the half, a quarter, ..., 16 at least.
 
     >>> from channelscope.data import load
@@ -32,8 +32,8 @@ def block_size(part: Part) -> int:
     return size
 
 
-def in_blocks(
-    part: Part, blocks: Sequence[Int[Tensor, " _"]], fetched: int, device: torch.device
+def iterate_blocks(
+    part: Split, blocks: Sequence[Int[Tensor, " _"]], fetched: int, device: torch.device
 ) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, "b c h w"], Int[Tensor, " b"]]]:
     """Go through blocks of a part's images.
 

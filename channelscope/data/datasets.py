@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from channelscope.controls import has_controls
-from channelscope.data.sampling import stratified
-from channelscope.data.splits import Split
-from channelscope.data.streams import Streamed
+from channelscope.data.sampling import sample_stratified
+from channelscope.data.splits import MemorySplit
+from channelscope.data.streams import StreamedSplit
 from channelscope.errors import UserError
 
 MAX_CLASSES = 100_000  # a number beyond is no class, and naming so many would fill the memory
 
-Part = Split | Streamed
+Split = MemorySplit | StreamedSplit
 """Labelled images, in memory or on disk: what can be trained, evaluated and analysed on."""
 
 
@@ -34,23 +34,31 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    test: Part
-    train: Part | None = None
-    val: Part | None = None
+    test: Split
+    train: Split | None = None
+    val: Split | None = None
 
     def __post_init__(self) -> None:
-        name, count = max(Counter(self.classes).items(), key=operator.itemgetter(1), default=("", 0))
+        name, count = max(
+            Counter(self.classes).items(), key=operator.itemgetter(1), default=("", 0)
+        )
         if count > 1:
-            raise UserError(f"Class names must differ, and {name!r} comes {count} times in {self.name}: rename one.")
+            raise UserError(
+                f"Class names must differ, and {name!r} comes {count} times in {self.name}: rename one."
+            )
         if strange := [name for name in self.classes if not name.isprintable()]:
-            raise UserError(f"The class name {strange[0]!r} has characters that cannot be printed: rename the class.")
+            raise UserError(
+                f"The class name {strange[0]!r} has characters that cannot be printed: rename the class."
+            )
         if has_controls(self.name):  # it is printed, drawn and kept in files
-            raise UserError(f"The data's name {self.name!r} has characters that cannot be printed: rename the folder.")
+            raise UserError(
+                f"The data's name {self.name!r} has characters that cannot be printed: rename the folder."
+            )
         for part, split in self.parts.items():
             self._check(part, split)
 
     @property
-    def parts(self) -> dict[str, Part]:
+    def parts(self) -> dict[str, Split]:
         """The parts there are, by name: "train", "val", "test"."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {part: split for part, split in parts.items() if split is not None}
@@ -66,13 +74,19 @@ class Dataset:
         _, height, width = self.test.image_shape
         return height, width
 
-    def require_train(self) -> Part:
+    def require_train(self) -> Split:
         """Give the training part; UserError if there is none, or if one of the classes has no image in it."""
         if self.train is None:
-            raise UserError(f"{self.name} has no training images: choose a dataset that has a training part.")
+            raise UserError(
+                f"{self.name} has no training images: choose a dataset that has a training part."
+            )
         counts = self.train.labels.bincount(minlength=len(self.classes))
-        if empty := [name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count]:
-            raise UserError(f"Class {empty[0]!r} of {self.name} has no training images: add some, or remove the class.")
+        if empty := [
+            name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count
+        ]:
+            raise UserError(
+                f"Class {empty[0]!r} of {self.name} has no training images: add some, or remove the class."
+            )
         return self.train
 
     def limited(self, n: int, seed: int) -> "Dataset":
@@ -88,7 +102,7 @@ class Dataset:
                 f"The training part of {self.name} cannot be cut to {n} images: ask for a number "
                 f"from {len(self.classes)}, one of each class, to {len(train)}, which is all there are."
             )
-        part = train.subset(stratified(train.labels, n, seed))
+        part = train.subset(sample_stratified(train.labels, n, seed))
         if len(lost := set(range(len(self.classes))) - set(part.labels.tolist())):
             raise UserError(
                 f"Of {n} training images of {self.name} none would be of class {self.classes[min(lost)]!r}, "
@@ -96,7 +110,7 @@ class Dataset:
             )
         return replace(self, train=part)
 
-    def _check(self, part: str, split: Part) -> None:
+    def _check(self, part: str, split: Split) -> None:
         if not len(split):
             raise UserError(f"{self.name} has no {part} images: add at least one.")
         if split.image_shape != self.test.image_shape:
@@ -111,7 +125,7 @@ class Dataset:
             )
 
 
-def numbered(splits: Iterable[Split]) -> tuple[str, ...]:
+def numbered(splits: Iterable[MemorySplit]) -> tuple[str, ...]:
     """Name the classes after their numbers, "0" up to the largest label; UserError if it is beyond reason."""
     largest = max((int(split.labels.max()) for split in splits if len(split)), default=-1)
     if largest >= MAX_CLASSES:

@@ -11,8 +11,8 @@ from torch import Tensor
 from channelscope.data.datasets import Dataset
 from channelscope.data.images import decoded, is_grey, read_images
 from channelscope.data.sampling import hold_out
-from channelscope.data.splits import Split
-from channelscope.data.streams import Streamed
+from channelscope.data.splits import MemorySplit
+from channelscope.data.streams import StreamedSplit
 from channelscope.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -23,7 +23,12 @@ Listing = list[tuple[str, int]]  # file, label
 
 
 def image_folder(
-    name: str, folder: Path, validation: float, seed: int, image_size: int | None, stream: bool | None = None
+    name: str,
+    folder: Path,
+    validation: float,
+    seed: int,
+    image_size: int | None,
+    stream: bool | None = None,
 ) -> Dataset:
     """Read `folder`/{train,val,test}/<class>/*, of which only test is needed, or `folder`/<class>/* as the test part.
 
@@ -39,7 +44,9 @@ def image_folder(
     try:
         classes, listings = _listings(folder)
     except OSError as error:
-        raise UserError(f"Cannot read the folder {error.filename or folder}: {error.strerror or error}.") from error
+        raise UserError(
+            f"Cannot read the folder {error.filename or folder}: {error.strerror or error}."
+        ) from error
     if "train" in listings and "val" not in listings and validation > 0:
         _divide(listings, validation, seed)
     files = [file for listing in listings.values() for file, _ in listing]
@@ -49,21 +56,25 @@ def image_folder(
     if not stream:
         return Dataset(name, classes, **_in_memory(listings, read_images(files, image_size)))
     shape = (1 if _all_grey(files) else 3, height, width)
-    parts = {part: _streamed(folder, listing, shape, image_size) for part, listing in listings.items()}
+    parts = {
+        part: _streamed(folder, listing, shape, image_size) for part, listing in listings.items()
+    }
     return Dataset(name, classes, **parts)
 
 
-def _in_memory(listings: dict[str, Listing], images: Tensor) -> dict[str, Split]:
+def _in_memory(listings: dict[str, Listing], images: Tensor) -> dict[str, MemorySplit]:
     ends = accumulate(len(listing) for listing in listings.values())
     return {
-        part: Split(images[end - len(listing) : end], _labels(listing))
+        part: MemorySplit(images[end - len(listing) : end], _labels(listing))
         for (part, listing), end in zip(listings.items(), ends, strict=True)
     }
 
 
-def _streamed(folder: Path, listing: Listing, shape: tuple[int, int, int], image_size: int | None) -> Streamed:
+def _streamed(
+    folder: Path, listing: Listing, shape: tuple[int, int, int], image_size: int | None
+) -> StreamedSplit:
     files = tuple(file.removeprefix(f"{folder}{os.sep}") for file, _ in listing)
-    return Streamed(folder, files, _labels(listing), shape, image_size)
+    return StreamedSplit(folder, files, _labels(listing), shape, image_size)
 
 
 def _all_grey(files: Sequence[str]) -> bool:
@@ -86,11 +97,15 @@ def _memory() -> int:
 
 def _listings(folder: Path) -> tuple[tuple[str, ...], dict[str, Listing]]:
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder.absolute()}: give the folder that holds the images.")
+        raise UserError(
+            f"There is no folder {folder.absolute()}: give the folder that holds the images."
+        )
     # A class may be called "train": a part is told from a class by the folders inside it.
     parts = {part: folder / part for part in ("train", "val", "test") if _subfolders(folder / part)}
     if parts and "test" not in parts:
-        raise UserError(f"{folder} has {' and '.join(parts)} but no test: add {folder / 'test'}, or name one part.")
+        raise UserError(
+            f"{folder} has {' and '.join(parts)} but no test: add {folder / 'test'}, or name one part."
+        )
     parts = parts or {"test": folder}
     classes = _subfolders(parts.get("train", parts["test"]))
     if not classes:
@@ -98,27 +113,44 @@ def _listings(folder: Path) -> tuple[tuple[str, ...], dict[str, Listing]]:
     listings = {part: _listing(path, classes) for part, path in parts.items()}
     for part, listing in listings.items():
         if not listing:
-            raise UserError(f"{parts[part]} has no images: put {', '.join(SUFFIXES)} files into its class folders.")
+            raise UserError(
+                f"{parts[part]} has no images: put {', '.join(SUFFIXES)} files into its class folders."
+            )
     return tuple(classes), listings
 
 
 def _listing(folder: Path, classes: Sequence[str]) -> Listing:
     present = _subfolders(folder)
     if unknown := sorted(set(present) - set(classes)):
-        raise UserError(f"{folder / unknown[0]} is a class that the training images do not have: move or remove it.")
-    return [(file, label) for label, name in enumerate(classes) if name in present for file in _files(folder / name)]
+        raise UserError(
+            f"{folder / unknown[0]} is a class that the training images do not have: move or remove it."
+        )
+    return [
+        (file, label)
+        for label, name in enumerate(classes)
+        if name in present
+        for file in _files(folder / name)
+    ]
 
 
 def _subfolders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def _files(folder: Path) -> Iterable[str]:
     entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
     # Not is_file(): a broken link is to be reported when it is read, not passed over.
-    return sorted(entry.path for entry in entries if entry.name.lower().endswith(SUFFIXES) and not entry.is_dir())
+    return sorted(
+        entry.path
+        for entry in entries
+        if entry.name.lower().endswith(SUFFIXES) and not entry.is_dir()
+    )
 
 
 def _divide(listings: dict[str, Listing], validation: float, seed: int) -> None:

@@ -20,7 +20,15 @@ from channelscope.reading import regular
 READERS = 4  # threads: decoding large images goes on side by side, small ones only get into each other's way
 CHUNK = 64  # files to a task: enough to make the threads' bookkeeping small
 MOST_PIXELS = 2**25  # of an image: decoded, it takes 7 bytes a pixel, in each of the threads
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL knows others, some of which run programs
+FORMATS = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)  # PIL knows others, some of which run programs
 
 
 def read_images(files: Sequence[str], image_size: int | None) -> UInt8[Tensor, "n c h w"]:
@@ -42,13 +50,23 @@ def read_images(files: Sequence[str], image_size: int | None) -> UInt8[Tensor, "
 
     def fill(start: int) -> bool:
         chunk = range(start, min(start + CHUNK, len(files)))
-        grey = [_fill(images, index, files, image_size) for index in chunk]  # every one, also after a coloured one
+        grey = [
+            _fill(images, index, files, image_size) for index in chunk
+        ]  # every one, also after a coloured one
         return all(grey)
 
     starts = range(0, len(files), CHUNK)
     with ThreadPoolExecutor(READERS) as pool:
         chunks = pool.map(fill, starts)
-        bar = tqdm(chunks, "reading images", len(starts), leave=False, delay=2, unit="image", unit_scale=CHUNK)
+        bar = tqdm(
+            chunks,
+            "reading images",
+            len(starts),
+            leave=False,
+            delay=2,
+            unit="image",
+            unit_scale=CHUNK,
+        )
         grey = list(bar)
     return torch.from_numpy(images[:, :1].copy() if all(grey) else images)
 
@@ -81,7 +99,9 @@ def is_grey(file: str) -> bool:
 def pixels(image: Any) -> NDArray[np.uint8]:
     """Turn a PIL image into (1, h, w) if its mode is 8-bit grey, else RGB (3, h, w); UserError beyond 8 bits."""
     if image.mode.startswith(("I", "F")):
-        raise UserError(f"Images of more than 8 bits (mode {image.mode}) are not read: convert them to 8 bits.")
+        raise UserError(
+            f"Images of more than 8 bits (mode {image.mode}) are not read: convert them to 8 bits."
+        )
     if image.mode == "L":
         return np.array(image)[None]
     return np.array(image.convert("RGB")).transpose(2, 0, 1)
@@ -102,8 +122,12 @@ def resized(images: Tensor, size: int) -> Tensor:
         return images
     from torchvision.transforms import functional
 
-    scaled: Tensor = functional.center_crop(functional.resize(images, [size], antialias=True), [size])
-    return scaled.clamp(0, 1) if scaled.is_floating_point() else scaled  # the interpolation's sums may round above 1
+    scaled: Tensor = functional.center_crop(
+        functional.resize(images, [size], antialias=True), [size]
+    )
+    return (
+        scaled.clamp(0, 1) if scaled.is_floating_point() else scaled
+    )  # the interpolation's sums may round above 1
 
 
 def _allocated(n: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -117,7 +141,9 @@ def _allocated(n: int, size: tuple[int, ...]) -> NDArray[np.uint8]:
         ) from error
 
 
-def _fill(images: NDArray[np.uint8], index: int, files: Sequence[str], image_size: int | None) -> bool:
+def _fill(
+    images: NDArray[np.uint8], index: int, files: Sequence[str], image_size: int | None
+) -> bool:
     """Write one image into its place, grey ones three times over; tell whether it is grey."""
     _, _, height, width = images.shape
     image = fitted(files[index], (height, width), image_size)
@@ -145,10 +171,14 @@ def _opened(file: str) -> Iterator[Any]:
     try:
         with _Held(regular(Path(file))) as held, Image.open(held, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise UserError(f"An image of {image.width} x {image.height} is too large: scale it down first.")
+                raise UserError(
+                    f"An image of {image.width} x {image.height} is too large: scale it down first."
+                )
             yield image
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         reason = str(error) or type(error).__name__
-        raise UserError(f"The image {file} cannot be read ({reason}): replace or remove it.") from error
+        raise UserError(
+            f"The image {file} cannot be read ({reason}): replace or remove it."
+        ) from error

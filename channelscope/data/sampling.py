@@ -7,7 +7,9 @@ from torch import Generator, Tensor
 from channelscope.errors import UserError
 
 
-def stratified(labels: Int[Tensor, "images"], n: int, seed: int | Generator = 0) -> Int[Tensor, "chosen"]:
+def sample_stratified(
+    labels: Int[Tensor, "images"], n: int, seed: int | Generator = 0
+) -> Int[Tensor, "chosen"]:
     """Choose `n` images at random so that each class keeps its share as evenly as whole images allow.
 
     The images of class k, in random order, are ranked r = 0, 1, ... and those with the n smallest (r + 1/2) / n_k are
@@ -26,7 +28,9 @@ def stratified(labels: Int[Tensor, "images"], n: int, seed: int | Generator = 0)
         UserError: `n` is negative or more than there are images; `seed` out of range.
     """
     if not 0 <= n <= len(labels):
-        raise UserError(f"Cannot choose {n} images: ask for a number from 0 to {len(labels)}, which is all there are.")
+        raise UserError(
+            f"Cannot choose {n} images: ask for a number from 0 to {len(labels)}, which is all there are."
+        )
     order = torch.randperm(len(labels), generator=_generator(seed))
     labels = labels.cpu()
     counts = labels.bincount()
@@ -47,8 +51,10 @@ def hold_out(
     """
     n = max(1, round(share * len(labels)))
     if n >= len(labels):
-        raise UserError(f"{len(labels)} training images are too few to hold out {share:g} of them: add images.")
-    held = stratified(labels, n, seed)
+        raise UserError(
+            f"{len(labels)} training images are too few to hold out {share:g} of them: add images."
+        )
+    held = sample_stratified(labels, n, seed)
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[held] = False
     return kept.nonzero().flatten(), held
@@ -88,7 +94,9 @@ def augment(
         raise UserError(f"The crop must be 0 pixels or more, not {crop}.")
     n, channels, height, width = images.shape
     choices = [2 * crop + 1, 2 * crop + 1] + [2] * flip
-    draws = torch.cat([_draw(each, n if whole is None else whole, generator) for each in choices], 1)
+    draws = torch.cat(
+        [_draw(each, n if whole is None else whole, generator) for each in choices], 1
+    )
     draws = draws[first : first + n].to(images.device)
     rows = draws[:, :1] + torch.arange(height, device=images.device)
     columns = draws[:, 1:2] + torch.arange(width, device=images.device)

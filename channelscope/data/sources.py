@@ -12,7 +12,7 @@ from channelscope.data.datasets import Dataset
 from channelscope.data.folders import image_folder
 from channelscope.data.images import resized
 from channelscope.data.sampling import hold_out
-from channelscope.data.splits import Split
+from channelscope.data.splits import MemorySplit
 from channelscope.data.standard import TORCHVISION, digits, from_torchvision
 from channelscope.data.tensors import from_tensors, from_torch
 from channelscope.errors import UserError, suggest
@@ -65,7 +65,9 @@ def load(
         UserError: an unknown name, missing or damaged files, wrong contents, options out of range.
     """
     if not 0 <= validation < 1:
-        raise UserError(f"The share held out for validation must be at least 0 and below 1, not {validation}.")
+        raise UserError(
+            f"The share held out for validation must be at least 0 and below 1, not {validation}."
+        )
     if image_size is not None and image_size < 1:
         raise UserError(f"The image size must be at least 1 pixel, not {image_size}.")
     kind, _, place = name.partition(":")
@@ -80,12 +82,15 @@ def load(
     else:
         raise _unknown(name)
     if stream:
-        raise UserError(f"Only image folders are streamed, and {name!r} is none: leave --stream out.")
+        raise UserError(
+            f"Only image folders are streamed, and {name!r} is none: leave --stream out."
+        )
     return _resized(_with_val(dataset, validation, seed), image_size)
 
 
 def as_dataset(
-    source: str | Dataset | torch.utils.data.Dataset[Any] | tuple[Tensor, Tensor], **options: Unpack[LoadOptions]
+    source: str | Dataset | torch.utils.data.Dataset[Any] | tuple[Tensor, Tensor],
+    **options: Unpack[LoadOptions],
 ) -> Dataset:
     """Make a dataset of whatever holds labelled images.
 
@@ -113,10 +118,14 @@ def as_dataset(
 
 def _unknown(name: str) -> UserError:
     if name and Path(name).is_dir():
-        return UserError(f"{name!r} is a folder: write imagefolder:{name} to read the images in it.")
+        return UserError(
+            f"{name!r} is a folder: write imagefolder:{name} to read the images in it."
+        )
     if name.endswith(".npz"):
         return UserError(f"{name!r} is a file: write npz:{name} to read the images in it.")
-    return UserError(f"There is no dataset {name!r}: give one of {', '.join(NAMES)}.{suggest(name, NAMES)}")
+    return UserError(
+        f"There is no dataset {name!r}: give one of {', '.join(NAMES)}.{suggest(name, NAMES)}"
+    )
 
 
 def _with_val(dataset: Dataset, validation: float, seed: int) -> Dataset:
@@ -131,6 +140,6 @@ def _resized(dataset: Dataset, size: int | None) -> Dataset:
         return dataset
     scaled: dict[str, Any] = {}
     for part, split in dataset.parts.items():
-        assert isinstance(split, Split)  # what is streamed is scaled as it is read
-        scaled[part] = Split(resized(split.images, size), split.labels)
+        assert isinstance(split, MemorySplit)  # what is streamed is scaled as it is read
+        scaled[part] = MemorySplit(resized(split.images, size), split.labels)
     return replace(dataset, **scaled)

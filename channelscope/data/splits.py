@@ -12,7 +12,7 @@ from channelscope.errors import UserError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Split:
+class MemorySplit:
     """Images and their labels, kept as they were stored: a byte a pixel wherever possible.
 
     Args:
@@ -31,14 +31,18 @@ class Split:
         _check_images(self.images)
         check_labels(self.labels, len(self.images))
         if self.images.device != self.labels.device:
-            raise UserError(f"Images are on {self.images.device}, labels on {self.labels.device}: move them to one.")
+            raise UserError(
+                f"Images are on {self.images.device}, labels on {self.labels.device}: move them to one."
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.image_shape))
-        return f"Split({len(self)} images of {size}, {str(self.images.dtype).removeprefix('torch.')})"
+        return (
+            f"Split({len(self)} images of {size}, {str(self.images.dtype).removeprefix('torch.')})"
+        )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -46,10 +50,10 @@ class Split:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
-    def to(self, device: str | torch.device) -> "Split":
+    def to(self, device: str | torch.device) -> "MemorySplit":
         """Put images and labels on a device, as they are stored, so that `batches` works there; no copy if they are."""
         images = self.images.to(device)
-        return self if images is self.images else Split(images, self.labels.to(device))
+        return self if images is self.images else MemorySplit(images, self.labels.to(device))
 
     def batches(
         self, size: int, device: str | torch.device = "cpu", indices: Int[Tensor, "m"] | None = None
@@ -65,12 +69,16 @@ class Split:
             UserError: `size` below 1, or an index that is not there.
         """
         order = checked_order(indices, size, len(self)).to(self.images.device)
-        return (self._batch(order[start : start + size], device) for start in range(0, len(order), size))
+        return (
+            self._batch(order[start : start + size], device) for start in range(0, len(order), size)
+        )
 
-    def subset(self, indices: Int[Tensor, "m"]) -> "Split":
+    def subset(self, indices: Int[Tensor, "m"]) -> "MemorySplit":
         """Keep the images at `indices`, in that order; UserError for an index that is not there."""
         indices = checked_indices(indices, len(self)).to(self.images.device)
-        return Split(self.images.index_select(0, indices), self.labels.index_select(0, indices))
+        return MemorySplit(
+            self.images.index_select(0, indices), self.labels.index_select(0, indices)
+        )
 
     def fingerprint(self) -> str:
         """Identify the contents: SHA-256, in hexadecimal, of the images' type, shape and bytes and of the labels."""
@@ -100,9 +108,13 @@ def checked_order(indices: Tensor | None, size: int, n: int) -> Tensor:
 def checked_indices(indices: Tensor, n: int) -> Tensor:
     """Give `indices` back, which are of some of n images; else UserError."""
     if indices.ndim != 1 or indices.dtype != torch.int64:
-        raise UserError("Indices must be a one-dimensional int64 tensor: of a mask, pass mask.nonzero().flatten().")
+        raise UserError(
+            "Indices must be a one-dimensional int64 tensor: of a mask, pass mask.nonzero().flatten()."
+        )
     if len(indices):
-        low, high = torch.stack(indices.aminmax()).tolist()  # both at once: a GPU is waited for once
+        low, high = torch.stack(
+            indices.aminmax()
+        ).tolist()  # both at once: a GPU is waited for once
         if low < 0 or high >= n:
             raise UserError(f"Indices must lie between 0 and {n - 1}, for there are {n} images.")
     return indices
@@ -111,20 +123,30 @@ def checked_indices(indices: Tensor, n: int) -> Tensor:
 def check_labels(labels: Tensor, n: int) -> None:
     """Refuse labels that are not one class for each of n images, with a UserError."""
     if labels.dtype != torch.int64:
-        raise UserError(f"Labels must be int64, not {labels.dtype}: convert the numbers of the classes with .long().")
+        raise UserError(
+            f"Labels must be int64, not {labels.dtype}: convert the numbers of the classes with .long()."
+        )
     if labels.shape != (n,):
-        raise UserError(f"Labels must have the shape ({n},), one per image, not {tuple(labels.shape)}.")
+        raise UserError(
+            f"Labels must have the shape ({n},), one per image, not {tuple(labels.shape)}."
+        )
     if n and (smallest := int(labels.min())) < 0:
-        raise UserError(f"Labels must be 0 or more, and the smallest is {smallest}: number the classes from 0.")
+        raise UserError(
+            f"Labels must be 0 or more, and the smallest is {smallest}: number the classes from 0."
+        )
 
 
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or 0 in images.shape[1:]:
-        raise UserError(f"Images must have the shape (n, c, h, w), with no empty side, not {tuple(images.shape)}.")
+        raise UserError(
+            f"Images must have the shape (n, c, h, w), with no empty side, not {tuple(images.shape)}."
+        )
     if images.is_floating_point():
         _check_range(images)
     elif images.dtype != torch.uint8:
-        raise UserError(f"Images must be uint8, or float in [0, 1], not {images.dtype}: convert them first.")
+        raise UserError(
+            f"Images must be uint8, or float in [0, 1], not {images.dtype}: convert them first."
+        )
 
 
 def _check_range(images: Tensor) -> None:

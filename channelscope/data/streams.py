@@ -27,12 +27,14 @@ MOST_WORKERS = 16  # decode some thousand images a second; starting more for eve
 
 def processors() -> int:
     """Count the processors that this process can use; those of one machine are shared by its torchrun processes."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Streamed:
+class StreamedSplit:
     """Image files and their labels; takes the place of a `Split`, and gives the same images to the bit.
 
     Args:
@@ -63,7 +65,7 @@ class Streamed:
     def __repr__(self) -> str:
         return f"Streamed({len(self)} images of {' x '.join(map(str, self.image_shape))}, in {self.folder})"
 
-    def to(self, device: str | torch.device) -> "Streamed":
+    def to(self, device: str | torch.device) -> "StreamedSplit":
         """Give itself: the files stay where they are, and `batches` brings the images to the device."""
         return self
 
@@ -85,10 +87,12 @@ class Streamed:
         order = checked_order(indices, size, len(self)).cpu()
         return self._batches(order, min(size, len(order)) or 1, torch.device(device))
 
-    def subset(self, indices: Int[Tensor, "m"]) -> "Streamed":
+    def subset(self, indices: Int[Tensor, "m"]) -> "StreamedSplit":
         """Keep the images at `indices`, in that order, reading none; UserError for an index that is not there."""
         indices = checked_indices(indices, len(self)).cpu()
-        return replace(self, files=tuple(self.files[k] for k in indices.tolist()), labels=self.labels[indices])
+        return replace(
+            self, files=tuple(self.files[k] for k in indices.tolist()), labels=self.labels[indices]
+        )
 
     def fingerprint(self) -> str:
         """Identify the files: SHA-256, in hexadecimal, of the images' shape, and of the files' names, sizes and labels.
@@ -122,15 +126,21 @@ class Streamed:
             return (self.folder / name).stat().st_size
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"The image {self.folder / name} cannot be read ({reason}): put it back.") from error
+            raise UserError(
+                f"The image {self.folder / name} cannot be read ({reason}): put it back."
+            ) from error
 
-    def _batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(
+        self, order: Tensor, size: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         if self.image_size is not None:
             import torchvision.transforms  # noqa: F401  # takes long, and done here it is done for the processes too
         labels, chunks = self.labels[order].to(device), _Pass(self, order, size).chunks()
         for start in range(0, len(order), size):
             y = labels[start : start + size]
-            images = torch.empty((len(y), *self.image_shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+            images = torch.empty(
+                (len(y), *self.image_shape), dtype=torch.uint8, pin_memory=device.type == "cuda"
+            )
             for part, chunk in zip(images.split(CHUNK), chunks, strict=False):
                 part.copy_(torch.from_numpy(chunk[: len(part)]))
             yield in_unit_range(images.to(device, non_blocking=True)), y
@@ -144,10 +154,12 @@ class _Pass(torch.utils.data.Dataset[int | str]):
     travels: torch would send tensors through /dev/shm, of which a container has little.
     """
 
-    def __init__(self, images: Streamed, order: Tensor, size: int) -> None:
+    def __init__(self, images: StreamedSplit, order: Tensor, size: int) -> None:
         self.images, self.order, self.size = images, order, size
         self.workers = min(images.workers, -(-len(order) // min(size, CHUNK)))
-        self.ahead = -(-size // (CHUNK * max(1, self.workers))) + 1  # tasks a process: its share of a batch, and one
+        self.ahead = (
+            -(-size // (CHUNK * max(1, self.workers))) + 1
+        )  # tasks a process: its share of a batch, and one
         shape = (self.ahead * self.workers + 1, min(size, CHUNK), *images.image_shape)
         self.shared = np.frombuffer(mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
         self.free = deque(range(len(self.shared)))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from channelscope.data.datasets import Dataset, numbered
 from channelscope.data.images import pixels
-from channelscope.data.splits import Split
+from channelscope.data.splits import MemorySplit
 from channelscope.errors import UserError
 
 
@@ -16,10 +16,12 @@ def from_tensors(pair: tuple[Any, ...]) -> Dataset:
     """Make a test part of images (n, c, h, w), uint8 or float in [0, 1], and integer labels (n,); else UserError."""
     if len(pair) != 2 or not all(isinstance(value, Tensor) for value in pair):
         kinds = ", ".join(type(value).__name__ for value in pair)
-        raise UserError(f"Pass a pair of tensors, images and labels, not ({kinds}): torch.as_tensor converts arrays.")
+        raise UserError(
+            f"Pass a pair of tensors, images and labels, not ({kinds}): torch.as_tensor converts arrays."
+        )
     images, labels = (value.detach() for value in pair)
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    test = Split(images, labels.long() if whole else labels)
+    test = MemorySplit(images, labels.long() if whole else labels)
     return Dataset("tensors", numbered([test]), test)
 
 
@@ -34,17 +36,30 @@ def from_torch(source: torch.utils.data.Dataset[Any]) -> Dataset:
     try:
         n = len(source)  # type: ignore[arg-type]  # torch leaves the length to its subclasses
     except TypeError as error:
-        raise UserError(f"{type(source).__name__} has no length: pass a torch dataset that can be indexed.") from error
-    items = [_item(source, index) for index in tqdm(range(n), "reading images", leave=False, delay=2, unit="image")]
+        raise UserError(
+            f"{type(source).__name__} has no length: pass a torch dataset that can be indexed."
+        ) from error
+    items = [
+        _item(source, index)
+        for index in tqdm(range(n), "reading images", leave=False, delay=2, unit="image")
+    ]
     if not items:
-        raise UserError(f"{type(source).__name__} is empty: pass a torch dataset with at least one image.")
-    test = Split(_stacked([image for image, _ in items]), torch.tensor([label for _, label in items]))
+        raise UserError(
+            f"{type(source).__name__} is empty: pass a torch dataset with at least one image."
+        )
+    test = MemorySplit(
+        _stacked([image for image, _ in items]), torch.tensor([label for _, label in items])
+    )
     return Dataset(type(source).__name__, _classes(source) or numbered([test]), test)
 
 
 def _classes(source: object) -> tuple[str, ...]:
     names = getattr(source, "classes", ())
-    return tuple(names) if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names) else ()
+    return (
+        tuple(names)
+        if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+        else ()
+    )
 
 
 def _item(source: torch.utils.data.Dataset[Any], index: int) -> tuple[Tensor, int]:
@@ -52,17 +67,25 @@ def _item(source: torch.utils.data.Dataset[Any], index: int) -> tuple[Tensor, in
 
     item = source[index]
     if not isinstance(item, list | tuple) or len(item) != 2:
-        raise UserError(f"Item {index} of {type(source).__name__} is not a pair: give (image, label).")
+        raise UserError(
+            f"Item {index} of {type(source).__name__} is not a pair: give (image, label)."
+        )
     image, label = item
     if isinstance(image, Image.Image):
         image = torch.from_numpy(pixels(image))
     if not isinstance(image, Tensor) or image.ndim != 3:
-        kind = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        kind = (
+            f"a tensor of shape {tuple(image.shape)}"
+            if isinstance(image, Tensor)
+            else type(image).__name__
+        )
         raise UserError(f"Image {index} is {kind}: give a tensor (c, h, w) or a PIL image.")
     try:
         return image.detach().cpu(), operator.index(label)
     except TypeError as error:
-        raise UserError(f"Label {index} is not a whole number: give the number of the class.") from error
+        raise UserError(
+            f"Label {index} is not a whole number: give the number of the class."
+        ) from error
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

@@ -30,9 +30,14 @@ class Examination:
         """Lay it out for people; the home folder, and so the user's name, is written ~."""
         parts = []
         for title, lines in self.sections.items():
-            parts.append(f"{title}\n" + "\n".join(f"  {line.name:<18} {line.found}".rstrip() for line in lines))
+            parts.append(
+                f"{title}\n"
+                + "\n".join(f"  {line.name:<18} {line.found}".rstrip() for line in lines)
+            )
         count = len(self.troubles)
-        head = {0: "nothing is amiss", 1: "1 thing is amiss"}.get(count, f"{count} things are amiss")
+        head = {0: "nothing is amiss", 1: "1 thing is amiss"}.get(
+            count, f"{count} things are amiss"
+        )
         parts.append("\n".join([head, *(f"  - {trouble}" for trouble in self.troubles)]))
         return without_home("\n\n".join(parts))
 
@@ -63,7 +68,13 @@ def _looked(look: Callable[[], Iterator[Line]]) -> list[Line]:
         lines.extend(look())
     except Exception as error:
         reason = reason_of(error)
-        lines.append(Line("?", f"cannot be looked at: {reason}", f"Doctor met what it does not know: {reason}."))
+        lines.append(
+            Line(
+                "?",
+                f"cannot be looked at: {reason}",
+                f"Doctor met what it does not know: {reason}.",
+            )
+        )
     return lines
 
 

@@ -16,11 +16,17 @@ def package() -> Iterator[Line]:
     for title, names, intact in (
         ("zoo", [f"zoo/{name}.pt" for name in zoo.NAMES], _is_archive),
         ("recipes", _names("recipes", "*.toml"), _is_toml),
-        ("templates", ["templates/report.html.j2", "templates/report.css", "templates/report.js"], _is_text),
+        (
+            "templates",
+            ["templates/report.html.j2", "templates/report.css", "templates/report.js"],
+            _is_text,
+        ),
     ):
         damaged = [name for name in names if not intact(HERE / name)]
         found = f"{len(names) - len(damaged)} of {len(names)} files intact"
-        trouble = f"{', '.join(damaged) or title} is missing or damaged: install channelscope again."
+        trouble = (
+            f"{', '.join(damaged) or title} is missing or damaged: install channelscope again."
+        )
         yield Line(title, found, trouble if damaged or not names else "")
 
 

@@ -23,8 +23,16 @@ def processors(loaded: dict[str, dict[str, Any]]) -> Iterator[Line]:
     for number, device in enumerate(torch["cuda"]):
         memory = f"{device['name']}, {size_of(device['free'])} of {size_of(device['total'])} free"
         failure = device["failure"]
-        trouble = f"cuda:{number} cannot be used ({failure}): try another torch, or --device cpu." if failure else ""
-        yield Line(f"cuda:{number}", f"{memory}, {torch['built for']}" + (f", {failure}" if failure else ""), trouble)
+        trouble = (
+            f"cuda:{number} cannot be used ({failure}): try another torch, or --device cpu."
+            if failure
+            else ""
+        )
+        yield Line(
+            f"cuda:{number}",
+            f"{memory}, {torch['built for']}" + (f", {failure}" if failure else ""),
+            trouble,
+        )
     if not torch["cuda"]:
         yield _no_cuda(torch)
     yield Line("mps", "available: --device mps" if torch["mps"] else "none")
@@ -57,7 +65,9 @@ def _processor() -> str:
 
 def _usable() -> int:
     """Count the processors that this process may use; a container may be given the time of fewer."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         given, period = map(int, (CGROUP / "cpu.max").read_text("ascii").split())
     except (OSError, ValueError):
@@ -78,5 +88,7 @@ def threads(loaded: dict[str, dict[str, Any]]) -> Iterator[Line]:
         yield Line(
             name,
             "not set" if value is None else value if number else "set, to what is no number",
-            "" if number else f"{name} is set to what is no number: unset it, or set it to {cores}.",
+            ""
+            if number
+            else f"{name} is set to what is no number: unset it, or set it to {cores}.",
         )

@@ -31,7 +31,12 @@ def load_apart() -> dict[str, dict[str, Any]]:
     }  # finds what we find
     try:
         done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
         )
         said, ending = done.stdout, _ending(done.returncode, done.stderr)
     except subprocess.TimeoutExpired as error:
@@ -74,7 +79,9 @@ def _ask_torch() -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "built for": _built_for(torch.version.cuda, torch.version.hip),
-        "cuda": [_ask_device(torch, number) for number in range(torch.cuda.device_count())] if cuda else [],
+        "cuda": [_ask_device(torch, number) for number in range(torch.cuda.device_count())]
+        if cuda
+        else [],
         "mps": torch.backends.mps.is_available(),
         "warnings": [" ".join(str(warning.message).split())[:300] for warning in caught],
     }

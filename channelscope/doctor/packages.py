@@ -20,7 +20,11 @@ def versions(loaded: dict[str, dict[str, Any]]) -> Iterator[Line]:
     yield Line("python", f"{platform.python_version()}, {sys.executable}", _trouble_of_python())
     yield Line("system", f"{platform.platform()}, {platform.machine()}")
     if not (required := _required("")):
-        yield Line("packages", "not known", "channelscope runs without being installed: pip install channelscope.")
+        yield Line(
+            "packages",
+            "not known",
+            "channelscope runs without being installed: pip install channelscope.",
+        )
     for package, wanted in required:
         yield _version(package, wanted, loaded.get(package, {}))
 
@@ -36,7 +40,9 @@ def _version(package: str, wanted: str, known: dict[str, Any]) -> Line:
     try:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return Line(package, "not there", f"{package} is not there: pip install '{package}{wanted}'.")
+        return Line(
+            package, "not there", f"{package} is not there: pip install '{package}{wanted}'."
+        )
     if not _suits(version, wanted):
         trouble = f"{package} {version} is installed, and {wanted} is needed: pip install '{package}{wanted}'."
         return Line(package, f"{version} ({wanted} is needed)", trouble)
@@ -62,9 +68,15 @@ def _required(extra: str) -> list[tuple[str, str]]:
         return []
     halves = [line.partition(";") for line in lines]
     wanted = [
-        words.strip() for words, _, marker in halves if marker.strip() == (f'extra == "{extra}"' if extra else "")
+        words.strip()
+        for words, _, marker in halves
+        if marker.strip() == (f'extra == "{extra}"' if extra else "")
     ]
-    return [(found[1], found[2]) for words in wanted if (found := re.fullmatch(r"([\w.-]+)\s*([^\[]*)", words))]
+    return [
+        (found[1], found[2])
+        for words in wanted
+        if (found := re.fullmatch(r"([\w.-]+)\s*([^\[]*)", words))
+    ]
 
 
 def extras() -> Iterator[Line]:
@@ -80,5 +92,7 @@ def extras() -> Iterator[Line]:
             there.append(f"{package} {version}")
             if not _suits(version, wanted):
                 missing.append(f"{package}{wanted}")
-        how = f"missing {', '.join(missing)}: pip install 'channelscope[{extra}]'" if missing else ""
+        how = (
+            f"missing {', '.join(missing)}: pip install 'channelscope[{extra}]'" if missing else ""
+        )
         yield Line(extra, "; ".join(filter(None, (", ".join(there), how))))

@@ -31,7 +31,9 @@ def data(root: Path) -> Iterator[Line]:
         yield Line(f"  {name}", *_folder(root / place, "not there: --download fetches it"))
     value = os.environ.get("CHANNELSCOPE_DATA")
     if value is None:
-        yield Line("CHANNELSCOPE_DATA", "not set; only tests and benchmarks on image folders need it")
+        yield Line(
+            "CHANNELSCOPE_DATA", "not set; only tests and benchmarks on image folders need it"
+        )
         return
     found, trouble = _folder(Path(value), "not there")
     if not trouble and found != "there":
@@ -47,7 +49,10 @@ def _folder(path: Path, absent: str) -> tuple[str, str]:
         next(path.iterdir(), None) if path.is_dir() else path.open("rb").close()
     except OSError as error:
         reason = error.strerror or str(error)
-        return f"cannot be read: {reason}", f"{path} cannot be read ({reason}): give yourself the right to read it."
+        return (
+            f"cannot be read: {reason}",
+            f"{path} cannot be read ({reason}): give yourself the right to read it.",
+        )
     return "there", ""
 
 
@@ -80,10 +85,16 @@ def _disk(name: str, place: Path, least: int) -> Line:
             file.write(b"channelscope")
     except OSError as error:
         reason = error.strerror or str(error)
-        return Line(name, f"{place}: cannot be written to: {reason}", _unwritable(name, place, reason))
+        return Line(
+            name, f"{place}: cannot be written to: {reason}", _unwritable(name, place, reason)
+        )
     found = f"{size_of(free)} free, {folder}"
     if free < least:
-        return Line(name, found, f"Only {size_of(free)} are free in {folder} ({name}): free {size_of(least)} or more.")
+        return Line(
+            name,
+            found,
+            f"Only {size_of(free)} are free in {folder} ({name}): free {size_of(least)} or more.",
+        )
     return Line(name, found)
 
 
@@ -112,12 +123,18 @@ def _free_memory() -> tuple[int, int]:
     """Read what is free, and all there is, of the machine or of the part that this process is given; 0: unknown."""
     try:
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        sizes = {
+            name: int(rest.split()[0]) * 1024
+            for name, _, rest in (line.partition(":") for line in lines)
+        }
         free, total = sizes["MemAvailable"], sizes["MemTotal"]
     except (OSError, ValueError, KeyError, IndexError):
         return 0, 0
     try:  # a container's limit
-        limit, used = (int((devices.CGROUP / f"memory.{name}").read_text("ascii")) for name in ("max", "current"))
+        limit, used = (
+            int((devices.CGROUP / f"memory.{name}").read_text("ascii"))
+            for name in ("max", "current")
+        )
     except (OSError, ValueError):
         return free, total
     return min(free, max(0, limit - used)), min(total, limit)

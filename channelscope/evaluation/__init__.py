@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from channelscope.attacks import Attack, Norm, called
+from channelscope.attacks import Attack, Norm, attack_name
 from channelscope.attacks.suites import SUITES, ball_of
-from channelscope.data import as_dataset, stratified
-from channelscope.distributed import is_first, wait
+from channelscope.data import as_dataset, sample_stratified
+from channelscope.distributed import barrier, is_first
 from channelscope.errors import UserError
 from channelscope.evaluation.outcomes import Plan, outcomes
 from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.evaluation.results import Evaluation, check_folder
 from channelscope.evaluation.rows import assemble
-from channelscope.locks import locked
-from channelscope.study.models import Network, subjects_of, widened
+from channelscope.locks import lock_path
+from channelscope.study.models import Network, load_models, widen_classes
 from channelscope.training import default_eps
 
 __all__ = ["SUITES", "Evaluation", "check_folder", "evaluate", "listed"]
@@ -85,18 +85,26 @@ def evaluate(
         UserError: for models, data, attacks or settings that do not fit together.
     """
     if not 0 < level < 1 or min(batch_size, 1 if images is None else images) < 1 or checks < 0:
-        raise UserError("An evaluation needs a level between 0 and 1, an image and no negative number of checks.")
+        raise UserError(
+            "An evaluation needs a level between 0 and 1, an image and no negative number of checks."
+        )
     if torch.is_inference_mode_enabled():
         raise UserError("Attacks need gradients: call evaluate outside of torch.inference_mode.")
     if not listed(attacks):
-        raise UserError(f"An evaluation needs at least one attack: name a suite ({', '.join(SUITES)}) or attacks.")
+        raise UserError(
+            f"An evaluation needs at least one attack: name a suite ({', '.join(SUITES)}) or attacks."
+        )
     if save_adversarial and out is None:
         raise UserError("Adversarial images are kept in a folder: name it with out, or --out.")
-    subjects, dataset = subjects_of(_labelled(models), methods or {}, device), as_dataset(data)
+    subjects, dataset = load_models(_labelled(models), methods or {}, device), as_dataset(data)
     for subject in subjects:
         subject.check(dataset)
-    dataset = widened(dataset, [subject.network for subject in subjects])
-    part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
+    dataset = widen_classes(dataset, [subject.network for subject in subjects])
+    part = (
+        dataset.test
+        if images is None
+        else dataset.test.subset(sample_stratified(dataset.test.labels, images, seed))
+    )
     eps, norm = ball_of(listed(attacks), eps, norm)
     plan = Plan(
         attacks=listed(attacks),
@@ -109,30 +117,43 @@ def evaluate(
         batch_size=batch_size,
     )
     settings = plan.described() | {"level": level, "save_adversarial": save_adversarial}
-    exact = [repr(one) if is_dataclass(one) else called(one) for one in plan.attacks]
-    known = {"models": {s.label: s.digest for s in subjects}, "data": part.fingerprint(), "exact": exact, **settings}
+    exact = [repr(one) if is_dataclass(one) else attack_name(one) for one in plan.attacks]
+    known = {
+        "models": {s.label: s.digest for s in subjects},
+        "data": part.fingerprint(),
+        "exact": exact,
+        **settings,
+    }
     folder = None if out is None else Path(out).resolve()
     if folder is not None:
         check_folder(folder)
     partial = folder and folder.with_name(f"{folder.name}.partial")
-    gallery = Gallery(partial / "adversarial", (len(part), *part.image_shape)) if partial and save_adversarial else None
-    with locked(folder, partial) if folder and partial else nullcontext():
-        wait()  # what a kill left is put right before any process looks
+    gallery = (
+        Gallery(partial / "adversarial", (len(part), *part.image_shape))
+        if partial and save_adversarial
+        else None
+    )
+    with lock_path(folder, partial) if folder and partial else nullcontext():
+        barrier()  # what a kill left is put right before any process looks
         state = Progress(partial, known)
-        wait()  # all have looked before one writes
+        barrier()  # all have looked before one writes
         found = outcomes(subjects, part, len(dataset.classes), plan, state, gallery, shown=progress)
         result = assemble(subjects, found, dataset, part, settings | {"command": command})
         if folder is not None:
             if is_first():
                 result.save(folder, adversarial=gallery.folder if gallery else None)
-            wait()
+            barrier()
             state.remove()
     return result
 
 
 def listed(attacks: str | Attack | Sequence[str | Attack]) -> tuple[str | Attack, ...]:
     """Give one or several attacks as several."""
-    return (attacks,) if isinstance(attacks, str) or not isinstance(attacks, Sequence) else tuple(attacks)
+    return (
+        (attacks,)
+        if isinstance(attacks, str) or not isinstance(attacks, Sequence)
+        else tuple(attacks)
+    )
 
 
 def _labelled(models: Any) -> Any:

@@ -10,17 +10,17 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from channelscope.attacks import PGD, Attack, Norm, called
+from channelscope.attacks import PGD, Attack, Norm, attack_name
 from channelscope.attacks.suites import attacks_on, resized
-from channelscope.data import Part, block_size, stratified
-from channelscope.distributed import is_first, size
+from channelscope.data import Split, block_size, sample_stratified
+from channelscope.distributed import is_first, world_size
 from channelscope.errors import UserError
 from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.evaluation.run import Run
 from channelscope.gates import Selective, attached
 from channelscope.study.binarisation import binarisation
 from channelscope.study.masking import Checks, findings
-from channelscope.study.models import Subject, parameter_of, try_out
+from channelscope.study.models import Model, check_network, get_parameter
 
 _BINARISED = 24  # images of the binarisation test
 
@@ -40,7 +40,10 @@ class Plan:
 
     def described(self) -> dict[str, Any]:
         """Describe the plan in plain values."""
-        return vars(self) | {"attacks": list(map(called, self.attacks)), "eps_sweep": sorted(set(self.eps_sweep))}
+        return vars(self) | {
+            "attacks": list(map(attack_name, self.attacks)),
+            "eps_sweep": sorted(set(self.eps_sweep)),
+        }
 
 
 @dataclass(eq=False)
@@ -71,8 +74,8 @@ class Outcomes:
 
 
 def outcomes(
-    subjects: Sequence[Subject],
-    images: Part,
+    subjects: Sequence[Model],
+    images: Split,
     classes: int,
     plan: Plan,
     progress: Progress,
@@ -94,13 +97,21 @@ def outcomes(
     Raises:
         UserError: for networks or attacks that do not fit the images, or fewer images than processes.
     """
-    if len(images) < size():
-        raise UserError(f"There are more processes ({size()}) than images ({len(images)}): start fewer, or add images.")
+    if len(images) < world_size():
+        raise UserError(
+            f"There are more processes ({world_size()}) than images ({len(images)}): start fewer, or add images."
+        )
     for eps in plan.eps_sweep:
         _attacks(subjects[0], subjects, plan, eps, classes)
-    named = {subject.label: _attacks(subject, subjects, plan, plan.eps, classes) for subject in subjects}
+    named = {
+        subject.label: _attacks(subject, subjects, plan, plan.eps, classes) for subject in subjects
+    }
     for subject in subjects:  # before the first attack, which may take hours
-        try_out(subject.network, next(_some(subject.network, images, torch.arange(min(2, len(images)))))[0], classes)
+        check_network(
+            subject.network,
+            next(_some(subject.network, images, torch.arange(min(2, len(images)))))[0],
+            classes,
+        )
     parts = sum(1 + _parts(attacks) * (1 + len(plan.eps_sweep)) for attacks in named.values())
     with tqdm(total=parts * len(images), unit="img", disable=not (shown and is_first())) as bar:
         found = {}
@@ -117,12 +128,14 @@ def outcomes(
             )
             own = (known or {}).get(subject.label, {})
             found[subject.label] = _outcomes_of(subject, run, named[subject.label], own, plan, bar)
-            found[subject.label].sweep.update(_sweep(subject, subjects, run, found[subject.label], plan, classes, bar))
+            found[subject.label].sweep.update(
+                _sweep(subject, subjects, run, found[subject.label], plan, classes, bar)
+            )
     return found
 
 
 def _outcomes_of(
-    subject: Subject,
+    subject: Model,
     run: Run,
     attacks: Mapping[str, Attack],
     known: Mapping[str, Bool[Tensor, " n"]],
@@ -138,20 +151,28 @@ def _outcomes_of(
             run.advance(len(run.images) * _parts({name: attack}))
             continue
         bar.set_description(f"{subject.label}: {name}")
-        result.hits[name] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
+        result.hits[name] = run.under(
+            attack, result.worst if plan.cascade else result.hits["natural"]
+        )
     if plan.checks and plan.eps:
         _check(subject, run, attacks, result, plan, bar)
-    result.attacked, result.broken, result.notes = dict(run.attacked), dict(run.broken), tuple(run.notes)
+    result.attacked, result.broken, result.notes = (
+        dict(run.attacked),
+        dict(run.broken),
+        tuple(run.notes),
+    )
     return result
 
 
-def _check(subject: Subject, run: Run, attacks: Mapping[str, Attack], result: Outcomes, plan: Plan, bar: Any) -> None:
+def _check(
+    subject: Model, run: Run, attacks: Mapping[str, Attack], result: Outcomes, plan: Plan, bar: Any
+) -> None:
     """Look for signs of gradient masking, and run what revealed one on all images."""
 
     def at(check: str) -> None:
         bar.set_description(f"{subject.label}: check, {check}")
 
-    rows = stratified(run.images.labels.cpu(), min(plan.checks, len(run.images)), plan.seed)
+    rows = sample_stratified(run.images.labels.cpu(), min(plan.checks, len(run.images)), plan.seed)
     x, y = next(_some(subject.network, run.images, rows))
     with attached(subject.network):
         settings: dict[str, Any] = {"eps": plan.eps, "norm": plan.norm, "seed": plan.seed}
@@ -161,19 +182,28 @@ def _check(subject: Subject, run: Run, attacks: Mapping[str, Attack], result: Ou
         _binarise(subject.network, x, y, attacks, result.checks, plan)
     for attack in (finding.breaks for finding in result.checks.findings if finding.breaks):
         attack = dataclasses.replace(attack, early_stop=None) if isinstance(attack, PGD) else attack
-        if (name := called(attack)) in result.hits:
+        if (name := attack_name(attack)) in result.hits:
             continue
         bar.set_description(f"{subject.label}: {name}")
         bar.total += len(run.images)
-        result.hits[name] = run.under(attack, result.worst if plan.cascade else result.hits["natural"])
+        result.hits[name] = run.under(
+            attack, result.worst if plan.cascade else result.hits["natural"]
+        )
         result.escalated[name] = attack
 
 
 def _binarise(
-    network: nn.Module, x: Tensor, y: Tensor, attacks: Mapping[str, Attack], checks: Checks, plan: Plan
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attacks: Mapping[str, Attack],
+    checks: Checks,
+    plan: Plan,
 ) -> None:
     """Test whether the first attack of several steps, or else PGD-20, is strong enough for the network."""
-    several = (attack for attack in attacks.values() if isinstance(attack, PGD) and attack.steps > 1)
+    several = (
+        attack for attack in attacks.values() if isinstance(attack, PGD) and attack.steps > 1
+    )
     attack = next(several, PGD(eps=plan.eps, norm=plan.norm))
     try:
         tested = binarisation(network, x, y, attack, images=_BINARISED, seed=plan.seed)
@@ -185,8 +215,8 @@ def _binarise(
 
 
 def _sweep(
-    subject: Subject,
-    subjects: Sequence[Subject],
+    subject: Model,
+    subjects: Sequence[Model],
     run: Run,
     result: Outcomes,
     plan: Plan,
@@ -207,18 +237,28 @@ def _sweep(
     return found
 
 
-def _attacks(subject: Subject, subjects: Sequence[Subject], plan: Plan, eps: float, classes: int) -> dict[str, Attack]:
+def _attacks(
+    subject: Model, subjects: Sequence[Model], plan: Plan, eps: float, classes: int
+) -> dict[str, Attack]:
     twins = {}
     if isinstance(subject.network, Selective):
-        twins = {other.label: other.network for other in subjects if not isinstance(other.network, Selective)}
-    return attacks_on(subject.network, plan.attacks, eps=eps, norm=plan.norm, classes=classes, twins=twins)
+        twins = {
+            other.label: other.network
+            for other in subjects
+            if not isinstance(other.network, Selective)
+        }
+    return attacks_on(
+        subject.network, plan.attacks, eps=eps, norm=plan.norm, classes=classes, twins=twins
+    )
 
 
 def _parts(attacks: Mapping[str, Attack]) -> int:
     return sum(len(getattr(attack, "parts", (attack,))) for attack in attacks.values())
 
 
-def _some(network: nn.Module, images: Part, rows: Int[Tensor, " m"]) -> Iterator[tuple[Tensor, Tensor]]:
+def _some(
+    network: nn.Module, images: Split, rows: Int[Tensor, " m"]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Give some of the images, at once, as the network takes them."""
-    like = parameter_of(network)
+    like = get_parameter(network)
     return ((x.to(like), y) for x, y in images.batches(max(len(rows), 1), like.device, rows))

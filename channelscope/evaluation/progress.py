@@ -18,7 +18,7 @@ from torch import Tensor
 from channelscope.distributed import is_first, rank
 from channelscope.errors import UserError
 from channelscope.evaluation.results import gallery_name
-from channelscope.files import check_writable, replacing
+from channelscope.files import atomic_write, check_writable
 from channelscope.reading import LARGEST_TEXT, parse_json, read_text, regular
 
 Key = tuple[int, str, str]  # model, attack, part of the attack
@@ -69,7 +69,7 @@ class Progress:
         """This process's file, ready for the next line."""
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self.folder / "settings.json") as temporary:
+        with atomic_write(self.folder / "settings.json") as temporary:
             temporary.write_text(self.settings, "utf-8")
         path = self.folder / f"met-{rank()}.jsonl"
         _end_line(path)
@@ -121,13 +121,19 @@ class Gallery:
     def keep(self, model: int, attack: str, images: list[int], x: Float[Tensor, "n c h w"]) -> None:
         """Write some of the images."""
         path, sums = self._paths(model, attack)
-        contents = [np.ascontiguousarray(image).tobytes() for image in x.detach().cpu().float().numpy()]
+        contents = [
+            np.ascontiguousarray(image).tobytes() for image in x.detach().cpu().float().numpy()
+        ]
         try:
             start = len(self._header)
             self._write(
-                path, self._header, {start + row * self._size: c for row, c in zip(images, contents, strict=True)}
+                path,
+                self._header,
+                {start + row * self._size: c for row, c in zip(images, contents, strict=True)},
             )
-            self._write(sums, b"", {4 * row: _sum(c) for row, c in zip(images, contents, strict=True)})
+            self._write(
+                sums, b"", {4 * row: _sum(c) for row, c in zip(images, contents, strict=True)}
+            )
         except OSError as error:
             raise UserError(
                 f"Cannot write {path}: {error.strerror or error}. Free space and give the same command again."
@@ -139,7 +145,10 @@ class Gallery:
         try:
             with path.open("rb") as file, sums.open("rb") as known:
                 intact = file.read(len(self._header)) == self._header
-                return [intact and known.read(4) == _sum(file.read(self._size)) for _ in range(self.shape[0])]
+                return [
+                    intact and known.read(4) == _sum(file.read(self._size))
+                    for _ in range(self.shape[0])
+                ]
         except OSError:
             return [False] * self.shape[0]
 
@@ -153,7 +162,9 @@ class Gallery:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Several processes write parts of the same file: whoever is first makes it, and nobody replaces it.
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        with os.fdopen(opened, "rb+") as file:  # not through the memory, where a full disk would end the process
+        with os.fdopen(
+            opened, "rb+"
+        ) as file:  # not through the memory, where a full disk would end the process
             if os.fstat(opened).st_size != size:
                 file.truncate(size)
             for place, part in {0: header, **parts}.items():
@@ -181,7 +192,9 @@ def _lines(path: Path, folder: Path) -> Iterator[tuple[Key, list[int], list[bool
                 if checksum == _checksum(known):
                     yield _batch(known)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete {folder}, and evaluate again.") from error
+        raise UserError(
+            f"{path} is damaged ({error}): delete {folder}, and evaluate again."
+        ) from error
 
 
 def _batch(content: list[Any]) -> tuple[Key, list[int], list[bool]]:

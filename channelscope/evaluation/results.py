@@ -19,12 +19,15 @@ from numpy import ndarray
 
 from channelscope import files, reading
 from channelscope.errors import UserError, suggest
-from channelscope.files import check_digests, read_meta, read_table, replacing_folder, write_digests
-from channelscope.locks import locked, settled
+from channelscope.files import atomic_folder, check_digests, read_meta, read_table, write_digests
+from channelscope.locks import lock_path, recover_unlocked
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "table": (("model", "attack"), ("natural", "robust", "low", "high", "worst", "worst_low", "worst_high", "count")),
+    "table": (
+        ("model", "attack"),
+        ("natural", "robust", "low", "high", "worst", "worst_low", "worst_high", "count"),
+    ),
     "classes": (("model", "attack", "class"), ("accuracy", "low", "high", "count")),
     "worst": (("model", "decided_by"), ("natural", "robust", "low", "high", "count")),
     "parts": (("model", "attack", "part"), ("attacked", "broken")),
@@ -92,7 +95,7 @@ class Evaluation:
         """
         folder = Path(folder).resolve()
         check_folder(folder)
-        with locked(folder), replacing_folder(folder) as temporary:
+        with lock_path(folder), atomic_folder(folder) as temporary:
             for name in COLUMNS:
                 getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
             np.savez_compressed(temporary / "arrays.npz", **self.arrays)  # type: ignore[arg-type]
@@ -100,7 +103,9 @@ class Evaluation:
             (temporary / "robustbench").mkdir()
             for index, model in enumerate(self.meta["models"]):
                 name = re.sub(r"[^\w.-]", "_", model)[:60]
-                _write_json(temporary / "robustbench" / f"{index}-{name}.json", self.robustbench(model))
+                _write_json(
+                    temporary / "robustbench" / f"{index}-{name}.json", self.robustbench(model)
+                )
             if adversarial is not None and adversarial.is_dir():
                 shutil.copytree(adversarial, temporary / "adversarial", copy_function=_link)
             write_digests(temporary)
@@ -125,7 +130,11 @@ class Evaluation:
                 reading.check_array(file, path.stat().st_size)
             check_digests(Path(folder), [f"adversarial/{path.name}"])
             images = np.load(path, mmap_mode="r", allow_pickle=False)
-            if images.dtype != np.float32 or images.ndim != 4 or len(images) != self.meta["data"]["images"]:
+            if (
+                images.dtype != np.float32
+                or images.ndim != 4
+                or len(images) != self.meta["data"]["images"]
+            ):
                 raise ValueError("not the images of this evaluation")
         except (ValueError, OSError, EOFError) as error:
             raise UserError(f"{path} is damaged ({error}): evaluate the models again.") from error
@@ -143,9 +152,14 @@ class Evaluation:
         """
         known = self.meta["models"]
         if model not in known:
-            raise UserError(f"There is no model {model!r} in this evaluation.{suggest(model, known)}")
+            raise UserError(
+                f"There is no model {model!r} in this evaluation.{suggest(model, known)}"
+            )
         overall = self.worst[self.worst["model"] == model].iloc[0]
-        auto = self.table[(self.table["model"] == model) & self.table["attack"].isin(["autoattack", "autoattack-l2"])]
+        auto = self.table[
+            (self.table["model"] == model)
+            & self.table["attack"].isin(["autoattack", "autoattack-l2"])
+        ]
         auto = auto[:0] if self.meta["cascade"] else auto  # not its own then
         settings = known[model].get("settings") or {}
         return {
@@ -192,19 +206,26 @@ class Evaluation:
         """
         folder = Path(folder)
         if not folder.exists():
-            settled(folder)
+            recover_unlocked(folder)
         if not (folder / "meta.json").is_file() or not (folder / "worst.csv").is_file():
-            raise UserError(f"{folder} holds no evaluation: name a folder that 'channelscope evaluate' wrote.")
+            raise UserError(
+                f"{folder} holds no evaluation: name a folder that 'channelscope evaluate' wrote."
+            )
         try:
             check_digests(folder, [*(f"{name}.csv" for name in COLUMNS), "arrays.npz", "meta.json"])
-            frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
+            frames = {
+                name: read_table(folder / f"{name}.csv", *columns)
+                for name, columns in COLUMNS.items()
+            }
             with reading.arrays(folder / "arrays.npz", within=folder) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             meta = read_meta(folder / "meta.json", _META)
             _check(frames, arrays, meta)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"The evaluation in {folder} is damaged ({reason}): evaluate the models again.") from error
+            raise UserError(
+                f"The evaluation in {folder} is damaged ({reason}): evaluate the models again."
+            ) from error
         return cls(**frames, arrays=arrays, meta=meta)
 
 
@@ -246,8 +267,11 @@ def _check(frames: Mapping[str, pd.DataFrame], arrays: Mapping[str, np.ndarray],
     if meta["norm"] not in ("inf", "2"):
         raise ValueError("meta.json has an unknown norm")
     kinds = {name: "b" if name.startswith("correct/") else "iu" for name in arrays}
-    if any(array.shape != (n,) or array.dtype.kind not in kinds[name] for name, array in arrays.items()) or any(
-        f"correct/{models.index(row.model)}/{row.attack}" not in arrays for row in frames["table"].itertuples()
+    if any(
+        array.shape != (n,) or array.dtype.kind not in kinds[name] for name, array in arrays.items()
+    ) or any(
+        f"correct/{models.index(row.model)}/{row.attack}" not in arrays
+        for row in frames["table"].itertuples()
     ):
         raise ValueError("arrays.npz is of other images or attacks")
 

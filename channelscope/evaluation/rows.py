@@ -11,28 +11,34 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from channelscope.data import Dataset, Part
-from channelscope.distributed import size
+from channelscope.data import Dataset, Split
+from channelscope.distributed import world_size
 from channelscope.evaluation.outcomes import Outcomes
 from channelscope.evaluation.results import COLUMNS, Evaluation
 from channelscope.statistics import alignment
-from channelscope.study.models import Subject
+from channelscope.study.models import Model
 from channelscope.weights import versions
 
 _PACKAGES = ("torchvision", "numpy", "pandas", "pyautoattack")
 
 
 def assemble(
-    subjects: Sequence[Subject],
+    subjects: Sequence[Model],
     found: Mapping[str, Outcomes],
     dataset: Dataset,
-    part: Part,
+    part: Split,
     settings: Mapping[str, Any],
 ) -> Evaluation:
     """Put the outcomes into frames."""
     summary = _Summary(part.labels.cpu(), dataset.classes, settings)
-    rows = {name: [row for item in found.items() for row in make(summary, *item)] for name, make in _ROWS.items()}
-    frames = {name: pd.DataFrame(rows[name], columns=[*words, *numbers]) for name, (words, numbers) in COLUMNS.items()}
+    rows = {
+        name: [row for item in found.items() for row in make(summary, *item)]
+        for name, make in _ROWS.items()
+    }
+    frames = {
+        name: pd.DataFrame(rows[name], columns=[*words, *numbers])
+        for name, (words, numbers) in COLUMNS.items()
+    }
     arrays = {"labels": part.labels.cpu().numpy()}
     for index, subject in enumerate(subjects):
         hits = found[subject.label].hits
@@ -42,10 +48,10 @@ def assemble(
 
 
 def _meta(
-    subjects: Sequence[Subject],
+    subjects: Sequence[Model],
     found: Mapping[str, Outcomes],
     dataset: Dataset,
-    part: Part,
+    part: Split,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     described = {}
@@ -68,9 +74,11 @@ def _meta(
         **settings,
         "versions": versions() | {name: known for name in _PACKAGES if (known := _version(name))},
         "hardware": {
-            "device": str(next((p.device for p in subjects[0].network.parameters()), torch.device("cpu"))),
+            "device": str(
+                next((p.device for p in subjects[0].network.parameters()), torch.device("cpu"))
+            ),
             "threads": torch.get_num_threads(),
-            "processes": size(),
+            "processes": world_size(),
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -86,7 +94,9 @@ def _version(package: str) -> str | None:
 class _Summary:
     """Turns outcomes into accuracies with intervals."""
 
-    def __init__(self, labels: Tensor, classes: tuple[str, ...], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, labels: Tensor, classes: tuple[str, ...], settings: Mapping[str, Any]
+    ) -> None:
         self.labels, self.classes = labels, classes
         self.level, self.cascade = settings["level"], settings["cascade"]
 
@@ -158,13 +168,24 @@ def _parts(_: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any
 def _warnings(_: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:
     for finding in outcome.checks.findings if outcome.checks else ():
         evidence = json.dumps(finding.evidence)
-        yield {"model": model, "check": finding.check, "sentence": finding.sentence, "evidence": evidence}
+        yield {
+            "model": model,
+            "check": finding.check,
+            "sentence": finding.sentence,
+            "evidence": evidence,
+        }
 
 
 def _eps_sweep(summary: _Summary, model: str, outcome: Outcomes) -> Iterator[dict[str, Any]]:
     for eps, stood in outcome.sweep.items():
         found = summary.overall(stood)
-        yield {"model": model, "eps": eps, "robust": found.value, "low": found.low, "high": found.high}
+        yield {
+            "model": model,
+            "eps": eps,
+            "robust": found.value,
+            "low": found.low,
+            "high": found.high,
+        }
 
 
 _ROWS = {

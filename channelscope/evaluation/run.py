@@ -8,17 +8,25 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from channelscope.attacks import Attack, NoGradient, called, correct, doubts, image_generators, thrifty
+from channelscope.attacks import (
+    Attack,
+    NoGradient,
+    attack_name,
+    collect_warnings,
+    find_correct,
+    make_generators,
+    stop_early,
+)
 from channelscope.attacks.suites import norm_of
-from channelscope.data import Part, block_size, in_blocks
-from channelscope.distributed import dealt, everyones_words, size, total
+from channelscope.data import Split, block_size, iterate_blocks
+from channelscope.distributed import all_gather_words, all_reduce, shard, world_size
 from channelscope.errors import UserError
 from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.gates import attached
-from channelscope.layers.hooks import evaluating, logits_of
+from channelscope.layers.hooks import eval_mode, get_logits
 from channelscope.study.examined import seeded
 from channelscope.study.masking import ROUNDING
-from channelscope.study.models import parameter_of
+from channelscope.study.models import get_parameter
 
 _ROUNDING = 1e-6  # by which an image may leave the ball: its pixels are numbers of 32 bits
 
@@ -48,7 +56,7 @@ class Run:
 
     index: int
     network: nn.Module
-    images: Part
+    images: Split
     batch_size: int
     seed: int
     progress: Progress
@@ -62,10 +70,10 @@ class Run:
     @cached_property
     def is_random(self) -> bool:
         """Tell whether two forward passes on the same images differ by more than rounding."""
-        like = parameter_of(self.network)
+        like = get_parameter(self.network)
         x = next(self.images.batches(block_size(self.images), like.device))[0].to(like)
-        with seeded(x, self.seed), evaluating(self.network), torch.no_grad():
-            one, other = (logits_of(self.network(x)) for _ in range(2))
+        with seeded(x, self.seed), eval_mode(self.network), torch.no_grad():
+            one, other = (get_logits(self.network(x)) for _ in range(2))
         return bool((one - other).abs().max() > ROUNDING * (one.amax() - one.amin()))
 
     def natural(self) -> Bool[Tensor, " n"]:
@@ -73,17 +81,21 @@ class Run:
         everything = torch.ones(len(self.images), dtype=torch.bool)
         return self._met("natural", "natural", everything, lambda x, _y, _rows: x)
 
-    def under(self, attack: Attack, given: Bool[Tensor, " n"], name: str | None = None) -> Bool[Tensor, " n"]:
+    def under(
+        self, attack: Attack, given: Bool[Tensor, " n"], name: str | None = None
+    ) -> Bool[Tensor, " n"]:
         """Tell which of the given images stand an attack, which goes by its own name or this; others do not stand."""
-        name, stood = name or called(attack), given
+        name, stood = name or attack_name(attack), given
         if self.gallery is not None:
             self._forget_damaged(name)
             everything = torch.ones_like(given)
-            return given & self._met(name, name, everything, self._made_by(attack, name, self._kept(name)))
+            return given & self._met(
+                name, name, everything, self._made_by(attack, name, self._kept(name))
+            )
         for part in getattr(attack, "parts", (attack,)):
             # An image that a random network errs on once is not broken yet.
-            made = self._made_by(part if self.is_random else thrifty(part), called(part))
-            stood = stood & self._met(name, called(part), stood, made)
+            made = self._made_by(part if self.is_random else stop_early(part), attack_name(part))
+            stood = stood & self._met(name, attack_name(part), stood, made)
         return stood
 
     def _made_by(
@@ -91,8 +103,10 @@ class Run:
     ) -> Callable[[Tensor, Tensor, list[int]], Tensor]:
         def make(x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
             try:
-                x_adv = attack(self.network, x, y, image_generators(self.seed, name, rows))
-            except NoGradient as error:  # the others go on: an attack that asks for no gradient may break it
+                x_adv = attack(self.network, x, y, make_generators(self.seed, name, rows))
+            except (
+                NoGradient
+            ) as error:  # the others go on: an attack that asks for no gradient may break it
                 self.said.add(f"{name} could not be made: {error}")
                 x_adv = x
             _check_ball(attack, name, x, x_adv)
@@ -108,7 +122,10 @@ class Run:
         All is made again, in the same batches, so that it comes out the same.
         """
         assert self.gallery is not None
-        known, whole = self.progress.met[self.index, name, name], self.gallery.whole(self.index, name)
+        known, whole = (
+            self.progress.met[self.index, name, name],
+            self.gallery.whole(self.index, name),
+        )
         if not all(whole[row] for row in known):
             known.clear()
 
@@ -120,33 +137,49 @@ class Run:
         return keep
 
     def _met(
-        self, attack: str, part: str, given: Bool[Tensor, " n"], make: Callable[[Tensor, Tensor, list[int]], Tensor]
+        self,
+        attack: str,
+        part: str,
+        given: Bool[Tensor, " n"],
+        make: Callable[[Tensor, Tensor, list[int]], Tensor],
     ) -> Bool[Tensor, " n"]:
         """Let the given images meet a part of an attack, this process's blocks of them here; tell which stood."""
-        key, n, like = (self.index, attack, part), len(given), parameter_of(self.network)
+        key, n, like = (self.index, attack, part), len(given), get_parameter(self.network)
         known = self.progress.met[key]
         wanted = given.nonzero().flatten().split(block_size(self.images))
-        turns = [sum(map(len, wanted[first : first + size()])) for first in range(0, len(wanted), size())]
+        turns = [
+            sum(map(len, wanted[first : first + world_size()]))
+            for first in range(0, len(wanted), world_size())
+        ]
         own = [
             (rows, turn)
-            for rows, turn in zip(dealt(wanted), turns, strict=False)
+            for rows, turn in zip(shard(wanted), turns, strict=False)
             if not known.keys() >= set(rows.tolist())
         ]
         self.advance(n - sum(turn for _, turn in own))
-        blocks = in_blocks(self.images, [rows for rows, _ in own], self.batch_size, like.device)
+        blocks = iterate_blocks(
+            self.images, [rows for rows, _ in own], self.batch_size, like.device
+        )
         for (rows, x, y), (_, turn) in zip(blocks, own, strict=True):
             x = x.to(like)
-            with seeded(x, self.seed), evaluating(self.network), attached(self.network), doubts() as found:
-                stood = correct(self.network, make(x, y, rows.tolist()), y)
+            with (
+                seeded(x, self.seed),
+                eval_mode(self.network),
+                attached(self.network),
+                collect_warnings() as found,
+            ):
+                stood = find_correct(self.network, make(x, y, rows.tolist()), y)
             self.said |= {f"{part}: {words}" for words in found}
             self.progress.record(key, rows.tolist(), stood.tolist())
             self.advance(turn)
-        self.notes |= dict.fromkeys(sorted(everyones_words(self.said)))
+        self.notes |= dict.fromkeys(sorted(all_gather_words(self.said)))
         self.said.clear()
         outcome = torch.zeros(n, dtype=torch.int64)
-        for rows in dealt(wanted):
-            outcome[rows] = torch.tensor([known[index] for index in rows.tolist()], dtype=torch.int64)
-        stands = total(outcome).bool()
+        for rows in shard(wanted):
+            outcome[rows] = torch.tensor(
+                [known[index] for index in rows.tolist()], dtype=torch.int64
+            )
+        stands = all_reduce(outcome).bool()
         self.attacked[attack, part] = int(given.sum())
         self.broken[attack, part] = int((given & ~stands).sum())
         return stands
@@ -155,8 +188,12 @@ class Run:
 def _check_ball(attack: Attack, name: str, x: Tensor, x_adv: Tensor) -> None:
     """Refuse images that are not the attack's to make."""
     if x_adv.shape != x.shape or not x_adv.isfinite().all() or x_adv.min() < 0 or x_adv.max() > 1:
-        raise UserError(f"The attack {name} gives images outside [0, 1], or of another shape: its result says nothing.")
+        raise UserError(
+            f"The attack {name} gives images outside [0, 1], or of another shape: its result says nothing."
+        )
     delta = (x_adv.to(torch.float64) - x.to(torch.float64)).flatten(1)
     distance = float(delta.abs().max() if norm_of(attack) == "inf" else delta.norm(dim=1).max())
     if distance > attack.eps + _ROUNDING:
-        raise UserError(f"The attack {name} leaves its ball ({distance:.6f} > eps {attack.eps:.6f}): mend the attack.")
+        raise UserError(
+            f"The attack {name} leaves its ball ({distance:.6f} > eps {attack.eps:.6f}): mend the attack."
+        )

@@ -44,11 +44,17 @@ def explore(
         UserError: for names that the comparison does not have, networks without data or of other weights.
     """
     if not isinstance(comparison, Comparison):
-        raise UserError("What is explored is a comparison: load one that was saved with cs.Comparison.load(folder).")
+        raise UserError(
+            "What is explored is a comparison: load one that was saved with cs.Comparison.load(folder)."
+        )
     if not isinstance(models, Mapping | None):
-        raise UserError("Networks are given by their labels in the comparison, as in models={'at': 'at.pt'}.")
+        raise UserError(
+            "Networks are given by their labels in the comparison, as in models={'at': 'at.pt'}."
+        )
     if (models is None) != (data is None):
-        raise UserError("To silence channels live, give both the networks and the data: models={...}, data=...")
+        raise UserError(
+            "To silence channels live, give both the networks and the data: models={...}, data=..."
+        )
     by_model = frames.layers_by_model(comparison)
     model = tables.chosen("model", model, by_model)
     start = {

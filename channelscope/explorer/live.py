@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.comparison import Comparison
-from channelscope.data import Dataset, as_dataset, stratified
+from channelscope.data import Dataset, as_dataset, sample_stratified
 from channelscope.errors import UserError
 from channelscope.layers.features import ablated
-from channelscope.layers.hooks import evaluating, logits_of
-from channelscope.study.models import Network, parameter_of, subjects_of
+from channelscope.layers.hooks import eval_mode, get_logits
+from channelscope.study.models import Network, get_parameter, load_models
 
 IMAGES = 256  # natural images, at most: a change is answered within the time that a hand needs for the next
 
@@ -39,9 +39,14 @@ class Live:
 
     def accuracy(self, silenced: Mapping[str, Sequence[int]]) -> dict[str, float]:
         """Run the network with channels of layers set to zero: share of correct answers by kind of data."""
-        with evaluating(self.network), torch.no_grad(), ablated(self.network, silenced):
-            answers = {data: logits_of(self.network(x)).argmax(1) for data, (x, _) in self.images.items()}
-        return {data: float((answer == self.images[data][1]).float().mean()) for data, answer in answers.items()}
+        with eval_mode(self.network), torch.no_grad(), ablated(self.network, silenced):
+            answers = {
+                data: get_logits(self.network(x)).argmax(1) for data, (x, _) in self.images.items()
+            }
+        return {
+            data: float((answer == self.images[data][1]).float().mean())
+            for data, answer in answers.items()
+        }
 
 
 def live(comparison: Comparison, models: Mapping[str, Network], data: Any) -> dict[str, Live]:
@@ -52,28 +57,44 @@ def live(comparison: Comparison, models: Mapping[str, Network], data: Any) -> di
     """
     known = list(comparison.meta["models"])
     if unknown := models.keys() - set(known):
-        raise UserError(f"There is no model {min(unknown)!r} in the comparison: it has {', '.join(known)}.")
+        raise UserError(
+            f"There is no model {min(unknown)!r} in the comparison: it has {', '.join(known)}."
+        )
     dataset = as_dataset(data)
     if list(dataset.classes) != comparison.meta["data"]["classes"]:
-        raise UserError(f"{dataset.name} has other classes than the comparison: give the data that was compared on.")
-    chosen = stratified(dataset.test.labels, min(IMAGES, len(dataset.test)), comparison.meta["seed"])
+        raise UserError(
+            f"{dataset.name} has other classes than the comparison: give the data that was compared on."
+        )
+    chosen = sample_stratified(
+        dataset.test.labels, min(IMAGES, len(dataset.test)), comparison.meta["seed"]
+    )
     natural = next(dataset.test.batches(len(chosen), indices=chosen))
     found = {}
-    for subject in subjects_of(models, {}, "cpu"):
+    for subject in load_models(models, {}, "cpu"):
         subject.check(dataset)
-        if subject.digest != (comparison.meta["models"][subject.label].get("digest") or subject.digest):
-            raise UserError(f"The network given as {subject.label} has other weights than the one that was compared.")
-        images = {"natural": natural} | _adversarial(comparison, dataset, known.index(subject.label))
-        like = parameter_of(subject.network)
+        if subject.digest != (
+            comparison.meta["models"][subject.label].get("digest") or subject.digest
+        ):
+            raise UserError(
+                f"The network given as {subject.label} has other weights than the one that was compared."
+            )
+        images = {"natural": natural} | _adversarial(
+            comparison, dataset, known.index(subject.label)
+        )
+        like = get_parameter(subject.network)
         there = {kind: (x.to(like), y.to(like.device)) for kind, (x, y) in images.items()}
         found[subject.label] = Live(subject.network, there)
     return found
 
 
-def _adversarial(comparison: Comparison, dataset: Dataset, index: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _adversarial(
+    comparison: Comparison, dataset: Dataset, index: int
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Give a network's adversarial images, as the comparison keeps them; none where its pictures are smaller."""
     pictures = comparison.arrays.get(f"thumbnails/adversarial/{index}")
     if pictures is None or pictures.shape[1:] != dataset.test.image_shape:
         return {}
-    labels = comparison.arrays["labels"][comparison.arrays[f"thumbnails/adversarial/{index}/images"]]
+    labels = comparison.arrays["labels"][
+        comparison.arrays[f"thumbnails/adversarial/{index}/images"]
+    ]
     return {"adversarial": (torch.from_numpy(pictures) / 255, torch.from_numpy(labels))}

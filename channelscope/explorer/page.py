@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from channelscope.comparison import Comparison
-from channelscope.controls import spelt_value
+from channelscope.controls import escape_value
 from channelscope.explorer import tables
 from channelscope.explorer.live import Live
 from channelscope.explorer.pictures import Sheet
@@ -24,7 +24,7 @@ BEST = 3  # channels that the table of the classes shows for each
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent.parent / "templates"),
     autoescape=True,
-    finalize=spelt_value,
+    finalize=escape_value,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -37,7 +37,9 @@ class Page:
     def __init__(self, comparison: Comparison, model: str, layer: str) -> None:
         self.comparison, self.model, self.layer = comparison, model, layer
         self._images = tables.images(comparison, model, layer)
-        wanted = {(data, image) for (_, data), found in self._images.items() for image, _, _ in found}
+        wanted = {
+            (data, image) for (_, data), found in self._images.items() for image, _, _ in found
+        }
         self._sheet = Sheet.of(comparison, model, wanted)
         # Pages of other pictures may stand in the same notebook: each has its own style.
         self._name = f"channelscope-{hashlib.sha256(self._sheet.picture.encode()).hexdigest()[:12]}"
@@ -46,20 +48,29 @@ class Page:
         """Give the style and the sheet of pictures, which all charts of the layer share."""
         return self._render("style", sheet=self._sheet, colours=COLOURS)
 
-    def chart(self, class_name: str, order: str, shown: int | None = None, silenced: Collection[int] = ()) -> str:
+    def chart(
+        self, class_name: str, order: str, shown: int | None = None, silenced: Collection[int] = ()
+    ) -> str:
         """Draw the channels for a class; ``shown`` is the one that is described while the mouse is elsewhere."""
         rows = tables.channels(self.comparison, self.model, self.layer, class_name, order)
         axes = _Axes.of(rows)
         cards = [self._card(row) | axes.drawn(row) for row in tables.listed(rows)]
         first = next((card for card in cards if card["channel"] == shown), cards[0])
-        words = {"class_name": frames.class_called(class_name), "attack": frames.attack(self.comparison)}
-        return self._render("chart", cards=cards, first=first, silenced=silenced, order=order, axes=axes, **words)
+        words = {
+            "class_name": frames.class_called(class_name),
+            "attack": frames.attack(self.comparison),
+        }
+        return self._render(
+            "chart", cards=cards, first=first, silenced=silenced, order=order, axes=axes, **words
+        )
 
     def classes(self) -> str:
         """Draw a table of the classes: for each the channels that are activated most, with their images."""
         return self._render("classes", rows=list(self._rows_of_classes()), best=BEST)
 
-    def result(self, class_name: str, rows: pd.DataFrame, silenced: Collection[int], live: Live | None) -> str:
+    def result(
+        self, class_name: str, rows: pd.DataFrame, silenced: Collection[int], live: Live | None
+    ) -> str:
         """Tell what silencing channels does: by the tables, and by running the network where it is there."""
         after = live.accuracy({self.layer: tuple(silenced)}) if live and silenced else {}
         return self._render(
@@ -70,7 +81,12 @@ class Page:
             shift={data: number(value) for data, value in tables.shift(rows, silenced).items()},
             exact=tables.is_exact(self.comparison, self.model, self.layer),
             runs=[
-                (data, len(live.images[data][1]), frames.percent(live.untouched[data]), frames.percent(share))
+                (
+                    data,
+                    len(live.images[data][1]),
+                    frames.percent(live.untouched[data]),
+                    frames.percent(share),
+                )
                 for data, share in after.items()
                 if live
             ],
@@ -78,17 +94,25 @@ class Page:
 
     def _rows_of_classes(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         for name in frames.classes(self.comparison):
-            rows = tables.channels(self.comparison, self.model, self.layer, name, "natural magnitude").head(BEST)
+            rows = tables.channels(
+                self.comparison, self.model, self.layer, name, "natural magnitude"
+            ).head(BEST)
             yield frames.class_called(name), [self._card(row) for row in tables.listed(rows)]
 
     def _card(self, row: dict[str, Any]) -> dict[str, Any]:
         """Put what is known of a channel into words."""
         channel = int(row["channel"])
-        shares = {name: frames.percent(row[name]) for name in ("frequency_natural", "frequency_adversarial")}
+        shares = {
+            name: frames.percent(row[name])
+            for name in ("frequency_natural", "frequency_adversarial")
+        }
         return {
             "channel": channel,
             "relevant": _sign(row["relevance"]),
-            **{name: number(row[name]) for name in ("natural", "adversarial", "change", "relevance")},
+            **{
+                name: number(row[name])
+                for name in ("natural", "adversarial", "change", "relevance")
+            },
             **shares,
             "images": {data: self._tiles(channel, data) for data in tables.DATA},
         }
@@ -119,17 +143,26 @@ class _Axes:
     def of(cls, rows: pd.DataFrame) -> Self:
         magnitudes = np.nan_to_num(rows[list(tables.DATA)].to_numpy())
         low, high = min(0.0, magnitudes.min()), max(0.0, magnitudes.max())
-        return cls(low, high if high > low else low + 1, float(rows["relevance"].abs().max()) or 1.0)
+        return cls(
+            low, high if high > low else low + 1, float(rows["relevance"].abs().max()) or 1.0
+        )
 
     def drawn(self, row: dict[str, Any]) -> dict[str, str]:
         """Place a channel's bar, line and relevance, in percent of the panels' height; hide what has no value."""
         span = self.high - self.low
-        natural, adversarial, relevance = (row[name] for name in ("natural", "adversarial", "relevance"))
+        natural, adversarial, relevance = (
+            row[name] for name in ("natural", "adversarial", "relevance")
+        )
         return {
-            "bar": _percents(bottom=(min(natural, 0) - self.low) / span, height=abs(natural) / span),
+            "bar": _percents(
+                bottom=(min(natural, 0) - self.low) / span, height=abs(natural) / span
+            ),
             "line": _percents(bottom=(adversarial - self.low) / span),
             "speaks": _percents(
-                **{"top" if relevance < 0 else "bottom": 0.5, "height": abs(relevance) / self.reach / 2}
+                **{
+                    "top" if relevance < 0 else "bottom": 0.5,
+                    "height": abs(relevance) / self.reach / 2,
+                }
             ),
         }
 
@@ -144,7 +177,11 @@ def _percents(**places: float) -> str:
 def _sign(relevance: float) -> str:
     if math.isnan(relevance) or relevance == 0:
         return "neither for nor against"
-    return "positively relevant (PR), it speaks for" if relevance > 0 else "negatively relevant (NR), it speaks against"
+    return (
+        "positively relevant (PR), it speaks for"
+        if relevance > 0
+        else "negatively relevant (NR), it speaks against"
+    )
 
 
 def number(value: float) -> str:

@@ -36,7 +36,10 @@ class Sheet:
         """Lay out the pictures that a comparison keeps of the wanted images: kind of data and number."""
         index = list(comparison.meta["models"]).index(model)
         tiles: dict[tuple[str, int], np.ndarray] = {}
-        for data, name in (("natural", "thumbnails/natural"), ("adversarial", f"thumbnails/adversarial/{index}")):
+        for data, name in (
+            ("natural", "thumbnails/natural"),
+            ("adversarial", f"thumbnails/adversarial/{index}"),
+        ):
             numbers = comparison.arrays.get(f"{name}/images", np.array([], int)).tolist()
             kept = zip(numbers, comparison.arrays.get(name, ()), strict=True)
             tiles |= {(data, image): picture for image, picture in kept if (data, image) in wanted}
@@ -45,7 +48,9 @@ class Sheet:
         _, height, width = next(iter(tiles.values())).shape
         scale = TILE / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return cls(_png(np.stack([*tiles.values()])), {key: place for place, key in enumerate(tiles)}, size)
+        return cls(
+            _png(np.stack([*tiles.values()])), {key: place for place, key in enumerate(tiles)}, size
+        )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -20,7 +20,9 @@ ORDERS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 }
 
 
-def channels(comparison: Comparison, model: str, layer: str, class_name: str, order: str) -> pd.DataFrame:
+def channels(
+    comparison: Comparison, model: str, layer: str, class_name: str, order: str
+) -> pd.DataFrame:
     """Lay out one layer's channels for one class, a row each, in an order of ``ORDERS``.
 
     Columns: channel, natural and adversarial (magnitudes), change (adversarial less natural), frequency_natural,
@@ -28,7 +30,10 @@ def channels(comparison: Comparison, model: str, layer: str, class_name: str, or
     the one that moves most, up or down.
     """
     chosen = {"model": model, "layer": layer, "class": class_name}
-    by_data = {data: frames.rows(comparison.activations, data=data, **chosen).set_index("channel") for data in DATA}
+    by_data = {
+        data: frames.rows(comparison.activations, data=data, **chosen).set_index("channel")
+        for data in DATA
+    }
     table = pd.DataFrame({data: rows["magnitude"] for data, rows in by_data.items()})
     table["change"] = table["adversarial"] - table["natural"]
     for data, rows in by_data.items():
@@ -58,17 +63,25 @@ def is_exact(comparison: Comparison, model: str, layer: str) -> bool:
     return layer in (comparison.meta["models"][model].get("penultimate") or ())
 
 
-def images(comparison: Comparison, model: str, layer: str) -> dict[tuple[int, str], list[tuple[int, str, float]]]:
+def images(
+    comparison: Comparison, model: str, layer: str
+) -> dict[tuple[int, str], list[tuple[int, str, float]]]:
     """List the images that excite each channel of a layer most.
 
     Returns:
         channel and kind of data -> (image, its class, activation), the largest activation first.
     """
     classes, labels = frames.classes(comparison), comparison.arrays["labels"]
-    rows = frames.rows(comparison.excitation, model=model, layer=layer).sort_values("rank", kind="stable")
+    rows = frames.rows(comparison.excitation, model=model, layer=layer).sort_values(
+        "rank", kind="stable"
+    )
     listed: dict[tuple[int, str], list[tuple[int, str, float]]] = {}
-    for channel, data, image, activation in rows[["channel", "data", "image", "activation"]].itertuples(index=False):
-        listed.setdefault((int(channel), data), []).append((int(image), classes[labels[image]], float(activation)))
+    for channel, data, image, activation in rows[
+        ["channel", "data", "image", "activation"]
+    ].itertuples(index=False):
+        listed.setdefault((int(channel), data), []).append(
+            (int(image), classes[labels[image]], float(activation))
+        )
     return listed
 
 
@@ -78,7 +91,8 @@ def chosen(kind: str, name: str | None, known: Collection[str]) -> str:
         return next(iter(known))
     if name not in known:
         near = (
-            suggest(str(name), known) or f" It has {', '.join([*known][:_LISTED])}{', ...' * (len(known) > _LISTED)}."
+            suggest(str(name), known)
+            or f" It has {', '.join([*known][:_LISTED])}{', ...' * (len(known) > _LISTED)}."
         )
         raise UserError(f"There is no {kind} {name!r} in this comparison.{near}")
     return name

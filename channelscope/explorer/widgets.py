@@ -33,14 +33,21 @@ class Explorer(Still):
         self._open()
         for name in ("model", "layer", "class_name", "order"):
             self.controls[name].observe(self._choose, "value")
-        for name, follow in (("channel", self._draw), ("silenced", self._draw), ("first", self._silence_first)):
+        for name, follow in (
+            ("channel", self._draw),
+            ("silenced", self._draw),
+            ("first", self._silence_first),
+        ):
             self.controls[name].observe(follow, "value")
         self.controls["none"].on_click(self._silence_none)
         self.widget = self._laid_out()
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """Give notebooks the widgets, and readers without a kernel the chart as it is now."""
-        return self.widget._repr_mimebundle_() | {"text/html": self._repr_html_(), "text/plain": repr(self)}
+        return self.widget._repr_mimebundle_() | {
+            "text/html": self._repr_html_(),
+            "text/plain": repr(self),
+        }
 
     def _made(self) -> dict[str, Any]:
         known = {
@@ -52,7 +59,9 @@ class Explorer(Still):
         words = {"class_name": "class", "order": "sorted by"}
         return {
             **{
-                name: Dropdown(options=options, value=getattr(self, name), description=words.get(name, name))
+                name: Dropdown(
+                    options=options, value=getattr(self, name), description=words.get(name, name)
+                )
                 for name, options in known.items()
             },
             "channel": Dropdown(description="describe"),
@@ -63,8 +72,13 @@ class Explorer(Still):
 
     def _laid_out(self) -> VBox:
         named = self.controls
-        choices = Box([named[name] for name in ("model", "layer", "class_name", "order", "channel")], layout=WRAPPED)
-        silencing = Box([named["silenced"], VBox([named["first"], named["none"]]), self.result], layout=WRAPPED)
+        choices = Box(
+            [named[name] for name in ("model", "layer", "class_name", "order", "channel")],
+            layout=WRAPPED,
+        )
+        silencing = Box(
+            [named["silenced"], VBox([named["first"], named["none"]]), self.result], layout=WRAPPED
+        )
         return VBox([self.style, choices, self.chart, silencing])
 
     def _choose(self, change: Any) -> None:
@@ -96,9 +110,14 @@ class Explorer(Still):
 
     def _sort(self) -> None:
         """Lay out the channels for the class and in the order chosen."""
-        self._rows = tables.channels(self.comparison, self.model, self.layer, self.class_name, self.order)
+        self._rows = tables.channels(
+            self.comparison, self.model, self.layer, self.class_name, self.order
+        )
         listed = self._rows[["channel", "relevance"]].itertuples(index=False)
-        options = [(f"{int(channel)}: relevance {number(relevance)}", int(channel)) for channel, relevance in listed]
+        options = [
+            (f"{int(channel)}: relevance {number(relevance)}", int(channel))
+            for channel, relevance in listed
+        ]
         with self._alone():
             for name in ("channel", "silenced"):
                 control, chosen = self.controls[name], self.controls[name].value
@@ -121,8 +140,12 @@ class Explorer(Still):
         if self._setting:
             return
         silenced = self.controls["silenced"].value
-        self.chart.value = self._page.chart(self.class_name, self.order, self.controls["channel"].value, silenced)
-        self.result.value = self._page.result(self.class_name, self._rows, silenced, self._lives.get(self.model))
+        self.chart.value = self._page.chart(
+            self.class_name, self.order, self.controls["channel"].value, silenced
+        )
+        self.result.value = self._page.result(
+            self.class_name, self._rows, silenced, self._lives.get(self.model)
+        )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

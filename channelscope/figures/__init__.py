@@ -1,7 +1,13 @@
 """Figures of a comparison and of a sweep, in the style of a paper; drawn from tables alone, never from a network."""
 
 from channelscope.figures.catalogue import caption, data, draw, figures
-from channelscope.figures.drawing import alignment_robustness, frequency, magnitude, nr_share, relevance
+from channelscope.figures.drawing import (
+    alignment_robustness,
+    frequency,
+    magnitude,
+    nr_share,
+    relevance,
+)
 from channelscope.figures.flow import confusion, flow, flow_share
 from channelscope.figures.gated import leakage, mask_share, masks
 from channelscope.figures.logs import gates, training

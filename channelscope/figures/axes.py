@@ -25,7 +25,9 @@ def blank(height: float) -> Figure:
     return Figure(figsize=size, layout="constrained")
 
 
-def grid(rows: int, columns: int, height: float, beside: float = 0.75, **options: Any) -> tuple[Figure, np.ndarray]:
+def grid(
+    rows: int, columns: int, height: float, beside: float = 0.75, **options: Any
+) -> tuple[Figure, np.ndarray]:
     """Make a figure with panels (rows, columns), as wide as the style says.
 
     `height` in inches is each row's, `beside` that of the title, the legend and the last row's labels, both for text
@@ -68,14 +70,24 @@ def data_legend(
     `note` explains more; `natural` is the handle of natural images where they are drawn otherwise.
     """
     handles = [
-        Line2D([], [], color=COLOURS[data], label=label, linestyle=linestyle, marker="o", markersize=3.5)
+        Line2D(
+            [],
+            [],
+            color=COLOURS[data],
+            label=label,
+            linestyle=linestyle,
+            marker="o",
+            markersize=3.5,
+        )
         for data, label in (("natural", "natural"), ("adversarial", f"adversarial ({adversarial})"))
     ]
     if natural is not None:
         natural.set_label("natural")
     key = [natural or handles[0], handles[1], *further]
     columns = 1 if further else 2
-    figure.legend(handles=key, title=in_lines(note) or None, loc="outside lower center", ncols=columns)
+    figure.legend(
+        handles=key, title=in_lines(note) or None, loc="outside lower center", ncols=columns
+    )
 
 
 def area() -> Patch:
@@ -129,4 +141,9 @@ def from_zero(*sharing: Axes) -> None:
 
 def markers(channels: int) -> dict[str, Any]:
     """Dots for so many channels: the more, the smaller."""
-    return {"marker": "o", "linestyle": "none", "markersize": float(np.clip(160 / channels, 1.2, 3.5)), "mew": 0}
+    return {
+        "marker": "o",
+        "linestyle": "none",
+        "markersize": float(np.clip(160 / channels, 1.2, 3.5)),
+        "mew": 0,
+    }

@@ -17,7 +17,7 @@ from channelscope.errors import UserError, suggest
 from channelscope.figures import frames, paper, tex
 from channelscope.figures.kinds import KINDS, Kind
 from channelscope.figures.subjects import Subject
-from channelscope.files import replacing
+from channelscope.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class _Picture:
         }
 
     def stem(self) -> str:
-        parts = [self.kind.name, *(_slug(value) for value in self.subject.arguments.values() if value is not None)]
+        parts = [
+            self.kind.name,
+            *(_slug(value) for value in self.subject.arguments.values() if value is not None),
+        ]
         return "-".join(part for part in parts if part)
 
 
@@ -96,7 +99,9 @@ def figures(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
     classes: the five most and the five least robust); with several layers the names of all but training and gates end
     in the layer. Names made alike by this are numbered.
     """
-    return {name: partial(_Picture.draw, picture) for name, picture in _pictures(comparison).items()}
+    return {
+        name: partial(_Picture.draw, picture) for name, picture in _pictures(comparison).items()
+    }
 
 
 def data(name: str, comparison: Comparison) -> pd.DataFrame:
@@ -146,11 +151,16 @@ def draw(
     Raises:
         UserError: for a style, a choice or a format that is unknown, or where LaTeX is missing.
     """
-    formats, chosen = _words("format", formats), _chosen(comparison, _words("figure", only) if only else [])
+    formats, chosen = (
+        _words("format", formats),
+        _chosen(comparison, _words("figure", only) if only else []),
+    )
     paper.check_formats(formats)
     paths = []
     with paper.style(style, wide=wide, latex=latex):
-        for name, picture in tqdm(chosen.items(), desc="figures", unit="figure", disable=not progress):
+        for name, picture in tqdm(
+            chosen.items(), desc="figures", unit="figure", disable=not progress
+        ):
             paths += paper.write(picture.draw(), picture.data(), folder / name, formats)
     _write_captions(comparison, folder, latex)
     return paths
@@ -158,7 +168,9 @@ def draw(
 
 def _words(what: str, given: Sequence[str]) -> list[str]:
     """The single words of what is given with spaces or commas between, none twice; UserError where there is none."""
-    words = dict.fromkeys(" ".join([given] if isinstance(given, str) else given).replace(",", " ").split())
+    words = dict.fromkeys(
+        " ".join([given] if isinstance(given, str) else given).replace(",", " ").split()
+    )
     if not words:
         raise UserError(f"No {what} is named: name at least one, or leave the choice out.")
     return list(words)
@@ -184,18 +196,32 @@ def _chosen(comparison: Comparison, only: Sequence[str]) -> dict[str, _Picture]:
             raise UserError(
                 f"No figure {word!r}; choose from {', '.join([*claims, *kinds])} or a figure's name.{known}"
             )
-    return {name: picture for name, picture in pictures.items() if not only or name in set().union(*answers.values())}
+    return {
+        name: picture
+        for name, picture in pictures.items()
+        if not only or name in set().union(*answers.values())
+    }
 
 
 def _write_captions(comparison: Comparison, folder: Path, latex: bool) -> None:
     """List the figures that lie in a folder."""
-    lying = {name: picture for name, picture in _pictures(comparison).items() if (folder / f"{name}.csv").exists()}
+    lying = {
+        name: picture
+        for name, picture in _pictures(comparison).items()
+        if (folder / f"{name}.csv").exists()
+    }
     texts = {"captions.txt": [f"{name}\n{picture.caption()}\n" for name, picture in lying.items()]}
     if latex:
-        texts["captions.tex"] = [_in_latex(name, picture.caption()) for name, picture in lying.items()]
-    shown = [picture.entry(name) for name, picture in lying.items() if (folder / f"{name}.png").exists()]
-    for file, parts in (texts | {"captions.json": [json.dumps(shown, indent=1, ensure_ascii=False)]}).items():
-        with replacing(folder / file) as part:
+        texts["captions.tex"] = [
+            _in_latex(name, picture.caption()) for name, picture in lying.items()
+        ]
+    shown = [
+        picture.entry(name) for name, picture in lying.items() if (folder / f"{name}.png").exists()
+    ]
+    for file, parts in (
+        texts | {"captions.json": [json.dumps(shown, indent=1, ensure_ascii=False)]}
+    ).items():
+        with atomic_write(folder / file) as part:
             part.write_text("\n".join(parts), encoding="utf-8", newline="\n")
 
 

@@ -33,18 +33,28 @@ _SPEARMAN = ("spearman", "spearman_low", "spearman_high")
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 
 
-def _profile_data(comparison: Comparison, quantity: str, class_name: str, layer: str | None) -> pd.DataFrame:
+def _profile_data(
+    comparison: Comparison, quantity: str, class_name: str, layer: str | None
+) -> pd.DataFrame:
     known = frames.classes(comparison)
     if class_name not in known:
         raise UserError(f"No class {class_name!r} in this comparison.{suggest(class_name, known)}")
     parts = []
     for model, name in frames.layers(comparison, layer).items():
-        of_class = frames.rows(comparison.activations, **{"class": class_name, "model": model, "layer": name})
-        channels = of_class.pivot(index="channel", columns="data", values=quantity)[[*COLOURS]].reset_index()
-        channels = channels.sort_values("natural", ascending=False, kind="stable").rename_axis(columns=None)
+        of_class = frames.rows(
+            comparison.activations, **{"class": class_name, "model": model, "layer": name}
+        )
+        channels = of_class.pivot(index="channel", columns="data", values=quantity)[
+            [*COLOURS]
+        ].reset_index()
+        channels = channels.sort_values("natural", ascending=False, kind="stable").rename_axis(
+            columns=None
+        )
         place = range(1, len(channels) + 1)
         accuracy = frames.robust(comparison, model, class_name)[0]
-        parts.append(channels.assign(place=place, model=model, layer=name, robust_accuracy=accuracy))
+        parts.append(
+            channels.assign(place=place, model=model, layer=name, robust_accuracy=accuracy)
+        )
     columns = ["model", "layer", "robust_accuracy", "place", "channel", *COLOURS]
     return pd.concat(parts, ignore_index=True)[columns]
 
@@ -61,11 +71,24 @@ def _profile(comparison: Comparison, quantity: str, class_name: str, layer: str 
             in_percent(ax, "active")
         _channels(ax, channels)
         ax.set_title(frames.short(model, 24), loc="left", weight="bold")
-        ax.set_title(f"robust accuracy {frames.percent(channels['robust_accuracy'].iloc[0])}", loc="right")
+        ax.set_title(
+            f"robust accuracy {frames.percent(channels['robust_accuracy'].iloc[0])}", loc="right"
+        )
     axes[-1, 0].set_xlabel(f"channel, sorted by the model's natural {quantity}")
-    shown = {"magnitude": "mean activation (magnitude)", "frequency": "share of images that activate it (frequency)"}
-    title(figure, f"{frames.class_called(class_name)}: each channel's {shown[quantity]}, {frames.where(layers)}")
-    data_legend(figure, frames.attack(comparison), note=f"robust accuracy: {frames.worst(comparison)}", natural=area())
+    shown = {
+        "magnitude": "mean activation (magnitude)",
+        "frequency": "share of images that activate it (frequency)",
+    }
+    title(
+        figure,
+        f"{frames.class_called(class_name)}: each channel's {shown[quantity]}, {frames.where(layers)}",
+    )
+    data_legend(
+        figure,
+        frames.attack(comparison),
+        note=f"robust accuracy: {frames.worst(comparison)}",
+        natural=area(),
+    )
     return figure
 
 
@@ -77,13 +100,17 @@ def _channels(ax: Axes, channels: pd.DataFrame) -> None:
     natural, edges = channels["natural"].to_numpy(), np.arange(count + 1) + 0.5
     ax.stairs(natural, edges, fill=True, color=COLOURS["natural"], alpha=0.25, linewidth=0)
     ax.stairs(natural, edges, color=COLOURS["natural"], baseline=None)
-    ax.plot(channels["place"], channels["adversarial"], color=COLOURS["adversarial"], **markers(count))
+    ax.plot(
+        channels["place"], channels["adversarial"], color=COLOURS["adversarial"], **markers(count)
+    )
     ax.set_xlim(0.5, count + 0.5)
     from_zero(ax)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
-def magnitude_data(comparison: Comparison, class_name: str, layer: str | None = None) -> pd.DataFrame:
+def magnitude_data(
+    comparison: Comparison, class_name: str, layer: str | None = None
+) -> pd.DataFrame:
     """Give what `magnitude` draws: model, layer, place on the axis, channel -> natural, adversarial magnitude."""
     return _profile_data(comparison, "magnitude", class_name, layer)
 
@@ -98,7 +125,9 @@ def magnitude(comparison: Comparison, class_name: str, layer: str | None = None)
     return _profile(comparison, "magnitude", class_name, layer)
 
 
-def frequency_data(comparison: Comparison, class_name: str, layer: str | None = None) -> pd.DataFrame:
+def frequency_data(
+    comparison: Comparison, class_name: str, layer: str | None = None
+) -> pd.DataFrame:
     """Give what `frequency` draws: model, layer, place on the axis, channel -> natural, adversarial frequency."""
     return _profile_data(comparison, "frequency", class_name, layer)
 
@@ -122,11 +151,23 @@ def relevance_data(comparison: Comparison, layer: str | None = None) -> pd.DataF
     layers, classes = frames.layers(comparison, layer), frames.extremes(comparison)
     for (model, name), class_name, data in product(layers.items(), classes, COLOURS):
         where = {"model": model, "layer": name, "class": class_name}
-        rho = frames.interval(comparison.alignment, **where, measure=f"relevance_spearman_{data}")[0]
+        rho = frames.interval(comparison.alignment, **where, measure=f"relevance_spearman_{data}")[
+            0
+        ]
         accuracy = frames.robust(comparison, model, class_name)[0]
         channels = frames.rows(comparison.activations, **where, data=data)
         parts.append(channels.assign(spearman=rho, robust_accuracy=accuracy))
-    columns = ["model", "layer", "class", "robust_accuracy", "data", "spearman", "channel", "relevance", "magnitude"]
+    columns = [
+        "model",
+        "layer",
+        "class",
+        "robust_accuracy",
+        "data",
+        "spearman",
+        "channel",
+        "relevance",
+        "magnitude",
+    ]
     return pd.concat(parts, ignore_index=True)[columns]
 
 
@@ -145,7 +186,11 @@ def relevance(comparison: Comparison, layer: str | None = None) -> Figure:
             channels = frames.rows(drawn, **{"model": model, "class": class_name})
             _scatter(ax, channels)
             accuracy = frames.percent(channels["robust_accuracy"].iloc[0], 0)
-            ax.set_title(f"{frames.class_called(class_name, 10)}, robust {accuracy}", pad=12, size=current().small)
+            ax.set_title(
+                f"{frames.class_called(class_name, 10)}, robust {accuracy}",
+                pad=12,
+                size=current().small,
+            )
         from_zero(*row)
         row[0].set_ylabel(f"{frames.short(model, 16)}\nmean activation")
     for ax, extreme in zip(axes[0], ("most", "least"), strict=False):
@@ -169,8 +214,18 @@ def _scatter(ax: Axes, drawn: pd.DataFrame) -> None:
     ax.axvline(0, color="0.6", linewidth=0.6, linestyle="--")
     for data, side, edge in (("natural", "left", 0), ("adversarial", "right", 1)):
         channels = frames.rows(drawn, data=data)
-        ax.plot(channels["relevance"], channels["magnitude"], color=COLOURS[data], alpha=0.7, **markers(len(channels)))
-        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side}
+        ax.plot(
+            channels["relevance"],
+            channels["magnitude"],
+            color=COLOURS[data],
+            alpha=0.7,
+            **markers(len(channels)),
+        )
+        place: dict[str, Any] = {
+            "xycoords": "axes fraction",
+            "textcoords": "offset points",
+            "ha": side,
+        }
         rho = f"ρ {frames.number(channels['spearman'].iloc[0])}"
         ax.annotate(rho, (edge, 1), (0, 3.5), color=COLOURS[data], size=current().small, **place)
     ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -200,18 +255,31 @@ def nr_share(comparison: Comparison, layer: str | None = None) -> Figure:
     drawn, layers = nr_share_data(comparison, layer), frames.layers(comparison, layer)
     count = len(drawn) // (len(layers) * len(COLOURS))
     names = [*map(frames.short, drawn["class"][:count])]
-    figure, axes = grid(len(layers), 1, 0.9, 0.8 + 0.055 * max(map(len, names)), sharex=True, sharey=True)
+    figure, axes = grid(
+        len(layers), 1, 0.9, 0.8 + 0.055 * max(map(len, names)), sharex=True, sharey=True
+    )
     places = np.arange(count)
     for ax, model in zip(axes[:, 0], layers, strict=True):
         for data, beside in (("natural", -0.15), ("adversarial", 0.15)):
             share, reach = frames.bars(frames.rows(drawn, model=model, data=data), "share")
-            ax.errorbar(places + beside, share, reach, color=COLOURS[data], fmt="o", markersize=1.8, elinewidth=0.9)
+            ax.errorbar(
+                places + beside,
+                share,
+                reach,
+                color=COLOURS[data],
+                fmt="o",
+                markersize=1.8,
+                elinewidth=0.9,
+            )
         ax.axvline(count - 1.5, color="0.8", linewidth=0.6)
         ax.set_title(frames.short(model, 40), loc="left", weight="bold")
         in_percent(ax, "NR share")
     from_zero(*axes[:, 0])
     axes[-1, 0].set_xticks(places, names, rotation=90)
-    title(figure, f"Share of the activation on negatively relevant (NR) channels, {frames.where(layers)}")
+    title(
+        figure,
+        f"Share of the activation on negatively relevant (NR) channels, {frames.where(layers)}",
+    )
     note = f"by class; NR: the channel speaks against the class; bars: {comparison.meta['level']:.0%} intervals"
     data_legend(figure, frames.attack(comparison), note=note)
     return figure
@@ -228,7 +296,9 @@ def alignment_robustness_data(comparison: Comparison, layer: str | None = None) 
         aligned = frames.rows(measured, measure="relevance_spearman_adversarial")
         for class_name in frames.classes(comparison):
             spearman = frames.interval(aligned, **{"class": class_name})
-            found.append((model, name, class_name, *spearman, *frames.robust(comparison, model, class_name)))
+            found.append(
+                (model, name, class_name, *spearman, *frames.robust(comparison, model, class_name))
+            )
         across = frames.interval(measured, **{"class": "across"})
         found.append((model, name, "across", *across, *[float("nan")] * 3))
     return pd.DataFrame(found, columns=["model", "layer", "class", *_SPEARMAN, *_ACCURACY])
@@ -249,11 +319,18 @@ def alignment_robustness(comparison: Comparison, layer: str | None = None) -> Fi
     ax = axes[0, 0]
     for index, model in enumerate(layers):
         _classes_of_model(ax, frames.rows(drawn, model=model), index, numbered)
-    if not any(np.isfinite(line.get_xydata()).all() and len(line.get_xydata()) for line in ax.lines):
+    if not any(
+        np.isfinite(line.get_xydata()).all() and len(line.get_xydata()) for line in ax.lines
+    ):
         empty(ax, "no class has a correlation")
-    ax.set_xlabel("alignment: Spearman's ρ of the channels' mean\nactivation under attack and relevance")
+    ax.set_xlabel(
+        "alignment: Spearman's ρ of the channels' mean\nactivation under attack and relevance"
+    )
     in_percent(ax, "robust accuracy")
-    title(figure, f"Are classes robust whose activation follows the channels' relevance? {_place(layers)}")
+    title(
+        figure,
+        f"Are classes robust whose activation follows the channels' relevance? {_place(layers)}",
+    )
     how = (
         f"robust: {frames.worst(comparison)}; activation under {frames.attack(comparison)}; "
         f"bars and brackets: {frames.level(comparison)}; ρ over classes: rank correlation of the two axes"
@@ -271,14 +348,27 @@ def _classes_of_model(ax: Axes, drawn: pd.DataFrame, index: int, numbered: bool)
     bounds = [float(across[column]) for column in _SPEARMAN]
     rho = "undefined" if np.isnan(bounds[0]) else frames.bounded(*bounds)
     look = model_look(index)
-    colour, size = look["color"], {"markersize": 8, "mfc": "white"} if numbered else {"markersize": 2, "mew": 0.5}
+    colour, size = (
+        look["color"],
+        {"markersize": 8, "mfc": "white"} if numbered else {"markersize": 2, "mew": 0.5},
+    )
     ax.errorbar(
-        x, y, above, beside, fmt="none", ecolor=colour, elinewidth=0.5, alpha=0.6 if numbered else 0.2, zorder=2
+        x,
+        y,
+        above,
+        beside,
+        fmt="none",
+        ecolor=colour,
+        elinewidth=0.5,
+        alpha=0.6 if numbered else 0.2,
+        zorder=2,
     )
     name = frames.short(str(across["model"]))
     ax.plot([], [], linestyle="none", label=f"{name}: ρ over classes {rho}", **look, **size)
     for number in np.flatnonzero(np.isfinite(x + y)):
-        order = 3 + index + number / len(classes)  # each marker hides the number of the one below it
+        order = (
+            3 + index + number / len(classes)
+        )  # each marker hides the number of the one below it
         ax.plot(x[number], y[number], linestyle="none", zorder=order, **look, **size)
         if numbered:
             centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": order}
@@ -289,5 +379,8 @@ def class_key(classes: list[str]) -> list[str]:
     """Lines that say which class a number is; none when there are too many, or their names are the numbers."""
     if len(classes) > LABELLED or classes == [*map(str, range(len(classes)))]:
         return []
-    names = [f"{number} {frames.short(name)}".replace(" ", "\u00a0") for number, name in enumerate(classes)]
+    names = [
+        f"{number} {frames.short(name)}".replace(" ", "\u00a0")
+        for number, name in enumerate(classes)
+    ]
     return wrapped("   ".join(names), 52)

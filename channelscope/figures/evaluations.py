@@ -24,14 +24,20 @@ def attacks_data(evaluation: Evaluation) -> pd.DataFrame:
     for model in evaluation.meta["models"]:
         attacked = frames.rows(evaluation.table, model=model).rename(columns={"robust": "accuracy"})
         worst = frames.rows(evaluation.worst, model=model).iloc[0]
-        natural = {"model": model, "attack": "natural images"} | dict.fromkeys(_SPREAD, worst["natural"])
+        natural = {"model": model, "attack": "natural images"} | dict.fromkeys(
+            _SPREAD, worst["natural"]
+        )
         last = {
             "model": model,
             "attack": "worst case",
             **dict(zip(_SPREAD, worst[["robust", "low", "high"]], strict=True)),
         }
         named = attacked.assign(attack=attacked["attack"].map(frames.in_capitals))
-        parts += [pd.DataFrame([natural]), named[["model", "attack", *_SPREAD]], pd.DataFrame([last])]
+        parts += [
+            pd.DataFrame([natural]),
+            named[["model", "attack", *_SPREAD]],
+            pd.DataFrame([last]),
+        ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -51,7 +57,10 @@ def attacks(evaluation: Evaluation) -> Figure:
         if signs := len(frames.rows(evaluation.warnings, model=model)):
             ax.set_title(f"signs of gradient masking: {signs}", loc="right")
     axes[-1].set_xlabel(f"accuracy (%), {evaluation.meta['level']:.0%} intervals")
-    title(figure, f"Accuracy under attack, {_ball(evaluation)}, {evaluation.meta['data']['images']} images")
+    title(
+        figure,
+        f"Accuracy under attack, {_ball(evaluation)}, {evaluation.meta['data']['images']} images",
+    )
     return figure
 
 
@@ -60,7 +69,9 @@ def _panel(ax: Axes, drawn: pd.DataFrame) -> None:
     places = np.arange(len(drawn))
     colours = [COLOURS["natural"], *[COLOURS["adversarial"]] * (len(drawn) - 1)]
     for place, value, bar, colour in zip(places, accuracy, reach.T, colours, strict=True):
-        ax.errorbar(value, place, xerr=bar[:, None], fmt="o", color=colour, markersize=3, elinewidth=0.8)
+        ax.errorbar(
+            value, place, xerr=bar[:, None], fmt="o", color=colour, markersize=3, elinewidth=0.8
+        )
     ax.axvline(accuracy[-1], color=COLOURS["adversarial"], linewidth=0.8, linestyle="--", zorder=0)
     ax.set_yticks(places, [frames.short(name, 30) for name in drawn["attack"]])
     ax.get_yticklabels()[-1].set_fontweight("bold")
@@ -78,10 +89,14 @@ def eps_sweep_data(evaluation: Evaluation) -> pd.DataFrame:
         raise UserError("This evaluation has no sweep of eps: evaluate with --eps-sweep.")
     parts = []
     for model in evaluation.meta["models"]:
-        swept = frames.rows(evaluation.eps_sweep, model=model).rename(columns={"robust": "accuracy"})
+        swept = frames.rows(evaluation.eps_sweep, model=model).rename(
+            columns={"robust": "accuracy"}
+        )
         if (swept["eps"] > 0).all():
             accuracy = frames.rows(evaluation.worst, model=model)["natural"].iloc[0]
-            parts.append(pd.DataFrame([{"model": model, "eps": 0.0} | dict.fromkeys(_SPREAD, accuracy)]))
+            parts.append(
+                pd.DataFrame([{"model": model, "eps": 0.0} | dict.fromkeys(_SPREAD, accuracy)])
+            )
         parts.append(swept[["model", "eps", *_SPREAD]])
     return pd.concat(parts, ignore_index=True)
 
@@ -95,19 +110,28 @@ def eps_sweep(evaluation: Evaluation) -> Figure:
         rows, look = frames.rows(drawn, model=model), model_look(index)
         eps = rows["eps"] * (255 if in_levels else 1)
         ax.plot(eps, rows["accuracy"], label=frames.short(model), markersize=3.5, **look)
-        ax.fill_between(eps, rows["low"], rows["high"], color=look["color"], alpha=0.15, linewidth=0)
+        ax.fill_between(
+            eps, rows["low"], rows["high"], color=look["color"], alpha=0.15, linewidth=0
+        )
     ax.set_ylim(0, 1.02)
     ax.set_xlim(left=0)
     ax.set_xlabel("eps (1/255)" if in_levels else "eps (L2 norm)")
     in_percent(ax, "worst-case accuracy")
     small_ticks(ax)
     figure.legend(loc="outside lower center", ncols=3)
-    title(figure, f"Worst case against the radius of the attack, {evaluation.meta['data']['images']} images")
+    title(
+        figure,
+        f"Worst case against the radius of the attack, {evaluation.meta['data']['images']} images",
+    )
     return figure
 
 
 def draw(
-    evaluation: Evaluation, folder: Path, *, style: str | None = None, formats: Sequence[str] = ("pdf", "png")
+    evaluation: Evaluation,
+    folder: Path,
+    *,
+    style: str | None = None,
+    formats: Sequence[str] = ("pdf", "png"),
 ) -> list[Path]:
     """Write the figures into a folder in a style (see ``paper.style``), each beside its data (.csv); give the paths."""
     paper.check_formats(formats)

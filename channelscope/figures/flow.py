@@ -36,11 +36,24 @@ def flow_data(comparison: Comparison, layer: str | None = None) -> pd.DataFrame:
     Place 1 on the axis has the channel of the lowest relevance to the class.
     """
     parts = []
-    for (model, name), class_name in product(frames.layers(comparison, layer).items(), frames.extremes(comparison)):
+    for (model, name), class_name in product(
+        frames.layers(comparison, layer).items(), frames.extremes(comparison)
+    ):
         channels = _flow(comparison, **{"model": model, "layer": name, "class": class_name})
         channels = channels.sort_values("relevance", kind="stable")
         parts.append(channels.assign(place=range(1, 1 + len(channels))))
-    columns = ["model", "layer", "class", "place", "channel", "relevance", "silenced", "awakened", "change", "q"]
+    columns = [
+        "model",
+        "layer",
+        "class",
+        "place",
+        "channel",
+        "relevance",
+        "silenced",
+        "awakened",
+        "change",
+        "q",
+    ]
     return pd.concat(parts, ignore_index=True)[columns]
 
 
@@ -67,7 +80,11 @@ def flow(comparison: Comparison, layer: str | None = None) -> Figure:
             _mirrored(ax, frames.rows(drawn, **{"model": model, "class": class_name}))
         row[0].set_ylabel(f"{frames.short(model, 16)}\n% of images")
     for ax, extreme, name in zip(axes[0], ("most", "least"), classes, strict=False):
-        ax.set_title(f"{extreme} robust class:\n{frames.class_called(name, 14)}", pad=23, size=current().small)
+        ax.set_title(
+            f"{extreme} robust class:\n{frames.class_called(name, 14)}",
+            pad=23,
+            size=current().small,
+        )
     for ax in axes[-1]:
         ax.set_xlabel("channels by relevance\n← NR    PR →")
     title(figure, f"Channels silenced and awakened by the attack, {frames.where(layers)}")
@@ -82,13 +99,28 @@ def _mirrored(ax: Axes, drawn: pd.DataFrame) -> None:
     for way, (data, sign) in _WAYS.items():
         for chosen, alpha in ((certain, 0.8), (~certain, 0.2)):
             rows = drawn[chosen]
-            ax.plot(rows["place"], sign * rows[way], color=COLOURS[data], alpha=alpha, **markers(len(drawn)))
+            ax.plot(
+                rows["place"],
+                sign * rows[way],
+                color=COLOURS[data],
+                alpha=alpha,
+                **markers(len(drawn)),
+            )
     line = 1.3 * current().small
-    for kind, way, sign, edge, side in (("NR", "awakened", -1, 0, "left"), ("PR", "silenced", 1, 1, "right")):
-        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side}
+    for kind, way, sign, edge, side in (
+        ("NR", "awakened", -1, 0, "left"),
+        ("PR", "silenced", 1, 1, "right"),
+    ):
+        place: dict[str, Any] = {
+            "xycoords": "axes fraction",
+            "textcoords": "offset points",
+            "ha": side,
+        }
         mean = float(drawn[np.sign(drawn["relevance"]) == sign][way].mean())
         said, colour = f"{kind} {way}: {frames.percent(mean, 0)}", COLOURS[_WAYS[way][0]]
-        ax.annotate(said, (edge, 1), (0, 3 + line * (1 - edge)), color=colour, size=current().small, **place)
+        ax.annotate(
+            said, (edge, 1), (0, 3 + line * (1 - edge)), color=colour, size=current().small, **place
+        )
     ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{abs(round(100 * share, 6)):g}"))
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
 
@@ -99,7 +131,9 @@ def _flow_legend(figure: Figure, comparison: Comparison) -> None:
         "natural": "↓ silenced: active without the attack only",
     }
     dot: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 3.5}
-    handles = [Line2D([], [], color=COLOURS[data], label=label, **dot) for data, label in words.items()]
+    handles = [
+        Line2D([], [], color=COLOURS[data], label=label, **dot) for data, label in words.items()
+    ]
     heading = (
         f"{frames.attack(comparison)}; faint: channels whose mean activation does not change significantly; NR, PR: "
         "negatively (against the class) and positively relevant (for it); dashed: the border between NR and PR; above "
@@ -119,11 +153,20 @@ def flow_share_data(comparison: Comparison, layer: str | None = None) -> pd.Data
         tested = _flow(comparison, model=model, layer=name).dropna(subset=["q"])
         for kind, chosen in (("PR", tested["relevance"] > 0), ("NR", tested["relevance"] < 0)):
             channels, certain = tested[chosen], tested[chosen]["q"] <= LEVEL
-            ways = {"falls": certain & (channels["change"] < 0), "rises": certain & (channels["change"] > 0)}
+            ways = {
+                "falls": certain & (channels["change"] < 0),
+                "rises": certain & (channels["change"] > 0),
+            }
             by_class = pd.DataFrame(ways).groupby(channels["class"], sort=False).mean()
-            shares = pd.concat([by_class, by_class.mean().to_frame("mean").T]).rename_axis("class").reset_index()
+            shares = (
+                pd.concat([by_class, by_class.mean().to_frame("mean").T])
+                .rename_axis("class")
+                .reset_index()
+            )
             found.append(shares.assign(model=model, layer=name, channels=kind))
-    return pd.concat(found, ignore_index=True)[["model", "layer", "channels", "class", "falls", "rises"]]
+    return pd.concat(found, ignore_index=True)[
+        ["model", "layer", "channels", "class", "falls", "rises"]
+    ]
 
 
 @styled
@@ -142,7 +185,15 @@ def flow_share(comparison: Comparison, layer: str | None = None) -> Figure:
         for way, sign in (("falls", -1), ("rises", 1)):
             ax.barh(places[-1], sign * rows[way].iloc[-1], 0.36, color=_SIGNS[kind])
             shares = rows[way].iloc[:-1]
-            ax.plot(sign * shares, [places[-1]] * len(shares), "o", color="black", markersize=1.5, mew=0, alpha=0.6)
+            ax.plot(
+                sign * shares,
+                [places[-1]] * len(shares),
+                "o",
+                color="black",
+                markersize=1.5,
+                mew=0,
+                alpha=0.6,
+            )
     if drawn["falls"].isna().all():
         empty(ax, "too few images to test")
     ax.axvline(0, color="black", linewidth=0.6)
@@ -153,7 +204,10 @@ def flow_share(comparison: Comparison, layer: str | None = None) -> Figure:
     ax.set_xlabel("← activation falls   % of the channels   rises →")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{abs(round(100 * share, 6)):g}"))
     title(figure, f"Channels that the attack changes significantly, {frames.where(layers)}")
-    words = {"PR": "PR channels, which speak for the class", "NR": "NR channels, which speak against it"}
+    words = {
+        "PR": "PR channels, which speak for the class",
+        "NR": "NR channels, which speak against it",
+    }
     handles = [Patch(color=colour, label=words[kind]) for kind, colour in _SIGNS.items()]
     heading = (
         f"{frames.attack(comparison)}; significant: q ≤ {LEVEL}, however small the change; bar: mean over the classes; "
@@ -177,16 +231,28 @@ def confusion_data(comparison: Comparison, layer: str | None = None) -> pd.DataF
     parts = []
     for model, layer_name in frames.layers(comparison, layer).items():
         counts = frames.rows(comparison.confusion, model=model, data="adversarial")
-        table = counts.pivot(index="class", columns="answer", values="count").reindex(index=names).fillna(0)
-        answers = table.div(table.sum(axis=1), axis=0).reindex(columns=names, fill_value=0).to_numpy()
+        table = (
+            counts.pivot(index="class", columns="answer", values="count")
+            .reindex(index=names)
+            .fillna(0)
+        )
+        answers = (
+            table.div(table.sum(axis=1), axis=0).reindex(columns=names, fill_value=0).to_numpy()
+        )
         rows = frames.rows(comparison.activations, model=model, layer=layer_name, data="natural")
-        relevance = rows.pivot(index="class", columns="channel", values="relevance").loc[names].to_numpy()
+        relevance = (
+            rows.pivot(index="class", columns="channel", values="relevance").loc[names].to_numpy()
+        )
         shared = overlap(relevance)
         rho, p = mantel(answers.astype(float), shared, permutations=_PERMUTATIONS)
         part = pd.DataFrame(product(names, names), columns=["class", "answer"])
-        part = part.assign(model=model, layer=layer_name, share=answers.ravel(), overlap=shared.ravel())
+        part = part.assign(
+            model=model, layer=layer_name, share=answers.ravel(), overlap=shared.ravel()
+        )
         parts.append(part.assign(spearman=rho, p=p))
-    return pd.concat(parts)[["model", "layer", "class", "answer", "share", "overlap", "spearman", "p"]]
+    return pd.concat(parts)[
+        ["model", "layer", "class", "answer", "share", "overlap", "spearman", "p"]
+    ]
 
 
 @styled
@@ -205,8 +271,14 @@ def confusion(comparison: Comparison, layer: str | None = None) -> Figure:
         for ax, column in zip(row, most, strict=True):
             image = _matrix(ax, rows[column].to_numpy().reshape(len(names), -1), most[column])
             if model == list(layers)[-1]:
-                bar = figure.colorbar(image, ax=axes[:, 0 if column == "share" else 1], location="bottom", aspect=15)
-                in_percent(bar.ax, "images of\nthe class" if column == "share" else "shared PR\nchannels", "x")
+                bar = figure.colorbar(
+                    image, ax=axes[:, 0 if column == "share" else 1], location="bottom", aspect=15
+                )
+                in_percent(
+                    bar.ax,
+                    "images of\nthe class" if column == "share" else "shared PR\nchannels",
+                    "x",
+                )
                 bar.ax.tick_params(labelsize=current().small, length=2.5, width=0.6)
         rho, p = rows["spearman"].iloc[0], rows["p"].iloc[0]
         row[0].set_title(frames.short(model, 14), loc="left", weight="bold")
@@ -219,7 +291,10 @@ def confusion(comparison: Comparison, layer: str | None = None) -> Figure:
         ax.set_yticks(range(len(names)), shown)
     axes[-1, 0].set_xlabel("answer")
     axes[-1, 1].set_xlabel("other class")
-    title(figure, f"Answers under attack (left), PR channels that classes share (right), {frames.where(layers)}")
+    title(
+        figure,
+        f"Answers under attack (left), PR channels that classes share (right), {frames.where(layers)}",
+    )
     words = (
         f"{frames.attack(comparison)}; PR: positively relevant, for the class; shared: of those that either of two "
         "classes has; ρ: rank correlation of the left map with the right one, over pairs of classes (p: Mantel's "

@@ -29,7 +29,9 @@ def chosen(frame: pd.DataFrame, lack: str, **wanted: str) -> pd.DataFrame:
     return found
 
 
-def interval(frame: pd.DataFrame, value: str = "value", **wanted: str) -> tuple[float, float, float]:
+def interval(
+    frame: pd.DataFrame, value: str = "value", **wanted: str
+) -> tuple[float, float, float]:
     """Value, low and high of the one row that is wanted; NaN where there is none."""
     found = rows(frame, **wanted)
     if found.empty:
@@ -44,7 +46,9 @@ def reach(intervals: Iterable[tuple[float, float, float]]) -> tuple[np.ndarray, 
     return middle, np.clip([middle - low, high - middle], 0, None)
 
 
-def bars(frame: pd.DataFrame, value: str = "value", low: str = "low", high: str = "high") -> tuple[Any, Any]:
+def bars(
+    frame: pd.DataFrame, value: str = "value", low: str = "low", high: str = "high"
+) -> tuple[Any, Any]:
     """The same of a table's columns: values (n,) and the lengths of their error bars (2, n)."""
     return reach(frame[[value, low, high]].itertuples(index=False, name=None))
 
@@ -62,7 +66,9 @@ def classes(comparison: Comparison) -> list[str]:
 def layers_by_model(comparison: Comparison) -> dict[str, list[str]]:
     """Of each model the names of its measured layers, the deepest last."""
     measured = comparison.alignment
-    return {model: list(rows(measured, model=model)["layer"].unique()) for model in models(comparison)}
+    return {
+        model: list(rows(measured, model=model)["layer"].unique()) for model in models(comparison)
+    }
 
 
 def layers(comparison: Comparison, layer: str | None = None) -> dict[str, str]:
@@ -77,20 +83,28 @@ def shown(known: Mapping[str, Sequence[str]], layer: str | None) -> dict[str, st
     found = {model: layer for model, names in known.items() if layer in names}
     if not found:
         names = list(dict.fromkeys(name for names in known.values() for name in names))
-        raise UserError(f"No layer {layer!r} here; choose from {', '.join(names)}.{suggest(layer, names)}")
+        raise UserError(
+            f"No layer {layer!r} here; choose from {', '.join(names)}.{suggest(layer, names)}"
+        )
     return found
 
 
 def robust(comparison: Comparison, model: str, class_name: str) -> tuple[float, float, float]:
     """Worst-case accuracy of a model on a class, over the attacks: value, low, high."""
-    return interval(comparison.robustness, "accuracy", **{"model": model, "attack": "worst", "class": class_name})
+    return interval(
+        comparison.robustness,
+        "accuracy",
+        **{"model": model, "attack": "worst", "class": class_name},
+    )
 
 
 def ranked(comparison: Comparison) -> list[str]:
     """The classes that have images, the most robust first: by worst-case accuracy, mean over the models."""
     worst = rows(comparison.robustness, attack="worst").dropna(subset=["accuracy"])
     mean = worst.groupby("class")["accuracy"].mean()
-    return sorted((name for name in classes(comparison) if name in mean.index), key=lambda name: -mean[name])
+    return sorted(
+        (name for name in classes(comparison) if name in mean.index), key=lambda name: -mean[name]
+    )
 
 
 def extremes(comparison: Comparison, count: int = 1) -> list[str]:
@@ -107,7 +121,9 @@ def short(name: str, length: int = 18) -> str:
 
 def broken(name: str, length: int = 22) -> str:
     """A name in lines of at most a length, broken after colons, or else after hyphens: nothing is cut."""
-    first, *parts = [part for whole in re.findall("[^:]+:*", name) for part in textwrap.wrap(whole, length)]
+    first, *parts = [
+        part for whole in re.findall("[^:]+:*", name) for part in textwrap.wrap(whole, length)
+    ]
     lines = [first]
     for part in parts:
         if len(lines[-1] + part) > length:
@@ -156,11 +172,19 @@ def attacks(comparison: Comparison) -> str:
 def worst(comparison: Comparison) -> str:
     """The same in few words, for the note of a figure."""
     names = _attacks(comparison)
-    return "worst case over all attacks" if len(names) > 1 else f"under {', '.join(map(in_capitals, names))}"
+    return (
+        "worst case over all attacks"
+        if len(names) > 1
+        else f"under {', '.join(map(in_capitals, names))}"
+    )
 
 
 def _attacks(comparison: Comparison) -> list[str]:
-    return [name for name in comparison.robustness["attack"].unique() if name not in ("natural", "worst")]
+    return [
+        name
+        for name in comparison.robustness["attack"].unique()
+        if name not in ("natural", "worst")
+    ]
 
 
 def level(comparison: Comparison) -> str:
@@ -182,7 +206,9 @@ def training_attack(comparison: Comparison) -> str:
 def in_capitals(name: str) -> str:
     """The name of an attack as papers have it: "PGD-20" for "pgd-20"."""
     name = re.sub("^(apgd(-ce|-dlr)?|pgd|fgsm|cw)", lambda method: method[0].upper(), name)
-    return re.sub("^(auto|square)", lambda method: method[0].capitalize(), name).replace("Autoattack", "AutoAttack")
+    return re.sub("^(auto|square)", lambda method: method[0].capitalize(), name).replace(
+        "Autoattack", "AutoAttack"
+    )
 
 
 def where(shown: dict[str, str]) -> str:

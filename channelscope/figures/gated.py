@@ -30,25 +30,39 @@ def masks_data(comparison: Comparison, model: str, gate: str) -> pd.DataFrame:
     images are left out, and all but the most and the least robust 12 where there are more than 24. Raises UserError for
     an unknown gate.
     """
-    found = frames.chosen(comparison.masks, f"No gate {gate!r} of {model!r} here.", model=model, layer=gate)
+    found = frames.chosen(
+        comparison.masks, f"No gate {gate!r} of {model!r} here.", model=model, layer=gate
+    )
     found = found.dropna(subset=["mask"])
     names = [name for name in frames.classes(comparison) if name in set(found["class"])]
     if len(names) > LABELLED:
         names = frames.extremes(comparison, LABELLED // 2)
-    natural = frames.rows(found, data="natural").pivot(index="class", columns="channel", values="mask").loc[names]
+    natural = (
+        frames.rows(found, data="natural")
+        .pivot(index="class", columns="channel", values="mask")
+        .loc[names]
+    )
     most, height = natural.to_numpy().argmax(0), natural.to_numpy().max(0)
-    largest = found.query("`class` in @names").groupby("channel")["mask"].agg(lambda m: m.abs().max())
+    largest = (
+        found.query("`class` in @names").groupby("channel")["mask"].agg(lambda m: m.abs().max())
+    )
     shown = (largest >= NEGLIGIBLE * largest.max()).loc[natural.columns].to_numpy()
     order = np.lexsort((-height, most, ~shown))
     place = dict(zip(natural.columns[order], range(1, len(order) + 1), strict=True))
-    parts = [frames.rows(found, **{"data": data, "class": name}) for data, name in product(COLOURS, names)]
+    parts = [
+        frames.rows(found, **{"data": data, "class": name})
+        for data, name in product(COLOURS, names)
+    ]
     drawn = pd.concat(parts, ignore_index=True)
     drawn = drawn.assign(
-        place=drawn["channel"].map(place), shown=drawn["channel"].map(dict(zip(natural.columns, shown, strict=True)))
+        place=drawn["channel"].map(place),
+        shown=drawn["channel"].map(dict(zip(natural.columns, shown, strict=True))),
     )
     rank = drawn["data"].map([*COLOURS].index) * len(names) + drawn["class"].map(names.index)
     drawn = drawn.assign(rank=rank).sort_values(["rank", "place"], kind="stable")
-    return drawn[["model", "layer", "data", "class", "place", "channel", "shown", "mask"]].reset_index(drop=True)
+    return drawn[
+        ["model", "layer", "data", "class", "place", "channel", "shown", "mask"]
+    ].reset_index(drop=True)
 
 
 @styled
@@ -67,9 +81,15 @@ def masks(comparison: Comparison, model: str, gate: str) -> Figure:
     if low < 0:
         low, high = -max(-low, high), max(-low, high)
     for ax, data in zip(axes[:, 0], COLOURS, strict=True):
-        cells = frames.rows(drawn, data=data).pivot(index="class", columns="place", values="mask").loc[names]
+        cells = (
+            frames.rows(drawn, data=data)
+            .pivot(index="class", columns="place", values="mask")
+            .loc[names]
+        )
         edges = np.arange(cells.shape[1] + 1) + 0.5, np.arange(len(names) + 1) - 0.5
-        mesh = ax.pcolormesh(*edges, cells.to_numpy(), cmap="RdBu_r" if low < 0 else "Greys", vmin=low, vmax=high)
+        mesh = ax.pcolormesh(
+            *edges, cells.to_numpy(), cmap="RdBu_r" if low < 0 else "Greys", vmin=low, vmax=high
+        )
         ax.set_yticks(range(len(names)), [frames.short(name, 12) for name in names])
         ax.invert_yaxis()
         described = data if data == "natural" else f"{data} ({frames.attack(comparison)})"
@@ -119,9 +139,21 @@ def mask_share(comparison: Comparison) -> Figure:
     for ax, (model, layer) in zip(axes[:, 0], gates, strict=True):
         for data, beside in (("natural", -0.15), ("adversarial", 0.15)):
             value, reach = frames.bars(frames.rows(drawn, model=model, layer=layer, data=data))
-            ax.errorbar(places + beside, value, reach, color=COLOURS[data], fmt="o", markersize=3, elinewidth=0.8)
+            ax.errorbar(
+                places + beside,
+                value,
+                reach,
+                color=COLOURS[data],
+                fmt="o",
+                markersize=3,
+                elinewidth=0.8,
+            )
         ax.axvline(len(names) - 1.5, color="0.8", linewidth=0.6)
-        ax.set_title(f"{frames.short(model, 20)}, gate at {frames.short_layer(layer)}", loc="left", weight="bold")
+        ax.set_title(
+            f"{frames.short(model, 20)}, gate at {frames.short_layer(layer)}",
+            loc="left",
+            weight="bold",
+        )
         in_percent(ax, "effective\nchannels")
     from_zero(*axes[:, 0])
     axes[-1, 0].set_xticks(places, [*map(frames.short, names)], rotation=90)
@@ -166,8 +198,21 @@ def leakage_data(comparison: Comparison) -> pd.DataFrame:
                 where = {"model": str(model), "layer": layer, "data": data}
                 value, low, high = frames.interval(comparison.leakage, **where, measure=measure)
                 by_chance = frames.interval(comparison.leakage, **where, measure=chance)[0]
-                parts.append((model, place, words, layer, data, measure, value, low, high, by_chance))
-    columns = ["model", "place", "words", "layer", "data", "measure", "value", "low", "high", "chance"]
+                parts.append(
+                    (model, place, words, layer, data, measure, value, low, high, by_chance)
+                )
+    columns = [
+        "model",
+        "place",
+        "words",
+        "layer",
+        "data",
+        "measure",
+        "value",
+        "low",
+        "high",
+        "chance",
+    ]
     return pd.DataFrame(parts, columns=columns)
 
 
@@ -175,11 +220,17 @@ def _asked(comparison: Comparison, model: str) -> list[tuple[str, str, str, str]
     """The lines of a model's panel: words, layer, measure, measure by chance; without a measure, a heading."""
     measured = frames.rows(comparison.leakage, model=model)
     network, gates = _NETWORK, [layer for layer in measured["layer"].unique() if layer]
-    lines = [(words, "", measure, chance) for words, measure, chance in network] if "" in set(measured["layer"]) else []
+    lines = (
+        [(words, "", measure, chance) for words, measure, chance in network]
+        if "" in set(measured["layer"])
+        else []
+    )
     for layer in gates:
         lines.append((f"true class from mask, {frames.short_layer(layer, 12)}", layer, "", ""))
         known = set(frames.rows(measured, layer=layer)["measure"])
-        lines += [(words, layer, measure, chance) for words, measure, chance in _MASK if measure in known]
+        lines += [
+            (words, layer, measure, chance) for words, measure, chance in _MASK if measure in known
+        ]
     return lines
 
 
@@ -193,8 +244,12 @@ def leakage(comparison: Comparison) -> Figure:
     """
     drawn = leakage_data(comparison)
     models = list(drawn["model"].unique())
-    heights = [0.2 + 0.125 * (1 + drawn.loc[drawn["model"] == model, "place"].max()) for model in models]
-    figure, axes = grid(len(models), 1, float(np.mean(heights)), 1.65, sharex=True, height_ratios=heights)
+    heights = [
+        0.2 + 0.125 * (1 + drawn.loc[drawn["model"] == model, "place"].max()) for model in models
+    ]
+    figure, axes = grid(
+        len(models), 1, float(np.mean(heights)), 1.65, sharex=True, height_ratios=heights
+    )
     for ax, model in zip(axes[:, 0], models, strict=True):
         _lines(ax, frames.rows(drawn, model=model))
         ax.set_title(frames.short(model, 24), loc="left", weight="bold")
@@ -219,7 +274,13 @@ def _lines(ax: Axes, drawn: pd.DataFrame) -> None:
         value, reach = frames.bars(known)
         ax.plot(known["chance"], known["place"] + beside, **_CHANCE)
         ax.errorbar(
-            value, known["place"] + beside, xerr=reach, color=COLOURS[data], fmt="o", markersize=3, elinewidth=0.8
+            value,
+            known["place"] + beside,
+            xerr=reach,
+            color=COLOURS[data],
+            fmt="o",
+            markersize=3,
+            elinewidth=0.8,
         )
     ax.set_yticks(words["place"], words["words"])
     for tick, measure in zip(ax.yaxis.get_major_ticks(), words["measure"], strict=True):

@@ -18,15 +18,24 @@ from channelscope.figures.paper import COLOURS, styled
 from channelscope.intervention import Interventions
 
 ORDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "nr": ("those that speak most against it (negatively relevant, NR)", {"linestyle": "-", "marker": "o"}),
+    "nr": (
+        "those that speak most against it (negatively relevant, NR)",
+        {"linestyle": "-", "marker": "o"},
+    ),
     "random": ("random ones", {"linestyle": ":", "marker": "D"}),
-    "pr": ("those that speak most for it (positively relevant, PR)", {"linestyle": "--", "marker": "s"}),
+    "pr": (
+        "those that speak most for it (positively relevant, PR)",
+        {"linestyle": "--", "marker": "s"},
+    ),
 }
 _ROW = 0.2  # inches, of a scorer
 
 
 def curves_data(
-    interventions: Interventions, layer: str | None = None, scorer: str | None = None, curve: str = "deletion"
+    interventions: Interventions,
+    layer: str | None = None,
+    scorer: str | None = None,
+    curve: str = "deletion",
 ) -> pd.DataFrame:
     """Give what `curves` draws: model, layer, order, data, fraction of the channels -> accuracy, low, high."""
     known = list(interventions.league["scorer"].unique())
@@ -36,14 +45,30 @@ def curves_data(
         own = frames.rows(of_layer, scorer=scorer or known[0])
         parts += [own, frames.rows(of_layer, scorer="random")] if len(own) else []
     if not parts:
-        raise UserError(f"No curves of {scorer!r} here; choose from {', '.join(known)}.{suggest(scorer or '', known)}")
-    columns = ["model", "layer", "scorer", "curve", "order", "data", "fraction", "accuracy", "low", "high"]
+        raise UserError(
+            f"No curves of {scorer!r} here; choose from {', '.join(known)}.{suggest(scorer or '', known)}"
+        )
+    columns = [
+        "model",
+        "layer",
+        "scorer",
+        "curve",
+        "order",
+        "data",
+        "fraction",
+        "accuracy",
+        "low",
+        "high",
+    ]
     return pd.concat(parts, ignore_index=True)[columns]
 
 
 @styled
 def curves(
-    interventions: Interventions, layer: str | None = None, scorer: str | None = None, curve: str = "deletion"
+    interventions: Interventions,
+    layer: str | None = None,
+    scorer: str | None = None,
+    curve: str = "deletion",
 ) -> Figure:
     """Draw natural and robust accuracy against the share of a layer's channels that is suppressed, a row a model.
 
@@ -68,7 +93,10 @@ def curves(
         figure,
         f"Accuracy without some channels of {frames.where(layers)}; relevance of the channels by {scorers.iloc[0]}",
     )
-    handles = [Line2D([], [], color="0.3", markersize=2.5, label=words, **look) for words, look in ORDERS.values()]
+    handles = [
+        Line2D([], [], color="0.3", markersize=2.5, label=words, **look)
+        for words, look in ORDERS.values()
+    ]
     first = "Set to 0 first:" if curve == "deletion" else "Kept first:"
     _key(figure, interventions, handles, first)
     return figure
@@ -78,7 +106,9 @@ def _panel(ax: Axes, drawn: pd.DataFrame, colour: str) -> None:
     for order, (_, look) in ORDERS.items():
         rows = frames.rows(drawn, order=order).sort_values("fraction")
         ax.plot(rows["fraction"], rows["accuracy"], color=colour, markersize=2.5, **look)
-        ax.fill_between(rows["fraction"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
+        ax.fill_between(
+            rows["fraction"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0
+        )
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(0, 1.04)
 
@@ -116,13 +146,25 @@ def league(interventions: Interventions, layer: str | None = None) -> Figure:
         row[0].set_ylim(len(names) - 0.5, -0.5)
         row[0].set_title(frames.short(model, 20), loc="left", weight="bold")
     for ax, words in zip(
-        axes[-1], ("NR first: accuracy\nkept beyond\nrandom", "PR first: accuracy\nlost beyond\nrandom"), strict=True
+        axes[-1],
+        ("NR first: accuracy\nkept beyond\nrandom", "PR first: accuracy\nlost beyond\nrandom"),
+        strict=True,
     ):
         in_percent(ax, words, "x")
         ax.set_xlabel(f"{words} (points)")
-    title(figure, f"Which relevance ranking finds the channels that matter? ({frames.where(layers)})")
+    title(
+        figure, f"Which relevance ranking finds the channels that matter? ({frames.where(layers)})"
+    )
     handles = [
-        Line2D([], [], color=COLOURS[data], marker="o", linestyle="none", markersize=3, label=f"{data} images")
+        Line2D(
+            [],
+            [],
+            color=COLOURS[data],
+            marker="o",
+            linestyle="none",
+            markersize=3,
+            label=f"{data} images",
+        )
         for data in COLOURS
     ]
     area = (
@@ -140,38 +182,63 @@ def _places(ax: Axes, drawn: pd.DataFrame) -> None:
         rows = frames.rows(drawn, data=data)
         value, reach = frames.bars(rows)
         places = np.arange(len(rows)) + beside
-        ax.errorbar(value, places, xerr=reach, fmt="o", color=COLOURS[data], markersize=3, elinewidth=0.8)
+        ax.errorbar(
+            value, places, xerr=reach, fmt="o", color=COLOURS[data], markersize=3, elinewidth=0.8
+        )
 
 
-def _key(figure: Figure, interventions: Interventions, handles: list[Line2D], words: str, columns: int = 1) -> None:
+def _key(
+    figure: Figure,
+    interventions: Interventions,
+    handles: list[Line2D],
+    words: str,
+    columns: int = 1,
+) -> None:
     """Say below a figure how it was made, then who is who."""
     meta = interventions.meta
-    whose = "that the network answers" if meta["relevant_to"] == "answer" else "that is true (an oracle)"
+    whose = (
+        "that the network answers"
+        if meta["relevant_to"] == "answer"
+        else "that is true (an oracle)"
+    )
     attack = f"{frames.in_capitals(meta['attack'])}, ε = {frames.radius(meta['eps'])}"
     made = (
         f"{meta['data']['images']} images, {meta['level']:.0%} intervals; adversarial: {attack}, on the network "
         f"without the channels; relevance to the class {whose}. {words}"
     )
     lines = "\n".join(wrapped(made, 60))
-    figure.legend(handles=handles, title=lines, loc="outside lower left", ncols=columns, alignment="left")
+    figure.legend(
+        handles=handles, title=lines, loc="outside lower left", ncols=columns, alignment="left"
+    )
 
 
 def draw(
-    interventions: Interventions, folder: Path, *, style: str | None = None, formats: Sequence[str] = ("pdf", "png")
+    interventions: Interventions,
+    folder: Path,
+    *,
+    style: str | None = None,
+    formats: Sequence[str] = ("pdf", "png"),
 ) -> list[Path]:
     """Write the figures of every layer into a folder in a style (see ``paper.style``), each beside its data (.csv)."""
     paper.check_formats(formats)
-    several = any(len(described["layers"]) > 1 for described in interventions.meta["models"].values())
+    several = any(
+        len(described["layers"]) > 1 for described in interventions.meta["models"].values()
+    )
     scored = interventions.league.groupby("layer", sort=False)["scorer"].unique()
     paths = []
     with paper.style(style):
-        for layer, scorers in scored.items() if several else [(None, interventions.league["scorer"].unique())]:
+        for layer, scorers in (
+            scored.items() if several else [(None, interventions.league["scorer"].unique())]
+        ):
             end = "" if layer is None else f"-{_safe(str(layer))}"
             shown = None if layer is None else str(layer)
             drawn = league(interventions, shown), league_data(interventions, shown)
             paths += paper.write(*drawn, folder / f"league{end}", formats)
             for scorer in scorers:
-                drawn = curves(interventions, shown, scorer), curves_data(interventions, shown, scorer)
+                drawn = (
+                    curves(interventions, shown, scorer),
+                    curves_data(interventions, shown, scorer),
+                )
                 paths += paper.write(*drawn, folder / f"curves-{_safe(scorer)}{end}", formats)
     return paths
 
@@ -182,5 +249,7 @@ def _safe(name: str) -> str:
 
 
 def _layers(interventions: Interventions, layer: str | None) -> dict[str, str]:
-    known = {model: described["layers"] for model, described in interventions.meta["models"].items()}
+    known = {
+        model: described["layers"] for model, described in interventions.meta["models"].items()
+    }
     return frames.shown(known, layer)

@@ -17,20 +17,32 @@ from channelscope.figures.axes import data_legend, grid, in_percent, title
 from channelscope.figures.paper import COLOURS, styled
 
 _LABELLED = ("cifs", "eas")  # the kinds of gates that are told the label in training
-_BENEATH: dict[str, Any] = {"linewidth": 3, "alpha": 0.4, "markersize": 6}  # to be seen where another curve coincides
-_TRAINED: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 0.8}  # on the training images
+_BENEATH: dict[str, Any] = {
+    "linewidth": 3,
+    "alpha": 0.4,
+    "markersize": 6,
+}  # to be seen where another curve coincides
+_TRAINED: dict[str, Any] = {
+    "color": "black",
+    "linestyle": ":",
+    "linewidth": 0.8,
+}  # on the training images
 
 
 def training_data(comparison: Comparison) -> pd.DataFrame:
     """Give what `training` draws: model, epoch -> loss, accuracy (in training), val_natural, val_robust, best."""
     logs = comparison.training
     if logs.empty:
-        raise UserError("No model of this comparison has a training log; train them with channelscope to draw one.")
+        raise UserError(
+            "No model of this comparison has a training log; train them with channelscope to draw one."
+        )
     models = frames.models(comparison)
     logs = logs[logs["model"].isin(models)].sort_values(
         "model", key=lambda names: names.map(models.index), kind="stable"
     )
-    return logs[["model", "epoch", "loss", "accuracy", "val_natural", "val_robust", "best"]].reset_index(drop=True)
+    return logs[
+        ["model", "epoch", "loss", "accuracy", "val_natural", "val_robust", "best"]
+    ].reset_index(drop=True)
 
 
 @styled
@@ -56,21 +68,32 @@ def training(comparison: Comparison) -> Figure:
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
     title(figure, "Training (dashed: the epoch that was kept)")
-    gates = [gate for described in comparison.meta["models"].values() for gate in described.get("gates") or ()]
+    gates = [
+        gate
+        for described in comparison.meta["models"].values()
+        for gate in described.get("gates") or ()
+    ]
     words = "training images, as trained on"
     if any(gate.get("kind") in _LABELLED for gate in gates):
         words += " (gates told the label)"
-    note, trained = "natural, adversarial: validation images", Line2D([], [], label=words, **_TRAINED)
+    note, trained = (
+        "natural, adversarial: validation images",
+        Line2D([], [], label=words, **_TRAINED),
+    )
     data_legend(figure, frames.training_attack(comparison), "-", trained, note=note)
     return figure
 
 
-def _by_epoch(ax: Axes, log: pd.DataFrame, look: Mapping[str, Any] = MappingProxyType({}), **columns: str) -> None:
+def _by_epoch(
+    ax: Axes, log: pd.DataFrame, look: Mapping[str, Any] = MappingProxyType({}), **columns: str
+) -> None:
     """Draw a column of a log for each kind of data, natural as `look` says; epochs not measured are left out."""
     for data, column in columns.items():
         measured = log.dropna(subset=[column])
         drawn = {"markersize": 3, **(look if data == "natural" else {})}
-        ax.plot(measured["epoch"], measured[column], ".-", color=COLOURS[data], clip_on=False, **drawn)
+        ax.plot(
+            measured["epoch"], measured[column], ".-", color=COLOURS[data], clip_on=False, **drawn
+        )
 
 
 def _epochs(log: pd.DataFrame, *axes: Axes) -> None:
@@ -87,10 +110,20 @@ def gates_data(comparison: Comparison) -> pd.DataFrame:
     Both twice: probe_natural, probe_robust; mask_natural, mask_adversarial. `best` marks the epoch that was kept.
     """
     if comparison.gates.empty:
-        raise UserError("No model of this comparison has a log of CIFS gates; train one with channelscope to draw it.")
+        raise UserError(
+            "No model of this comparison has a log of CIFS gates; train one with channelscope to draw it."
+        )
     trained = comparison.training
     kept = pd.MultiIndex.from_frame(trained.loc[trained["best"].astype(bool), ["model", "epoch"]])
-    columns = ["model", "layer", "epoch", "probe_natural", "probe_robust", "mask_natural", "mask_adversarial"]
+    columns = [
+        "model",
+        "layer",
+        "epoch",
+        "probe_natural",
+        "probe_robust",
+        "mask_natural",
+        "mask_adversarial",
+    ]
     logs = comparison.gates[columns]
     return logs.assign(best=pd.MultiIndex.from_frame(logs[["model", "epoch"]]).isin(kept))
 
@@ -111,13 +144,18 @@ def gates(comparison: Comparison) -> Figure:
         _by_epoch(left, log, _BENEATH, natural="probe_natural", adversarial="probe_robust")
         _by_epoch(right, log, _BENEATH, natural="mask_natural", adversarial="mask_adversarial")
         _epochs(log, left, right)
-        left.set_title(f"{frames.short(model, 16)}\n{frames.short_layer(layer)}", loc="left", weight="bold")
+        left.set_title(
+            f"{frames.short(model, 16)}\n{frames.short_layer(layer)}", loc="left", weight="bold"
+        )
         for ax, label in ((left, "probe's\naccuracy"), (right, "effective\nchannels")):
             ax.set_ylim(0, 1)
             in_percent(ax, label)
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
-    title(figure, "Gates in training: is the probe right, how many channels pass? (dashed: the epoch kept)")
+    title(
+        figure,
+        "Gates in training: is the probe right, how many channels pass? (dashed: the epoch kept)",
+    )
     note = (
         "on validation images; a gate's probe is a small classifier, by whose guess the gate lets channels pass; "
         "effective channels: participation ratio of its mask's factors (all channels alike: 100 %, one of N alone: 1/N)"

@@ -54,14 +54,27 @@ def depth_data(comparison: Comparison) -> pd.DataFrame:
     The measures: cosine (of natural and adversarial magnitude, so of data "both"), nr_share and relevance_spearman.
     """
     if not any(len(names) > 1 for names in frames.layers_by_model(comparison).values()):
-        raise UserError("Only one layer was measured of each model: compare several, as with --layers 'layer*.*'.")
+        raise UserError(
+            "Only one layer was measured of each model: compare several, as with --layers 'layer*.*'."
+        )
     found = []
     for model, layers in frames.layers_by_model(comparison).items():
         for (place, layer), (measure, data) in product(enumerate(layers, start=1), _by_data()):
             name = measure if data == "both" else f"{measure}_{data}"
             of_all = {"model": model, "layer": layer, "class": "all", "measure": name}
-            found.append((model, place, layer, measure, data, *frames.interval(comparison.alignment, **of_all)))
-    return pd.DataFrame(found, columns=["model", "place", "layer", "measure", "data", "value", "low", "high"])
+            found.append(
+                (
+                    model,
+                    place,
+                    layer,
+                    measure,
+                    data,
+                    *frames.interval(comparison.alignment, **of_all),
+                )
+            )
+    return pd.DataFrame(
+        found, columns=["model", "place", "layer", "measure", "data", "value", "low", "high"]
+    )
 
 
 def _by_data() -> list[tuple[str, str]]:
@@ -76,13 +89,21 @@ def depth(comparison: Comparison) -> Figure:
     model was measured.
     """
     drawn = depth_data(comparison)
-    names = list(dict.fromkeys(tuple(rows["layer"].unique()) for _, rows in drawn.groupby("model", sort=False)))
+    names = list(
+        dict.fromkeys(
+            tuple(rows["layer"].unique()) for _, rows in drawn.groupby("model", sort=False)
+        )
+    )
     ticks = [*map(frames.short_layer, names[0])] if len(names) == 1 else []
-    upright = 0 if sum(map(len, ticks)) <= 40 else max(map(len, ticks))  # letters of names that have to stand
+    upright = (
+        0 if sum(map(len, ticks)) <= 40 else max(map(len, ticks))
+    )  # letters of names that have to stand
     figure, axes = grid(3, 1, 0.95, 1.32 + 0.055 * upright, sharex=True)
     for ax, measure in zip(axes[:, 0], drawn["measure"].unique(), strict=True):
         for index, model in enumerate(frames.models(comparison)):
-            for data, lines in frames.rows(drawn, model=model, measure=measure).groupby("data", sort=False):
+            for data, lines in frames.rows(drawn, model=model, measure=measure).groupby(
+                "data", sort=False
+            ):
                 _line(ax, lines, "place", index, **_NATURAL if data == "natural" else {})
         _name(ax, measure)
     places = range(1, 1 + drawn["place"].max())
@@ -124,11 +145,23 @@ def classes_data(comparison: Comparison, layer: str | None = None) -> pd.DataFra
         names = frames.extremes(comparison, LABELLED // 2)
     found = []
     for (model, name), class_name in product(layers.items(), names):
-        found.append((model, name, class_name, "robust_accuracy", *frames.robust(comparison, model, class_name)))
+        found.append(
+            (
+                model,
+                name,
+                class_name,
+                "robust_accuracy",
+                *frames.robust(comparison, model, class_name),
+            )
+        )
         for measure in ("cosine", "nr_ratio"):
             where = {"model": model, "layer": name, "class": class_name, "measure": measure}
-            found.append((model, name, class_name, measure, *frames.interval(comparison.alignment, **where)))
-    return pd.DataFrame(found, columns=["model", "layer", "class", "measure", "value", "low", "high"])
+            found.append(
+                (model, name, class_name, measure, *frames.interval(comparison.alignment, **where))
+            )
+    return pd.DataFrame(
+        found, columns=["model", "layer", "class", "measure", "value", "low", "high"]
+    )
 
 
 @styled
@@ -140,7 +173,9 @@ def classes(comparison: Comparison, layer: str | None = None) -> Figure:
     """
     drawn, layers = classes_data(comparison, layer), frames.layers(comparison, layer)
     names = list(drawn["class"].unique())
-    figure, axes = grid(1, 3, max(0.05 + 0.05 * len(layers), 0.14) * max(len(names), 3), 1.45, sharey=True)
+    figure, axes = grid(
+        1, 3, max(0.05 + 0.05 * len(layers), 0.14) * max(len(names), 3), 1.45, sharey=True
+    )
     beside = np.linspace(-0.3, 0.3, len(layers) + 2)[1:-1]
     for ax, measure in zip(axes[0], drawn["measure"].unique(), strict=True):
         for index, model in enumerate(frames.models(comparison)):
@@ -148,12 +183,20 @@ def classes(comparison: Comparison, layer: str | None = None) -> Figure:
             if len(rows):
                 value, reach = frames.bars(rows)
                 places = np.arange(len(names)) + beside[list(layers).index(model)]
-                look = model_look(index) | {"markersize": 2.5, "elinewidth": 0.6, "linestyle": "none"}
+                look = model_look(index) | {
+                    "markersize": 2.5,
+                    "elinewidth": 0.6,
+                    "linestyle": "none",
+                }
                 ax.errorbar(value, places, xerr=reach, **look)
         _across(ax, measure, len(names))
     axes[0, 0].set_yticks(range(len(names)), [frames.class_called(name, 12) for name in names])
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
-    order = ", sorted by mean robust accuracy over the models" if len(layers) > 1 else ", the most robust first"
+    order = (
+        ", sorted by mean robust accuracy over the models"
+        if len(layers) > 1
+        else ", the most robust first"
+    )
     title(figure, f"Each class{order}, {frames.where(layers)}")
     robust = f"robust: {frames.worst(comparison)}; dashed: no change"
     model_legend(figure, frames.models(comparison), _note(comparison, robust, _COSINE, _NR))
@@ -186,10 +229,16 @@ def decay_data(comparison: Comparison, varied: str, layer: str | None = None) ->
         "nr_share": "nr_share_adversarial",
         "relevance_spearman": "relevance_spearman_adversarial",
     }
-    for (model, name), (measure, column) in product(frames.layers(comparison, layer).items(), measures.items()):
-        rows = frames.rows(swept, model=model, measure=column, layer="" if measure == "robust_accuracy" else name)
+    for (model, name), (measure, column) in product(
+        frames.layers(comparison, layer).items(), measures.items()
+    ):
+        rows = frames.rows(
+            swept, model=model, measure=column, layer="" if measure == "robust_accuracy" else name
+        )
         found.append(rows.assign(layer=name, measure=measure))
-    return pd.concat(found, ignore_index=True)[["model", "layer", "measure", "at", "value", "low", "high"]]
+    return pd.concat(found, ignore_index=True)[
+        ["model", "layer", "measure", "at", "value", "low", "high"]
+    ]
 
 
 @styled
@@ -217,7 +266,9 @@ def decay(comparison: Comparison, varied: str, layer: str | None = None) -> Figu
         made = frames.in_capitals(comparison.meta["attack"])
     else:
         made = f"{frames.attack(comparison)}, after so many of its steps"
-    model_legend(figure, frames.models(comparison), _note(comparison, _COSINE, _NR, _RHO, attack=made))
+    model_legend(
+        figure, frames.models(comparison), _note(comparison, _COSINE, _NR, _RHO, attack=made)
+    )
     return figure
 
 
@@ -230,11 +281,17 @@ def embedding_data(comparison: Comparison, layer: str | None = None) -> pd.DataF
     parts = []
     for model, name in frames.layers(comparison, layer).items():
         measured = frames.rows(comparison.activations, model=model, layer=name)
-        means = measured.pivot(index=["class", "data"], columns="channel", values="magnitude").dropna()
+        means = measured.pivot(
+            index=["class", "data"], columns="channel", values="magnitude"
+        ).dropna()
         places, explained = _plane(means.to_numpy())
-        part = means.index.to_frame(index=False).assign(model=model, layer=name, x=places[:, 0], y=places[:, 1])
+        part = means.index.to_frame(index=False).assign(
+            model=model, layer=name, x=places[:, 0], y=places[:, 1]
+        )
         parts.append(part.assign(explained_x=explained[0], explained_y=explained[1]))
-    return pd.concat(parts)[["model", "layer", "class", "data", "x", "y", "explained_x", "explained_y"]]
+    return pd.concat(parts)[
+        ["model", "layer", "class", "data", "x", "y", "explained_x", "explained_y"]
+    ]
 
 
 def _plane(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +301,10 @@ def _plane(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     places, explained, count = np.zeros((len(means), 2)), np.zeros(2), min(2, *means.shape)
     if count and np.ptp(means, axis=0).any():
         found = PCA(n_components=count, svd_solver="full").fit(means)
-        places[:, :count], explained[:count] = found.transform(means), found.explained_variance_ratio_
+        places[:, :count], explained[:count] = (
+            found.transform(means),
+            found.explained_variance_ratio_,
+        )
         places[:, explained < 1e-9] = 0  # rounding is no direction
     return places, explained
 
@@ -258,7 +318,9 @@ def embedding(comparison: Comparison, layer: str | None = None) -> Figure:
     """
     drawn, layers = embedding_data(comparison, layer), frames.layers(comparison, layer)
     names = frames.classes(comparison)
-    figure, axes = grid(-(-len(layers) // 2), min(2, len(layers)), 1.6, 1.1 + 0.12 * len(class_key(names)))
+    figure, axes = grid(
+        -(-len(layers) // 2), min(2, len(layers)), 1.6, 1.1 + 0.12 * len(class_key(names))
+    )
     for ax, model in zip(axes.flat, layers, strict=False):
         rows = frames.rows(drawn, model=model)
         ax.set_title(frames.short(model), loc="left", weight="bold")
@@ -268,12 +330,16 @@ def embedding(comparison: Comparison, layer: str | None = None) -> Figure:
         _arrows(ax, rows)
         for side, which, name in (("x", 1, ax.set_xlabel), ("y", 2, ax.set_ylabel)):
             getattr(ax, f"{side}axis").set_major_locator(MaxNLocator(4))
-            name(f"component {which}:\n{frames.percent(rows[f'explained_{side}'].iloc[0], 0)} of variance")
+            name(
+                f"component {which}:\n{frames.percent(rows[f'explained_{side}'].iloc[0], 0)} of variance"
+            )
     for ax in [*axes.flat][len(layers) :]:
         ax.remove()
     title(figure, f"Mean activation of each class under attack, {frames.where(layers)}")
     data_legend(figure, frames.attack(comparison))
-    note = in_lines("a line joins a class to itself under attack; each model has principal components (PCA) of its own")
+    note = in_lines(
+        "a line joins a class to itself under attack; each model has principal components (PCA) of its own"
+    )
     figure.legends[0].set_title("\n".join([*class_key(names), note]))
     if len(names) <= LABELLED:
         figure.draw_without_rendering()  # which gives panels their places: numbers are set where there is room
@@ -308,7 +374,13 @@ def _number(ax: Axes, drawn: pd.DataFrame, numbers: Mapping[str, str], point: fl
         dx, dy = _room((x, y), half, taken, frame)
         taken.append((x + dx, y + dy, *half))
         far = np.hypot(dx, dy) > 1.5 * current().small
-        lead = {"arrowstyle": "-", "color": COLOURS["natural"], "linewidth": 0.4, "shrinkA": 0, "shrinkB": 1}
+        lead = {
+            "arrowstyle": "-",
+            "color": COLOURS["natural"],
+            "linewidth": 0.4,
+            "shrinkA": 0,
+            "shrinkB": 1,
+        }
         ax.annotate(
             number,
             (row.x, row.y),
@@ -323,15 +395,23 @@ def _number(ax: Axes, drawn: pd.DataFrame, numbers: Mapping[str, str], point: fl
 
 
 def _room(
-    at: tuple[float, float], half: tuple[float, float], taken: list[tuple[float, float, float, float]], frame: BboxBase
+    at: tuple[float, float],
+    half: tuple[float, float],
+    taken: list[tuple[float, float, float, float]],
+    frame: BboxBase,
 ) -> tuple[float, float]:
     """The shortest way (in points) from a dot to where a text of this half size hides nothing that is taken."""
     turns = np.linspace(0, 2 * np.pi, 24, endpoint=False) + np.pi / 4
     ways = [(r * np.cos(turn), r * np.sin(turn)) for r in np.arange(6, 60, 1.5) for turn in turns]
     for dx, dy in ways:
         x, y = at[0] + dx, at[1] + dy
-        inside = frame.x0 + half[0] <= x <= frame.x1 - half[0] and frame.y0 + half[1] <= y <= frame.y1 - half[1]
-        if inside and all(abs(x - a) > half[0] + w or abs(y - b) > half[1] + h for a, b, w, h in taken):
+        inside = (
+            frame.x0 + half[0] <= x <= frame.x1 - half[0]
+            and frame.y0 + half[1] <= y <= frame.y1 - half[1]
+        )
+        if inside and all(
+            abs(x - a) > half[0] + w or abs(y - b) > half[1] + h for a, b, w, h in taken
+        ):
             return dx, dy
     return ways[0]
 
@@ -344,12 +424,23 @@ def uniformity_data(comparison: Comparison, layer: str | None = None) -> pd.Data
     parts = []
     for (model, layer_name), data in product(frames.layers(comparison, layer).items(), COLOURS):
         rows = frames.rows(comparison.activations, model=model, layer=layer_name, data=data)
-        by_class = rows.pivot(index="class", columns="channel", values="frequency").dropna().to_numpy()
+        by_class = (
+            rows.pivot(index="class", columns="channel", values="frequency").dropna().to_numpy()
+        )
         profile = pd.DataFrame(-np.sort(-by_class, axis=1)).mean()
         found = pd.DataFrame({"place": np.arange(1, len(profile) + 1), "frequency": profile})
-        where = {"model": model, "layer": layer_name, "class": "all", "measure": f"uniformity_{data}"}
+        where = {
+            "model": model,
+            "layer": layer_name,
+            "class": "all",
+            "measure": f"uniformity_{data}",
+        }
         even, low, high = frames.interval(comparison.alignment, **where)
-        parts.append(found.assign(model=model, layer=layer_name, data=data, uniformity=even, low=low, high=high))
+        parts.append(
+            found.assign(
+                model=model, layer=layer_name, data=data, uniformity=even, low=low, high=high
+            )
+        )
     columns = ["model", "layer", "data", "uniformity", "low", "high", "place", "frequency"]
     return pd.concat(parts, ignore_index=True)[columns]
 
@@ -368,7 +459,11 @@ def uniformity(comparison: Comparison, layer: str | None = None) -> Figure:
         for data in COLOURS:
             rows = frames.rows(drawn, model=model, data=data)
             edges = np.arange(len(rows) + 1) + 0.5
-            fill = {"fill": True, "alpha": 0.25, "linewidth": 0} if data == "natural" else {"baseline": None}
+            fill = (
+                {"fill": True, "alpha": 0.25, "linewidth": 0}
+                if data == "natural"
+                else {"baseline": None}
+            )
             ax.stairs(rows["frequency"], edges, color=COLOURS[data], **fill)
             ax.set_xlim(0.5, len(rows) + 0.5)
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))

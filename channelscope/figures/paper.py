@@ -21,7 +21,7 @@ from PIL import Image
 
 from channelscope.errors import UserError, suggest
 from channelscope.figures import tex
-from channelscope.files import replacing
+from channelscope.files import atomic_write
 
 # Okabe and Ito's palette, safe for the colour-blind: two colours for the data everywhere, the others for models.
 COLOURS = {"natural": "#0072B2", "adversarial": "#D55E00"}
@@ -91,7 +91,11 @@ class Style:
     def settings(self) -> dict[str, Any]:
         """What matplotlib is told."""
         sizes = {"font.size": self.size, "axes.titlesize": self.size, "axes.labelsize": self.size}
-        sizes |= {"legend.fontsize": self.small, "legend.title_fontsize": self.small, "figure.titlesize": self.size + 1}
+        sizes |= {
+            "legend.fontsize": self.small,
+            "legend.title_fontsize": self.small,
+            "figure.titlesize": self.size + 1,
+        }
         fonts = tex.FONTS if self.latex else {"font.family": [self.font, "DejaVu Sans"]}
         return LOOK | sizes | fonts
 
@@ -125,7 +129,9 @@ def style(name: str | None = None, *, wide: bool = False, latex: bool = False) -
         UserError: for an unknown name, or where LaTeX is missing.
     """
     if name is not None and name not in STYLES:
-        raise UserError(f"No style {name!r}; choose from {', '.join(STYLES)}.{suggest(name, STYLES)}")
+        raise UserError(
+            f"No style {name!r}; choose from {', '.join(STYLES)}.{suggest(name, STYLES)}"
+        )
     chosen = current() if name is None else STYLES[name]
     token = _current.set(replace(chosen, wide=wide or chosen.wide, latex=latex or chosen.latex))
     try:
@@ -171,8 +177,10 @@ def save(figure: Figure, path: Path) -> Path:
     matplotlib tells subsets of fonts apart differ.
     """
     if path.suffix not in METADATA:
-        raise UserError(f"Cannot write a figure as {path.name}; end its name in {', '.join(METADATA)}.")
-    with context(["default", current().settings]), replacing(path) as part, tex.failures_told():
+        raise UserError(
+            f"Cannot write a figure as {path.name}; end its name in {', '.join(METADATA)}."
+        )
+    with context(["default", current().settings]), atomic_write(path) as part, tex.failures_told():
         figure.savefig(part, metadata=METADATA[path.suffix])
         if path.suffix == ".png":
             _reduce(part)
@@ -194,11 +202,13 @@ def check_formats(formats: Sequence[str]) -> None:
     known = [ending[1:] for ending in METADATA]
     for name in formats:
         if name not in known:
-            raise UserError(f"No format {name!r}; choose from {', '.join(known)}.{suggest(name, known)}")
+            raise UserError(
+                f"No format {name!r}; choose from {', '.join(known)}.{suggest(name, known)}"
+            )
 
 
 def write(figure: Figure, drawn: pd.DataFrame, stem: Path, formats: Sequence[str]) -> list[Path]:
     """Save a figure in some formats, as in ("pdf", "png"), beside what it draws as .csv; give the pictures' paths."""
-    with replacing(stem.with_name(f"{stem.name}.csv")) as part:
+    with atomic_write(stem.with_name(f"{stem.name}.csv")) as part:
         drawn.to_csv(part, index=False, lineterminator="\n")
     return [save(figure, stem.with_name(f"{stem.name}.{ending}")) for ending in formats]

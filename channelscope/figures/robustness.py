@@ -29,9 +29,15 @@ def robustness_data(comparison: Comparison) -> pd.DataFrame:
     parts = []
     for model in frames.models(comparison):
         of_model = frames.rows(overall, model=model)
-        parts.append(of_model.sort_values("attack", key=lambda column: column.map(order.index), kind="stable"))
+        parts.append(
+            of_model.sort_values(
+                "attack", key=lambda column: column.map(order.index), kind="stable"
+            )
+        )
     found = pd.concat(parts, ignore_index=True)[["model", "attack", "accuracy", "low", "high"]]
-    return found.assign(attack=found["attack"].map(lambda name: _ENDS.get(name, frames.in_capitals(name))))
+    return found.assign(
+        attack=found["attack"].map(lambda name: _ENDS.get(name, frames.in_capitals(name)))
+    )
 
 
 @styled
@@ -47,12 +53,23 @@ def robustness(comparison: Comparison) -> Figure:
     lines = 1 + note.count("\n") - -len(models) // 3
     figure, axes = grid(1, 1, row * len(attacks), 0.75 + 0.12 * lines)
     ax, places = axes[0, 0], {name: place for place, name in enumerate(attacks)}
-    for index, (model, beside) in enumerate(zip(models, np.linspace(-0.3, 0.3, len(models) + 2)[1:-1], strict=True)):
+    for index, (model, beside) in enumerate(
+        zip(models, np.linspace(-0.3, 0.3, len(models) + 2)[1:-1], strict=True)
+    ):
         rows, look = frames.rows(drawn, model=model), model_look(index)
         accuracy, reach = frames.bars(rows, "accuracy")
         height = rows["attack"].map(places).to_numpy() + beside
         label = frames.short(model)
-        ax.errorbar(accuracy, height, xerr=reach, linestyle="none", markersize=3, elinewidth=0.8, label=label, **look)
+        ax.errorbar(
+            accuracy,
+            height,
+            xerr=reach,
+            linestyle="none",
+            markersize=3,
+            elinewidth=0.8,
+            label=label,
+            **look,
+        )
     for place in range(1, len(attacks)):
         ax.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0)
     ax.set_yticks([*places.values()], names)
@@ -71,7 +88,9 @@ def robustness(comparison: Comparison) -> Figure:
 def _parts(attack: str) -> list[str]:
     """The parts of an attack's name that say what is special about it."""
     found = attack.split(":")[1:]
-    return [part for part in _PARTS if any(one == part or one.startswith(f"{part}-") for one in found)]
+    return [
+        part for part in _PARTS if any(one == part or one.startswith(f"{part}-") for one in found)
+    ]
 
 
 def _note(comparison: Comparison, drawn: pd.DataFrame) -> str:

@@ -37,13 +37,17 @@ def scorer_agreement(agreement: pd.DataFrame, meta: Mapping[str, Any]) -> Figure
     panels = list(drawn.groupby(["model", "layer"], sort=False))
     rows = [rows["other"].nunique() for _, rows in panels]
     figure = blank(1.1 + sum(_ROW * count + _AROUND for count in rows))
-    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[_ROW * n + 0.3 for n in rows])[:, 0]
+    axes = figure.subplots(
+        len(panels), 1, squeeze=False, height_ratios=[_ROW * n + 0.3 for n in rows]
+    )[:, 0]
     for ax, ((model, layer), cells) in zip(axes, panels, strict=True):
         picture = _panel(ax, cells)
-        ax.set_title(f"{frames.short(str(model))}, {frames.short_layer(str(layer), 24)}", loc="left")
-    figure.colorbar(picture, ax=list(axes), location="bottom", fraction=0.06, aspect=30, pad=0.02).set_label(
-        "rank correlation (1: same order)"
-    )
+        ax.set_title(
+            f"{frames.short(str(model))}, {frames.short_layer(str(layer), 24)}", loc="left"
+        )
+    figure.colorbar(
+        picture, ax=list(axes), location="bottom", fraction=0.06, aspect=30, pad=0.02
+    ).set_label("rank correlation (1: same order)")
     title(
         figure,
         "Do these ways to score how relevant a channel is to a class agree? Rank correlation (Spearman) over the "
@@ -61,7 +65,15 @@ def _panel(ax: Axes, cells: pd.DataFrame) -> AxesImage:
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
             colour = "white" if abs(value) > 0.6 else "black"
-            ax.text(column, row, frames.number(value), ha="center", va="center", color=colour, size=current().small)
+            ax.text(
+                column,
+                row,
+                frames.number(value),
+                ha="center",
+                va="center",
+                color=colour,
+                size=current().small,
+            )
     small_ticks(ax)
     ax.set_yticks(range(len(rows)), rows)
     ax.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")

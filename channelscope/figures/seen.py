@@ -11,7 +11,10 @@ from channelscope.figures.matching import SAME
 
 def _each(drawn: pd.DataFrame, by: list[str], say: Callable[[pd.DataFrame], str]) -> str:
     """One part of a sentence for each group of rows, named by what the group is."""
-    parts = [f"{', '.join(map(str, group))}: {say(rows)}" for group, rows in drawn.groupby(by, sort=False)]
+    parts = [
+        f"{', '.join(map(str, group))}: {say(rows)}"
+        for group, rows in drawn.groupby(by, sort=False)
+    ]
     return f"{'; '.join(parts)}."
 
 
@@ -43,7 +46,9 @@ def nr_share(drawn: pd.DataFrame) -> str:
 
     def say(rows: pd.DataFrame) -> str:
         mean = rows.groupby("data").tail(1).set_index("data")["share"]
-        text = f"mean {percent(mean['natural'])} natural, {percent(mean['adversarial'])} adversarial"
+        text = (
+            f"mean {percent(mean['natural'])} natural, {percent(mean['adversarial'])} adversarial"
+        )
         attacked = rows[rows["data"] == "adversarial"][:-1].dropna(subset=["share"])
         if attacked.empty:
             return text
@@ -58,11 +63,16 @@ def alignment_robustness(drawn: pd.DataFrame) -> str:
 
     def say(rows: pd.DataFrame) -> str:
         across = rows.iloc[-1]
-        rho = bounded(*(float(across[name]) for name in ("spearman", "spearman_low", "spearman_high")))
+        rho = bounded(
+            *(float(across[name]) for name in ("spearman", "spearman_low", "spearman_high"))
+        )
         classes = rows[:-1].dropna(subset=["accuracy"]).sort_values("accuracy", kind="stable")
         if classes.empty:
             return f"ρ across classes {rho}"
-        ends = [f"{percent(end['accuracy'])} (class {end['class']})" for end in (classes.iloc[0], classes.iloc[-1])]
+        ends = [
+            f"{percent(end['accuracy'])} (class {end['class']})"
+            for end in (classes.iloc[0], classes.iloc[-1])
+        ]
         return f"ρ across classes {rho}, robust accuracy from {ends[0]} to {ends[1]}"
 
     return _each(drawn, ["model"], say)
@@ -140,7 +150,8 @@ def leakage(drawn: pd.DataFrame) -> str:
         known = rows[rows["measure"].isin(words)]
         said = zip(known["layer"], known["measure"], known["value"], strict=True)
         return ", ".join(
-            f"{words[measure]}{layer and f' at {layer}'} {percent(value)}" for layer, measure, value in said
+            f"{words[measure]}{layer and f' at {layer}'} {percent(value)}"
+            for layer, measure, value in said
         )
 
     return _each(natural, ["model"], say)
@@ -179,7 +190,9 @@ def depth(drawn: pd.DataFrame) -> str:
 
 def decay(drawn: pd.DataFrame) -> str:
     """Of measures as an attack gets stronger: their first and last values."""
-    return _each(drawn, ["model"], lambda rows: f"from the weakest attack to the strongest, {_ends(rows)}")
+    return _each(
+        drawn, ["model"], lambda rows: f"from the weakest attack to the strongest, {_ends(rows)}"
+    )
 
 
 def _ends(rows: pd.DataFrame) -> str:
@@ -209,7 +222,8 @@ def embedding(drawn: pd.DataFrame) -> str:
 
     def say(rows: pd.DataFrame) -> str:
         natural, adversarial = (
-            rows[rows["data"] == data].set_index("class")[["x", "y"]] for data in ("natural", "adversarial")
+            rows[rows["data"] == data].set_index("class")[["x", "y"]]
+            for data in ("natural", "adversarial")
         )
         moved = np.linalg.norm(adversarial - natural, axis=1).mean()
         apart = np.linalg.norm(natural - natural.mean(), axis=1).mean()
@@ -273,7 +287,10 @@ def ranges(drawn: pd.DataFrame) -> str:
 
     def say(rows: pd.DataFrame) -> str:
         numbers = rows.select_dtypes(np.number).dropna(axis="columns", how="all")
-        return ", ".join(f"{_plain(name)} {numbers[name].min():.3g} to {numbers[name].max():.3g}" for name in numbers)
+        return ", ".join(
+            f"{_plain(name)} {numbers[name].min():.3g} to {numbers[name].max():.3g}"
+            for name in numbers
+        )
 
     return _each(drawn, ["model"], say) if "model" in drawn else f"{say(drawn)}."
 

@@ -85,5 +85,10 @@ def by_matched_layers(comparison: Comparison) -> Iterator[Subject]:
     """A figure for each pair of models and of layers in the same place; the first model's last layer before all."""
     first, last = frames.models(comparison)[0], frames.layers(comparison)
     names = ["model", "other", "layer"]
-    for model, other, layer in comparison.matched[names].drop_duplicates().itertuples(index=False, name=None):
-        yield Subject({"model": model, "other": other, "layer": layer}, main=(model, layer) == (first, last[first]))
+    for model, other, layer in (
+        comparison.matched[names].drop_duplicates().itertuples(index=False, name=None)
+    ):
+        yield Subject(
+            {"model": model, "other": other, "layer": layer},
+            main=(model, layer) == (first, last[first]),
+        )

@@ -15,7 +15,10 @@ from channelscope.figures import frames
 from channelscope.figures.axes import blank, small_ticks, title
 from channelscope.figures.paper import COLOURS, styled
 
-_PANELS = {"natural": "natural", "robust": "adversarial"}  # a column of the table, and the colour of its data
+_PANELS = {
+    "natural": "natural",
+    "robust": "adversarial",
+}  # a column of the table, and the colour of its data
 _LINE = 0.12  # inches, of a line of text or a dot
 _HIGHEST = 60  # inches: a picture has so many pixels at most
 
@@ -34,7 +37,9 @@ def sweep(table: pd.DataFrame, meta: Mapping[str, Any]) -> Figure:
     lines = max(seeds, *(name.count("\n") + 1 for name in names)) + 1
     height = min(1.4 + _LINE * lines * len(variants), _HIGHEST)
     figure = blank(height)
-    for ax, (column, colour) in zip(figure.subplots(1, 2, sharey=True), _PANELS.items(), strict=True):
+    for ax, (column, colour) in zip(
+        figure.subplots(1, 2, sharey=True), _PANELS.items(), strict=True
+    ):
         for place, variant in enumerate(variants):
             _variant(ax, frames.rows(table, variant=variant), column, place, COLOURS[colour])
         ax.set_title("natural images" if column == "natural" else "worst case")
@@ -60,7 +65,15 @@ def _in_lines(name: str) -> str:
 def _variant(ax: Axes, rows: pd.DataFrame, column: str, place: int, colour: str) -> None:
     measured = rows.dropna(subset=[column])
     if measured.empty:
-        ax.text(0.5, place, "no result", transform=ax.get_yaxis_transform(), ha="center", va="center", color="0.4")
+        ax.text(
+            0.5,
+            place,
+            "no result",
+            transform=ax.get_yaxis_transform(),
+            ha="center",
+            va="center",
+            color="0.4",
+        )
         return
     beside = np.linspace(-0.3, 0.3, len(rows)) if len(rows) > 1 else np.zeros(1)
     places = place + beside[rows[column].notna().to_numpy()]
@@ -68,7 +81,13 @@ def _variant(ax: Axes, rows: pd.DataFrame, column: str, place: int, colour: str)
     accuracy, reach = frames.reach((100 * measured[columns]).itertuples(index=False, name=None))
     ax.errorbar(accuracy, places, xerr=reach, fmt="o", color=colour, markersize=3, elinewidth=0.8)
     if len(rows) > 1:
-        ax.plot([accuracy.mean()] * 2, [place - 0.42, place + 0.42], color=colour, linewidth=1.5, alpha=0.5)
+        ax.plot(
+            [accuracy.mean()] * 2,
+            [place - 0.42, place + 0.42],
+            color=colour,
+            linewidth=1.5,
+            alpha=0.5,
+        )
 
 
 def _legend(figure: Figure, known: Mapping[str, Any], images: int, seeds: int) -> None:
@@ -77,7 +96,14 @@ def _legend(figure: Figure, known: Mapping[str, Any], images: int, seeds: int) -
     handles = [Line2D([], [], marker="o", label=dot, linewidth=0.8, **grey)]
     if seeds > 1:
         handles.append(
-            Line2D([], [], marker="|", linestyle="none", label="mean of the seeds", **grey | {"markersize": 8})
+            Line2D(
+                [],
+                [],
+                marker="|",
+                linestyle="none",
+                label="mean of the seeds",
+                **grey | {"markersize": 8},
+            )
         )
     attack = f"{frames.in_capitals(known['attack'])}, ε = {frames.radius(known['eps'])}"
     figure.legend(

@@ -72,7 +72,11 @@ def escape_texts(figure: Figure) -> None:
     """Write a figure's texts for LaTeX, once it is drawn; bold ones too, as LaTeX knows of no font's weight."""
     for text in figure.findobj(Text):
         text.set_text("\n".join(_line(text, line) for line in text.get_text().splitlines()))
-    formatters = {id(axis.major.formatter): axis.major.formatter for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)}
+    formatters = {
+        id(axis.major.formatter): axis.major.formatter
+        for ax in figure.axes
+        for axis in (ax.xaxis, ax.yaxis)
+    }
     for formatter in formatters.values():
         if isinstance(formatter, FixedFormatter):
             formatter.seq = [escaped(words) for words in formatter.seq]
@@ -91,5 +95,9 @@ def failures_told() -> Iterator[None]:
     except RuntimeError as error:
         if "latex" not in str(error).lower() and "dvipng" not in str(error).lower():
             raise
-        reason = next((line[2:] for line in str(error).splitlines() if line.startswith("! ")), "see its log")
-        raise UserError(f"LaTeX cannot set the figure's text ({reason.rstrip('.')}): draw without --latex.") from error
+        reason = next(
+            (line[2:] for line in str(error).splitlines() if line.startswith("! ")), "see its log"
+        )
+        raise UserError(
+            f"LaTeX cannot set the figure's text ({reason.rstrip('.')}): draw without --latex."
+        ) from error

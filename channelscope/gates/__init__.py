@@ -14,7 +14,16 @@ from channelscope.gates.cifs import FeatureSelector, Imgf, LinearProbe, TwoLayer
 from channelscope.gates.eas import ElementScaler
 from channelscope.gates.fsr import FeatureRecalibrator
 from channelscope.gates.kap import KernelAveragePool
-from channelscope.gates.network import Probed, Selective, attached, detached, frozen, is_hiding, takes_labels, told
+from channelscope.gates.network import (
+    Probed,
+    Selective,
+    attached,
+    detached,
+    freeze_masks,
+    hides_gradient,
+    takes_labels,
+    with_labels,
+)
 
 __all__ = [
     "KINDS",
@@ -30,11 +39,11 @@ __all__ = [
     "TwoLayerProbe",
     "attached",
     "detached",
-    "frozen",
-    "is_hiding",
+    "freeze_masks",
+    "hides_gradient",
     "mask_share",
     "takes_labels",
-    "told",
+    "with_labels",
 ]
 
 KINDS: dict[str, Callable[..., nn.Module]] = {

@@ -27,7 +27,9 @@ class Selection(NamedTuple):
     extra: tuple[Tensor, ...] = ()
     rivals: tuple[Tensor, ...] = ()
 
-    def heads(self, y: Int[Tensor, " n"], answer: Float[Tensor, "n k"]) -> list[tuple[Tensor, Tensor]]:
+    def heads(
+        self, y: Int[Tensor, " n"], answer: Float[Tensor, "n k"]
+    ) -> list[tuple[Tensor, Tensor]]:
         """List the logits that are trained, each with its targets (n,); ``answer`` holds the network's logits."""
         own = () if self.probe_logits is None else (self.probe_logits,)
         heads = [(logits, y) for logits in (*own, *self.extra)]
@@ -51,7 +53,9 @@ def mask_share(mask: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
     of C multipliers lies between 1 / C, where one alone is not 0, and 1, where all are alike; 0 for a mask of zeros.
     """
     m = mask.double().abs()
-    return (m.sum(1) ** 2 / (m.shape[1] * (m**2).sum(1)).clamp_min(torch.finfo(m.dtype).tiny)).to(mask.dtype)
+    return (m.sum(1) ** 2 / (m.shape[1] * (m**2).sum(1)).clamp_min(torch.finfo(m.dtype).tiny)).to(
+        mask.dtype
+    )
 
 
 def require_maps(z: Float[Tensor, "n c *space"], kind: str) -> None:

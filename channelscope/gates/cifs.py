@@ -26,7 +26,9 @@ class LinearProbe(nn.Module):
     def forward(self, v: Float[Tensor, "n c"]) -> Float[Tensor, "n k"]:
         return self.output(v)
 
-    def relevance(self, _v: Float[Tensor, "n c"], chosen: Float[Tensor, "n k"]) -> Float[Tensor, "n c"]:
+    def relevance(
+        self, _v: Float[Tensor, "n c"], chosen: Float[Tensor, "n k"]
+    ) -> Float[Tensor, "n c"]:
         """Gradient of the chosen logits' sum with respect to v: g = sum of the chosen rows of W."""
         return chosen @ self.output.weight
 
@@ -42,7 +44,9 @@ class TwoLayerProbe(nn.Module):
     def forward(self, v: Float[Tensor, "n c"]) -> Float[Tensor, "n k"]:
         return self.output(F.softplus(self.hidden(v), beta=self.beta))
 
-    def relevance(self, v: Float[Tensor, "n c"], chosen: Float[Tensor, "n k"]) -> Float[Tensor, "n c"]:
+    def relevance(
+        self, v: Float[Tensor, "n c"], chosen: Float[Tensor, "n k"]
+    ) -> Float[Tensor, "n c"]:
         """Gradient of the chosen logits' sum with respect to v: g = W1^T (sigmoid(beta h) * W2^T chosen)."""
         slope = torch.sigmoid(self.beta * self.hidden(v))
         return (slope * (chosen @ self.output.weight)) @ self.hidden.weight
@@ -71,7 +75,9 @@ class FeatureSelector(nn.Module):
 
     labelled = True
 
-    def __init__(self, probe: nn.Module, *, k: int = 2, imgf: Imgf = "softmax", detach: bool = True) -> None:
+    def __init__(
+        self, probe: nn.Module, *, k: int = 2, imgf: Imgf = "softmax", detach: bool = True
+    ) -> None:
         super().__init__()
         if k < 1:
             raise UserError(f"A gate needs the relevance of at least one logit, not k = {k}.")
@@ -79,7 +85,9 @@ class FeatureSelector(nn.Module):
             raise UserError(f"There is no mask function {imgf!r}: choose from {', '.join(known)}.")
         self.probe, self.k, self.imgf, self.detach = probe, k, imgf, detach
 
-    def forward(self, z: Float[Tensor, "n c *space"], labels: Int[Tensor, " n"] | None = None) -> Selection:
+    def forward(
+        self, z: Float[Tensor, "n c *space"], labels: Int[Tensor, " n"] | None = None
+    ) -> Selection:
         """Select the features z (n, c) or (n, c, h, w); labels (n,) reach the mask in training mode only."""
         v = z.flatten(2).mean(2) if z.ndim > 2 else z
         logits = self.probe(v)
@@ -87,23 +95,33 @@ class FeatureSelector(nn.Module):
         mask = self.importance(self._relevance(v.detach() if self.detach else v, chosen))
         return Selection(z * mask.view(*mask.shape, *[1] * (z.ndim - 2)), logits, mask)
 
-    def _choose(self, logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"] | None) -> Float[Tensor, "n k"]:
+    def _choose(
+        self, logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"] | None
+    ) -> Float[Tensor, "n k"]:
         """Count how often each logit is chosen: twice, where the label's is also among the runners-up."""
         if self.k > logits.shape[1]:
-            raise UserError(f"A gate cannot choose k = {self.k} of {logits.shape[1]} logits: lower k.")
+            raise UserError(
+                f"A gate cannot choose k = {self.k} of {logits.shape[1]} logits: lower k."
+            )
         top = logits.topk(self.k, dim=1).indices
         if labels is not None:
             top = torch.cat([labels.unsqueeze(1), top[:, 1:]], 1)
         return torch.zeros_like(logits).scatter_add_(1, top, torch.ones_like(logits))
 
-    def _relevance(self, v: Float[Tensor, "n c"], chosen: Float[Tensor, "n k"]) -> Float[Tensor, "n c"]:
+    def _relevance(
+        self, v: Float[Tensor, "n c"], chosen: Float[Tensor, "n k"]
+    ) -> Float[Tensor, "n c"]:
         closed_form = getattr(self.probe, "relevance", None)
         if callable(closed_form):
             return cast(Tensor, closed_form(v, chosen))
         if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):  # within it, torch 2.6 gives another gradient without a word
+            with torch.inference_mode(
+                False
+            ):  # within it, torch 2.6 gives another gradient without a word
                 return self._relevance(v.clone(), chosen.clone()).detach()
-        pull_back = torch.func.vjp(self.probe, v)[1]  # differentiable itself, and at work under no_grad as well
+        pull_back = torch.func.vjp(self.probe, v)[
+            1
+        ]  # differentiable itself, and at work under no_grad as well
         return cast(Tensor, pull_back(chosen)[0])
 
     def importance(self, g: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
@@ -147,6 +165,12 @@ def cifs_gate(
     if not 1 <= hidden <= 65536:
         raise UserError(f"A probe has between 1 and 65,536 hidden units, not {hidden}.")
     if not 0 < beta <= 1e6:
-        raise UserError(f"A probe's softplus has a sharpness beta above 0 and below a million, not {beta}.")
-    made = LinearProbe(channels, classes) if probe == "linear" else TwoLayerProbe(channels, classes, hidden, beta)
+        raise UserError(
+            f"A probe's softplus has a sharpness beta above 0 and below a million, not {beta}."
+        )
+    made = (
+        LinearProbe(channels, classes)
+        if probe == "linear"
+        else TwoLayerProbe(channels, classes, hidden, beta)
+    )
     return FeatureSelector(made, k=k, imgf=imgf, detach=detach)

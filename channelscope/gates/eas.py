@@ -46,10 +46,14 @@ class ElementScaler(nn.Module):
         super().__init__()
         self.shape = channels, height, width
         if min(height, width) < 1 or prod(self.shape) > _MOST:
-            raise UserError(f"A gate of EAS is for features of 1 to {_MOST:,} elements, not {_words(self.shape)}.")
+            raise UserError(
+                f"A gate of EAS is for features of 1 to {_MOST:,} elements, not {_words(self.shape)}."
+            )
         self.probe = nn.Linear(prod(self.shape), classes)
 
-    def forward(self, z: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None = None) -> Selection:
+    def forward(
+        self, z: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None = None
+    ) -> Selection:
         """Scale the features z; labels (n,) choose the mask in training mode only."""
         require_maps(z, "eas")
         if z.shape[1:] != self.shape:
@@ -65,7 +69,9 @@ class ElementScaler(nn.Module):
     def importance(self, chosen: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
         """Make the mask of the chosen classes."""
         weight = self.probe.weight
-        mask = F.one_hot(chosen, len(weight)).to(weight.dtype) @ weight  # indexing adds its gradients in any order
+        mask = (
+            F.one_hot(chosen, len(weight)).to(weight.dtype) @ weight
+        )  # indexing adds its gradients in any order
         return mask.view(-1, *self.shape)
 
 

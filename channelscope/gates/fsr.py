@@ -44,14 +44,20 @@ class FeatureRecalibrator(nn.Module):
     def __init__(self, channels: int, classes: int, *, hidden: int = 64, tau: float = 0.1) -> None:
         super().__init__()
         if not 1 <= hidden <= 65536:
-            raise UserError(f"A gate of FSR has between 1 and 65,536 hidden channels, not {hidden}.")
+            raise UserError(
+                f"A gate of FSR has between 1 and 65,536 hidden channels, not {hidden}."
+            )
         if not 1e-6 <= tau <= 1e6:
-            raise UserError(f"The temperature tau of a gate of FSR lies between 1e-6 and a million, not at {tau}.")
+            raise UserError(
+                f"The temperature tau of a gate of FSR lies between 1e-6 and a million, not at {tau}."
+            )
         self.tau = tau
         self.separation, self.recalibration = _maps(channels, hidden), _maps(channels, hidden)
         self.classifier = nn.Linear(channels, classes)
 
-    def forward(self, z: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None = None) -> Selection:
+    def forward(
+        self, z: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None = None
+    ) -> Selection:
         """Recalibrate the features z; the labels are not looked at."""
         require_maps(z, "fsr")
         mask = self.importance(self.separation(z)).to(z.dtype)
@@ -60,7 +66,13 @@ class FeatureRecalibrator(nn.Module):
         of_robust, of_other, of_recalibrated = (
             self.classifier(part.mean((2, 3))) for part in (robust, other, recalibrated)
         )
-        return Selection(robust + recalibrated, None, mask, extra=(of_robust, of_recalibrated), rivals=(of_other,))
+        return Selection(
+            robust + recalibrated,
+            None,
+            mask,
+            extra=(of_robust, of_recalibrated),
+            rivals=(of_other,),
+        )
 
     def importance(self, r: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Make the mask of the robustness map."""
@@ -75,4 +87,6 @@ def _maps(channels: int, hidden: int) -> nn.Sequential:
         return nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
 
     first = conv(channels, hidden), nn.BatchNorm2d(hidden), nn.ReLU()
-    return nn.Sequential(*first, conv(hidden, hidden), nn.BatchNorm2d(hidden), nn.ReLU(), conv(hidden, channels))
+    return nn.Sequential(
+        *first, conv(hidden, hidden), nn.BatchNorm2d(hidden), nn.ReLU(), conv(hidden, channels)
+    )

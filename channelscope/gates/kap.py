@@ -43,14 +43,20 @@ class KernelAveragePool(nn.Module):
     def __init__(self, channels: int, classes: int, *, pool: int = 3, noise: float = 0.0) -> None:
         super().__init__()
         if pool % 2 == 0 or not 1 <= pool <= 255:
-            raise UserError(f"A gate of KAP averages over an odd number of rows and columns up to 255, not {pool}.")
+            raise UserError(
+                f"A gate of KAP averages over an odd number of rows and columns up to 255, not {pool}."
+            )
         if not 0 <= noise <= 1e6:
-            raise UserError(f"The noise of a gate of KAP lies between 0 and a million, not at {noise}.")
+            raise UserError(
+                f"The noise of a gate of KAP lies between 0 and a million, not at {noise}."
+            )
         rows = next(size for size in range(isqrt(channels), 0, -1) if channels % size == 0)
         self.sheet = rows, channels // rows
         self.pool, self.noise = pool, noise
 
-    def forward(self, z: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None = None) -> Selection:
+    def forward(
+        self, z: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"] | None = None
+    ) -> Selection:
         """Pool the features z; the labels are not looked at."""
         require_maps(z, "kap")
         sheets = z.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, self.sheet)

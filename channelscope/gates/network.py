@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.gates.base import Selection
-from channelscope.layers.hooks import Edit, hooked, logits_of, named_layers
+from channelscope.layers.hooks import Edit, get_logits, hooked, named_layers
 
 
 @runtime_checkable
@@ -36,14 +36,16 @@ def detached(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def is_hiding(model: nn.Module) -> bool:
+def hides_gradient(model: nn.Module) -> bool:
     """Tell whether a gate of the network hides the gradient of its mask."""
     return any(part.detach is True for part in model.modules() if isinstance(part, _Hiding))
 
 
 @contextmanager
 def _detaching(model: nn.Module, hide: bool) -> Iterator[None]:
-    others = [part for part in model.modules() if isinstance(part, _Hiding) and part.detach is (not hide)]
+    others = [
+        part for part in model.modules() if isinstance(part, _Hiding) and part.detach is (not hide)
+    ]
     try:
         for gate in others:
             gate.detach = hide
@@ -99,14 +101,18 @@ class Selective(nn.Module):
             pass  # only to learn at once that every layer exists
         self.cnn = cnn
         # A module's key may hold no dot.
-        self.selectors = nn.ModuleDict({layer.replace(".", "/"): gate for layer, gate in selectors.items()})
+        self.selectors = nn.ModuleDict(
+            {layer.replace(".", "/"): gate for layer, gate in selectors.items()}
+        )
 
     @property
     def gates(self) -> dict[str, nn.Module]:
         """The gates by layer name."""
         return {key.replace("/", "."): gate for key, gate in self.selectors.items()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """Load the network's state, or the bare backbone's: then the gates stay as they are."""
         own = self.state_dict()
         if not state_dict.keys() & own.keys():
@@ -116,7 +122,9 @@ class Selective(nn.Module):
 
     def named_layers(self) -> dict[str, nn.Module]:
         """List the backbone's layers under their own names, and each gate as ``LAYER.gated``."""
-        return named_layers(self.cnn) | {f"{layer}.gated": gate for layer, gate in self.gates.items()}
+        return named_layers(self.cnn) | {
+            f"{layer}.gated": gate for layer, gate in self.gates.items()
+        }
 
     def forward(
         self,
@@ -136,9 +144,11 @@ class Selective(nn.Module):
             return select
 
         with hooked(self.cnn, {layer: edit(layer, gate) for layer, gate in self.gates.items()}):
-            return logits_of(self.cnn(x))
+            return get_logits(self.cnn(x))
 
-    def probed(self, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None) -> Probed:
+    def probed(
+        self, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None
+    ) -> Probed:
         """Run the network and keep what its gates say; labels (n,) reach the masks in training mode only."""
         answers: dict[str, tuple[Tensor, Selection]] = {}
         logits = self(x, labels, answers)  # a call as any other: hooks on the network see it
@@ -156,7 +166,7 @@ class _Masking(Protocol):
 
 
 @contextmanager
-def told(network: Selective) -> Iterator[None]:
+def with_labels(network: Selective) -> Iterator[None]:
     """Let labels reach the masks as in training, the network being in eval mode, for as long as the context lasts."""
     gates = [gate for gate in network.gates.values() if takes_labels(gate)]
     modes = [gate.training for gate in gates]
@@ -170,7 +180,9 @@ def told(network: Selective) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(network: Selective, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None) -> Iterator[None]:
+def freeze_masks(
+    network: Selective, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None
+) -> Iterator[None]:
     """Hold the masks of all gates at their values for images x, as constants, for as long as the context lasts.
 
     Inside, the network takes batches of the same images, or of the first of them, changed as an attack changes them.
@@ -181,7 +193,7 @@ def frozen(network: Selective, x: Float[Tensor, "n *image"], labels: Int[Tensor,
         labels: (n,), to hold the masks at what they are in training, where gates are told the labels.
     """
     gates = {layer: gate for layer, gate in network.gates.items() if isinstance(gate, _Masking)}
-    with nullcontext() if labels is None else told(network), torch.no_grad():
+    with nullcontext() if labels is None else with_labels(network), torch.no_grad():
         masks = network.probed(x, labels).masks
     try:
         for layer, gate in gates.items():

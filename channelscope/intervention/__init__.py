@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from channelscope.attacks import Attack, called, parse
-from channelscope.data import Dataset, Part, as_dataset
+from channelscope.attacks import Attack, attack_name, parse_attack
+from channelscope.data import Dataset, Split, as_dataset
 from channelscope.errors import UserError
 from channelscope.intervention.ranked import ranked_on, relevance_of, some
 from channelscope.intervention.results import COLUMNS, Interventions, check_folder
@@ -26,7 +26,14 @@ from channelscope.intervention.suppression import Plan
 from channelscope.intervention.verdicts import verdicts
 from channelscope.statistics.alignment import FEWEST_REPLICATES
 from channelscope.statistics.streaming import bootstrap_weights
-from channelscope.study.models import Network, Subject, layers_by_label, parameter_of, subjects_of, widened
+from channelscope.study.models import (
+    Model,
+    Network,
+    get_parameter,
+    layers_by_label,
+    load_models,
+    widen_classes,
+)
 from channelscope.training import default_eps
 from channelscope.weights import versions
 
@@ -96,17 +103,17 @@ def intervene(
         UserError: for models, data, layers or settings that do not fit together.
     """
     _check(fractions, random, relevant_to, scorers, images, seed, replicates, level, batch_size)
-    subjects, dataset = subjects_of(models, methods or {}, device), as_dataset(data)
+    subjects, dataset = load_models(models, methods or {}, device), as_dataset(data)
     chosen = layers_by_label(layers, [subject.label for subject in subjects])
     for subject in subjects:
         subject.check(dataset)
-    dataset = widened(dataset, [subject.network for subject in subjects])
+    dataset = widen_classes(dataset, [subject.network for subject in subjects])
     part = some(dataset.test, images, seed)
     source, others = ranked_on(dataset, part, images, seed)
     attack = _attack(attack, eps, dataset)
     weights = bootstrap_weights(len(part), replicates, seed).double().numpy()
     settings = {
-        "attack": called(attack),
+        "attack": attack_name(attack),
         "eps": attack.eps,
         "fractions": sorted(fractions),
         "random": random,
@@ -118,20 +125,31 @@ def intervene(
         "batch_size": batch_size,
         "command": command,
     }
-    planned: list[tuple[Subject, Plan]] = []
+    planned: list[tuple[Model, Plan]] = []
     notes: dict[str, list[str]] = {}
     with tqdm(unit="img", disable=not progress, total=0) as bar:
         for subject in subjects:
             bar.set_description(f"{subject.label}: ranking")
             relevance, notes[subject.label] = relevance_of(
-                subject.network, others, len(dataset.classes), chosen[subject.label], scorers, batch_size
+                subject.network,
+                others,
+                len(dataset.classes),
+                chosen[subject.label],
+                scorers,
+                batch_size,
             )
             planned.append((subject, Plan.of(relevance, fractions, random, seed)))
         bar.reset(total=len(part) * sum(len(plan.points) for _, plan in planned))
         found = []
         for subject, plan in planned:
             bar.set_description(subject.label)
-            run = Run(network=subject.network, attack=attack, relevant_to=relevant_to, batch_size=batch_size, seed=seed)
+            run = Run(
+                network=subject.network,
+                attack=attack,
+                relevant_to=relevant_to,
+                batch_size=batch_size,
+                seed=seed,
+            )
             found.append(Intervened(subject, plan, run.outcomes(part, plan, bar.update), weights))
     return _assemble(found, dataset, part, settings | {"notes": notes})
 
@@ -148,11 +166,15 @@ def _check(
     batch_size: int,
 ) -> None:
     if not fractions or not all(0 < fraction < 1 for fraction in fractions):
-        raise UserError("Fractions of the channels lie between 0 and 1, such as 0.125: name at least one.")
+        raise UserError(
+            "Fractions of the channels lie between 0 and 1, such as 0.125: name at least one."
+        )
     if random < 1:
         raise UserError("Rankings are judged against random orders: ask for at least one.")
     if relevant_to not in (known := get_args(RelevantTo)):
-        raise UserError(f"Channels are relevant to the {' or the '.join(known)}, not to the {relevant_to}.")
+        raise UserError(
+            f"Channels are relevant to the {' or the '.join(known)}, not to the {relevant_to}."
+        )
     if isinstance(scorers, str) or not scorers:
         raise UserError("Scorers are given as a list of names, such as ['gradient', 'ablation'].")
     if images is not None and images < 1:
@@ -169,21 +191,27 @@ def _check(
 def _attack(attack: str | Attack, eps: float | None, dataset: Dataset) -> Attack:
     if isinstance(attack, str):
         norm = "2" if attack.endswith("-l2") else "inf"
-        return parse(attack, eps=default_eps(dataset.name, norm) if eps is None else eps)
+        return parse_attack(attack, eps=default_eps(dataset.name, norm) if eps is None else eps)
     if eps is not None:
         raise UserError("An attack that is given as such has its own eps: set it there.")
     own = getattr(attack, "eps", None)
     if not callable(attack) or not isinstance(own, int | float) or not 0 <= own < math.inf:
-        raise UserError("An attack is a name such as 'pgd-20', or an object such as cs.PGD(): callable, with an eps.")
+        raise UserError(
+            "An attack is a name such as 'pgd-20', or an object such as cs.PGD(): callable, with an eps."
+        )
     return attack
 
 
-def _assemble(found: Sequence[Intervened], dataset: Dataset, part: Part, settings: Mapping[str, Any]) -> Interventions:
+def _assemble(
+    found: Sequence[Intervened], dataset: Dataset, part: Split, settings: Mapping[str, Any]
+) -> Interventions:
     """Put everything into frames."""
     judged = [row for item in found for row in verdicts(item, settings)]
     packages = ("torchvision", "numpy", "scipy", "pandas", "matplotlib")
     meta = {
-        "models": {item.subject.label: item.subject.description | _described(item.plan) for item in found},
+        "models": {
+            item.subject.label: item.subject.description | _described(item.plan) for item in found
+        },
         "data": {
             "name": dataset.name,
             "classes": list(dataset.classes),
@@ -193,7 +221,7 @@ def _assemble(found: Sequence[Intervened], dataset: Dataset, part: Part, setting
         **settings,
         "versions": versions() | {name: version(name) for name in packages},
         "hardware": {
-            "device": str(parameter_of(found[0].subject.network).device),
+            "device": str(get_parameter(found[0].subject.network).device),
             "threads": torch.get_num_threads(),
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -211,7 +239,9 @@ def _described(plan: Plan) -> dict[str, Any]:
         "layers": list(plan.counts),
         "channels": {layer: counts[-1] for layer, counts in plan.counts.items()},
         "nr_share": {
-            layer: {scorer: float((values < 0).double().mean()) for scorer, values in by_scorer.items()}
+            layer: {
+                scorer: float((values < 0).double().mean()) for scorer, values in by_scorer.items()
+            }
             for layer, by_scorer in plan.relevance.items()
         },
     }

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from channelscope.data import Dataset, Part, stratified
+from channelscope.data import Dataset, Split, sample_stratified
 from channelscope.errors import UserError
-from channelscope.scorers import choose, few, score, scorer_named
+from channelscope.scorers import choose_layers, get_scorer, score_layers, take_few
 
 
-def ranked_on(dataset: Dataset, judged: Part, images: int | None, seed: int) -> tuple[str, Part]:
+def ranked_on(dataset: Dataset, judged: Split, images: int | None, seed: int) -> tuple[str, Split]:
     """Choose the images to rank the channels on, and name their part of the data: "val", "train" or "test".
 
     Those that are judged serve where there are no others.
@@ -22,9 +22,13 @@ def ranked_on(dataset: Dataset, judged: Part, images: int | None, seed: int) -> 
     return "test", judged
 
 
-def some(part: Part, images: int | None, seed: int) -> Part:
+def some(part: Split, images: int | None, seed: int) -> Split:
     """Give at most so many images of a part, class shares kept; None for all."""
-    return part if images is None or images >= len(part) else part.subset(stratified(part.labels, images, seed))
+    return (
+        part
+        if images is None or images >= len(part)
+        else part.subset(sample_stratified(part.labels, images, seed))
+    )
 
 
 Relevance = dict[str, dict[str, Float[Tensor, "k c"]]]
@@ -32,7 +36,7 @@ Relevance = dict[str, dict[str, Float[Tensor, "k c"]]]
 
 def relevance_of(
     network: nn.Module,
-    images: Part,
+    images: Split,
     classes: int,
     layers: Sequence[str] | None,
     scorers: Sequence[str],
@@ -56,13 +60,13 @@ def relevance_of(
     Raises:
         UserError: for what does not fit, and for a layer that no scorer is for.
     """
-    named, _ = choose(network, layers, few(network, images), classes)
-    scored = score(
+    named, _ = choose_layers(network, layers, take_few(network, images), classes)
+    scored = score_layers(
         network,
         images,
         classes,
         layers=named,
-        scorers={name: scorer_named(name) for name in scorers},
+        scorers={name: get_scorer(name) for name in scorers},
         weights=torch.ones(len(images), 1),
         batch_size=batch_size,
         progress=lambda _: None,
@@ -74,5 +78,7 @@ def relevance_of(
             found[layer][name] = torch.where(worth.isnan(), worth.nanmean(0), worth)
     refused = dict(scored.refused)
     if bare := [layer for layer, by_scorer in found.items() if not by_scorer]:
-        raise UserError(next(sentence for (_, layer), sentence in refused.items() if layer == bare[0]))
+        raise UserError(
+            next(sentence for (_, layer), sentence in refused.items() if layer == bare[0])
+        )
     return found, list(dict.fromkeys(refused.values()))

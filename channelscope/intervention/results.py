@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from channelscope import files
 from channelscope.errors import UserError
-from channelscope.files import check_digests, read_meta, read_table, replacing_folder, write_digests
-from channelscope.locks import locked, settled
+from channelscope.files import atomic_folder, check_digests, read_meta, read_table, write_digests
+from channelscope.locks import lock_path, recover_unlocked
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -35,7 +35,9 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-_PLACES = set(product(("nr", "pr", "both"), ("natural", "adversarial")))  # of a scorer, in the league
+_PLACES = set(
+    product(("nr", "pr", "both"), ("natural", "adversarial"))
+)  # of a scorer, in the league
 # What of meta.json is shown.
 _META = {
     "models": {"*": {"method": str | None, "arch": str, "layers": [str]}},
@@ -90,10 +92,12 @@ class Interventions:
         """
         folder = Path(folder).resolve()
         check_folder(folder)
-        with locked(folder), replacing_folder(folder) as temporary:
+        with lock_path(folder), atomic_folder(folder) as temporary:
             for name in COLUMNS:
                 getattr(self, name).to_csv(temporary / f"{name}.csv", index=False)
-            (temporary / "meta.json").write_text(json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8")
+            (temporary / "meta.json").write_text(
+                json.dumps(self.meta, indent=1, ensure_ascii=False), "utf-8"
+            )
             write_digests(temporary)
             _plots().draw(self, temporary / "figures")
         return folder
@@ -131,17 +135,24 @@ class Interventions:
         """
         folder = Path(folder)
         if not folder.exists():
-            settled(folder)
+            recover_unlocked(folder)
         if not (folder / "meta.json").is_file() or not (folder / "league.csv").is_file():
-            raise UserError(f"{folder} holds no interventions: name a folder that 'channelscope intervene' wrote.")
+            raise UserError(
+                f"{folder} holds no interventions: name a folder that 'channelscope intervene' wrote."
+            )
         try:
             check_digests(folder, [*(f"{name}.csv" for name in COLUMNS), "meta.json"])
-            frames = {name: read_table(folder / f"{name}.csv", *columns) for name, columns in COLUMNS.items()}
+            frames = {
+                name: read_table(folder / f"{name}.csv", *columns)
+                for name, columns in COLUMNS.items()
+            }
             meta = read_meta(folder / "meta.json", _META)
             _check(frames, meta)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"The interventions in {folder} are damaged ({reason}): intervene again.") from error
+            raise UserError(
+                f"The interventions in {folder} are damaged ({reason}): intervene again."
+            ) from error
         return cls(**frames, meta=meta)
 
 
@@ -161,7 +172,9 @@ def _check(frames: Mapping[str, pd.DataFrame], meta: Any) -> None:
     models, of_layer = set(meta["models"]), ["model", "layer"]
     if not models or any(set(frame["model"]) != models for frame in frames.values()):
         raise ValueError("the tables are of other models")
-    measured = {(model, layer) for model, known in meta["models"].items() for layer in known["layers"]}
+    measured = {
+        (model, layer) for model, known in meta["models"].items() for layer in known["layers"]
+    }
     for name in ("curves", "league"):
         if set(frames[name][of_layer].itertuples(index=False, name=None)) != measured:
             raise ValueError(f"{name}.csv is of other layers")

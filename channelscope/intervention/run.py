@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks import Attack, called, correct, image_generators, thrifty
+from channelscope.attacks import Attack, attack_name, find_correct, make_generators, stop_early
 from channelscope.attacks.folding import run_folded
-from channelscope.data import Part, block_size, in_blocks
+from channelscope.data import Split, block_size, iterate_blocks
 from channelscope.gates import attached
 from channelscope.intervention.suppression import Plan, Point, suppressed
-from channelscope.layers.hooks import evaluating
-from channelscope.study.models import parameter_of
+from channelscope.layers.hooks import eval_mode
+from channelscope.study.models import get_parameter
 
 RelevantTo = Literal["answer", "label"]
 
@@ -57,14 +57,16 @@ class Run:
     batch_size: int
     seed: int
 
-    def outcomes(self, images: Part, plan: Plan, advance: Callable[[int], object]) -> dict[Point, Stood]:
+    def outcomes(
+        self, images: Split, plan: Plan, advance: Callable[[int], object]
+    ) -> dict[Point, Stood]:
         """Tell for each of the plan's points which of the images stood, in their order.
 
         ``advance`` is called with the number of images that have been dealt with, point by point.
         """
         found: dict[Point, list[Stood]] = {point: [] for point in plan.points}
         order = []
-        with evaluating(self.network), attached(self.network):
+        with eval_mode(self.network), attached(self.network):
             for batch in self._batches(images):
                 order.append(batch.rows)
                 for point, stood in found.items():
@@ -72,14 +74,23 @@ class Run:
                     advance(len(batch.rows))
         back = torch.cat(order).argsort()
         joined = {point: zip(*batches, strict=True) for point, batches in found.items()}
-        return {point: Stood(*(torch.cat(parts)[back] for parts in both)) for point, both in joined.items()}
+        return {
+            point: Stood(*(torch.cat(parts)[back] for parts in both))
+            for point, both in joined.items()
+        }
 
-    def _batches(self, images: Part) -> Iterator[_Batch]:
+    def _batches(self, images: Split) -> Iterator[_Batch]:
         """Go through the images, those of one class together where their label chooses the channels."""
-        like, rows, labels = parameter_of(self.network), torch.arange(len(images)), images.labels.cpu()
-        groups = [rows] if self.relevant_to == "answer" else [rows[labels == k] for k in labels.unique()]
+        like, rows, labels = (
+            get_parameter(self.network),
+            torch.arange(len(images)),
+            images.labels.cpu(),
+        )
+        groups = (
+            [rows] if self.relevant_to == "answer" else [rows[labels == k] for k in labels.unique()]
+        )
         blocks = [block for group in groups for block in group.split(block_size(images))]
-        for own, x, y in in_blocks(images, blocks, self.batch_size, like.device):
+        for own, x, y in iterate_blocks(images, blocks, self.batch_size, like.device):
             x = x.to(like)
             yield _Batch(own, x, y, self._attacked(self.network, self.attack, x, y, own))
 
@@ -96,19 +107,25 @@ class Run:
         return suppressed(self.network, ranking.layer, masks)
 
     def _stood(self, network: nn.Module, batch: _Batch) -> Stood:
-        natural = correct(network, batch.x, batch.y)
-        stood = natural & correct(network, batch.made, batch.y)
+        natural = find_correct(network, batch.x, batch.y)
+        stood = natural & find_correct(network, batch.made, batch.y)
         if stood.any():
             x, y = batch.x[stood], batch.y[stood]
-            found = self._attacked(network, thrifty(self.attack), x, y, batch.rows[stood.cpu()])
-            stood[stood.clone()] = correct(network, found, y)
+            found = self._attacked(network, stop_early(self.attack), x, y, batch.rows[stood.cpu()])
+            stood[stood.clone()] = find_correct(network, found, y)
         return Stood(natural.cpu(), stood.cpu())
 
-    def _attacked(self, network: nn.Module, attack: Attack, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+    def _attacked(
+        self, network: nn.Module, attack: Attack, x: Tensor, y: Tensor, rows: Tensor
+    ) -> Tensor:
         """Attack a network; one that runs ours twice in a pass is not folded by the attack, but ours is, here."""
 
         def work(layout: torch.memory_format) -> Tensor:
-            numbers = image_generators(self.seed, called(attack), rows.tolist())
+            numbers = make_generators(self.seed, attack_name(attack), rows.tolist())
             return attack(network, x.to(memory_format=layout), y, numbers)
 
-        return work(torch.preserve_format) if network is self.network else run_folded(self.network, x, work)
+        return (
+            work(torch.preserve_format)
+            if network is self.network
+            else run_folded(self.network, x, work)
+        )

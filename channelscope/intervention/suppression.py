@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks import image_generators
+from channelscope.attacks import make_generators
 from channelscope.gates import Probed, Selective
 from channelscope.layers.features import ablated
-from channelscope.layers.hooks import logits_of
+from channelscope.layers.hooks import get_logits
 
 Order = Literal["nr", "pr", "random"]
 
@@ -35,7 +35,9 @@ class Ranking:
 
     def masks(self, count: int) -> Bool[Tensor, "k c"]:
         """Tell which channels are suppressed for each class when ``count`` are."""
-        return torch.zeros_like(self.channels, dtype=torch.bool).scatter_(1, self.channels[:, :count], True)
+        return torch.zeros_like(self.channels, dtype=torch.bool).scatter_(
+            1, self.channels[:, :count], True
+        )
 
 
 # One suppression: of no channels, (None, 0); or of the first so many of a ranking.
@@ -75,8 +77,14 @@ class Plan:
         counts = {}
         for layer, scorers in relevance.items():
             channels = next(iter(scorers.values())).shape[1]
-            counts[layer] = sorted({0, channels, *(round(fraction * channels) for fraction in fractions)})
-        rankings = [one for layer, scorers in relevance.items() for one in _rankings(layer, scorers, random, seed)]
+            counts[layer] = sorted(
+                {0, channels, *(round(fraction * channels) for fraction in fractions)}
+            )
+        rankings = [
+            one
+            for layer, scorers in relevance.items()
+            for one in _rankings(layer, scorers, random, seed)
+        ]
         return cls(relevance, counts, rankings)
 
     def point(self, ranking: Ranking, count: int) -> Point:
@@ -90,17 +98,25 @@ class Plan:
     @property
     def points(self) -> list[Point]:
         """The suppressions, each once."""
-        return list(dict.fromkeys(self.point(one, count) for one in self.rankings for count in self.counts[one.layer]))
+        return list(
+            dict.fromkeys(
+                self.point(one, count) for one in self.rankings for count in self.counts[one.layer]
+            )
+        )
 
 
-def _rankings(layer: str, relevance: Mapping[str, Float[Tensor, "k c"]], random: int, seed: int) -> Iterator[Ranking]:
+def _rankings(
+    layer: str, relevance: Mapping[str, Float[Tensor, "k c"]], random: int, seed: int
+) -> Iterator[Ranking]:
     for scorer, values in relevance.items():
         rising = values.argsort(dim=1, stable=True)  # of equal ones, the channel's number decides
         yield Ranking(layer, scorer, "nr", rising)
         yield Ranking(layer, scorer, "pr", rising.flip(1))
     # They differ from class to class too, and so from a scorer's in nothing but the scorer's knowledge.
-    for generator in image_generators(seed, f"random order of {layer}", range(random)).own:
-        yield Ranking(layer, "random", "random", torch.rand(values.shape, generator=generator).argsort(1))
+    for generator in make_generators(seed, f"random order of {layer}", range(random)).own:
+        yield Ranking(
+            layer, "random", "random", torch.rand(values.shape, generator=generator).argsort(1)
+        )
 
 
 class Suppressed(nn.Module):
@@ -125,7 +141,7 @@ class Suppressed(nn.Module):
     def forward(self, x: Float[Tensor, "n *image"]) -> Float[Tensor, "n classes"]:
         """Give the logits."""
         with self._without(x):
-            return logits_of(self.network(x))
+            return get_logits(self.network(x))
 
     @contextmanager
     def _without(self, x: Float[Tensor, "n *image"]) -> Iterator[None]:
@@ -133,7 +149,7 @@ class Suppressed(nn.Module):
         masks = self.masks
         if masks.ndim == 2:
             with torch.no_grad():
-                masks = masks[logits_of(self.network(x)).argmax(1)]
+                masks = masks[get_logits(self.network(x)).argmax(1)]
         with ablated(self.network, {self.layer: masks}):
             yield
 
@@ -143,7 +159,9 @@ class SuppressedSelective(Suppressed):
 
     network: Selective
 
-    def probed(self, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None) -> Probed:
+    def probed(
+        self, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None
+    ) -> Probed:
         """Give the full answer; see ``Selective.probed``."""
         with self._without(x):
             return self.network.probed(x, labels)

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from channelscope.errors import UserError
-from channelscope.layers.hooks import layer_named, named_layers
+from channelscope.layers.hooks import get_layer, named_layers
 
 
 def channel_axis(model: nn.Module, layer: str, shape: Sequence[int]) -> int:
@@ -94,8 +94,10 @@ def _votes(parts: Sequence[_Part]) -> set[int]:
 
 def _parts(model: nn.Module, layer: str, shape: Sequence[int]) -> tuple[list[_Part], bool]:
     """List what the layer is made of, or else the layer with weights before it; tell whether features are permuted."""
-    layer = layer.removesuffix(".gated")  # what a gate selects is laid out as the features that it selects from
-    module = layer_named(model, layer)
+    layer = layer.removesuffix(
+        ".gated"
+    )  # what a gate selects is laid out as the features that it selects from
+    module = get_layer(model, layer)
     if inside := list(_known(module.modules(), len(shape))):
         return inside, any(map(_permutes, module.modules()))
     layers = named_layers(model)
@@ -109,7 +111,9 @@ def _parts(model: nn.Module, layer: str, shape: Sequence[int]) -> tuple[list[_Pa
     return ([found.part], found.permuted) if found else ([], permuted)
 
 
-def _before(near: Sequence[_Near], layers: Mapping[str, nn.Module], shape: Sequence[int]) -> _Near | None:
+def _before(
+    near: Sequence[_Near], layers: Mapping[str, nn.Module], shape: Sequence[int]
+) -> _Near | None:
     """Choose the layer that made the features of one without weights, the nearest first.
 
     Layers are listed in the order in which they were made, which need not be that in which they run: a ReLU may be made
@@ -119,7 +123,11 @@ def _before(near: Sequence[_Near], layers: Mapping[str, nn.Module], shape: Seque
     nearest = next((one for one in near if not one.part.linear or _fits(one, shape)), None)
     if nearest is None or not nearest.part.linear:
         return nearest or next(iter(near), None)
-    others = [one for one in near if not one.part.linear and _fits(one, shape) and one.permuted == nearest.permuted]
+    others = [
+        one
+        for one in near
+        if not one.part.linear and _fits(one, shape) and one.permuted == nearest.permuted
+    ]
     parent = nearest.name.rpartition(".")[0]
     beside = (module for name, module in layers.items() if name.rpartition(".")[0] == parent)
     pooled = any(part.axes == (1,) for part in _known(beside, len(shape)))
@@ -132,7 +140,9 @@ def _fits(near: _Near, shape: Sequence[int]) -> bool:
 
 
 def _permutes(module: nn.Module) -> bool:
-    return type(module).__name__ == "Permute"  # torchvision's; timm permutes in its layers' own code
+    return (
+        type(module).__name__ == "Permute"
+    )  # torchvision's; timm permutes in its layers' own code
 
 
 def _known(modules: Iterator[nn.Module], axes: int) -> Iterator[_Part]:
@@ -140,7 +150,9 @@ def _known(modules: Iterator[nn.Module], axes: int) -> Iterator[_Part]:
     for module in modules:
         match module:
             case _ConvNd():  # what it gives has one axis for each of its kernel's, unless it is flattened to tokens
-                yield _Part((1,) if axes == 2 + len(module.kernel_size) else (), module.out_channels)
+                yield _Part(
+                    (1,) if axes == 2 + len(module.kernel_size) else (), module.out_channels
+                )
             case _NormBase():
                 yield _Part((1,), module.num_features)
             case nn.GroupNorm():

@@ -34,7 +34,9 @@ def capture(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
     def keep(name: str) -> Edit:
         def edit(z: Tensor) -> Tensor:
             captured[name] = z
-            return z.clone()  # what follows works on the clone: an in-place ReLU leaves the captured one alone
+            return (
+                z.clone()
+            )  # what follows works on the clone: an in-place ReLU leaves the captured one alone
 
         return edit
 
@@ -43,7 +45,7 @@ def capture(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
 
 
 @contextmanager
-def pooled(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, "n c"]]]:
+def capture_activations(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, "n c"]]]:
     """Capture the named layers' activations only: inside the context, each forward pass refills the dict.
 
     The features are reduced as they are made and not kept, so the memory beyond that of the bare forward pass is n x c
@@ -66,7 +68,7 @@ def pooled(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, "n
         def edit(z: Tensor) -> None:
             if name not in axes:
                 axes[name] = channel_axis(model, name, z.shape)
-            found[name] = activations(z, axes[name])
+            found[name] = pool_features(z, axes[name])
 
         return edit
 
@@ -74,7 +76,7 @@ def pooled(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, "n
         yield found
 
 
-def activations(z: Float[Tensor, "n *features"], axis: int = 1) -> Float[Tensor, "n c"]:
+def pool_features(z: Float[Tensor, "n *features"], axis: int = 1) -> Float[Tensor, "n c"]:
     """Reduce features to activations: the mean of each channel over its positions, space or tokens.
 
     Args:
@@ -121,7 +123,9 @@ def ablated(
             z = z.movedim(axis, 1)
             value = to[layer].to(z) if isinstance(to, Mapping) else z.new_tensor(to)
             rows = _suppressed(layer, chosen, z)
-            return torch.where(_beside(rows, z), _beside(value.expand(z.shape[1]), z), z).movedim(1, axis)
+            return torch.where(_beside(rows, z), _beside(value.expand(z.shape[1]), z), z).movedim(
+                1, axis
+            )
 
         return edit
 
@@ -139,7 +143,9 @@ def _suppressed(layer: str, chosen: Channels, z: Tensor) -> Bool[Tensor, "... c"
             )
         return (chosen if chosen.ndim == 1 else chosen[: len(z)]).to(z.device)
     if strange := [channel for channel in chosen if channel not in range(z.shape[1])]:
-        raise UserError(f"Layer {layer!r} has {z.shape[1]} channels, from 0 up: there is no channel {strange[0]}.")
+        raise UserError(
+            f"Layer {layer!r} has {z.shape[1]} channels, from 0 up: there is no channel {strange[0]}."
+        )
     mask = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
     mask[list(chosen)] = True
     return mask

@@ -31,10 +31,12 @@ class LayerError(UserError):
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """List every layer of ``model`` that can be hooked, by name, in the order of registration."""
     own: Callable[[], dict[str, nn.Module]] | None = getattr(model, "named_layers", None)
-    return own() if callable(own) else {name: module for name, module in model.named_modules() if name}
+    return (
+        own() if callable(own) else {name: module for name, module in model.named_modules() if name}
+    )
 
 
-def layer_named(model: nn.Module, name: str) -> nn.Module:
+def get_layer(model: nn.Module, name: str) -> nn.Module:
     """Give the layer of this name, of which ``@call`` may be a part.
 
     Raises:
@@ -43,7 +45,7 @@ def layer_named(model: nn.Module, name: str) -> nn.Module:
     return _resolve(name, named_layers(model) | {"": model})[0]
 
 
-def layers_named(model: nn.Module, names: Sequence[str], x: Float[Tensor, "n *image"]) -> list[str]:
+def match_layers(model: nn.Module, names: Sequence[str], x: Float[Tensor, "n *image"]) -> list[str]:
     """Turn patterns among layer names into the layers that they match, in the order in which these run.
 
     As in a shell ``*`` stands for any characters but the dot, ``?`` for one and ``[0-9]`` for one of several:
@@ -65,7 +67,11 @@ def layers_named(model: nn.Module, names: Sequence[str], x: Float[Tensor, "n *im
             found.append(name)
             continue
         calls = calls or [call.name for call in trace(model, x)[0]]
-        matched = [call for call in calls if _matches(call, name) or _matches(call.rpartition("@")[0] or call, name)]
+        matched = [
+            call
+            for call in calls
+            if _matches(call, name) or _matches(call.rpartition("@")[0] or call, name)
+        ]
         if not matched:
             raise LayerError(
                 f"No layer's name matches {name!r}, in which * stands for anything but a dot: "
@@ -118,7 +124,7 @@ def hooked(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Hold ``model`` in eval mode and its parameters out of the graph; leave everything as it was found.
 
     Raises:
@@ -142,7 +148,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for parameter in wanted:
             parameter.requires_grad_(True)
     statistics = {
-        id(buffer) for module in model.modules() if isinstance(module, _NormBase) for buffer in module.buffers()
+        id(buffer)
+        for module in model.modules()
+        if isinstance(module, _NormBase)
+        for buffer in module.buffers()
     }
     if trained or any(id(buffer) in statistics for buffer in drifted):
         raise UserError(
@@ -167,9 +176,13 @@ def _put_back(buffers: list[Tensor], before: dict[torch.device, Tensor]) -> list
     for device in (device for device in before if not torch.equal(after[device], before[device])):
         here = [buffer for buffer in buffers if buffer.device == device]
         sizes = [buffer.numel() * buffer.element_size() for buffer in here]
-        for buffer, was, now in zip(here, before[device].split(sizes), after[device].split(sizes), strict=True):
+        for buffer, was, now in zip(
+            here, before[device].split(sizes), after[device].split(sizes), strict=True
+        ):
             if not torch.equal(was, now):
-                buffer.copy_(was.clone().view(buffer.dtype).view(buffer.shape))  # cloned, it begins where its type may
+                buffer.copy_(
+                    was.clone().view(buffer.dtype).view(buffer.shape)
+                )  # cloned, it begins where its type may
                 drifted.append(buffer)
     return drifted
 
@@ -184,13 +197,15 @@ class Call:
     output: Tensor
 
 
-def trace(model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[list[Call], Float[Tensor, "n k"]]:
+def trace(
+    model: nn.Module, x: Float[Tensor, "n *image"]
+) -> tuple[list[Call], Float[Tensor, "n k"]]:
     """Run the network once on x and list every layer's calls, in the order in which they end, and the logits.
 
     Layers whose output holds no tensor are left out.
     """
     seen: list[tuple[str, nn.Module, Tensor | None, Tensor]] = []
-    with ExitStack() as handles, evaluating(model), torch.no_grad():
+    with ExitStack() as handles, eval_mode(model), torch.no_grad():
         for name, module in named_layers(model).items():
 
             def record(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
@@ -199,11 +214,13 @@ def trace(model: nn.Module, x: Float[Tensor, "n *image"]) -> tuple[list[Call], F
                     seen.append((name, module, _first_or_none(inputs), tensor.clone()))
 
             handles.callback(module.register_forward_hook(record).remove)
-        logits = logits_of(model(x))
+        logits = get_logits(model(x))
     times, calls = Counter(name for name, *_ in seen), Counter[str]()
     listed = []
     for name, module, given, output in seen:
-        listed.append(Call(f"{name}@{calls[name]}" if times[name] > 1 else name, module, given, output))
+        listed.append(
+            Call(f"{name}@{calls[name]}" if times[name] > 1 else name, module, given, output)
+        )
         calls[name] += 1
     return listed, logits
 
@@ -229,7 +246,7 @@ def handed_on(
                 given.append((name, output))
 
             handles.callback(layer.register_forward_hook(record).remove)
-        logits = logits_of(model(x))
+        logits = get_logits(model(x))
     once = {name for name in layers if calls[name] == 1}
     return {a: b for a, b in pairs.items() if {a, b} <= once and takers[a] == 1}, logits
 
@@ -241,7 +258,7 @@ def logits_for(model: nn.Module, x: Float[Tensor, "n *image"]) -> Iterator[list[
 
     def keep(_: nn.Module, inputs: Any, named: Any, output: Any) -> None:
         if any(given is x for given in (*inputs, *named.values())):
-            kept.append(logits_of(output).detach())
+            kept.append(get_logits(output).detach())
 
     handle = model.register_forward_hook(keep, with_kwargs=True)
     try:
@@ -253,7 +270,10 @@ def logits_for(model: nn.Module, x: Float[Tensor, "n *image"]) -> Iterator[list[
 def has_hooks(module: nn.Module) -> bool:
     """Tell whether anything watches or edits what goes through this very module, forward or backward."""
     return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 
@@ -283,7 +303,9 @@ class _Watch:
         needed = 1 if self.call is None else self.call + 1
         if self.calls < needed:
             times = "did not run" if self.calls == 0 else f"ran only {self.calls} time(s)"
-            raise LayerError(f"Layer {self.name!r} {times} in the forward pass: choose a layer that the network uses.")
+            raise LayerError(
+                f"Layer {self.name!r} {times} in the forward pass: choose a layer that the network uses."
+            )
 
 
 def _resolve(name: str, layers: Mapping[str, nn.Module]) -> tuple[nn.Module, int | None]:
@@ -299,7 +321,9 @@ def first_tensor(output: Any, source: str) -> Tensor:
     """Take the first tensor of what a module returned: a tensor, or a tuple, list, dict or dataclass that holds one."""
     tensor = _first_or_none(output)
     if tensor is None:
-        raise UserError(f"The {source} returns a {type(output).__name__} that holds no tensor: it cannot be analysed.")
+        raise UserError(
+            f"The {source} returns a {type(output).__name__} that holds no tensor: it cannot be analysed."
+        )
     return tensor
 
 
@@ -332,14 +356,18 @@ def _replace_first(output: Any, new: Tensor, depth: int = 2) -> Any:
     if isinstance(output, Mapping):
         return type(output)(items)  # type: ignore[call-arg]
     if isinstance(output, tuple | list):
-        rebuild: Callable[[Any], Any] = getattr(output, "_make", type(output))  # named tuples take fields one by one
+        rebuild: Callable[[Any], Any] = getattr(
+            output, "_make", type(output)
+        )  # named tuples take fields one by one
         return rebuild(items.values())
     changed = copy(output)
-    object.__setattr__(changed, first, items[first])  # frozen ones too, and without running what checks the fields
+    object.__setattr__(
+        changed, first, items[first]
+    )  # frozen ones too, and without running what checks the fields
     return changed
 
 
-def logits_of(output: Any) -> Float[Tensor, "n k"]:
+def get_logits(output: Any) -> Float[Tensor, "n k"]:
     """Take the logits (n, classes) from what a network returned.
 
     A tensor is taken as it is; of a dict or dataclass the entry ``logits``, ``out`` or, without either, the first

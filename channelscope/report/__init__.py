@@ -10,19 +10,25 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from channelscope.comparison import Comparison
-from channelscope.controls import spelt_value
+from channelscope.controls import escape_value
 from channelscope.errors import UserError
-from channelscope.files import replacing
+from channelscope.files import atomic_write
 from channelscope.reading import read_json, regular
 from channelscope.report import tables, words
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 # What figures and tables are sorted into, in the page's order: title, and what there is to see.
 SECTIONS = {
-    "claims": ("Evidence for the claims", "What the verdicts rest on, and the classes and channels behind it."),
+    "claims": (
+        "Evidence for the claims",
+        "What the verdicts rest on, and the classes and channels behind it.",
+    ),
     "network": ("The whole network", "What an attack does to single channels, answers and layers."),
     "gates": ("Gates", "What gates do to channels, and what they let know of the label."),
-    "models": ("Between models", "What differs between two models on the same images, and which parts correspond."),
+    "models": (
+        "Between models",
+        "What differs between two models on the same images, and which parts correspond.",
+    ),
     "training": ("Training", "How the networks came to be."),
 }
 
@@ -40,7 +46,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
-        finalize=spelt_value,
+        finalize=escape_value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -63,7 +69,7 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         script=_inline("report.js"),
         hashes={name: _hash(name) for name in ("report.css", "report.js")},
     )
-    with replacing(folder / "report.html") as part:
+    with atomic_write(folder / "report.html") as part:
         part.write_text(page, encoding="utf-8", newline="\n")
     return folder / "report.html"
 
@@ -74,7 +80,9 @@ def _inline(name: str) -> Markup:
 
 def _hash(name: str) -> str:
     """What the page's policy knows its own style and script by."""
-    return base64.b64encode(hashlib.sha256((TEMPLATES / name).read_text("utf-8").encode()).digest()).decode()
+    return base64.b64encode(
+        hashlib.sha256((TEMPLATES / name).read_text("utf-8").encode()).digest()
+    ).decode()
 
 
 def _sections(comparison: Comparison, figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,7 +118,9 @@ def _figures(folder: Path) -> list[dict[str, Any]]:
     try:
         return [_figure(folder, **entry) for entry in read_json(listing, within=folder)]
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"The figures in {folder} are incomplete or damaged; draw them again. ({error})") from error
+        raise UserError(
+            f"The figures in {folder} are incomplete or damaged; draw them again. ({error})"
+        ) from error
 
 
 def _figure(
@@ -118,11 +128,15 @@ def _figure(
 ) -> dict[str, Any]:
     if not re.fullmatch(r"[a-z0-9-]+", name):  # a name from a file must not lead out of the folder
         raise ValueError(f"{name!r} is no name of a figure")
-    if section not in SECTIONS or not all(isinstance(text, str) for text in (caption, seen, *claims)):
+    if section not in SECTIONS or not all(
+        isinstance(text, str) for text in (caption, seen, *claims)
+    ):
         raise ValueError(f"what is said of {name} is not of our making")
     picture = regular(folder / f"{name}.png", within=folder).read_bytes()
     lying = [ending for ending in ("pdf", "svg", "png") if (folder / f"{name}.{ending}").exists()]
-    width, height = (int.from_bytes(picture[start : start + 4]) for start in (16, 20))  # as PNG's header has them
+    width, height = (
+        int.from_bytes(picture[start : start + 4]) for start in (16, 20)
+    )  # as PNG's header has them
     return {
         "name": name,
         "file": f"{name}.{lying[0]}",

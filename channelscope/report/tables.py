@@ -23,7 +23,12 @@ MEASURES = {
     "uniformity_adversarial": "evenness of activation frequency over the channels, adversarial",
 }
 # What tells most of an attack's strength.
-BY_STRENGTH = ("robust_accuracy", "cosine", "nr_share_adversarial", "relevance_spearman_adversarial")
+BY_STRENGTH = (
+    "robust_accuracy",
+    "cosine",
+    "nr_share_adversarial",
+    "relevance_spearman_adversarial",
+)
 TOLD = {
     "accuracy": "answers the true class, gates told nothing",
     "accuracy_true": "answers the true class, gates told that class",
@@ -102,7 +107,9 @@ def _plain(value: float, share: bool = False) -> Cell:
     return Cell((percent if share else number)(value), value=value)
 
 
-def _cells(rows: pd.DataFrame, models: Iterable[str], value: str, share: bool = False) -> list[Cell]:
+def _cells(
+    rows: pd.DataFrame, models: Iterable[str], value: str, share: bool = False
+) -> list[Cell]:
     """One cell per model; a dash where the model has no such row."""
     found = {str(row["model"]): _cell(row, value, share) for _, row in rows.iterrows()}
     return [found.get(model, Cell("–")) for model in models]
@@ -111,11 +118,17 @@ def _cells(rows: pd.DataFrame, models: Iterable[str], value: str, share: bool = 
 def robustness(comparison: Comparison) -> Table:
     """A row per attack, natural first and worst last: a cell per model."""
     rows = comparison.robustness[comparison.robustness["class"] == "all"]
-    attacks = sorted(rows["attack"].unique(), key=lambda name: (name == "worst") - (name == "natural"))
+    attacks = sorted(
+        rows["attack"].unique(), key=lambda name: (name == "worst") - (name == "natural")
+    )
     models = list(comparison.meta["models"])
     words = {"natural": "none (natural images)", "worst": "worst case over all attacks"}
     laid = [
-        Row(words.get(name, name), _cells(rows[rows["attack"] == name], models, "accuracy", True), name == "worst")
+        Row(
+            words.get(name, name),
+            _cells(rows[rows["attack"] == name], models, "accuracy", True),
+            name == "worst",
+        )
         for name in attacks
     ]
     return Table("Accuracy by attack", ["attack", *models], laid)
@@ -123,9 +136,15 @@ def robustness(comparison: Comparison) -> Table:
 
 def by_class(comparison: Comparison) -> Table:
     """A row per class: worst-case accuracy of each model."""
-    worst, models = comparison.robustness[comparison.robustness["attack"] == "worst"], list(comparison.meta["models"])
+    worst, models = (
+        comparison.robustness[comparison.robustness["attack"] == "worst"],
+        list(comparison.meta["models"]),
+    )
     classes = comparison.meta["data"]["classes"]
-    laid = [Row(name, _cells(worst[worst["class"] == name], models, "accuracy", True)) for name in classes]
+    laid = [
+        Row(name, _cells(worst[worst["class"] == name], models, "accuracy", True))
+        for name in classes
+    ]
     return Table("Worst case by class", ["class", *models], laid, folded=True)
 
 
@@ -143,13 +162,19 @@ def by_section(comparison: Comparison) -> dict[str, list[Table]]:
 def _alignment(comparison: Comparison) -> Iterator[Table]:
     """A table per depth, the deepest layers of all models in the last: a row per measure, a cell per model."""
     summed = comparison.alignment[comparison.alignment["class"].isin(["all", "across"])]
-    layers = {model: list(summed[summed["model"] == model]["layer"].unique()) for model in comparison.meta["models"]}
+    layers = {
+        model: list(summed[summed["model"] == model]["layer"].unique())
+        for model in comparison.meta["models"]
+    }
     note = "Means over the classes; the rows of single classes are in alignment.csv."
     for depth in range(max(map(len, layers.values())), 0, -1):
         shown = {model: names[-depth] for model, names in layers.items() if len(names) >= depth}
         rows = summed[summed["layer"] == summed["model"].map(shown)]
         laid = [
-            Row(words, _cells(rows[rows["measure"] == measure], list(layers), "value", "share" in measure))
+            Row(
+                words,
+                _cells(rows[rows["measure"] == measure], list(layers), "value", "share" in measure),
+            )
             for measure, words in MEASURES.items()
         ]
         caption = f"Alignment at layer {', '.join(dict.fromkeys(shown.values()))}"
@@ -172,8 +197,15 @@ def _flow(comparison: Comparison) -> Iterator[Table]:
             float((sure["change"] < 0).sum()) / len(rows),
             float((sure["change"] > 0).sum()) / len(rows),
         )
-        laid.append(Row(f"{model}, {layer}", [_plain(float(share), share=True) for share in shares]))
-    columns = ["PR channels silenced", "NR channels awakened", "significantly weaker", "significantly stronger"]
+        laid.append(
+            Row(f"{model}, {layer}", [_plain(float(share), share=True) for share in shares])
+        )
+    columns = [
+        "PR channels silenced",
+        "NR channels awakened",
+        "significantly weaker",
+        "significantly stronger",
+    ]
     note = (
         "Silenced: active on an image and no longer on its adversarial one; awakened: the other way round. Means over "
         "images, channels and classes. Significant: share of the channels and classes whose mean activation changes, "
@@ -191,14 +223,18 @@ def _confusion(comparison: Comparison) -> Iterator[Table]:
     models, laid = list(comparison.meta["models"]), []
     for name in comparison.meta["data"]["classes"]:
         of_class = frame[frame["class"] == name]
-        laid.append(Row(name, [_mistaken(of_class[of_class["model"] == model]) for model in models]))
+        laid.append(
+            Row(name, [_mistaken(of_class[of_class["model"] == model]) for model in models])
+        )
     note = "Share of the class's adversarial images that get this answer. All answers are in confusion.csv."
     caption = "Wrong answer given most often under attack"
     yield Table(caption, ["class", *models], laid, note=note, folded=True)
 
 
 def _mistaken(answers: pd.DataFrame) -> Cell:
-    wrong = answers[answers["answer"] != answers["class"]].sort_values("count", ascending=False, kind="stable")
+    wrong = answers[answers["answer"] != answers["class"]].sort_values(
+        "count", ascending=False, kind="stable"
+    )
     if wrong.empty or not wrong["count"].iloc[0]:
         return Cell("–")
     share = float(wrong["count"].iloc[0] / answers["count"].sum())
@@ -218,10 +254,14 @@ def _decay(comparison: Comparison) -> Iterator[Table]:
             is_share = "share" in str(measure) or measure == "robust_accuracy"
             cells = _cells(rows[rows["at"] == at], models, "value", is_share)
             laid.append(Row(radius(at) if varied == "eps" else f"{at:g}", cells))
-        words = "accuracy under this attack" if measure == "robust_accuracy" else MEASURES[str(measure)]
+        words = (
+            "accuracy under this attack" if measure == "robust_accuracy" else MEASURES[str(measure)]
+        )
         note = "Other measures, and other layers, are in decay.csv."
         of = "eps" if varied == "eps" else "attack's step"
-        yield Table(f"{words[0].upper()}{words[1:]}, by {of}", [of, *models], laid, note=note, folded=True)
+        yield Table(
+            f"{words[0].upper()}{words[1:]}, by {of}", [of, *models], laid, note=note, folded=True
+        )
 
 
 def _masks(comparison: Comparison) -> Iterator[Table]:
@@ -244,11 +284,18 @@ def _leakage(comparison: Comparison) -> Iterator[Table]:
     )
 
 
-def _of_gates(comparison: Comparison, frame: pd.DataFrame, caption: str, note: str) -> Iterator[Table]:
-    models, laid = [model for model in comparison.meta["models"] if model in set(frame["model"])], []
+def _of_gates(
+    comparison: Comparison, frame: pd.DataFrame, caption: str, note: str
+) -> Iterator[Table]:
+    models, laid = (
+        [model for model in comparison.meta["models"] if model in set(frame["model"])],
+        [],
+    )
     for (measure, layer, data), rows in frame.groupby(["measure", "layer", "data"], sort=False):
         head = [TOLD.get(str(measure), str(measure)), str(layer), f"{data} images"]
-        laid.append(Row(", ".join(word for word in head if word), _cells(rows, models, "value", share=True)))
+        laid.append(
+            Row(", ".join(word for word in head if word), _cells(rows, models, "value", share=True))
+        )
     if laid:
         yield Table(caption, ["measure", *models], laid, note=note)
 
@@ -262,17 +309,25 @@ def _differences(comparison: Comparison) -> Iterator[Table]:
             "robust_accuracy": "robust accuracy, worst case",
             "nr_ratio": "share on NR channels, adversarial / natural",
         }
-        measure = words.get(str(row["measure"]), MEASURES.get(str(row["measure"]), str(row["measure"])))
+        measure = words.get(
+            str(row["measure"]), MEASURES.get(str(row["measure"]), str(row["measure"]))
+        )
         head = [f"{row['model']} − {row['other']}", measure, layer]
         share = row["measure"] == "robust_accuracy"
         cells = [_cell(row, "value", share), Cell(_small(row["q"]), value=float(row["q"]))]
-        laid.append(Row(", ".join(word for word in head if word), cells, strong=bool(row["q"] < SIGNIFICANT)))
+        laid.append(
+            Row(
+                ", ".join(word for word in head if word), cells, strong=bool(row["q"] < SIGNIFICANT)
+            )
+        )
     if laid:
         note = (
             f"The same images in both. q: p corrected for all that is compared of a pair; bold: q below {SIGNIFICANT}. "
             "Single classes are in differences.csv."
         )
-        yield Table("Differences between models", ["models and measure", "difference", "q"], laid, note=note)
+        yield Table(
+            "Differences between models", ["models and measure", "difference", "q"], laid, note=note
+        )
         yield _surviving(comparison.differences)
 
 
@@ -287,14 +342,23 @@ def _surviving(differences: pd.DataFrame) -> Table:
     laid = []
     for (model, other), pair in differences.groupby(["model", "other"], sort=False):
         parts = [pair, *(pair[pair["measure"] == measure] for measure in words)]
-        counts = [(int((part["q"] < SIGNIFICANT).sum()), int(part["q"].notna().sum())) for part in parts]
-        laid.append(Row(f"{model} − {other}", [Cell(f"{sure} of {n}", value=float(sure)) for sure, n in counts]))
+        counts = [
+            (int((part["q"] < SIGNIFICANT).sum()), int(part["q"].notna().sum())) for part in parts
+        ]
+        laid.append(
+            Row(
+                f"{model} − {other}",
+                [Cell(f"{sure} of {n}", value=float(sure)) for sure, n in counts],
+            )
+        )
     note = (
         "Of all classes and layers, and of the means over the classes: how many differences are significant at a false "
         f"discovery rate of {SIGNIFICANT:.0%}, of how many that were tested. Alignment: paired bootstrap; accuracy: "
         "McNemar's exact test."
     )
-    return Table("Differences that remain significant", ["models", "all", *words.values()], laid, note=note)
+    return Table(
+        "Differences that remain significant", ["models", "all", *words.values()], laid, note=note
+    )
 
 
 def _small(q: float) -> str:
@@ -304,7 +368,10 @@ def _small(q: float) -> str:
 def _matching(comparison: Comparison) -> Iterator[Table]:
     frame = comparison.matching
     laid = [
-        Row(f"{row['model']} {row['layer']} – {row['other']} {row['other_layer']}", [_cell(row, "cka")])
+        Row(
+            f"{row['model']} {row['layer']} – {row['other']} {row['other_layer']}",
+            [_cell(row, "cka")],
+        )
         for _, row in frame.iterrows()
     ]
     if laid:
@@ -328,7 +395,9 @@ def settings(meta: dict[str, Any]) -> list[tuple[str, str]]:
 def _text(value: Any) -> str:
     """A value in words: a line for each entry of a dictionary, and within it all in one line."""
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {_text(entry)}".replace("\n", "; ") for key, entry in value.items())
+        return "\n".join(
+            f"{key}: {_text(entry)}".replace("\n", "; ") for key, entry in value.items()
+        )
     if isinstance(value, list):
         return ", ".join(map(_text, value)).replace("\n", "; ") or "none"
     return str(value)

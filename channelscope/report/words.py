@@ -51,8 +51,14 @@ def found(comparison: Comparison) -> list[dict[str, str]]:
     `claim` and `verdict` are empty where there are none.
     """
     claims = [
-        {"claim": str(claim), "verdict": str(verdict), "text": _finding(str(claim), str(verdict), rows)}
-        for (claim, verdict), rows in _told_apart(comparison.verdicts).groupby(["claim", "verdict"], sort=True)
+        {
+            "claim": str(claim),
+            "verdict": str(verdict),
+            "text": _finding(str(claim), str(verdict), rows),
+        }
+        for (claim, verdict), rows in _told_apart(comparison.verdicts).groupby(
+            ["claim", "verdict"], sort=True
+        )
     ]
     further = [_robust(comparison), *_leaks(comparison.leakage)]
     return [*({"claim": "", "verdict": "", "text": text} for text in further if text), *claims]
@@ -67,7 +73,9 @@ def _told_apart(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def _robust(comparison: Comparison) -> str:
     frame, several = comparison.robustness, len(comparison.meta["models"]) > 1
-    worst = frame[(frame["attack"] == "worst") & (frame["class"] == "all")].dropna(subset=["accuracy"])
+    worst = frame[(frame["attack"] == "worst") & (frame["class"] == "all")].dropna(
+        subset=["accuracy"]
+    )
     if worst.empty:
         return ""
     first, *others = [
@@ -86,7 +94,10 @@ def _leaks(leakage: pd.DataFrame) -> Iterator[str]:
         of = {str(row["measure"]): row for _, row in rows.iterrows()}
         known = {"follows_wrong", "follows_untold", "accuracy"} <= of.keys()
         if known and of["follows_wrong"]["low"] > of["follows_untold"]["high"]:
-            told, untold = (" ".join(bounded(of[name], "value", share=True)) for name in ("follows_wrong", "accuracy"))
+            told, untold = (
+                " ".join(bounded(of[name], "value", share=True))
+                for name in ("follows_wrong", "accuracy")
+            )
             yield (
                 f"{model} reads the label in its gates: when they are told a wrong class, as in training they are told "
                 f"the true one, it answers that class for {told} of the natural images. In use, where they are told "
@@ -100,14 +111,20 @@ def _finding(claim: str, verdict: str, rows: pd.DataFrame) -> str:
     if claim not in _FINDINGS:
         return f"{CLAIMS.get(claim, claim).rstrip('.')}: {verdict}{who}."
     yes, no = _FINDINGS[claim]
-    text = {"supported": yes, "not supported": no}.get(verdict, f"It cannot be told here whether {yes}")
+    text = {"supported": yes, "not supported": no}.get(
+        verdict, f"It cannot be told here whether {yes}"
+    )
     return f"{text[0].upper()}{text[1:]}{who}."
 
 
 def claims(verdicts: pd.DataFrame) -> list[dict[str, Any]]:
     """The claims in order, each with its words and its verdicts."""
     return [
-        {"name": claim, "words": CLAIMS.get(str(claim), ""), "verdicts": [_verdict(row) for _, row in rows.iterrows()]}
+        {
+            "name": claim,
+            "words": CLAIMS.get(str(claim), ""),
+            "verdicts": [_verdict(row) for _, row in rows.iterrows()],
+        }
         for claim, rows in verdicts.groupby("claim", sort=True)
     ]
 
@@ -125,7 +142,12 @@ def _verdict(row: pd.Series) -> dict[str, str]:
 
 def made(meta: dict[str, Any]) -> str:
     """With what and on what it was made, as far as that is known; not when, which would make two pages differ."""
-    versions = ", ".join(f"{name} {version}" for name, version in dict(meta.get("versions") or {}).items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in dict(meta.get("versions") or {}).items()
+    )
     device = dict(meta.get("hardware") or {}).get("device")
     parts = {"Versions": versions, "Device": device, "Seed": meta["seed"]}
-    return ". ".join(f"{name}: {value}" for name, value in parts.items() if value not in (None, "")) + "."
+    return (
+        ". ".join(f"{name}: {value}" for name, value in parts.items() if value not in (None, ""))
+        + "."
+    )

@@ -10,9 +10,9 @@ from channelscope.scorers.base import RelevanceScorer
 from channelscope.scorers.costs import COSTS, Cost
 from channelscope.scorers.gradients import grad_cam, gradient, gradient_x_activation
 from channelscope.scorers.last_layer import LastLayer, weights
-from channelscope.scorers.names import SCORERS, scorer_named
+from channelscope.scorers.names import SCORERS, get_scorer
 from channelscope.scorers.probes import probe
-from channelscope.scorers.scoring import Scored, choose, few, relevance, score
+from channelscope.scorers.scoring import Scored, choose_layers, relevance, score_layers, take_few
 
 __all__ = [
     "COSTS",
@@ -24,15 +24,15 @@ __all__ = [
     "LastLayer",
     "RelevanceScorer",
     "Scored",
-    "choose",
+    "choose_layers",
     "deeplift",
-    "few",
+    "get_scorer",
     "grad_cam",
     "gradient",
     "gradient_x_activation",
     "probe",
     "relevance",
-    "score",
-    "scorer_named",
+    "score_layers",
+    "take_few",
     "weights",
 ]

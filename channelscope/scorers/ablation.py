@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from channelscope.gates import attached
 from channelscope.layers.channels import channel_axis
-from channelscope.layers.features import pooled
-from channelscope.layers.hooks import evaluating, hooked, logits_of
+from channelscope.layers.features import capture_activations
+from channelscope.layers.hooks import eval_mode, get_logits, hooked
 
 _TOLERANCE = 1e-4  # of the largest logit: as far apart as batches of two sizes may be
 
@@ -48,24 +48,33 @@ class Ablation:
         return replace(self, means=means)
 
     def __call__(
-        self, model: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
     ) -> dict[str, Float[Tensor, "n c"]]:
         """Score layers for each image's own class; the network is left as found."""
         if not layers:
             return {}
-        with evaluating(model), attached(model), torch.no_grad():
-            with pooled(model, *layers) as a:
-                whole = logits_of(model(x)).gather(1, y.unsqueeze(1))
+        with eval_mode(model), attached(model), torch.no_grad():
+            with capture_activations(model, *layers) as a:
+                whole = get_logits(model(x)).gather(1, y.unsqueeze(1))
             return {
-                layer: whole - self._without(model, layer, x, y, self._constants(layer, a[layer], y))
+                layer: whole
+                - self._without(model, layer, x, y, self._constants(layer, a[layer], y))
                 for layer in layers
             }
 
-    def _constants(self, layer: str, a: Float[Tensor, "n c"], y: Int[Tensor, " n"]) -> Float[Tensor, "n c"]:
+    def _constants(
+        self, layer: str, a: Float[Tensor, "n c"], y: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n c"]:
         """Give, for each image, what its channels are set to."""
         if self.to == "zero":
             return torch.zeros_like(a)
-        means = class_means(a, y, int(y.max()) + 1) if self.means is None else self.means[layer].to(a)
+        means = (
+            class_means(a, y, int(y.max()) + 1) if self.means is None else self.means[layer].to(a)
+        )
         return means[y] if self.to == "class-mean" else means.nanmean(0).expand_as(a)
 
     def _without(
@@ -87,12 +96,16 @@ class Ablation:
                 return z
 
             with hooked(model, {layer: silence}):
-                logits = logits_of(model(x if behind else torch.cat([x] * k)))
-            columns.append(logits.unflatten(0, (k, len(x)))[:, torch.arange(len(x), device=y.device), y])
+                logits = get_logits(model(x if behind else torch.cat([x] * k)))
+            columns.append(
+                logits.unflatten(0, (k, len(x)))[:, torch.arange(len(x), device=y.device), y]
+            )
         return torch.cat(columns).T
 
 
-def class_means(a: Float[Tensor, "n c"], y: Int[Tensor, " n"], classes: int) -> Float[Tensor, "k c"]:
+def class_means(
+    a: Float[Tensor, "n c"], y: Int[Tensor, " n"], classes: int
+) -> Float[Tensor, "k c"]:
     """Average activations by class; NaN for a class without images."""
     of_class = torch.nn.functional.one_hot(y, classes).to(a)
     return (of_class.T @ a) / of_class.sum(0).unsqueeze(1)
@@ -100,11 +113,13 @@ def class_means(a: Float[Tensor, "n c"], y: Int[Tensor, " n"], classes: int) -> 
 
 def _can_repeat_behind(model: nn.Module, layer: str, x: Float[Tensor, "n *image"]) -> bool:
     """Tell whether the rest of the network takes a layer's features repeated, and answers as to repeated images."""
-    wanted = logits_of(model(torch.cat([x] * 3)))
+    wanted = get_logits(model(torch.cat([x] * 3)))
     try:
         with hooked(model, {layer: lambda z: torch.cat([z] * 3)}):
-            logits = logits_of(model(x))
-    except Exception:  # a connection leads past the layer, or the network minds how many images it answers to
+            logits = get_logits(model(x))
+    except (
+        Exception
+    ):  # a connection leads past the layer, or the network minds how many images it answers to
         return False
     if logits.shape != wanted.shape:
         return False

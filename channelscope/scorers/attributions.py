@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from channelscope.errors import UserError
 from channelscope.gates import attached
 from channelscope.layers.channels import channel_axis, summed
-from channelscope.layers.hooks import evaluating, hooked, logits_of
+from channelscope.layers.hooks import eval_mode, get_logits, hooked
 
 _ROWS = 64  # images per pass, unless more are given: the points of a few images' paths
 _INCOMPLETE = 0.01  # of the change of the logits: what DeepLift's scores may miss of it
@@ -39,7 +39,11 @@ class IntegratedGradients:
     steps: int = 50
 
     def __call__(
-        self, model: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
     ) -> dict[str, Float[Tensor, "n c"]]:
         """Score layers for each image's own class; the network is left as found."""
 
@@ -68,7 +72,11 @@ class Conductance:
     steps: int = 50
 
     def __call__(
-        self, model: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
     ) -> dict[str, Float[Tensor, "n c"]]:
         """Score layers for each image's own class; the network is left as found."""
 
@@ -97,15 +105,21 @@ def deeplift(
     def attribute(tapped: _Tapped) -> Tensor:
         from captum.attr import LayerDeepLift
 
-        watched = x.detach().requires_grad_()  # captum's hooks lie ahead of the layer too, where nothing else has one
+        watched = (
+            x.detach().requires_grad_()
+        )  # captum's hooks lie ahead of the layer too, where nothing else has one
         try:
             found, missed = LayerDeepLift(tapped, tapped.tap).attribute(
                 watched, torch.zeros_like(x), target=y, return_convergence_delta=True
             )
         except (RuntimeError, AssertionError, AttributeError) as error:
-            raise UserError(f"DeepLift cannot score layer {tapped.layer!r} of this network: {_ADVICE}") from error
+            raise UserError(
+                f"DeepLift cannot score layer {tapped.layer!r} of this network: {_ADVICE}"
+            ) from error
         change = found.flatten(1).sum(1) - missed  # of the logits, from the black image to x
-        if (share := float(missed.abs().mean() / change.abs().mean().clamp_min(1e-12))) > _INCOMPLETE:
+        if (
+            share := float(missed.abs().mean() / change.abs().mean().clamp_min(1e-12))
+        ) > _INCOMPLETE:
             raise UserError(
                 f"DeepLift's scores of layer {tapped.layer!r} miss {share:.0%} of what they should add up to: {_ADVICE}"
             )
@@ -130,7 +144,7 @@ class _Tapped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # What follows works on a clone: were it in place, captum would see the features changed.
         with hooked(self.model, {self.layer: lambda z: self.tap(z).clone()}):
-            return logits_of(self.model(x))
+            return get_logits(self.model(x))
 
 
 def _attributed(
@@ -138,7 +152,13 @@ def _attributed(
 ) -> dict[str, Float[Tensor, "n c"]]:
     """Attribute the logits to each layer's features, layer by layer, and sum over positions."""
     found = {}
-    with evaluating(model), attached(model), _out_of_place(model), torch.enable_grad(), warnings.catch_warnings():
+    with (
+        eval_mode(model),
+        attached(model),
+        _out_of_place(model),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # captum tells how it works
         for layer in layers:
             z = attribute(_Tapped(model, layer).eval())
@@ -151,7 +171,10 @@ def _few_at_once(method: Any, x: Tensor, y: Tensor, steps: int) -> Tensor:
     images = max(1, max(_ROWS, len(x)) // (steps + 1))
     parts = zip(x.split(images), y.split(images), strict=True)
     # Detached one by one: conductance keeps the graph of its pass, and those of all images would not fit in memory.
-    found = [method.attribute(at, torch.zeros_like(at), target=k, n_steps=steps).detach() for at, k in parts]
+    found = [
+        method.attribute(at, torch.zeros_like(at), target=k, n_steps=steps).detach()
+        for at, k in parts
+    ]
     return torch.cat(found)
 
 

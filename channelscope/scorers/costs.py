@@ -41,9 +41,13 @@ COSTS: dict[str, Cost] = {
     "weights": Cost(),
     "gradient": Cost(once=2),
     "gradient-x-activation": Cost(once=2),
-    "integrated-gradients": Cost(per_layer=2 * _STEPS + 2),  # there and back a step, and there at both ends
+    "integrated-gradients": Cost(
+        per_layer=2 * _STEPS + 2
+    ),  # there and back a step, and there at both ends
     "conductance": Cost(per_layer=2 * _STEPS + 2),  # there and back at every end of an interval
-    "deeplift": Cost(per_layer=6),  # there and back, and there to check completeness, each with the black image
+    "deeplift": Cost(
+        per_layer=6
+    ),  # there and back, and there to check completeness, each with the black image
     "grad-cam": Cost(once=2),
     "probe": Cost(once=1),  # and the way back through the probe alone
     "ablation": Cost(once=1, per_channel=1),

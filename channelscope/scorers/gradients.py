@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from channelscope.errors import UserError
 from channelscope.gates import attached
 from channelscope.layers.channels import channel_axis, summed
-from channelscope.layers.features import activations, capture
-from channelscope.layers.hooks import evaluating, logits_of
+from channelscope.layers.features import capture, pool_features
+from channelscope.layers.hooks import eval_mode, get_logits
 
 
 def gradient(
@@ -59,16 +59,23 @@ def grad_cam(
     ranks a layer's channels as ``gradient`` does. Arguments, result and errors are those of ``gradient``.
     """
     found = _slopes(model, layers, x, y)
-    return {layer: activations(slope, axis) for layer, (_, slope, axis) in found.items()}
+    return {layer: pool_features(slope, axis) for layer, (_, slope, axis) in found.items()}
 
 
-def _slopes(model: nn.Module, layers: Sequence[str], x: Tensor, y: Tensor) -> dict[str, tuple[Tensor, Tensor, int]]:
+def _slopes(
+    model: nn.Module, layers: Sequence[str], x: Tensor, y: Tensor
+) -> dict[str, tuple[Tensor, Tensor, int]]:
     """Give by layer the features z, d logit_{y_i} / dz and the axis of the channels, in one backward pass."""
     if not layers:
         return {}
-    with evaluating(model), attached(model), torch.enable_grad(), capture(model, *layers) as features:
+    with (
+        eval_mode(model),
+        attached(model),
+        torch.enable_grad(),
+        capture(model, *layers) as features,
+    ):
         # A graph is needed even where every parameter is frozen, so it starts at the input.
-        logits = logits_of(model(x.detach().requires_grad_()))
+        logits = get_logits(model(x.detach().requires_grad_()))
         own = logits.gather(1, y.unsqueeze(1)).sum()
         zs = [features[layer] for layer in layers]
         if not (own.requires_grad and all(z.requires_grad for z in zs)):

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
-from channelscope.layers.features import activations
+from channelscope.layers.features import pool_features
 from channelscope.layers.hooks import trace
 
 
@@ -33,14 +33,24 @@ class LastLayer:
         """
         calls, logits = trace(model, x)
         for last in reversed(calls):
-            if isinstance(last.module, nn.Linear) and last.input is not None and _same(last.output, logits):
+            if (
+                isinstance(last.module, nn.Linear)
+                and last.input is not None
+                and _same(last.output, logits)
+            ):
                 inputs = [call for call in calls if _is_pooled(call.output, last.input)]
                 inputs.sort(key=lambda call: (-call.output.numel(), call.name.count(".")))
                 return cls(last.module, tuple(call.name for call in inputs))
-        raise UserError("The network's logits do not come from a linear layer: name the layers to analyse.")
+        raise UserError(
+            "The network's logits do not come from a linear layer: name the layers to analyse."
+        )
 
     def __call__(
-        self, model: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
     ) -> dict[str, Float[Tensor, "n c"]]:
         """Score penultimate layers for each image's own class.
 
@@ -49,7 +59,9 @@ class LastLayer:
         """
         for layer in layers:
             if layer not in self.inputs:
-                choose = f"choose {' or '.join(map(repr, self.inputs[:3]))}, or " if self.inputs else ""
+                choose = (
+                    f"choose {' or '.join(map(repr, self.inputs[:3]))}, or " if self.inputs else ""
+                )
                 raise UserError(
                     f"Layer {layer!r} is not the penultimate one, whose channels the last linear layer weighs: "
                     f"{choose}score by gradient."
@@ -70,7 +82,11 @@ def weights(
 
 def _is_pooled(output: Tensor, given: Tensor) -> bool:
     """Tell whether the mean over the positions of an output, its channels second or last, is what was given."""
-    return any(_same(activations(output, axis), given) for axis in {1, output.ndim - 1} if output.ndim > 1)
+    return any(
+        _same(pool_features(output, axis), given)
+        for axis in {1, output.ndim - 1}
+        if output.ndim > 1
+    )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

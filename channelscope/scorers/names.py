@@ -23,12 +23,14 @@ SCORERS: dict[str, RelevanceScorer] = {
 }
 
 
-def scorer_named(name: str) -> RelevanceScorer:
+def get_scorer(name: str) -> RelevanceScorer:
     """Give the scorer of this name.
 
     Raises:
         UserError: for a name that is not among ``SCORERS``.
     """
     if name not in SCORERS:
-        raise UserError(f"There is no scorer {name!r}: choose from {', '.join(SCORERS)}.{suggest(name, SCORERS)}")
+        raise UserError(
+            f"There is no scorer {name!r}: choose from {', '.join(SCORERS)}.{suggest(name, SCORERS)}"
+        )
     return SCORERS[name]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from channelscope.errors import UserError
 from channelscope.gates import Selective
 from channelscope.layers.channels import summed
-from channelscope.layers.hooks import evaluating
+from channelscope.layers.hooks import eval_mode
 
 
 def probe(
@@ -29,11 +29,13 @@ def probe(
     """
     if not isinstance(model, Selective):
         raise UserError("The network has no gates, and so no probes: choose another scorer.")
-    with evaluating(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         answer = model.probed(x.detach().requires_grad_())
         if missing := [layer for layer in layers if layer not in answer.probes]:
             known = " or ".join(map(repr, answer.probes)) or "another scorer"
             raise UserError(f"Layer {missing[0]!r} has no gate with a probe: choose {known}.")
         own = {layer: answer.probes[layer].gather(1, y.unsqueeze(1)).sum() for layer in layers}
-        slopes = {layer: torch.autograd.grad(own[layer], answer.features[layer])[0] for layer in layers}
+        slopes = {
+            layer: torch.autograd.grad(own[layer], answer.features[layer])[0] for layer in layers
+        }
     return {layer: summed(slope, 1) for layer, slope in slopes.items()}

@@ -9,17 +9,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from channelscope.data import Part, as_dataset, block_size, in_blocks, stratified
+from channelscope.data import Split, as_dataset, block_size, iterate_blocks, sample_stratified
 from channelscope.errors import UserError
 from channelscope.gates import attached
-from channelscope.layers.features import pooled
-from channelscope.layers.hooks import evaluating, layers_named
+from channelscope.layers.features import capture_activations
+from channelscope.layers.hooks import eval_mode, match_layers
 from channelscope.scorers.ablation import Ablation
 from channelscope.scorers.base import RelevanceScorer
 from channelscope.scorers.last_layer import LastLayer
-from channelscope.scorers.names import scorer_named
+from channelscope.scorers.names import get_scorer
 from channelscope.statistics.streaming import ChannelStats, bootstrap_weights
-from channelscope.study.models import Network, parameter_of, subjects_of, try_out, widened
+from channelscope.study.models import (
+    Network,
+    check_network,
+    get_parameter,
+    load_models,
+    widen_classes,
+)
 
 
 def relevance(
@@ -65,17 +71,26 @@ def relevance(
     """
     if batch_size < 1 or (images is not None and images < 1):
         raise UserError("Relevance needs at least one image, and images per batch.")
-    (subject,) = subjects_of({"network": net}, {}, device)
+    (subject,) = load_models({"network": net}, {}, device)
     dataset = as_dataset(data)
     subject.check(dataset)
-    classes = len(widened(dataset, [subject.network]).classes)
-    part = dataset.test if images is None else dataset.test.subset(stratified(dataset.test.labels, images, seed))
-    layers, _ = choose(
-        subject.network, [layer] if isinstance(layer, str) else layer, few(subject.network, part), classes
+    classes = len(widen_classes(dataset, [subject.network]).classes)
+    part = (
+        dataset.test
+        if images is None
+        else dataset.test.subset(sample_stratified(dataset.test.labels, images, seed))
     )
-    name, scorers = (scorer, scorer_named(scorer)) if isinstance(scorer, str) else ("relevance", scorer)
+    layers, _ = choose_layers(
+        subject.network,
+        [layer] if isinstance(layer, str) else layer,
+        take_few(subject.network, part),
+        classes,
+    )
+    name, scorers = (
+        (scorer, get_scorer(scorer)) if isinstance(scorer, str) else ("relevance", scorer)
+    )
     with tqdm(total=len(part), unit="img", desc=name, disable=not progress) as bar:
-        found = score(
+        found = score_layers(
             subject.network,
             part,
             classes,
@@ -106,7 +121,13 @@ class Scored:
     refused: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(
-        self, scorer: str, layer: str, scores: Float[Tensor, "n c"] | UserError, y: Tensor, w: Tensor, classes: int
+        self,
+        scorer: str,
+        layer: str,
+        scores: Float[Tensor, "n c"] | UserError,
+        y: Tensor,
+        w: Tensor,
+        classes: int,
     ) -> None:
         """Add a batch's scores, or drop the layer for this scorer."""
         of_scorer = self.relevance.setdefault(scorer, {})
@@ -115,13 +136,15 @@ class Scored:
             of_scorer.pop(layer, None)
             return
         if layer not in of_scorer:
-            of_scorer[layer] = ChannelStats(classes=classes, channels=scores.shape[1], replicates=w.shape[1])
+            of_scorer[layer] = ChannelStats(
+                classes=classes, channels=scores.shape[1], replicates=w.shape[1]
+            )
         of_scorer[layer].update(scores, y, w)
 
 
-def score(
+def score_layers(
     network: nn.Module,
-    part: Part,
+    part: Split,
     classes: int,
     *,
     layers: Sequence[str],
@@ -144,9 +167,9 @@ def score(
         batch_size: images that are read at a time.
         progress: called after every block of every scorer with its number of images.
     """
-    found, like = Scored(tuple(layers)), parameter_of(network)
+    found, like = Scored(tuple(layers)), get_parameter(network)
     scorers = _fitted(scorers, network, part, classes, layers, batch_size)
-    for rows, x, y in in_blocks(part, _blocks(part), batch_size, like.device):
+    for rows, x, y in iterate_blocks(part, _blocks(part), batch_size, like.device):
         for name, scorer in scorers.items():
             left = [layer for layer in layers if (name, layer) not in found.refused]
             for layer, scores in _given(scorer, network, left, x.to(like), y).items():
@@ -155,7 +178,7 @@ def score(
     return found
 
 
-def choose(
+def choose_layers(
     network: nn.Module, layers: Sequence[str] | None, x: Float[Tensor, "n *image"], classes: int
 ) -> tuple[list[str], LastLayer | None]:
     """Check on a few images that network, layers and data fit; name the layers, and the last one where it is linear.
@@ -169,8 +192,8 @@ def choose(
     Raises:
         UserError: for what does not fit, and where no layers are given and there is no penultimate one.
     """
-    named = None if layers is None else layers_named(network, layers, x)
-    try_out(network, x, classes, named or ())
+    named = None if layers is None else match_layers(network, layers, x)
+    check_network(network, x, classes, named or ())
     try:
         last = LastLayer.find(network, x)
     except UserError:
@@ -178,17 +201,19 @@ def choose(
             raise
         return named, None
     if named is None and not last.inputs:
-        raise UserError("No layer returns just what the last linear layer gets: name the layers to analyse.")
+        raise UserError(
+            "No layer returns just what the last linear layer gets: name the layers to analyse."
+        )
     return named or list(last.inputs[:1]), last
 
 
-def few(network: nn.Module, part: Part) -> Float[Tensor, "n *image"]:
+def take_few(network: nn.Module, part: Split) -> Float[Tensor, "n *image"]:
     """Take a few images, to try a network on them."""
-    like = parameter_of(network)
+    like = get_parameter(network)
     return next(part.batches(2, like.device, torch.arange(min(2, len(part)))))[0].to(like)
 
 
-def _blocks(part: Part) -> tuple[Tensor, ...]:
+def _blocks(part: Split) -> tuple[Tensor, ...]:
     return torch.arange(len(part)).split(block_size(part))
 
 
@@ -201,19 +226,25 @@ def _given(
     except UserError as error:
         if len(layers) == 1:
             return {layers[0]: error}
-    return {layer: scores for one in layers for layer, scores in _given(scorer, network, [one], x, y).items()}
+    return {
+        layer: scores
+        for one in layers
+        for layer, scores in _given(scorer, network, [one], x, y).items()
+    }
 
 
 def _fitted(
     scorers: Mapping[str, RelevanceScorer],
     network: nn.Module,
-    part: Part,
+    part: Split,
     classes: int,
     layers: Sequence[str],
     batch_size: int,
 ) -> dict[str, RelevanceScorer]:
     """Give the ablations that need them the channels' means over all images, for which there is one more pass."""
-    waiting = {name for name, one in scorers.items() if isinstance(one, Ablation) and one.needs_means}
+    waiting = {
+        name for name, one in scorers.items() if isinstance(one, Ablation) and one.needs_means
+    }
     if not waiting:
         return dict(scorers)
     means = dict(_means(network, part, classes, layers, batch_size))
@@ -224,14 +255,21 @@ def _fitted(
 
 
 def _means(
-    network: nn.Module, part: Part, classes: int, layers: Sequence[str], batch_size: int
+    network: nn.Module, part: Split, classes: int, layers: Sequence[str], batch_size: int
 ) -> Iterator[tuple[str, Float[Tensor, "k c"]]]:
-    like, stats = parameter_of(network), dict[str, ChannelStats]()
-    with evaluating(network), attached(network), torch.no_grad(), pooled(network, *layers) as found:
-        for _, x, y in in_blocks(part, _blocks(part), batch_size, like.device):
+    like, stats = get_parameter(network), dict[str, ChannelStats]()
+    with (
+        eval_mode(network),
+        attached(network),
+        torch.no_grad(),
+        capture_activations(network, *layers) as found,
+    ):
+        for _, x, y in iterate_blocks(part, _blocks(part), batch_size, like.device):
             network(x.to(like))
             for layer, a in found.items():
-                of_layer = stats.setdefault(layer, ChannelStats(classes=classes, channels=a.shape[1]))
+                of_layer = stats.setdefault(
+                    layer, ChannelStats(classes=classes, channels=a.shape[1])
+                )
                 of_layer.update(a, y)
     for layer, of_layer in stats.items():
         yield layer, of_layer.magnitude[0]

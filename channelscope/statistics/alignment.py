@@ -55,14 +55,18 @@ def spearman(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndar
     return np.where(undefined, np.nan, pearson(ranks_a, ranks_b))
 
 
-def shift(natural: Float[ndarray, "*n c"], adversarial: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+def shift(
+    natural: Float[ndarray, "*n c"], adversarial: Float[ndarray, "*n c"]
+) -> Float[ndarray, "*n"]:
     """Mean relative shift, >= 0: sum_c |adversarial - natural| / sum_c |natural|; NaN where natural is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = np.abs(adversarial - natural).sum(-1) / np.abs(natural).sum(-1)
     return np.where(np.isinf(relative), np.nan, relative)
 
 
-def nr_share(magnitude: Float[ndarray, "*n c"], relevance: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+def nr_share(
+    magnitude: Float[ndarray, "*n c"], relevance: Float[ndarray, "*n c"]
+) -> Float[ndarray, "*n"]:
     """Share of the activation mass on negatively relevant channels, in [0, 1].
 
     sum_{c: g_c < 0} |a_c| / sum_c |a_c|, with a the magnitude and g the relevance.
@@ -83,7 +87,9 @@ def uniformity(frequency: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
     measure, the normalised entropy, is Pielou's evenness (J. Theoretical Biology, 1966).
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        even = entr(frequency / frequency.sum(-1, keepdims=True)).sum(-1) / np.log(frequency.shape[-1])
+        even = entr(frequency / frequency.sum(-1, keepdims=True)).sum(-1) / np.log(
+            frequency.shape[-1]
+        )
     return np.where(np.isfinite(even), np.clip(even, 0, 1), np.nan)
 
 
@@ -103,10 +109,15 @@ def overlap(relevance: Float[ndarray, "*n k c"]) -> Float[ndarray, "*n k k"]:
 
 
 def measures(
-    natural: Float[ndarray, "*n c"], adversarial: Float[ndarray, "*n c"], relevance: Float[ndarray, "*n c"]
+    natural: Float[ndarray, "*n c"],
+    adversarial: Float[ndarray, "*n c"],
+    relevance: Float[ndarray, "*n c"],
 ) -> dict[str, Float[ndarray, "*n"]]:
     """Compute every alignment measure from natural and adversarial magnitude and relevance (..., class, channel)."""
-    share_natural, share_adversarial = nr_share(natural, relevance), nr_share(adversarial, relevance)
+    share_natural, share_adversarial = (
+        nr_share(natural, relevance),
+        nr_share(adversarial, relevance),
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = share_adversarial / share_natural
     return {
@@ -121,7 +132,9 @@ def measures(
     }
 
 
-def across_classes(alignment: Float[ndarray, "*n k"], robust: Float[ndarray, "*n k"]) -> Float[ndarray, "*n"]:
+def across_classes(
+    alignment: Float[ndarray, "*n k"], robust: Float[ndarray, "*n k"]
+) -> Float[ndarray, "*n"]:
     """Spearman correlation across the classes that have images, between alignment and robust accuracy.
 
     NaN with fewer than three such classes, and for a replicate that lacks one of them.
@@ -150,7 +163,9 @@ class Estimate:
 
 
 def estimate(
-    replicates: Float[ndarray, " r"], level: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf)
+    replicates: Float[ndarray, " r"],
+    level: float = 0.95,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> Estimate:
     """Read the estimate (replicate 0) and the bootstrap interval (the others) of a quantity.
 
@@ -169,7 +184,9 @@ def estimate(
     value = float(replicates[0])
     low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2]) - others.mean() + value
     # Rounding, and a few replicates far from all others, can move the interval off the estimate: it is held.
-    return Estimate(value, max(min(float(low), value), bounds[0]), min(max(float(high), value), bounds[1]))
+    return Estimate(
+        value, max(min(float(low), value), bounds[0]), min(max(float(high), value), bounds[1])
+    )
 
 
 def estimate_change(replicates: Float[ndarray, " r"], level: float = 0.95) -> Estimate:
@@ -178,7 +195,10 @@ def estimate_change(replicates: Float[ndarray, " r"], level: float = 0.95) -> Es
     Where few images differ, the replicates are few values, and moving these onto the estimate would move the end of the
     interval off 0, on the word of a single image.
     """
-    found, others = estimate(replicates, level, (-1.0, 1.0)), replicates[1:][~np.isnan(replicates[1:])]
+    found, others = (
+        estimate(replicates, level, (-1.0, 1.0)),
+        replicates[1:][~np.isnan(replicates[1:])],
+    )
     if math.isnan(found.low):
         return found
     low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2])

@@ -41,7 +41,10 @@ class TopImages:
         self._take(values, images.cpu().expand(self.channels, -1))
 
     def _take(self, activations: Float[Tensor, "c m"], images: Int[Tensor, "c m"]) -> None:
-        values, numbers = torch.cat([self.activation, activations], 1), torch.cat([self.image, images], 1)
+        values, numbers = (
+            torch.cat([self.activation, activations], 1),
+            torch.cat([self.image, images], 1),
+        )
         by_number = numbers.argsort(1)
         by_value = values.gather(1, by_number).argsort(dim=1, descending=True, stable=True)
         best = by_number.gather(1, by_value)[:, : self.keep]
@@ -73,7 +76,9 @@ class Album:
 
     kept: dict[int, UInt8[Tensor, "c h w"]] = field(default_factory=dict)
 
-    def update(self, wanted: Sequence[int], pictures: UInt8[Tensor, "n c h w"], images: Sequence[int]) -> None:
+    def update(
+        self, wanted: Sequence[int], pictures: UInt8[Tensor, "n c h w"], images: Sequence[int]
+    ) -> None:
         """Take from a batch the pictures that are wanted, and drop those that are not any more.
 
         Args:
@@ -124,5 +129,7 @@ def joined(excitations: Sequence[Excitation]) -> Album:
     for excitation in excitations:
         found |= excitation.album.kept if excitation.album else {}
     album = Album()
-    album.keep(by_rank(top for excitation in excitations for top in excitation.tops.values()), found)
+    album.keep(
+        by_rank(top for excitation in excitations for top in excitation.tops.values()), found
+    )
     return album

@@ -46,11 +46,20 @@ class GateRecord:
     answers: dict[Given, Int[Tensor, " n"]] = field(default_factory=dict)
     singles: dict[tuple[Given, str], Float[Tensor, "m c"]] = field(default_factory=dict)
 
-    def add(self, masks: Mapping[str, Float[Tensor, "n c"]], y: Int[Tensor, " n"], w: Float[Tensor, "n r"]) -> None:
+    def add(
+        self,
+        masks: Mapping[str, Float[Tensor, "n c"]],
+        y: Int[Tensor, " n"],
+        w: Float[Tensor, "n r"],
+    ) -> None:
         """Add a batch's masks, of gates that are told nothing, to the statistics."""
         for layer, mask in masks.items():
             for into, values in ((self.masks, mask), (self.shares, mask_share(mask).unsqueeze(1))):
-                size = {"classes": self.classes, "channels": values.shape[1], "replicates": self.replicates}
+                size = {
+                    "classes": self.classes,
+                    "channels": values.shape[1],
+                    "replicates": self.replicates,
+                }
                 into.setdefault(layer, ChannelStats(**size)).update(values, y, w)
 
     def keep(

@@ -35,7 +35,7 @@ def paired_t(
     return np.where((count < FEWEST_PAIRS) | np.isnan(mean), np.nan, p)
 
 
-def bootstrapped(replicates: Float[ndarray, " r"]) -> float:
+def bootstrap_p(replicates: Float[ndarray, " r"]) -> float:
     """Test a quantity against 0 by its bootstrap: p = 2 P(Z >= |value| / s), Z standard normal.
 
     s, its standard error, is the standard deviation of its replicates (Efron & Tibshirani, 1993, section 12.4). Where
@@ -81,7 +81,12 @@ def mantel(
     """
     n = len(a)
     off = ~np.eye(n, dtype=bool)
-    if n < 3 or np.isnan(a[off]).any() or np.isnan(b[off]).any() or not (np.ptp(a[off]) and np.ptp(b[off])):
+    if (
+        n < 3
+        or np.isnan(a[off]).any()
+        or np.isnan(b[off]).any()
+        or not (np.ptp(a[off]) and np.ptp(b[off]))
+    ):
         return float("nan"), float("nan")
     ranks = np.zeros((2, n, n))
     for rank, matrix in zip(ranks, (a, b), strict=True):
@@ -91,11 +96,14 @@ def mantel(
     rho = float((ranks[0] * ranks[1]).sum())
     generator = np.random.default_rng(seed)
     orders = (generator.permutation(n) for _ in range(permutations))
-    as_large = sum(abs((ranks[0] * ranks[1][np.ix_(order, order)]).sum()) >= abs(rho) - 1e-12 for order in orders)
+    as_large = sum(
+        abs((ranks[0] * ranks[1][np.ix_(order, order)]).sum()) >= abs(rho) - 1e-12
+        for order in orders
+    )
     return rho, (1 + as_large) / (1 + permutations)
 
 
-def corrected(p: Float[ndarray, "*n"]) -> Float[ndarray, "*n"]:
+def correct_fdr(p: Float[ndarray, "*n"]) -> Float[ndarray, "*n"]:
     """Correct many tests: q, the least false discovery rate at which each is a discovery (Benjamini & Hochberg, 1995).
 
     Of the discoveries {q <= 0.05} at most 5 % are expected to be false, for tests that are independent or positively

@@ -32,17 +32,23 @@ def cka(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> float:
         a, b: activations of the same n images; NaN for fewer than four, and for a layer that is constant.
     """
     once = np.ones((len(a), 1))
-    return float(normalised(hsic(a, b, once), hsic(a, a, once), hsic(b, b, once))[0])
+    return float(
+        normalise_hsic(
+            compute_hsic(a, b, once), compute_hsic(a, a, once), compute_hsic(b, b, once)
+        )[0]
+    )
 
 
-def normalised(
+def normalise_hsic(
     between: Float[ndarray, " r"], own: Float[ndarray, " r"], others: Float[ndarray, " r"]
 ) -> Float[ndarray, " r"]:
     """Make CKA of HSIC(K, L), HSIC(K, K) and HSIC(L, L), by replicate; NaN where K or L is constant."""
     return between / np.sqrt(np.where((own > 0) & (others > 0), own * others, np.nan))
 
 
-def hsic(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"], weights: Float[ndarray, "n r"]) -> Float[ndarray, " r"]:
+def compute_hsic(
+    a: Float[ndarray, "n c"], b: Float[ndarray, "n d"], weights: Float[ndarray, "n r"]
+) -> Float[ndarray, " r"]:
     """Unbiased HSIC of two linear kernels, by replicate of the bootstrap.
 
         HSIC = 1 / (n (n - 3)) sum_{i != j} K~_ij L~_ij
@@ -83,8 +89,12 @@ def _parts(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Float[ndarray,
     """
     n = len(a)
     d, e = (a**2).sum(1), (b**2).sum(1)
-    level = d / (n - 2) - d.sum() / ((n - 1) * (n - 2))  # what K~_ij has beside K_ij and d_j / (n - 2)
-    with_kernel = ((a @ (a.T @ b)) * b).sum(1) - d * e - level * e + (b @ (b.T @ d) - d * e) / (n - 2)
+    level = d / (n - 2) - d.sum() / (
+        (n - 1) * (n - 2)
+    )  # what K~_ij has beside K_ij and d_j / (n - 2)
+    with_kernel = (
+        ((a @ (a.T @ b)) * b).sum(1) - d * e - level * e + (b @ (b.T @ d) - d * e) / (n - 2)
+    )
     with_diagonal = a @ (a.T @ e) - d * e + level * (e.sum() - e) + (d @ e - d * e) / (n - 2)
     return with_kernel + with_diagonal / (n - 2)
 
@@ -102,7 +112,7 @@ class Match(NamedTuple):
     correlation: Float[ndarray, " m"]
 
 
-def match(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Match:
+def match_channels(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Match:
     """Match channels one to one, so that the sum of the pairs' correlations over images is the largest possible.
 
     Li et al. (ICLR 2016, arXiv 1511.07543), bipartite matching; of layers of unequal width, min(c, d) channels each.

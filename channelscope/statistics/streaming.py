@@ -16,7 +16,9 @@ class _Sums:
         """Merge the statistics of two disjoint sets of images."""
         if self._settings != other._settings:
             *names, last = self._settings
-            raise ValueError(f"Only statistics of the same {', '.join(names)} and {last} can be merged.")
+            raise ValueError(
+                f"Only statistics of the same {', '.join(names)} and {last} can be merged."
+            )
         both = type(self)(**self._settings)
         for name in (item.name for item in fields(self) if not item.init):
             setattr(both, name, getattr(self, name) + getattr(other, name))
@@ -66,7 +68,10 @@ class ChannelStats(_Sums):
         self.square_sum = torch.zeros(shape[1:], dtype=torch.float64)
 
     def update(
-        self, activations: Float[Tensor, "n c"], labels: Int[Tensor, " n"], weights: Float[Tensor, "n r"] | None = None
+        self,
+        activations: Float[Tensor, "n c"],
+        labels: Int[Tensor, " n"],
+        weights: Float[Tensor, "n r"] | None = None,
     ) -> None:
         """Add a batch: activations (n, channels), labels in [0, classes), weights (n, replicates), all 1 if None."""
         a = activations.detach().to("cpu", torch.float64)
@@ -92,7 +97,9 @@ class ChannelStats(_Sums):
     @property
     def variance(self) -> Float[Tensor, "k c"]:
         """Population variance of the activation over the images of a class; NaN for a class without images."""
-        return (self.square_sum / self.count[0].unsqueeze(1) - self.magnitude[0].square()).clamp_min(0)
+        return (
+            self.square_sum / self.count[0].unsqueeze(1) - self.magnitude[0].square()
+        ).clamp_min(0)
 
     @property
     def frequency(self) -> Float[Tensor, "r k c"]:
@@ -128,7 +135,10 @@ class PairedStats(_Sums):
         )
 
     def update(
-        self, natural: Float[Tensor, "n c"], adversarial: Float[Tensor, "n c"], labels: Int[Tensor, " n"]
+        self,
+        natural: Float[Tensor, "n c"],
+        adversarial: Float[Tensor, "n c"],
+        labels: Int[Tensor, " n"],
     ) -> None:
         """Add a batch of pairs: activations (n, channels) of both, labels in [0, classes)."""
         a, b = (part.detach().to("cpu", torch.float64) for part in (natural, adversarial))

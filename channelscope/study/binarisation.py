@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks import Attack, Norm, check_images, correct, image_generators
-from channelscope.attacks.ball import check_ball, length, normal, projection, uniform
+from channelscope.attacks import Attack, Norm, check_images, find_correct, make_generators
+from channelscope.attacks.ball import check_ball, draw_uniform, l2_norms, make_projection, to_normal
 from channelscope.attacks.fallback import Noise
 from channelscope.errors import UserError
-from channelscope.layers.features import pooled
-from channelscope.layers.hooks import evaluating
+from channelscope.layers.features import capture_activations
+from channelscope.layers.hooks import eval_mode
 from channelscope.scorers import LastLayer
 from channelscope.study.examined import seeded
 from channelscope.study.masking import MATERIAL, Finding, exceeds
@@ -65,7 +65,11 @@ class Binarisation:
             f"{self.attack} finds {self.attack_success:.0%} of {self.images} adversarial images that are known to "
             f"exist, a random search {self.random_success:.0%}: this attack is too weak for this network, so do not "
             "trust the robust accuracy under it.",
-            {"images": self.images, "attack_success": self.attack_success, "random_success": self.random_success},
+            {
+                "images": self.images,
+                "attack_success": self.attack_success,
+                "random_success": self.random_success,
+            },
         )
 
     def _is_beaten(self) -> bool:
@@ -82,7 +86,9 @@ class Readout(nn.Module):
     four of them, as the DLR loss does; no class but 0 and 1 is ever the largest.
     """
 
-    def __init__(self, network: nn.Module, layer: str, direction: Tensor, threshold: Tensor, unit: Tensor) -> None:
+    def __init__(
+        self, network: nn.Module, layer: str, direction: Tensor, threshold: Tensor, unit: Tensor
+    ) -> None:
         super().__init__()
         self.network, self.layer = network, layer
         self.direction, self.threshold, self.unit = direction, threshold, unit
@@ -129,15 +135,19 @@ def binarisation(
     check_images(x)
     norm: Norm = getattr(attack, "norm", "inf")
     check_ball(attack.eps, norm)
-    with seeded(x, seed), evaluating(network):
-        x = x.detach()[correct(network, x, y)]
+    with seeded(x, seed), eval_mode(network):
+        x = x.detach()[find_correct(network, x, y)]
         if not len(x) or not attack.eps:
-            raise UserError("The binarisation test needs an eps above 0 and images that the network gets right.")
+            raise UserError(
+                "The binarisation test needs an eps above 0 and images that the network gets right."
+            )
         at = layer or _penultimate(network, x)
         made = islice(_readouts(network, at, x, attack.eps, norm, seed), images)
         tested = [_attacked(*one, attack, norm, seed) for one in made]
     if not tested:
-        raise UserError(f"The activations of layer {at!r} do not tell points of the ball apart: choose another layer.")
+        raise UserError(
+            f"The activations of layer {at!r} do not tell points of the ball apart: choose another layer."
+        )
     success = torch.tensor(tested, dtype=torch.float64).mean(0).tolist()
     return Binarisation(str(attack), len(tested), *success)
 
@@ -146,12 +156,14 @@ def _penultimate(network: nn.Module, x: Tensor) -> str:
     """Name the layer whose activations the last linear layer gets."""
     inputs = LastLayer.find(network, x[:4]).inputs
     if not inputs:
-        raise UserError("The layer before the last linear one was not found: name the layer whose activations to read.")
+        raise UserError(
+            "The layer before the last linear one was not found: name the layer whose activations to read."
+        )
     return inputs[0]
 
 
 def _features(network: nn.Module, layer: str, x: Tensor) -> Tensor:
-    with pooled(network, layer) as found:
+    with capture_activations(network, layer) as found:
         network(x)
     return found[layer]
 
@@ -160,12 +172,14 @@ def _readouts(
     network: nn.Module, layer: str, x: Tensor, eps: float, norm: Norm, seed: int
 ) -> Iterator[tuple[int, Tensor, Readout]]:
     """Make a readout for each image, and leave out images whose points it does not separate."""
-    for number, generator in enumerate(image_generators(seed, "binarisation", range(len(x))).own):
+    for number, generator in enumerate(make_generators(seed, "binarisation", range(len(x))).own):
         image = x[number : number + 1]
         with torch.no_grad():
             a = _features(network, layer, _points(image, eps, norm, generator)).double()
         readout = _separated(network, layer, a)
-        if readout is not None and bool(correct(readout, image, torch.zeros(1, dtype=torch.long, device=x.device))):
+        if readout is not None and bool(
+            find_correct(readout, image, torch.zeros(1, dtype=torch.long, device=x.device))
+        ):
             yield number, image, readout
 
 
@@ -175,10 +189,10 @@ def _points(image: Tensor, eps: float, norm: Norm, generator: torch.Generator) -
     All lie as far out as their ball lets them (in the cube's corners, for L-inf): were the inner points nearer, the
     readout would tell strong noise from weak, and any noise of full strength would be of class 1.
     """
-    u = normal(uniform((INNER + 1, *image.shape[1:]), image, generator))
-    outward = u.sign() if norm == "inf" else u / length(u).clamp_min(1e-12)
+    u = to_normal(draw_uniform((INNER + 1, *image.shape[1:]), image, generator))
+    outward = u.sign() if norm == "inf" else u / l2_norms(u).clamp_min(1e-12)
     outward[:-1] *= XI
-    return torch.cat([image, projection(image, eps, norm)(image + eps * outward)])
+    return torch.cat([image, make_projection(image, eps, norm)(image + eps * outward)])
 
 
 def _separated(network: nn.Module, layer: str, a: Tensor) -> Readout | None:
@@ -188,7 +202,8 @@ def _separated(network: nn.Module, layer: str, a: Tensor) -> Readout | None:
     covariance = centred.T @ centred / len(inner)
     ridge = RIDGE * covariance.diagonal().mean().clamp_min(1e-24)
     w = torch.linalg.solve(
-        covariance + ridge * torch.eye(len(covariance), dtype=a.dtype, device=a.device), surface - inner.mean(0)
+        covariance + ridge * torch.eye(len(covariance), dtype=a.dtype, device=a.device),
+        surface - inner.mean(0),
     )
     last, known = (inner @ w).amax(), surface @ w
     if not known > last:
@@ -197,13 +212,15 @@ def _separated(network: nn.Module, layer: str, a: Tensor) -> Readout | None:
     return Readout(network, layer, w.float(), threshold.float(), unit.float())
 
 
-def _attacked(number: int, image: Tensor, readout: Readout, attack: Attack, norm: Norm, seed: int) -> tuple[bool, bool]:
+def _attacked(
+    number: int, image: Tensor, readout: Readout, attack: Attack, norm: Norm, seed: int
+) -> tuple[bool, bool]:
     """Tell whether the attack, and a random search of as many queries, take this image to class 1."""
     y = torch.zeros(1, dtype=torch.int64, device=image.device)
 
     def succeeds(tried: Attack) -> bool:
-        generators = image_generators(seed, f"binarisation {tried}", [number])
-        return not bool(correct(readout, tried(readout, image, y, generators), y))
+        generators = make_generators(seed, f"binarisation {tried}", [number])
+        return not bool(find_correct(readout, tried(readout, image, y, generators), y))
 
     found = succeeds(attack)
     tries = min(max(readout.queries, TRIES[0]), TRIES[1])

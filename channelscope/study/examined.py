@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from channelscope.attacks import PGD, Attack, Norm, correct, image_generators
-from channelscope.layers.hooks import logits_of
+from channelscope.attacks import PGD, Attack, Norm, find_correct, make_generators
+from channelscope.layers.hooks import get_logits
 from channelscope.objectives import Objective, cross_entropy
 
 
@@ -45,7 +45,14 @@ class Examined:
 
     def pgd(self, steps: int = 20, objective: Objective = cross_entropy, restarts: int = 1) -> PGD:
         """Make a PGD that is done with an image once it is broken."""
-        return PGD(eps=self.eps, norm=self.norm, steps=steps, objective=objective, restarts=restarts, early_stop=0)
+        return PGD(
+            eps=self.eps,
+            norm=self.norm,
+            steps=steps,
+            objective=objective,
+            restarts=restarts,
+            early_stop=0,
+        )
 
     def along(self, slopes: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """Give the steepest step of this length along each image's gradient, and the rise that it promises."""
@@ -56,7 +63,8 @@ class Examined:
     def right(self, images: Tensor, rows: Tensor) -> Tensor:
         """Give those of the rows that the network classifies correctly when it gets these images."""
         held = [
-            correct(self.network, x, self.y[at]) for x, at in zip(self._split(images), self._split(rows), strict=True)
+            find_correct(self.network, x, self.y[at])
+            for x, at in zip(self._split(images), self._split(rows), strict=True)
         ]
         return rows[torch.cat(held)] if held else rows
 
@@ -64,7 +72,7 @@ class Examined:
         """Attack these rows; give those that withstand."""
         left = [rows[:0]]
         for at in self._split(rows):
-            generators = image_generators(self.seed, str(attack), at.tolist())
+            generators = make_generators(self.seed, str(attack), at.tolist())
             left.append(self.right(attack(self.network, self.x[at], self.y[at], generators), at))
         return torch.cat(left)
 
@@ -75,7 +83,11 @@ class Examined:
             leaf = at.clone().requires_grad_()
             with torch.enable_grad():
                 loss = objective(self.network, leaf, y).sum()
-            known = torch.autograd.grad(loss, leaf, allow_unused=True) if loss.requires_grad else (None,)
+            known = (
+                torch.autograd.grad(loss, leaf, allow_unused=True)
+                if loss.requires_grad
+                else (None,)
+            )
             rows.append(torch.full_like(at, torch.nan) if known[0] is None else known[0])
         return torch.cat(rows).flatten(1)
 
@@ -88,7 +100,7 @@ class Examined:
     def logits(self) -> Tensor:
         """Give the logits of the images."""
         with torch.no_grad():
-            return torch.cat([logits_of(self.network(at)) for at in self._split(self.x)])
+            return torch.cat([get_logits(self.network(at)) for at in self._split(self.x)])
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
         return rows.split(self.batch_size) if len(rows) else ()

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from channelscope.attacks import FGSM, PGD, Attack, Norm, check_images
 from channelscope.attacks.ball import check_ball
 from channelscope.attacks.fallback import Averaged, Estimated, Noise
-from channelscope.attacks.library import Square, doubts
+from channelscope.attacks.library import Square, collect_warnings
 from channelscope.errors import UserError
-from channelscope.layers.hooks import evaluating
+from channelscope.layers.hooks import eval_mode
 from channelscope.objectives import Objective, cross_entropy, margin
 from channelscope.study.examined import Examined, seeded
 
@@ -102,7 +102,7 @@ def findings(
     check_images(x)
     if not eps:
         raise UserError("Gradient masking is looked for inside a ball: give an eps above 0.")
-    with seeded(x, seed), evaluating(network):
+    with seeded(x, seed), eval_mode(network):
         examined = Examined(network, x.detach(), y, eps, norm, seed, batch_size).of_correct()
         if not len(examined.x):
             return Checks([], {"all": "The network classifies none of the images correctly."})
@@ -130,7 +130,9 @@ def _checked(examined: Examined, progress: Callable[[str], None]) -> Checks:
     return Checks([finding for finding in found if finding], skipped)
 
 
-def _compared(examined: Examined, progress: Callable[[str], None], skipped: dict[str, str]) -> list[Finding | None]:
+def _compared(
+    examined: Examined, progress: Callable[[str], None], skipped: dict[str, str]
+) -> list[Finding | None]:
     """Try the rivals on what PGD-20 leaves standing, and an attack without gradients on what they all leave."""
     found = list[Finding | None]()
     standing = left = examined.left_by(examined.pgd(), examined.rows)
@@ -187,7 +189,9 @@ def _zero_gradient(examined: Examined) -> Finding | None:
 def _dead(examined: Examined, objective: Objective) -> int:
     slopes = examined.slopes(objective, examined.x)
     # The sign of a number that has lost its digits is no direction.
-    return int((~slopes.isfinite().all(1) | (slopes.abs().amax(1) < torch.finfo(slopes.dtype).tiny)).sum())
+    return int(
+        (~slopes.isfinite().all(1) | (slopes.abs().amax(1) < torch.finfo(slopes.dtype).tiny)).sum()
+    )
 
 
 def _rugged(examined: Examined) -> Finding | None:
@@ -250,9 +254,23 @@ def _rivals(examined: Examined) -> list[_Rival]:
     return [
         _Rival("one-step", FGSM(eps=eps, norm=norm), STRAY, "FGSM, of one step,", astray),
         _Rival("one-step-random", jump, STRAY, "One step from a random start", astray),
-        _Rival("random-noise", Noise(eps=eps, norm=norm), STRAY, "Random noise", "the gradient is worse than chance"),
-        _Rival("more-steps", examined.pgd(100), MATERIAL, "PGD of 100 steps", "20 steps are too few"),
-        _Rival("more-restarts", examined.pgd(restarts=5), MATERIAL, "PGD-20 with 5 restarts", "one restart is too few"),
+        _Rival(
+            "random-noise",
+            Noise(eps=eps, norm=norm),
+            STRAY,
+            "Random noise",
+            "the gradient is worse than chance",
+        ),
+        _Rival(
+            "more-steps", examined.pgd(100), MATERIAL, "PGD of 100 steps", "20 steps are too few"
+        ),
+        _Rival(
+            "more-restarts",
+            examined.pgd(restarts=5),
+            MATERIAL,
+            "PGD-20 with 5 restarts",
+            "one restart is too few",
+        ),
         _Rival(
             "other-loss",
             examined.pgd(objective=margin),
@@ -297,7 +315,7 @@ def _found_blindly(
     if missing:
         skipped["square"] = missing
     n, left = len(examined.x), len(standing)
-    with doubts():  # of Square's own, which these checks are to settle
+    with collect_warnings():  # of Square's own, which these checks are to settle
         broken = left - len(examined.left_by(attack, standing))
     if not exceeds(broken, n, STRAY):
         return None

@@ -11,19 +11,19 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
-from channelscope.attacks import Attack, called, image_generators
-from channelscope.data import Part, block_size, in_blocks
-from channelscope.distributed import everyones, rank, size
+from channelscope.attacks import Attack, attack_name, make_generators
+from channelscope.data import Split, block_size, iterate_blocks
+from channelscope.distributed import all_gather, rank, world_size
 from channelscope.errors import UserError
-from channelscope.gates import Probed, Selective, attached, takes_labels, told
-from channelscope.layers.features import activations, pooled
-from channelscope.layers.hooks import evaluating, logits_of
-from channelscope.scorers import RelevanceScorer, choose, gradient
+from channelscope.gates import Probed, Selective, attached, takes_labels, with_labels
+from channelscope.layers.features import capture_activations, pool_features
+from channelscope.layers.hooks import eval_mode, get_logits
+from channelscope.scorers import RelevanceScorer, choose_layers, gradient
 from channelscope.statistics.alignment import measures, uniformity
 from channelscope.statistics.excitation import Album, Excitation, pictures_of
 from channelscope.statistics.leakage import GateRecord, Given, extend, wrong_labels
 from channelscope.statistics.streaming import ChannelStats, PairedStats, accuracy
-from channelscope.study.models import check_finite, parameter_of
+from channelscope.study.models import check_finite, get_parameter
 
 MOST_SINGLY = 2000
 
@@ -94,7 +94,9 @@ class Measurement:
         attacks = [name for name in self.hits if name != "natural"]
         return min(attacks, key=lambda name: int(self.hits[name].sum()))
 
-    def add(self, into: dict[str, ChannelStats], values: Mapping[str, Tensor], y: Tensor, w: Tensor) -> None:
+    def add(
+        self, into: dict[str, ChannelStats], values: Mapping[str, Tensor], y: Tensor, w: Tensor
+    ) -> None:
         """Add a batch's values (n, c) of some layers to the statistics ``into``."""
         for layer, value in values.items():
             if layer not in into:
@@ -106,7 +108,9 @@ class Measurement:
                 )
             into[layer].update(value, y, w)
 
-    def pair(self, natural: Mapping[str, Tensor], adversarial: Mapping[str, Tensor], y: Tensor) -> None:
+    def pair(
+        self, natural: Mapping[str, Tensor], adversarial: Mapping[str, Tensor], y: Tensor
+    ) -> None:
         """Add the change of a batch's activations (n, c), by layer, from natural to adversarial images."""
         for layer, value in natural.items():
             if layer not in self.paired:
@@ -144,7 +148,9 @@ class Measurement:
             "uniformity_adversarial": uniformity(self.adversarial[layer].frequency.numpy()),
         }
 
-    def accuracy(self, hits: Bool[Tensor, " n"]) -> tuple[Float[ndarray, " r"], Float[ndarray, "r k"]]:
+    def accuracy(
+        self, hits: Bool[Tensor, " n"]
+    ) -> tuple[Float[ndarray, " r"], Float[ndarray, "r k"]]:
         """Compute the share of hits over all images (r,) and by class (r, k); NaN for a class without images."""
         overall, by_class = accuracy(hits, self.labels, self.weights, self.classes)
         return overall.numpy(), by_class.numpy()
@@ -184,8 +190,12 @@ class _Seen(NamedTuple):
 @torch.no_grad()
 def observe(network: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"]) -> Observed:
     """Run a network once: its answers, the layers' activations and its gates' masks."""
-    with pooled(network, *layers) as found:
-        probed = network.probed(x) if isinstance(network, Selective) else Probed(logits_of(network(x)), {}, {})
+    with capture_activations(network, *layers) as found:
+        probed = (
+            network.probed(x)
+            if isinstance(network, Selective)
+            else Probed(get_logits(network(x)), {}, {})
+        )
     return _observed(probed, {layer: found[layer] for layer in layers})
 
 
@@ -194,19 +204,22 @@ def observe_told(
     network: Selective, x: Float[Tensor, "n *image"], given: Mapping[Given, Int[Tensor, " n"]]
 ) -> dict[Given, Observed]:
     """Run a gated network once for each set of labels that its gates are told, as they are in training."""
-    with told(network):
-        return {name: _observed(network.probed(x, labels.to(x.device)), {}) for name, labels in given.items()}
+    with with_labels(network):
+        return {
+            name: _observed(network.probed(x, labels.to(x.device)), {})
+            for name, labels in given.items()
+        }
 
 
 def _observed(probed: Probed, found: Mapping[str, Tensor]) -> Observed:
     check_finite(probed.logits)
-    masks = {layer: activations(mask) for layer, mask in probed.masks.items()}
+    masks = {layer: pool_features(mask) for layer, mask in probed.masks.items()}
     return Observed(probed.logits.argmax(1).cpu(), dict(found), masks)
 
 
 def measure(
     network: nn.Module,
-    images: Part,
+    images: Split,
     classes: int,
     *,
     layers: Sequence[str] | None,
@@ -245,9 +258,11 @@ def measure(
         UserError: for a network that does not fit the data, or fewer images than processes; LayerError for a layer
             that does not fit the network.
     """
-    if len(images) < size():
-        raise UserError(f"There are more processes ({size()}) than images ({len(images)}): start fewer, or add images.")
-    like = parameter_of(network)
+    if len(images) < world_size():
+        raise UserError(
+            f"There are more processes ({world_size()}) than images ({len(images)}): start fewer, or add images."
+        )
+    like = get_parameter(network)
     first = next(images.batches(2, like.device, torch.arange(min(2, len(images)))))[0].to(like)
     scorers = _choose(network, layers, first, classes)
     layers = list(scorers)
@@ -258,12 +273,14 @@ def measure(
         threshold=threshold,
         penultimate=tuple(layer for layer, scorer in scorers.items() if scorer is not gradient),
     )
-    result.excitation.update({data: Excitation(Album() if pictures else None) for data in ("natural", "adversarial")})
+    result.excitation.update(
+        {data: Excitation(Album() if pictures else None) for data in ("natural", "adversarial")}
+    )
     result.given.update(_labels_given(network, result.labels, classes, seed))
 
     def see(rows: Tensor, x: Tensor, y: Tensor) -> _Seen:
         if made is None:
-            x_adv = attack(network, x, y, image_generators(seed, called(attack), rows.tolist()))
+            x_adv = attack(network, x, y, make_generators(seed, attack_name(attack), rows.tolist()))
         else:
             x_adv = torch.from_numpy(made[rows.numpy()]).to(x)
         shown = {"natural": x, "adversarial": x_adv}
@@ -277,14 +294,18 @@ def measure(
             **{data: observe(network, layers, images) for data, images in shown.items()},
             told=told,
             relevance=_score(scorers, network, x, y),
-            pictures={data: pictures_of(images) for data, images in shown.items()} if pictures else {},
+            pictures={data: pictures_of(images) for data, images in shown.items()}
+            if pictures
+            else {},
         )
 
-    with evaluating(network), attached(network):
+    with eval_mode(network), attached(network):
         for rows, seen in _blockwise(images, batch_size, like, see):
             result.take(rows, seen)
             progress(len(rows))
-    for kind, answered in zip(("natural", called(attack)), result.answers.values(), strict=True):
+    for kind, answered in zip(
+        ("natural", attack_name(attack)), result.answers.values(), strict=True
+    ):
         result.hits[kind] = answered == result.labels
     return result
 
@@ -293,19 +314,25 @@ def _labels_given(
     network: nn.Module, labels: Int[Tensor, " n"], classes: int, seed: int
 ) -> dict[Given, Int[Tensor, " n"]]:
     """Make the labels that gates are told, where a gate takes any: the true ones, and wrong ones."""
-    if classes < 2 or not isinstance(network, Selective) or not any(map(takes_labels, network.gates.values())):
+    if (
+        classes < 2
+        or not isinstance(network, Selective)
+        or not any(map(takes_labels, network.gates.values()))
+    ):
         return {}
     return {"true": labels, "wrong": wrong_labels(labels, classes, seed)}
 
 
 def _blockwise(
-    images: Part, batch_size: int, like: Tensor, see: Callable[[Tensor, Tensor, Tensor], _Seen]
+    images: Split, batch_size: int, like: Tensor, see: Callable[[Tensor, Tensor, Tensor], _Seen]
 ) -> Iterator[tuple[Int[Tensor, " n"], _Seen]]:
     """See all blocks of images, each of several processes its own, and tell all of them in their order."""
     blocks = torch.arange(len(images)).split(block_size(images))
-    turns = [blocks[first : first + size()] for first in range(0, len(blocks), size())]
+    turns = [blocks[first : first + world_size()] for first in range(0, len(blocks), world_size())]
     own = [turn[min(rank(), len(turn) - 1)] for turn in turns]
-    for turn, (rows, x, y) in zip(turns, in_blocks(images, own, batch_size, like.device), strict=True):
+    for turn, (rows, x, y) in zip(
+        turns, iterate_blocks(images, own, batch_size, like.device), strict=True
+    ):
         # Idle in the last turn, a process sees what another sees as well, and has nothing to tell.
         own_rows = slice(0, 0) if rank() >= len(turn) else slice(None)
         seen = _each(partial(_shared, own_rows), see(rows, x.to(like), y))
@@ -316,7 +343,7 @@ def _blockwise(
 
 def _shared(rows: slice, value: Tensor) -> Tensor:
     """Put these rows of this process's and the others' together, laid out in memory alike in any case."""
-    return everyones(value.cpu()[rows].contiguous())
+    return all_gather(value.cpu()[rows].contiguous())
 
 
 def _each(change: Callable[[Tensor], Tensor], values: Any) -> Any:
@@ -338,7 +365,11 @@ def _score(
     return {layer: scores[layer] for layer in scorers}
 
 
-def _choose(network: nn.Module, layers: Sequence[str] | None, x: Tensor, classes: int) -> dict[str, RelevanceScorer]:
+def _choose(
+    network: nn.Module, layers: Sequence[str] | None, x: Tensor, classes: int
+) -> dict[str, RelevanceScorer]:
     """Check on a few images that network, layers and data fit; tell the layers and the scorer of each."""
-    named, last = choose(network, layers, x, classes)
-    return {layer: last if last is not None and layer in last.inputs else gradient for layer in named}
+    named, last = choose_layers(network, layers, x, classes)
+    return {
+        layer: last if last is not None and layer in last.inputs else gradient for layer in named
+    }

@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from channelscope.attacks.folding import same_randomness
 from channelscope.data import Dataset
 from channelscope.errors import UserError
-from channelscope.layers.features import pooled
-from channelscope.layers.hooks import evaluating, logits_of
+from channelscope.layers.features import capture_activations
+from channelscope.layers.hooks import eval_mode, get_logits
 from channelscope.weights import METHOD_NAMES, Checkpoint, zoo
 
 Network = nn.Module | Checkpoint | str | Path
 
-_OF_GATES = ("attack.beta_atk",)  # settings outside the recipe's section on gates that matter to gates alone
+_OF_GATES = (
+    "attack.beta_atk",
+)  # settings outside the recipe's section on gates that matter to gates alone
 
 
 @dataclass(frozen=True)
-class Subject:
+class Model:
     """One network under study."""
 
     label: str
@@ -49,7 +51,9 @@ class Subject:
         for name, tensor in self.network.state_dict().items():
             if isinstance(tensor, Tensor):
                 found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+                found.update(
+                    tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+                )
         return found.hexdigest()
 
     @property
@@ -64,8 +68,15 @@ class Subject:
         if settings is None:
             return None
         assert self.checkpoint is not None  # it has settings
-        recipe = {name: value for name, value in _flat(settings["recipe"]).items() if name not in _OF_GATES}
-        return recipe | {"model.width": self.checkpoint.architecture.base_width, "data": settings["data"]}
+        recipe = {
+            name: value
+            for name, value in _flat(settings["recipe"]).items()
+            if name not in _OF_GATES
+        }
+        return recipe | {
+            "model.width": self.checkpoint.architecture.base_width,
+            "data": settings["data"],
+        }
 
     @property
     def description(self) -> dict[str, Any]:
@@ -75,28 +86,40 @@ class Subject:
             return known | {"arch": type(self.network).__name__}
         known |= dataclasses.asdict(self.checkpoint.architecture)
         known["gates"] = [dataclasses.asdict(gate) for gate in self.checkpoint.gates]
-        return known | {name: self.training[name] for name in ("settings", "versions") if name in self.training}
+        return known | {
+            name: self.training[name] for name in ("settings", "versions") if name in self.training
+        }
 
 
 def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Name a recipe's settings in full, ``optimizer.lr``, but for those of its gates."""
-    sections = {name: values for name, values in recipe.items() if isinstance(values, Mapping) and name != "gates"}
-    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
+    sections = {
+        name: values
+        for name, values in recipe.items()
+        if isinstance(values, Mapping) and name != "gates"
+    }
+    return {
+        f"{section}.{name}": value
+        for section, values in sections.items()
+        for name, value in values.items()
+    }
 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def subjects_of(
+def load_models(
     models: Mapping[str, Network] | Sequence[str | Path], methods: Mapping[str, str], device: str
-) -> list[Subject]:
+) -> list[Model]:
     """Load what is named by path, and label what is not."""
     by_label = _labelled(models)
     if unknown := methods.keys() - by_label.keys():
         raise UserError(f"There is no model {min(unknown)!r} among {', '.join(by_label)}.")
     if unknown := set(methods.values()) - set(METHOD_NAMES):
-        raise UserError(f"There is no method {min(unknown)!r}: choose from {', '.join(METHOD_NAMES)}.")
+        raise UserError(
+            f"There is no method {min(unknown)!r}: choose from {', '.join(METHOD_NAMES)}."
+        )
     return [_subject(label, model, methods.get(label), device) for label, model in by_label.items()]
 
 
@@ -105,7 +128,9 @@ def _labelled(models: Mapping[str, Network] | Sequence[str | Path]) -> dict[str,
         raise UserError("Give the models as a list of paths, or as {label: network or path}.")
     if not isinstance(models, Mapping):
         if not all(isinstance(path, str | Path) for path in models):
-            raise UserError("Only paths can be listed without labels: give networks as {label: network}.")
+            raise UserError(
+                "Only paths can be listed without labels: give networks as {label: network}."
+            )
         labels = [zoo.label_of(path) for path in models]
         if len(set(labels)) < len(labels):
             raise UserError("Two models have the same file name: give each its own label.")
@@ -113,17 +138,21 @@ def _labelled(models: Mapping[str, Network] | Sequence[str | Path]) -> dict[str,
     if not models:
         raise UserError("There is no network: name at least one model.")
     if strange := [label for label in models if not label.isprintable()]:
-        raise UserError(f"The label {strange[0]!r} has characters that cannot be printed: choose another.")
+        raise UserError(
+            f"The label {strange[0]!r} has characters that cannot be printed: choose another."
+        )
     return dict(models)
 
 
-def _subject(label: str, model: Network, method: str | None, device: str) -> Subject:
+def _subject(label: str, model: Network, method: str | None, device: str) -> Model:
     if isinstance(model, nn.Module):
-        return Subject(label, model, method, None)
+        return Model(label, model, method, None)
     if not isinstance(model, Checkpoint | str | Path):
-        raise UserError(f"{label} is a {type(model).__name__}: give a network (torch.nn.Module) or a path.")
+        raise UserError(
+            f"{label} is a {type(model).__name__}: give a network (torch.nn.Module) or a path."
+        )
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.read(model)
-    return Subject(label, checkpoint.build().to(device), method or checkpoint.method, checkpoint)
+    return Model(label, checkpoint.build().to(device), method or checkpoint.method, checkpoint)
 
 
 def layers_by_label(
@@ -141,7 +170,7 @@ def layers_by_label(
     return {label: by_label.get(label) for label in labels}
 
 
-def try_out(
+def check_network(
     network: nn.Module, x: Float[Tensor, "n *image"], classes: int, layers: Sequence[str] = ()
 ) -> dict[str, Tensor]:
     """Check on a few images that network and data fit; give the activations of some layers.
@@ -151,13 +180,13 @@ def try_out(
             layer without channels or that takes images apart.
     """
     with (
-        refusals_told(x, "choose data of the kind that it was trained on"),
+        explain_refusal(x, "choose data of the kind that it was trained on"),
         same_randomness(x),
-        evaluating(network),
+        eval_mode(network),
         torch.no_grad(),
-        pooled(network, *layers) as found,
+        capture_activations(network, *layers) as found,
     ):
-        logits = logits_of(network(x))
+        logits = get_logits(network(x))
     check_finite(logits)
     if logits.shape[1] != classes:
         raise UserError(
@@ -173,7 +202,7 @@ def try_out(
 
 
 @contextmanager
-def refusals_told(x: Float[Tensor, "n *image"], remedy: str) -> Iterator[None]:
+def explain_refusal(x: Float[Tensor, "n *image"], remedy: str) -> Iterator[None]:
     """Say in a sentence that a network does not take images such as x, and what to do."""
     try:
         yield
@@ -189,10 +218,12 @@ def refusals_told(x: Float[Tensor, "n *image"], remedy: str) -> Iterator[None]:
 def check_finite(logits: Float[Tensor, "n k"]) -> None:
     """Refuse logits that are NaN or infinite."""
     if not logits.isfinite().all():
-        raise UserError("The network's logits are not finite numbers on some images: its weights are damaged.")
+        raise UserError(
+            "The network's logits are not finite numbers on some images: its weights are damaged."
+        )
 
 
-def widened(dataset: Dataset, networks: Sequence[nn.Module]) -> Dataset:
+def widen_classes(dataset: Dataset, networks: Sequence[nn.Module]) -> Dataset:
     """Give data whose classes have no names, but numbers from their labels, the classes of the first network.
 
     Some images of few classes are so evaluated on a network of many.
@@ -200,16 +231,19 @@ def widened(dataset: Dataset, networks: Sequence[nn.Module]) -> Dataset:
     classes = dataset.classes
     if dataset.name != "tensors" or classes != tuple(map(str, range(len(classes)))):
         return dataset
-    like = parameter_of(networks[0])
+    like = get_parameter(networks[0])
     x, _ = next(dataset.test.batches(1, like.device, torch.zeros(1, dtype=torch.int64)))
     try:
-        with same_randomness(x), evaluating(networks[0]), torch.no_grad():
-            known = logits_of(networks[0](x.to(like))).shape[1]
+        with same_randomness(x), eval_mode(networks[0]), torch.no_grad():
+            known = get_logits(networks[0](x.to(like))).shape[1]
     except Exception:  # that they do not fit is found, and told, in its place
         return dataset
     return dataclasses.replace(dataset, classes=tuple(map(str, range(max(known, len(classes))))))
 
 
-def parameter_of(network: nn.Module) -> Tensor:
+def get_parameter(network: nn.Module) -> Tensor:
     """Give a tensor on the network's device and of its precision, which images have to have too."""
-    return next((parameter for parameter in network.parameters() if parameter.is_floating_point()), torch.zeros(1))
+    return next(
+        (parameter for parameter in network.parameters() if parameter.is_floating_point()),
+        torch.zeros(1),
+    )

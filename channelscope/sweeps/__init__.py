@@ -18,12 +18,12 @@ from tqdm.auto import tqdm
 
 from channelscope import distributed
 from channelscope import figures as plots
-from channelscope.attacks import APGD, FGSM, PGD, Attack, JointSweep, parse
+from channelscope.attacks import APGD, FGSM, PGD, Attack, JointSweep, parse_attack
 from channelscope.comparison import Comparison, compare
-from channelscope.data import Dataset, as_dataset, stratified
+from channelscope.data import Dataset, as_dataset, sample_stratified
 from channelscope.errors import UserError
-from channelscope.files import check_writable, replacing
-from channelscope.locks import locked
+from channelscope.files import atomic_write, check_writable
+from channelscope.locks import lock_path
 from channelscope.reading import read_json
 from channelscope.sweeps.variants import (
     ABLATIONS,
@@ -43,7 +43,12 @@ __all__ = ["ABLATIONS", "sweep", "values_of"]
 
 _ACCURACIES = ("natural", "attacked", "robust")
 _MEASURED = {f"{name}{end}": "float64" for name in _ACCURACIES for end in ("", "_low", "_high")}
-_TRAINED = {"val_natural": "float64", "val_robust": "float64", "best_epoch": "Int64", "trained_epochs": "Int64"}
+_TRAINED = {
+    "val_natural": "float64",
+    "val_robust": "float64",
+    "best_epoch": "Int64",
+    "trained_epochs": "Int64",
+}
 _NUMBERS = {**_MEASURED, **_TRAINED, "seconds": "float64"}  # the table's columns, and their types
 
 _Row = dict[str, Any]
@@ -103,12 +108,20 @@ def sweep(
     dataset, folder = _dataset(data, images, test_images), Path(out)
     base = recipe_for(recipe, dataset.name).override(**overrides)
     varied = varied_settings(ablation, vary or {})
-    runs = [_Run(variant, seed) for variant in variants_of(base, varied) for seed in dict.fromkeys(seeds)]
-    test = {"attack": str(parse(attack)), "eps": base.attack.eps if test_eps is None else test_eps, "level": 0.95}
+    runs = [
+        _Run(variant, seed)
+        for variant in variants_of(base, varied)
+        for seed in dict.fromkeys(seeds)
+    ]
+    test = {
+        "attack": str(parse_attack(attack)),
+        "eps": base.attack.eps if test_eps is None else test_eps,
+        "level": 0.95,
+    }
     check_logs(logs)
     _check(runs, dataset, folder)
     settings = {"recipe": base.values(), "vary": varied, "data": _known(dataset), **test}
-    with locked(*(folder / f"sweep.{name}" for name in ("json", "csv", "pdf", "png"))):
+    with lock_path(*(folder / f"sweep.{name}" for name in ("json", "csv", "pdf", "png"))):
         record = _Record.take_up(folder, settings, runs)
         record.meta |= {
             "title": f"{base.method or 'own recipe'} on {dataset.name}, by {', '.join(short_names(varied).values())}",
@@ -117,7 +130,10 @@ def sweep(
         }
         for number, run in enumerate(runs, 1):
             _say(f"{number}/{len(runs)}: {run.variant.name}, seed {run.seed}", progress)
-            record.add(run, _result(run, record, dataset, test, logs, {"device": device, "progress": progress}))
+            record.add(
+                run,
+                _result(run, record, dataset, test, logs, {"device": device, "progress": progress}),
+            )
         return record.finish()
 
 
@@ -150,19 +166,24 @@ class _Record:
     @classmethod
     def take_up(cls, folder: Path, settings: dict[str, Any], runs: Sequence[_Run]) -> Self:
         """Begin a record, or go on with that of an earlier sweep of the same settings."""
-        file, settings = folder / "sweep.json", json.loads(json.dumps(settings))  # as they are when read again
+        file, settings = (
+            folder / "sweep.json",
+            json.loads(json.dumps(settings)),
+        )  # as they are when read again
         meta = {"settings": settings, "results": {}}
         if file.exists():
             meta = _read(file)
             known = meta["settings"]
             # The order matters too: variants are named in it.
-            different = [key for key in settings if json.dumps(known.get(key)) != json.dumps(settings[key])]
+            different = [
+                key for key in settings if json.dumps(known.get(key)) != json.dumps(settings[key])
+            ]
             if different:
                 raise UserError(
                     f"{folder} holds a sweep of other settings ({', '.join(different)}): repeat those, or choose "
                     "another --out."
                 )
-        distributed.wait()  # all have looked before one writes
+        distributed.barrier()  # all have looked before one writes
         record = cls(folder, runs, meta)
         record._write()
         return record
@@ -185,7 +206,9 @@ class _Record:
                 changes = {name: in_cell(value) for name, value in run.variant.changes.items()}
                 identity = {"variant": run.variant.name, "seed": run.seed} | changes
                 rows.append(identity | row | {"trouble": row.get("trouble", ""), "file": run.file})
-        table = pd.DataFrame(rows, columns=["variant", "seed", *varied, *_NUMBERS, "trouble", "file"])
+        table = pd.DataFrame(
+            rows, columns=["variant", "seed", *varied, *_NUMBERS, "trouble", "file"]
+        )
         return table.astype(_NUMBERS)
 
     def finish(self) -> pd.DataFrame:
@@ -199,10 +222,10 @@ class _Record:
 
     def _write(self) -> None:
         if distributed.is_first():
-            with replacing(self.folder / "sweep.json") as temporary:
+            with atomic_write(self.folder / "sweep.json") as temporary:
                 written = self.meta | {"digest": _digest(self.meta)}
                 temporary.write_text(json.dumps(written, indent=1, ensure_ascii=False), "utf-8")
-            with replacing(self.folder / "sweep.csv") as temporary:
+            with atomic_write(self.folder / "sweep.csv") as temporary:
                 self.table().to_csv(temporary, index=False)
 
 
@@ -216,21 +239,32 @@ def _read(file: Path) -> dict[str, Any]:
         meta = read_json(file, within=file.parent)
         if meta.pop("digest") != _digest(meta):
             raise ValueError
-        if not isinstance(meta["settings"], dict) or not all(map(_is_row, meta["results"].values())):
+        if not isinstance(meta["settings"], dict) or not all(
+            map(_is_row, meta["results"].values())
+        ):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged: delete it, and start again with the networks that are there.") from error
+        raise UserError(
+            f"{file} is damaged: delete it, and start again with the networks that are there."
+        ) from error
     return dict(meta)
 
 
 def _is_row(row: Any) -> bool:
     """Tell whether something is what ``_measured`` gives, or the trouble that came instead."""
     numbers = [value for name, value in row.items() if name in _NUMBERS]
-    return isinstance(row.get("trouble", ""), str) and all(type(value) in (int, float, type(None)) for value in numbers)
+    return isinstance(row.get("trouble", ""), str) and all(
+        type(value) in (int, float, type(None)) for value in numbers
+    )
 
 
 def _result(
-    run: _Run, record: _Record, dataset: Dataset, test: dict[str, Any], logs: Sequence[str], how: dict[str, Any]
+    run: _Run,
+    record: _Record,
+    dataset: Dataset,
+    test: dict[str, Any],
+    logs: Sequence[str],
+    how: dict[str, Any],
 ) -> _Row:
     """Train a network and attack it, unless that is done; say what came out, or why nothing did."""
     file, earlier = record.folder / run.file, record.result(run)
@@ -240,9 +274,13 @@ def _result(
             return earlier
         found = compare({run.variant.name: file}, dataset, attacks=_further(test), **test, **how)
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
-        if distributed.size() > 1 and not isinstance(error, Diverged):  # the others may have got through, and go on
+        if distributed.world_size() > 1 and not isinstance(
+            error, Diverged
+        ):  # the others may have got through, and go on
             raise
-        trouble = str(error) if isinstance(error, UserError) else "There is not enough memory for it."
+        trouble = (
+            str(error) if isinstance(error, UserError) else "There is not enough memory for it."
+        )
         _say(f"no result: {trouble}", how["progress"])
         return {"trouble": trouble}
     record.meta |= {name: found.meta[name] for name in ("versions", "hardware", "created")}
@@ -251,7 +289,7 @@ def _result(
 
 def _further(test: dict[str, Any]) -> list[Attack]:
     """Give what the test's attack is followed by: itself on the joint loss, whose weight of the probes varies."""
-    attack = parse(test["attack"], eps=test["eps"])
+    attack = parse_attack(test["attack"], eps=test["eps"])
     return [JointSweep(attack=attack)] if isinstance(attack, PGD | FGSM | APGD) else []
 
 
@@ -267,7 +305,9 @@ def _measured(found: Comparison) -> _Row:
     row |= {name: float(best[name]) for name in ("val_natural", "val_robust")}
     row |= {"best_epoch": int(best["epoch"]), "trained_epochs": len(found.training)}
     row["seconds"] = float(found.training["seconds"].sum())
-    return {name: value if value == value else None for name, value in row.items()}  # JSON knows no NaN
+    return {
+        name: value if value == value else None for name, value in row.items()
+    }  # JSON knows no NaN
 
 
 def _dataset(data: Any, images: int | None, test_images: int | None) -> Dataset:
@@ -277,14 +317,16 @@ def _dataset(data: Any, images: int | None, test_images: int | None) -> Dataset:
     if test_images is not None:
         if test_images < 1:
             raise UserError(f"A test needs at least one image, not {test_images}.")
-        test = dataset.test.subset(stratified(dataset.test.labels, test_images, 0))
+        test = dataset.test.subset(sample_stratified(dataset.test.labels, test_images, 0))
         dataset = dataclasses.replace(dataset, test=test)
     return dataset
 
 
 def _known(dataset: Dataset) -> dict[str, str]:
     """Identify a data set."""
-    return {"name": dataset.name} | {name: part.fingerprint() for name, part in dataset.parts.items()}
+    return {"name": dataset.name} | {
+        name: part.fingerprint() for name, part in dataset.parts.items()
+    }
 
 
 def _check(runs: Sequence[_Run], dataset: Dataset, folder: Path) -> None:
@@ -296,7 +338,9 @@ def _check(runs: Sequence[_Run], dataset: Dataset, folder: Path) -> None:
         raise UserError(f"{folder} is a file: choose another --out.")
     labels = dataset.require_train().labels
     one_each = torch.stack([(labels == k).nonzero()[0, 0] for k in range(len(dataset.classes))])
-    small = dataclasses.replace(dataset, train=dataset.require_train().subset(one_each))  # its pixels are soon counted
+    small = dataclasses.replace(
+        dataset, train=dataset.require_train().subset(one_each)
+    )  # its pixels are soon counted
     for run in runs:
         job = Job(run.variant.recipe, small, folder / run.file, run.seed)
         if run.seed == runs[0].seed:  # the others of the variant are built alike

@@ -29,7 +29,9 @@ class Variant:
     recipe: Recipe
 
 
-def varied_settings(ablation: str | None, vary: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+def varied_settings(
+    ablation: str | None, vary: Mapping[str, Sequence[Any]]
+) -> dict[str, list[Any]]:
     """Put an ablation's settings and further ones together."""
     if ablation is not None and ablation not in ABLATIONS:
         raise UserError(
@@ -37,10 +39,14 @@ def varied_settings(ablation: str | None, vary: Mapping[str, Sequence[Any]]) -> 
         )
     known = ABLATIONS[ablation] if ablation else {}
     if twice := known.keys() & vary.keys():
-        raise UserError(f"The ablation {ablation} varies {min(twice)} itself: give its values once.")
+        raise UserError(
+            f"The ablation {ablation} varies {min(twice)} itself: give its values once."
+        )
     for name, values in vary.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise UserError(f"{name} varies over a list of values, as in [1, 2], not over {values!r}.")
+            raise UserError(
+                f"{name} varies over a list of values, as in [1, 2], not over {values!r}."
+            )
     if not known and not vary:
         raise UserError(
             f"Nothing varies: name an ablation ({', '.join(ABLATIONS)}), or settings, as in --vary gates.beta=1,2."
@@ -62,8 +68,12 @@ def variants_of(base: Recipe, varied: Mapping[str, Sequence[Any]]) -> list[Varia
         for other in variants:
             if _essence(other.recipe) == _essence(recipe):
                 gates = " The recipe has no gates." if recipe.gates.kind == "none" else ""
-                raise UserError(f"{other.name!r} and {words!r} are the same training: vary something else.{gates}")
-        variants.append(Variant(words, _slug(words, [other.slug for other in variants]), changes, recipe))
+                raise UserError(
+                    f"{other.name!r} and {words!r} are the same training: vary something else.{gates}"
+                )
+        variants.append(
+            Variant(words, _slug(words, [other.slug for other in variants]), changes, recipe)
+        )
     return variants
 
 
@@ -94,7 +104,11 @@ def in_cell(value: Any) -> str | int | float:
 def _slug(name: str, taken: Sequence[str]) -> str:
     """Turn a variant's name into a part of a file's name, that no other variant has."""
     slug = re.sub(r"[^A-Za-z0-9.+_-]+", "-", name.replace(", ", "_"))[:120]
-    return next(free for free in (slug, *(f"{slug}-{n}" for n in range(2, len(taken) + 3))) if free not in taken)
+    return next(
+        free
+        for free in (slug, *(f"{slug}-{n}" for n in range(2, len(taken) + 3)))
+        if free not in taken
+    )
 
 
 def _essence(recipe: Recipe) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from channelscope import distributed
 from channelscope.data import as_dataset
 from channelscope.errors import UserError, suggest
-from channelscope.locks import locked
+from channelscope.locks import lock_path
 from channelscope.training.engine import train_epoch, validate
 from channelscope.training.job import Job
 from channelscope.training.logs import LOGS, logging
@@ -69,13 +69,13 @@ def train(
     if images is not None:
         dataset = dataset.limited(images, seed)
     job = Job(recipe_for(recipe, dataset.name).override(**overrides), dataset, Path(out), seed)
-    with locked(job.out, job.partial, job.log):
-        distributed.wait()  # what a kill left is put right before any process looks
+    with lock_path(job.out, job.partial, job.log):
+        distributed.barrier()  # what a kill left is put right before any process looks
         state = State.take_up(job, device) if resume else State.fresh(job, device)
         if state is not None:
             with logging(logs, job.out, job.settings, state.history) as log:
                 _run(job, state, log, progress and distributed.is_first())
-        distributed.wait()
+        distributed.barrier()
     return Checkpoint.read(out).build()
 
 

@@ -19,11 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
 from channelscope import distributed
-from channelscope.attacks import PGD, correct, is_right
+from channelscope.attacks import PGD, find_correct, is_correct
 from channelscope.data import augment
 from channelscope.gates import FeatureSelector, Selective, mask_share
 from channelscope.layers.features import capture
-from channelscope.layers.hooks import evaluating
+from channelscope.layers.hooks import eval_mode
 from channelscope.training.job import Job
 from channelscope.training.state import Diverged, State
 from channelscope.weights import LOG, log_columns
@@ -48,7 +48,10 @@ class _Batch:
 def train_epoch(job: Job, state: State, epoch: int, bar: Any) -> dict[str, float]:
     """Make one pass over the training part; give its mean loss and accuracy on the images trained on, labels given."""
     generator, attack = job.generator(epoch), job.attack_at(epoch)
-    sums, recent = torch.zeros(3, dtype=torch.float64), []  # loss, hits, images; those of the steps not looked at yet
+    sums, recent = (
+        torch.zeros(3, dtype=torch.float64),
+        [],
+    )  # loss, hits, images; those of the steps not looked at yet
     steps = len(_starts(job))
     lr = 0.0
     with _chance(job, epoch, state.device), _computing(job, state.device):
@@ -58,14 +61,23 @@ def train_epoch(job: Job, state: State, epoch: int, bar: Any) -> dict[str, float
             for group in state.optimizer.param_groups:
                 group["lr"] = lr
             recent.append(_step(job, state, batch, attack, generator))
-            if state.average is not None and job.recipe.averaging.kind == "ema" and state.average_begins(job, moment):
+            if (
+                state.average is not None
+                and job.recipe.averaging.kind == "ema"
+                and state.average_begins(job, moment)
+            ):
                 state.average.update_parameters(state.network)
             bar.update(batch.whole)
             if step % _LOOK_EVERY == 0 or step == steps - 1:
                 sums += _looked_at(job, state, recent, step)
                 recent.clear()
                 loss, hits, seen = sums.tolist()
-                bar.set_postfix(epoch=epoch + 1, loss=f"{loss / seen:.3f}", acc=f"{hits / seen:.1%}", refresh=False)
+                bar.set_postfix(
+                    epoch=epoch + 1,
+                    loss=f"{loss / seen:.3f}",
+                    acc=f"{hits / seen:.1%}",
+                    refresh=False,
+                )
     if state.average_begins(job, epoch + 1):
         _settle_average(job, state, epoch)
     return {"loss": loss / seen, "accuracy": hits / seen, "lr": lr}
@@ -76,30 +88,38 @@ def validate(job: Job, state: State) -> dict[str, float]:
 
     Of the gates of CIFS also what ``log_columns`` names.
     """
-    part, attack, generator = distributed.share(len(job.val)), job.validation_attack, job.generator(-1)
+    part, attack, generator = (
+        distributed.get_slice(len(job.val)),
+        job.validation_attack,
+        job.generator(-1),
+    )
     names = ["val_natural", "val_robust", *log_columns(job.gates)[len(LOG) :]]
     sums = torch.zeros(len(names), dtype=torch.float64, device=state.device)
     indices = torch.arange(part.start, part.stop)
-    with evaluating(state.chosen), _computing(job, state.device):
+    with eval_mode(state.chosen), _computing(job, state.device):
         skipped = torch.empty(1, job.data.channels, *job.data.image_size, dtype=_dtype(job))
         attack.skip(skipped, part.start, generator)
         for x, y in state.val.batches(256, state.device, indices):
             x = x.to(_dtype(job))
             x_adv = attack(state.chosen, x, y, generator)
-            sums += torch.stack([part.sum(dtype=torch.float64) for part in _measured(state.chosen, x, x_adv, y)])
-    return dict(zip(names, (distributed.total(sums) / len(job.val)).tolist(), strict=True))
+            sums += torch.stack(
+                [part.sum(dtype=torch.float64) for part in _measured(state.chosen, x, x_adv, y)]
+            )
+    return dict(zip(names, (distributed.all_reduce(sums) / len(job.val)).tolist(), strict=True))
 
 
 @torch.no_grad()
 def _measured(network: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Iterator[Tensor]:
     """Give validation's measurements per image, in the order of their columns."""
     if not isinstance(network, Selective):
-        yield from (correct(network, images, y) for images in (x, x_adv))
+        yield from (find_correct(network, images, y) for images in (x, x_adv))
         return
     natural, adversarial = network.probed(x), network.probed(x_adv)
-    yield from (is_right(answer.logits, y) for answer in (natural, adversarial))
-    for layer in (layer for layer, gate in network.gates.items() if isinstance(gate, FeatureSelector)):
-        yield from (is_right(answer.probes[layer], y) for answer in (natural, adversarial))
+    yield from (is_correct(answer.logits, y) for answer in (natural, adversarial))
+    for layer in (
+        layer for layer, gate in network.gates.items() if isinstance(gate, FeatureSelector)
+    ):
+        yield from (is_correct(answer.probes[layer], y) for answer in (natural, adversarial))
         masks = natural.masks[layer], adversarial.masks[layer]
         yield from map(mask_share, masks)
         yield F.cosine_similarity(*masks)
@@ -116,9 +136,12 @@ def _augmented(job: Job, state: State, generator: torch.Generator) -> Iterator[_
     n, size = len(job.train), job.recipe.optimizer.batch_size
     order = torch.randperm(n, generator=generator)
     wholes = [min(size, n - start) for start in _starts(job)]
-    shares = [distributed.share(whole) for whole in wholes]
-    own = [order[start : start + size][share] for start, share in zip(_starts(job), shares, strict=True)]
-    stream = state.train.batches(size // distributed.size(), state.device, torch.cat(own))
+    shares = [distributed.get_slice(whole) for whole in wholes]
+    own = [
+        order[start : start + size][share]
+        for start, share in zip(_starts(job), shares, strict=True)
+    ]
+    stream = state.train.batches(size // distributed.world_size(), state.device, torch.cat(own))
     for indices, whole, share in zip(own, wholes, shares, strict=True):
         x, y = next(stream) if len(indices) else _nothing(job, state.device)
         x = augment(
@@ -145,12 +168,18 @@ def _step(job: Job, state: State, batch: _Batch, attack: PGD, generator: torch.G
     """Take one step of SGD; give the sums of loss and hits over this process's images, and their number."""
     sums = torch.zeros(3, dtype=torch.float64, device=state.device)
     # BatchNorm needs two images in a portion, and all processes as many portions.
-    portions = max(1, min(job.recipe.optimizer.accumulate, batch.whole // distributed.size() // 2))
+    portions = max(
+        1, min(job.recipe.optimizer.accumulate, batch.whole // distributed.world_size() // 2)
+    )
     shares = list(zip(batch.x.tensor_split(portions), batch.y.tensor_split(portions), strict=True))
     if job.adversarial:
         attack.skip(batch.x, batch.first, generator)
     for index, (x, y) in enumerate(shares):
-        x_adv = _attack(job, attack, state.network, x)(state.network, x, y, generator) if job.adversarial else x
+        x_adv = (
+            _attack(job, attack, state.network, x)(state.network, x, y, generator)
+            if job.adversarial
+            else x
+        )
         last = index == len(shares) - 1
         with nullcontext() if last else _unsynchronised(state.minimised):
             sums += _backward(state, x, x_adv, y, batch.whole)
@@ -168,26 +197,30 @@ def _backward(state: State, x: Tensor, x_adv: Tensor, y: Tensor, whole: int) -> 
     with capture(state.network, "") as answer:
         loss = state.minimised(x, x_adv, y)
     # Data parallelism takes the mean over the processes.
-    state.scaler.scale(loss.sum() * (distributed.size() / whole)).backward()
+    state.scaler.scale(loss.sum() * (distributed.world_size() / whole)).backward()
     hits = (answer[""].argmax(1) == y).sum()
-    return torch.stack([loss.detach().double().sum(), hits.double(), hits.new_tensor(len(y)).double()])
+    return torch.stack(
+        [loss.detach().double().sum(), hits.double(), hits.new_tensor(len(y)).double()]
+    )
 
 
 def _attack(job: Job, attack: PGD, network: nn.Module, x: Tensor) -> PGD:
     """Aim the attack at what the recipe's loss wants attacked on natural images x."""
-    with evaluating(network):
+    with eval_mode(network):
         return dataclasses.replace(attack, objective=job.loss.attacked(network, x))
 
 
 def _looked_at(job: Job, state: State, recent: list[Tensor], step: int) -> Tensor:
     """Add up all processes' sums over the last steps, up to this one; refuse to go on where they are no numbers."""
-    sums, advice = distributed.total(torch.stack(recent)).cpu(), state.advice(job)
+    sums, advice = distributed.all_reduce(torch.stack(recent)).cpu(), state.advice(job)
     place = f"epoch {len(state.history) + 1}, at step {{}} of {len(_starts(job))}"
     for number, loss in enumerate(sums[:, 0].tolist(), step + 2 - len(recent)):
         if not isfinite(loss):
             raise Diverged(f"The loss is no longer a number in {place.format(number)}: {advice}")
     if state.scaler.is_enabled() and state.scaler.get_scale() < _LEAST_SCALE:
-        raise Diverged(f"The gradients are no longer numbers, however scaled, in {place.format(step + 1)}: {advice}")
+        raise Diverged(
+            f"The gradients are no longer numbers, however scaled, in {place.format(step + 1)}: {advice}"
+        )
     return sums.sum(0)
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from channelscope.attacks import PGD
-from channelscope.data import Dataset, Part, stratified
-from channelscope.distributed import size
+from channelscope.data import Dataset, Split, sample_stratified
+from channelscope.distributed import world_size
 from channelscope.errors import UserError, suggest
 from channelscope.files import check_writable
 from channelscope.gates import KINDS
@@ -50,27 +50,33 @@ class Job:
         check_writable(self.out)
         self.data.require_train()
         if self.data.val is None or not len(self.data.val):
-            raise UserError(f"{self.data.name} has no validation images, by which the best epoch is chosen.")
+            raise UserError(
+                f"{self.data.name} has no validation images, by which the best epoch is chosen."
+            )
         if self.recipe.data.crop >= min(self.data.image_size):
             raise UserError(
                 f"A crop of {self.recipe.data.crop} pixels is too large for images of {self.data.image_size}."
             )
         if self.recipe.attack.tau and self.recipe.loss.kind == "trades":
-            raise UserError("TRADES compares every image with its natural answer to the end: leave attack.tau empty.")
-        if self.recipe.optimizer.batch_size % size():
             raise UserError(
-                f"{self.recipe.optimizer.batch_size} images of a step cannot be shared by {size()} processes: choose a "
+                "TRADES compares every image with its natural answer to the end: leave attack.tau empty."
+            )
+        if self.recipe.optimizer.batch_size % world_size():
+            raise UserError(
+                f"{self.recipe.optimizer.batch_size} images of a step cannot be shared by {world_size()} processes: choose a "
                 "batch size that is a multiple of their number."
             )
-        if len(self.val) < size():
-            raise UserError(f"{len(self.val)} validation images are too few for {size()} processes: start fewer.")
+        if len(self.val) < world_size():
+            raise UserError(
+                f"{len(self.val)} validation images are too few for {world_size()} processes: start fewer."
+            )
 
     @cached_property
-    def train(self) -> Part:
+    def train(self) -> Split:
         return self.data.require_train()
 
     @property
-    def val(self) -> Part:
+    def val(self) -> Split:
         assert self.data.val is not None  # checked on construction
         return self.data.val
 
@@ -138,7 +144,11 @@ class Job:
         loss, gates = self.recipe.loss, self.recipe.gates
         shared: dict[str, Any] = {"smoothing": loss.smoothing}
         if gates.kind != "none":
-            shared |= {"beta": gates.beta, "scaled": gates.scaled, "beta_atk": self.recipe.attack.beta_atk}
+            shared |= {
+                "beta": gates.beta,
+                "scaled": gates.scaled,
+                "beta_atk": self.recipe.attack.beta_atk,
+            }
         match loss.kind:
             case "trades":
                 return TRADES(trade_off=loss.trade_off, **shared)
@@ -151,7 +161,13 @@ class Job:
         """The attack on training images in an epoch, counted from 0; its objective is the loss's affair."""
         attack = self.recipe.attack
         tau = attack.tau_at(epoch, self.recipe.schedule.epochs)
-        return PGD(eps=attack.eps, step=attack.step, steps=attack.steps, random_start=attack.start, early_stop=tau)
+        return PGD(
+            eps=attack.eps,
+            step=attack.step,
+            steps=attack.steps,
+            random_start=attack.start,
+            early_stop=tau,
+        )
 
     @property
     def validation_attack(self) -> PGD:
@@ -163,7 +179,11 @@ class Job:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What must be the same for an interrupted run to go on."""
-        data = {"name": self.data.name, "train": self.train.fingerprint(), "val": self.val.fingerprint()}
+        data = {
+            "name": self.data.name,
+            "train": self.train.fingerprint(),
+            "val": self.val.fingerprint(),
+        }
         return {"recipe": self.recipe.values(), "data": data, "seed": self.seed}
 
     def checkpoint(self, state: dict[str, Tensor], history: list[dict[str, Any]]) -> Checkpoint:
@@ -176,7 +196,12 @@ class Job:
             image=(self.data.channels, *self.data.image_size),
             class_names=self.data.classes,
             method=self.recipe.method,
-            meta={"settings": self.settings, "metrics": best, "history": history, "versions": versions()},
+            meta={
+                "settings": self.settings,
+                "metrics": best,
+                "history": history,
+                "versions": versions(),
+            },
         )
 
     @property
@@ -208,16 +233,20 @@ def _matching(patterns: Sequence[str], network: nn.Module) -> list[str]:
                 found |= set(matches)
                 break
         else:
-            raise UserError(f"No layer of the network is called {pattern!r}.{suggest(pattern, known)}")
+            raise UserError(
+                f"No layer of the network is called {pattern!r}.{suggest(pattern, known)}"
+            )
     return [name for name in known if name in found]
 
 
-def _moments(images: Part) -> tuple[Tensor, Tensor]:
+def _moments(images: Split) -> tuple[Tensor, Tensor]:
     """Compute the mean and the standard deviation of each input channel, of a sample if there are very many images."""
-    chosen = stratified(images.labels, _PIXELS_OF) if len(images) > _PIXELS_OF else None
+    chosen = sample_stratified(images.labels, _PIXELS_OF) if len(images) > _PIXELS_OF else None
     sums, pixels = [], 0
     for x, _ in images.batches(256, indices=chosen):
         sums.append(torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]))
         pixels += x.numel() // x.shape[1]
     mean, square = torch.stack(sums).double().sum(0) / pixels
-    return mean, (square - mean.square()).clamp_min(1e-4).sqrt()  # a channel that never changes stays finite
+    return mean, (square - mean.square()).clamp_min(
+        1e-4
+    ).sqrt()  # a channel that never changes stays finite

@@ -39,7 +39,9 @@ def logging(
         writers = []
         for name in dict.fromkeys(names) if distributed.is_first() else ():
             folder = out.with_name(f"{out.name}.{name}")
-            writers.append(stack.enter_context(_refusing(name, folder, LOGS[name], settings, history)))
+            writers.append(
+                stack.enter_context(_refusing(name, folder, LOGS[name], settings, history))
+            )
 
         def write(row: Row) -> None:
             for writer in writers:
@@ -77,17 +79,23 @@ def _refusing(
 
             yield checked
     except ImportError as error:
-        raise UserError(f"{name} is damaged ({error}): pip install --force-reinstall {name}.") from error
+        raise UserError(
+            f"{name} is damaged ({error}): pip install --force-reinstall {name}."
+        ) from error
     except OSError as error:
         raise _cannot_write(folder, error) from error
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:
-    return UserError(f"Cannot write the log {folder}: {error.strerror or error}. Free space, or go on without it.")
+    return UserError(
+        f"Cannot write the log {folder}: {error.strerror or error}. Free space, or go on without it."
+    )
 
 
 @contextmanager
-def _tensorboard(folder: Path, settings: dict[str, Any], history: Sequence[Row]) -> Iterator[Callable[[Row], None]]:
+def _tensorboard(
+    folder: Path, settings: dict[str, Any], history: Sequence[Row]
+) -> Iterator[Callable[[Row], None]]:
     """Write scalars; of an interrupted run the last row again, lest the kill came before it was written.
 
     Torch's SummaryWriter would write in a thread of its own, whose errors nobody gets.
@@ -123,18 +131,33 @@ def _tensorboard(folder: Path, settings: dict[str, Any], history: Sequence[Row])
 
 def _next(folder: Path) -> float:
     """Give the time, for a file's name; later than those of the files there, which TensorBoard reads in their order."""
-    earlier = [float(".".join(name.rsplit(".", 2)[1:])) for name in map(str, folder.glob("events.out.tfevents.*.*"))]
+    earlier = [
+        float(".".join(name.rsplit(".", 2)[1:]))
+        for name in map(str, folder.glob("events.out.tfevents.*.*"))
+    ]
     return max([time(), *(moment + 1 for moment in earlier)])
 
 
 @contextmanager
-def _wandb(folder: Path, settings: dict[str, Any], history: Sequence[Row]) -> Iterator[Callable[[Row], None]]:
+def _wandb(
+    folder: Path, settings: dict[str, Any], history: Sequence[Row]
+) -> Iterator[Callable[[Row], None]]:
     """Write an offline run; an interrupted one goes on in a second folder, of the same id and with all of its rows."""
     folder.mkdir(parents=True, exist_ok=True)
     _check_room(folder)
     with _confined_wandb(folder) as wandb:
-        unasked = ("disable_git", "x_disable_meta", "x_disable_stats", "x_disable_machine_info")  # of the machine
-        quiet: dict[str, Any] = {"console": "off", "silent": True, "symlink": False, "x_save_requirements": False}
+        unasked = (
+            "disable_git",
+            "x_disable_meta",
+            "x_disable_stats",
+            "x_disable_machine_info",
+        )  # of the machine
+        quiet: dict[str, Any] = {
+            "console": "off",
+            "silent": True,
+            "symlink": False,
+            "x_save_requirements": False,
+        }
         run = wandb.init(
             project="channelscope",
             name=folder.stem,
@@ -147,7 +170,9 @@ def _wandb(folder: Path, settings: dict[str, Any], history: Sequence[Row]) -> It
         )
 
         def write(row: Row) -> None:
-            run.log({name: value for name, value in row.items() if name != "best"}, step=row["epoch"])
+            run.log(
+                {name: value for name, value in row.items() if name != "best"}, step=row["epoch"]
+            )
 
         with run:
             for row in history:
@@ -161,7 +186,9 @@ def _confined_wandb(folder: Path) -> Iterator[Any]:
 
     These are settings of its background process, which only the environment reaches.
     """
-    own = dict.fromkeys(("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"), str(folder / "cache"))
+    own = dict.fromkeys(
+        ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"), str(folder / "cache")
+    )
     own["WANDB_ERROR_REPORTING"] = "false"
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)

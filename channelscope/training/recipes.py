@@ -41,9 +41,15 @@ SETTINGS = (
     "fashion-mnist-resnet10",
 )
 _L2_EPS = 0.5  # usual for CIFAR-10; a recipe's radius is of the L-inf norm
-SUITED = {"digits": SETTINGS[0], "svhn": SETTINGS[4], "fashion-mnist": SETTINGS[5]}  # by data; others: CIFAR-10's
+SUITED = {
+    "digits": SETTINGS[0],
+    "svhn": SETTINGS[4],
+    "fashion-mnist": SETTINGS[5],
+}  # by data; others: CIFAR-10's
 _QUICK = (SETTINGS[0], SETTINGS[2])  # are fast as they are
-_IMPOSSIBLE = {("fashion-mnist-resnet10", "eas")}  # its place is the block before the last, and there is but one
+_IMPOSSIBLE = {
+    ("fashion-mnist-resnet10", "eas")
+}  # its place is the block before the last, and there is but one
 
 Values = dict[str, Any]
 
@@ -86,15 +92,25 @@ class Recipe:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
         """Make a recipe of plain values, by section; UserError for what is missing, unknown or out of range."""
-        sections = {item.name: item.type for item in dataclasses.fields(cls) if item.name != "method"}
+        sections = {
+            item.name: item.type for item in dataclasses.fields(cls) if item.name != "method"
+        }
         if unknown := values.keys() - sections.keys() - {"method"}:
-            raise UserError(f"A recipe has no section {min(unknown)!r}.{suggest(min(unknown), sections)}")
+            raise UserError(
+                f"A recipe has no section {min(unknown)!r}.{suggest(min(unknown), sections)}"
+            )
         if missing := sections.keys() - values.keys() - {"gates", "averaging", "engine"}:
-            raise UserError(f"The recipe lacks the section [{min(missing)}]: add it, or extend a recipe that has it.")
+            raise UserError(
+                f"The recipe lacks the section [{min(missing)}]: add it, or extend a recipe that has it."
+            )
         method = values.get("method")
         if method not in (None, *METHODS):
-            raise UserError(f"A recipe's method is one of {', '.join(METHODS)}, not {shown(method)}: or leave it out.")
-        made = {name: kind.of(name, values[name]) for name, kind in sections.items() if name in values}  # type: ignore[union-attr]
+            raise UserError(
+                f"A recipe's method is one of {', '.join(METHODS)}, not {shown(method)}: or leave it out."
+            )
+        made = {
+            name: kind.of(name, values[name]) for name, kind in sections.items() if name in values
+        }  # type: ignore[union-attr]
         return cls(method=method, **made)
 
     def values(self) -> Values:
@@ -111,7 +127,9 @@ class Recipe:
             UserError: for an unknown or ambiguous name, or a value that does not do.
         """
         values, paths = self.values(), dict(_paths(self.values()))
-        changed = {_path(name, paths): value for name, value in changes.items() if value is not None}
+        changed = {
+            _path(name, paths): value for name, value in changes.items() if value is not None
+        }
         for (*sections, last), value in changed.items():
             table = values
             for section in sections:
@@ -163,7 +181,9 @@ def parse_value(text: str) -> Any:
 
 
 def _shipped(name: str) -> str:
-    return resources.files("channelscope").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")
+    return (
+        resources.files("channelscope").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")
+    )
 
 
 def _named(name: str) -> Values:
@@ -189,7 +209,9 @@ def _read(file: Path) -> Values:
     extends = values.pop("extends", [])
     for name in extends if isinstance(extends, list) else [extends]:
         if not isinstance(name, str) or name.endswith(".toml"):
-            raise UserError(f"A recipe extends recipes that ship with the package, and {shown(name)} is none.")
+            raise UserError(
+                f"A recipe extends recipes that ship with the package, and {shown(name)} is none."
+            )
         base = _over(base, _named(name))
     return _over(base, values)
 
@@ -223,7 +245,9 @@ def _plain(value: Any) -> Any:
 def _paths(values: Values, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """List the settings by path; those that may be left out, and are, have a path too."""
     for section in dataclasses.fields(Recipe) if not above else ():
-        for item in dataclasses.fields(section.type) if dataclasses.is_dataclass(section.type) else ():
+        for item in (
+            dataclasses.fields(section.type) if dataclasses.is_dataclass(section.type) else ()
+        ):
             yield (section.name, item.name), None
     for key, value in values.items():
         if isinstance(value, dict):
@@ -242,9 +266,17 @@ def _path(name: str, paths: Mapping[tuple[str, ...], Any]) -> tuple[str, ...]:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"{name!r} may be {' or '.join('.'.join(path) for path in found)}: write it in full.")
-    known = ["_".join(path) for path in paths] + [".".join(path) for path in paths] + [path[-1] for path in paths]
-    raise UserError(f"A recipe has no setting {name!r}.{suggest(name, known)} 'channelscope recipes NAME' lists them.")
+        raise UserError(
+            f"{name!r} may be {' or '.join('.'.join(path) for path in found)}: write it in full."
+        )
+    known = (
+        ["_".join(path) for path in paths]
+        + [".".join(path) for path in paths]
+        + [path[-1] for path in paths]
+    )
+    raise UserError(
+        f"A recipe has no setting {name!r}.{suggest(name, known)} 'channelscope recipes NAME' lists them."
+    )
 
 
 def default_eps(data_name: str, norm: str = "inf") -> float:
@@ -278,7 +310,9 @@ def _toml_value(value: Any) -> str:
         case bool():
             return str(value).lower()
         case str():
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # all that TOML has spelt
+            return json.dumps(value, ensure_ascii=False).replace(
+                "\x7f", "\\u007f"
+            )  # all that TOML has spelt
         case list():
             return f"[{', '.join(map(_toml_value, value))}]"
         case _:

@@ -42,8 +42,14 @@ class _Section:
         if not isinstance(values, dict):
             raise UserError(f"A recipe's {name} is a section of settings, not {shown(values)}.")
         if unknown := values.keys() - known.keys():
-            raise UserError(f"A recipe has no setting {name}.{min(unknown)}.{suggest(min(unknown), known)}")
-        needed = {key for key, item in known.items() if item.default is item.default_factory is dataclasses.MISSING}
+            raise UserError(
+                f"A recipe has no setting {name}.{min(unknown)}.{suggest(min(unknown), known)}"
+            )
+        needed = {
+            key
+            for key, item in known.items()
+            if item.default is item.default_factory is dataclasses.MISSING
+        }
         if missing := needed - values.keys():
             raise UserError(f"The recipe does not say {name}.{min(missing)}: add it.")
         read = {}
@@ -73,15 +79,21 @@ def _read_number(name: str, value: Any, takes: _Number) -> float:
             raise ValueError
         number = _quotient(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-        raise UserError(f"A recipe's {name} is a number such as 0.1 or 8/255, not {shown(value)}.") from error
+        raise UserError(
+            f"A recipe's {name} is a number such as 0.1 or 8/255, not {shown(value)}."
+        ) from error
     if not takes[0] <= number <= takes[1]:
-        raise UserError(f"A recipe's {name} lies between {takes[0]:g} and {takes[1]:g}, not at {number:g}.")
+        raise UserError(
+            f"A recipe's {name} lies between {takes[0]:g} and {takes[1]:g}, not at {number:g}."
+        )
     return number
 
 
 def _read_whole(name: str, value: Any, takes: _Number) -> int:
     if type(value) is not int or not takes[0] <= value <= takes[1]:
-        raise UserError(f"A recipe's {name} is a whole number from {takes[0]} to {takes[1]:,.0f}, not {shown(value)}.")
+        raise UserError(
+            f"A recipe's {name} is a whole number from {takes[0]} to {takes[1]:,.0f}, not {shown(value)}."
+        )
     return value
 
 
@@ -110,8 +122,12 @@ def _read_start(name: str, value: Any, takes: _Number) -> float | bool:
 
 
 def _read_options(name: str, value: Any, _takes: object) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(item, bool | int | float | str) for item in value.values()):
-        raise UserError(f"A recipe's {name} are numbers, words, true or false by name, not {shown(value)}.")
+    if not isinstance(value, dict) or not all(
+        isinstance(item, bool | int | float | str) for item in value.values()
+    ):
+        raise UserError(
+            f"A recipe's {name} are numbers, words, true or false by name, not {shown(value)}."
+        )
     return dict(value)
 
 
@@ -203,7 +219,11 @@ class Attack(_Section):
 
     def tau_at(self, epoch: int, epochs: int) -> int | None:
         """Give FAT's tau in an epoch, counted from 0; None without early stopping."""
-        return self.tau[sum(epoch >= round(share * epochs) for share in self.tau_milestones)] if self.tau else None
+        return (
+            self.tau[sum(epoch >= round(share * epochs) for share in self.tau_milestones)]
+            if self.tau
+            else None
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +260,9 @@ class Gates(_Section):
     probes: tuple[str, ...] = _listed(_word("linear", "two-layer"), default=())
     beta: float = _number(0, 1e6, default=2.0)
     scaled: bool = _flag(default=True)
-    options: dict[str, Any] = field(default_factory=dict, metadata={"reads": _read_options, "takes": ()})
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"reads": _read_options, "takes": ()}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from channelscope import distributed
-from channelscope.data import Part, Split
+from channelscope.data import MemorySplit, Split
 from channelscope.errors import UserError
-from channelscope.files import replacing
+from channelscope.files import atomic_write
 from channelscope.objectives import TrainingLoss
 from channelscope.reading import regular
 from channelscope.training.job import Job
@@ -56,8 +56,8 @@ class State:
     optimizer: torch.optim.SGD
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
-    train: Part
-    val: Part
+    train: Split
+    val: Split
     device: str
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -67,8 +67,10 @@ class State:
         """Begin a run, unless there is something at its end or on its way already."""
         for path in (job.out, job.partial, job.log):
             if path.exists():
-                raise UserError(f"{path} exists: choose another --out, go on with --resume, or delete it first.")
-        distributed.wait()  # all have looked before one writes
+                raise UserError(
+                    f"{path} exists: choose another --out, go on with --resume, or delete it first."
+                )
+        distributed.barrier()  # all have looked before one writes
         return cls._new(job, device)
 
     @classmethod
@@ -82,16 +84,20 @@ class State:
         try:
             regular(job.partial, within=job.partial.parent)
         except (OSError, ValueError) as error:
-            raise UserError(f"{job.partial} is not ours ({error}): delete it and train again.") from error
+            raise UserError(
+                f"{job.partial} is not ours ({error}): delete it and train again."
+            ) from error
         kept = load_tensors(job.partial)
         known = kept.get("meta") if isinstance(kept, dict) else None
-        _check_settings(job, known.get("settings") if isinstance(known, dict) else None, job.partial)
+        _check_settings(
+            job, known.get("settings") if isinstance(known, dict) else None, job.partial
+        )
         state = cls._new(job, device)
         try:
             state._load(job, kept)
         except Exception as error:
             raise UserError(f"{job.partial} is damaged: delete it and train again.") from error
-        distributed.wait()
+        distributed.barrier()
         return state
 
     def _load(self, job: Job, kept: dict[str, Any]) -> None:
@@ -110,14 +116,20 @@ class State:
 
     @classmethod
     def _new(cls, job: Job, device: str) -> Self:
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global generator alone: it is put back
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torch's layers draw from the global generator alone: it is put back
             torch.default_generator.manual_seed(job.seed)
             network = build(job.architecture, job.gates)
         dtype = torch.float64 if job.recipe.engine.precision == "fp64" else torch.float32
-        layout = torch.channels_last if torch.device(device).type == "cuda" else torch.preserve_format
-        network = distributed.synchronised(network.to(device, dtype).to(memory_format=layout))
+        layout = (
+            torch.channels_last if torch.device(device).type == "cuda" else torch.preserve_format
+        )
+        network = distributed.synchronise_batchnorm(
+            network.to(device, dtype).to(memory_format=layout)
+        )
         minimised: nn.Module = Minimised(network, job.loss)
-        if distributed.size() > 1:
+        if distributed.world_size() > 1:
             minimised = DistributedDataParallel(minimised)
         recipe, half = job.recipe.optimizer, job.recipe.engine.precision == "fp16"
         optimizer = torch.optim.SGD(
@@ -134,22 +146,37 @@ class State:
 
     def average_begins(self, job: Job, epoch: float) -> bool:
         """Tell whether the weights are averaged at a moment, in epochs from 0."""
-        return self.average is not None and epoch >= job.recipe.averaging.start * job.recipe.schedule.epochs
+        return (
+            self.average is not None
+            and epoch >= job.recipe.averaging.start * job.recipe.schedule.epochs
+        )
 
     @property
     def chosen(self) -> nn.Module:
         """The network that is validated and kept: the average, once it has begun."""
-        return self.average.module if self.average is not None and int(self.average.n_averaged) else self.network
+        return (
+            self.average.module
+            if self.average is not None and int(self.average.n_averaged)
+            else self.network
+        )
 
     def record(self, job: Job, row: dict[str, Any]) -> None:
         """Add an epoch's row and keep the weights if it is the best so far."""
         if not is_finite(self.network.state_dict()) or not is_finite(self.chosen.state_dict()):
-            raise Diverged(f"The weights are no longer numbers after epoch {row['epoch']}: {self.advice(job)}")
+            raise Diverged(
+                f"The weights are no longer numbers after epoch {row['epoch']}: {self.advice(job)}"
+            )
         self.history.append(row)
-        scores = [(row["val_robust"] if job.adversarial else 0, row["val_natural"]) for row in self.history]
+        scores = [
+            (row["val_robust"] if job.adversarial else 0, row["val_natural"])
+            for row in self.history
+        ]
         best = scores.index(max(scores))  # the first of equals
         if best == len(scores) - 1:
-            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.chosen.state_dict().items()}
+            self.best = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in self.chosen.state_dict().items()
+            }
         for epoch, earlier in enumerate(self.history):
             earlier["best"] = epoch == best
 
@@ -177,13 +204,15 @@ class State:
             "average": None if self.average is None else self.average.state_dict(),
         }
         save_tensors(content, job.partial)
-        with replacing(job.log) as temporary:
-            pd.DataFrame(self.history, columns=log_columns(job.gates)).to_csv(temporary, index=False)
+        with atomic_write(job.log) as temporary:
+            pd.DataFrame(self.history, columns=log_columns(job.gates)).to_csv(
+                temporary, index=False
+            )
 
 
-def _resident(part: Part, device: str) -> Part:
+def _resident(part: Split, device: str) -> Split:
     """Put images on the device, unless they would take more than half of what is free of a GPU's memory."""
-    if torch.device(device).type == "cuda" and isinstance(part, Split):
+    if torch.device(device).type == "cuda" and isinstance(part, MemorySplit):
         free, _ = torch.cuda.mem_get_info(device)
         if part.images.nbytes > free / 2:
             return part
@@ -201,7 +230,11 @@ def _average(job: Job, network: nn.Module) -> AveragedModel | None:
 def _check_settings(job: Job, kept: Any, path: Any) -> None:
     if kept == job.settings:
         return
-    different = [key for key in job.settings if not isinstance(kept, dict) or kept.get(key) != job.settings[key]]
+    different = [
+        key
+        for key in job.settings
+        if not isinstance(kept, dict) or kept.get(key) != job.settings[key]
+    ]
     raise UserError(
         f"{path} comes from a run of other settings ({', '.join(different)}): repeat those, or choose another --out."
     )

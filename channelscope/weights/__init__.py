@@ -29,8 +29,23 @@ METHOD_NAMES = (
     *("standard", "at", "trades", "mart", "fat", "cifs", "cas", "fsr", "eas", "kap"),
     *("standard-cifs", "trades-cifs", "mart-cifs", "fat-cifs", "trades-cas", "mart-cas", "fat-cas"),
 )
-LOG = ("epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best")  # columns of a training log
-GATE_LOG = ("probe_natural", "probe_robust", "mask_natural", "mask_adversarial", "mask_cosine")  # and of each CIFS gate
+LOG = (
+    "epoch",
+    "loss",
+    "accuracy",
+    "lr",
+    "val_natural",
+    "val_robust",
+    "seconds",
+    "best",
+)  # columns of a training log
+GATE_LOG = (
+    "probe_natural",
+    "probe_robust",
+    "mask_natural",
+    "mask_adversarial",
+    "mask_cosine",
+)  # and of each CIFS gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +69,9 @@ class Gate:
 
     def __post_init__(self) -> None:
         if type(self.channels) is not int or not 1 <= self.channels <= 2**20:
-            raise UserError(f"A gated layer has between 1 and {2**20:,} channels, not {short(self.channels)}.")
+            raise UserError(
+                f"A gated layer has between 1 and {2**20:,} channels, not {short(self.channels)}."
+            )
         if self.kind not in KINDS:
             raise UserError(f"There is no gate {short(self.kind)}: choose from {', '.join(KINDS)}.")
         for name, value in self.options.items():
@@ -62,9 +79,13 @@ class Gate:
 
     def _check_option(self, name: str, value: Any) -> None:
         parameters = signature(KINDS[self.kind]).parameters.values()
-        known = {item.name: item.annotation for item in parameters if item.kind is item.KEYWORD_ONLY}
+        known = {
+            item.name: item.annotation for item in parameters if item.kind is item.KEYWORD_ONLY
+        }
         if name not in known:
-            raise UserError(f"A gate of kind {self.kind} has no option {short(name)}: choose from {', '.join(known)}.")
+            raise UserError(
+                f"A gate of kind {self.kind} has no option {short(name)}: choose from {', '.join(known)}."
+            )
         wanted = known[name]
         if get_origin(wanted) is Literal:
             fits, form = value in get_args(wanted), f"one of {', '.join(get_args(wanted))}"
@@ -72,7 +93,9 @@ class Gate:
             fits = type(value) in ((int, float) if wanted is float else (wanted,))
             form = {bool: "true or false", int: "a whole number", float: "a number"}[wanted]
         if not fits:
-            raise UserError(f"The option {name} of a gate of kind {self.kind} is {form}, not {short(value)}.")
+            raise UserError(
+                f"The option {name} of a gate of kind {self.kind} is {form}, not {short(value)}."
+            )
 
     def build(self, classes: int) -> nn.Module:
         """Make the gate with fresh weights.
@@ -107,7 +130,9 @@ class Checkpoint:
 
     def build(self) -> nn.Module:
         """Make the network, in eval mode, with the checkpoint's weights: a ``Selective`` if it has gates."""
-        with torch.device("meta"):  # no memory, no random numbers: every tensor comes from the state
+        with torch.device(
+            "meta"
+        ):  # no memory, no random numbers: every tensor comes from the state
             network = build(self.architecture, self.gates)
         network.load_state_dict(dict(self.state), assign=True)
         return network.eval()
@@ -117,7 +142,9 @@ class Checkpoint:
 
         BatchNorm's variances behind a mask, which shrinks what it lets through, would vanish in half precision.
         """
-        return dataclasses.replace(self, state={name: _halved(tensor) for name, tensor in self.state.items()})
+        return dataclasses.replace(
+            self, state={name: _halved(tensor) for name, tensor in self.state.items()}
+        )
 
     def save(self, path: Path | str) -> None:
         """Write the checkpoint, whole or not at all.
@@ -155,17 +182,29 @@ class Checkpoint:
             )
         written = content.pop("channelscope")
         if type(written) is not int or written != FORMAT:
-            raise UserError(f"{path} was written by another version of channelscope: train or convert it again.")
+            raise UserError(
+                f"{path} was written by another version of channelscope: train or convert it again."
+            )
         content.pop("progress", None)  # of a training run that is not complete
         try:
             with torch.device("meta"), warnings.catch_warnings(action="ignore"):
                 checkpoint = cls._parse(content)
-                build(checkpoint.architecture, checkpoint.gates).load_state_dict(dict(checkpoint.state), assign=True)
+                build(checkpoint.architecture, checkpoint.gates).load_state_dict(
+                    dict(checkpoint.state), assign=True
+                )
         except Exception as error:
-            reason = str(error).splitlines()[0] if isinstance(error, UserError) else "its parts do not fit together"
-            raise UserError(f"{path} is damaged ({reason}): get it again or train it again.") from error
+            reason = (
+                str(error).splitlines()[0]
+                if isinstance(error, UserError)
+                else "its parts do not fit together"
+            )
+            raise UserError(
+                f"{path} is damaged ({reason}): get it again or train it again."
+            ) from error
         if not is_finite(checkpoint.state):
-            raise UserError(f"{path} holds weights that are not finite numbers: train the network again.")
+            raise UserError(
+                f"{path} holds weights that are not finite numbers: train the network again."
+            )
         return checkpoint
 
     @classmethod
@@ -181,7 +220,10 @@ class Checkpoint:
             and len(image) == 3
             and all(type(size) is int and 1 <= size <= 4096 for size in image)
             and image[0] == len(architecture.mean)
-            and (names is None or (isinstance(names, list | tuple) and len(names) == architecture.classes))
+            and (
+                names is None
+                or (isinstance(names, list | tuple) and len(names) == architecture.classes)
+            )
             and all(isinstance(name, str) and name.isprintable() for name in names or ())
             and content["method"] in (None, *METHOD_NAMES)
             and isinstance(meta, dict)
@@ -189,7 +231,12 @@ class Checkpoint:
         if not fits:
             raise ValueError("mismatched parts")
         _check_meta(meta, gates)
-        values = {"architecture": architecture, "gates": gates, "image": image, "class_names": names and tuple(names)}
+        values = {
+            "architecture": architecture,
+            "gates": gates,
+            "image": image,
+            "class_names": names and tuple(names),
+        }
         state = {name: _widened(tensor) for name, tensor in content["state"].items()}
         return cls(**content | values | {"state": state})
 
@@ -224,12 +271,17 @@ def log_columns(gates: tuple[Gate, ...]) -> list[str]:
     natural and robust accuracy, the share of the mask that is in effect (``mask_share``) on natural and on adversarial
     images, and the cosine between the two masks of an image.
     """
-    return [*LOG, *(f"{gate.layer}.{name}" for gate in gates if gate.kind == "cifs" for name in GATE_LOG)]
+    return [
+        *LOG,
+        *(f"{gate.layer}.{name}" for gate in gates if gate.kind == "cifs" for name in GATE_LOG),
+    ]
 
 
 def check_history(history: Any, gates: tuple[Gate, ...]) -> list[dict[str, Any]]:
     """Check that a training log is a list of rows with the columns of such gates; raises anything where it is not."""
-    if not isinstance(history, list) or not all(row.keys() == set(log_columns(gates)) for row in history):
+    if not isinstance(history, list) or not all(
+        row.keys() == set(log_columns(gates)) for row in history
+    ):
         raise ValueError("not a training log")
     return history
 
@@ -260,4 +312,8 @@ def load(path: Path | str) -> nn.Module:
 
 def versions() -> dict[str, str]:
     """Name the versions that results depend on."""
-    return {"channelscope": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    return {
+        "channelscope": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }

@@ -39,7 +39,9 @@ def from_cifs_release(path: Path | str, *, method: str | None = None) -> Checkpo
         UserError: one sentence for a file that is missing, damaged or not of that release.
     """
     state = _state_of(load_tensors(Path(path)), path)
-    foreign = UserError(f"{path} is not a ResNet of the CIFS release: its tensors do not fit. Check --from.")
+    foreign = UserError(
+        f"{path} is not a ResNet of the CIFS release: its tensors do not fit. Check --from."
+    )
     try:
         architecture = _architecture(state)
         parts = {key: found for key in state if (found := _gate_part(key))}
@@ -70,8 +72,12 @@ CONVERTERS: dict[str, Callable[..., Checkpoint]] = {"cifs-release": from_cifs_re
 def _state_of(content: object, path: Path | str) -> dict[str, Tensor]:
     """Take the state out of the file's content, without the prefix that DataParallel adds to every key."""
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f"{path} holds no state of a network: a dict of tensors, or one under 'state_dict'.")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(tensor, Tensor) for tensor in state.values()
+    ):
+        raise UserError(
+            f"{path} holds no state of a network: a dict of tensors, or one under 'state_dict'."
+        )
     return {str(key).removeprefix("module."): tensor for key, tensor in state.items()}
 
 
@@ -79,14 +85,19 @@ def _architecture(state: Mapping[str, Tensor]) -> Architecture:
     """Read depth, width, classes and input channels off the tensors."""
     bottleneck = "layer1.0.conv3.weight" in state
     blocks = tuple(
-        1 + max(int(key.split(".")[1]) for key in state if key.startswith(f"layer{stage}.")) for stage in (1, 2, 3, 4)
+        1 + max(int(key.split(".")[1]) for key in state if key.startswith(f"layer{stage}."))
+        for stage in (1, 2, 3, 4)
     )
     arch = next(
-        name for name, (block, known) in RESNETS.items() if known == blocks and (block.expansion == 4) == bottleneck
+        name
+        for name, (block, known) in RESNETS.items()
+        if known == blocks and (block.expansion == 4) == bottleneck
     )
     width, channels = state["conv1.weight"].shape[:2]
     classes = state["linear.weight"].shape[0]
-    return Architecture(arch=arch, width=width, classes=classes, mean=(0.0,) * channels, std=(1.0,) * channels)
+    return Architecture(
+        arch=arch, width=width, classes=classes, mean=(0.0,) * channels, std=(1.0,) * channels
+    )
 
 
 def _gate_part(key: str) -> tuple[str, str, str] | None:
@@ -111,12 +122,17 @@ def _gates(parts: Mapping[tuple[str, str, str], Tensor]) -> tuple[Gate, ...]:
 
 
 def _rename(
-    state: Mapping[str, Tensor], parts: Mapping[str, tuple[str, str, str]], architecture: Architecture
+    state: Mapping[str, Tensor],
+    parts: Mapping[str, tuple[str, str, str]],
+    architecture: Architecture,
 ) -> dict[str, Tensor]:
     """Give every tensor its name in our network; the release's lacks the normalisation."""
     prefix = "cnn." if parts else ""
     identity = Normalise(architecture.mean, architecture.std).state_dict()
-    ours = {f"{prefix}normalise.{name}": tensor.to(state["conv1.weight"]) for name, tensor in identity.items()}
+    ours = {
+        f"{prefix}normalise.{name}": tensor.to(state["conv1.weight"])
+        for name, tensor in identity.items()
+    }
     for key, tensor in state.items():
         if key in parts:
             layer, part, parameter = parts[key]

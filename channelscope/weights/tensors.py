@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from channelscope.errors import UserError
-from channelscope.files import replacing
+from channelscope.files import atomic_write
 from channelscope.reading import DEEPEST, Binary, check_archive
 
 # What a network's file calls: tensors, their storages and types, and the dict that torch's states are.
@@ -25,17 +25,21 @@ _NEEDED = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor(_v2|_v3)?|parameter)|torch Size|"
     r"torch (storage\.)?([A-Z][A-Za-z0-9]*Storage|b?float\w*|u?int\w*|bool|half|double|long)"
 )
-_MOST_OPERATIONS = 1_000_000  # of a pickle, and values written out: 100,000 classes' names take a fifth
+_MOST_OPERATIONS = (
+    1_000_000  # of a pickle, and values written out: 100,000 classes' names take a fifth
+)
 _LONGEST_TEXT = 2**20  # bytes of a single value in a pickle: tensors' are not in it
 _FOLDER = 0x10  # the attribute by which torch, unlike Python, tells a member of an archive that is a folder
-_SHARED = 4  # times a file's size its tensors may have together: a state holds some of its weights twice
+_SHARED = (
+    4  # times a file's size its tensors may have together: a state holds some of its weights twice
+)
 
 
 def save_tensors(content: dict[str, Any], path: Path) -> None:
     """Write plain values and tensors to a ``.pt`` file, whole or not at all."""
     buffer = io.BytesIO()  # torch would report a full disk in words of its own
     torch.save(content, buffer)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
@@ -55,7 +59,9 @@ def load_tensors(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's, of files that are refused in a moment
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # torch's, of files that are refused in a moment
             _check_file(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
             _check_content(content, path.stat().st_size)
@@ -73,7 +79,9 @@ def _check_file(path: Path) -> None:
     file needs are refused here, and so are members that are packed, as torch packs none.
     """
     if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:  # written before torch 1.6: four values and the storages' names, then their bytes
+        with (
+            path.open("rb") as file
+        ):  # written before torch 1.6: four values and the storages' names, then their bytes
             for _ in range(5):
                 _check_pickle(_Bounded(file))
         return
@@ -115,7 +123,16 @@ def _check_pickle(file: _Bounded) -> None:
     for number, (code, argument, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]  # it is read only
         if number > _MOST_OPERATIONS:
             raise ValueError("a pickle without end")
-        if code.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
+        if code.name in (
+            "STACK_GLOBAL",
+            "INST",
+            "OBJ",
+            "NEWOBJ",
+            "NEWOBJ_EX",
+            "EXT1",
+            "EXT2",
+            "EXT4",
+        ):
             raise ValueError("objects")
         if code.name == "GLOBAL" and not _NEEDED.fullmatch(str(argument)):
             raise ValueError(f"a call of {argument}")
@@ -139,7 +156,9 @@ def _check_content(content: Any, size: int) -> None:
                 below += value
             else:
                 _check_value(value)
-            if (values := values + 1) + len(below) > _MOST_OPERATIONS or bytes_held > _SHARED * size:
+            if (values := values + 1) + len(
+                below
+            ) > _MOST_OPERATIONS or bytes_held > _SHARED * size:
                 raise ValueError("more than the file can hold")
         if not (inside := below):
             return
@@ -148,7 +167,9 @@ def _check_content(content: Any, size: int) -> None:
 
 def _size(tensor: Tensor) -> int:
     """Give a tensor's bytes; raises ValueError for one that is not made of numbers one beside the other in memory."""
-    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    plain = (
+        tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    )
     if not plain or tensor.is_nested or tensor.is_complex():
         raise ValueError("a tensor of a rare kind")
     size = tensor.numel() * tensor.element_size()

@@ -25,9 +25,15 @@ FEW = 3  # kills a command, where all tests are run
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
-    group.addoption("--kills", type=int, default=FEW, help="how many kills a command (default: %(default)s)")
-    group.addoption("--fault-seed", type=int, default=2102, help="of what chance decides (default: %(default)s)")
-    group.addoption("--fault-record", metavar="FILE", help="write what was tried, if all of it was survived")
+    group.addoption(
+        "--kills", type=int, default=FEW, help="how many kills a command (default: %(default)s)"
+    )
+    group.addoption(
+        "--fault-seed", type=int, default=2102, help="of what chance decides (default: %(default)s)"
+    )
+    group.addoption(
+        "--fault-record", metavar="FILE", help="write what was tried, if all of it was survived"
+    )
 
 
 @dataclass
@@ -41,8 +47,15 @@ class Record:
 
     def lines(self) -> list[str]:
         """Lay the record out as a table."""
-        rows = [(fault, command, str(n)) for fault, by in self.counts.items() for command, n in by.items()]
-        widths = [max(map(len, column)) for column in zip(*[("fault", "command", "survived"), *rows], strict=True)]
+        rows = [
+            (fault, command, str(n))
+            for fault, by in self.counts.items()
+            for command, n in by.items()
+        ]
+        widths = [
+            max(map(len, column))
+            for column in zip(*[("fault", "command", "survived"), *rows], strict=True)
+        ]
         total = ("all", "", str(sum(int(n) for *_, n in rows)))
         return [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -77,10 +90,16 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     for line in RECORD.lines():
         terminalreporter.write_line(line)
     file, stats = config.getoption("fault_record"), terminalreporter.stats
-    if file and exitstatus == 0 and not any(stats.get(kind) for kind in ("failed", "error", "deselected")):
+    if (
+        file
+        and exitstatus == 0
+        and not any(stats.get(kind) for kind in ("failed", "error", "deselected"))
+    ):
         skipped = sorted({str(report.longrepr[2]) for report in stats.get("skipped", ())})
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(json.dumps(_described(config) | {"skipped": skipped}, indent=1) + "\n", "utf-8")
+        Path(file).write_text(
+            json.dumps(_described(config) | {"skipped": skipped}, indent=1) + "\n", "utf-8"
+        )
         terminalreporter.write_line(f"written to {file}")
 
 
@@ -98,7 +117,11 @@ def _described(config: pytest.Config) -> dict[str, Any]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in info.read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.machine()
 
 

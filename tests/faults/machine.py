@@ -37,16 +37,26 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.folder, self.runs = folder, 0
         path = os.pathsep.join([str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         command = [sys.executable, "-m", "faults.server"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
 
     def close(self) -> None:
         """End the process."""
         self.process.communicate(timeout=60)
 
     def start(
-        self, words: Sequence[str], cwd: Path, *troubles: Sequence[Any], environment: dict[str, str] | None = None
+        self,
+        words: Sequence[str],
+        cwd: Path,
+        *troubles: Sequence[Any],
+        environment: dict[str, str] | None = None,
     ) -> "Run":
         """Start a command in a folder, with troubles: the name of a function in ``troubles`` and its arguments."""
         self.runs += 1
@@ -55,11 +65,18 @@ class Machine:
             Path(name).touch()
         always = [("few_figures", 3)] if words[0] == "compare" else []
         troubles = (*always, *troubles)
-        given = {"words": list(words), "cwd": str(cwd), "troubles": troubles, "environment": environment or {}}
+        given = {
+            "words": list(words),
+            "cwd": str(cwd),
+            "troubles": troubles,
+            "environment": environment or {},
+        }
         child = self.ask({"what": "start", **given, **names})
         return Run(self, child, names, time.monotonic())
 
-    def run(self, words: Sequence[str], cwd: Path, *troubles: Sequence[Any], **options: Any) -> Ended:
+    def run(
+        self, words: Sequence[str], cwd: Path, *troubles: Sequence[Any], **options: Any
+    ) -> Ended:
         """Start a command and wait for its end."""
         return self.start(words, cwd, *troubles, **options).wait()
 
@@ -104,5 +121,7 @@ class Run:
         status = self.machine.ask({"what": "look", "child": self.child})
         if status is None:
             return None
-        out, err = (Path(self.names[name]).read_text(errors="replace") for name in ("stdout", "stderr"))
+        out, err = (
+            Path(self.names[name]).read_text(errors="replace") for name in ("stdout", "stderr")
+        )
         return Ended(status, out, err, time.monotonic() - self.begun)

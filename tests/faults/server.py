@@ -60,7 +60,9 @@ def _run(request: dict[str, Any]) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
-    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, "r" if number == 0 else "w") for number in range(3))
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(number, "r" if number == 0 else "w") for number in range(3)
+    )
     status = 1
     try:
         for name, *values in request["troubles"]:

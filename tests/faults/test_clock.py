@@ -10,7 +10,9 @@ from faults.work import COMMANDS, different, outcome
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_clock_that_jumps(name: str, kills: int, fault_seed: int, place: Place, record: Record) -> None:
+def test_a_clock_that_jumps(
+    name: str, kills: int, fault_seed: int, place: Place, record: Record
+) -> None:
     command = COMMANDS[name]
     whole, _ = place.undisturbed(command.words)
     for number in range(max(1, kills // 10)):
@@ -24,7 +26,9 @@ def test_a_clock_that_jumps(name: str, kills: int, fault_seed: int, place: Place
         record.survived("a clock that jumps", name)
 
 
-def test_a_log_that_goes_on_after_the_clock_went_back_follows_the_earlier_one(place: Place, record: Record) -> None:
+def test_a_log_that_goes_on_after_the_clock_went_back_follows_the_earlier_one(
+    place: Place, record: Record
+) -> None:
     words, folder = (*COMMANDS["train"].words, "--log-to", "tensorboard"), place.fresh()
     assert place.machine.run(words, folder, ("full_disk", 5)).status == 2
     (earlier,) = (folder / "net.pt.tensorboard").iterdir()

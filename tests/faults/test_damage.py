@@ -46,7 +46,12 @@ def _value(value: Any) -> Any:
 
 
 def checkpoint(path: Path) -> Any:
-    return _plain({name: getattr(Checkpoint.read(path), name) for name in ("state", "meta", "class_names", "image")})
+    return _plain(
+        {
+            name: getattr(Checkpoint.read(path), name)
+            for name in ("state", "meta", "class_names", "image")
+        }
+    )
 
 
 def images(path: Path) -> Any:
@@ -58,7 +63,9 @@ def adversarial(path: Path) -> Any:
     evaluation = Evaluation.load(path.parent.parent)
     labels, attacks = list(evaluation.meta["models"]), ["fgsm", "pgd-3"]
     return [
-        evaluation.adversarial(path.parent.parent, label, attack).tobytes() for label in labels for attack in attacks
+        evaluation.adversarial(path.parent.parent, label, attack).tobytes()
+        for label in labels
+        for attack in attacks
     ]
 
 
@@ -70,9 +77,18 @@ def read_by(kind: Any) -> Callable[[Path], Any]:
 READ: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "net.pt": ("train", checkpoint),
     "digits.npz": ("", images),
-    **{f"c/{name}": ("compare", read_by(Comparison)) for name in ("activations.csv", "verdicts.csv", "training.csv")},
-    **{f"c/{name}": ("compare", read_by(Comparison)) for name in ("arrays.npz", "meta.json", "SHA256SUMS")},
-    **{f"e/{name}": ("evaluate", read_by(Evaluation)) for name in ("worst.csv", "arrays.npz", "meta.json")},
+    **{
+        f"c/{name}": ("compare", read_by(Comparison))
+        for name in ("activations.csv", "verdicts.csv", "training.csv")
+    },
+    **{
+        f"c/{name}": ("compare", read_by(Comparison))
+        for name in ("arrays.npz", "meta.json", "SHA256SUMS")
+    },
+    **{
+        f"e/{name}": ("evaluate", read_by(Evaluation))
+        for name in ("worst.csv", "arrays.npz", "meta.json")
+    },
     **{f"i/{name}": ("intervene", read_by(Interventions)) for name in ("curves.csv", "meta.json")},
     "e/adversarial/0": ("evaluate", adversarial),
     "s/sweep.json": ("sweep", _read),
@@ -108,7 +124,11 @@ def test_the_record_of_an_evaluation_forgets_what_is_damaged(
 ) -> None:
     progress = Progress(tmp_path / "e.partial", {"eps": 0.1})
     for batch in range(20):
-        progress.record((0, "fgsm", "fgsm"), [4 * batch + i for i in range(4)], [batch % 2 == 0, True, False, True])
+        progress.record(
+            (0, "fgsm", "fgsm"),
+            [4 * batch + i for i in range(4)],
+            [batch % 2 == 0, True, False, True],
+        )
     whole, (path,) = dict(progress.met[0, "fgsm", "fgsm"]), (tmp_path / "e.partial").glob("met-*")
     content, chance = path.read_bytes(), random.Random(f"{fault_seed} damage progress")
     for _ in range(EACH * kills):
@@ -137,7 +157,9 @@ def test_a_run_that_goes_on_from_a_damaged_file(
     whole, _ = place.undisturbed(command.words)
     assert place.machine.run(command.words, stopped, ("full_disk", flushes)).status == 2
     file = next(
-        path for path in stopped.rglob("*") if path.is_file() and str(path.relative_to(stopped)).startswith(start)
+        path
+        for path in stopped.rglob("*")
+        if path.is_file() and str(path.relative_to(stopped)).startswith(start)
     )
     file = file.relative_to(stopped)
     content, chance = (stopped / file).read_bytes(), random.Random(f"{fault_seed} damage {file}")
@@ -156,14 +178,22 @@ def test_a_run_that_goes_on_from_a_damaged_file(
 
 
 def outcome_of_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_a_damaged_recipe_does_not_go_on_with_a_run(
     kills: int, fault_seed: int, place: Place, record: Record, tmp_path: Path
 ) -> None:
     """A recipe is the user's text: another number is another recipe, which the run's own settings tell."""
-    recipe, path, out = Recipe.named("digits-resnet18-cifs"), tmp_path / "mine.toml", tmp_path / "runs" / "net.pt"
+    recipe, path, out = (
+        Recipe.named("digits-resnet18-cifs"),
+        tmp_path / "mine.toml",
+        tmp_path / "runs" / "net.pt",
+    )
     train(recipe, digits(2), out=out, progress=False, **TINY)
     before, content, chance = (
         outcome_of_bytes(out.parent),

@@ -21,7 +21,9 @@ def disk(place: Place) -> Iterator[Path]:
     """Mount a small disk as the folder of a run; skip the test where that is not allowed."""
     folder = place.fresh()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", str(folder)],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip("disks cannot be mounted here")
@@ -70,7 +72,9 @@ def test_a_full_disk(name: str, kills: int, fault_seed: int, place: Place, recor
         with disk(place) as folder:
             before = place.earlier(command, folder)
             room = chance.randrange(size_of(place.results[command.words]))
-            free = int(subprocess.check_output(["df", "--output=avail", "-B1", str(folder)]).split()[-1])
+            free = int(
+                subprocess.check_output(["df", "--output=avail", "-B1", str(folder)]).split()[-1]
+            )
             (folder / "filler").write_bytes(bytes(max(0, free - room)))
             print(f"{room} bytes free")  # noqa: T201
             refused(place.machine.run(command.words, folder), "No space left on device")
@@ -86,7 +90,11 @@ def test_a_disk_that_may_not_be_written_to(name: str, place: Place, record: Reco
     with disk(place) as folder:
         before = place.earlier(command, folder)
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        refused(place.machine.run(command.words, folder), "may not be written to", "Read-only file system")
+        refused(
+            place.machine.run(command.words, folder),
+            "may not be written to",
+            "Read-only file system",
+        )
         assert not different(outcome(folder), before)
         subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
         gone_on(folder, command, place)
@@ -101,14 +109,22 @@ SHIMS: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("fault", SHIMS)
-def test_a_write_that_fails(fault: str, name: str, kills: int, fault_seed: int, place: Place, record: Record) -> None:
-    command, chance, (trouble, words) = COMMANDS[name], random.Random(f"{fault_seed} {fault} {name}"), SHIMS[fault]
+def test_a_write_that_fails(
+    fault: str, name: str, kills: int, fault_seed: int, place: Place, record: Record
+) -> None:
+    command, chance, (trouble, words) = (
+        COMMANDS[name],
+        random.Random(f"{fault_seed} {fault} {name}"),
+        SHIMS[fault],
+    )
     place.undisturbed(command.words)
     for _ in range(max(1, kills // 10)):
         folder = place.fresh()
         before = place.earlier(command, folder)
         flushes = 3 if name == "relevance" else 5  # it has no more
-        value: Any = chance.randint(1, flushes) if trouble == "full_disk" else chance.randint(1000, 4000)
+        value: Any = (
+            chance.randint(1, flushes) if trouble == "full_disk" else chance.randint(1000, 4000)
+        )
         print(trouble, value)  # noqa: T201
         refused(place.machine.run(command.words, folder, (trouble, value)), words)
         nothing_lost(folder, before, command)

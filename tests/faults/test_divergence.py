@@ -52,11 +52,15 @@ def test_gradients_that_are_no_numbers(kind: str, place: Place, record: Record) 
     """They spoil the weights, and so the next step's loss, or what is kept at the end of the epoch."""
     said = "The loss is no longer a number in epoch 2, at step 2 of 3"
     stopped_and_gone_on(place, KINDS[kind], 1, said, 4, 4, "gradients")
-    stopped_and_gone_on(place, KINDS[kind], 1, "The weights are no longer numbers after epoch 2", 6, 6, "gradients")
+    stopped_and_gone_on(
+        place, KINDS[kind], 1, "The weights are no longer numbers after epoch 2", 6, 6, "gradients"
+    )
     record.survived("gradients that are no numbers", f"train, {kind}", 2)
 
 
-def test_half_precision_leaves_out_a_step_whose_gradients_are_no_numbers(place: Place, record: Record) -> None:
+def test_half_precision_leaves_out_a_step_whose_gradients_are_no_numbers(
+    place: Place, record: Record
+) -> None:
     folder = place.fresh()
     ended = place.machine.run(HALF, folder, ("nan_at_steps", 4, 5, "gradients"))
     assert (ended.status, ended.said) == (0, [])
@@ -67,5 +71,7 @@ def test_half_precision_whose_gradients_are_never_numbers(place: Place, record: 
     # At which step depends on how many of the first ones the processor's own half precision overflows at.
     said = "The gradients are no longer numbers, however scaled, in epoch 10, at step [123] of 3"
     folder = stopped(place, HALF, 9, said, 4, 999, "gradients")
-    assert place.machine.run(HALF, folder).status == 0  # not as undisturbed: all steps from the fourth were left out
+    assert (
+        place.machine.run(HALF, folder).status == 0
+    )  # not as undisturbed: all steps from the fourth were left out
     record.survived("gradients that are no numbers", "train, fp16")

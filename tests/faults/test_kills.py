@@ -38,7 +38,9 @@ def test_a_run_that_is_killed_ends_with_the_undisturbed_result(
     record.survived("kill -9", name, done)
 
 
-def killed(name: str, folder: Path, before: Outcome, times: int, chance: random.Random, place: Place) -> int:
+def killed(
+    name: str, folder: Path, before: Outcome, times: int, chance: random.Random, place: Place
+) -> int:
     """Start a command and kill it, as often as said or until it comes to its end; give the number of kills."""
     command = COMMANDS[name]
     for kill in range(times):
@@ -68,7 +70,9 @@ def operations(command: Command, place: Place) -> int:
     key = ("operations", *command.words)
     if key not in place.whole:
         folder, counted = place.fresh(), place.folder / "counted"
-        ended = place.machine.run(command.words, folder, ("count_file_operations", str(counted), str(folder)))
+        ended = place.machine.run(
+            command.words, folder, ("count_file_operations", str(counted), str(folder))
+        )
         place.whole[key] = ({"operations": counted.stat().st_size}, ended)
     return place.whole[key][0]["operations"]
 
@@ -80,6 +84,10 @@ def check_readable(name: str, folder: Path, before: Outcome, place: Place) -> No
         return
     READERS[name].load(folder / command.out)
     whole, _ = place.undisturbed(command.words)
-    found = {path: held for path, held in outcome(folder).items() if path.partition("/")[0] == command.out}
+    found = {
+        path: held
+        for path, held in outcome(folder).items()
+        if path.partition("/")[0] == command.out
+    }
     drawn = {path: held for path, held in found.items() if not Path(path).name.startswith(".")}
     assert not different(drawn, before) or not different(drawn, whole)

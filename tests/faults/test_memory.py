@@ -14,8 +14,14 @@ from runs import digits
 
 SHORT = "There is not enough memory"
 TROUBLES = {
-    **{f"train, {kind}": ("train", ("no_memory_at_step", 5, 0, kind)) for kind in ("python", "torch")},
-    **{f"sweep, {kind}": ("sweep", ("no_memory_at_step", 5, 0, kind)) for kind in ("python", "torch")},
+    **{
+        f"train, {kind}": ("train", ("no_memory_at_step", 5, 0, kind))
+        for kind in ("python", "torch")
+    },
+    **{
+        f"sweep, {kind}": ("sweep", ("no_memory_at_step", 5, 0, kind))
+        for kind in ("python", "torch")
+    },
     **{name: (name, ("no_memory_at_batch", 2)) for name in ("evaluate", "compare", "intervene")},
 }
 
@@ -29,7 +35,11 @@ def test_no_memory_at_some_point(case: str, place: Place, record: Record) -> Non
     ended = place.machine.run(command.words, folder, trouble)
     assert (ended.status, len(ended.said)) == (2, 1), ended
     assert SHORT in ended.said[0]
-    found = {path: held for path, held in outcome(folder).items() if path.partition("/")[0] != f"{command.out}.partial"}
+    found = {
+        path: held
+        for path, held in outcome(folder).items()
+        if path.partition("/")[0] != f"{command.out}.partial"
+    }
     assert not before or not different(found, before)
     assert place.machine.run(command.words, folder).status == 0
     assert not different(outcome(folder), whole)
@@ -37,7 +47,9 @@ def test_no_memory_at_some_point(case: str, place: Place, record: Record) -> Non
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_limit_of_the_memory(name: str, kills: int, fault_seed: int, place: Place, record: Record) -> None:
+def test_a_limit_of_the_memory(
+    name: str, kills: int, fault_seed: int, place: Place, record: Record
+) -> None:
     """The system refuses memory wherever it happens to be asked; compiled code may crash over that, which is a kill."""
     command, chance = COMMANDS[name], random.Random(f"{fault_seed} memory {name}")
     whole, _ = place.undisturbed(command.words)
@@ -48,20 +60,26 @@ def test_a_limit_of_the_memory(name: str, kills: int, fault_seed: int, place: Pl
         assert "Traceback" not in ended.err
         if ended.status != 0:
             assert ended.status in (2, -signal.SIGSEGV, -signal.SIGABRT), ended
-            assert len([line for line in ended.said if line.startswith("channelscope: ")]) == (ended.status == 2), ended
+            assert len([line for line in ended.said if line.startswith("channelscope: ")]) == (
+                ended.status == 2
+            ), ended
             assert place.machine.run(command.words, folder).status == 0
         assert not different(outcome(folder), whole)
         record.survived("a limit of the memory", name)
 
 
-def together(place: Place, folder: Path, *troubles: tuple[object, ...]) -> list[tuple[int, list[str]]]:
+def together(
+    place: Place, folder: Path, *troubles: tuple[object, ...]
+) -> list[tuple[int, list[str]]]:
     """Train in two processes; give how each ended, and what it said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     runs = [
-        place.machine.start(COMMANDS["train"].words, folder, *troubles, environment=shared | {"RANK": str(rank)})
+        place.machine.start(
+            COMMANDS["train"].words, folder, *troubles, environment=shared | {"RANK": str(rank)}
+        )
         for rank in range(2)
     ]
     return [(ended.status, ended.said) for ended in (run.wait() for run in runs)]

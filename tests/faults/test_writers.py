@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from channelscope.files import hidden
+from channelscope.files import hidden_name
 from faults.conftest import Place, Record
 from faults.machine import Run
 from faults.work import COMMANDS, different, outcome
@@ -17,7 +17,7 @@ LOCKED = {"sweep": "s/sweep.json"}  # what the lock is named by, where it is not
 
 def lock_of(name: str, folder: Path) -> Path:
     path = folder / LOCKED.get(name, COMMANDS[name].out)
-    return path.with_name(hidden(path, "lock"))
+    return path.with_name(hidden_name(path, "lock"))
 
 
 def halted(name: str, folder: Path, place: Place) -> Run:
@@ -52,7 +52,9 @@ def test_of_two_runs_one_is_refused_at_once_and_the_other_is_not_disturbed(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_lock_of_a_run_that_was_killed_stops_nobody(name: str, place: Place, record: Record) -> None:
+def test_the_lock_of_a_run_that_was_killed_stops_nobody(
+    name: str, place: Place, record: Record
+) -> None:
     command, folder = COMMANDS[name], place.fresh()
     whole, _ = place.undisturbed(command.words)
     run = halted(name, folder, place)
@@ -64,7 +66,9 @@ def test_the_lock_of_a_run_that_was_killed_stops_nobody(name: str, place: Place,
     record.survived("a lock left by a kill", name)
 
 
-def test_figures_wait_for_the_comparison_that_is_being_replaced(place: Place, record: Record) -> None:
+def test_figures_wait_for_the_comparison_that_is_being_replaced(
+    place: Place, record: Record
+) -> None:
     folder = place.fresh()
     place.earlier(COMMANDS["compare"], folder)
     run = halted("compare", folder, place)

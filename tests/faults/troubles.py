@@ -13,7 +13,17 @@ import torch
 
 # What a program does to files, as Python's audit hooks see it.
 FILE_EVENTS = {
-    *("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.chmod", "os.truncate", "os.listdir"),
+    *(
+        "open",
+        "os.mkdir",
+        "os.rename",
+        "os.remove",
+        "os.rmdir",
+        "os.link",
+        "os.chmod",
+        "os.truncate",
+        "os.listdir",
+    ),
     *("tempfile.mkstemp", "tempfile.mkdtemp", "shutil.rmtree", "shutil.copyfile", "fcntl.flock"),
 }
 
@@ -111,9 +121,7 @@ def no_memory_at_step(number: int, rank: int, kind: str) -> None:
     from channelscope.training import engine
 
     step, calls = engine._step, 0
-    words = (
-        "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB"
-    )
+    words = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB"
 
     def short(*given: Any) -> torch.Tensor:
         nonlocal calls

@@ -42,7 +42,8 @@ def _measuring(name: str, out: str, *words: str) -> Command:
 
 
 TRAIN = Command(
-    ("train", "--method", "cifs", *_DATA, *_SMALL, "--epochs", "3", "--out", "net.pt", "--resume"), "net.pt"
+    ("train", "--method", "cifs", *_DATA, *_SMALL, "--epochs", "3", "--out", "net.pt", "--resume"),
+    "net.pt",
 )
 EVALUATE = _measuring(
     "evaluate", "e", "--attacks", "fgsm", "pgd-3", "--checks", "0", "--eps", "0.1", "--batch-size", "4",
@@ -50,10 +51,32 @@ EVALUATE = _measuring(
 )  # fmt: skip
 COMPARE = _measuring("compare", "c", "--attack", "pgd-2", "--attacks", "fgsm", "--replicates", "20")
 SWEEP = Command(
-    ("sweep", "--vary", "gates.beta=1,2", *_DATA, *_SMALL, "--epochs", "1", "--attack", "fgsm", "--out", "s"), "s"
+    (
+        "sweep",
+        "--vary",
+        "gates.beta=1,2",
+        *_DATA,
+        *_SMALL,
+        "--epochs",
+        "1",
+        "--attack",
+        "fgsm",
+        "--out",
+        "s",
+    ),
+    "s",
 )
 INTERVENE = _measuring(
-    "intervene", "i", "--attack", "fgsm", "--replicates", "20", "--fractions", "0.5", "--random", "1"
+    "intervene",
+    "i",
+    "--attack",
+    "fgsm",
+    "--replicates",
+    "20",
+    "--fractions",
+    "0.5",
+    "--random",
+    "1",
 )
 RELEVANCE = _measuring("relevance", "r", "--scorer", "weights", "gradient", "--replicates", "20")
 COMMANDS = {
@@ -78,7 +101,9 @@ def outcome(folder: Path) -> Outcome:
 def _reader(path: Path) -> Callable[[bytes], Any]:
     if path.name == "SHA256SUMS":  # meta.json, and so its digest, has the time
         return lambda content: [
-            line for line in content.splitlines() if not line.endswith((b"meta.json", b"training.csv"))
+            line
+            for line in content.splitlines()
+            if not line.endswith((b"meta.json", b"training.csv"))
         ]
     return {
         ".json": lambda content: timeless(json.loads(content)),
@@ -93,7 +118,9 @@ def _reader(path: Path) -> Callable[[bytes], Any]:
 def timeless(value: Any) -> Any:
     """Leave out what the clock says."""
     if isinstance(value, dict):
-        return {name: timeless(item) for name, item in value.items() if name not in (*_CLOCK, "digest")}
+        return {
+            name: timeless(item) for name, item in value.items() if name not in (*_CLOCK, "digest")
+        }
     return [timeless(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -121,4 +148,6 @@ def _archive(content: bytes) -> dict[str, bytes]:
 
 def different(one: Outcome, other: Outcome) -> list[str]:
     """Name the files in which two results differ."""
-    return sorted(name for name in {*one, *other} if one.get(name, "missing") != other.get(name, "missing"))
+    return sorted(
+        name for name in {*one, *other} if one.get(name, "missing") != other.get(name, "missing")
+    )

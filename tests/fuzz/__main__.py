@@ -60,7 +60,9 @@ class Tally:
             **{generator: self.inputs[generator] for generator in GENERATORS},
             "read": self.kinds["read"],
             "refused": self.kinds["refused"],
-            "faults": sum(count for kind, count in self.kinds.items() if kind not in ("read", "refused")),
+            "faults": sum(
+                count for kind, count in self.kinds.items() if kind not in ("read", "refused")
+            ),
             "slowest_s": round(self.slowest, 2),
             "peak_mb": round(self.peak / 2**20),
         }
@@ -106,7 +108,10 @@ def tasks(names: list[str], inputs: int, seed: int, generators: tuple[str, ...])
     for name, generator in product(names, generators):
         size = each if generator == "guided" else CHUNK
         starts = range(0, each, size)
-        found += [(name, generator, min(size, each - at), number_of(seed, name, generator, at)) for at in starts]
+        found += [
+            (name, generator, min(size, each - at), number_of(seed, name, generator, at))
+            for at in starts
+        ]
     return sorted(found, key=lambda task: task[1] != "guided")  # the long ones first
 
 
@@ -124,11 +129,15 @@ def work(targets: dict[str, Target], todo: Any, done: Any) -> None:
                 for outcome, tree in guided.run(name, targets[name], count, number):
                     done.put((name, generator, outcome, tree and tree.text()))
             else:
-                {"structured": structured, "mutated": damaged}[generator](targets[name], number, count, feed)
+                {"structured": structured, "mutated": damaged}[generator](
+                    targets[name], number, count, feed
+                )
     done.put(None)
 
 
-def outcomes(targets: dict[str, Target], todo: list[Task], jobs: int) -> Iterator[tuple[str, str, Outcome, str | None]]:
+def outcomes(
+    targets: dict[str, Target], todo: list[Task], jobs: int
+) -> Iterator[tuple[str, str, Outcome, str | None]]:
     """Do tasks in some processes; give the outcomes as they come."""
     context = multiprocessing.get_context("fork")
     queue, done = context.Queue(), context.Queue()
@@ -143,7 +152,9 @@ def outcomes(targets: dict[str, Target], todo: list[Task], jobs: int) -> Iterato
             found = done.get(timeout=60)
         except Exception:  # none came: a worker may have died
             if not any(worker.is_alive() for worker in workers):
-                raise SystemExit("The processes that feed the readers have died: this run says nothing.") from None
+                raise SystemExit(
+                    "The processes that feed the readers have died: this run says nothing."
+                ) from None
             continue
         if found is None:
             left -= 1
@@ -174,7 +185,9 @@ def replay(files: list[str], here: bool) -> int:
                 targets[name].read(place / "in")
             outcome = read(name, tree)
             bad += not outcome.well
-            print(f"{name}: {outcome.kind} in {outcome.seconds:.2f} s, {outcome.peak / 2**20:.0f} MB: {outcome.said}")
+            print(
+                f"{name}: {outcome.kind} in {outcome.seconds:.2f} s, {outcome.peak / 2**20:.0f} MB: {outcome.said}"
+            )
     return bool(bad)
 
 
@@ -183,7 +196,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     heads = list(next(iter(rows.values())))
     lines = [["target", *heads], *([name, *map(str, row.values())] for name, row in rows.items())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
 
 
 def record(rows: dict[str, dict[str, Any]], seed: int, seconds: float, jobs: int) -> dict[str, Any]:
@@ -202,7 +218,11 @@ def record(rows: dict[str, dict[str, Any]], seed: int, seconds: float, jobs: int
         "seconds": round(seconds),
         "processes": jobs,
         "versions": versions,
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cores": os.cpu_count(),
+        },
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -211,11 +231,16 @@ def fuzz(args: argparse.Namespace) -> int:
     """Feed the readers; print what was tried; give the exit status."""
     generators = GENERATORS if guided.available() and not args.quick else GENERATORS[:2]
     if "guided" not in generators and not args.quick:
-        print("atheris is not installed, or not made for this Python: inputs by hypothesis and mutation alone.")
+        print(
+            "atheris is not installed, or not made for this Python: inputs by hypothesis and mutation alone."
+        )
     targets = all_targets()
     names = [name for name in targets if not args.only or name in args.only]
     todo = tasks(names, args.inputs, args.seed, generators)
-    print(f"seed {args.seed}: {args.inputs:,} inputs for {len(names)} targets, {args.jobs} processes", flush=True)
+    print(
+        f"seed {args.seed}: {args.inputs:,} inputs for {len(names)} targets, {args.jobs} processes",
+        flush=True,
+    )
     tallies: dict[str, Tally] = {name: Tally() for name in names}
     known: dict[tuple[str, str, str], int] = defaultdict(int)
     start = last = time.monotonic()
@@ -225,7 +250,10 @@ def fuzz(args: argparse.Namespace) -> int:
             signature = name, outcome.kind, outcome.said.partition(" (at ")[2] or outcome.said[:60]
             known[signature] += 1
             if text and known[signature] == 1:
-                print(f"{name}: {outcome.kind}: {outcome.said}\n  {keep(name, outcome, text)}", flush=True)
+                print(
+                    f"{name}: {outcome.kind}: {outcome.said}\n  {keep(name, outcome, text)}",
+                    flush=True,
+                )
         if time.monotonic() - last > 60:
             last = time.monotonic()
             done = sum(tally.kinds.total() for tally in tallies.values())
@@ -233,7 +261,9 @@ def fuzz(args: argparse.Namespace) -> int:
     rows = {name: tally.row() for name, tally in tallies.items()}
     made = record(rows, args.seed, time.monotonic() - start, args.jobs)
     print(table(rows))
-    print(f"{made['survived']:,} of {made['inputs']:,} inputs survived, in {made['seconds']} s, seed {args.seed}")
+    print(
+        f"{made['survived']:,} of {made['inputs']:,} inputs survived, in {made['seconds']} s, seed {args.seed}"
+    )
     if made["survived"] < made["inputs"]:
         print(f"Read one again with: python tests/fuzz --replay {FAILING.relative_to(ROOT)}/FILE")
         return 1
@@ -246,14 +276,26 @@ def fuzz(args: argparse.Namespace) -> int:
 def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser("python tests/fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=INPUTS, help="how many, over all targets (%(default)s)")
-    parser.add_argument("--seed", type=int, default=None, help="of all that is drawn; one by the clock if left out")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (%(default)s)")
+    parser.add_argument(
+        "--inputs", type=int, default=INPUTS, help="how many, over all targets (%(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=None, help="of all that is drawn; one by the clock if left out"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (%(default)s)"
+    )
     parser.add_argument("--only", nargs="+", metavar="TARGET", help="some targets")
     parser.add_argument("--quick", action="store_true", help="without atheris")
-    parser.add_argument("--record", action="store_true", help="write docs/reliability/fuzz.json if all is well")
+    parser.add_argument(
+        "--record", action="store_true", help="write docs/reliability/fuzz.json if all is well"
+    )
     parser.add_argument("--replay", nargs="+", metavar="FILE", help="read kept inputs again")
-    parser.add_argument("--here", action="store_true", help="with --replay: in this process, so that a traceback shows")
+    parser.add_argument(
+        "--here",
+        action="store_true",
+        help="with --replay: in this process, so that a traceback shows",
+    )
     args = parser.parse_args()
     if args.replay:
         return replay(args.replay, args.here)

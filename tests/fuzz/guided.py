@@ -41,7 +41,12 @@ def available() -> bool:
     """Tell whether atheris can be used."""
     if find_spec("atheris") is None:
         return False
-    return subprocess.run([sys.executable, "-c", "import atheris"], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(
+            [sys.executable, "-c", "import atheris"], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 def run(name: str, target: Target, count: int, seed: int) -> Iterator[tuple[Outcome, Tree | None]]:
@@ -50,13 +55,20 @@ def run(name: str, target: Target, count: int, seed: int) -> Iterator[tuple[Outc
         command = [sys.executable, __file__, name, str(count), str(seed), folder]
         ended = subprocess.run(command, capture_output=True, check=False)
         told = [json.loads(line) for line in (Path(folder) / "outcomes").read_text().splitlines()]
-        yield from ((Outcome(**one["outcome"]), one["tree"] and Tree.of(one["tree"])) for one in told)
+        yield from (
+            (Outcome(**one["outcome"]), one["tree"] and Tree.of(one["tree"])) for one in told
+        )
         if len(told) < count:
             last = Path(folder) / "last"
             tree = Tree.of(last.read_text()) if last.exists() else None
             words = ended.stderr.decode(errors="replace").strip().splitlines()[-3:]
             kind = "hang" if any("timeout" in line for line in words) else "crash"
-            yield Outcome(kind, f"atheris ended with status {ended.returncode}: {' '.join(words)}"[:600]), tree
+            yield (
+                Outcome(
+                    kind, f"atheris ended with status {ended.returncode}: {' '.join(words)}"[:600]
+                ),
+                tree,
+            )
 
 
 class Guided:
@@ -65,7 +77,10 @@ class Guided:
     def __init__(self, target: Target, folder: Path) -> None:
         self.target, self.folder, self.place = target, folder, folder / "work"
         self.files = [
-            (tree, name) for tree in target.trees for name, entry in tree.entries.items() if isinstance(entry, bytes)
+            (tree, name)
+            for tree in target.trees
+            for name, entry in tree.entries.items()
+            if isinstance(entry, bytes)
         ]
         self.told = (folder / "outcomes").open("a", buffering=1)
 
@@ -82,13 +97,21 @@ class Guided:
         """Put the bytes into the place of the file that they say."""
         tree, name = self.files[(data[0] if data else 0) % len(self.files)]
         content = data[1:]
-        return Tree({**tree.entries, name: content}, refuse=self.target.never and content != tree.entries[name])
+        return Tree(
+            {**tree.entries, name: content},
+            refuse=self.target.never and content != tree.entries[name],
+        )
 
     def __call__(self, data: bytes) -> None:
         tree = self.tree(data)
-        (self.folder / "last").write_text(tree.text())  # for the case that this process does not live on
+        (self.folder / "last").write_text(
+            tree.text()
+        )  # for the case that this process does not live on
         outcome = examine(self.target, tree, self.place)
-        self.told.write(json.dumps({"outcome": asdict(outcome), "tree": None if outcome.well else tree.text()}) + "\n")
+        self.told.write(
+            json.dumps({"outcome": asdict(outcome), "tree": None if outcome.well else tree.text()})
+            + "\n"
+        )
 
     def mutate(self, data: bytes, size: int, seed: int) -> bytes:
         """Change the file by libFuzzer's ways, which no archive's checksums survive, or by ours."""
@@ -110,11 +133,16 @@ def main(name: str, count: int, seed: int, folder: Path) -> None:
 
     target = all_targets()[name]
     for function in [found for found in gc.get_objects() if isinstance(found, FunctionType)]:
-        if (function.__module__ or "").startswith(INSTRUMENTED) and not function.__name__.startswith("__"):
+        if (function.__module__ or "").startswith(
+            INSTRUMENTED
+        ) and not function.__name__.startswith("__"):
             atheris.instrument_func(function)
     guided = Guided(target, folder)
     longest = max(
-        len(content) for tree in target.trees for content in tree.entries.values() if isinstance(content, bytes)
+        len(content)
+        for tree in target.trees
+        for content in tree.entries.values()
+        if isinstance(content, bytes)
     )
     options = [
         f"-atheris_runs={count}",

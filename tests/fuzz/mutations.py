@@ -63,7 +63,9 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 def _once(content: bytes, rng: random.Random) -> bytes:
     at = rng.randrange(len(content) + 1)
     end = min(len(content), at + rng.choice((1, 2, 4, 16, 200)))
-    match rng.choice(("flip", "flip", "flip", "cut", "less", "twice", "put", "over", "move", "beginning")):
+    match rng.choice(
+        ("flip", "flip", "flip", "cut", "less", "twice", "put", "over", "move", "beginning")
+    ):
         case "flip" if at < len(content):
             return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
         case "cut":

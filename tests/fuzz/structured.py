@@ -85,7 +85,9 @@ WORDS = st.one_of(
 LEAVES = st.one_of(NUMBERS, WORDS)
 VALUES = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 NAMES = pick(
@@ -121,7 +123,13 @@ NAMES = pick(
 
 def _paths(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """List the places in plain values."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
     return [above, *(path for key, item in inside for path in _paths(item, (*above, key)))]
 
 
@@ -167,12 +175,17 @@ def edited(draw: st.DrawFn, value: Any, other: st.SearchStrategy[Any]) -> Any:
 
 def _text_bombs(opening: str, closing: str) -> Bytes:
     deep = pick([50, 900, 5_000, 200_000])
-    return st.builds(lambda n, closed: (opening * n + closing * n * closed).encode(), deep, st.booleans())
+    return st.builds(
+        lambda n, closed: (opening * n + closing * n * closed).encode(), deep, st.booleans()
+    )
 
 
 def _encoded(text: str) -> Bytes:
     plain = text.encode("utf-8", "surrogatepass")
-    return pick([plain, b"\xef\xbb\xbf" + plain, plain.replace(b"\n", b"\r"), plain + b"\0", plain[:-1]] + [plain] * 9)
+    return pick(
+        [plain, b"\xef\xbb\xbf" + plain, plain.replace(b"\n", b"\r"), plain + b"\0", plain[:-1]]
+        + [plain] * 9
+    )
 
 
 def _dumped(value: Any) -> str:
@@ -190,9 +203,16 @@ def json_files(content: bytes) -> Bytes:
     """Draw JSON from a valid file."""
     whole = st.deferred(lambda: edited(json.loads(content), VALUES).map(_dumped).flatmap(_encoded))
     twice = VALUES.map(
-        lambda value: content.strip()[:-1] + b', "models": ' + _dumped(value).encode("utf-8", "replace") + b"}"
+        lambda value: (
+            content.strip()[:-1]
+            + b', "models": '
+            + _dumped(value).encode("utf-8", "replace")
+            + b"}"
+        )
     )
-    bombs = _text_bombs("[", "]") | _text_bombs('{"a":', "}") | only(b"[" + b"[]," * 2_000_000 + b"0]")
+    bombs = (
+        _text_bombs("[", "]") | _text_bombs('{"a":', "}") | only(b"[" + b"[]," * 2_000_000 + b"0]")
+    )
     return st.one_of(whole, whole, whole, whole, twice, bombs, st.binary(max_size=40))
 
 
@@ -208,7 +228,20 @@ def json_lines(content: bytes) -> Bytes:
     return drawn(content.splitlines())
 
 
-WAYS = ["cell", "cell", "cell", "row", "less", "more", "head", "quote", "many", "without", "column", "other"]
+WAYS = [
+    "cell",
+    "cell",
+    "cell",
+    "row",
+    "less",
+    "more",
+    "head",
+    "quote",
+    "many",
+    "without",
+    "column",
+    "other",
+]
 
 
 def csv_files(content: bytes) -> Bytes:
@@ -224,7 +257,22 @@ def csv_files(content: bytes) -> Bytes:
             at = draw(st.integers(0, len(row) - 1)) if row else 0
             if way == "cell" and row:
                 row[at] = draw(
-                    pick(["", "1e400", "-inf", "nan", "0x10", "1_000", "1,5", "True", '"a\nb"', "9" * 400, "\0", '"'])
+                    pick(
+                        [
+                            "",
+                            "1e400",
+                            "-inf",
+                            "nan",
+                            "0x10",
+                            "1_000",
+                            "1,5",
+                            "True",
+                            '"a\nb"',
+                            "9" * 400,
+                            "\0",
+                            '"',
+                        ]
+                    )
                     | WORDS
                 )
             elif way == "row":
@@ -240,19 +288,44 @@ def csv_files(content: bytes) -> Bytes:
             elif way == "many":
                 del table[draw(st.integers(0, len(table))) :]
             elif way == "without" and row:  # all that is of one class, say
-                table = [each for each in table if each is table[0] or each[at : at + 1] != row[at : at + 1]]
+                table = [
+                    each
+                    for each in table
+                    if each is table[0] or each[at : at + 1] != row[at : at + 1]
+                ]
             elif way in ("column", "other") and row:
-                new, old = draw(pick(["", "0", "1", "-1", "1e308", "nan", "x", "all", "natural"])), row[at]
+                new, old = (
+                    draw(pick(["", "0", "1", "-1", "1e308", "nan", "x", "all", "natural"])),
+                    row[at],
+                )
                 for each in table[1:]:
                     if at < len(each) and (way == "column" or each[at] == old):
                         each[at] = new
         end = draw(pick(["\n"] * 9 + [""]))
         return ("\n".join(",".join(row) for row in table) + end).encode("utf-8", "surrogatepass")
 
-    columns = pick([b"," * 300_000, b",".join(b"c%d" % index for index in range(60_000)) + b"\n" + b"1," * 60_000])
+    columns = pick(
+        [
+            b"," * 300_000,
+            b",".join(b"c%d" % index for index in range(60_000)) + b"\n" + b"1," * 60_000,
+        ]
+    )
     fields = only(b"a,b\n" + b"x" * 5_000_000) | only(content + b'"' + b"y\n" * 500_000)
-    lines = only(b"\n".join([content.splitlines()[0], b"," * (content.splitlines()[0].count(b",") + 5)]) + b"\n")
-    return st.one_of(drawn(), drawn(), drawn(), drawn(), columns, fields, lines, st.binary(max_size=60), only(b""))
+    lines = only(
+        b"\n".join([content.splitlines()[0], b"," * (content.splitlines()[0].count(b",") + 5)])
+        + b"\n"
+    )
+    return st.one_of(
+        drawn(),
+        drawn(),
+        drawn(),
+        drawn(),
+        columns,
+        fields,
+        lines,
+        st.binary(max_size=60),
+        only(b""),
+    )
 
 
 def toml_files(content: bytes) -> Bytes:
@@ -289,12 +362,22 @@ def toml_files(content: bytes) -> Bytes:
         for _ in range(draw(st.integers(1, 3))):
             index = draw(st.integers(0, len(own) - 1))
             key = own[index].partition("=")[0] or "x"
-            way = draw(pick(["value", "value", "value", "key", "section", "less", "twice", "extends"]))
+            way = draw(
+                pick(["value", "value", "value", "key", "section", "less", "twice", "extends"])
+            )
             extra = {
                 "value": lambda key=key: f"{key} = {draw(values)}",
                 "key": lambda: f"{draw(keys)} = {draw(values)}",
                 "section": lambda: draw(
-                    pick(["[optimizer]", "[[gates]]", "[a.b]", "[" + "a." * 5000 + "a]", "[gates.options]"])
+                    pick(
+                        [
+                            "[optimizer]",
+                            "[[gates]]",
+                            "[a.b]",
+                            "[" + "a." * 5000 + "a]",
+                            "[gates.options]",
+                        ]
+                    )
                 ),
                 "twice": lambda index=index: own[index],
                 "extends": lambda: f"extends = {draw(values)}",
@@ -358,7 +441,9 @@ def words(content: bytes) -> Bytes:
         ),
     )
     pair = st.builds("{}={}".format, pick(known) | WORDS, values)
-    return st.lists(pair, min_size=1, max_size=3).map(lambda pairs: "\0".join(pairs).encode("utf-8", "surrogatepass"))
+    return st.lists(pair, min_size=1, max_size=3).map(
+        lambda pairs: "\0".join(pairs).encode("utf-8", "surrogatepass")
+    )
 
 
 def str_of(value: Any) -> str:
@@ -404,8 +489,14 @@ def npy(draw: st.DrawFn, content: bytes) -> bytes:
     """Draw an array's file whose header promises what the file does not hold, or nonsense."""
     sides = pick([0, 1, 2, 3, 9, 28, 1000, -1, 10**6, 10**9, 10**15, 2**63, 2**64, True, "3", None])
     shape = tuple(draw(st.lists(sides, max_size=5)))
-    descr: Any = draw(pick([*DESCRS, [("a", "<f8")], [("a", "|O")], ("<f8", (2, 2)), None, 3, ["<f8"]]))
-    fields = {"descr": descr, "fortran_order": draw(pick([False, False, True, 1, None])), "shape": shape}
+    descr: Any = draw(
+        pick([*DESCRS, [("a", "<f8")], [("a", "|O")], ("<f8", (2, 2)), None, 3, ["<f8"]])
+    )
+    fields = {
+        "descr": descr,
+        "fortran_order": draw(pick([False, False, True, 1, None])),
+        "shape": shape,
+    }
     header = draw(
         only(repr(fields))
         | only(repr(fields))
@@ -431,7 +522,9 @@ def npy(draw: st.DrawFn, content: bytes) -> bytes:
         count *= side if type(side) is int and 0 <= side < 10**5 else 1
     body = b"\1" * min(draw(pick([count, 8 * count, 0, 7])), 10**6)
     made = b"\x93NUMPY" + bytes(version) + size + text + body
-    return draw(pick([made, made, made, content, content[:-3], b"PK\3\4" + made, pickle.dumps({"a": 1})]))
+    return draw(
+        pick([made, made, made, content, content[:-3], b"PK\3\4" + made, pickle.dumps({"a": 1})])
+    )
 
 
 @cache
@@ -439,19 +532,30 @@ def _bomb(name: str, megabytes: int, head: bytes = b"") -> bytes:
     """Make an archive that is small and unpacks to much: some bytes, and zeros."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     begun = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
-    zeros = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)  # stands for itself, again and again
+    zeros = packer.compress(bytes(2**20)) + packer.flush(
+        zlib.Z_FULL_FLUSH
+    )  # stands for itself, again and again
     packed, check = begun + zeros * megabytes + packer.flush(), zlib.crc32(head)
     for _ in range(megabytes):
         check = zlib.crc32(bytes(2**20), check)
-    sizes = struct.pack("<HHIIIHH", 0, 33, check, len(packed), len(head) + megabytes * 2**20, len(name), 0)
+    sizes = struct.pack(
+        "<HHIIIHH", 0, 33, check, len(packed), len(head) + megabytes * 2**20, len(name), 0
+    )
     local = b"PK\3\4\x14\0\0\0\x08\0" + sizes + name.encode() + packed
     directory = b"PK\1\2\x14\0\x14\0\0\0\x08\0" + sizes + bytes(14) + name.encode()
-    return local + directory + b"PK\5\6\0\0\0\0" + struct.pack("<HHIIH", 1, 1, len(directory), len(local), 0)
+    return (
+        local
+        + directory
+        + b"PK\5\6\0\0\0\0"
+        + struct.pack("<HHIIH", 1, 1, len(directory), len(local), 0)
+    )
 
 
 def _npy_head(shape: tuple[int, ...], descr: str = "|u1") -> bytes:
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
     return buffer.getvalue()
 
 
@@ -488,8 +592,14 @@ def zips(draw: st.DrawFn, content: bytes, member: Callable[[bytes], Bytes], stor
     members = unzipped(content)
     index = draw(st.integers(0, len(members) - 1))
     name, inside = members[index]
-    way = draw(pick(["inside"] * 6 + ["twice", "name", "method", "lies", "less", "many", "empty", "shared"]))
-    method = zipfile.ZIP_STORED if stored else draw(pick([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
+    way = draw(
+        pick(
+            ["inside"] * 6 + ["twice", "name", "method", "lies", "less", "many", "empty", "shared"]
+        )
+    )
+    method = (
+        zipfile.ZIP_STORED if stored else draw(pick([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
+    )
     if way == "inside":
         members[index] = name, draw(member(inside))
     elif way == "twice":
@@ -519,7 +629,8 @@ def _shared(name: str, content: bytes, times: int) -> bytes:
     start = one.find(b"PK\1\2")
     end = one.find(b"PK\5\6")
     directory = b"".join(
-        one[start:end].replace(name.encode(), f"{index:04d}{name[4:]}".encode()) for index in range(times)
+        one[start:end].replace(name.encode(), f"{index:04d}{name[4:]}".encode())
+        for index in range(times)
     )
     tail = b"PK\5\6\0\0\0\0" + struct.pack("<HHIIH", times, times, len(directory), start, 0)
     return one[:start] + directory + tail
@@ -602,7 +713,11 @@ def _folded(depth: int, width: int, kind: type = list) -> Any:
     """Make a value of few parts that are in one another so often that writing it out would fill any memory."""
     value: Any = "x"
     for _ in range(depth):
-        value = kind([value] * width) if kind is not dict else {str(index): value for index in range(width)}
+        value = (
+            kind([value] * width)
+            if kind is not dict
+            else {str(index): value for index in range(width)}
+        )
     return value
 
 
@@ -623,7 +738,11 @@ PAYLOADS = (
     _global("torch.storage", "UntypedStorage", b"(\x8a\x05\0\0\0\0\x02t"),
     _global("collections", "Counter", b"(X\x01\0\0\0at"),
     _global("torch.hub", "load", b"(X\x01\0\0\0at"),
-    _global("torch._utils", "_rebuild_meta_tensor_no_storage", b"(ctorch\nfloat32\n(M\x09\x03K\x09t(K\x01K\x01t\x89t"),
+    _global(
+        "torch._utils",
+        "_rebuild_meta_tensor_no_storage",
+        b"(ctorch\nfloat32\n(M\x09\x03K\x09t(K\x01K\x01t\x89t",
+    ),
     _nested(1000),
     _nested(200_000),
     b"\x80\x02]" + b"2" * 300_000 + b".",
@@ -692,7 +811,10 @@ def _within_itself() -> list[Any]:
 
 def _odd() -> st.SearchStrategy[Any]:
     folded = st.builds(
-        lambda *how: Later(lambda: _folded(*how)), pick([4, 30, 90]), st.integers(2, 8), pick([list, tuple, dict])
+        lambda *how: Later(lambda: _folded(*how)),
+        pick([4, 30, 90]),
+        st.integers(2, 8),
+        pick([list, tuple, dict]),
     )
     strange = pick(
         [
@@ -727,18 +849,45 @@ def pt_files(content: bytes) -> Bytes:
 
     def member(inside: bytes) -> Bytes:
         numbers = pick(
-            [b"\x8a\x05\0\0\0\0\x02", b"J\xff\xff\xff\x7f", b"K\0", b"J\xff\xff\xff\xff", b"M\xff\xff", b"N", b"\x88"]
+            [
+                b"\x8a\x05\0\0\0\0\x02",
+                b"J\xff\xff\xff\x7f",
+                b"K\0",
+                b"J\xff\xff\xff\xff",
+                b"M\xff\xff",
+                b"N",
+                b"\x88",
+            ]
         )
         at = st.integers(0, max(0, inside.count(b"K") - 1))
-        return st.one_of(payload, payload, st.builds(_swapped, only(inside), at, numbers), only(inside[:-2]), only(b""))
+        return st.one_of(
+            payload,
+            payload,
+            st.builds(_swapped, only(inside), at, numbers),
+            only(inside[:-2]),
+            only(b""),
+        )
 
     if not content.startswith(b"PK"):
-        return st.one_of(values, payload, payload.map(lambda code: content[:40] + code), st.binary(max_size=60))
+        return st.one_of(
+            values, payload, payload.map(lambda code: content[:40] + code), st.binary(max_size=60)
+        )
     pickled = next(name for name, _ in unzipped(content) if name.endswith("data.pkl"))
-    programs = payload.map(lambda code: zipped([(pickled, code), (pickled.replace("data.pkl", "version"), b"3\n")]))
-    bombs = st.deferred(lambda: pick([_bomb("archive/data/0", 1500), _bomb("archive/data.pkl", 1500)]))
+    programs = payload.map(
+        lambda code: zipped([(pickled, code), (pickled.replace("data.pkl", "version"), b"3\n")])
+    )
+    bombs = st.deferred(
+        lambda: pick([_bomb("archive/data/0", 1500), _bomb("archive/data.pkl", 1500)])
+    )
     return st.one_of(
-        values, values, values, zips(content, member, True), zips(content, member, True), programs, payload, bombs
+        values,
+        values,
+        values,
+        zips(content, member, True),
+        zips(content, member, True),
+        programs,
+        payload,
+        bombs,
     )
 
 
@@ -753,9 +902,16 @@ def _swapped(inside: bytes, at: int, number: bytes) -> bytes:
 # ---------------------------------------------------------------- pictures and other files
 
 
-def _png(width: int, height: int, data: bytes, extra: bytes = b"", depth: int = 8, colours: int = 2) -> bytes:
+def _png(
+    width: int, height: int, data: bytes, extra: bytes = b"", depth: int = 8, colours: int = 2
+) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -788,9 +944,17 @@ def _picture_bombs() -> tuple[bytes, ...]:
         b"P5 9000 9000 255\n" + bytes(100),
         b"P6 4 4 65535\n" + bytes(96),
         b"P6 " + b"9" * 5000,
-        b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x4c\x01\0;",
-        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 70, 0, 0, 54, 40, 2**30, -(2**30), 1, 24, 0, 0, 0, 0, 0, 0) + bytes(16),
-        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 70, 0, 0, 54, 40, 9000, 9000, 1, 8, 1, 0, 0, 0, 0, 0) + bytes(16),
+        b"GIF89a\xff\xff\xff\xff\x80\0\0"
+        + bytes(6)
+        + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x4c\x01\0;",
+        b"BM"
+        + struct.pack(
+            "<IHHIIiiHHIIiiII", 70, 0, 0, 54, 40, 2**30, -(2**30), 1, 24, 0, 0, 0, 0, 0, 0
+        )
+        + bytes(16),
+        b"BM"
+        + struct.pack("<IHHIIiiHHIIiiII", 70, 0, 0, 54, 40, 9000, 9000, 1, 8, 1, 0, 0, 0, 0, 0)
+        + bytes(16),
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print\n",
         tiff,
         b"RIFF\x20\0\0\0WEBPVP8L\x10\0\0\0\x2f\xff\xff\xff\x0f" + bytes(12),
@@ -840,7 +1004,9 @@ def pickles(content: bytes) -> Bytes:
 
 def anything(content: bytes) -> Bytes:
     """Draw bytes."""
-    return st.binary(max_size=200) | st.integers(0, len(content)).map(lambda length: content[:length])
+    return st.binary(max_size=200) | st.integers(0, len(content)).map(
+        lambda length: content[:length]
+    )
 
 
 FILES: tuple[tuple[tuple[str, ...], Callable[[bytes], Bytes]], ...] = (
@@ -874,7 +1040,9 @@ def _elsewhere(draw: st.DrawFn, target: Target, tree: Tree) -> Tree:
     name = draw(pick(list(tree.entries)))
     depth = name.count("/")
     outside = f"outside/{name.removeprefix('in/')}"
-    way = draw(pick(["out", "out", "device", "fifo", "socket", "folder", "sparse", "loop", "gone", "less"]))
+    way = draw(
+        pick(["out", "out", "device", "fifo", "socket", "folder", "sparse", "loop", "gone", "less"])
+    )
     entries: dict[str, Entry] = dict(tree.entries)
     entry: dict[str, Entry | None] = {
         "device": Link("/dev/zero"),
@@ -893,7 +1061,9 @@ def _elsewhere(draw: st.DrawFn, target: Target, tree: Tree) -> Tree:
     else:
         entries[name] = new
     if name.endswith((".jpg", ".png")) and draw(st.booleans()):
-        entries[name.rpartition("/")[0] + "/" + draw(NAMES.filter(lambda odd: "/" not in odd)) + ".png"] = new or b""
+        entries[
+            name.rpartition("/")[0] + "/" + draw(NAMES.filter(lambda odd: "/" not in odd)) + ".png"
+        ] = new or b""
     return Tree(entries)
 
 
@@ -904,7 +1074,13 @@ def _named(draw: st.DrawFn, tree: Tree) -> Tree:
     parts = name.split("/")
     index = draw(st.integers(1, len(parts) - 1))
     odd = draw(NAMES.filter(lambda odd: "/" not in odd and odd not in (".", "..")))
-    new = "/".join([*parts[:index], odd + (parts[index][-4:] if index == len(parts) - 1 else ""), *parts[index + 1 :]])
+    new = "/".join(
+        [
+            *parts[:index],
+            odd + (parts[index][-4:] if index == len(parts) - 1 else ""),
+            *parts[index + 1 :],
+        ]
+    )
     return Tree({(new if key == name else key): entry for key, entry in tree.entries.items()})
 
 

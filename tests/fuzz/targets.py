@@ -27,7 +27,7 @@ from channelscope.cli.commands import settings
 from channelscope.comparison import Comparison
 from channelscope.comparison.frames import COLUMNS as COMPARED
 from channelscope.data import load
-from channelscope.data.streams import Streamed
+from channelscope.data.streams import StreamedSplit
 from channelscope.evaluation import Evaluation
 from channelscope.evaluation.progress import Progress
 from channelscope.evaluation.results import COLUMNS as EVALUATED
@@ -40,7 +40,7 @@ from channelscope.intervention.results import COLUMNS as INTERVENED
 from channelscope.networks import Architecture
 from channelscope.reading import read_json
 from channelscope.report import write_report
-from channelscope.study.models import Subject
+from channelscope.study.models import Model
 from channelscope.sweeps import _digest, _Record, values_of
 from channelscope.training import Recipe
 from channelscope.training.state import State
@@ -79,7 +79,7 @@ class Target:
 def _use(checkpoint: Checkpoint) -> None:
     """Do what every command does with a network that it has read."""
     network = checkpoint.build()
-    json.dumps(Subject("net", network, checkpoint.method, checkpoint).description).encode()
+    json.dumps(Model("net", network, checkpoint.method, checkpoint).description).encode()
     json.dumps(checkpoint.class_names).encode()
     if sum(parameter.numel() for parameter in network.parameters()) < 1_000_000:
         channels = checkpoint.image[0]
@@ -108,7 +108,7 @@ def _npz(folder: Path) -> None:
 
 def _look(dataset: cs.data.Dataset) -> None:
     for part in dataset.parts.values():
-        here = replace(part, workers=0) if isinstance(part, Streamed) else part
+        here = replace(part, workers=0) if isinstance(part, StreamedSplit) else part
         x, _ = next(here.batches(4))
         assert x.isfinite().all()
         assert x.min() >= 0
@@ -202,7 +202,12 @@ def _results(folder: Path) -> None:
 # ---------------------------------------------------------------- valid files
 
 _SETTINGS = {"models": {"net": "ab" * 32}, "attacks": ["fgsm"], "eps": 0.1, "seed": 0}
-_SWEPT: dict[str, Any] = {"recipe": {"method": "at"}, "vary": {"lr": [0.1, 0.2]}, "data": {"name": "x"}, "eps": 0.1}
+_SWEPT: dict[str, Any] = {
+    "recipe": {"method": "at"},
+    "vary": {"lr": [0.1, 0.2]},
+    "data": {"name": "x"},
+    "eps": 0.1,
+}
 
 
 def _saved(content: Any, **how: Any) -> bytes:
@@ -222,11 +227,19 @@ def _network(*gates: Gate, classes: int = 3) -> Checkpoint:
     names = tuple(f"class {index}" for index in range(classes))
     meta = {
         "history": [],
-        "settings": {"recipe": {"method": "at", "optimizer": {"lr": 0.1}}, "data": {"name": "digits"}},
+        "settings": {
+            "recipe": {"method": "at", "optimizer": {"lr": 0.1}},
+            "data": {"name": "digits"},
+        },
     }
     image = (1, 8, 8)
     return Checkpoint(
-        architecture=architecture, gates=gates, state=network.state_dict(), image=image, class_names=names, meta=meta
+        architecture=architecture,
+        gates=gates,
+        state=network.state_dict(),
+        image=image,
+        class_names=names,
+        meta=meta,
     )
 
 
@@ -238,7 +251,11 @@ def _checkpoints() -> tuple[Tree, ...]:
 
 def _releases() -> tuple[Tree, ...]:
     state = build(Architecture(arch="resnet10", width=1, classes=3), ()).state_dict()
-    plain = {f"module.{name}": tensor for name, tensor in state.items() if not name.startswith("normalise")}
+    plain = {
+        f"module.{name}": tensor
+        for name, tensor in state.items()
+        if not name.startswith("normalise")
+    }
     probe = {
         "module.layer4.0.Probe.Probe.0.fc.weight": torch.ones(4, 8),
         "module.layer4.0.Probe.Probe.0.fc.bias": torch.ones(4),
@@ -267,7 +284,9 @@ def _npzs(place: Path) -> tuple[Tree, ...]:
     plain = (place / "digits.npz").read_bytes()
     packed = io.BytesIO()
     images = np.random.default_rng(0).random((9, 4, 4, 3), np.float32)
-    np.savez_compressed(packed, test_images=images, test_labels=np.arange(9) % 2, classes=np.array(["cat", "dog"]))
+    np.savez_compressed(
+        packed, test_images=images, test_labels=np.arange(9) % 2, classes=np.array(["cat", "dog"])
+    )
     return tuple(Tree({"in/data.npz": content}) for content in (plain, packed.getvalue()))
 
 
@@ -278,7 +297,15 @@ def _idx(array: np.ndarray) -> bytes:
 def _mnist() -> tuple[Tree, ...]:
     images, labels = np.zeros((20, 28, 28), np.uint8), np.arange(20, dtype=np.uint8) % 10
     files = {"images-idx3-ubyte": _idx(images), "labels-idx1-ubyte": _idx(labels)}
-    return (Tree({f"in/MNIST/raw/{part}-{name}": file for part in ("train", "t10k") for name, file in files.items()}),)
+    return (
+        Tree(
+            {
+                f"in/MNIST/raw/{part}-{name}": file
+                for part in ("train", "t10k")
+                for name, file in files.items()
+            }
+        ),
+    )
 
 
 def _cifar() -> tuple[Tree, ...]:
@@ -289,7 +316,8 @@ def _cifar() -> tuple[Tree, ...]:
     meta = pickle.dumps({"label_names": list("abcdefghij")}, 2)
     return (
         Tree(
-            {f"in/cifar-10-batches-py/{name}": batch for name in names} | {"in/cifar-10-batches-py/batches.meta": meta}
+            {f"in/cifar-10-batches-py/{name}": batch for name in names}
+            | {"in/cifar-10-batches-py/batches.meta": meta}
         ),
     )
 
@@ -302,7 +330,9 @@ def _svhn() -> tuple[Tree, ...]:
     return (Tree({f"in/{part}_32x32.mat": buffer.getvalue() for part in ("train", "test")}),)
 
 
-def _picture(kind: str, mode: str = "RGB", seed: int = 0, size: tuple[int, int] = (12, 10)) -> bytes:
+def _picture(
+    kind: str, mode: str = "RGB", seed: int = 0, size: tuple[int, int] = (12, 10)
+) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, kind)
@@ -310,7 +340,15 @@ def _picture(kind: str, mode: str = "RGB", seed: int = 0, size: tuple[int, int] 
 
 
 def _folders() -> tuple[Tree, ...]:
-    kinds = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP", "ppm": "PPM"}
+    kinds = {
+        "png": "PNG",
+        "jpg": "JPEG",
+        "gif": "GIF",
+        "bmp": "BMP",
+        "tif": "TIFF",
+        "webp": "WEBP",
+        "ppm": "PPM",
+    }
     mixed = {
         f"in/{name}/{index}.{ending}": _picture(kind, seed=index)
         for name in ("cat", "dog")
@@ -339,7 +377,9 @@ def _words() -> tuple[Tree, ...]:
         'gates.layers=["layer4.0"]',
         "eps=8/255",
     )
-    return Tree({"in/words": "\0".join(words).encode()}), Tree({"in/words": b"schedule.milestones=[0.5, 0.75]"})
+    return Tree({"in/words": "\0".join(words).encode()}), Tree(
+        {"in/words": b"schedule.milestones=[0.5, 0.75]"}
+    )
 
 
 def _tables(result: Any, columns: Any, place: Path) -> None:
@@ -352,10 +392,25 @@ def _tables(result: Any, columns: Any, place: Path) -> None:
 
 
 def _comparisons(place: Path) -> tuple[Tree, ...]:
-    small = {"models": ("at", "cifs"), "classes": ("cat", "dog"), "channels": 3, "epochs": 2, "count": 4}
+    small = {
+        "models": ("at", "cifs"),
+        "classes": ("cat", "dog"),
+        "channels": 3,
+        "epochs": 2,
+        "count": 4,
+    }
     _tables(synthetic(**small, gates=("layer4",), whole=True, swept=True), COMPARED, place)
     (place / "figures").mkdir()
-    shown = [{"name": "flow", "caption": "A.", "seen": "B.", "section": "claims", "claims": ["c1"], "main": True}]
+    shown = [
+        {
+            "name": "flow",
+            "caption": "A.",
+            "seen": "B.",
+            "section": "claims",
+            "claims": ["c1"],
+            "main": True,
+        }
+    ]
     (place / "figures" / "captions.json").write_text(json.dumps(shown))
     (place / "figures" / "flow.png").write_bytes(_picture("PNG"))
     return (_contents(place),)
@@ -402,7 +457,9 @@ def all_targets() -> dict[str, Target]:
         for target in targets.values():
             for tree in target.trees:
                 tree.write(Path(name) / "work")
-                with contextlib.suppress(*[cs.UserError] * target.never):  # what has not the published bytes
+                with contextlib.suppress(
+                    *[cs.UserError] * target.never
+                ):  # what has not the published bytes
                     target.read(Path(name) / "work" / "in")
     return targets
 

@@ -16,8 +16,20 @@ HERE = Path(__file__).parent
 
 
 def test_every_reader_survives_a_few_inputs() -> None:
-    command = [sys.executable, str(HERE), "--inputs", "500", "--seed", "0", "--quick", "--jobs", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent.parent)
+    command = [
+        sys.executable,
+        str(HERE),
+        "--inputs",
+        "500",
+        "--seed",
+        "0",
+        "--quick",
+        "--jobs",
+        "1",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=HERE.parent.parent
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "seed 0" in done.stdout
 
@@ -111,16 +123,23 @@ with watched(targets, seconds=1.0) as read:
 
 def test_each_fault_of_a_reader_is_noticed() -> None:
     program = NOTICED.format(here=str(HERE))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout) == {name: kind for name, (_, kind) in FAULTS.items()}
 
 
-def test_an_input_can_be_kept_and_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_can_be_kept_and_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     from trees import Link, Special, Tree
 
-    tree = Tree({"in/a\udcff\n": b"\0\xff", "in/link": Link("../outside/a"), "in/pipe": Special("fifo")}, refuse=True)
+    tree = Tree(
+        {"in/a\udcff\n": b"\0\xff", "in/link": Link("../outside/a"), "in/pipe": Special("fifo")},
+        refuse=True,
+    )
     assert Tree.of(tree.text()) == tree
     tree.write(tmp_path / "made")
     assert (tmp_path / "made" / "in" / "a\udcff\n").read_bytes() == b"\0\xff"

@@ -52,7 +52,8 @@ class Tree:
     def text(self) -> str:
         """Give the tree as JSON."""
         entries = [
-            [name.encode("utf-8", "surrogateescape").hex(), *_told(entry)] for name, entry in self.entries.items()
+            [name.encode("utf-8", "surrogateescape").hex(), *_told(entry)]
+            for name, entry in self.entries.items()
         ]
         return json.dumps({"refuse": self.refuse, "entries": entries})
 
@@ -60,7 +61,10 @@ class Tree:
     def of(cls, text: str) -> "Tree":
         """Read what ``text`` gave."""
         content = json.loads(text)
-        named = ((bytes.fromhex(name).decode("utf-8", "surrogateescape"), rest) for name, *rest in content["entries"])
+        named = (
+            (bytes.fromhex(name).decode("utf-8", "surrogateescape"), rest)
+            for name, *rest in content["entries"]
+        )
         return cls({name: _entry(*rest) for name, rest in named}, content["refuse"])
 
 

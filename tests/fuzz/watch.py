@@ -78,16 +78,26 @@ class Hook:
             return
         if event == "open":
             path, _, flags = arguments
-            if not isinstance(flags, int) or not flags & WRITING or str(path).startswith((self.allowed, "/dev/null")):
+            if (
+                not isinstance(flags, int)
+                or not flags & WRITING
+                or str(path).startswith((self.allowed, "/dev/null"))
+            ):
                 return
-        elif not FORBIDDEN.fullmatch(event) or (event.startswith(CHANGING) and self._inside(arguments[0])):
+        elif not FORBIDDEN.fullmatch(event) or (
+            event.startswith(CHANGING) and self._inside(arguments[0])
+        ):
             return
         self.armed = False  # what follows is ours
         self.breaches.append(f"{event} {arguments!r}"[:300])
         raise Breach(self.breaches[-1])
 
     def _inside(self, path: Any) -> bool:
-        return os.fsdecode(path).startswith(self.allowed) if isinstance(path, str | bytes | os.PathLike) else False
+        return (
+            os.fsdecode(path).startswith(self.allowed)
+            if isinstance(path, str | bytes | os.PathLike)
+            else False
+        )
 
 
 HOOK = Hook()
@@ -105,7 +115,11 @@ def examine(target: Any, tree: Tree, place: Path) -> Outcome:
         HOOK.armed = False
     except UserError as error:
         HOOK.armed = False
-        kind, said = ("refused", str(error)) if not _wants_memory(error) else ("memory", f"asked for too much: {error}")
+        kind, said = (
+            ("refused", str(error))
+            if not _wants_memory(error)
+            else ("memory", f"asked for too much: {error}")
+        )
     except Breach as error:
         kind, said = "breach", str(error)
     except BaseException as error:
@@ -120,8 +134,12 @@ def _judged(outcome: Outcome, tree: Tree) -> Outcome:
     if HOOK.breaches:
         return Outcome("breach", HOOK.breaches[0], outcome.seconds, outcome.peak)
     if outcome.well and outcome.peak > MEMORY:
-        return Outcome("memory", f"took {outcome.peak / 2**20:.0f} MB: {said}", outcome.seconds, outcome.peak)
-    if outcome.kind == "refused" and (has_controls(said) or len(said) >= LONGEST or not said.endswith((".", "?", ")"))):
+        return Outcome(
+            "memory", f"took {outcome.peak / 2**20:.0f} MB: {said}", outcome.seconds, outcome.peak
+        )
+    if outcome.kind == "refused" and (
+        has_controls(said) or len(said) >= LONGEST or not said.endswith((".", "?", ")"))
+    ):
         return Outcome("sentence", repr(said)[:500], outcome.seconds, outcome.peak)
     if outcome.kind == "read" and tree.refuse:
         return Outcome("let in", "read what must be refused", outcome.seconds, outcome.peak)
@@ -140,7 +158,11 @@ def _wants_memory(error: BaseException | None) -> bool:
 
 def _place_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames if "channelscope" in frame.filename]
+    ours = [
+        f"{Path(frame.filename).name}:{frame.lineno}"
+        for frame in frames
+        if "channelscope" in frame.filename
+    ]
     last = frames[-1]
     return f"{type(error).__name__}: {error} (at {Path(last.filename).name}:{last.lineno}, by {' '.join(ours[-3:])})"[
         :600
@@ -250,7 +272,9 @@ class Watched:
 
 
 @contextmanager
-def watched(targets: dict[str, Any], seconds: float = SECONDS) -> Iterator[Callable[[str, Tree], Outcome]]:
+def watched(
+    targets: dict[str, Any], seconds: float = SECONDS
+) -> Iterator[Callable[[str, Tree], Outcome]]:
     """Give a function that has an input read, in a process that ends with the context."""
     watching = Watched(targets, seconds)
     try:

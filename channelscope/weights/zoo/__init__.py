@@ -29,14 +29,18 @@ def located(path: Path | str) -> Path:
     name = str(path).removeprefix(_PREFIX)
     if name not in NAMES:
         known = ", ".join(NAMES)
-        raise UserError(f"There is no network {name!r} in the zoo: choose from {known}.{suggest(name, NAMES)}")
+        raise UserError(
+            f"There is no network {name!r} in the zoo: choose from {known}.{suggest(name, NAMES)}"
+        )
     return HERE / f"{name}.pt"
 
 
 def check_target(path: Path | str) -> None:
     """Refuse a name of the zoo as a place to write to: the file could not be read again."""
     if str(path).startswith(_PREFIX):
-        raise UserError(f"{path} means a network that ships with the package: choose another file to write to.")
+        raise UserError(
+            f"{path} means a network that ships with the package: choose another file to write to."
+        )
 
 
 def label_of(path: Path | str) -> str:
@@ -54,7 +58,9 @@ def results() -> list[dict[str, str]]:
         UserError: where the package is incomplete.
     """
     try:
-        rows = list(csv.DictReader(read_text(RESULTS, within=RESULTS.parent).splitlines(), strict=True))
+        rows = list(
+            csv.DictReader(read_text(RESULTS, within=RESULTS.parent).splitlines(), strict=True)
+        )
         if not rows:
             raise ValueError("it is empty")
         for row in rows:
