@@ -1,35 +1,70 @@
-"""The one kind of error that is the user's to mend."""
+"""Errors that are the user's to mend, and texts from files made safe to show."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from channelscope.controls import escape
+_LONGEST_MESSAGE = 2000  # characters
 
-_LONGEST = 2000  # letters
+# ESC and C1's CSI steer a terminal, others turn the direction of reading or end a line, and halves of
+# surrogate pairs have no encoding. All lie below U+10000: four digits write each, as in JSON.
+_CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
 
 
 class UserError(ValueError):
-    r"""A mistake of the user's; the message is one clear sentence that says what to do.
+    r"""A mistake of the user; the message is one sentence that says what to do.
 
-    Names in it may come from files: controls are spelt, and a text that no one would read is cut short.
+    Names in it may come from files: control characters are escaped, and an endless text is cut.
 
     >>> print(UserError("There is no file a\nb: check the path."))
     There is no file a\u000ab: check the path.
     """
 
-    def __init__(self, sentence: str) -> None:
-        if len(sentence) > _LONGEST:
-            sentence = f"{sentence[: _LONGEST // 2]} ... {sentence[-_LONGEST // 2 :]}"
-        super().__init__(escape(sentence))
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST_MESSAGE:
+            half = _LONGEST_MESSAGE // 2
+            message = f"{message[:half]} ... {message[-half:]}"
+        super().__init__(escape(message))
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Name the closest known names, as the end of an error message.
+def suggest(name: str, names: Iterable[str]) -> str:
+    """Return the end of an error message that suggests the names closest to an unknown one.
 
     >>> suggest("layer5", ["layer4", "conv1"])
     " Did you mean 'layer4'?"
     >>> suggest("zzz", ["layer4"])
     ''
     """
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def escape(text: str) -> str:
+    r"""Escape the control characters of a text, line ends included, as JSON does.
+
+    >>> print(escape("cat\x1b[2J"))
+    cat\u001b[2J
+    """
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def escape_lines(text: str) -> str:
+    """Escape the control characters of a text, but for its line ends."""
+    return "\n".join(map(escape, text.split("\n")))
+
+
+def escape_value(value: object) -> object:
+    """Escape the control characters of a template's value, if it is a plain text."""
+    return escape_lines(value) if type(value) is str else value
+
+
+def has_controls(value: Any) -> bool:
+    """Return whether any text in plain values, as in JSON and keys included, has controls."""
+    if isinstance(value, str):
+        return _CONTROLS.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(map(has_controls, value)) or any(map(has_controls, value.values()))
+    return isinstance(value, list | tuple) and any(map(has_controls, value))

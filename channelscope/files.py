@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from channelscope.controls import has_controls
-from channelscope.errors import UserError
+from channelscope.errors import UserError, has_controls
 from channelscope.reading import check_head, check_kinds, read_json, read_text, regular
 
 if TYPE_CHECKING:

@@ -17,9 +17,8 @@ from browser import PROGRAM, Tab, browsing
 from channelscope.cli import main
 from channelscope.cli.terminal import Shown
 from channelscope.comparison.frames import Comparison
-from channelscope.controls import escape, has_controls
 from channelscope.data import Dataset, MemorySplit
-from channelscope.errors import UserError
+from channelscope.errors import UserError, escape, has_controls
 from channelscope.figures import paper, tex
 from channelscope.report import write_report
 from comparisons import synthetic

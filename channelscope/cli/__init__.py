@@ -11,8 +11,7 @@ from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from channelscope.cli import processes
 from channelscope.cli.parser import make_parser
 from channelscope.cli.terminal import Shown
-from channelscope.controls import escape
-from channelscope.errors import UserError
+from channelscope.errors import UserError, escape
 
 _NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or, to train, a smaller --batch-size."
 

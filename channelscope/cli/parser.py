@@ -29,7 +29,7 @@ from channelscope.cli.options import (
     seed,
     share,
 )
-from channelscope.controls import escape
+from channelscope.errors import escape
 
 _ABLATIONS = ("imgf", "top-k", "probes", "beta", "layers")  # as in recipes/sweeps.toml
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from channelscope.controls import escape_lines
+from channelscope.errors import escape_lines
 
 
 class Shown:

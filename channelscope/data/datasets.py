@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from channelscope.controls import has_controls
 from channelscope.data.sampling import sample_stratified
 from channelscope.data.splits import MemorySplit
 from channelscope.data.streams import StreamedSplit
-from channelscope.errors import UserError
+from channelscope.errors import UserError, has_controls
 
 MAX_CLASSES = 100_000  # a number beyond is no class, and naming so many would fill the memory
 

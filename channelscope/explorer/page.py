@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from channelscope.comparison import Comparison
-from channelscope.controls import escape_value
+from channelscope.errors import escape_value
 from channelscope.explorer import tables
 from channelscope.explorer.live import Live
 from channelscope.explorer.pictures import Sheet

@@ -10,8 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from channelscope.comparison import Comparison
-from channelscope.controls import escape_value
-from channelscope.errors import UserError
+from channelscope.errors import UserError, escape_value
 from channelscope.files import atomic_write
 from channelscope.reading import read_json, regular
 from channelscope.report import tables, words

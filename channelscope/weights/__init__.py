@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from channelscope import __version__
-from channelscope.controls import has_controls
-from channelscope.errors import UserError
+from channelscope.errors import UserError, has_controls
 from channelscope.gates import KINDS, Selective
 from channelscope.networks import Architecture
 from channelscope.weights import zoo

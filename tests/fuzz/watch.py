@@ -19,8 +19,7 @@ from typing import Any
 
 from trees import Tree, remove
 
-from channelscope.controls import has_controls
-from channelscope.errors import UserError
+from channelscope.errors import UserError, has_controls
 
 SECONDS = 5.0  # more is a hang
 MEMORY = 2**30  # bytes above what the process had
