@@ -1,0 +1,404 @@
+"""What an analysis is, and the registry of all of them.
+
+An analysis is a pure function of a study's kept arrays to tidy tables, with the figures that show
+these tables. Each stands in one module of this package, which registers it:
+
+    register(Analysis(name="flow", help="...", tables={"flow": TABLE}, compute=compute_flow,
+                      plots=(Plot(name="flow", draw=draw_flow, data=flow_data, ...),)))
+
+Modules of this package are imported with it, so a new file is all that a new analysis takes.
+Nothing here needs torch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from matplotlib.figure import Figure
+from numpy import ndarray
+
+from channelscope.statistics.channels import measure_replicates
+
+if TYPE_CHECKING:
+    from channelscope.result import Result
+
+Kind = Literal["comparison", "evaluation", "intervention", "relevance", "sweep"]
+Labels = Literal["none", "true", "wrong"]  # what the gates are told
+
+
+class Study(Protocol):
+    """What an analysis may ask of a study: arrays of n images, one row an image, in their order.
+
+    ``data`` is "natural", "adversarial" (under the study's attack), or a strength of that attack
+    (see ``strengths``). Arrays are memory-mapped and read-only: copy what is to be changed.
+    """
+
+    kind: Kind
+    settings: Mapping[str, Any]
+    classes: tuple[str, ...]
+    labels: Int[ndarray, " n"]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models' labels."""
+
+    @property
+    def weights(self) -> Float[ndarray, "n r"]:
+        """How often each image counts in each bootstrap replicate; column 0 is all 1."""
+
+    def describe(self, model: str) -> Mapping[str, Any]:
+        """Return what is known of a model: method, arch, gates, settings, digest, compute."""
+
+    def history(self, model: str) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of a model's training log; none where it is unknown."""
+
+    def layers(self, model: str) -> tuple[str, ...]:
+        """Return the measured layers, the deepest last."""
+
+    def penultimate(self, model: str) -> tuple[str, ...]:
+        """Return the measured layers whose relevance is the last linear layer's weight."""
+
+    def activations(self, model: str, layer: str, data: str = "natural") -> Float[ndarray, "n c"]:
+        """Return the spatial means of a layer's feature maps."""
+
+    def relevance(self, model: str, layer: str, scorer: str | None = None) -> Float[ndarray, "n c"]:
+        """Return each channel's relevance to the image's class, on natural images.
+
+        By the named scorer; None for the study's own: the last layer's weights, else the gradient.
+        """
+
+    def answers(
+        self, model: str, data: str = "natural", told: Labels = "none"
+    ) -> Int[ndarray, " n"]:
+        """Return the class that the model answers, its gates being told a label or none."""
+
+    def attacks(self, model: str) -> tuple[str, ...]:
+        """Return the attacks on the model, in their order, by name, without "natural"."""
+
+    def correct(self, model: str, attack: str = "natural") -> Bool[ndarray, " n"]:
+        """Return which images are classified correctly: as they are, or under an attack."""
+
+    def gates(self, model: str) -> tuple[str, ...]:
+        """Return the gated layers that have a mask."""
+
+    def masks(
+        self, model: str, gate: str, data: str = "natural", told: Labels = "none"
+    ) -> Float[ndarray, "n c"]:
+        """Return a gate's mask; of masks of single elements, the mean over space."""
+
+    @property
+    def told(self) -> Mapping[Labels, Int[ndarray, " n"]]:
+        """The labels that gates are told: "true" and "wrong"; empty where no gate takes any."""
+
+    def strengths(self) -> Sequence[tuple[str, float, str]]:
+        """Return the swept strengths of the attack: ("eps" or "step", value, name of the data)."""
+
+    def thumbnails(
+        self, model: str, data: str, images: Sequence[int]
+    ) -> Int[ndarray, "m 3 h w"] | None:
+        """Return small pictures (uint8) of some images; None where none were kept."""
+
+    def outcome(self, model: str) -> "Outcome":
+        """Return what the attacks and checks on a model did, beside ``correct``."""
+
+    def suppressed(self, model: str) -> Mapping[str, "SuppressedLayer"]:
+        """Return what suppressing channels did, by layer; empty without interventions."""
+
+    def memo(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """Return ``compute()``, remembered under ``key`` for the other analyses."""
+
+
+class Finding(NamedTuple):
+    """A sign of gradient masking: the check, what it saw in a sentence, and its numbers."""
+
+    check: str
+    sentence: str
+    evidence: Mapping[str, float | int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the attacks and checks on one model did.
+
+    Args:
+        attacked, broken: (attack, part) -> how many images it was given, and how many it broke.
+        fallbacks: the attacks that a check called for, by name: they ran on all images too.
+        checked: whether it was checked for gradient masking.
+        findings: what the checks found.
+        skipped: check -> why it could not be made.
+        notes: sentences that attacks had to say.
+        sweep: eps -> the images that withstand the worst case at this radius (n,).
+    """
+
+    attacked: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    broken: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    fallbacks: tuple[str, ...] = ()
+    checked: bool = False
+    findings: tuple[Finding, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    sweep: Mapping[float, Bool[ndarray, " n"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class SuppressedLayer:
+    """What suppressing the channels of one layer did to each image.
+
+    Args:
+        counts: how many channels are suppressed at each of p points, from none to all.
+        relevance: scorer -> relevance of each channel to each class (k, c).
+        correct: (scorer, order) -> of each ranking of that name ("random" may have several), data
+            ("natural", "adversarial") -> which images are classified correctly (p, n). The order is
+            "nr" (most negatively relevant first), "pr" (most positively first) or "random".
+    """
+
+    counts: tuple[int, ...]
+    relevance: Mapping[str, Float[ndarray, "k c"]]
+    correct: Mapping[tuple[str, str], Sequence[Mapping[str, Bool[ndarray, "p n"]]]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A tidy table: columns of words, which tell its rows apart, and columns of numbers.
+
+    Args:
+        words: names of the columns of words.
+        numbers: names of the columns of numbers.
+        help: what a row says; units and ranges.
+        by_channel: a table of (class, channel) for each group of ``words``: kept as arrays, see
+            ``ChannelTable``. Its ``words`` and ``numbers`` are those beside class and channel.
+    """
+
+    words: tuple[str, ...]
+    numbers: tuple[str, ...]
+    help: str
+    by_channel: bool = False
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns, in order."""
+        return [*self.words, *self.numbers]
+
+    def frame(self, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+        """Return rows as a frame, with its columns even where there is no row."""
+        return pd.DataFrame(list(rows), columns=self.columns)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelTable:
+    """A table of class x channel for each group of words, kept as arrays.
+
+    1,000 classes of 2,048 channels are two million rows a group: as arrays they stay small, and
+    ``select`` makes frames of the part that is wanted.
+
+    Args:
+        words: names of the columns that tell the groups apart, such as model, data, layer.
+        numbers: names of the columns of numbers.
+        classes: the classes' names.
+        groups: the groups' words -> column -> array (classes, channels), or (classes, 1) where all
+            channels share the number.
+    """
+
+    words: tuple[str, ...]
+    numbers: tuple[str, ...]
+    classes: tuple[str, ...]
+    groups: Mapping[tuple[str, ...], Mapping[str, Float[ndarray, "k _"]]] = field(repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of rows of the whole frame."""
+        return sum(len(self.classes) * self._channels(group) for group in self.groups.values())
+
+    def array(self, column: str, *group: str) -> Float[ndarray, "k c"]:
+        """Return one column of one group, by class and channel."""
+        arrays = self.groups[group]
+        shape = (len(self.classes), self._channels(arrays))
+        return np.broadcast_to(arrays[column], shape)
+
+    def select(self, **wanted: str) -> pd.DataFrame:
+        """Return the rows whose columns of words have the wanted values, as a tidy frame."""
+        of_class = wanted.pop("class", None)
+        chosen = [k for k, name in enumerate(self.classes) if of_class is None or name == of_class]
+        frames = [
+            self._frame(group, arrays, chosen)
+            for group, arrays in self.groups.items()
+            if all(group[self.words.index(name)] == value for name, value in wanted.items())
+        ]
+        columns = [*self.words, "class", "channel", *self.numbers]
+        if not frames:
+            return pd.DataFrame(columns=columns)
+        return pd.concat(frames, ignore_index=True)[columns]
+
+    def frame(self) -> pd.DataFrame:
+        """Return all rows."""
+        return self.select()
+
+    def summary(self) -> pd.DataFrame:
+        """Return a row for each group and class: each number's mean over the channels."""
+        rows = []
+        for group, arrays in self.groups.items():
+            head = dict(zip(self.words, group, strict=True))
+            means = {name: arrays[name].mean(1) for name in self.numbers}
+            for k, class_name in enumerate(self.classes):
+                row = {"class": class_name, "channels": self._channels(arrays)}
+                rows.append(head | row | {name: mean[k] for name, mean in means.items()})
+        return pd.DataFrame(rows, columns=[*self.words, "class", "channels", *self.numbers])
+
+    def _frame(
+        self, group: tuple[str, ...], arrays: Mapping[str, ndarray], chosen: list[int]
+    ) -> pd.DataFrame:
+        channels = self._channels(arrays)
+        columns: dict[str, Any] = dict(zip(self.words, group, strict=True))
+        columns["class"] = np.repeat([self.classes[k] for k in chosen], channels)
+        columns["channel"] = np.tile(np.arange(channels), len(chosen))
+        for name in self.numbers:
+            shape = (len(chosen), channels)
+            columns[name] = np.broadcast_to(arrays[name][chosen], shape).ravel()
+        return pd.DataFrame(columns)
+
+    @staticmethod
+    def _channels(arrays: Mapping[str, ndarray]) -> int:
+        return max(array.shape[1] for array in arrays.values())
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one figure of a plot is about.
+
+    Args:
+        arguments: further arguments of the plot's functions, by name; None for their defaults. The
+            others end the figure's name.
+        main: whether the page shows the figure at once, or on demand.
+    """
+
+    arguments: Mapping[str, str | None]
+    main: bool = True
+
+
+def whole(_: "Result") -> Iterator[Subject]:
+    """One figure, of all there is."""
+    yield Subject({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A kind of figure of a result.
+
+    Args:
+        name: its name, and the beginning of its files' names.
+        draw, data: functions of (result, ...): the figure, and the table of what it draws.
+        caption: plain words. May have {class_name}, {model} and the other arguments of its
+            subjects, {extremes} (the most and the least robust class), and the sentences {layers},
+            {adversarial} (the attack on the activations), {robust} (the attacks behind robust
+            accuracy), {bars} and {wilson} (the intervals).
+        section: where the page has it: claims, network, gates, models or training.
+        claims: those on which it bears, such as "c1".
+        table: the table without whose rows there is no such figure.
+        subjects: what single figures of the plot are about.
+        alt_text: from the table of what is drawn, what is to be seen, in words.
+    """
+
+    name: str
+    draw: Callable[..., Figure]
+    data: Callable[..., pd.DataFrame]
+    caption: str
+    section: str
+    table: str
+    claims: tuple[str, ...] = ()
+    subjects: "Callable[[Result], Iterable[Subject]]" = whole
+    alt_text: Callable[[pd.DataFrame], str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, judged: the quantity's estimate and interval, the outcome, one plain sentence."""
+
+    claim: str
+    models: str
+    layer: str
+    verdict: Literal["supported", "not supported", "inconclusive"]
+    estimate: float
+    low: float
+    high: float
+    statement: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """An analysis of a study: tables, the figures that show them, verdicts that rest on them.
+
+    Args:
+        name: what it is asked for by.
+        help: one line: what it tells.
+        kinds: of the results that it is part of.
+        tables: name -> columns.
+        compute: study -> name of each table -> its rows, or arrays by group of a channel table.
+        plots: the kinds of figures.
+        judge: study -> verdicts on claims.
+        check: of a result that was read: raises ValueError for tables that contradict each other.
+        export: (result, folder): writes further files beside the tables.
+        exports: the names of these files or folders.
+    """
+
+    name: str
+    help: str
+    kinds: tuple[Kind, ...] = ("comparison",)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    compute: Callable[[Study], Mapping[str, Any]] = lambda _: {}
+    plots: tuple[Plot, ...] = ()
+    judge: Callable[[Study], Iterable[Verdict]] = lambda _: ()
+    check: "Callable[[Result], None]" = lambda _: None
+    export: "Callable[[Result, Path], None]" = lambda _result, _folder: None
+    exports: tuple[str, ...] = ()
+
+
+ANALYSES: dict[str, Analysis] = {}
+
+
+def register(analysis: Analysis) -> Analysis:
+    """Enter an analysis in the registry.
+
+    Raises:
+        ValueError: for a name, of the analysis or of a table, that is already there.
+    """
+    if analysis.name in ANALYSES:
+        raise ValueError(f"There are two analyses called {analysis.name!r}.")
+    taken = {name for other in ANALYSES.values() for name in other.tables}
+    if doubled := taken & set(analysis.tables):
+        raise ValueError(f"Two analyses make a table {min(doubled)!r}.")
+    ANALYSES[analysis.name] = analysis
+    return analysis
+
+
+def analyses_of(kind: Kind) -> list[Analysis]:
+    """Return the analyses that are part of results of a kind, in the order of registration."""
+    return [analysis for analysis in ANALYSES.values() if kind in analysis.kinds]
+
+
+def measure_study(study: Study, model: str, layer: str, data: str = "adversarial") -> Any:
+    """Return the alignment measures of a layer, measure -> (r, k), remembered by the study.
+
+    See ``statistics.channels.measure_replicates``.
+    """
+    return study.memo(
+        ("measures", model, layer, data),
+        lambda: measure_replicates(
+            study.activations(model, layer),
+            study.activations(model, layer, data),
+            study.relevance(model, layer),
+            study.labels,
+            study.weights,
+            len(study.classes),
+            study.settings["threshold"],
+        ),
+    )
+
+
+def worst_case(study: Study, model: str) -> Bool[ndarray, " n"]:
+    """Return which images are classified correctly as they are and under every attack."""
+    names = ("natural", *study.attacks(model))
+    worst: ndarray = np.all([study.correct(model, name) for name in names], axis=0)
+    return worst

@@ -1,0 +1,161 @@
+"""Measures of alignment: pure functions of activation, relevance and robustness.
+
+Each works along the last axis (channels, or classes) and over any leading axes, so the replicates
+of a bootstrap are one more axis. A class without images is NaN and stays NaN. The claims they bear
+on are those of Yan et al., ICML 2021 (arXiv 2102.05311).
+"""
+
+import warnings
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from scipy.special import entr
+from scipy.stats import rankdata
+
+# The range of each measure, which an interval does not leave.
+BOUNDS = {
+    "cosine": (-1.0, 1.0),
+    "spearman": (-1.0, 1.0),
+    "shift": (0.0, np.inf),
+    "nr_share_natural": (0.0, 1.0),
+    "nr_share_adversarial": (0.0, 1.0),
+    "nr_ratio": (0.0, np.inf),
+    "relevance_spearman_natural": (-1.0, 1.0),
+    "relevance_spearman_adversarial": (-1.0, 1.0),
+    "uniformity_natural": (0.0, 1.0),
+    "uniformity_adversarial": (0.0, 1.0),
+    "relevance_robust_correlation": (-1.0, 1.0),
+}
+
+
+def cosine(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Cosine similarity, in [-1, 1]: a . b / (|a| |b|); NaN where either is zero."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+
+
+def pearson(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Pearson correlation, in [-1, 1]: cosine of the centred vectors; NaN for a constant one."""
+    return cosine(a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True))
+
+
+def spearman(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Spearman rank correlation, in [-1, 1]: Pearson's of the ranks (see ``rank``)."""
+    return pearson(rank(a), rank(b))
+
+
+def rank(values: Float[ndarray, "*n c"]) -> Float[ndarray, "*n c"]:
+    """Rank along the last axis, from 1, ties sharing their mean rank; NaN where any value is."""
+    undefined = np.isnan(values).any(-1, keepdims=True)
+    return np.where(undefined, np.nan, rankdata(np.nan_to_num(values), axis=-1))
+
+
+def shift(
+    natural: Float[ndarray, "*n c"], adversarial: Float[ndarray, "*n c"]
+) -> Float[ndarray, "*n"]:
+    """Mean relative shift, >= 0: sum_c |adversarial - natural| / sum_c |natural|; NaN for 0 / 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.abs(adversarial - natural).sum(-1) / np.abs(natural).sum(-1)
+    return np.where(np.isinf(relative), np.nan, relative)
+
+
+def nr_share(
+    magnitude: Float[ndarray, "*n c"], relevance: Float[ndarray, "*n c"]
+) -> Float[ndarray, "*n"]:
+    """Share of the activation mass on negatively relevant channels, in [0, 1].
+
+    sum_{c: g_c < 0} |a_c| / sum_c |a_c|, with a the magnitude and g the relevance.
+    """
+    mass = np.abs(magnitude)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(relevance < 0, mass, 0).sum(-1) / mass.sum(-1)
+    return np.where(np.isnan(relevance).any(-1), np.nan, share)
+
+
+def uniformity(frequency: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Evenness of the activation frequency over the channels, in [0, 1]: 1 where all are equal.
+
+        -sum_c p_c log p_c / log C,    p_c = f_c / sum_c' f_c'
+
+    with f the frequency and C the number of channels; NaN where no channel is ever active, and for
+    one channel. Bai et al., ICLR 2021 (arXiv 2103.08307) show in plots that adversarial images
+    activate the channels more uniformly; the measure, the normalised entropy, is Pielou's evenness
+    (J. Theoretical Biology, 1966).
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = frequency / frequency.sum(-1, keepdims=True)
+        even = entr(shares).sum(-1) / np.log(frequency.shape[-1])
+    return np.where(np.isfinite(even), np.clip(even, 0, 1), np.nan)
+
+
+def mask_share(mask: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Share of a mask's C multipliers that is in effect: (sum |m|)^2 / (C sum m^2).
+
+    The participation ratio, in [1 / C, 1]; 0 for a mask of zeros. With p = |m| / sum |m| it is
+    exp(H) / C, H = -log sum p^2 being Rényi's entropy of order 2. Signs do not matter, so it serves
+    masks that have them (CAS) as well.
+    """
+    size = np.abs(mask.astype(np.float64))
+    squares = size.shape[-1] * (size**2).sum(-1)
+    share = size.sum(-1) ** 2 / np.maximum(squares, np.finfo(np.float64).tiny)
+    return share.astype(mask.dtype)
+
+
+def overlap(relevance: Float[ndarray, "*n k c"]) -> Float[ndarray, "*n k k"]:
+    """Overlap of the classes' positively relevant channels, in [0, 1]: |P_j & P_k| / |P_j | P_k|.
+
+    P_k = {c: g_kc > 0}, with g the relevance (Jaccard index); NaN for a class whose relevance is
+    not known, and for two of no such channel.
+    """
+    positive = (relevance > 0).astype(float)
+    both = positive @ positive.swapaxes(-1, -2)
+    count = positive.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = both / (count[..., :, None] + count[..., None, :] - both)
+    unknown = np.isnan(relevance).any(-1)
+    return np.where(unknown[..., :, None] | unknown[..., None, :], np.nan, share)
+
+
+def measure_all(
+    natural: Float[ndarray, "*n c"],
+    adversarial: Float[ndarray, "*n c"],
+    relevance: Float[ndarray, "*#n c"],
+) -> dict[str, Float[ndarray, "*n"]]:
+    """Compute every measure from natural and adversarial magnitude and relevance."""
+    ranks = [rank(values) for values in (natural, adversarial, relevance)]
+    share_natural = nr_share(natural, relevance)
+    share_adversarial = nr_share(adversarial, relevance)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = share_adversarial / share_natural
+    return {
+        "cosine": cosine(natural, adversarial),
+        "spearman": pearson(ranks[0], ranks[1]),
+        "shift": shift(natural, adversarial),
+        "nr_share_natural": share_natural,
+        "nr_share_adversarial": share_adversarial,
+        "nr_ratio": np.where(np.isinf(ratio), np.nan, ratio),
+        "relevance_spearman_natural": pearson(ranks[0], ranks[2]),
+        "relevance_spearman_adversarial": pearson(ranks[1], ranks[2]),
+    }
+
+
+def across_classes(
+    alignment: Float[ndarray, "*n k"], robust: Float[ndarray, "*n k"]
+) -> Float[ndarray, "*n"]:
+    """Spearman correlation between alignment and robust accuracy, across the classes with images.
+
+    NaN with fewer than three such classes, and for a replicate that lacks one of them.
+    """
+    absent = np.isnan(alignment) | np.isnan(robust)
+    present = ~absent.reshape(-1, alignment.shape[-1]).all(0)
+    if present.sum() < 3:
+        return np.full(alignment.shape[:-1], np.nan)
+    return spearman(alignment[..., present], robust[..., present])
+
+
+def mean_over_classes(values: Float[ndarray, "*n k"]) -> Float[ndarray, "*n"]:
+    """Mean over the classes that have images."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all NaN: no class has images
+        return np.nanmean(values, -1)
