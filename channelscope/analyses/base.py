@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from channelscope.statistics.channels import measure_replicates
+from channelscope.statistics.channels import accuracy_replicates, measure_replicates
 
 if TYPE_CHECKING:
     from channelscope.result import Result
@@ -295,6 +295,7 @@ class Plot:
             {adversarial} (the attack on the activations), {robust} (the attacks behind robust
             accuracy), {bars} and {wilson} (the intervals).
         section: where the page has it: claims, network, gates, models or training.
+        order: its place there, the lower the earlier.
         claims: those on which it bears, such as "c1".
         table: the table without whose rows there is no such figure.
         subjects: what single figures of the plot are about.
@@ -306,6 +307,7 @@ class Plot:
     data: Callable[..., pd.DataFrame]
     caption: str
     section: str
+    order: int = 100
     table: str
     claims: tuple[str, ...] = ()
     subjects: "Callable[[Result], Iterable[Subject]]" = whole
@@ -402,3 +404,16 @@ def worst_case(study: Study, model: str) -> Bool[ndarray, " n"]:
     names = ("natural", *study.attacks(model))
     worst: ndarray = np.all([study.correct(model, name) for name in names], axis=0)
     return worst
+
+
+def measure_robustness(
+    study: Study, model: str
+) -> tuple[Float[ndarray, " r"], Float[ndarray, "r k"]]:
+    """Return the worst-case accuracy, of all images and by class, remembered by the study."""
+    replicates: tuple[ndarray, ndarray] = study.memo(
+        ("robustness", model),
+        lambda: accuracy_replicates(
+            worst_case(study, model), study.labels, study.weights, len(study.classes)
+        ),
+    )
+    return replicates

@@ -1,7 +1,7 @@
-"""How a figure looks: a paper's width and fonts, fixed colours, text kept as text, the same bytes for the same input.
+"""How a figure looks: a paper's width and fonts, fixed colours, the same bytes for the same input.
 
-The style in force is that of the surrounding ``with style("icml"):``; figures take their width and the size of their
-text from it.
+The style in force is that of the surrounding ``with style("icml"):``; figures take their width and
+the size of their text from it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from channelscope.errors import UserError, suggest
 from channelscope.figures import tex
 from channelscope.files import atomic_write
 
-# Okabe and Ito's palette, safe for the colour-blind: two colours for the data everywhere, the others for models.
+# Okabe and Ito's palette, safe for the colour-blind: two colours for data, the others for models.
 COLOURS = {"natural": "#0072B2", "adversarial": "#D55E00"}
 MODEL_COLOURS = ("#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MODEL_MARKERS = "osDp^v"  # 6 markers and 5 colours: 30 models look different
@@ -63,8 +63,8 @@ class Style:
     Args:
         column, text: width of a column and of the whole text, in inches.
         size: of the figures' text, in points.
-        font: family of the text; what it lacks is taken from DejaVu Sans, and both come with matplotlib.
-        leading: distance of lines, in the font's own.
+        font: family of the text; DejaVu Sans has what it lacks, and both come with matplotlib.
+        leading: distance of lines, in units of the font's own.
         wide: whether figures are as wide as the text rather than a column.
         latex: whether LaTeX sets the text.
     """
@@ -79,7 +79,7 @@ class Style:
 
     @property
     def width(self) -> float:
-        """Of a figure, in inches."""
+        """Width of a figure, in inches."""
         return self.text if self.wide else self.column
 
     @property
@@ -89,9 +89,11 @@ class Style:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What matplotlib is told."""
-        sizes = {"font.size": self.size, "axes.titlesize": self.size, "axes.labelsize": self.size}
-        sizes |= {
+        """The rcParams of matplotlib."""
+        sizes = {
+            "font.size": self.size,
+            "axes.titlesize": self.size,
+            "axes.labelsize": self.size,
             "legend.fontsize": self.small,
             "legend.title_fontsize": self.small,
             "figure.titlesize": self.size + 1,
@@ -100,8 +102,8 @@ class Style:
         return LOOK | sizes | fonts
 
 
-# The widths are those of the templates of ICML, NeurIPS (one column) and IEEE's journals and conferences. STIX, which
-# looks like Times, is narrower than DejaVu Sans and may be set larger in the same place.
+# The widths are those of the templates of ICML, NeurIPS (one column) and IEEE. STIX, which looks
+# like Times, is narrower than DejaVu Sans and may be set larger in the same place.
 STYLES = {
     "default": Style(column=3.25, text=6.75, size=7, font="DejaVu Sans", leading=1.2),
     "icml": Style(column=3.25, text=6.75, size=8),
@@ -111,14 +113,14 @@ STYLES = {
 _current = ContextVar("style", default=STYLES["default"])
 
 
-def current() -> Style:
-    """Give the style in force."""
+def current_style() -> Style:
+    """Return the style in force."""
     return _current.get()
 
 
 @contextmanager
 def style(name: str | None = None, *, wide: bool = False, latex: bool = False) -> Iterator[Style]:
-    """Draw and save in the style of a paper: ``with style("icml"): save(relevance(comparison), path)``.
+    """Draw and save in the style of a paper: ``with style("icml"): result.plot("relevance")``.
 
     Args:
         name: default, icml, neurips or ieee; None for the style that is in force.
@@ -132,63 +134,61 @@ def style(name: str | None = None, *, wide: bool = False, latex: bool = False) -
         raise UserError(
             f"No style {name!r}; choose from {', '.join(STYLES)}.{suggest(name, STYLES)}"
         )
-    chosen = current() if name is None else STYLES[name]
+    chosen = current_style() if name is None else STYLES[name]
     token = _current.set(replace(chosen, wide=wide or chosen.wide, latex=latex or chosen.latex))
     try:
         if latex:
-            tex.check()
-        yield current()
+            tex.check_latex()
+        yield current_style()
     finally:
         _current.reset(token)
 
 
-def drawn(name: str | None, make: Callable[P, Figure], *args: P.args, **kwargs: P.kwargs) -> Figure:
-    """Draw a figure in the style of that name; None for the one in force."""
-    with style(name):
-        return make(*args, **kwargs)
-
-
-def styled(make: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in the style in force whatever the user's settings are, and leave these alone."""
 
-    @wraps(make)
-    def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with context(["default", current().settings]):
-            figure = make(*args, **kwargs)
+    @wraps(draw)
+    def draw_in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with context(["default", current_style().settings]):
+            figure = draw(*args, **kwargs)
             figure.align_ylabels()
             for text in figure.findobj(Text):
-                text.set_linespacing(1.2 if current().latex else current().leading)
-            if current().latex:
+                text.set_linespacing(1.2 if current_style().latex else current_style().leading)
+            if current_style().latex:
                 tex.escape_texts(figure)
-            # Texts take their style, and the layout its room, when they are first drawn: now. The layout then stays,
-            # which saves half of the time of every save.
-            with tex.failures_told():
+            # Texts take their style, and the layout its room, when they are first drawn: now. The
+            # layout then stays, which saves half of the time of every save.
+            with tex.readable_failures():
                 figure.draw_without_rendering()
             figure.set_layout_engine("none")
         return figure
 
-    return draw
+    return draw_in_style
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as .pdf, .png or .svg (by the path's ending): the same figure gives the same bytes.
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as .pdf, .png or .svg, by the path's ending, in the style in force.
 
-    A figure that was drawn in a style is saved in it too. In a .pdf that LaTeX sets, only the six letters by which
+    The same figure gives the same bytes. In a .pdf that LaTeX sets, only the six letters by which
     matplotlib tells subsets of fonts apart differ.
+
+    Raises:
+        UserError: for another ending, or where LaTeX fails.
     """
     if path.suffix not in METADATA:
         raise UserError(
             f"Cannot write a figure as {path.name}; end its name in {', '.join(METADATA)}."
         )
-    with context(["default", current().settings]), atomic_write(path) as part, tex.failures_told():
+    settings = ["default", current_style().settings]
+    with context(settings), atomic_write(path) as part, tex.readable_failures():
         figure.savefig(part, metadata=METADATA[path.suffix])
         if path.suffix == ".png":
-            _reduce(part)
+            _reduce_colours(part)
     return path
 
 
-def _reduce(picture: Path) -> None:
-    """Write a .png with 256 colours where they suffice, in less than half the space: pages carry many."""
+def _reduce_colours(picture: Path) -> None:
+    """Write a .png with 256 colours where they suffice, in less than half the space."""
     with Image.open(picture) as image:
         full, dpi = image.convert("RGB"), image.info["dpi"]
     few = full.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -207,8 +207,10 @@ def check_formats(formats: Sequence[str]) -> None:
             )
 
 
-def write(figure: Figure, drawn: pd.DataFrame, stem: Path, formats: Sequence[str]) -> list[Path]:
-    """Save a figure in some formats, as in ("pdf", "png"), beside what it draws as .csv; give the pictures' paths."""
+def save_with_data(
+    figure: Figure, data: pd.DataFrame, stem: Path, formats: Sequence[str]
+) -> list[Path]:
+    """Save a figure as ``stem``.FORMAT, and what it draws as ``stem``.csv; return the pictures."""
     with atomic_write(stem.with_name(f"{stem.name}.csv")) as part:
-        drawn.to_csv(part, index=False, lineterminator="\n")
-    return [save(figure, stem.with_name(f"{stem.name}.{ending}")) for ending in formats]
+        data.to_csv(part, index=False, lineterminator="\n")
+    return [save_figure(figure, stem.with_name(f"{stem.name}.{ending}")) for ending in formats]

@@ -1,4 +1,4 @@
-"""Figures whose text LaTeX sets: what matplotlib is told, and plain words in LaTeX's writing."""
+"""Figures whose text LaTeX sets: settings of matplotlib, and plain words escaped for LaTeX."""
 
 import re
 import shutil
@@ -50,28 +50,28 @@ _SIGNS = {
 }
 
 
-def check() -> None:
+def check_latex() -> None:
     """Raise UserError where LaTeX is missing."""
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
         raise UserError(
-            f"Drawing with LaTeX needs the program {' and '.join(missing)}: install TeX (on Debian: apt install "
-            "texlive-latex-extra cm-super dvipng) or draw without --latex."
+            f"Drawing with LaTeX needs the program {' and '.join(missing)}: install TeX (on "
+            "Debian: apt install texlive-latex-extra cm-super dvipng) or draw without --latex."
         )
 
 
-def escaped(words: str) -> str:
-    """Plain words as LaTeX writes them.
+def escape_latex(words: str) -> str:
+    """Return plain words as LaTeX writes them.
 
-    >>> print(escaped("50 % of $x_1, ρ = −0.5"))
+    >>> print(escape_latex("50 % of $x_1, ρ = −0.5"))
     50 \\% of \\$x\\_1, $\\rho$ = $-$0.5
     """
     return re.sub(" {2,}", r"\\quad ", "".join(_SIGNS.get(sign, sign) for sign in words))
 
 
 def escape_texts(figure: Figure) -> None:
-    """Write a figure's texts for LaTeX, once it is drawn; bold ones too, as LaTeX knows of no font's weight."""
+    """Escape a drawn figure's texts; mark bold ones, as LaTeX ignores a font's weight."""
     for text in figure.findobj(Text):
-        text.set_text("\n".join(_line(text, line) for line in text.get_text().splitlines()))
+        text.set_text("\n".join(_escape_line(text, line) for line in text.get_text().splitlines()))
     formatters = {
         id(axis.major.formatter): axis.major.formatter
         for ax in figure.axes
@@ -79,17 +79,17 @@ def escape_texts(figure: Figure) -> None:
     }
     for formatter in formatters.values():
         if isinstance(formatter, FixedFormatter):
-            formatter.seq = [escaped(words) for words in formatter.seq]
+            formatter.seq = [escape_latex(words) for words in formatter.seq]
 
 
-def _line(text: Any, line: str) -> str:
+def _escape_line(text: Any, line: str) -> str:
     bold = text.get_fontweight() in ("bold", "heavy") and line
-    return rf"\textbf{{{escaped(line)}}}" if bold else escaped(line)
+    return rf"\textbf{{{escape_latex(line)}}}" if bold else escape_latex(line)
 
 
 @contextmanager
-def failures_told() -> Iterator[None]:
-    """Turn matplotlib's many lines about LaTeX into a sentence."""
+def readable_failures() -> Iterator[None]:
+    """Turn matplotlib's many lines about LaTeX into one sentence; raises UserError."""
     try:
         yield
     except RuntimeError as error:
