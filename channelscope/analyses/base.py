@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.figure import Figure
 from numpy import ndarray
 
@@ -90,16 +90,15 @@ class Study(Protocol):
     ) -> Float[ndarray, "n c"]:
         """Return a gate's mask; of masks of single elements, the mean over space."""
 
-    @property
-    def told(self) -> Mapping[Labels, Int[ndarray, " n"]]:
-        """The labels that gates are told: "true" and "wrong"; empty where no gate takes any."""
+    def told(self, model: str) -> Mapping[Labels, Int[ndarray, " n"]]:
+        """Return the labels that gates are told: "true", "wrong"; empty where none takes any."""
 
     def strengths(self) -> Sequence[tuple[str, float, str]]:
         """Return the swept strengths of the attack: ("eps" or "step", value, name of the data)."""
 
     def thumbnails(
         self, model: str, data: str, images: Sequence[int]
-    ) -> Int[ndarray, "m 3 h w"] | None:
+    ) -> UInt8[ndarray, "m _ h w"] | None:
         """Return small pictures (uint8) of some images; None where none were kept."""
 
     def outcome(self, model: str) -> "Outcome":

@@ -2,7 +2,8 @@
 
 import re
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,19 @@ def require_rows(table: pd.DataFrame, message: str, **wanted: str) -> pd.DataFra
         listed = "; ".join(", ".join(map(str, names)) for names in choices)
         raise UserError(f"{message}{f' Choose from {listed}.' if listed else ''}")
     return rows
+
+
+def list_groups(result: "Result", table: str) -> list[tuple[str, ...]]:
+    """Return the words of each group of a channel table."""
+    channels: Any = result.tables[table]
+    return list(channels.groups)
+
+
+def select_array(result: "Result", table: str, column: str, *group: str) -> np.ndarray:
+    """Return a column of a group of a channel table, by class and channel (k, c)."""
+    channels: Any = result.tables[table]
+    array: np.ndarray = channels.array(column, *group)
+    return array
 
 
 def find_interval(
@@ -98,6 +112,12 @@ def classes_to_name(result: "Result") -> list[str]:
     """Return all classes; where they are too many, the most and the least robust ones."""
     names: list[str] = result.meta["data"]["classes"]
     return names if len(names) <= LABELLED else extreme_classes(result, LABELLED // 2)
+
+
+def classes_with_images(result: "Result") -> list[str]:
+    """Return those of ``classes_to_name`` that have images."""
+    ranked = set(rank_classes(result))
+    return [name for name in classes_to_name(result) if name in ranked]
 
 
 def shorten(name: str, length: int = 18) -> str:
@@ -200,3 +220,14 @@ def describe_layers(layers: dict[str, str]) -> str:
 def describe_class(name: str, length: int = 18) -> str:
     """Return a class's name, shortened; a bare number is said to be a class."""
     return shorten(f"class {name}" if name.isdecimal() else name, length)
+
+
+def describe_each(
+    drawn: pd.DataFrame, by: list[str], describe: Callable[[pd.DataFrame], str]
+) -> str:
+    """Return a sentence with a part for each group of rows, named by what the group is."""
+    parts = [
+        f"{', '.join(map(str, group))}: {describe(rows)}"
+        for group, rows in drawn.groupby(by, sort=False)
+    ]
+    return f"{'; '.join(parts)}."

@@ -185,6 +185,12 @@ def top_images(values: Float[ndarray, "n c"], keep: int) -> Int[ndarray, "c keep
     return order[:, :keep]
 
 
+def choose_evenly(n: int, most: int = 2000) -> Int[ndarray, " m"]:
+    """Return at most ``most`` of ``n`` images, at even steps: for what is done image by image."""
+    m = min(n, most)
+    return np.arange(m) * n // max(m, 1)
+
+
 def _with_images(
     labels: Int[ndarray, " n"], classes: int
 ) -> Iterator[tuple[int, Int[ndarray, " n_k"]]]:

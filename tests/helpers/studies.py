@@ -102,10 +102,10 @@ class KeptStudy:
     def masks(self, model: str, gate: str, data: str = "natural", told: str = "none") -> np.ndarray:
         return self._array("masks", model, data, told, gate)
 
-    @property
-    def told(self) -> Mapping[str, np.ndarray]:
-        labels = {name: self.arrays.get(f"told_labels/{name}") for name in ("true", "wrong")}
-        return {name: array for name, array in labels.items() if array is not None}
+    def told(self, model: str) -> Mapping[str, np.ndarray]:
+        index = self.models.index(model)
+        names = ("true", "wrong") if f"told_answers/{index}/natural/true" in self.arrays else ()
+        return {name: self.arrays[f"told_labels/{name}"] for name in names}
 
     def strengths(self) -> Sequence[tuple[str, float, str]]:
         names = [name.split("/")[2] for name in self.arrays if name.startswith("answers/0/")]
