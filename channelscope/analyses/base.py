@@ -313,6 +313,9 @@ class Plot:
     alt_text: Callable[[pd.DataFrame], str]
 
 
+Judgement = Literal["supported", "not supported", "inconclusive"]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A claim, judged: the quantity's estimate and interval, the outcome, one plain sentence."""
@@ -320,11 +323,25 @@ class Verdict:
     claim: str
     models: str
     layer: str
-    verdict: Literal["supported", "not supported", "inconclusive"]
+    verdict: Judgement
     estimate: float
     low: float
     high: float
     statement: str
+
+
+def judge_estimate(quantity: Estimate, null: float = 0.0) -> Judgement:
+    """Judge a claim that says ``quantity > null``: by where the interval lies.
+
+    Supported if it lies above ``null`` as a whole, not supported if at or below it as a whole, else
+    inconclusive: so also without an interval, or with one of no width, as of a single image or of
+    networks that are always wrong.
+    """
+    if np.isclose(quantity.low, quantity.high, rtol=1e-9, atol=1e-12):
+        return "inconclusive"
+    if quantity.low > null:
+        return "supported"
+    return "not supported" if quantity.high <= null else "inconclusive"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -231,3 +231,27 @@ def describe_each(
         for group, rows in drawn.groupby(by, sort=False)
     ]
     return f"{'; '.join(parts)}."
+
+
+def describe_groups(
+    data: pd.DataFrame, by: list[str], describe: Callable[[pd.DataFrame], str]
+) -> str:
+    """Return an alternative text: one part for each group of rows, named by what the group is."""
+    parts = [
+        f"{', '.join(map(str, group))}: {describe(rows)}"
+        for group, rows in data.groupby(by, sort=False)
+    ]
+    return f"{'; '.join(parts)}."
+
+
+def describe_ranges(data: pd.DataFrame) -> str:
+    """Return an alternative text of any figure: the range of each of its quantities."""
+
+    def describe(rows: pd.DataFrame) -> str:
+        numbers = rows.select_dtypes(np.number).dropna(axis="columns", how="all")
+        return ", ".join(
+            f"{str(name).replace('_', ' ')} {column.min():.3g} to {column.max():.3g}"
+            for name, column in numbers.items()
+        )
+
+    return describe_groups(data, ["model"], describe) if "model" in data else f"{describe(data)}."
