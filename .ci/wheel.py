@@ -118,7 +118,8 @@ def use(python: Path, folder: Path) -> None:
         python,
         "-P",
         "-c",
-        "from pathlib import Path; from channelscope.doctor import examine; print(examine(Path()).text())",
+        "from pathlib import Path; from channelscope.doctor import examine, format_findings; "
+        "print(format_findings(examine(Path())))",
         cwd=folder,
     )
     for words in (
@@ -127,9 +128,8 @@ def use(python: Path, folder: Path) -> None:
     ):
         if words not in found:
             raise SystemExit(f"doctor does not find {words!r}:\n{found}")
-    versions = found.split("\n\n")[0]
-    if any(words in versions for words in ("not there", "needed", "does not load", "not known")):
-        raise SystemExit(f"The wheel does not work with what it asks for:\n{versions}")
+    if any(word in found.partition("problems: ")[2] for word in ("pip install", "unknown")):
+        raise SystemExit(f"The wheel does not work with what it asks for:\n{found}")
     images, labels = np.random.default_rng(0).random((60, 8, 8), np.float32), np.arange(60) % 2
     np.savez(
         folder / "two.npz",

@@ -169,7 +169,7 @@ NAMES = {
 
 
 def _accuracies(*attacks: str) -> str:
-    table = pd.DataFrame(zoo.results()).set_index(["model", "attack"]).astype(float)
+    table = zoo.read_results().set_index(["model", "attack"]).astype(float)
     rows = []
     for name in map(name_of, METHODS):
         cells = {"network": name.removeprefix("cifar10-")}

@@ -71,7 +71,7 @@ def train(data: Path, methods: list[str]) -> None:
 
 def pack(source: Path, target: Path) -> None:
     """Write a trained network as the zoo has it: in half precision, and without the name of a folder of ours."""
-    checkpoint = Checkpoint.read(source).halved()
+    checkpoint = Checkpoint.read(source).to_half()
     checkpoint.meta["settings"]["data"]["name"] = zoo.TRAINED_ON
     checkpoint.save(target)
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")

@@ -18,6 +18,8 @@ _FACE = {
     "attacks": ("APGD", "FGSM", "PGD"),
     "layers.features": ("ablated", "capture"),
     "weights": ("load",),
+    "weights.converters": ("convert",),
+    "weights.zoo": ("zoo",),
     "comparison": ("Comparison", "compare"),
     "errors": ("UserError",),
     "evaluation": ("Evaluation", "evaluate"),
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from channelscope.sweeps import sweep
     from channelscope.training import Recipe, train
     from channelscope.weights import load
+    from channelscope.weights.converters import convert
+    from channelscope.weights.zoo import zoo
 
 __all__ = [
     "APGD",
@@ -64,6 +68,7 @@ __all__ = [
     "attached",
     "capture",
     "compare",
+    "convert",
     "cross_entropy",
     "dlr",
     "evaluate",
@@ -74,6 +79,7 @@ __all__ = [
     "relevance",
     "sweep",
     "train",
+    "zoo",
 ]
 
 

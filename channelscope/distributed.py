@@ -1,12 +1,14 @@
-"""Several processes on one job, started by ``torchrun``: who one is, one's part of the work, what they tell each other.
+"""Several processes on one job, started by ``torchrun``: their ranks, shares and exchanges.
 
-Without ``torchrun`` there is one process, and every function here is nearly free. The processes are torch's
-(``torch.distributed``: NCCL between GPUs, gloo otherwise); all of them see one file system.
+Without ``torchrun`` there is one process, and every function here is nearly free. The processes are
+torch's (``torch.distributed``: NCCL between GPUs, gloo otherwise) and see one file system.
 """
 
+import hashlib
+import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,56 +22,70 @@ from channelscope.errors import UserError
 
 T = TypeVar("T")
 
-# For a slower process, or one that fetches data; one that has died is noticed at once, by its closed connection.
+# For a slower process, or one that fetches data; a dead one shows at once by its closed connection.
 _PATIENCE = timedelta(hours=12)
 _MOMENT = 0.05  # seconds; a thread that has done its part needs microseconds
 
 
 class ProcessLost(UserError):
-    """Another process of the run has stopped, so this one cannot go on."""
+    """Another process of the run has stopped, so that this one cannot go on."""
 
 
 def rank() -> int:
-    """Give this process's number, from 0."""
-    return dist.get_rank() if _together() else 0
+    """Return this process's number, from 0."""
+    return dist.get_rank() if _has_joined() else 0
 
 
 def world_size() -> int:
-    """Give the number of processes."""
-    return dist.get_world_size() if _together() else 1
+    """Return the number of processes."""
+    return dist.get_world_size() if _has_joined() else 1
 
 
 def is_first() -> bool:
-    """Tell whether this is the process that writes files and talks."""
+    """Return whether this is the process that writes files and prints."""
     return rank() == 0
 
 
 def started_by_torchrun() -> bool:
-    """Tell whether ``torchrun`` started this process beside others."""
-    return (
-        int(os.environ.get("WORLD_SIZE", "1")) > 1
-        and "RANK" in os.environ
-        and "MASTER_ADDR" in os.environ
-    )
+    """Return whether ``torchrun`` started this process beside others."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and "RANK" in os.environ and "MASTER_ADDR" in os.environ
 
 
-def own_device(device: str) -> str:
-    """Name this process's own device: of ``cuda``, the GPU of its number on this machine."""
-    return (
-        f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        if device == "cuda" and started_by_torchrun()
-        else device
-    )
+def get_local_device(device: str) -> str:
+    """Return this process's device: for ``cuda``, the GPU of its number on this machine."""
+    if device == "cuda" and started_by_torchrun():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return device
+
+
+def resolve_device(device: str = "auto") -> str:
+    """Return the device to compute on: "auto" is a CUDA GPU if there is one, else the CPU.
+
+    Under ``torchrun``, "cuda" is this process's own GPU. "auto" is never Apple's MPS, which lacks
+    the 64-bit floats that sums are accumulated in.
+
+    Raises:
+        UserError: for a device that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = get_local_device(device)
+    try:
+        torch.zeros(1, device=device).item()  # "meta" makes tensors that hold nothing
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"There is no device {device!r} here: use cpu.") from error
+    return device
 
 
 @contextmanager
 def join_processes(device: str) -> Iterator[None]:
-    """Join the processes that ``torchrun`` started, for as long as the context lasts; alone, do nothing.
+    """Join the processes that ``torchrun`` started while the context lasts; alone, do nothing.
 
     Raises:
         ProcessLost: where another process has gone.
     """
-    if not started_by_torchrun() or _together():
+    if not started_by_torchrun() or _has_joined():
         yield
         return
     on_gpu = device.startswith("cuda")
@@ -82,21 +98,22 @@ def join_processes(device: str) -> Iterator[None]:
         if on_gpu:  # not after an error: NCCL would wait for those that have stopped
             _leave()
     except RuntimeError as error:
-        if not _is_of_a_connection(error):
+        if not _is_connection_error(error):
             raise
         raise ProcessLost(
-            "Another of the run's processes has stopped, so this one cannot go on: see what that one said, then start "
-            "the run again."
+            "Another of the run's processes has stopped, so this one cannot go on: see what that "
+            "one said, then start the run again."
         ) from error
     finally:
-        if not on_gpu and _together():
+        if not on_gpu and _has_joined():
             _leave()
 
 
 def _leave() -> None:
-    """Leave the other processes, after a moment in which gloo's threads give back their tensors.
+    """Leave the other processes, after a moment in which gloo's threads release their tensors.
 
-    torch 2.6 waits for these threads while it holds Python's lock, which one that still has a tensor waits for.
+    torch 2.6 waits for these threads while it holds Python's lock, for which a thread with a tensor
+    waits.
     """
     time.sleep(_MOMENT)
     dist.destroy_process_group()
@@ -104,7 +121,7 @@ def _leave() -> None:
 
 @contextmanager
 def run_first() -> Iterator[None]:
-    """Let the first process do something, such as fetch files, before the others, which then find it done."""
+    """Let the first process do something, such as fetch files, before the others do it."""
     if not is_first():
         barrier()
     yield
@@ -113,18 +130,18 @@ def run_first() -> Iterator[None]:
 
 
 def get_slice(n: int) -> slice:
-    """Give this process's share of n things: neighbours, at most one more than any other process's."""
+    """Return this process's share of n things: neighbours, at most one more than any other's."""
     return slice(rank() * n // world_size(), (rank() + 1) * n // world_size())
 
 
 def shard(things: Sequence[T]) -> Sequence[T]:
-    """Give this process's hand of things that are dealt out in turn, one by one."""
+    """Return this process's share of things that are dealt out in turn, one by one."""
     return things[rank() :: world_size()]
 
 
 def all_reduce(value: Tensor) -> Tensor:
-    """Add up the processes' tensors of numbers, of one shape and type: the same bits in every process."""
-    if not _together():
+    """Add up the processes' tensors, of one shape and type: the same bits in every process."""
+    if not _has_joined():
         return value
     sums = value.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(sums)
@@ -132,21 +149,42 @@ def all_reduce(value: Tensor) -> Tensor:
 
 
 def all_gather(rows: Shaped[Tensor, "own *row"]) -> Shaped[Tensor, "all *row"]:
-    """Put the processes' rows (n_i, ...) one below the other, in the order of their numbers."""
-    if not _together():
+    """Concatenate the processes' rows (n_i, ...), in the order of the processes."""
+    if not _has_joined():
         return rows
-    counts = [int(count) for count in _all(torch.tensor([len(rows)], device=rows.device))]
+    counts = [int(count) for count in _gather(torch.tensor([len(rows)], device=rows.device))]
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
-    return torch.cat([part[:count] for part, count in zip(_all(padded), counts, strict=True)])
+    return torch.cat([part[:count] for part, count in zip(_gather(padded), counts, strict=True)])
 
 
 def all_gather_words(words: Iterable[str]) -> set[str]:
-    """Put the processes' words, which hold no NUL, together: those that any of them has."""
-    said = torch.frombuffer(
-        bytearray("".join(f"{word}\0" for word in words).encode() or b"\0"), dtype=torch.uint8
-    )
-    return {word for word in bytes(all_gather(said).tolist()).decode().split("\0") if word}
+    """Return the words, which hold no NUL, that any of the processes has."""
+    return set(_gather_words(words))
+
+
+def check_same(digests: Mapping[str, str]) -> None:
+    """Check that all processes work on one job; alone, do nothing.
+
+    Args:
+        digests: what the job depends on, by a name for the message ("the data", "the weights of
+            at"): digests, or texts of any length.
+
+    Raises:
+        UserError: the same in every process, naming what differs and between which processes.
+    """
+    if not _has_joined():
+        return
+    short = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in digests.items()}
+    jobs: list[dict[str, str]] = [json.loads(job) for job in _gather_words([json.dumps(short)])]
+    names = dict.fromkeys(name for job in jobs for name in job)
+    different = [name for name in names if len({job.get(name) for job in jobs}) > 1]
+    if different:
+        others = [str(number) for number, job in enumerate(jobs) if job != jobs[0]]
+        raise UserError(
+            f"The processes do not share one job: {_join(different)} differ between processes "
+            f"{_join(['0', *others])}. Give all of them the same files and options."
+        )
 
 
 def barrier() -> None:
@@ -155,8 +193,8 @@ def barrier() -> None:
 
 
 def synchronise_batchnorm(network: nn.Module) -> nn.Module:
-    """Let every BatchNorm of a network, in training, use the statistics of all processes' images; in place."""
-    if not _together():
+    """Let each BatchNorm in training use the statistics of all processes' images; in place."""
+    if not _has_joined():
         return network
     if next(network.parameters()).is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -166,8 +204,8 @@ def synchronise_batchnorm(network: nn.Module) -> nn.Module:
     return network
 
 
-class _Total(torch.autograd.Function):
-    """``total`` with a gradient: a process's value takes part in every process's result."""
+class _AllReduce(torch.autograd.Function):
+    """``all_reduce`` with a gradient: a process's value is part of every process's result."""
 
     @staticmethod
     def forward(_context: Any, value: Tensor) -> Tensor:
@@ -179,22 +217,22 @@ class _Total(torch.autograd.Function):
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over all processes' images, also on CPUs, for which torch's own SyncBatchNorm is not made."""
+    """BatchNorm over all processes' images, also on CPUs, where SyncBatchNorm does not run."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision cannot even count
         n = all_reduce(wide.new_tensor(float(x.numel() // x.shape[1])))
-        mean = _Total.apply(wide.sum((0, 2, 3))) / n
+        mean = _AllReduce.apply(wide.sum((0, 2, 3))) / n
         centred = wide - mean.view(-1, 1, 1)
-        variance = _Total.apply(centred.square().sum((0, 2, 3))) / n
-        self._follow(mean.detach(), variance.detach() * (n / (n - 1)))
+        variance = _AllReduce.apply(centred.square().sum((0, 2, 3))) / n
+        self._update_running_statistics(mean.detach(), variance.detach() * (n / (n - 1)))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(x.dtype)
 
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics towards a batch's, as torch does: momentum None stands for their plain mean."""
+    def _update_running_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics towards a batch's; without a momentum, to their mean."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -204,17 +242,30 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance, weight)
 
 
-def _together() -> bool:
+def _has_joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _all(value: Tensor) -> list[Tensor]:
+def _gather(value: Tensor) -> list[Tensor]:
+    """Gather the processes' tensors, of one shape and type."""
     value = value.contiguous()
     parts = [torch.empty_like(value) for _ in range(world_size())]
     dist.all_gather(parts, value)
     return parts
 
 
-def _is_of_a_connection(error: RuntimeError) -> bool:
-    """Tell NCCL's, the store's and gloo's errors from others; gloo's have no type of their own, but name its source."""
+def _gather_words(words: Iterable[str]) -> list[str]:
+    """Gather the processes' words, which hold no NUL, in the order of the processes."""
+    encoded = "".join(f"{word}\0" for word in words).encode()
+    letters = all_gather(torch.tensor(list(encoded), dtype=torch.uint8))
+    return bytes(letters.tolist()).decode().split("\0")[:-1]
+
+
+def _join(words: Sequence[str]) -> str:
+    """Join words as a list in a sentence: "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _is_connection_error(error: RuntimeError) -> bool:
+    """Return whether NCCL, the store or gloo raised an error; gloo's have no type of their own."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

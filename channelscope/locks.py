@@ -1,4 +1,4 @@
-"""One run at a time for each file or folder that is written; what a kill left half done there is put right first."""
+"""One run at a time for each file or folder that is written; a killed run is cleaned up first."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,16 +14,16 @@ _MOMENT = 0.3  # seconds, for a run that is about to end
 
 
 @contextmanager
-def lock_path(path: Path, *parts: Path) -> Iterator[None]:
-    """Keep other runs from writing to a file or folder for as long as the context lasts.
+def lock_path(path: Path, *others: Path) -> Iterator[None]:
+    """Keep other runs from writing to a file or folder while the context lasts.
 
-    The system takes the lock from a process that is killed. Several processes of one run are one: the first holds it. A
-    process that holds it may take it again. Where there can be none, in a folder that is closed or on a disk that knows
-    no locks, it is done without: what is written tells what is wrong.
+    The system takes the lock from a process that is killed. Several processes of one run are one:
+    the first holds the lock. A process that holds it may take it again. In a folder that takes no
+    files, or on a disk without locks, there is none: what is written there tells what is wrong.
 
     Args:
         path: what the run is known by.
-        parts: what else it writes to, and what a kill may have left half done, as at ``path``.
+        others: what else it writes, and what a kill may have left half done, as at ``path``.
 
     Raises:
         UserError: where another run writes there.
@@ -32,30 +32,30 @@ def lock_path(path: Path, *parts: Path) -> Iterator[None]:
         yield
         return
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
-    lock = _taken(path)
+    lock = _acquire(path)
     try:
         if lock is not None and lock.lock_counter == 1:
-            for each in (path, *parts):
+            for each in (path, *others):
                 recover(each)
         yield
     finally:
         if lock is not None:
-            _give_back(lock)
-        for folder in missing:  # that nothing was written to
+            _release(lock)
+        for folder in missing:  # to which nothing was written
             with suppress(OSError):
                 folder.rmdir()
 
 
 def recover_unlocked(path: Path) -> None:
-    """Put right what a kill left half done at ``path``, before it is read, unless a run is writing there."""
+    """Clean up after a killed run before ``path`` is read, unless a run is writing there."""
     with suppress(UserError, OSError):
         if path.parent.is_dir():
             with lock_path(path):
                 pass
 
 
-def _taken(path: Path) -> FileLock | None:
-    """Take a lock; None where there can be none."""
+def _acquire(path: Path) -> FileLock | None:
+    """Acquire a lock; return None where there can be none."""
     file = path.absolute().with_name(hidden_name(path, "lock"))
     for _ in range(2):  # again where there is no file: its run may have just ended
         try:
@@ -66,19 +66,16 @@ def _taken(path: Path) -> FileLock | None:
         except Timeout:
             if file.exists():
                 raise UserError(
-                    f"Another run is writing to {path}: wait until it has ended, or choose another --out."
+                    f"Another run is writing to {path}: wait until it has ended, or choose another "
+                    "--out."
                 ) from None
-        except (
-            OSError,
-            NotImplementedError,
-            ValueError,
-        ):  # the last of a name that no file can have
+        except (OSError, NotImplementedError, ValueError):  # the last for an impossible name
             return None
     return None  # where no file can be made, as in /proc, whose refusal looks like another run
 
 
-def _give_back(lock: FileLock) -> None:
-    """Give a lock back and remove its file: whoever has opened that meanwhile sees it gone, and makes another."""
+def _release(lock: FileLock) -> None:
+    """Release a lock and remove its file: whoever has opened that sees it gone, and makes one."""
     if lock.lock_counter == 1:
         with suppress(OSError):
             Path(lock.lock_file).unlink()

@@ -257,4 +257,4 @@ def _by_layer(scored: Scored) -> dict[str, dict[str, ChannelStats]]:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but earlier rankings."""
-    files.check_folder(folder, {f"{name}.csv" for name in COLUMNS}, {"meta.json", "figures"})
+    files.check_result_folder(folder, {f"{name}.csv" for name in COLUMNS}, {"meta.json", "figures"})

@@ -14,7 +14,7 @@ from channelscope.files import (
     atomic_folder,
     atomic_write,
     check_digests,
-    check_folder,
+    check_result_folder,
     hidden_name,
     recover,
     write_digests,
@@ -227,7 +227,7 @@ def test_half_written_files_inside_a_folder_are_removed_and_do_not_make_it_anoth
         "figures/a.csv",
     ):
         (folder / name).touch()
-    check_folder(folder, {"a.csv"}, {"figures"})
+    check_result_folder(folder, {"a.csv"}, {"figures"})
     recover(folder)
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) == [
         "a.csv",
@@ -249,18 +249,18 @@ def test_files_beside_the_figures_are_not_replaced(name: str, tmp_path: Path) ->
     for each in ours:
         (tmp_path / each).parent.mkdir(exist_ok=True)
         (tmp_path / each).touch()
-    check_folder(tmp_path, {"a.csv"}, {"figures"})
+    check_result_folder(tmp_path, {"a.csv"}, {"figures"})
     (tmp_path / "figures" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "figures" / name).touch()
     with pytest.raises(UserError, match="holds other files"):
-        check_folder(tmp_path, {"a.csv"}, {"figures"})
+        check_result_folder(tmp_path, {"a.csv"}, {"figures"})
 
 
 def test_the_folder_that_one_stands_in_is_no_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    check_folder(Path(), {"a.csv"}, {"figures"})
+    check_result_folder(Path(), {"a.csv"}, {"figures"})
 
 
 # ---------------------------------------------------------------- digests

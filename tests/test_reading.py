@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from channelscope.files import read_table
 from channelscope.reading import (
     LARGEST_LINE,
     LARGEST_TEXT,
-    arrays,
     check_kinds,
+    check_regular,
+    open_arrays,
     parse_json,
     parse_toml,
     read_json,
+    read_table,
     read_text,
-    regular,
 )
 
 
@@ -83,7 +83,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert (
         read_json(tmp_path / "linked" / "in", within=tmp_path / "linked") == {}
     )  # the folder itself may be one
-    assert regular(folder / "out") == folder / "out"  # and so may a user's file
+    assert check_regular(folder / "out") == folder / "out"  # and so may a user's file
 
 
 def test_endless_texts_are_refused(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_arrays_are_read_as_numpy_wrote_them(tmp_path: Path) -> None:
         "d": np.zeros((0, 3), bool),
     }
     np.savez_compressed(tmp_path / "a.npz", **written)
-    with arrays(tmp_path / "a.npz") as archive:
+    with open_arrays(tmp_path / "a.npz") as archive:
         assert archive.files == list(written)
         assert all(np.array_equal(archive[name], array) for name, array in written.items())
 
@@ -148,7 +148,7 @@ def test_headers_that_lie_are_refused_before_there_is_room_for_them(
     content: bytes, tmp_path: Path
 ) -> None:
     with (
-        arrays(packed(tmp_path / "a.npz", ("a.npy", content))) as archive,
+        open_arrays(packed(tmp_path / "a.npz", ("a.npy", content))) as archive,
         pytest.raises(ValueError, match="it"),
     ):
         archive["a"]
@@ -158,10 +158,10 @@ def test_archives_that_unpack_to_much_more_are_refused(tmp_path: Path) -> None:
     zeros = bytes(130 * 2**20)
     with (
         pytest.raises(ValueError, match="unpack to 130 MB"),
-        arrays(packed(tmp_path / "a.npz", ("a.npy", zeros))),
+        open_arrays(packed(tmp_path / "a.npz", ("a.npy", zeros))),
     ):
         pass
-    with arrays(
+    with open_arrays(
         packed(tmp_path / "a.npz", ("a.npy", npy((len(zeros),), zeros)), method=zipfile.ZIP_STORED)
     ) as archive:
         assert len(archive["a"]) == len(zeros)
@@ -175,7 +175,7 @@ def test_archives_of_an_odd_make_are_refused(tmp_path: Path) -> None:
         packed(tmp_path / "lzma.npz", ("a.npy", a), method=zipfile.ZIP_LZMA),
         packed(tmp_path / "many.npz", *((f"{index}.npy", b"") for index in range(10_001))),
     ):
-        with pytest.raises(ValueError, match="it "), arrays(made):
+        with pytest.raises(ValueError, match="it "), open_arrays(made):
             pass
 
 

@@ -20,7 +20,7 @@ from channelscope.errors import UserError
 from channelscope.evaluation import Evaluation
 from channelscope.gates import Selective
 from channelscope.study.models import load_models
-from channelscope.training.recipes import name_of
+from channelscope.training.recipes import find_name
 from channelscope.weights import Checkpoint, zoo
 from channelscope.weights.tensors import load_tensors
 from runs import mistake
@@ -57,7 +57,7 @@ def test_a_file_is_small_and_half_precise_and_its_network_is_not(name: str) -> N
 def test_a_network_says_how_it_was_trained(name: str) -> None:
     checkpoint = Checkpoint.read(f"zoo:{name}")
     settings = checkpoint.meta["settings"]
-    assert name_of(settings["recipe"]) == f"cifar10-resnet18-small-{checkpoint.method}"
+    assert find_name(settings["recipe"]) == f"cifar10-resnet18-small-{checkpoint.method}"
     assert settings["data"]["name"] == zoo.TRAINED_ON
     assert len(checkpoint.meta["history"]) == settings["recipe"]["schedule"]["epochs"]
     assert checkpoint.class_names is not None
@@ -71,8 +71,8 @@ def test_the_adversarially_trained_networks_had_equal_compute() -> None:
 
 
 def test_any_other_path_is_left_as_it_is() -> None:
-    assert zoo.located("a/zoo:b.pt") == Path("a/zoo:b.pt")
-    assert zoo.label_of("a/b.c.pt") == "b.c"
+    assert zoo.locate("a/zoo:b.pt") == Path("a/zoo:b.pt")
+    assert zoo.get_label("a/b.c.pt") == "b.c"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_weights_too_large_for_half_precision_are_not_halved() -> None:
     checkpoint = Checkpoint.read("zoo:cifar10-at")
     large = {"linear.weight": torch.full_like(checkpoint.state["linear.weight"], 1e5)}
     halved = (
-        Checkpoint(**vars(checkpoint) | {"state": dict(checkpoint.state) | large}).halved().state
+        Checkpoint(**vars(checkpoint) | {"state": dict(checkpoint.state) | large}).to_half().state
     )
     assert torch.equal(halved["linear.weight"], large["linear.weight"])
 
@@ -109,7 +109,7 @@ def test_halving_keeps_what_is_small(tmp_path: Path) -> None:
     checkpoint = Checkpoint.read("zoo:cifar10-cifs")
     behind = "cnn.layer4.1.bn1.running_var"
     state = dict(checkpoint.state) | {behind: torch.full_like(checkpoint.state[behind], 1e-12)}
-    Checkpoint(**vars(checkpoint) | {"state": state}).halved().save(tmp_path / "half.pt")
+    Checkpoint(**vars(checkpoint) | {"state": state}).to_half().save(tmp_path / "half.pt")
     again = Checkpoint.read(tmp_path / "half.pt")
     assert torch.equal(again.state[behind], state[behind])
     for name, tensor in again.state.items():

@@ -88,7 +88,7 @@ def _pairs(pairs: Sequence[str], example: str) -> list[tuple[str, str]]:
 def sweep(args: argparse.Namespace) -> None:
     """Train a recipe's variants, and print how the networks did."""
     from channelscope.distributed import is_first
-    from channelscope.sweeps import sweep, values_of
+    from channelscope.sweeps import parse_values, sweep
 
     device, out = device_of(args), Path(args.out)
     args.after_stop = " Run the same command again: it goes on with the epoch that was interrupted."
@@ -98,7 +98,7 @@ def sweep(args: argparse.Namespace) -> None:
             data_of(args, args.data),
             out=out,
             ablation=args.ablation,
-            vary={name: values_of(values) for name, values in _varied(args.vary)},
+            vary={name: parse_values(values) for name, values in _varied(args.vary)},
             seeds=args.seeds,
             images=args.images,
             test_images=args.test_images,
@@ -281,38 +281,31 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Turn another program's file into a checkpoint."""
-    from channelscope.weights.converters import CONVERTERS
+    """Convert another program's network file to a checkpoint."""
+    from channelscope.weights.converters import convert
 
-    out = Path(args.out)
-    if out.exists():
-        raise UserError(f"{out} exists: choose another file to write to, or delete it first.")
-    checkpoint = CONVERTERS[args.source](args.file, method=args.method)
-    checkpoint.save(out)
+    checkpoint = convert(args.source, args.file, args.out, args.method)
     gates = ", ".join(gate.layer for gate in checkpoint.gates) or "none"
     arch = checkpoint.architecture
-    print(f"{out}: {arch.arch}, width {arch.width}, {arch.classes} classes, gates at: {gates}")
+    print(f"{args.out}: {arch.arch}, width {arch.width}, {arch.classes} classes, gates at: {gates}")
 
 
 def zoo(args: argparse.Namespace) -> None:
     """List the networks that ship with the package."""
-    from channelscope.training.recipes import name_of
-    from channelscope.weights import Checkpoint, zoo
+    from channelscope.weights.zoo import zoo
 
+    measured = zoo()
+    networks = measured[["model", "recipe", "data"]].drop_duplicates()
     tell_zoo(
-        [
-            (f"zoo:{name}", name_of(settings["recipe"]), settings["data"]["name"])
-            for name in zoo.NAMES
-            for settings in [Checkpoint.read(f"zoo:{name}").meta["settings"]]
-        ],
-        zoo.results(),
+        list(networks.itertuples(index=False, name=None)),
+        measured.to_dict("records"),
     )
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Print what is here and what is amiss; give the exit status."""
-    from channelscope.doctor import examine
+    """Print what is installed and present and what is amiss; return the exit status."""
+    from channelscope.doctor import examine, format_findings
 
-    found = examine(Path(args.data_root))
-    print(found.text())
-    return 1 if found.troubles else 0
+    findings = examine(Path(args.data_root))
+    print(format_findings(findings))
+    return int(any(finding.problem for finding in findings))

@@ -16,7 +16,7 @@ def models_of(args: argparse.Namespace) -> dict[str, "Checkpoint"]:
     """Read the checkpoints, by label."""
     from channelscope.weights import Checkpoint, zoo
 
-    labels = args.labels or [zoo.label_of(path) for path in args.models]
+    labels = args.labels or [zoo.get_label(path) for path in args.models]
     if len(labels) != len(args.models):
         raise UserError(
             f"There are {len(args.models)} models and {len(labels)} labels: give one label for each model."
@@ -62,16 +62,7 @@ def data_of(args: argparse.Namespace, name: str) -> "Dataset":
 
 
 def device_of(args: argparse.Namespace) -> str:
-    """Choose the device: what is asked for, or a GPU if there is one, of several processes for each its own."""
-    import torch
+    """Return the device to compute on."""
+    from channelscope.distributed import resolve_device
 
-    from channelscope.distributed import own_device
-
-    device = own_device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device
-    )
-    try:
-        torch.zeros(1, device=device).item()  # "meta" makes tensors that hold nothing
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"There is no device {device!r} here: use --device cpu.") from error
-    return device
+    return resolve_device(args.device)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,7 +221,7 @@ def _league(found: "Interventions") -> list[tuple[str, ...]]:
 
 
 def tell_zoo(
-    networks: Sequence[tuple[str, str, str]], measured: Sequence[Mapping[str, str]]
+    networks: Sequence[tuple[str, str, str]], measured: Sequence[Mapping[Any, Any]]
 ) -> None:
     """Print the zoo's networks (name, recipe, data that they were trained on) and what was measured of each."""
     attacks = {
@@ -231,7 +231,7 @@ def tell_zoo(
         "worst": "worst case",
         "autoattack": "autoattack",
     }
-    known = {(f"zoo:{row['model']}", row["attack"]): row for row in measured}
+    known = {(row["model"], row["attack"]): row for row in measured}
     rows: list[tuple[str, ...]] = [("network", *attacks.values(), "trained on", "recipe")]
     for name, recipe, data in networks:
         shares = (f"{float(known[name, attack]['accuracy']):.1%}" for attack in attacks)

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 from channelscope import files, reading
 from channelscope.errors import UserError
-from channelscope.files import atomic_folder, check_digests, read_meta, read_table, write_digests
+from channelscope.files import atomic_folder, check_digests, write_digests
 from channelscope.locks import lock_path, recover_unlocked
+from channelscope.reading import read_meta, read_table
 from channelscope.weights import GATE_LOG
 
 # The frames' columns; those of numbers in the second tuple.
@@ -286,7 +287,7 @@ class Comparison:
                 for name, columns in COLUMNS.items()
             }
             frames["training"]["best"] = frames["training"]["best"] == "True"
-            with reading.arrays(folder / "arrays.npz", within=folder) as archive:
+            with reading.open_arrays(folder / "arrays.npz", within=folder) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             meta = read_meta(folder / "meta.json", _META)
             _check(frames, meta)
@@ -314,7 +315,7 @@ def _plot(name: str, style: str | None, *arguments: Any) -> Figure:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but an earlier comparison."""
-    files.check_folder(
+    files.check_result_folder(
         folder,
         {f"{name}.csv" for name in COLUMNS},
         {"arrays.npz", "meta.json", "figures", "report.html"},

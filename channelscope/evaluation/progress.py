@@ -19,7 +19,7 @@ from channelscope.distributed import is_first, rank
 from channelscope.errors import UserError
 from channelscope.evaluation.results import gallery_name
 from channelscope.files import atomic_write, check_writable
-from channelscope.reading import LARGEST_TEXT, parse_json, read_text, regular
+from channelscope.reading import LARGEST_TEXT, check_regular, parse_json, read_text
 
 Key = tuple[int, str, str]  # model, attack, part of the attack
 _LARGEST = 2**29  # bytes of a process's record: an image takes ten for each part of an attack
@@ -181,7 +181,7 @@ def _sum(content: bytes) -> bytes:
 def _lines(path: Path, folder: Path) -> Iterator[tuple[Key, list[int], list[bool]]]:
     """Read the lines that ``record`` wrote; UserError for a file of others."""
     try:
-        with regular(path, within=folder).open("rb") as file:
+        with check_regular(path, within=folder).open("rb") as file:
             if path.stat().st_size > _LARGEST:
                 raise ValueError(f"it has more than {_LARGEST // 2**20} MB")
             while line := file.readline(LARGEST_TEXT):

@@ -19,8 +19,9 @@ from numpy import ndarray
 
 from channelscope import files, reading
 from channelscope.errors import UserError, suggest
-from channelscope.files import atomic_folder, check_digests, read_meta, read_table, write_digests
+from channelscope.files import atomic_folder, check_digests, write_digests
 from channelscope.locks import lock_path, recover_unlocked
+from channelscope.reading import read_meta, read_table
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -126,7 +127,7 @@ class Evaluation:
                 f"{attack} among its attacks."
             )
         try:
-            with reading.regular(path, within=Path(folder)).open("rb") as file:
+            with reading.check_regular(path, within=Path(folder)).open("rb") as file:
                 reading.check_array(file, path.stat().st_size)
             check_digests(Path(folder), [f"adversarial/{path.name}"])
             images = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -217,7 +218,7 @@ class Evaluation:
                 name: read_table(folder / f"{name}.csv", *columns)
                 for name, columns in COLUMNS.items()
             }
-            with reading.arrays(folder / "arrays.npz", within=folder) as archive:
+            with reading.open_arrays(folder / "arrays.npz", within=folder) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             meta = read_meta(folder / "meta.json", _META)
             _check(frames, arrays, meta)
@@ -237,7 +238,7 @@ def gallery_name(model: int, attack: str) -> str:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but an earlier evaluation."""
-    files.check_folder(folder, {f"{name}.csv" for name in COLUMNS}, _OTHERS)
+    files.check_result_folder(folder, {f"{name}.csv" for name in COLUMNS}, _OTHERS)
 
 
 def _plots() -> ModuleType:

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from channelscope import files
 from channelscope.errors import UserError
-from channelscope.files import atomic_folder, check_digests, read_meta, read_table, write_digests
+from channelscope.files import atomic_folder, check_digests, write_digests
 from channelscope.locks import lock_path, recover_unlocked
+from channelscope.reading import read_meta, read_table
 
 # The frames' columns; those of numbers in the second tuple.
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -158,7 +159,7 @@ class Interventions:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder that holds anything but earlier interventions."""
-    files.check_folder(folder, {f"{name}.csv" for name in COLUMNS} | {"meta.json"}, {"figures"})
+    files.check_result_folder(folder, {f"{name}.csv" for name in COLUMNS} | {"meta.json"}, {"figures"})
 
 
 def _plots() -> ModuleType:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError, escape_value
 from channelscope.files import atomic_write
-from channelscope.reading import read_json, regular
+from channelscope.reading import check_regular, read_json
 from channelscope.report import tables, words
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -131,7 +131,7 @@ def _figure(
         isinstance(text, str) for text in (caption, seen, *claims)
     ):
         raise ValueError(f"what is said of {name} is not of our making")
-    picture = regular(folder / f"{name}.png", within=folder).read_bytes()
+    picture = check_regular(folder / f"{name}.png", within=folder).read_bytes()
     lying = [ending for ending in ("pdf", "svg", "png") if (folder / f"{name}.{ending}").exists()]
     width, height = (
         int.from_bytes(picture[start : start + 4]) for start in (16, 20)

@@ -195,7 +195,7 @@ def _sweep(folder: Path) -> None:
 
 def _results(folder: Path) -> None:
     zoo.RESULTS = folder / "results.csv"
-    for row in zoo.results():
+    for row in zoo.zoo().to_dict("records"):
         float(row["accuracy"]), float(row["low"]), float(row["high"]), row["model"], row["attack"]
 
 

@@ -1,25 +1,59 @@
-"""The networks that ship with the package: ``zoo:NAME`` stands for a file wherever a trained network is asked for.
+"""The networks that ship with the package: ``zoo:NAME`` stands for the file of one.
 
-Their files hold weights in half precision, which are computed with in single precision. ``results.csv`` has what was
-measured of each, by the commands of docs/RESULTS.md.
+Their files hold weights in half precision, which are computed with in single precision;
+``results.csv`` has what was measured of each, by the commands of docs/RESULTS.md.
 """
 
-import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from channelscope.errors import UserError, suggest
-from channelscope.reading import read_text
+from channelscope.reading import read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HERE = Path(__file__).parent
 NAMES = ("cifar10-standard", "cifar10-at", "cifar10-cas", "cifar10-cifs")
 RESULTS = HERE / "results.csv"
 TRAINED_ON = "CIFAR-10 (JPEG)"  # all of CIFAR-10's images, coded as JPEG
 _PREFIX = "zoo:"
-_COLUMNS = ("model", "attack", "accuracy", "low", "high", "count")
 
 
-def located(path: Path | str) -> Path:
-    """Give the file that ``zoo:NAME`` stands for; any other path as it is.
+def zoo() -> "pd.DataFrame":
+    """List the networks that ship with the package, and how accurate each was measured to be.
+
+    Returns:
+        A row for each network and attack. Columns: model (``zoo:NAME``), recipe, data (that it was
+        trained on), attack ("natural" for none, "worst" for the worst case per image over all
+        attacks), accuracy with the limits low and high of its 95 % interval, count of test images.
+    """
+    table = read_results()
+    names = table["model"]
+    recipes = "cifar10-resnet18-small-" + names.str.removeprefix("cifar10-")
+    table["model"] = _PREFIX + names
+    table.insert(1, "recipe", recipes)
+    table.insert(2, "data", TRAINED_ON)
+    return table
+
+
+def read_results() -> "pd.DataFrame":
+    """Read the table of what was measured, with the networks' names in the column ``model``.
+
+    Raises:
+        UserError: where the package is incomplete.
+    """
+    try:
+        table = read_table(RESULTS, ("model", "attack"), ("accuracy", "low", "high", "count"))
+        if table.empty or table.isna().any(axis=None):
+            raise ValueError("it has missing values")
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {RESULTS} ({error}): install channelscope again.") from error
+    return table
+
+
+def locate(path: Path | str) -> Path:
+    """Return the file that ``zoo:NAME`` stands for; any other path as it is.
 
     Raises:
         UserError: for an unknown name.
@@ -28,44 +62,21 @@ def located(path: Path | str) -> Path:
         return Path(path)
     name = str(path).removeprefix(_PREFIX)
     if name not in NAMES:
-        known = ", ".join(NAMES)
         raise UserError(
-            f"There is no network {name!r} in the zoo: choose from {known}.{suggest(name, NAMES)}"
+            f"There is no network {name!r} in the zoo: choose from {', '.join(NAMES)}."
+            f"{suggest(name, NAMES)}"
         )
     return HERE / f"{name}.pt"
 
 
 def check_target(path: Path | str) -> None:
-    """Refuse a name of the zoo as a place to write to: the file could not be read again."""
+    """Refuse a name of the zoo as a file to write to, which could not be read again."""
     if str(path).startswith(_PREFIX):
         raise UserError(
             f"{path} means a network that ships with the package: choose another file to write to."
         )
 
 
-def label_of(path: Path | str) -> str:
-    """Give a network's label: its name in the zoo, or its file's without the ending."""
+def get_label(path: Path | str) -> str:
+    """Return a network's label: its name in the zoo, or its file's name without the ending."""
     return Path(str(path).removeprefix(_PREFIX)).stem
-
-
-def results() -> list[dict[str, str]]:
-    """Read what was measured: a row for each network and attack.
-
-    The columns: model; attack ("natural" for none, "worst" for the worst case per image over all attacks); accuracy,
-    low, high: fractions, with the 95 % interval; count, of test images.
-
-    Raises:
-        UserError: where the package is incomplete.
-    """
-    try:
-        rows = list(
-            csv.DictReader(read_text(RESULTS, within=RESULTS.parent).splitlines(), strict=True)
-        )
-        if not rows:
-            raise ValueError("it is empty")
-        for row in rows:
-            if tuple(row) != _COLUMNS or not all(float(row[name]) >= 0 for name in _COLUMNS[2:]):
-                raise ValueError("it is of another kind")
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"Cannot read {RESULTS} ({error}): install channelscope again.") from error
-    return rows
