@@ -2,10 +2,7 @@
 
 import argparse
 
-METHODS = (
-    *("standard", "at", "trades", "mart", "fat", "cifs", "cas", "fsr", "eas", "kap"),
-    *("standard-cifs", "trades-cifs", "mart-cifs", "fat-cifs", "trades-cas", "mart-cas", "fat-cas"),
-)
+from channelscope.recipes import METHODS
 
 # What a scorer costs, as in relevance.COSTS, and what it says.
 SCORERS = {
@@ -43,6 +40,11 @@ def scorers() -> str:
     )
 
 
+def methods() -> str:
+    """List the training methods, as a part of the help."""
+    return "\n".join(["methods:", *(f"  {name:<15}{text}" for name, text in METHODS.items())])
+
+
 def add_training(parser: argparse.ArgumentParser, required: bool) -> None:
     """Say what is trained, on what and how; ``required``: the method or the recipe has to be named."""
     how = parser.add_mutually_exclusive_group(required=required)
@@ -50,7 +52,7 @@ def add_training(parser: argparse.ArgumentParser, required: bool) -> None:
         "--method",
         metavar="METHOD",
         choices=METHODS,
-        help=f"by the data's recipe: {', '.join(METHODS)}",
+        help="by the data's recipe: a method listed above",
     )
     how.add_argument(
         "--recipe",
@@ -219,7 +221,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Say where it is computed."""
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)"
+    )
     add_quiet(parser)
 
 

@@ -7,7 +7,6 @@ from typing import Any, NoReturn
 from channelscope import __version__
 from channelscope.cli import commands, inspection
 from channelscope.cli.options import (
-    METHODS,
     SCORERS,
     add_attack,
     add_common,
@@ -24,14 +23,14 @@ from channelscope.cli.options import (
     add_training,
     count,
     eps,
+    methods,
     positive,
     scorers,
     seed,
     share,
 )
 from channelscope.errors import escape
-
-_ABLATIONS = ("imgf", "top-k", "probes", "beta", "layers")  # as in recipes/sweeps.toml
+from channelscope.recipes import ABLATIONS, METHODS
 
 _OVERVIEW = """\
 Why is one CNN robust and another not? channelscope looks channel by channel: how strongly each channel is
@@ -68,7 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
         commands.train,
         "train a network",
         "Train a network and write its best checkpoint, chosen on the validation part under attack, and a log.\n"
-        "Under torchrun several processes share every batch: torchrun --nproc-per-node 4 -m channelscope train ...",
+        "Under torchrun several processes share every batch: torchrun --nproc-per-node 4 -m channelscope train ...\n\n"
+        + methods(),
         "channelscope train --method cifs --data digits --out cifs.pt\n"
         "  channelscope train --method trades --data cifar10 --download --width 16 --epochs 30 --out trades.pt\n"
         "  channelscope train --recipe cifar10-resnet18-cifs-fast --data cifar10 --set optimizer.lr=0.05 gates.k=3",
@@ -103,7 +103,8 @@ def make_parser() -> argparse.ArgumentParser:
         commands.sweep,
         "train a recipe's variants and compare them",
         "Train every combination of some settings' values, attack the networks, and write checkpoints, logs, a table\n"
-        "(sweep.csv, sweep.json) and a figure (sweep.pdf, .png). The same command again goes on where it was stopped.",
+        "(sweep.csv, sweep.json) and a figure (sweep.pdf, .png). The same command again goes on where it was stopped.\n\n"
+        + methods(),
         "channelscope sweep imgf --data cifar10 --download --seeds 0 1 2 --out imgf\n"
         "  channelscope sweep --recipe cifar10-resnet18-cifs-fast --data cifar10 --vary gates.beta=1,2 k=1,2\n"
         "  channelscope sweep --width 4 --epochs 5 --vary gates.layers=[layer4.1],[layer4.0,layer4.1]",
@@ -111,9 +112,9 @@ def make_parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "ablation",
         nargs="?",
-        choices=_ABLATIONS,
+        choices=ABLATIONS,
         metavar="ABLATION",
-        help=f"of the CIFS paper, settings that vary under this name: {', '.join(_ABLATIONS)}",
+        help=f"of the CIFS paper, settings that vary under this name: {', '.join(ABLATIONS)}",
     )
     sweep.add_argument(
         "--vary",

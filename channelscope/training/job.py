@@ -1,4 +1,4 @@
-"""What a training run is to do; two runs of equal settings end with equal weights."""
+"""What a training run is to do: runs of equal settings end with equal weights."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from channelscope.objectives import MART, TRADES, CrossEntropy, Joint, TrainingL
 from channelscope.training.recipes import Recipe
 from channelscope.weights import Checkpoint, Gate, build, versions, zoo
 
-_PIXELS_OF = 50_000  # images are enough to know the pixels' mean and standard deviation
+_MOMENTS_OF = 50_000  # so many images are enough for the pixels' mean and standard deviation
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class Job:
         recipe: how to train.
         data: the images, with a training and a validation part.
         out: the checkpoint to write.
-        seed: of the weights, the order of the images, their augmentation and the attacks' random starts.
+        seed: of the weights, the order of the images, their augmentation and the attacks' random
+            starts.
+
+    Raises:
+        UserError: where these do not fit together, or ``out`` cannot be written.
     """
 
     recipe: Recipe
@@ -45,30 +49,34 @@ class Job:
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
-            raise UserError(f"A seed lies between 0 and {2**31 - 1}, not at {self.seed}.")
+            raise UserError(f"The seed must be from 0 to {2**31 - 1}, not {self.seed}.")
         zoo.check_target(self.out)
         check_writable(self.out)
         self.data.require_train()
         if self.data.val is None or not len(self.data.val):
             raise UserError(
-                f"{self.data.name} has no validation images, by which the best epoch is chosen."
+                f"{self.data.name} has no validation images, which choose the best epoch."
             )
-        if self.recipe.data.crop >= min(self.data.image_size):
+        crop, batch_size = self.recipe.data.crop, self.recipe.optimizer.batch_size
+        if crop >= min(self.data.image_size):
             raise UserError(
-                f"A crop of {self.recipe.data.crop} pixels is too large for images of {self.data.image_size}."
+                f"A crop of {crop} pixels is too large for images of {self.data.image_size}: "
+                "lower data.crop."
             )
         if self.recipe.attack.tau and self.recipe.loss.kind == "trades":
             raise UserError(
-                "TRADES compares every image with its natural answer to the end: leave attack.tau empty."
+                "TRADES attacks every image to the end, so it cannot stop early: leave attack.tau "
+                "empty."
             )
-        if self.recipe.optimizer.batch_size % world_size():
+        if batch_size % world_size():
             raise UserError(
-                f"{self.recipe.optimizer.batch_size} images of a step cannot be shared by {world_size()} processes: choose a "
-                "batch size that is a multiple of their number."
+                f"{batch_size} images of a step cannot be shared by {world_size()} processes: "
+                "choose a batch size that is a multiple of their number."
             )
         if len(self.val) < world_size():
             raise UserError(
-                f"{len(self.val)} validation images are too few for {world_size()} processes: start fewer."
+                f"{len(self.val)} validation images are too few for {world_size()} processes: "
+                "start fewer."
             )
 
     @cached_property
@@ -81,14 +89,34 @@ class Job:
         return self.data.val
 
     @property
+    def partial(self) -> Path:
+        """The file of the run's state, until it is complete."""
+        return self.out.with_name(f"{self.out.name}.partial")
+
+    @property
+    def log(self) -> Path:
+        """The table of the epochs."""
+        return self.out.with_name(f"{self.out.name}.csv")
+
+    @property
     def adversarial(self) -> bool:
-        """Tell whether the network is trained on adversarial images."""
+        """Whether the network is trained on adversarial images."""
         return self.recipe.loss.kind != "natural"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of weights and images."""
+        return torch.float64 if self.recipe.engine.precision == "fp64" else torch.float32
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        return (self.data.channels, *self.data.image_size)
 
     @cached_property
     def architecture(self) -> Architecture:
         """The backbone, normalising by the training part's mean and standard deviation."""
-        mean, std = _moments(self.train)
+        mean, std = _compute_moments(self.train)
         return Architecture(
             arch=self.recipe.model.arch,
             width=self.recipe.model.width,
@@ -99,86 +127,86 @@ class Job:
 
     @cached_property
     def gates(self) -> tuple[Gate, ...]:
-        """The gates: probes are counted from the last layer back, and the first stands for all before it."""
-        wanted = self.recipe.gates
-        if wanted.kind == "none":
+        """The gates; the last layer has the last probe, and the first probe fills up."""
+        settings = self.recipe.gates
+        if settings.kind == "none":
             return ()
-        if wanted.kind not in KINDS:
-            known = ["none", *KINDS]
+        if settings.kind not in KINDS:
+            kinds = ["none", *KINDS]
             raise UserError(
-                f"There are no gates {wanted.kind!r}: choose from {', '.join(known)}.{suggest(wanted.kind, known)}"
+                f"There are no gates {settings.kind!r}: choose from {', '.join(kinds)}."
+                f"{suggest(settings.kind, kinds)}"
             )
-        shapes = self._shapes(wanted.layers)
-        missing = max(0, len(shapes) - len(wanted.probes))
-        probes = [*wanted.probes[:1] * missing, *wanted.probes][-len(shapes) :]
-        gates = tuple(
-            Gate(
-                layer=layer,
-                channels=shape[1],
-                kind=wanted.kind,
-                options=_of_layer(wanted.kind, shape, probe) | wanted.options,
-            )
-            for (layer, shape), probe in zip_longest(shapes.items(), probes)
-        )
-        with torch.device("meta"):  # a gate that does not suit its layer says so now
-            build(self.architecture, gates).eval()(self._image)
-        return gates
+        shapes = self._gated_shapes(settings.layers)
+        missing = max(0, len(shapes) - len(settings.probes))
+        probes = [*settings.probes[:1] * missing, *settings.probes][-len(shapes) :]
+        gates = []
+        for (layer, shape), probe in zip_longest(shapes.items(), probes):
+            options = dict(settings.options)
+            if {"height", "width"} <= KINDS[settings.kind].options.keys():
+                options = dict(zip(("height", "width"), shape[2:], strict=False)) | options
+            elif probe is not None:
+                options = {"probe": probe} | options
+            gates.append(Gate(layer=layer, channels=shape[1], kind=settings.kind, options=options))
+        # Building and running it without memory refuses now what does not fit its layer.
+        with torch.device("meta"):
+            build(self.architecture, tuple(gates)).eval()(torch.empty(1, *self.image_shape))
+        return tuple(gates)
 
-    def _shapes(self, patterns: Sequence[str]) -> dict[str, torch.Size]:
-        """Look up the gated layers and the shapes of their features, without computing them."""
-        architecture = self.architecture  # its mean and standard deviation are of real images
+    def _gated_shapes(self, patterns: Sequence[str]) -> dict[str, torch.Size]:
+        """Find the gated layers and the shapes of their features, without computing them."""
+        architecture = self.architecture  # outside the context: it computes with real images
         with torch.device("meta"):
             network = architecture.build().eval()
-            layers = _matching(patterns, network) if patterns else architecture.last_stage
+            layers = _match_layers(patterns, network) if patterns else architecture.last_stage
             with capture(network, *layers) as features:
-                network(self._image)
+                network(torch.empty(1, *self.image_shape))
         return {layer: features[layer].shape for layer in layers}
 
     @property
-    def _image(self) -> Tensor:
-        return torch.empty(1, self.data.channels, *self.data.image_size, device="meta")
-
-    @property
     def loss(self) -> TrainingLoss:
-        """What is minimised."""
+        """The loss that is minimised."""
         loss, gates = self.recipe.loss, self.recipe.gates
-        shared: dict[str, Any] = {"smoothing": loss.smoothing}
+        options: dict[str, Any] = {"smoothing": loss.smoothing}
         if gates.kind != "none":
-            shared |= {
-                "beta": gates.beta,
-                "scaled": gates.scaled,
-                "beta_atk": self.recipe.attack.beta_atk,
-            }
+            beta_atk = self.recipe.attack.beta_atk
+            options |= {"beta": gates.beta, "scaled": gates.scaled, "beta_atk": beta_atk}
         match loss.kind:
             case "trades":
-                return TRADES(trade_off=loss.trade_off, **shared)
+                return TRADES(trade_off=loss.trade_off, **options)
             case "mart":
-                return MART(trade_off=loss.trade_off, **shared)
+                return MART(trade_off=loss.trade_off, **options)
             case _:
-                return CrossEntropy(**shared)
+                return CrossEntropy(**options)
 
     def attack_at(self, epoch: int) -> PGD:
-        """The attack on training images in an epoch, counted from 0; its objective is the loss's affair."""
+        """Return the attack on training images in an epoch, counted from 0.
+
+        Its objective is not set: it is the loss's, see ``TrainingLoss.attacked``.
+        """
         attack = self.recipe.attack
-        tau = attack.tau_at(epoch, self.recipe.schedule.epochs)
         return PGD(
             eps=attack.eps,
             step=attack.step,
             steps=attack.steps,
             random_start=attack.start,
-            early_stop=tau,
+            early_stop=attack.tau_at(epoch, self.recipe.schedule.epochs),
         )
 
     @property
     def validation_attack(self) -> PGD:
-        """The attack on validation images: to the end, from anywhere in the ball."""
+        """The attack on validation images: all steps, from a uniform start."""
         attack = self.recipe.attack
         objective = Joint(attack.beta_atk) if self.gates else Joint()
         return PGD(eps=attack.eps, step=attack.step, steps=attack.steps, objective=objective)
 
+    def make_generator(self, epoch: int) -> torch.Generator:
+        """Make the generator of an epoch, so that no epoch depends on those before it."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What must be the same for an interrupted run to go on."""
+        """What must be equal for an interrupted run to be resumed."""
         data = {
             "name": self.data.name,
             "train": self.train.fingerprint(),
@@ -186,67 +214,48 @@ class Job:
         }
         return {"recipe": self.recipe.values(), "data": data, "seed": self.seed}
 
-    def checkpoint(self, state: dict[str, Tensor], history: list[dict[str, Any]]) -> Checkpoint:
-        """Describe the network of some weights, those of the best epoch so far."""
-        best = next((row for row in history if row["best"]), {})
+    def make_checkpoint(
+        self, weights: dict[str, Tensor], history: list[dict[str, Any]]
+    ) -> Checkpoint:
+        """Make the checkpoint of the best epoch's weights."""
         return Checkpoint(
             architecture=self.architecture,
             gates=self.gates,
-            state=state,
-            image=(self.data.channels, *self.data.image_size),
+            state=weights,
+            image=self.image_shape,
             class_names=self.data.classes,
             method=self.recipe.method,
             meta={
                 "settings": self.settings,
-                "metrics": best,
+                "metrics": next((row for row in history if row["best"]), {}),
                 "history": history,
                 "versions": versions(),
             },
         )
 
-    @property
-    def partial(self) -> Path:
-        return self.out.with_name(self.out.name + ".partial")
 
-    @property
-    def log(self) -> Path:
-        return self.out.with_name(self.out.name + ".csv")
-
-    def generator(self, epoch: int) -> torch.Generator:
-        """Make the source of an epoch's random numbers: no epoch needs to know of those before it."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-
-
-def _of_layer(kind: str, shape: torch.Size, probe: str | None) -> dict[str, str | int]:
-    """Give the options of a gate that follow from its layer."""
-    if kind == "eas":
-        return dict(zip(("height", "width"), shape[2:], strict=False))
-    return {} if probe is None else {"probe": probe}
-
-
-def _matching(patterns: Sequence[str], network: nn.Module) -> list[str]:
-    """Find the layers that are meant, in the network's order: of a pattern's alternatives, the first that exists."""
-    known, found = list(named_layers(network)), set()
+def _match_layers(patterns: Sequence[str], network: nn.Module) -> list[str]:
+    """List the layers that match, in the network's order; of alternatives the first that exists."""
+    names = list(named_layers(network))
+    matched: set[str] = set()
     for pattern in patterns:
-        for alternative in pattern.split("|"):
-            if matches := fnmatch.filter(known, alternative):
-                found |= set(matches)
-                break
-        else:
+        matches = (fnmatch.filter(names, alternative) for alternative in pattern.split("|"))
+        first = next(filter(None, matches), None)
+        if first is None:
             raise UserError(
-                f"No layer of the network is called {pattern!r}.{suggest(pattern, known)}"
+                f"No layer of the network is called {pattern!r}.{suggest(pattern, names)}"
             )
-    return [name for name in known if name in found]
+        matched.update(first)
+    return [name for name in names if name in matched]
 
 
-def _moments(images: Split) -> tuple[Tensor, Tensor]:
-    """Compute the mean and the standard deviation of each input channel, of a sample if there are very many images."""
-    chosen = sample_stratified(images.labels, _PIXELS_OF) if len(images) > _PIXELS_OF else None
+def _compute_moments(images: Split) -> tuple[Tensor, Tensor]:
+    """Compute each input channel's mean and standard deviation; a sample of many images will do."""
+    sample = sample_stratified(images.labels, _MOMENTS_OF) if len(images) > _MOMENTS_OF else None
     sums, pixels = [], 0
-    for x, _ in images.batches(256, indices=chosen):
+    for x, _ in images.batches(256, indices=sample):
         sums.append(torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]))
         pixels += x.numel() // x.shape[1]
-    mean, square = torch.stack(sums).double().sum(0) / pixels
-    return mean, (square - mean.square()).clamp_min(
-        1e-4
-    ).sqrt()  # a channel that never changes stays finite
+    mean, mean_square = torch.stack(sums).double().sum(0) / pixels
+    # At least 1e-4: a channel that never changes would be divided by 0.
+    return mean, (mean_square - mean.square()).clamp_min(1e-4).sqrt()

@@ -1,22 +1,22 @@
-"""Recipes: how networks are trained, as data files that ship with the package, one for each setting and each method.
+"""Recipes: how a network is trained, composed of a setting's file and a method's file.
 
-A recipe is named SETTING-METHOD, as ``cifar10-resnet18-cifs``, or SETTING-METHOD-fast. A file may extend others, whose
-values it then changes.
+A recipe is named SETTING-METHOD, as ``cifar10-resnet18-cifs``, or SETTING-METHOD-fast. A file may
+extend others, whose values it changes.
 """
 
 import dataclasses
 import json
 import re
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
 from channelscope.errors import UserError, suggest
 from channelscope.reading import parse_toml, read_text
+from channelscope.recipes import METHODS, SETTINGS, read_recipe_file
 from channelscope.training.settings import (
     Attack,
     Augmentation,
@@ -27,39 +27,26 @@ from channelscope.training.settings import (
     Model,
     Optimizer,
     Schedule,
-    shown,
+    Section,
+    shorten,
 )
-from channelscope.weights import METHOD_NAMES
 
-METHODS = METHOD_NAMES
-SETTINGS = (
-    "digits-resnet18",
-    "cifar10-resnet18",
-    "cifar10-resnet18-small",
-    "cifar10-wrn-28-10",
-    "svhn-resnet18",
-    "fashion-mnist-resnet10",
-)
-_L2_EPS = 0.5  # usual for CIFAR-10; a recipe's radius is of the L-inf norm
-SUITED = {
-    "digits": SETTINGS[0],
-    "svhn": SETTINGS[4],
-    "fashion-mnist": SETTINGS[5],
-}  # by data; others: CIFAR-10's
-_QUICK = (SETTINGS[0], SETTINGS[2])  # are fast as they are
-_IMPOSSIBLE = {
-    ("fashion-mnist-resnet10", "eas")
-}  # its place is the block before the last, and there is but one
+_DEFAULT_SETTING = "cifar10-resnet18"
+_QUICK = ("digits-resnet18", "cifar10-resnet18-small")  # fast as they are
+# EAS gates the block before the last, and this network has only one in its last stage.
+_IMPOSSIBLE = (("fashion-mnist-resnet10", "eas"),)
+_L2_EPS = 0.5  # the usual radius for CIFAR-10; a recipe's radius is of the L-inf norm
 
-Values = dict[str, Any]
+Values = dict[str, Any]  # plain values, by section
+_Path = tuple[str, ...]  # of a setting: ("optimizer", "lr"), ("gates", "options", "k")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a network is trained; ``settings`` describes each section.
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Section):
+    """How a network is trained; ``settings`` describes the sections.
 
     Args:
-        method: its short name in comparisons (standard, at, cifs, trades, ...); None for a way of your own.
+        method: its short name in comparisons (standard, at, cifs, trades, ...); None for your own.
     """
 
     method: str | None = None
@@ -69,66 +56,53 @@ class Recipe:
     data: Augmentation
     attack: Attack
     loss: Loss
-    gates: Gates = dataclasses.field(default_factory=Gates)
-    averaging: Averaging = dataclasses.field(default_factory=Averaging)
-    engine: Engine = dataclasses.field(default_factory=Engine)
+    gates: Gates = field(default_factory=Gates)
+    averaging: Averaging = field(default_factory=Averaging)
+    engine: Engine = field(default_factory=Engine)
 
     @classmethod
     def named(cls, name: str) -> Self:
         """Read a recipe that ships with the package, or a ``.toml`` file of the same form.
 
         Raises:
-            UserError: for a name that is unknown, and a file that is missing or no recipe.
+            UserError: for an unknown name, and a file that is missing or no recipe.
         """
-        if name.endswith(".toml"):
-            return cls.from_values(_read(Path(name)))
-        return cls.from_values(_named(name))
+        values = _read_file(Path(name)) if name.endswith(".toml") else _read_shipped(name)
+        return cls.from_values(values)
 
     @classmethod
     def suited_to(cls, data_name: str, method: str = "at") -> Self:
-        """Choose the recipe of a method for a data set: its own setting, or that of CIFAR-10."""
-        return cls.named(f"{SUITED.get(data_name, 'cifar10-resnet18')}-{method}")
+        """Read a method's recipe for a data set: that of its own setting, else that of CIFAR-10."""
+        prefix = f"{data_name}-"
+        setting = next((name for name in SETTINGS if name.startswith(prefix)), _DEFAULT_SETTING)
+        return cls.named(f"{setting}-{method}")
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Self:
-        """Make a recipe of plain values, by section; UserError for what is missing, unknown or out of range."""
-        sections = {
-            item.name: item.type for item in dataclasses.fields(cls) if item.name != "method"
-        }
-        if unknown := values.keys() - sections.keys() - {"method"}:
+    def __post_init__(self) -> None:
+        if self.method not in (None, *METHODS):
             raise UserError(
-                f"A recipe has no section {min(unknown)!r}.{suggest(min(unknown), sections)}"
+                f"A recipe's method is one of {', '.join(METHODS)}, not {shorten(self.method)}: "
+                "choose one, or leave it out."
             )
-        if missing := sections.keys() - values.keys() - {"gates", "averaging", "engine"}:
-            raise UserError(
-                f"The recipe lacks the section [{min(missing)}]: add it, or extend a recipe that has it."
-            )
-        method = values.get("method")
-        if method not in (None, *METHODS):
-            raise UserError(
-                f"A recipe's method is one of {', '.join(METHODS)}, not {shown(method)}: or leave it out."
-            )
-        made = {
-            name: kind.of(name, values[name]) for name, kind in sections.items() if name in values
-        }  # type: ignore[union-attr]
-        return cls(method=method, **made)
 
     def values(self) -> Values:
-        """Give the recipe as plain values, by section."""
-        return _plain(dataclasses.asdict(self))
+        """Return the recipe as plain values, by section."""
+        return dataclasses.asdict(self, dict_factory=_to_plain)
 
     def override(self, /, **changes: Any) -> Self:
-        """Change what is not None; a new eps takes the step of the attack along, unless that is given too.
+        """Change the settings that are not None; a new eps scales the attack's step unless given.
 
-        A setting is named in full, ``optimizer.lr`` (or ``optimizer_lr``), or by its last word alone where only one
-        setting ends with it: ``lr``.
+        A setting is named in full, ``optimizer.lr`` (or ``optimizer_lr``), or by its last word
+        alone where only one setting ends with it: ``lr``.
 
         Raises:
-            UserError: for an unknown or ambiguous name, or a value that does not do.
+            UserError: for an unknown or ambiguous name, or a value out of range.
         """
-        values, paths = self.values(), dict(_paths(self.values()))
+        values = self.values()
+        paths = _list_settings(values)
         changed = {
-            _path(name, paths): value for name, value in changes.items() if value is not None
+            _find_setting(name, paths): value
+            for name, value in changes.items()
+            if value is not None
         }
         for (*sections, last), value in changed.items():
             table = values
@@ -142,33 +116,56 @@ class Recipe:
         return new
 
     def toml(self) -> str:
-        """Write the recipe as a file that can be read, changed and trained from."""
-        return "\n".join(_toml(self.values()))
+        """Write the recipe as a file that can be changed and trained from."""
+        return "\n".join(_write_toml(self.values()))
 
     def lr_at(self, epoch: float) -> float:
-        """Give the learning rate at a moment, in epochs from 0."""
+        """Return the learning rate at a moment, in epochs from 0."""
         return self.optimizer.lr * self.schedule.factor(epoch)
+
+
+def find_recipe(recipe: str | Recipe, data_name: str) -> Recipe:
+    """Find the recipe that a name, a file or a method means for a data set.
+
+    Raises:
+        UserError: where there is none.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe in METHODS:
+        return Recipe.suited_to(data_name, recipe)
+    return Recipe.named(recipe)
+
+
+def default_eps(data_name: str, norm: str = "inf") -> float:
+    """Return the default radius of attacks: that of the data set's recipe; 0.5 in the L2 norm."""
+    return Recipe.suited_to(data_name).attack.eps if norm == "inf" else _L2_EPS
 
 
 @cache
 def catalogue() -> dict[str, tuple[str, ...]]:
-    """List the recipes that ship with the package: name -> the files that it is made of."""
-    names = {}
-    for setting, method, fast in product(SETTINGS, METHODS, (False, True)):
-        if not (fast and setting in _QUICK) and (setting, method) not in _IMPOSSIBLE:
-            files = (f"settings/{setting}", f"methods/{method}", *["fast"] * fast)
-            names[f"{setting}-{method}" + "-fast" * fast] = files
-    return names
+    """List the recipes that ship with the package: name -> setting and method, and "fast" or not.
+
+    >>> catalogue()["svhn-resnet18-at-fast"]
+    ('settings/svhn-resnet18', 'methods/at', 'fast')
+    """
+    files = {}
+    for setting, method in product(SETTINGS, METHODS):
+        if (setting, method) not in _IMPOSSIBLE:
+            name, parts = f"{setting}-{method}", (f"settings/{setting}", f"methods/{method}")
+            files[name] = parts
+            if setting not in _QUICK:
+                files[f"{name}-fast"] = (*parts, "fast")
+    return files
 
 
 def summary(name: str) -> str:
-    """Say in a line what a recipe that ships with the package is: the first sentence of its method's file."""
-    text = _shipped(catalogue()[name][1])
-    return text.partition("\n")[0].removeprefix("# ").rstrip(".:")
+    """Return the summary of a recipe's method, for a recipe that ships with the package."""
+    return METHODS[catalogue()[name][1].removeprefix("methods/")]
 
 
-def name_of(values: Values) -> str:
-    """Find the recipe that ships with the package and has these values; "your own" where there is none."""
+def find_name(values: Values) -> str:
+    """Return the name of the shipped recipe with these values, or "your own"."""
     return next((name for name in catalogue() if Recipe.named(name).values() == values), "your own")
 
 
@@ -180,140 +177,115 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def _shipped(name: str) -> str:
-    return (
-        resources.files("channelscope").joinpath(f"recipes/{name}.toml").read_text(encoding="utf-8")
-    )
-
-
-def _named(name: str) -> Values:
-    """Read what the files of a recipe that ships with the package say."""
-    known = catalogue()
-    if name not in known:
+def _read_shipped(name: str) -> Values:
+    """Read the files of a recipe that ships with the package."""
+    recipes = catalogue()
+    if name not in recipes:
         raise UserError(
-            f"There is no recipe {name!r}.{suggest(name, known)} 'channelscope recipes' lists them; your own is a "
-            "file whose name ends in .toml."
+            f"There is no recipe {name!r}.{suggest(name, [*METHODS, *recipes])} Choose a method "
+            f"({', '.join(METHODS)}), a recipe that 'channelscope recipes' lists, or your own file "
+            "whose name ends in .toml."
         )
-    return _merged(*known[name]) | {"method": known[name][1].partition("/")[2]}
+    return _compose(recipes[name]) | {"method": recipes[name][1].removeprefix("methods/")}
 
 
-def _read(file: Path) -> Values:
+def _read_file(file: Path) -> Values:
     """Read a user's recipe, which may extend recipes that ship with the package."""
     try:
         values = parse_toml(read_text(file))
     except OSError as error:
         raise UserError(f"Cannot read the recipe {file}: {error.strerror or error}.") from error
-    except ValueError as error:  # no TOML, no UTF-8, thousands of digits or of brackets
+    except ValueError as error:  # not TOML, not UTF-8, too large or nested too deep
         raise UserError(f"{file} is no TOML file ({str(error).rstrip('.')}): mend it.") from error
     base: Values = {}
     extends = values.pop("extends", [])
     for name in extends if isinstance(extends, list) else [extends]:
         if not isinstance(name, str) or name.endswith(".toml"):
             raise UserError(
-                f"A recipe extends recipes that ship with the package, and {shown(name)} is none."
+                f"A recipe extends recipes that ship with the package, and {shorten(name)} is none."
             )
-        base = _over(base, _named(name))
-    return _over(base, values)
+        base = _merge(base, _read_shipped(name))
+    return _merge(base, values)
 
 
-def _merged(*names: str) -> Values:
-    """Put files, and what they extend, one over the other."""
-    merged: Values = {}
-    for name in names:
-        own = tomllib.loads(_shipped(name))
+def _compose(files: Iterable[str]) -> Values:
+    """Merge files that ship with the package, and what they extend; later ones win."""
+    values: Values = {}
+    for name in files:
+        changes = read_recipe_file(name)
+        changes.pop("summary", None)
         folder = name.rpartition("/")[0]
-        extended = _merged(*(f"{folder}/{base}" for base in own.pop("extends", ())))
-        merged = _over(merged, _over(extended, own))
+        extended = _compose(f"{folder}/{base}" for base in changes.pop("extends", ()))
+        values = _merge(values, _merge(extended, changes))
+    return values
+
+
+def _merge(values: Values, changes: Values) -> Values:
+    """Return values with some changed, section by section."""
+    merged = values | changes
+    for key in values.keys() & changes.keys():
+        if isinstance(values[key], dict) and isinstance(changes[key], dict):
+            merged[key] = _merge(values[key], changes[key])
     return merged
 
 
-def _over(below: Values, above: Values) -> Values:
-    both = {
-        key: _over(below[key], above[key])
-        for key in below.keys() & above.keys()
-        if isinstance(below[key], dict) and isinstance(above[key], dict)
+def _to_plain(items: Iterable[tuple[str, Any]]) -> Values:
+    """Turn a section's settings into plain values, leaving out None."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in items
+        if value is not None
     }
-    return below | above | both
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    return list(value) if isinstance(value, tuple) else value
+def _list_settings(values: Values) -> list[_Path]:
+    """List the paths of all settings, also of those that are left out."""
+    paths: list[_Path] = []
+    for section in dataclasses.fields(Recipe):
+        if dataclasses.is_dataclass(section.type):
+            paths += [(section.name, item.name) for item in dataclasses.fields(section.type)]
+    return paths + [("gates", "options", name) for name in values["gates"]["options"]]
 
 
-def _paths(values: Values, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """List the settings by path; those that may be left out, and are, have a path too."""
-    for section in dataclasses.fields(Recipe) if not above else ():
-        for item in (
-            dataclasses.fields(section.type) if dataclasses.is_dataclass(section.type) else ()
-        ):
-            yield (section.name, item.name), None
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _paths(value, (*above, key))
-        elif above:
-            yield (*above, key), value
-
-
-def _path(name: str, paths: Mapping[tuple[str, ...], Any]) -> tuple[str, ...]:
-    """Find the setting that a name means."""
-    found = [path for path in paths if name in (".".join(path), "_".join(path))]
-    found = found or [path for path in paths if name in _spellings(path)]
-    found = found or [path for path in paths if name == path[-1]]
-    if not found and name.startswith("gates.options."):  # a gate checks its options itself
-        found = [("gates", "options", name.removeprefix("gates.options."))]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(
-            f"{name!r} may be {' or '.join('.'.join(path) for path in found)}: write it in full."
-        )
-    known = (
-        ["_".join(path) for path in paths]
-        + [".".join(path) for path in paths]
-        + [path[-1] for path in paths]
-    )
+def _find_setting(name: str, paths: Sequence[_Path]) -> _Path:
+    """Find the setting with a name: its whole path, or without "options", or its last word."""
+    for spell in (_spell, lambda path: _spell((path[0], path[-1])), lambda path: path[-1:]):
+        matches = [path for path in paths if name in spell(path)]
+        if len(matches) > 1:
+            choices = " or ".join(".".join(path) for path in matches)
+            raise UserError(f"{name!r} may be {choices}: write it in full.")
+        if matches:
+            return matches[0]
+    if name.startswith("gates.options."):  # a gate checks its options itself
+        return ("gates", "options", name.removeprefix("gates.options."))
+    known = [spelling for path in paths for spelling in (*_spell(path), path[-1])]
     raise UserError(
-        f"A recipe has no setting {name!r}.{suggest(name, known)} 'channelscope recipes NAME' lists them."
+        f"A recipe has no setting {name!r}.{suggest(name, known)} 'channelscope recipes NAME' "
+        "lists them."
     )
 
 
-def default_eps(data_name: str, norm: str = "inf") -> float:
-    """Give the radius of attacks whose radius is not named: that of the data set's recipe, of the L2 norm 0.5."""
-    return Recipe.suited_to(data_name).attack.eps if norm == "inf" else _L2_EPS
+def _spell(path: _Path) -> tuple[str, ...]:
+    return ".".join(path), "_".join(path)
 
 
-def _spellings(path: tuple[str, ...]) -> set[str]:
-    """Spell a setting's full name: the options of a gate need not be called so."""
-    short = [part for part in path if part != "options"] if path[-1] != "options" else path
-    return {join.join(parts) for join in "._" for parts in (path, short)}
-
-
-def _toml(values: Values, above: str = "") -> Iterator[str]:
+def _write_toml(values: Values, prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
         if not isinstance(value, dict):
-            yield f"{_toml_key(key)} = {_toml_value(value)}"
+            yield f"{_write_key(key)} = {_write_value(value)}"
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            table = f"{above}{_toml_key(key)}"
+            table = f"{prefix}{_write_key(key)}"
             yield from ("", f"[{table}]")
-            yield from _toml(value, f"{table}.")
+            yield from _write_toml(value, f"{table}.")
 
 
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+def _write_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _write_value(key)
 
 
-def _toml_value(value: Any) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case str():
-            return json.dumps(value, ensure_ascii=False).replace(
-                "\x7f", "\\u007f"
-            )  # all that TOML has spelt
-        case list():
-            return f"[{', '.join(map(_toml_value, value))}]"
-        case _:
-            return repr(value)
+def _write_value(value: Any) -> str:
+    if isinstance(value, float):  # JSON has other words for infinity
+        return repr(value)
+    # TOML allows in strings what JSON does, but for this control character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

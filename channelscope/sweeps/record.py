@@ -1,0 +1,162 @@
+"""The record of a sweep: settings and results in ``sweep.json``, a table in ``sweep.csv``."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from channelscope import distributed
+from channelscope.errors import UserError
+from channelscope.files import atomic_write
+from channelscope.reading import read_json
+from channelscope.sweeps.variants import Variant, to_words
+
+Row = dict[str, Any]
+
+ACCURACIES = ("natural", "attacked", "robust")
+# The numbers of the table, and their types.
+COLUMNS = {
+    **{f"{name}{end}": "float64" for name in ACCURACIES for end in ("", "_low", "_high")},
+    "val_natural": "float64",
+    "val_robust": "float64",
+    "best_epoch": "Int64",
+    "trained_epochs": "Int64",
+    "seconds": "float64",
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training of a variant with a seed."""
+
+    variant: Variant
+    seed: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.variant.slug}-s{self.seed}.pt"
+
+
+def sweep_rows(
+    trainings: Sequence[Training], settings: Sequence[str], results: Mapping[str, Row]
+) -> pd.DataFrame:
+    """Make the table of a sweep: a row for each training that has a result.
+
+    Args:
+        trainings: in the order of the table.
+        settings: the varied settings.
+        results: file of a checkpoint -> its measurements, or {"trouble": why there are none}.
+    """
+    rows = []
+    for training in trainings:
+        if (result := results.get(training.file)) is not None:
+            values = {
+                name: value if type(value) in (int, float) else to_words(value)
+                for name, value in training.variant.changes.items()
+            }
+            row = {"variant": training.variant.name, "seed": training.seed, **values, **result}
+            rows.append({"trouble": "", **row, "file": training.file})
+    columns = ["variant", "seed", *settings, *COLUMNS, "trouble", "file"]
+    return pd.DataFrame(rows, columns=columns).astype(COLUMNS)
+
+
+@dataclass
+class Record:
+    """What is known of a sweep so far.
+
+    Args:
+        folder: of the files.
+        trainings: in the order of the table.
+        meta: "settings", "results" by the checkpoint's file, and how they came about.
+    """
+
+    folder: Path
+    trainings: Sequence[Training]
+    meta: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, settings: dict[str, Any], trainings: Sequence[Training]) -> Self:
+        """Begin a record, or go on with that of an earlier sweep.
+
+        Raises:
+            UserError: for an earlier sweep of other settings, and a damaged record.
+        """
+        file = folder / "sweep.json"
+        settings = json.loads(json.dumps(settings))  # as they are when they are read again
+        meta = read_record(file) if file.exists() else {"settings": settings, "results": {}}
+        # The order matters, too: it is that of the words in the variants' names.
+        different = [
+            key
+            for key, value in settings.items()
+            if json.dumps(meta["settings"].get(key)) != json.dumps(value)
+        ]
+        if different:
+            raise UserError(
+                f"{folder} holds a sweep of other settings ({', '.join(different)}): repeat those, "
+                "or choose another --out."
+            )
+        distributed.barrier()  # all processes have looked before one writes
+        record = cls(folder, trainings, meta)
+        record._write()
+        return record
+
+    def get_result(self, training: Training) -> Row | None:
+        """Return the result of a network that is complete; None where there is none."""
+        row: Row | None = self.meta["results"].get(training.file)
+        exists = (self.folder / training.file).exists()
+        return row if row is not None and "trouble" not in row and exists else None
+
+    def add(self, training: Training, row: Row) -> None:
+        """Write a training's result, or its trouble."""
+        self.meta["results"][training.file] = row
+        self._write()
+
+    def make_table(self) -> pd.DataFrame:
+        """Make the table of the results so far."""
+        varied = list(self.meta["settings"]["vary"])
+        return sweep_rows(self.trainings, varied, self.meta["results"])
+
+    def _write(self) -> None:
+        if distributed.is_first():
+            with atomic_write(self.folder / "sweep.json") as temporary:
+                content = self.meta | {"digest": compute_digest(self.meta)}
+                temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
+            with atomic_write(self.folder / "sweep.csv") as temporary:
+                self.make_table().to_csv(temporary, index=False)
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Read ``sweep.json``.
+
+    Raises:
+        UserError: for a damaged file.
+    """
+    try:
+        meta = read_json(file, within=file.parent)
+        if meta.pop("digest") != compute_digest(meta):
+            raise ValueError
+        settings, rows = meta["settings"], meta["results"].values()
+        if not isinstance(settings, dict) or not all(map(_is_row, rows)):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} is damaged: delete it, and start again with the networks that are there."
+        ) from error
+    return dict(meta)
+
+
+def compute_digest(meta: dict[str, Any]) -> str:
+    """Hash a record's content: nothing else would tell that a digit changed on the disk."""
+    return hashlib.sha256(json.dumps(meta).encode()).hexdigest()
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a value is a training's measurements, or its trouble."""
+    numbers = [value for name, value in row.items() if name in COLUMNS]
+    return isinstance(row.get("trouble", ""), str) and all(
+        type(value) in (int, float, type(None)) for value in numbers
+    )
