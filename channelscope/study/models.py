@@ -1,10 +1,11 @@
-"""The networks under study, by label, and what is known of each."""
+"""The networks of a study, by label, and what is known of each."""
 
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,142 +15,163 @@ from torch import Tensor, nn
 
 from channelscope.attacks.folding import same_randomness
 from channelscope.data import Dataset
+from channelscope.data.sources import NAMES
 from channelscope.errors import UserError
 from channelscope.layers.features import capture_activations
 from channelscope.layers.hooks import eval_mode, get_logits
-from channelscope.weights import METHOD_NAMES, Checkpoint, zoo
+from channelscope.recipes import METHODS
+from channelscope.study.store import digest_of
+from channelscope.weights import Checkpoint, zoo
 
 Network = nn.Module | Checkpoint | str | Path
+Models = Mapping[str, Network] | Sequence[str | Path] | Network
 
-_OF_GATES = (
-    "attack.beta_atk",
-)  # settings outside the recipe's section on gates that matter to gates alone
+_OF_GATES = ("attack.beta_atk",)  # settings of gates that stand outside the recipe's section gates
+_MOST_NAMED = 3  # classes that a refusal names
 
 
 @dataclass(frozen=True)
 class Model:
-    """One network under study."""
+    """One network of a study.
+
+    Args:
+        label: what tables and figures call it.
+        network: any classifier of images in [0, 1].
+        method: how it was trained: standard, at, cifs, ...; None where unknown.
+        checkpoint: what it was read from; None for a network that was passed as such.
+    """
 
     label: str
     network: nn.Module
     method: str | None
     checkpoint: Checkpoint | None
 
-    def check(self, dataset: Dataset) -> None:
+    def check_classes(self, dataset: Dataset) -> None:
         """Refuse data of other classes than the network was trained on."""
         names = self.checkpoint.class_names if self.checkpoint else None
         if names and names != dataset.classes:
             raise UserError(
-                f"{self.label} was trained on other classes ({_some(names)}) than {dataset.name} has "
-                f"({_some(dataset.classes)}): choose the data that it was trained on."
+                f"{self.label} was trained on other classes ({_list_some(names)}) than "
+                f"{dataset.name} has ({_list_some(dataset.classes)}): choose the data that it was "
+                "trained on."
             )
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Identify the network by its weights: SHA-256, in hexadecimal, of its state's names, types, shapes, bytes."""
-        found = hashlib.sha256(type(self.network).__name__.encode())
+        """SHA-256, in hexadecimal, of the names, types, shapes and bytes of the network's state."""
+        digest = hashlib.sha256(type(self.network).__name__.encode())
         for name, tensor in self.network.state_dict().items():
             if isinstance(tensor, Tensor):
-                found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                found.update(
-                    tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-                )
-        return found.hexdigest()
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                flat = tensor.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def key(self, fingerprint: str) -> str:
+        """Return the name of the folder of what this network makes of images."""
+        return digest_of(self.digest, type(self.network).__qualname__, fingerprint)
 
     @property
     def training(self) -> dict[str, Any]:
-        """What is known of the network's training."""
+        """What is on record of the network's training."""
         return self.checkpoint.meta if self.checkpoint else {}
 
     @property
     def compute(self) -> dict[str, Any] | None:
         """What decides the cost and the strength of the training, as far as it is on record."""
         settings = self.training.get("settings")
-        if settings is None:
+        if settings is None or self.checkpoint is None:
             return None
-        assert self.checkpoint is not None  # it has settings
         recipe = {
             name: value
-            for name, value in _flat(settings["recipe"]).items()
+            for name, value in _flatten(settings["recipe"]).items()
             if name not in _OF_GATES
         }
-        return recipe | {
-            "model.width": self.checkpoint.architecture.base_width,
-            "data": settings["data"],
-        }
+        width = self.checkpoint.architecture.base_width
+        return recipe | {"model.width": width, "data": settings["data"]}
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the records of a result say of the network."""
-        known: dict[str, Any] = {"method": self.method}
+        """What the settings of a result say of the network, as plain values."""
+        described: dict[str, Any] = {"method": self.method, "digest": self.digest}
         if self.checkpoint is None:
-            return known | {"arch": type(self.network).__name__}
-        known |= dataclasses.asdict(self.checkpoint.architecture)
-        known["gates"] = [dataclasses.asdict(gate) for gate in self.checkpoint.gates]
-        return known | {
+            return described | {"arch": type(self.network).__name__}
+        described |= dataclasses.asdict(self.checkpoint.architecture)
+        described["gates"] = [dataclasses.asdict(gate) for gate in self.checkpoint.gates]
+        recorded = {
             name: self.training[name] for name in ("settings", "versions") if name in self.training
         }
+        return described | recorded
 
 
-def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Name a recipe's settings in full, ``optimizer.lr``, but for those of its gates."""
-    sections = {
-        name: values
-        for name, values in recipe.items()
-        if isinstance(values, Mapping) and name != "gates"
-    }
     return {
         f"{section}.{name}": value
-        for section, values in sections.items()
+        for section, values in recipe.items()
+        if isinstance(values, Mapping) and section != "gates"
         for name, value in values.items()
     }
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _list_some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
 
 
-def load_models(
-    models: Mapping[str, Network] | Sequence[str | Path], methods: Mapping[str, str], device: str
-) -> list[Model]:
-    """Load what is named by path, and label what is not."""
-    by_label = _labelled(models)
-    if unknown := methods.keys() - by_label.keys():
-        raise UserError(f"There is no model {min(unknown)!r} among {', '.join(by_label)}.")
-    if unknown := set(methods.values()) - set(METHOD_NAMES):
-        raise UserError(
-            f"There is no method {min(unknown)!r}: choose from {', '.join(METHOD_NAMES)}."
-        )
-    return [_subject(label, model, methods.get(label), device) for label, model in by_label.items()]
+def load_models(models: Models, methods: Mapping[str, str], device: str) -> list[Model]:
+    """Load the networks that are named by path, and label those that have no label.
+
+    Args:
+        models: label -> network or path of a checkpoint; a sequence of paths, whose stems become
+            the labels; or one network or path.
+        methods: label -> how the network was trained, where its checkpoint does not say so.
+        device: where checkpoints are run; networks stay where they are.
+
+    Raises:
+        UserError: for labels, methods or files that do not fit.
+    """
+    labelled = _label(models)
+    if unknown := methods.keys() - labelled.keys():
+        raise UserError(f"There is no model {min(unknown)!r} among {', '.join(labelled)}.")
+    if unknown := set(methods.values()) - set(METHODS):
+        raise UserError(f"There is no method {min(unknown)!r}: choose from {', '.join(METHODS)}.")
+    return [_load(label, model, methods.get(label), device) for label, model in labelled.items()]
 
 
-def _labelled(models: Mapping[str, Network] | Sequence[str | Path]) -> dict[str, Network]:
-    if isinstance(models, str | Path | nn.Module):
-        raise UserError("Give the models as a list of paths, or as {label: network or path}.")
+def _label(models: Models) -> dict[str, Network]:
+    if isinstance(models, nn.Module):
+        return {type(models).__name__: models}
+    if isinstance(models, Checkpoint):
+        return {models.method or "model": models}
+    if isinstance(models, str | Path):
+        models = [models]
     if not isinstance(models, Mapping):
         if not all(isinstance(path, str | Path) for path in models):
             raise UserError(
-                "Only paths can be listed without labels: give networks as {label: network}."
+                "models: only paths can be listed without labels: pass networks as "
+                "{label: network}."
             )
         labels = [zoo.label_of(path) for path in models]
         if len(set(labels)) < len(labels):
-            raise UserError("Two models have the same file name: give each its own label.")
+            raise UserError("models: two have the same file name: give each its own label.")
         models = dict(zip(labels, models, strict=True))
     if not models:
-        raise UserError("There is no network: name at least one model.")
-    if strange := [label for label in models if not label.isprintable()]:
+        raise UserError("models: there is no network: name at least one model.")
+    if unprintable := [label for label in models if not label.isprintable()]:
         raise UserError(
-            f"The label {strange[0]!r} has characters that cannot be printed: choose another."
+            f"models: the label {unprintable[0]!r} has characters that cannot be printed: choose "
+            "another."
         )
     return dict(models)
 
 
-def _subject(label: str, model: Network, method: str | None, device: str) -> Model:
+def _load(label: str, model: Network, method: str | None, device: str) -> Model:
     if isinstance(model, nn.Module):
         return Model(label, model, method, None)
     if not isinstance(model, Checkpoint | str | Path):
         raise UserError(
-            f"{label} is a {type(model).__name__}: give a network (torch.nn.Module) or a path."
+            f"models: {label} is a {type(model).__name__}: pass a network (torch.nn.Module) or a "
+            "path."
         )
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.read(model)
     return Model(label, checkpoint.build().to(device), method or checkpoint.method, checkpoint)
@@ -158,47 +180,50 @@ def _subject(label: str, model: Network, method: str | None, device: str) -> Mod
 def layers_by_label(
     layers: Sequence[str] | Mapping[str, Sequence[str]] | None, labels: Sequence[str]
 ) -> dict[str, Sequence[str] | None]:
-    """Tell the layers to look at by label; None for the penultimate one."""
-    by_label = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(labels, layers)
+    """Return the layers to look at by label; None for the penultimate one."""
+    by_label: dict[str, Any] = (
+        dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(labels, layers)
+    )
     if unknown := by_label.keys() - set(labels):
-        raise UserError(f"There is no model {min(unknown)!r} among {', '.join(labels)}.")
+        raise UserError(f"layers: there is no model {min(unknown)!r} among {', '.join(labels)}.")
     for names in by_label.values():
         if isinstance(names, str) or (names is not None and not names):
-            raise UserError("Layers are given as a list of names, such as ['layer3', 'layer4'].")
+            raise UserError("layers: give a list of names, such as ['layer3', 'layer4'].")
         if names and not all(names):
-            raise UserError("A layer's name is empty: 'channelscope layers' lists the names.")
+            raise UserError("layers: a name is empty: 'channelscope layers' lists the names.")
     return {label: by_label.get(label) for label in labels}
 
 
 def check_network(
     network: nn.Module, x: Float[Tensor, "n *image"], classes: int, layers: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Check on a few images that network and data fit; give the activations of some layers.
+    """Check on a few images that network and data fit; return the activations of some layers.
 
     Raises:
-        UserError: for images that the network does not take, another number of classes, logits that are not finite, a
-            layer without channels or that takes images apart.
+        UserError: for images that the network does not take, another number of classes, logits that
+            are not finite, a layer without channels or that takes images apart.
     """
     with (
         explain_refusal(x, "choose data of the kind that it was trained on"),
         same_randomness(x),
         eval_mode(network),
         torch.no_grad(),
-        capture_activations(network, *layers) as found,
+        capture_activations(network, *layers) as activations,
     ):
         logits = get_logits(network(x))
     check_finite(logits)
     if logits.shape[1] != classes:
         raise UserError(
-            f"The network has {logits.shape[1]} classes, the data has {classes}: choose data of the same classes."
+            f"The network has {logits.shape[1]} classes, the data has {classes}: choose data of "
+            "the same classes."
         )
-    for layer, a in found.items():
+    for layer, a in activations.items():
         if len(a) != len(x):
             raise UserError(
-                f"Layer {layer!r} returns features of {len(a)} parts of {len(x)} images: name the layer around it, "
-                "which works on whole images."
+                f"Layer {layer!r} returns features of {len(a)} parts of {len(x)} images: name the "
+                "layer around it, which works on whole images."
             )
-    return found
+    return activations
 
 
 @contextmanager
@@ -223,27 +248,53 @@ def check_finite(logits: Float[Tensor, "n k"]) -> None:
         )
 
 
-def widen_classes(dataset: Dataset, networks: Sequence[nn.Module]) -> Dataset:
-    """Give data whose classes have no names, but numbers from their labels, the classes of the first network.
+def with_class_names(dataset: Dataset, models: Sequence[Model]) -> Dataset:
+    """Return data whose classes are mere numbers with the classes of the models.
 
-    Some images of few classes are so evaluated on a network of many.
+    The names are those that a checkpoint has; else numbers up to the first network's classes, so
+    that some images of few classes can be evaluated on a network of many. Other data stay as they
+    are.
     """
     classes = dataset.classes
-    if dataset.name != "tensors" or classes != tuple(map(str, range(len(classes)))):
+    if classes != tuple(map(str, range(len(classes)))):
         return dataset
-    like = get_parameter(networks[0])
+    for model in models:
+        names = model.checkpoint.class_names if model.checkpoint else None
+        if names and len(names) >= len(classes):
+            return dataclasses.replace(dataset, classes=tuple(names))
+    network = models[0].network
+    like = get_parameter(network)
     x, _ = next(dataset.test.batches(1, like.device, torch.zeros(1, dtype=torch.int64)))
     try:
-        with same_randomness(x), eval_mode(networks[0]), torch.no_grad():
-            known = get_logits(networks[0](x.to(like))).shape[1]
+        with same_randomness(x), eval_mode(network), torch.no_grad():
+            count = get_logits(network(x.to(like))).shape[1]
     except Exception:  # that they do not fit is found, and told, in its place
         return dataset
-    return dataclasses.replace(dataset, classes=tuple(map(str, range(max(known, len(classes))))))
+    return dataclasses.replace(dataset, classes=tuple(map(str, range(max(count, len(classes))))))
+
+
+def trained_on(models: Sequence[Model]) -> str:
+    """Return the name of the data set on which all of the models were trained.
+
+    Raises:
+        UserError: where the checkpoints do not name one, or not one that can be loaded by name.
+    """
+    settings = [model.training.get("settings") for model in models]
+    names = {each["data"]["name"] if each else None for each in settings}
+    name = names.pop()
+    if names or name is None:
+        raise UserError(
+            "data: the models do not say that they were trained on one data set: name the data."
+        )
+    if name.partition(":")[0] not in {known.partition(":")[0] for known in NAMES}:
+        raise UserError(
+            f"data: the models were trained on {name}, which cannot be found by that name: name the "
+            "data, as cifar10 or imagefolder:DIR."
+        )
+    return str(name)
 
 
 def get_parameter(network: nn.Module) -> Tensor:
-    """Give a tensor on the network's device and of its precision, which images have to have too."""
-    return next(
-        (parameter for parameter in network.parameters() if parameter.is_floating_point()),
-        torch.zeros(1),
-    )
+    """Return a tensor on the network's device and of its precision, which images need too."""
+    floating = (tensor for tensor in network.parameters() if tensor.is_floating_point())
+    return next(floating, torch.zeros(1))

@@ -1,0 +1,289 @@
+"""The questions that a study answers: compare, evaluate, intervene, relevance."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from channelscope.analyses.base import Kind
+from channelscope.attacks import Attack, Norm
+from channelscope.distributed import barrier, is_first
+from channelscope.errors import UserError, suggest
+from channelscope.locks import lock_path
+from channelscope.result import Result, check_folder
+from channelscope.study.models import Models
+from channelscope.study.store import check_run_folder, remove_run_folder
+from channelscope.study.study import Attacks, Scorers, Study, Suppression, list_attacks
+from channelscope.study.suppression import RelevantTo
+
+
+class Options(TypedDict, total=False):
+    """What all questions have in common; see ``Study`` for each.
+
+    ``out`` is a folder to save the result to. A run that was killed goes on when it is asked for
+    again: what it has so far is in ``out`` with ".partial" after it, or in ``folder``, which stays.
+    """
+
+    images: int | None
+    methods: Mapping[str, str] | None
+    seed: int
+    replicates: int
+    level: float
+    batch_size: int
+    device: str
+    folder: Path | str | None
+    progress: bool
+    out: Path | str | None
+
+
+def compare(
+    models: Models,
+    data: Any = None,
+    *,
+    attack: str | Attack | None = None,
+    attacks: Attacks = "adaptive",
+    eps: float | None = None,
+    layers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    eps_sweep: Sequence[float] = (),
+    step_sweep: Sequence[int] = (),
+    threshold: float = 0.01,
+    thumbnails: bool = True,
+    **options: Unpack[Options],
+) -> Result:
+    """Compare networks channel by channel, and judge the claims of the CIFS paper on them.
+
+    One attack makes the adversarial data on which activations are compared. Robustness, and so
+    claim C4, is the worst case per image over this and further attacks, those made for gates among
+    them. Attacks see through gates: gradients pass through their masks.
+
+    Args:
+        models: label -> network or path of a checkpoint; or a sequence of paths.
+        data: a data set, its name, or what else ``as_dataset`` takes; its test split is used. None
+            for the data set that the models were trained on.
+        attack: makes the adversarial data; None for the first of ``attacks`` (PGD-20 of a suite).
+        attacks: for the worst case: suites, short names or attacks as such.
+        eps: the radius of named attacks, in image units; None for the data set's (8/255 but for
+            digits).
+        layers: names or patterns such as ``layer4.*``; None for each penultimate layer.
+        eps_sweep, step_sweep: further radii, and numbers of steps, of ``attack`` at which alignment
+            is measured.
+        threshold: share of an image's largest channel above which a channel is active.
+        thumbnails: keep small pictures of the images that excite channels most.
+        **options: images, methods, seed, replicates, level, batch_size, device, folder, progress,
+            out; see ``Study``.
+
+    Returns:
+        Tables ``activations``, ``alignment``, ``robustness``, ``verdicts`` and more; see
+        ``analyses``.
+
+    Raises:
+        UserError: for arguments that do not fit together; the sentence names the argument.
+    """
+    return _answer(
+        "comparison",
+        models,
+        data,
+        options,
+        attack=attack,
+        attacks=attacks,
+        eps=eps,
+        layers=layers,
+        eps_sweep=eps_sweep,
+        step_sweep=step_sweep,
+        threshold=threshold,
+        thumbnails=thumbnails,
+    )
+
+
+def evaluate(
+    models: Models,
+    data: Any = None,
+    *,
+    attacks: Attacks = "standard",
+    eps: float | None = None,
+    norm: Norm = "inf",
+    eps_sweep: Sequence[float] = (),
+    checks: int = 128,
+    cascade: bool = False,
+    save_adversarial: bool = False,
+    **options: Unpack[Options],
+) -> Result:
+    """Attack networks; say how robust they are, and whether that can be believed.
+
+    Every attack gets the images that the network classifies correctly; the worst case is taken per
+    image over all attacks. Then the network is checked for signs of gradient masking; an attack by
+    which a check found what the others had not runs on all images that are left, and counts.
+
+    Args:
+        models, data: as in ``compare``.
+        attacks: suites (see ``attacks.suites.SUITES``), short names and attacks as such.
+        eps, norm: the ball of named attacks; eps None for the data set's (8/255 but for digits; of
+            the L2 norm 0.5).
+        eps_sweep: further radii at which the worst case over the attacks is taken.
+        checks: how many images the checks for gradient masking are made on; 0 for no checks.
+        cascade: give each attack only the images that all before it have left: much faster, the
+            worst case is the same, and ``robust`` is the accuracy after this attack and those
+            before it.
+        save_adversarial: keep the adversarial images in ``out``. Every image is then attacked to
+            the end, broken or not; what chance decides may come out otherwise.
+        **options: as in ``compare``.
+
+    Returns:
+        Tables ``attacks``, ``worst_case``, ``robustness``, ``warnings``, ``parts``, ``eps_sweep``.
+
+    Raises:
+        UserError: for arguments that do not fit together; the sentence names the argument.
+    """
+    if not list_attacks(attacks):
+        raise UserError("attacks: none is named: name a suite such as 'standard', or attacks.")
+    if save_adversarial and options.get("out") is None and options.get("folder") is None:
+        raise UserError("out: adversarial images are kept in a folder: name it.")
+    return _answer(
+        "evaluation",
+        models,
+        data,
+        options,
+        attacks=attacks,
+        eps=eps,
+        norm=norm,
+        eps_sweep=eps_sweep,
+        checks=checks,
+        cascade=cascade,
+        save_adversarial=save_adversarial,
+    )
+
+
+def intervene(
+    models: Models,
+    data: Any = None,
+    *,
+    layers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    scorers: Scorers = ("gradient",),
+    attack: str | Attack = "pgd-20",
+    eps: float | None = None,
+    fractions: Sequence[float] = (0.125, 0.25, 0.5, 0.75),
+    random: int = 3,
+    relevant_to: RelevantTo = "answer",
+    **options: Unpack[Options],
+) -> Result:
+    """Suppress channels at test time, the most NR, the most PR or random ones first.
+
+    If the relevance is a true account of what channels do, accuracy lasts when NR channels go
+    first, and falls at once when PR ones do; random orders lie between. The area between a scorer's
+    curve and the random one ranks the scorers. Whether robust accuracy even rises without the NR
+    channels, as the hypothesis behind CIFS has it (Yan et al., ICML 2021, arXiv 2102.05311), is the
+    verdict "C4 by intervention".
+
+    The attack sees the intervention: it is made on the network that goes without the channels,
+    gates attached. Which channels go depends on the network's own answer for the image at hand,
+    attacked or not, as at test time in CIFS: a piecewise constant choice, whose gradient is 0. What
+    this hides is made up for by trying the images as well that the same attack makes on the
+    untouched network, and which change its answer.
+
+    Args:
+        models, data: as in ``compare``. Channels are ranked on images of the validation split, or
+            else of the training split, or else on those that are judged (``meta`` says so).
+        layers: names or patterns; None for each penultimate layer.
+        scorers: names of relevance scorers, or functions of your own
+            ``(model, layers, x, y) -> {layer: (n, c)}``.
+        attack, eps: the attack and, of a named one, its radius; "joint-sweep" is made for gates.
+        fractions: of a layer's channels, in (0, 1): the points of the curves beside none and all.
+        random: how many random orders.
+        relevant_to: the class whose NR channels an image loses: that which the untouched network
+            answers, which anybody knows at test time; or the "label", an oracle, which flatters the
+            ranking and every accuracy, so there is no verdict then.
+        **options: as in ``compare``; ``images`` is 500 unless named, of those judged and of those
+            ranked on.
+
+    Returns:
+        Tables ``curves``, ``areas``, ``league``, ``suppression`` and ``verdicts``.
+
+    Raises:
+        UserError: for arguments that do not fit together; the sentence names the argument.
+    """
+    if not scorers:
+        raise UserError("scorers: none is named: give a list such as ['gradient', 'ablation'].")
+    options.setdefault("images", 500)
+    return _answer(
+        "intervention",
+        models,
+        data,
+        options,
+        layers=layers,
+        scorers=scorers,
+        attack=attack,
+        attacks=attack,
+        eps=eps,
+        suppression=Suppression(fractions=fractions, random=random, relevant_to=relevant_to),
+    )
+
+
+def relevance(
+    models: Models,
+    data: Any = None,
+    *,
+    layers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    scorers: Scorers = ("gradient", "gradient-x-activation", "ablation"),
+    **options: Unpack[Options],
+) -> Result:
+    """Score how relevant channels are to each class, by several scorers, and whether these agree.
+
+        r[k, c] = mean over the images i of class k of the relevance of channel c to k on image i
+
+    Above 0 a channel speaks for the class (PR), below 0 against it (NR). A scorer that does not
+    apply to a layer is left out there; ``meta["refused"]`` says why.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> x, y = torch.rand(6, 3, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    >>> pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), pool, nn.Linear(8, 3))
+    >>> result = relevance({"net": net}, (x, y), layers=["0"], scorers=["gradient"], progress=False)
+    >>> result.array("relevance", "relevance", "net", "0", "gradient").shape
+    (3, 8)
+
+    Args:
+        models, data: as in ``compare``.
+        layers: names or patterns; None for each penultimate layer.
+        scorers: names of relevance scorers, or functions of your own
+            ``(model, layers, x, y) -> {layer: (n, c)}``.
+        **options: as in ``compare``; ``replicates`` is 200 unless named.
+
+    Returns:
+        Tables ``relevance`` and ``agreement``.
+
+    Raises:
+        UserError: for arguments that do not fit together, or where no scorer has any scores.
+    """
+    if not scorers:
+        raise UserError("scorers: none is named: give a list such as ['gradient', 'ablation'].")
+    options.setdefault("replicates", 200)
+    return _answer("relevance", models, data, options, layers=layers, scorers=scorers)
+
+
+def _answer(kind: Kind, models: Models, data: Any, options: Options, **arguments: Any) -> Result:
+    """Make a study, run its analyses, and save the result where that is asked for."""
+    if unknown := options.keys() - Options.__annotations__.keys():
+        name = min(unknown)
+        known = [*arguments, *Options.__annotations__]
+        raise UserError(f"There is no argument {name!r}: see the help.{suggest(name, known)}")
+    settings = dict(options)
+    out = settings.pop("out", None)
+    folder = settings.pop("folder", None)
+    if out is None:
+        with lock_path(Path(str(folder)).absolute()) if folder else nullcontext():
+            return Study(models, data, kind=kind, folder=folder, **settings, **arguments).run()
+    target = Path(str(out)).resolve()
+    partial = target.with_name(f"{target.name}.partial")
+    check_folder(target)
+    check_run_folder(Path(str(folder)) if folder else partial)
+    with lock_path(target, partial):
+        study = Study(models, data, kind=kind, folder=folder or partial, **settings, **arguments)
+        result = study.run()
+        if is_first():
+            shown = bool(settings.get("progress", True))
+            result.save(target, adversarial=study.adversarial_files(), progress=shown)
+        barrier()
+        if is_first() and not folder:
+            remove_run_folder(partial)
+    return result

@@ -1,0 +1,784 @@
+"""A study: networks, data and attacks; every network is run once, and what it makes is kept."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from tqdm.auto import tqdm
+
+from channelscope import analyses as _registered  # noqa: F401  # entering them in the registry
+from channelscope.analyses.base import (
+    ANALYSES,
+    Analysis,
+    Kind,
+    Labels,
+    Outcome,
+    SuppressedLayer,
+    analyses_of,
+)
+from channelscope.attacks import Attack, Norm, attack_name, parse_attack
+from channelscope.attacks.suites import SUITES, ball_of, norm_of
+from channelscope.data import Dataset, Split, as_dataset, sample_stratified
+from channelscope.distributed import check_same, is_first, resolve_device, world_size
+from channelscope.errors import UserError, suggest
+from channelscope.layers.hooks import get_layer
+from channelscope.result import VERDICTS, Result, adversarial_name
+from channelscope.scorers import RelevanceScorer, get_scorer
+from channelscope.statistics.intervals import FEWEST_REPLICATES
+from channelscope.study.evaluation import (
+    AttackRunner,
+    Images,
+    Plan,
+    Progress,
+    attacks_on_model,
+    count_parts,
+    evaluate_model,
+)
+from channelscope.study.measuring import Layers, Measurer, Scores, find_layers, score_model
+from channelscope.study.models import (
+    Model,
+    Models,
+    check_network,
+    get_parameter,
+    layers_by_label,
+    load_models,
+    trained_on,
+    with_class_names,
+)
+from channelscope.study.store import Rows, RunFolder, digest_of, in_megabytes
+from channelscope.study.strengths import list_strengths
+from channelscope.study.suppression import (
+    RelevantTo,
+    Suppressor,
+    plan_suppression,
+    relevance_by_class,
+)
+from channelscope.training import default_eps
+from channelscope.weights import versions
+
+Attacks = str | Attack | Sequence[str | Attack]
+Scorers = Sequence[str | RelevanceScorer]
+_PACKAGES = ("torchvision", "numpy", "scipy", "pandas", "matplotlib", "captum", "pyautoattack")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suppression:
+    """What an intervention suppresses; see ``channelscope.intervene``.
+
+    Args:
+        fractions: of a layer's channels, in (0, 1): the points of the curves beside none and all.
+        random: how many random orders.
+        relevant_to: the class whose channels an image loses: the network's "answer", or the
+            "label".
+    """
+
+    fractions: Sequence[float] = (0.125, 0.25, 0.5, 0.75)
+    random: int = 3
+    relevant_to: RelevantTo = "answer"
+
+    def __post_init__(self) -> None:
+        if not self.fractions or not all(0 < fraction < 1 for fraction in self.fractions):
+            raise UserError(
+                f"fractions: {list(self.fractions)} is no list of shares between 0 and 1, such as "
+                "0.125."
+            )
+        if self.random < 1:
+            raise UserError(f"random: {self.random} orders are too few to judge by: ask for 1.")
+        if self.relevant_to not in get_args(RelevantTo):
+            raise UserError(
+                f"relevant_to: {self.relevant_to!r} is neither 'answer' nor 'label': choose one."
+            )
+
+
+class Study:
+    """Networks, data and attacks: every network is run once, block by block.
+
+    What is kept, image by image, lies in a run folder as memory-mapped arrays: the answers, which
+    images are correct under each attack, pooled activations and relevance of each measured layer,
+    masks. Analyses are pure functions of these arrays. A study that was killed goes on where it
+    was, when it is made again with the same arguments and run folder; another study with that
+    folder takes over what both have in common. Results are the same to the byte for any batch size
+    and number of processes (see ``distributed``), if each process has as many threads.
+
+    Args:
+        models: label -> network, or path of a checkpoint; or a sequence of paths, whose stems become
+            the labels; or one of these. A network takes images in [0, 1], is used in eval mode where
+            it is, and left as it was.
+        data: a data set, its name, or what else ``data.as_dataset`` takes; its test split is used.
+            None for the data set that the models were trained on, where their checkpoints name it.
+        attack: makes the adversarial data on which activations are measured; a short name (see
+            ``attacks.parse_attack``) or any attack. None for the first of ``attacks``.
+        attacks: robustness is the worst case per image over these and ``attack``: suites (see
+            ``attacks.suites.SUITES``), short names, attacks as such; one or several.
+        eps: radius of the ball of named attacks, in image units; None for that of the attacks as
+            such, or else of the data set's recipe (8/255 but for digits; of the L2 norm 0.5).
+        norm: "inf" or "2", of named attacks.
+        layers: names of layers to measure, or patterns such as ``layer4.*``, for all networks or by
+            label; None for the penultimate layer of each.
+        scorers: names of relevance scorers, or functions of your own, beside the study's own.
+        eps_sweep: further radii: at which activations are measured (comparison) or at which the
+            worst case is taken (evaluation).
+        step_sweep: numbers of steps after which activations are measured along a run of ``attack``.
+        images: how many images of the test split to use, class shares kept; None for all.
+        checks: how many images the checks for gradient masking are made on; 0 for no checks.
+        cascade: give each attack only the images that all before it have left.
+        save_adversarial: keep the adversarial images of every attack.
+        suppression: what an intervention suppresses.
+        methods: label -> standard, at, cifs, ..., for networks whose checkpoints do not say so.
+        seed: of the choice of images, the attacks' random starts and the bootstrap.
+        replicates: number of bootstrap replicates behind intervals.
+        level: coverage of the intervals, in (0, 1).
+        threshold: share of an image's largest channel above which a channel is active.
+        thumbnails: keep small pictures of the images.
+        batch_size: images that are read at a time; results do not depend on it.
+        device: where checkpoints are run: "auto" (a GPU if there is one), "cpu", "cuda", ...
+        folder: the run folder, which stays; None for a temporary one.
+        progress: show progress bars.
+        kind: of the result that ``run`` makes: comparison, evaluation, intervention or relevance.
+
+    Raises:
+        UserError: for arguments that do not fit together; the sentence names the argument.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        data: Any = None,
+        *,
+        attack: str | Attack | None = None,
+        attacks: Attacks = "adaptive",
+        eps: float | None = None,
+        norm: Norm = "inf",
+        layers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        scorers: Scorers = (),
+        eps_sweep: Sequence[float] = (),
+        step_sweep: Sequence[int] = (),
+        images: int | None = None,
+        checks: int = 0,
+        cascade: bool = False,
+        save_adversarial: bool = False,
+        suppression: Suppression | None = None,
+        methods: Mapping[str, str] | None = None,
+        seed: int = 0,
+        replicates: int = 500,
+        level: float = 0.95,
+        threshold: float = 0.01,
+        thumbnails: bool = True,
+        batch_size: int = 128,
+        device: str = "auto",
+        folder: Path | str | None = None,
+        progress: bool = True,
+        kind: Kind = "comparison",
+    ) -> None:
+        _check_numbers(images, checks, seed, replicates, level, threshold, batch_size)
+        self.kind: Kind = kind
+        self.scorers = _name_scorers(scorers)
+        named = list_attacks(attacks)
+        _check_attack_names([*named, *([attack] if attack is not None else [])])
+        self._models = load_models(models, methods or {}, resolve_device(device))
+        labels = [model.label for model in self._models]
+        self._wanted_layers = layers_by_label(layers, labels)
+        self._check_layer_names()
+        dataset = as_dataset(trained_on(self._models) if data is None else data)
+        self.dataset = self._fit_classes(dataset)
+        test = self.dataset.test
+        chosen = None if images is None else sample_stratified(test.labels, images, seed)
+        split: Split = test if chosen is None else test.subset(chosen)
+        self.images = Images(
+            split=split,
+            fingerprint=split.fingerprint(),
+            classes=len(self.dataset.classes),
+            batch_size=batch_size,
+            seed=seed,
+        )
+        if len(split) < world_size():
+            raise UserError(
+                f"There are more processes ({world_size()}) than images ({len(split)}): start "
+                "fewer, or add images."
+            )
+        self.attack, self.plan = self._plan_attacks(attack, named, eps, norm)
+        self.plan = dataclasses.replace(
+            self.plan,
+            eps_sweep=tuple(eps_sweep) if kind == "evaluation" else (),
+            checks=int(checks),
+            cascade=bool(cascade),
+            save_adversarial=bool(save_adversarial),
+        )
+        self._strengths = (
+            list_strengths(self.attack, eps_sweep, step_sweep) if kind == "comparison" else []
+        )
+        self.suppression = suppression or Suppression()
+        self._ranking_images, ranked_on = self._choose_ranking_images(images, seed)
+        self._thumbnails = thumbnails
+        self._show_progress = progress
+        self._memo: dict[tuple[Any, ...], Any] = {}
+        self.classes = self.dataset.classes
+        self.labels = self.images.labels
+        self.settings: dict[str, Any] = {
+            "attack": attack_name(self.attack),
+            "attacks": [attack_name(one) for one in named],
+            "eps": self.attack.eps,
+            "norm": self.plan.norm,
+            "eps_sweep": sorted(set(eps_sweep)),
+            "step_sweep": sorted(set(step_sweep)),
+            "checks": self.plan.checks,
+            "cascade": self.plan.cascade,
+            "save_adversarial": self.plan.save_adversarial,
+            "scorers": list(self.scorers),
+            "seed": seed,
+            "replicates": replicates,
+            "level": level,
+            "threshold": threshold,
+            "batch_size": batch_size,
+        }
+        if kind == "intervention":
+            self.settings |= vars(self.suppression) | {"ranked_on": ranked_on}
+            self.settings["fractions"] = sorted(self.suppression.fractions)
+        self._check_processes()
+        self._named_folder = None if folder is None else Path(folder)
+
+    # ------------------------------------------------------------ what an analysis may ask
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models' labels."""
+        return tuple(model.label for model in self._models)
+
+    @cached_property
+    def weights(self) -> Float[ndarray, "n r"]:
+        """How often each image counts in each bootstrap replicate: column 0 is all 1.
+
+        The others are independent Poisson(1) draws, the streaming form of resampling with
+        replacement (Chamandy et al., 2012).
+        """
+        shape = (len(self.images), self.settings["replicates"])
+        generator = torch.Generator().manual_seed(self.settings["seed"])
+        draws = torch.poisson(torch.ones(shape), generator=generator)
+        weights: ndarray = torch.cat([torch.ones(shape[0], 1), draws], 1).to(torch.uint8).numpy()
+        return weights
+
+    def describe(self, model: str) -> Mapping[str, Any]:
+        """Return what is known of a model, as plain values, and its ``compute``."""
+        subject = self._model(model)
+        return subject.description | {"compute": subject.compute}
+
+    def history(self, model: str) -> Sequence[Mapping[str, Any]]:
+        """Return the rows of a model's training log; none where it is unknown."""
+        history: Sequence[Mapping[str, Any]] = self._model(model).training.get("history", ())
+        return history
+
+    def layers(self, model: str) -> tuple[str, ...]:
+        """Return the measured layers, in the order given."""
+        return self._layers(model).names
+
+    def penultimate(self, model: str) -> tuple[str, ...]:
+        """Return the measured layers whose relevance is the last linear layer's weight."""
+        return self._layers(model).penultimate
+
+    def activations(self, model: str, layer: str, data: str = "natural") -> Float[ndarray, "n c"]:
+        """Return the spatial means of a layer's feature maps, an image a row, memory-mapped.
+
+        Args:
+            model: its label.
+            layer: one of ``layers(model)``.
+            data: "natural", "adversarial", or a strength of the attack (see ``strengths``).
+        """
+        return self._rows(model, data).array(f"activations/{layer}")
+
+    def relevance(self, model: str, layer: str, scorer: str | None = None) -> Float[ndarray, "n c"]:
+        """Return each channel's relevance to the image's class, on natural images.
+
+        Raises:
+            KeyError: for a layer that the scorer refused; ``settings["refused"]`` says why.
+        """
+        if scorer is not None:
+            return self._scores(model).scores(scorer, layer)
+        return self._rows(model, "natural").array(f"relevance/{layer}")
+
+    def answers(
+        self, model: str, data: str = "natural", told: Labels = "none"
+    ) -> Int[ndarray, " n"]:
+        """Return the class that the model answers, its gates being told a label or none."""
+        name = "answers" if told == "none" else f"answers/{told}"
+        return self._rows(model, data).array(name).astype(np.int64)
+
+    def attacks(self, model: str) -> tuple[str, ...]:
+        """Return the names of the attacks on the model, in their order."""
+        return tuple(name for name in self._evaluated[model][0] if name != "natural")
+
+    def correct(self, model: str, attack: str = "natural") -> Bool[ndarray, " n"]:
+        """Return which images are classified correctly: as they are, or under an attack."""
+        return self._evaluated[model][0][attack]
+
+    def outcome(self, model: str) -> Outcome:
+        """Return what the attacks and checks on a model did, beside ``correct``."""
+        return self._evaluated[model][1]
+
+    def gates(self, model: str) -> tuple[str, ...]:
+        """Return the gated layers that have a mask."""
+        return self._measurers[model].gates
+
+    def masks(
+        self, model: str, gate: str, data: str = "natural", told: Labels = "none"
+    ) -> Float[ndarray, "n c"]:
+        """Return a gate's mask, an image a row; of masks of single elements, the mean over space."""
+        return self._rows(model, data).array(f"masks/{told}/{gate}")
+
+    def told(self, model: str) -> Mapping[Labels, Int[ndarray, " n"]]:
+        """Return the labels that a model's gates are told: "true", "wrong"; empty for none."""
+        return self._measurers[model].told
+
+    def strengths(self) -> Sequence[tuple[str, float, str]]:
+        """Return the swept strengths of the attack: ("eps" or "step", value, name of the data)."""
+        return [(one.varied, one.value, one.name) for one in self._strengths]
+
+    def thumbnails(
+        self, model: str, data: str, images: Sequence[int]
+    ) -> Int[ndarray, "m _ h w"] | None:
+        """Return small pictures (uint8) of some images; None where none were kept."""
+        if not self._thumbnails:
+            return None
+        return np.asarray(self._rows(model, data).array("thumbnails")[np.asarray(images, int)])
+
+    def suppressed(self, model: str) -> Mapping[str, SuppressedLayer]:
+        """Return what suppressing channels did, by layer; empty without interventions."""
+        return self._suppressed[model] if self.kind == "intervention" else {}
+
+    def adversarial_files(self) -> dict[str, Path]:
+        """Return the files of kept adversarial images, by the name that a saved result has them."""
+        files: dict[str, Path] = {}
+        if not self.plan.save_adversarial:
+            return files
+        for index, model in enumerate(self._models):
+            runner = self._runner(model, Progress(None))
+            for name, attack in self._attacks_on(model, self.plan.eps).items():
+                if (rows := runner.open_adversarial(attack)) is not None:
+                    files[adversarial_name(index, name)] = rows.path("images")
+        return files
+
+    def memo(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
+        """Return ``compute()``, remembered under ``key`` for the other analyses."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
+
+    # ------------------------------------------------------------ running
+
+    def run(self, *names: str) -> Result:
+        """Run the networks, as far as that has not been done, and analyses of what they made.
+
+        Args:
+            names: of analyses (see ``analyses.base.ANALYSES``); none for all of this kind.
+
+        Raises:
+            UserError: for an unknown analysis, or where running a network fails.
+        """
+        chosen = self._choose_analyses(names)
+        tables: dict[str, Any] = {}
+        arrays: dict[str, ndarray] = {"labels": self.labels}
+        if self.kind in ("comparison", "evaluation"):
+            for index, model in enumerate(self.models):
+                correct = self._evaluated[model][0]
+                arrays |= {f"correct/{index}/{name}": mask for name, mask in correct.items()}
+        verdicts: list[dict[str, Any]] = []
+        for analysis in chosen:
+            for name, value in analysis.compute(self).items():
+                (arrays if isinstance(value, ndarray) else tables)[name] = value
+            if analysis.judge is not None:
+                verdicts += [dataclasses.asdict(verdict) for verdict in analysis.judge(self)]
+        if any(analysis.judge is not None for analysis in chosen):
+            verdicts.sort(key=lambda verdict: str(verdict["claim"]))
+            tables["verdicts"] = VERDICTS.frame(verdicts)
+        return Result(self.kind, tables, arrays, self._meta())
+
+    def _choose_analyses(self, names: Sequence[str]) -> list[Analysis]:
+        of_kind = {analysis.name: analysis for analysis in analyses_of(self.kind)}
+        for name in names:
+            if name not in ANALYSES:
+                raise UserError(
+                    f"There is no analysis {name!r}: choose from {', '.join(of_kind)}."
+                    f"{suggest(name, of_kind)}"
+                )
+        return [ANALYSES[name] for name in names] or list(of_kind.values())
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The run folder, which is made when it is first needed."""
+        folder = RunFolder(self._named_folder)
+        folder.check_space(self.disk_needed)
+        return folder
+
+    @property
+    def disk_needed(self) -> int:
+        """Bytes that the study keeps on disk, at most."""
+        n = len(self.images)
+        image = 4 * math.prod(self.images.split.image_shape)
+        total = 0
+        for model in self._models:
+            if self.kind == "comparison":
+                row = self._measurers[model.label].bytes_of_row()
+                total += n * row * (2 + len(self._strengths))
+            if self.plan.save_adversarial:
+                total += n * image * len(self._attacks_on(model, self.plan.eps))
+        return total + 5 * n * len(self._models)
+
+    @contextmanager
+    def _progress(self, total: int) -> Iterator[Progress]:
+        shown = self._show_progress and is_first()
+        if shown and self._named_folder is not None and total:
+            needed = in_megabytes(self.disk_needed)
+            tqdm.write(f"run folder {self._named_folder}: {needed} at most", file=None)
+        with tqdm(total=total, unit="img", disable=not shown) as bar:
+            yield Progress(bar)
+
+    @cached_property
+    def _measurers(self) -> dict[str, Measurer]:
+        return {
+            model.label: Measurer(
+                model=model,
+                images=self.images,
+                layers=self._layers(model.label),
+                thumbnails=self._thumbnails,
+                digests=self._digests,
+            )
+            for model in self._models
+        }
+
+    @cached_property
+    def _measured(self) -> dict[str, dict[str, Rows]]:
+        """Label -> name of the data -> rows."""
+        measured: dict[str, dict[str, Rows]] = {}
+        total = len(self.images) * len(self._models) * (2 + len(self._strengths))
+        with self._progress(total) as progress:
+            for model in self._models:
+                measurer = self._measurers[model.label]
+                place = self.folder, progress
+                made = self._runner(model, progress).open_adversarial(self.attack)
+                rows = {
+                    "natural": measurer.measure_natural(*place),
+                    "adversarial": measurer.measure_attacked(
+                        self.attack, *place, masks=True, made=made
+                    ),
+                }
+                for strength in self._strengths:
+                    rows[strength.name] = measurer.measure_attacked(
+                        strength.attack, *place, masks=False
+                    )
+                measured[model.label] = rows
+        return measured
+
+    def _rows(self, model: str, data: str) -> Rows:
+        return self._measured[model][data]
+
+    @cached_property
+    def _evaluated(self) -> dict[str, tuple[dict[str, Bool[ndarray, " n"]], Outcome]]:
+        """Label -> which images are correct under which attack, and what else there is to say."""
+        plan = self.plan
+        for eps in plan.eps_sweep:  # refuses attacks that have no eps to set
+            self._attacks_on(self._models[0], eps)
+        attacks = {model.label: self._attacks_on(model, plan.eps) for model in self._models}
+        known: dict[str, dict[str, ndarray]] = {model.label: {} for model in self._models}
+        if self.kind == "comparison":
+            for model in self._models:
+                known[model.label] = {
+                    "natural": self.answers(model.label) == self.labels,
+                    attack_name(self.attack): self.answers(model.label, "adversarial")
+                    == self.labels,
+                }
+        for model in self._models:  # before the first attack, which may take hours
+            rows = torch.arange(min(2, len(self.images)))
+            x, _ = self.images.read_some(rows, get_parameter(model.network))
+            check_network(model.network, x, self.images.classes)
+        parts = sum(
+            1 + count_parts(list(of_model.values())) * (1 + len(plan.eps_sweep))
+            for of_model in attacks.values()
+        )
+        evaluated = {}
+        with self._progress(parts * len(self.images)) as progress:
+            for model in self._models:
+                evaluated[model.label] = evaluate_model(
+                    model,
+                    attacks[model.label],
+                    self._runner(model, progress),
+                    plan,
+                    known[model.label],
+                    lambda eps, model=model: self._attacks_on(model, eps),  # type: ignore[misc]
+                )
+        return evaluated
+
+    def _runner(self, model: Model, progress: Progress) -> AttackRunner:
+        return AttackRunner(
+            model=model,
+            images=self.images,
+            folder=self.folder,
+            save_adversarial=self.plan.save_adversarial,
+            progress=progress,
+            digests=self._digests,
+        )
+
+    @cached_property
+    def _digests(self) -> dict[int, str]:
+        return {id(model.network): model.digest for model in self._models}
+
+    def _attacks_on(self, model: Model, eps: float) -> dict[str, Attack]:
+        return attacks_on_model(model, self._models, self.plan, eps, self.images.classes)
+
+    def _scores(self, model: str) -> Scores:
+        return self._scored[model]
+
+    @cached_property
+    def _scored(self) -> dict[str, Scores]:
+        images = self._ranking_images if self.kind == "intervention" else self.images
+        scored = {}
+        with self._progress(len(images) * len(self._models)) as progress:
+            for model in self._models:
+                layers = self._layers(model.label)
+                scored[model.label] = score_model(
+                    model, images, layers, self.scorers, self.folder, progress
+                )
+        refused = [
+            {"model": label, "scorer": scorer, "layer": layer, "reason": reason}
+            for label, scores in scored.items()
+            for (scorer, layer), reason in scores.refused.items()
+        ]
+        self.settings["refused"] = refused
+        if len(refused) == sum(len(self.layers(label)) for label in scored) * len(self.scorers):
+            raise UserError(refused[0]["reason"])
+        return scored
+
+    @cached_property
+    def _suppressed(self) -> dict[str, dict[str, SuppressedLayer]]:
+        settings = self.suppression
+        plans = {}
+        for model in self._models:
+            layers = self.layers(model.label)
+            relevance = relevance_by_class(
+                self._scores(model.label), layers, list(self.scorers), self._ranking_images
+            )
+            if bare := [layer for layer, by_scorer in relevance.items() if not by_scorer]:
+                refused = self._scores(model.label).refused
+                raise UserError(next(text for (_, at), text in refused.items() if at == bare[0]))
+            plans[model.label] = plan_suppression(
+                relevance, settings.fractions, settings.random, self.settings["seed"]
+            )
+        total = len(self.images) * sum(len(plan.points) for plan in plans.values())
+        with self._progress(total) as progress:
+            return {
+                model.label: Suppressor(
+                    model=model,
+                    images=self.images,
+                    plan=plans[model.label],
+                    attack=self.attack,
+                    relevant_to=settings.relevant_to,
+                    folder=self.folder,
+                    progress=progress,
+                    digests=self._digests,
+                ).run()
+                for model in self._models
+            }
+
+    # ------------------------------------------------------------ arguments
+
+    def _model(self, label: str) -> Model:
+        return next(model for model in self._models if model.label == label)
+
+    def _layers(self, label: str) -> Layers:
+        layers: Layers = self.memo(
+            ("layers", label),
+            lambda: find_layers(self._model(label), self.images, self._wanted_layers[label]),
+        )
+        return layers
+
+    def _check_layer_names(self) -> None:
+        """Refuse unknown names of layers before any image is read; patterns need an image."""
+        for model in self._models:
+            for name in self._wanted_layers[model.label] or ():
+                if not set("*?[") & set(name):
+                    get_layer(model.network, name)
+
+    def _fit_classes(self, dataset: Dataset) -> Dataset:
+        if reserved := {"all", "across"} & set(dataset.classes):
+            raise UserError(
+                f"A class cannot be called {min(reserved)!r}, as the tables' summary rows are: "
+                "rename it."
+            )
+        dataset = with_class_names(dataset, self._models)
+        for model in self._models:
+            model.check_classes(dataset)
+        return dataset
+
+    def _plan_attacks(
+        self,
+        attack: str | Attack | None,
+        attacks: Sequence[str | Attack],
+        eps: float | None,
+        norm: Norm,
+    ) -> tuple[Attack, Plan]:
+        """Return the attack that makes the adversarial data, and the plan of all attacks."""
+        every = ([attack] if attack is not None else []) + list(attacks)
+        eps, norm = ball_of(every, eps, norm)
+        if isinstance(attack, str) and attack.endswith("-l2") and norm == "inf":
+            norm = "2"
+        eps = default_eps(self.dataset.name, norm) if eps is None else eps
+        first: str | Attack = attack if attack is not None else _first_attack(every)
+        maker = parse_attack(first, eps=eps, norm=norm) if isinstance(first, str) else first
+        wanted = tuple(attacks) if self.kind == "evaluation" else (maker, *attacks)
+        return maker, Plan(attacks=wanted, eps=eps, norm=norm_of(maker, norm))
+
+    def _choose_ranking_images(self, images: int | None, seed: int) -> tuple[Images, Any]:
+        """Choose the images to rank channels on for an intervention: others than those judged.
+
+        Those that are judged serve where there are no others.
+        """
+        if self.kind != "intervention":
+            return self.images, None
+        for name in ("val", "train"):
+            if (split := self.dataset.parts.get(name)) is None:
+                continue
+            if images is not None and images < len(split):
+                split = split.subset(sample_stratified(split.labels, images, seed))
+            chosen = dataclasses.replace(self.images, split=split, fingerprint=split.fingerprint())
+            return chosen, {"part": name, "images": len(split)}
+        return self.images, {"part": "test", "images": len(self.images)}
+
+    def _check_processes(self) -> None:
+        """Refuse processes that do not share data, weights and settings."""
+        described = {f"the weights of {model.label}": model.digest for model in self._models}
+        described["the images"] = self.images.fingerprint
+        settings = {name: value for name, value in self.settings.items() if name != "batch_size"}
+        layers = {label: names and list(names) for label, names in self._wanted_layers.items()}
+        described["the settings"] = digest_of(json.dumps([settings, layers], default=str))
+        described["the versions of packages"] = digest_of(json.dumps(_versions()))
+        check_same(described)
+
+    def _meta(self) -> dict[str, Any]:
+        """Return all that is needed to make the result again, as plain values."""
+        models = {}
+        for model in self._models:
+            described = model.description
+            if self.kind == "evaluation" or self.kind == "comparison":
+                correct, outcome = self._evaluated[model.label]
+                described["attacks"] = [name for name in correct if name != "natural"]
+                described["fallbacks"] = list(outcome.fallbacks)
+                described["notes"] = list(outcome.notes)
+                described["skipped"] = dict(outcome.skipped)
+            if self.kind != "evaluation":
+                described["layers"] = list(self.layers(model.label))
+                described["penultimate"] = list(self.penultimate(model.label))
+            models[model.label] = described
+        meta = {
+            "models": models,
+            "data": {
+                "name": self.dataset.name,
+                "classes": list(self.classes),
+                "images": len(self.images),
+                "fingerprint": self.images.fingerprint,
+            },
+            **self.settings,
+            "versions": _versions(),
+            "hardware": {
+                "device": str(get_parameter(self._models[0].network).device),
+                "threads": torch.get_num_threads(),
+                "processes": world_size(),
+            },
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(meta))  # tuples are lists, as when read again
+        return plain
+
+
+def list_attacks(attacks: Attacks) -> tuple[str | Attack, ...]:
+    """Return one or several attacks as several.
+
+    Raises:
+        UserError: for none.
+    """
+    single = isinstance(attacks, str) or not isinstance(attacks, Sequence)
+    listed: Any = (attacks,) if single else tuple(attacks)  # type: ignore[arg-type]
+    return listed
+
+
+def _first_attack(attacks: Sequence[str | Attack]) -> str | Attack:
+    """Return the first single attack among names, suites and attacks as such."""
+    for attack in attacks:
+        if not isinstance(attack, str) or attack not in SUITES:
+            return attack
+    return "pgd-20"
+
+
+def _check_attack_names(attacks: Sequence[str | Attack]) -> None:
+    """Refuse unknown names before any file is read."""
+    for attack in attacks:
+        if isinstance(attack, str) and attack not in SUITES:
+            parse_attack(attack)
+        elif not isinstance(attack, str) and (not callable(attack) or not hasattr(attack, "eps")):
+            raise UserError(
+                f"attacks: {attack!r} is no attack: give a name such as 'pgd-20', or an object such "
+                "as cs.PGD(), callable with (model, x, y, generator) and with an eps."
+            )
+
+
+def _name_scorers(scorers: Scorers) -> dict[str, RelevanceScorer]:
+    """Return scorers by name.
+
+    Raises:
+        UserError: for an unknown name, or two of one name.
+    """
+    if isinstance(scorers, str):
+        raise UserError(f"scorers: give a list of names, such as [{scorers!r}].")
+    named: dict[str, RelevanceScorer] = {}
+    for scorer in map(get_scorer, scorers):
+        if scorer.name in named:
+            raise UserError(f"scorers: there are two of the name {scorer.name!r}: rename one.")
+        named[scorer.name] = scorer
+    return named
+
+
+def _check_numbers(
+    images: int | None,
+    checks: int,
+    seed: int,
+    replicates: int,
+    level: float,
+    threshold: float,
+    batch_size: int,
+) -> None:
+    if images is not None and images < 1:
+        raise UserError(f"images: {images} is too few: use at least one image, or None for all.")
+    if checks < 0:
+        raise UserError(f"checks: {checks} is no number of images: use 0 for no checks.")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed: {seed} does not lie between 0 and {2**31 - 1}.")
+    if replicates < FEWEST_REPLICATES:
+        raise UserError(
+            f"replicates: {replicates} are too few for an interval: use at least "
+            f"{FEWEST_REPLICATES}."
+        )
+    if not 0 < level < 1:
+        raise UserError(f"level: {level} does not lie between 0 and 1: use 0.95 for 95 %.")
+    if not 0 <= threshold < 1:
+        raise UserError(f"threshold: {threshold} is no share between 0 and 1, such as 0.01.")
+    if batch_size < 1:
+        raise UserError(f"batch_size: {batch_size} is too few: read at least one image at a time.")
+
+
+def _versions() -> dict[str, str]:
+    found = dict(versions())
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # an optional one
+            continue
+    return found
