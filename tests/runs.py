@@ -2,8 +2,6 @@
 
 import atexit
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,10 @@ import torch
 from torch import Tensor
 
 from channelscope.data import Dataset, MemorySplit, load
-from channelscope.errors import UserError
 from channelscope.training import Recipe, engine, train
 from channelscope.training.job import Job
 from channelscope.weights import Checkpoint
+from helpers.expect import same_state
 
 METHODS = ("standard", "at", "cifs", "cas")  # those that stand for the others, ``training.METHODS``
 TINY: dict[str, Any] = {
@@ -27,28 +25,6 @@ TINY: dict[str, Any] = {
     "batch_size": 16,
     "attack_steps": 2,
 }
-
-
-@contextmanager
-def mistake(*words: str) -> Iterator[None]:
-    """Expect a UserError with these words in it, that is one finished line."""
-    with pytest.raises(UserError) as caught:
-        yield
-    message = str(caught.value)
-    for word in words:
-        assert word in message
-    assert message.endswith((".", "?"))
-    assert "\n" not in message
-
-
-@contextmanager
-def refusal_allowed(*words: str) -> Iterator[None]:
-    """Let a UserError pass that has these words in it and is one line; any other error is a fault."""
-    try:
-        yield
-    except UserError as error:
-        if "\n" in str(error) or any(word not in str(error) for word in words):
-            raise AssertionError("not a sentence on that") from error
 
 
 def _few(split: MemorySplit | None, classes: int, each: int) -> MemorySplit:
@@ -130,11 +106,6 @@ def interrupted(method: str, out: Path, at: int = 5, **changes: Any) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Tell whether two networks' states are equal to the bit."""
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def same_run(a: Path, b: Path) -> bool:
     """Tell whether two checkpoints are of the same run, to the bit; only the seconds of the epochs may differ."""
 
@@ -146,24 +117,3 @@ def same_run(a: Path, b: Path) -> bool:
     one, other = Checkpoint.read(a), Checkpoint.read(b)
     histories = timeless(one.meta["history"]) == timeless(other.meta["history"])
     return histories and same_state(dict(one.state), dict(other.state))
-
-
-def contents(folder: Path) -> dict[str, bytes | None]:
-    """Read everything in a folder, hidden files too; None stands for a folder."""
-    return {
-        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-@contextmanager
-def randomness_untouched() -> Iterator[None]:
-    """Assert that no global source of random numbers is used inside (but Python's, which the shape checks use)."""
-    torch_state, numpy_state = torch.get_rng_state(), _numpy_state()
-    yield
-    assert torch.equal(torch.get_rng_state(), torch_state)
-    assert _numpy_state() == numpy_state
-
-
-def _numpy_state() -> str:
-    return repr(np.random.get_state(legacy=False))  # noqa: NPY002

@@ -35,8 +35,8 @@ from channelscope.gates import (
     takes_labels,
 )
 from channelscope.objectives import Joint, cross_entropy
+from helpers.expect import mistake, randomness_untouched
 from networks import CLASSES, gated, images, plain, resnet, settle
-from runs import mistake, randomness_untouched
 
 BASE = PGD(eps=0.1, steps=3)
 ADAPTIVE: dict[str, Attack] = {
@@ -197,7 +197,7 @@ def _masked(cnn: Any, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_gate_with_a_mask_can_be_frozen(kind: str) -> None:
     """Whatever would change the masks inside, the gate's own weights too, they stay; afterwards they are free."""
-    gate = KINDS[kind](16, CLASSES, **({"height": 1, "width": 1} if kind == "eas" else {}))
+    gate = KINDS[kind].build(16, CLASSES, **({"height": 1, "width": 1} if kind == "eas" else {}))
     model, (x, _) = settle(Selective(resnet("resnet18"), {"layer4.1": gate})), batch()
     masks = {layer: mask.clone() for layer, mask in model.probed(x).masks.items()}
     with freeze_masks(model, x):

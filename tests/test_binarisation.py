@@ -12,9 +12,9 @@ from channelscope.attacks.fallback import Noise
 from channelscope.evaluation import binarisation as module
 from channelscope.objectives import dlr, margin
 from channelscope.study.binarisation import Binarisation, binarisation
+from helpers.expect import mistake
 from masked import EPS, digits, honest, masked
 from networks import images, mixed, plain, unchanged
-from runs import mistake
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

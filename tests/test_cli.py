@@ -31,7 +31,8 @@ from channelscope.training import Recipe
 from channelscope.training.recipes import catalogue, summary
 from channelscope.weights import Checkpoint
 from channelscope.weights.tensors import load_tensors
-from runs import METHODS, contents, digits, same_run, trained, write_npz
+from helpers.expect import contents
+from runs import METHODS, digits, same_run, trained, write_npz
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

@@ -14,7 +14,7 @@ from channelscope.gates import Selective
 from channelscope.networks import Architecture
 from channelscope.weights import Checkpoint, Gate, build, load
 from channelscope.weights.converters import CONVERTERS, from_cifs_release
-from runs import contents, mistake, same_state
+from helpers.expect import contents, mistake, same_state
 
 CLASSES = 7
 

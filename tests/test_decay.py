@@ -5,14 +5,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from channelscope.statistics.alignment import BOUNDS
 from torch import Tensor
 
 import networks
 from channelscope.attacks import FGSM, PGD, make_generators
 from channelscope.comparison import Comparison, compare
 from channelscope.comparison.decay import Stopped
-from channelscope.statistics.alignment import BOUNDS
-from runs import mistake
+from helpers.expect import mistake
 
 QUICK: dict[str, Any] = {
     "attack": "pgd-3",

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import reference
 from channelscope.errors import UserError
 from channelscope.gates import FeatureRecalibrator, Selection, Selective
+from helpers.expect import randomness_untouched
 from networks import CLASSES, images, resnet
-from runs import randomness_untouched
 
 CHANNELS, LOGITS = 5, 4
 

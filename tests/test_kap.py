@@ -9,8 +9,8 @@ from torch import Tensor
 import reference
 from channelscope.errors import UserError
 from channelscope.gates import KernelAveragePool, Selective
+from helpers.expect import randomness_untouched
 from networks import CLASSES, images, resnet
-from runs import randomness_untouched
 
 
 def features(channels: int, height: int = 3, width: int = 2) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 from channelscope import distributed, locks
 from channelscope.files import hidden_name
 from channelscope.locks import lock_path, recover_unlocked
-from runs import contents, mistake
+from helpers.expect import contents, mistake
 
 
 def in_a_fork(path: Path) -> str:

@@ -15,7 +15,8 @@ import pytest
 from channelscope import training
 from channelscope.training import logs, train
 from channelscope.training.logs import logging
-from runs import TINY, contents, digits, mistake
+from helpers.expect import contents, mistake
+from runs import TINY, digits
 
 SCALARS = ["loss", "accuracy", "lr", "val_natural", "val_robust", "seconds"]
 

@@ -14,9 +14,9 @@ from channelscope.attacks.fallback import Averaged, Estimated, Noise
 from channelscope.evaluation import masking
 from channelscope.objectives import cross_entropy, margin
 from channelscope.study.masking import LEVEL, Checks, exceeds, findings
+from helpers.expect import mistake
 from masked import EPS, MASKED, SEEDS, digits, honest, masked
 from networks import Linear, images, mixed, plain, unchanged
-from runs import mistake
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

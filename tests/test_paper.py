@@ -23,7 +23,7 @@ from channelscope.figures.kinds import KINDS
 from channelscope.figures.subjects import whole
 from channelscope.report import SECTIONS
 from comparisons import synthetic
-from pictures import mistake
+from helpers.pictures import mistake
 
 SMALL = synthetic(models=("nat", "at"), classes=("bird", "cat", "dog"), gates=("layer4.0",))
 NAMES = list(plots.figures(SMALL))

@@ -265,7 +265,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"eas": {"height": 1, "width": 1}, "kap": {
 
 
 def of_kind(kind: str, channels: int = 16, classes: int = CLASSES, **options: Any) -> nn.Module:
-    return KINDS[kind](channels, classes, **OPTIONS.get(kind, {}) | options)
+    return KINDS[kind].build(channels, classes, **OPTIONS.get(kind, {}) | options)
 
 
 def gated_by(kind: str) -> Selective:

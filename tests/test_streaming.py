@@ -18,7 +18,7 @@ from torch import Tensor
 
 from channelscope.data import Dataset, MemorySplit, Split, StreamedSplit, folders, load, streams
 from channelscope.errors import UserError
-from pictures import (
+from helpers.pictures import (
     another_size,
     broken_link,
     cut_off,

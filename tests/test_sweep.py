@@ -27,7 +27,8 @@ from channelscope.figures.paper import COLOURS
 from channelscope.sweeps import ABLATIONS, _digest, sweep, values_of
 from channelscope.training import Recipe
 from channelscope.weights import Checkpoint
-from runs import contents, digits, mistake, write_npz
+from helpers.expect import contents, mistake
+from runs import digits, write_npz
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

@@ -23,7 +23,7 @@ from channelscope.study.models import load_models
 from channelscope.training.recipes import find_name
 from channelscope.weights import Checkpoint, zoo
 from channelscope.weights.tensors import load_tensors
-from runs import mistake
+from helpers.expect import mistake
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

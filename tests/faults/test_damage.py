@@ -18,7 +18,8 @@ from channelscope.training import Recipe, train
 from channelscope.weights import Checkpoint
 from faults.conftest import Place, Record
 from faults.work import COMMANDS, _plain, different, outcome
-from runs import TINY, digits, refusal_allowed
+from helpers.expect import refusal_allowed
+from runs import TINY, digits
 
 EACH = 12  # damages for each kill that is asked for
 
