@@ -32,15 +32,8 @@ from channelscope.weights import (
     log_columns,
 )
 from channelscope.weights.tensors import load_tensors, save_tensors
-from runs import (
-    METHODS,
-    contents,
-    mistake,
-    randomness_untouched,
-    refusal_allowed,
-    same_state,
-    trained,
-)
+from helpers.expect import contents, mistake, randomness_untouched, refusal_allowed, same_state
+from runs import METHODS, trained
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

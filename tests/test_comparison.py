@@ -27,17 +27,9 @@ from channelscope.report import write_report
 from channelscope.training import Recipe
 from channelscope.weights import GATE_LOG, LOG, Checkpoint
 from comparisons import synthetic
+from helpers.expect import contents, mistake, randomness_untouched, refusal_allowed
 from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
-from runs import (
-    METHODS,
-    contents,
-    digits,
-    mistake,
-    randomness_untouched,
-    refusal_allowed,
-    run,
-    trained,
-)
+from runs import METHODS, digits, run, trained
 
 QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 20, "progress": False}
 

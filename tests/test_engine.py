@@ -28,17 +28,8 @@ from channelscope.training import engine
 from channelscope.training.job import Job
 from channelscope.training.state import State
 from channelscope.weights import LOG, Checkpoint, load, log_columns
-from runs import (
-    contents,
-    digits,
-    interrupted,
-    mistake,
-    run,
-    same_run,
-    same_state,
-    tiny_job,
-    write_npz,
-)
+from helpers.expect import contents, mistake, same_state
+from runs import digits, interrupted, run, same_run, tiny_job, write_npz
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 

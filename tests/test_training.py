@@ -25,20 +25,8 @@ from channelscope.training import Recipe, engine, train
 from channelscope.training.state import State
 from channelscope.weights import LOG, Checkpoint, load, log_columns
 from channelscope.weights.tensors import load_tensors
-from runs import (
-    METHODS,
-    TINY,
-    contents,
-    digits,
-    interrupted,
-    mistake,
-    randomness_untouched,
-    run,
-    same_run,
-    same_state,
-    tiny_job,
-    trained,
-)
+from helpers.expect import contents, mistake, randomness_untouched, same_state
+from runs import METHODS, TINY, digits, interrupted, run, same_run, tiny_job, trained
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
