@@ -11,7 +11,7 @@ Nothing here needs torch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from channelscope.statistics.channels import accuracy_replicates, measure_replicates
+from channelscope.statistics.intervals import Estimate
 
 if TYPE_CHECKING:
     from channelscope.result import Result
@@ -182,9 +183,10 @@ class Table:
         """All columns, in order."""
         return [*self.words, *self.numbers]
 
-    def frame(self, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    def frame(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         """Return rows as a frame, with its columns even where there is no row."""
-        return pd.DataFrame(list(rows), columns=self.columns)
+        rows = rows if isinstance(rows, pd.DataFrame) else list(rows)
+        return pd.DataFrame(rows, columns=self.columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,6 +332,13 @@ class Verdict:
     statement: str
 
 
+VERDICTS = Table(
+    words=("claim", "models", "layer", "verdict", "statement"),
+    numbers=("estimate", "low", "high"),
+    help="a claim on a model or a pair of models, judged: supported, not supported, inconclusive",
+)
+
+
 def judge_estimate(quantity: Estimate, null: float = 0.0) -> Judgement:
     """Judge a claim that says ``quantity > null``: by where the interval lies.
 
@@ -367,7 +376,7 @@ class Analysis:
     tables: Mapping[str, Table] = field(default_factory=dict)
     compute: Callable[[Study], Mapping[str, Any]] = lambda _: {}
     plots: tuple[Plot, ...] = ()
-    judge: Callable[[Study], Iterable[Verdict]] = lambda _: ()
+    judge: Callable[[Study], Iterable[Verdict]] | None = None
     check: "Callable[[Result], None]" = lambda _: None
     export: "Callable[[Result, Path], None]" = lambda _result, _folder: None
     exports: tuple[str, ...] = ()
@@ -394,6 +403,32 @@ def register(analysis: Analysis) -> Analysis:
 def analyses_of(kind: Kind) -> list[Analysis]:
     """Return the analyses that are part of results of a kind, in the order of registration."""
     return [analysis for analysis in ANALYSES.values() if kind in analysis.kinds]
+
+
+def make_tables(
+    study: Study, analyses: Iterable[Analysis]
+) -> tuple[dict[str, pd.DataFrame | ChannelTable], dict[str, ndarray]]:
+    """Run analyses of a study; return their tables, and the arrays that they make besides."""
+    tables: dict[str, pd.DataFrame | ChannelTable] = {}
+    arrays: dict[str, ndarray] = {}
+    verdicts: list[Verdict] = []
+    judged = False
+    for analysis in analyses:
+        for name, value in analysis.compute(study).items():
+            table = analysis.tables.get(name)
+            if table is None:
+                arrays[name] = value
+            elif table.by_channel:
+                tables[name] = ChannelTable(table.words, table.numbers, study.classes, value)
+            else:
+                tables[name] = table.frame(value)
+        if analysis.judge is not None:
+            judged = True
+            verdicts += analysis.judge(study)
+    if judged:
+        verdicts.sort(key=lambda verdict: verdict.claim)
+        tables["verdicts"] = VERDICTS.frame(map(asdict, verdicts))
+    return tables, arrays
 
 
 def measure_study(study: Study, model: str, layer: str, data: str = "adversarial") -> Any:

@@ -311,15 +311,15 @@ register(
                 data=flow_data,
                 alt_text=describe_flow,
                 caption="Channels that the attack awakens (up: share of the class's images on "
-                "which the channel is active under attack only) and silences (down: on which it is "
-                "active without the attack only), for {extremes}. Active is a channel above a "
+                "which the channel is active under attack only) and silences (down: on which it "
+                "is active without the attack only), for {extremes}. Active is a channel above a "
                 "share of the image's largest one (1 % if nothing else was asked for). Channels "
                 "are sorted by relevance: left of the dashed line the negatively relevant (NR), "
-                "right of it the positively relevant (PR) ones; the numbers above are the means over "
-                "the NR channels of what is awakened, over the PR channels of what is silenced. Faint: "
-                "the channel's mean activation does not change significantly (paired t-test, "
-                "q > 0.05 by Benjamini and Hochberg over all that is tested of the model). "
-                "{layers} {adversarial}",
+                "right of it the positively relevant (PR) ones; the numbers above are the means "
+                "over the NR channels of what is awakened, over the PR channels of what is "
+                "silenced. Faint: the channel's mean activation does not change significantly "
+                "(paired t-test, q > 0.05 by Benjamini and Hochberg over all that is tested of "
+                "the model). {layers} {adversarial}",
                 section="network",
                 claims=("c1", "c2"),
                 table="flow",

@@ -249,9 +249,9 @@ def describe_leakage(drawn: pd.DataFrame) -> str:
 
     def describe(rows: pd.DataFrame) -> str:
         parts = []
-        for row in rows[rows["measure"].isin(words)].itertuples():
-            where = f" at {row.layer}" if row.layer else ""
-            parts.append(f"{words[row.measure]}{where} {format_percent(row.value)}")
+        for row in rows[rows["measure"].isin(words)].to_dict("records"):
+            where = f" at {row['layer']}" if row["layer"] else ""
+            parts.append(f"{words[row['measure']]}{where} {format_percent(row['value'])}")
         return ", ".join(parts)
 
     return describe_each(drawn[drawn["data"] == "natural"], ["model"], describe)

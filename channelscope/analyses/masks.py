@@ -68,9 +68,10 @@ def compute_masks(study: Study) -> dict[str, Any]:
 def _estimate_share(study: Study, masks: Float[ndarray, "n c"]) -> Iterator[dict[str, Any]]:
     """Estimate the mean share of the mask in effect, over all images and by class."""
     share = mask_share(masks)[:, None].astype(float)
-    by_class = rows_by_class(study.labels, len(study.classes))
     weights = np.asarray(study.weights, float)
-    means = [weighted_means(share[rows], weights[rows]) for rows in [slice(None), *by_class]]
+    by_class = rows_by_class(study.labels, len(study.classes))
+    means = [weighted_means(share, weights)]
+    means += [weighted_means(share[rows], weights[rows]) for rows in by_class]
     estimates = estimate_columns(np.hstack(means), study.settings["level"], (0.0, 1.0))
     for name, value, low, high in zip(("all", *study.classes), *estimates, strict=True):
         yield {"class": name, "value": value, "low": low, "high": high}
@@ -216,7 +217,7 @@ def draw_mask_share(result: "Result") -> Figure:
             look: dict[str, Any] = {"fmt": "o", "markersize": 3, "elinewidth": 0.8}
             ax.errorbar(places + beside, value, reach, color=COLOURS[data], **look)
         ax.axvline(len(names) - 1.5, color="0.8", linewidth=0.6)
-        heading = f"{shorten(model, 20)}, gate at {shorten_layer(layer)}"
+        heading = f"{shorten(str(model), 20)}, gate at {shorten_layer(str(layer))}"
         ax.set_title(heading, loc="left", weight="bold")
         label_percent(ax, "effective\nchannels")
     start_at_zero(*axes[:, 0])

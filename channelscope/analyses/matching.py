@@ -343,8 +343,8 @@ def _draw_differences(ax: Axes, named: pd.DataFrame, looks: Sequence[dict[str, A
     for column, look in zip(("change", "other_change"), looks, strict=True):
         ax.plot(named[column], places, linestyle="none", markersize=3.5, **look)
     words = [
-        f"{row.channel:.0f} ↔ {row.other_channel:.0f}, r {format_number(row.correlation)}"
-        for row in named.itertuples()
+        f"{row['channel']:.0f} ↔ {row['other_channel']:.0f}, r {format_number(row['correlation'])}"
+        for row in named.to_dict("records")
     ]
     ax.set_yticks(places, words)
     ax.set_ylim(len(named) - 0.5, -0.5)

@@ -1,0 +1,138 @@
+"""Sweeps: the accuracy of every variant of a recipe. Their table is made as they train."""
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from channelscope.analyses.base import Analysis, Plot, register
+from channelscope.figures.axes import add_title, make_figure, shrink_ticks
+from channelscope.figures.paper import COLOURS, styled
+from channelscope.figures.words import (
+    describe_each,
+    error_bars,
+    format_attack,
+    format_percent,
+    format_radius,
+    select_rows,
+)
+
+if TYPE_CHECKING:
+    from channelscope.result import Result
+
+# A column of the table -> the colour of its data, and the title of its panel.
+_PANELS = {
+    "natural": (COLOURS["natural"], "natural images"),
+    "robust": (COLOURS["adversarial"], "worst case"),
+}
+_LINE = 0.12  # inches, of a line of text or a dot
+_HIGHEST = 60  # inches: a picture has so many pixels at most
+
+
+def sweep_data(result: "Result") -> pd.DataFrame:
+    """Return what ``draw_sweep`` draws: variant, seed -> natural and robust, each low and high."""
+    columns = [f"{name}{end}" for name in _PANELS for end in ("", "_low", "_high")]
+    return result.select("sweep")[["variant", "seed", *columns]]
+
+
+@styled
+def draw_sweep(result: "Result") -> Figure:
+    """Draw natural and worst-case accuracy of every variant.
+
+    A dot and its interval for each seed, a line for their mean.
+    """
+    drawn = sweep_data(result)
+    variants = list(drawn["variant"].unique())
+    names = [_wrap_variant(name) for name in variants]
+    seeds = int(drawn["variant"].value_counts().max())
+    lines = 1 + max(seeds, *(name.count("\n") + 1 for name in names))
+    figure = make_figure(min(1.4 + _LINE * lines * len(variants), _HIGHEST))
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, (column, (colour, heading)) in zip(axes, _PANELS.items(), strict=True):
+        for place, variant in enumerate(variants):
+            _draw_variant(ax, select_rows(drawn, variant=variant), column, place, colour)
+        ax.set_title(heading)
+        ax.set_xlabel("accuracy (%)")
+        shrink_ticks(ax)
+        ax.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
+        ax.set_ylim(len(variants) - 0.5, -0.5)
+        ax.set_yticks(range(len(variants)), names)
+    add_title(figure, result.meta["title"])
+    _add_legend(figure, result.meta, seeds)
+    return figure
+
+
+def _wrap_variant(name: str) -> str:
+    """Break a variant's name after each setting, and long lists between their members."""
+    lines = []
+    for setting in name.split(", "):
+        broken = textwrap.wrap(setting.replace("+", "+ "), 20, break_on_hyphens=False)
+        lines += [line.replace("+ ", "+") for line in broken]
+    return "\n".join(lines[:6])
+
+
+def _draw_variant(ax: Axes, rows: pd.DataFrame, column: str, place: int, colour: str) -> None:
+    measured = rows[column].notna().to_numpy()
+    if not measured.any():
+        look: dict[str, Any] = {"ha": "center", "va": "center", "color": "0.4"}
+        ax.text(0.5, place, "no result", transform=ax.get_yaxis_transform(), **look)
+        return
+    beside = np.linspace(-0.3, 0.3, len(rows)) if len(rows) > 1 else np.zeros(1)
+    percent = 100 * rows.loc[measured, [column, f"{column}_low", f"{column}_high"]].astype(float)
+    accuracy, reach = error_bars(percent, *percent.columns)
+    dots: dict[str, Any] = {"fmt": "o", "markersize": 3, "elinewidth": 0.8}
+    ax.errorbar(accuracy, place + beside[measured], xerr=reach, color=colour, **dots)
+    if len(rows) > 1:
+        ends = [place - 0.42, place + 0.42]
+        ax.plot([accuracy.mean()] * 2, ends, color=colour, linewidth=1.5, alpha=0.5)
+
+
+def _add_legend(figure: Figure, meta: dict[str, Any], seeds: int) -> None:
+    settings = meta["settings"]
+    dot = f"a network with its {settings['level']:.0%} interval"
+    handles = [Line2D([], [], color="0.3", marker="o", markersize=3.5, linewidth=0.8, label=dot)]
+    if seeds > 1:
+        line: dict[str, Any] = {"color": "0.3", "linestyle": "none", "markersize": 8}
+        handles.append(Line2D([], [], marker="|", label="mean of the seeds", **line))
+    attack = f"{format_attack(settings['attack'])}, ε = {format_radius(settings['eps'])}"
+    title = (
+        f"{meta['images']['test']} test images; worst case over natural images and\n{attack}, "
+        "the same on the joint loss with seven weights"
+    )
+    figure.legend(handles=handles, title=title, loc="outside lower center", ncols=2)
+
+
+def describe_sweep(drawn: pd.DataFrame) -> str:
+    """Say the accuracies of each variant, mean over the seeds."""
+
+    def describe(rows: pd.DataFrame) -> str:
+        natural, robust = (float(rows[name].mean()) for name in _PANELS)
+        return f"{format_percent(natural)} natural, {format_percent(robust)} in the worst case"
+
+    return describe_each(drawn, ["variant"], describe)
+
+
+register(
+    Analysis(
+        name="sweeps",
+        help="the accuracy of every variant of a recipe",
+        kinds=("sweep",),
+        plots=(
+            Plot(
+                name="sweep",
+                draw=draw_sweep,
+                data=sweep_data,
+                alt_text=describe_sweep,
+                caption="Natural and worst-case accuracy of every variant: a dot and its interval "
+                "for each seed, a line for their mean.",
+                section="training",
+                table="sweep",
+            ),
+        ),
+    )
+)
