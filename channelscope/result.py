@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from channelscope import gallery, report
 from channelscope.analyses.base import (
     ANALYSES,
+    VERDICTS,
     ChannelTable,
     Kind,
     Table,
@@ -33,18 +34,14 @@ from channelscope.files import (
     DIGESTS,
     atomic_folder,
     check_digests,
+    check_result_folder,
     write_digests,
 )
 from channelscope.locks import lock_path, recover_unlocked
-from channelscope.reading import open_arrays, read_meta, read_table
+from channelscope.reading import check_array, check_regular, open_arrays, read_meta, read_table
 
 __all__ = ["Result", "check_folder"]
 
-VERDICTS = Table(
-    words=("claim", "models", "layer", "verdict", "statement"),
-    numbers=("estimate", "low", "high"),
-    help="a claim on a model or a pair of models, judged: supported, not supported, inconclusive",
-)
 # The command that makes a result of each kind, and what to do when one is damaged.
 COMMANDS: dict[Kind, str] = {
     "comparison": "compare",
@@ -154,7 +151,7 @@ class Result:
 
         Args:
             name: such as "relevance", "magnitude" or "magnitude-cat"; see ``figures``.
-            style: "icml", "neurips" or "ieee": a paper's width and fonts; None for the one in force.
+            style: "icml", "neurips" or "ieee": a paper's width and fonts; None for that in force.
             arguments: of that kind of figure, such as ``layer="layer4"`` or ``class_name="cat"``.
 
         Raises:
@@ -197,8 +194,8 @@ class Result:
     ) -> Path:
         """Write tables (CSV), arrays (npz), ``meta.json``, figures and the report into a folder.
 
-        An earlier result of the same kind there is replaced, when the new one is complete. Tables of
-        single channels are in ``arrays.npz``; their CSV has every row, or where these are more than
+        An earlier result there is replaced, when the new one is complete. Tables of single
+        channels are in ``arrays.npz``; their CSV has every row, or where these are more than
         100,000 the means over the channels.
 
         Args:
@@ -212,9 +209,7 @@ class Result:
         folder = Path(folder).resolve()  # of a link, what it points to is replaced
         check_folder(folder)
         with lock_path(folder), atomic_folder(folder) as temporary:
-            self._write(temporary)
-            for analysis in analyses_of(self.kind):
-                analysis.export(self, temporary)
+            self.write_tables(temporary)
             for name, file in (adversarial or {}).items():
                 (temporary / "adversarial").mkdir(exist_ok=True)
                 _link(file, temporary / "adversarial" / name)
@@ -222,7 +217,8 @@ class Result:
             self.draw(temporary, progress=progress)
         return folder
 
-    def _write(self, folder: Path) -> None:
+    def write_tables(self, folder: Path) -> None:
+        """Write tables, arrays and settings, without figures, into a folder that is there."""
         arrays = dict(self.arrays)
         groups: dict[str, list[tuple[str, ...]]] = {}
         for name, table in self.tables.items():
@@ -236,6 +232,8 @@ class Result:
         meta = self.meta | {"kind": self.kind, "tables": list(self.tables), "groups": groups}
         text = json.dumps(meta, indent=1, ensure_ascii=False)
         (folder / "meta.json").write_text(text, "utf-8")
+        for analysis in analyses_of(self.kind):
+            analysis.export(self, folder)
 
     def draw(
         self,
@@ -387,8 +385,8 @@ class Result:
                 f"--save-adversarial, and {attack} among the attacks."
             )
         try:
-            with reading.regular(path, within=Path(folder)).open("rb") as file:
-                reading.check_array(file, path.stat().st_size)
+            with check_regular(path, within=Path(folder)).open("rb") as file:
+                check_array(file, path.stat().st_size)
             check_digests(Path(folder), [f"adversarial/{name}"])
             images = np.load(path, mmap_mode="r", allow_pickle=False)
             if images.dtype != np.float32 or images.ndim != 4:
@@ -420,8 +418,10 @@ class Result:
         lines.append(f"  tables (rows): {_shorten(names, 400)}")
         verdicts = self.tables.get("verdicts")
         if isinstance(verdicts, pd.DataFrame):
-            for row in verdicts.head(5).itertuples():
-                lines.append(f"  {row.claim}: {row.verdict} ({_shorten(str(row.models), 60)})")
+            lines += [
+                f"  {row.claim}: {row.verdict} ({_shorten(str(row.models), 60)})"
+                for row in verdicts.head(5).itertuples()
+            ]
         lines.append("  .plot(name), .figures, .save(folder), .report(folder)")
         return lines[:10]
 
@@ -483,4 +483,4 @@ def check_folder(folder: Path) -> None:
     exports = {name for analysis in ANALYSES.values() for name in analysis.exports}
     names = {f"{name}.csv" for name in {*tables, "verdicts"}}
     others = {"arrays.npz", "figures", "report.html", "adversarial", DIGESTS, *exports}
-    files.check_folder(folder, {"meta.json", "arrays.npz", DIGESTS}, names | others)
+    check_result_folder(folder, {"meta.json", "arrays.npz", DIGESTS}, names | others)

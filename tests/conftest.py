@@ -39,9 +39,6 @@ def outermost(typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
 jaxtyping.jaxtyped = outermost  # what the import hook calls
 install_import_hook("channelscope", f"{__name__}.checked")
 
-import brief  # noqa: E402  # after the hook, as what it imports is to be checked
-from channelscope.figures import catalogue  # noqa: E402
-
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("repeatable")
 
@@ -64,17 +61,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out a comparison's figures, which take long."""
-    monkeypatch.setattr("channelscope.comparison.Comparison.draw", lambda *_, **__: None)
-
-
-@pytest.fixture(scope="module")
-def few_figures() -> Iterator[None]:
-    """Draw few kinds of a comparison's figures."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(catalogue, "KINDS", catalogue.KINDS)
-        brief.few_figures()
-        yield
+    """Leave out a result's figures, which take long."""
+    monkeypatch.setattr("channelscope.result.Result.draw", lambda *_, **__: None)
 
 
 @pytest.fixture

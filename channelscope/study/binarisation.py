@@ -19,7 +19,7 @@ from channelscope.attacks.fallback import Noise
 from channelscope.errors import UserError
 from channelscope.layers.features import capture_activations
 from channelscope.layers.hooks import eval_mode
-from channelscope.scorers import LastLayer
+from channelscope.layers.penultimate import LastLayer
 from channelscope.study.examined import seeded
 from channelscope.study.masking import MATERIAL, Finding, exceeds
 

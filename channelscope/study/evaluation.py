@@ -29,11 +29,11 @@ from channelscope.data import Split, block_size, iterate_blocks, sample_stratifi
 from channelscope.distributed import barrier, shard, world_size
 from channelscope.errors import UserError
 from channelscope.gates import Selective, attached
-from channelscope.layers.hooks import eval_mode, get_logits
+from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
 from channelscope.study.binarisation import binarisation
 from channelscope.study.examined import seeded
 from channelscope.study.masking import ROUNDING, Checks, findings
-from channelscope.study.models import Model, get_parameter
+from channelscope.study.models import Model
 from channelscope.study.store import Rows, RunFolder, digest_of
 
 _ROUNDING = 1e-6  # by which an image may leave the ball: its pixels are numbers of 32 bits

@@ -17,13 +17,13 @@ from channelscope.distributed import all_gather, rank, world_size
 from channelscope.errors import UserError
 from channelscope.gates import Probed, Selective, attached, takes_labels, with_labels
 from channelscope.layers.features import capture_activations, pool_features
-from channelscope.layers.hooks import eval_mode, get_logits
-from channelscope.scorers import RelevanceScorer, choose_layers, gradient
+from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
+from channelscope.scorers import ScoreFunction, choose_layers, gradient, weights
 from channelscope.statistics.alignment import measures, uniformity
 from channelscope.statistics.excitation import Album, Excitation, pictures_of
 from channelscope.statistics.leakage import GateRecord, Given, extend, wrong_labels
 from channelscope.statistics.streaming import ChannelStats, PairedStats, accuracy
-from channelscope.study.models import check_finite, get_parameter
+from channelscope.study.models import check_finite
 
 MOST_SINGLY = 2000
 
@@ -356,7 +356,7 @@ def _each(change: Callable[[Tensor], Tensor], values: Any) -> Any:
 
 
 def _score(
-    scorers: Mapping[str, RelevanceScorer], network: nn.Module, x: Tensor, y: Tensor
+    scorers: Mapping[str, ScoreFunction], network: nn.Module, x: Tensor, y: Tensor
 ) -> dict[str, Float[Tensor, "n c"]]:
     """Score each layer by its scorer, all layers of one scorer together."""
     scores: dict[str, Tensor] = {}
@@ -367,9 +367,9 @@ def _score(
 
 def _choose(
     network: nn.Module, layers: Sequence[str] | None, x: Tensor, classes: int
-) -> dict[str, RelevanceScorer]:
+) -> dict[str, ScoreFunction]:
     """Check on a few images that network, layers and data fit; tell the layers and the scorer of each."""
     named, last = choose_layers(network, layers, x, classes)
     return {
-        layer: last if last is not None and layer in last.inputs else gradient for layer in named
+        layer: weights if last is not None and layer in last.inputs else gradient for layer in named
     }

@@ -18,11 +18,19 @@ from channelscope.distributed import barrier
 from channelscope.errors import UserError
 from channelscope.gates import Probed, Selective, attached, takes_labels, with_labels
 from channelscope.layers.features import capture_activations, pool_features
-from channelscope.layers.hooks import eval_mode, get_logits
-from channelscope.scorers import RelevanceScorer, choose_layers, fit_scorers, gradient, score_block
+from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
+from channelscope.scorers import (
+    ScoreFunction,
+    Scorer,
+    choose_layers,
+    fit_scorers,
+    gradient,
+    score_block,
+    weights,
+)
 from channelscope.study.evaluation import Images, Progress, identify_attack
 from channelscope.study.examined import seeded
-from channelscope.study.models import Model, check_finite, get_parameter
+from channelscope.study.models import Model, check_finite
 from channelscope.study.store import Rows, RunFolder, Spec, digest_of, row_bytes
 
 _SIDE = 64  # pixels of a small picture's longer side, at most
@@ -39,7 +47,7 @@ class Layers:
     """
 
     names: tuple[str, ...]
-    scorers: Mapping[str, RelevanceScorer]
+    scorers: Mapping[str, ScoreFunction]
     few: Float[Tensor, "n *image"]
 
     @property
@@ -63,7 +71,7 @@ def find_layers(model: Model, images: Images, layers: Sequence[str] | None) -> L
     few, _ = images.read_some(rows, get_parameter(model.network))
     names, last = choose_layers(model.network, layers, few, images.classes)
     scorers = {
-        name: last if last is not None and name in last.inputs else gradient for name in names
+        name: weights if last is not None and name in last.inputs else gradient for name in names
     }
     return Layers(names=tuple(names), scorers=scorers, few=few)
 
@@ -310,7 +318,7 @@ def score_model(
     model: Model,
     images: Images,
     layers: Layers,
-    scorers: Mapping[str, RelevanceScorer],
+    scorers: Mapping[str, Scorer],
     folder: RunFolder,
     progress: Progress,
 ) -> Scores:

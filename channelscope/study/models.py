@@ -18,7 +18,7 @@ from channelscope.data import Dataset
 from channelscope.data.sources import NAMES
 from channelscope.errors import UserError
 from channelscope.layers.features import capture_activations
-from channelscope.layers.hooks import eval_mode, get_logits
+from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
 from channelscope.recipes import METHODS
 from channelscope.study.store import digest_of
 from channelscope.weights import Checkpoint, zoo
@@ -292,9 +292,3 @@ def trained_on(models: Sequence[Model]) -> str:
             "data, as cifar10 or imagefolder:DIR."
         )
     return str(name)
-
-
-def get_parameter(network: nn.Module) -> Tensor:
-    """Return a tensor on the network's device and of its precision, which images need too."""
-    floating = (tensor for tensor in network.parameters() if tensor.is_floating_point())
-    return next(floating, torch.zeros(1))

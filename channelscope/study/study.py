@@ -27,15 +27,16 @@ from channelscope.analyses.base import (
     Outcome,
     SuppressedLayer,
     analyses_of,
+    make_tables,
 )
 from channelscope.attacks import Attack, Norm, attack_name, parse_attack
 from channelscope.attacks.suites import SUITES, ball_of, norm_of
 from channelscope.data import Dataset, Split, as_dataset, sample_stratified
 from channelscope.distributed import check_same, is_first, resolve_device, world_size
 from channelscope.errors import UserError, suggest
-from channelscope.layers.hooks import get_layer
-from channelscope.result import VERDICTS, Result, adversarial_name
-from channelscope.scorers import RelevanceScorer, get_scorer
+from channelscope.layers.hooks import get_layer, get_parameter
+from channelscope.result import Result, adversarial_name
+from channelscope.scorers import ScoreFunction, Scorer, get_scorer
 from channelscope.statistics.intervals import FEWEST_REPLICATES
 from channelscope.study.evaluation import (
     AttackRunner,
@@ -51,7 +52,6 @@ from channelscope.study.models import (
     Model,
     Models,
     check_network,
-    get_parameter,
     layers_by_label,
     load_models,
     trained_on,
@@ -69,7 +69,7 @@ from channelscope.training import default_eps
 from channelscope.weights import versions
 
 Attacks = str | Attack | Sequence[str | Attack]
-Scorers = Sequence[str | RelevanceScorer]
+Scorers = Sequence[str | ScoreFunction]
 _PACKAGES = ("torchvision", "numpy", "scipy", "pandas", "matplotlib", "captum", "pyautoattack")
 
 
@@ -386,22 +386,25 @@ class Study:
             UserError: for an unknown analysis, or where running a network fails.
         """
         chosen = self._choose_analyses(names)
-        tables: dict[str, Any] = {}
-        arrays: dict[str, ndarray] = {"labels": self.labels}
+        self.run_networks()
+        tables, arrays = make_tables(self, chosen)
+        arrays["labels"] = self.labels
         if self.kind in ("comparison", "evaluation"):
             for index, model in enumerate(self.models):
                 correct = self._evaluated[model][0]
                 arrays |= {f"correct/{index}/{name}": mask for name, mask in correct.items()}
-        verdicts: list[dict[str, Any]] = []
-        for analysis in chosen:
-            for name, value in analysis.compute(self).items():
-                (arrays if isinstance(value, ndarray) else tables)[name] = value
-            if analysis.judge is not None:
-                verdicts += [dataclasses.asdict(verdict) for verdict in analysis.judge(self)]
-        if any(analysis.judge is not None for analysis in chosen):
-            verdicts.sort(key=lambda verdict: str(verdict["claim"]))
-            tables["verdicts"] = VERDICTS.frame(verdicts)
         return Result(self.kind, tables, arrays, self._meta())
+
+    def run_networks(self) -> None:
+        """Run the networks, as far as that has not been done: all that analyses may ask for."""
+        if self.kind == "comparison":
+            _ = self._measured
+        if self.kind in ("comparison", "evaluation"):
+            _ = self._evaluated
+        if self.kind == "relevance":
+            _ = self._scored
+        if self.kind == "intervention":
+            _ = self._suppressed
 
     def _choose_analyses(self, names: Sequence[str]) -> list[Analysis]:
         of_kind = {analysis.name: analysis for analysis in analyses_of(self.kind)}
@@ -730,7 +733,7 @@ def _check_attack_names(attacks: Sequence[str | Attack]) -> None:
             )
 
 
-def _name_scorers(scorers: Scorers) -> dict[str, RelevanceScorer]:
+def _name_scorers(scorers: Scorers) -> dict[str, Scorer]:
     """Return scorers by name.
 
     Raises:
@@ -738,7 +741,7 @@ def _name_scorers(scorers: Scorers) -> dict[str, RelevanceScorer]:
     """
     if isinstance(scorers, str):
         raise UserError(f"scorers: give a list of names, such as [{scorers!r}].")
-    named: dict[str, RelevanceScorer] = {}
+    named: dict[str, Scorer] = {}
     for scorer in map(get_scorer, scorers):
         if scorer.name in named:
             raise UserError(f"scorers: there are two of the name {scorer.name!r}: rename one.")

@@ -21,11 +21,11 @@ from channelscope.data import block_size
 from channelscope.distributed import barrier, shard
 from channelscope.gates import Probed, Selective, attached
 from channelscope.layers.features import ablated
-from channelscope.layers.hooks import eval_mode, get_logits
+from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
 from channelscope.statistics.channels import mean_by_class
 from channelscope.study.evaluation import Images, Progress, identify_attack
 from channelscope.study.measuring import Scores
-from channelscope.study.models import Model, get_parameter
+from channelscope.study.models import Model
 from channelscope.study.store import Rows, RunFolder, digest_of
 
 Order = Literal["nr", "pr", "random"]
