@@ -88,9 +88,9 @@ def _probe_packages() -> dict[str, Any]:
         ending = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         failure = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2] or ending
     except subprocess.TimeoutExpired as error:
-        output, failure = error.stdout or b"", f"no answer in {PATIENCE} seconds"
+        output, status, failure = error.stdout or b"", 1, f"no answer in {PATIENCE} seconds"
     lines = output.decode("utf-8", "replace").splitlines()
-    facts = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    facts = {} if status else json.loads(lines[-1])
     return facts | {"failure": failure[:300], "imported": set(lines) & set(COMPILED)}
 
 
