@@ -181,8 +181,13 @@ def top_images(values: Float[ndarray, "n c"], keep: int) -> Int[ndarray, "c keep
 
     Of equal values the image with the lower number comes first.
     """
-    order = np.argsort(-np.asarray(values, np.float32).T, axis=1, kind="stable")
-    return order[:, :keep]
+    remaining = np.array(values, np.float32)
+    channels = np.arange(remaining.shape[1])
+    images = []
+    for _ in range(min(keep, len(values))):
+        images.append(remaining.argmax(0))  # of equal values the first
+        remaining[images[-1], channels] = -np.inf
+    return np.stack(images, 1)
 
 
 def choose_evenly(n: int, most: int = 2000) -> Int[ndarray, " m"]:
