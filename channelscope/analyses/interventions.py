@@ -5,14 +5,13 @@ relevant (NR) channels go first, and falls at once when the most positively rele
 random orders lie between. The area between a scorer's curve and the random one ranks the scorers.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,8 +25,6 @@ from channelscope.analyses.base import (
     Subject,
     SuppressedLayer,
     Table,
-    Verdict,
-    judge_estimate,
     register,
 )
 from channelscope.analyses.subjects import list_layers
@@ -48,17 +45,13 @@ from channelscope.figures.words import (
 )
 from channelscope.statistics.channels import weighted_means
 from channelscope.statistics.intervals import (
-    UNKNOWN,
     Bounds,
-    Estimate,
-    estimate_change,
     estimate_columns,
 )
 
 if TYPE_CHECKING:
     from channelscope.result import Result
 
-CLAIM = "C4 by intervention"
 _DATA = ("natural", "adversarial")
 _OPPOSITE = {"nr": "pr", "pr": "nr", "random": "random"}
 _SHARE: Bounds = (0.0, 1.0)
@@ -80,13 +73,12 @@ _Key = tuple[str, str, str]  # scorer, order, data
 
 
 def compute_interventions(study: Study) -> dict[str, Any]:
-    """Compute deletion curves, the areas under them, the league of scorers, and what is gained."""
+    """Compute deletion curves, the areas under them, and the league of scorers."""
     tables: dict[str, list[dict[str, Any]]] = {"curves": [], "areas": [], "league": []}
-    tables["suppression"] = []
     for model in study.models:
         for layer, suppressed in study.suppressed(model).items():
             curves = measure_curves(study, model, layer)
-            fractions = _find_fractions(suppressed)
+            fractions = find_fractions(suppressed)
             areas = {key: trapezoid(curve, fractions, axis=1) for key, curve in curves.items()}
             level = study.settings["level"]
             scorers = list(suppressed.relevance)
@@ -94,7 +86,6 @@ def compute_interventions(study: Study) -> dict[str, Any]:
                 "curves": _list_curves(curves, suppressed.counts, level),
                 "areas": _list_areas(areas, level),
                 "league": _rank_scorers(areas, scorers, level),
-                "suppression": _list_changes(study, model, layer),
             }
             for name, of_layer in rows.items():
                 tables[name] += [{"model": model, "layer": layer} | row for row in of_layer]
@@ -121,7 +112,7 @@ def measure_curves(study: Study, model: str, layer: str) -> dict[_Key, Float[nda
     return curves
 
 
-def _find_fractions(suppressed: SuppressedLayer) -> Float[ndarray, " p"]:
+def find_fractions(suppressed: SuppressedLayer) -> Float[ndarray, " p"]:
     """Return the share of the layer's channels that is suppressed at each point."""
     return np.array(suppressed.counts) / suppressed.counts[-1]
 
@@ -175,129 +166,6 @@ def _rank_scorers(
             row = {"scorer": scorer, "order": order, "data": data, "value": values[place]}
             rank = 1 + int((values > values[place]).sum())
             yield row | {"low": lows[place], "high": highs[place], "rank": rank}
-
-
-def measure_changes(study: Study, model: str, layer: str, scorer: str) -> dict[str, Estimate]:
-    """Estimate what suppressing NR channels changes, mean over the points where only NR ones go.
-
-    Returns:
-        "estimate": the change of the robust accuracy; "over_random": how far it exceeds that by as
-        many random channels; "natural": the change of the natural accuracy. NaN without any point.
-    """
-
-    def compute() -> dict[str, Estimate]:
-        curves = measure_curves(study, model, layer)
-        within = _find_nr_points(study.suppressed(model)[layer], scorer)
-        adversarial = curves[scorer, "nr", "adversarial"]
-        natural = curves[scorer, "nr", "natural"]
-        gains = {
-            "estimate": adversarial - adversarial[:, :1],
-            "over_random": adversarial - curves["random", "random", "adversarial"],
-            "natural": natural - natural[:, :1],
-        }
-        level = study.settings["level"]
-        return {
-            name: estimate_change(gain[:, within].mean(1), level) if within.any() else UNKNOWN
-            for name, gain in gains.items()
-        }
-
-    changes: dict[str, Estimate] = study.memo(("changes", model, layer, scorer), compute)
-    return changes
-
-
-def _find_nr_points(suppressed: SuppressedLayer, scorer: str) -> Bool[ndarray, " p"]:
-    """Return the points at which it is NR channels that are suppressed, and no others."""
-    fractions = _find_fractions(suppressed)
-    negative = (suppressed.relevance[scorer] < 0).mean()
-    return (fractions > 0) & (fractions < 1) & (fractions <= negative)
-
-
-def _list_changes(study: Study, model: str, layer: str) -> Iterator[dict[str, Any]]:
-    for scorer in study.suppressed(model)[layer].relevance:
-        row: dict[str, Any] = {"scorer": scorer}
-        for name, change in measure_changes(study, model, layer, scorer).items():
-            prefix = "" if name == "estimate" else f"{name}_"
-            row |= {name: change.value, f"{prefix}low": change.low, f"{prefix}high": change.high}
-        yield row
-
-
-def judge_interventions(study: Study) -> Iterator[Verdict]:
-    """Judge "C4 by intervention" on each model, layer and scorer.
-
-    The claim: suppressing negatively relevant channels of a trained network, without retraining,
-    raises its robust accuracy (the hypothesis behind CIFS: Yan et al., ICML 2021). The quantity
-    that decides is
-
-        mean over points p of
-            robust accuracy at p, the most NR channels suppressed  -  that of the network untouched
-
-    over those points of the curve at which no more channels are suppressed than are negatively
-    relevant (mean over the classes), and not all: beyond them it is PR channels that are
-    suppressed, and without any channel a network has but one answer, which no attack can change.
-    The relevance decides which points these are, and no accuracy. By how much this exceeds the same
-    for random channels decides nothing: suppression that does less harm than chance shows that the
-    ranking is true, which is the league's matter, and not that anything is gained.
-    """
-    for model in study.models:
-        for layer, suppressed in study.suppressed(model).items():
-            for scorer in suppressed.relevance:
-                changes = measure_changes(study, model, layer, scorer)
-                estimate = changes["estimate"]
-                verdict = judge_estimate(estimate)
-                statement = _state(model, layer, scorer, suppressed, changes)
-                if study.settings["relevant_to"] == "label":
-                    verdict = "inconclusive"
-                    statement += " No verdict, as the labels of the images chose the channels."
-                if study.settings["ranked_on"]["part"] == "test":
-                    statement += " The channels were ranked on the very images that are judged: "
-                    statement += "there are no others."
-                if study.describe(model).get("gates") and "joint" not in study.settings["attack"]:
-                    statement += " No attack made for gates was run."
-                yield Verdict(
-                    claim=CLAIM,
-                    models=model,
-                    layer=layer,
-                    verdict=verdict,
-                    estimate=estimate.value,
-                    low=estimate.low,
-                    high=estimate.high,
-                    statement=statement,
-                )
-
-
-def _state(
-    model: str,
-    layer: str,
-    scorer: str,
-    suppressed: SuppressedLayer,
-    changes: Mapping[str, Estimate],
-) -> str:
-    """Say in a sentence what suppressing the NR channels changes."""
-    points = _find_fractions(suppressed)[_find_nr_points(suppressed, scorer)]
-    if not len(points):
-        negative = (suppressed.relevance[scorer] < 0).mean()
-        return (
-            f"By {scorer}, {negative:.1%} of the channels of {layer} in {model} are negatively "
-            "relevant, and every point of the curve suppresses more: ask for smaller fractions."
-        )
-    *others, last = [f"{fraction:.1%}" for fraction in points]
-    shares = f"{', '.join(others)} and {last}" if others else last
-    mean = " on average" if others else ""
-    robust, over_random, natural = (
-        _format_points(changes[name]) for name in ("estimate", "over_random", "natural")
-    )
-    return (
-        f"Suppressing {shares} of the channels of {layer}, the most negatively relevant by "
-        f"{scorer}, without retraining changes the robust accuracy of {model} by {robust} points"
-        f"{mean}, which is {over_random} points beyond what as many random channels do; the "
-        f"natural accuracy changes by {natural} points."
-    )
-
-
-def _format_points(change: Estimate) -> str:
-    if math.isnan(change.value):
-        return "an unknown number of"
-    return f"{100 * change.value:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
 
 def by_scorer(result: "Result") -> Iterator[Subject]:
@@ -508,7 +376,7 @@ def check_interventions(result: "Result") -> None:
         for model, known in result.meta["models"].items()
         for layer in known["layers"]
     }
-    for name in ("curves", "areas", "league", "suppression"):
+    for name in ("curves", "areas", "league"):
         table = result.select(name)
         if set(zip(table["model"], table["layer"], strict=True)) != layers:
             raise ValueError(f"{name} is of other layers")
@@ -545,19 +413,8 @@ register(
                 'a true ranking puts it, as an area: above it for "nr", below it for "pr", and the '
                 'mean of the two for "both"; rank: 1 for the highest of the scorers',
             ),
-            "suppression": Table(
-                words=("model", "layer", "scorer"),
-                numbers=(
-                    *("estimate", "low", "high"),
-                    *("over_random", "over_random_low", "over_random_high"),
-                    *("natural", "natural_low", "natural_high"),
-                ),
-                help="without NR channels: the change of the robust accuracy (estimate), how far "
-                "it exceeds that by random channels, and the change of the natural accuracy",
-            ),
         },
         compute=compute_interventions,
-        judge=judge_interventions,
         check=check_interventions,
         plots=(
             Plot(
