@@ -1,4 +1,4 @@
-"""What each of several processes does for ``test_distributed``: ``several.py FOLDER``, run by torchrun.
+"""What each of several processes does for ``test_processes``: ``several.py FOLDER``, run by torchrun.
 
 The one process that they are compared with uses the same functions. Shapes are checked there, for to check them takes
 as long as all the rest.
@@ -9,7 +9,6 @@ import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -29,62 +28,7 @@ from channelscope.evaluation.progress import Progress
 from channelscope.study.measurement import Measurement
 
 SEED = 3
-NORMS = list(
-    product((torch.float32, torch.float64), (0.1, None), (6, 7, 1))
-)  # type, momentum, images
 ATTACK = PGD(eps=0.1, steps=2, restarts=3)
-
-
-# ---------------------------------------------------------------- batch normalisation
-
-
-def batch(n: int, channels: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw images or features of a whole batch, and the slope of the loss in what is made of them."""
-    generator = torch.Generator().manual_seed(seed)
-    x = 1 + 2 * torch.randn(n, channels, 5, 4, generator=generator, dtype=torch.float64)
-    slope = torch.randn(n, channels, 5, 4, generator=generator, dtype=torch.float64)
-    return x.to(dtype), slope.to(dtype)
-
-
-def normalised(dtype: torch.dtype, momentum: float | None, n: int) -> dict[str, Tensor]:
-    """Train a BatchNorm on this process's share of two batches of n images, and use it."""
-    layer = nn.BatchNorm2d(3, momentum=momentum, dtype=dtype)
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))
-        layer.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))
-    layer = distributed.synchronise_batchnorm(layer)
-    found = {}
-    for step in range(2):
-        x, slope = (whole[distributed.get_slice(n)] for whole in batch(n, 3, dtype, seed=step))
-        x.requires_grad_()
-        y = layer(x)
-        (y * slope).sum().backward()
-        found |= {f"output {step}": y.detach(), f"input's gradient {step}": x.grad}
-    layer.eval()
-    found["output in use"] = layer(x).detach()
-    found |= {name: value.detach() for name, value in layer.state_dict().items()}
-    return found | {
-        f"{name}'s gradient": distributed.all_reduce(p.grad) for name, p in layer.named_parameters()
-    }
-
-
-def trained() -> dict[str, Tensor]:
-    """Give the gradients, and the statistics after a step, of a network trained on shares of seven images."""
-    torch.manual_seed(SEED)
-    net = distributed.synchronise_batchnorm(networks.resnet().double().train())
-    x, y = networks.images(7, dtype=torch.float64)
-    own = distributed.get_slice(7)
-    nn.functional.cross_entropy(net(x[own]), y[own], reduction="sum").backward()
-    gradients = {name: distributed.all_reduce(p.grad) for name, p in net.named_parameters()}
-    return gradients | {name: value.double() for name, value in net.named_buffers()}
-
-
-def in_half() -> Tensor:
-    """Normalise features of half precision, in training."""
-    x, _ = batch(600, 3, torch.bfloat16, seed=0)
-    return distributed.synchronise_batchnorm(nn.BatchNorm2d(3))(
-        x[distributed.get_slice(600)]
-    ).detach()
 
 
 # ---------------------------------------------------------------- measuring
@@ -196,44 +140,10 @@ def too_few() -> str:
 # ---------------------------------------------------------------- the processes
 
 
-def told() -> dict[str, Any]:
-    """Try what processes tell each other."""
-    own = distributed.rank()
-    rows = torch.arange(10.0).view(5, 2)
-    return {
-        "who": (own, distributed.world_size(), distributed.is_first()),
-        "shares": [distributed.get_slice(n) for n in (0, 1, 7, 8)],
-        "total": distributed.all_reduce(torch.tensor([[1.5, -2.0]]) * (own + 1)),
-        "total of whole numbers": distributed.all_reduce(torch.tensor(2**40 + own)),
-        "everyone's": distributed.all_gather(rows[distributed.get_slice(5)]),
-        "everyone's hits": distributed.all_gather(
-            torch.tensor([True, False, True])[distributed.get_slice(3)]
-        ),
-        "everyone's, the first's none": distributed.all_gather(rows[distributed.get_slice(1)]),
-        "everyone's none": distributed.all_gather(rows[:0]),
-        "dealt": distributed.shard(range(5)),
-        "words": distributed.all_gather_words([f"of {own}", "of both: é"]),
-        "after the first": after_the_first(),
-    }
-
-
-def after_the_first() -> bool:
-    """Tell whether what the first process makes, slowly, is there for this one."""
-    made = Path(sys.argv[1]) / "made"
-    with distributed.run_first():
-        if distributed.is_first():
-            sleep(0.3)
-            made.touch()
-        return made.exists()
-
-
 def everything() -> dict[str, Any]:
     """Do all of the above in processes that have joined."""
     with distributed.join_processes("cpu"):
-        found: dict[str, Any] = {f"batchnorm {case}": normalised(*case) for case in NORMS}
-        found |= {
-            "network": trained(),
-            "half": in_half(),
+        found: dict[str, Any] = {
             "measured": measured(),
             "streamed": streamed(),
             "compared": compared(),
@@ -243,9 +153,8 @@ def everything() -> dict[str, Any]:
             "watched": watched(),
             "progressed": progressed(),
             "too few": too_few(),
-            "told": told(),
         }
-    return found | {"left": (distributed.rank(), distributed.world_size())}
+    return found
 
 
 def main() -> None:
