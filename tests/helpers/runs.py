@@ -1,23 +1,25 @@
-"""Tiny data and tiny trained networks, shared by the tests of training and of all that builds on it."""
+"""Tiny data and tiny trained networks, for the tests of training and of all that builds on it."""
 
 import atexit
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from channelscope.data import Dataset, MemorySplit, load
-from channelscope.training import Recipe, engine, train
+from channelscope.training import Recipe, train
 from channelscope.training.job import Job
 from channelscope.weights import Checkpoint
 from helpers.expect import same_state
 
-METHODS = ("standard", "at", "cifs", "cas")  # those that stand for the others, ``training.METHODS``
+METHODS = ("standard", "at", "cifs", "cas")  # those that stand for all of ``recipes.METHODS``
 TINY: dict[str, Any] = {
     "arch": "resnet10",
     "width": 2,
@@ -27,31 +29,30 @@ TINY: dict[str, Any] = {
 }
 
 
-def _few(split: MemorySplit | None, classes: int, each: int) -> MemorySplit:
-    """Keep the first images of the first classes."""
-    assert split is not None
-    return split.subset(
-        torch.cat([(split.labels == k).nonzero().flatten()[:each] for k in range(classes)])
-    )
-
-
 @cache
 def digits(classes: int = 4) -> Dataset:
-    """Give a few images of a few of scikit-learn's digits."""
+    """Return a few images of the first of scikit-learn's digits: 12, 6 and 5 of each class."""
     whole = load("digits")
-    splits = {"train": (whole.train, 12), "val": (whole.val, 6), "test": (whole.test, 5)}
-    parts = {name: _few(split, classes, each) for name, (split, each) in splits.items()}
+    parts = {}
+    for name, each in (("train", 12), ("val", 6), ("test", 5)):
+        split: MemorySplit = getattr(whole, name)
+        indices = [(split.labels == k).nonzero().flatten()[:each] for k in range(classes)]
+        parts[name] = split.subset(torch.cat(indices))
     return Dataset("digits", whole.classes[:classes], **parts)
 
 
-def write_npz(folder: Path, kinds: int = 2, /, **changes: Any) -> str:
-    """Write the same digits into an .npz file; give its name for ``--data``. Values None leave a key out."""
-    few, arrays = digits(kinds), {}
-    for name, split in few.parts.items():
+def write_npz(folder: Path, classes: int = 2, /, **changes: Any) -> str:
+    """Write the same digits into an .npz file, with some arrays changed, or left out for None.
+
+    Returns:
+        The file's name for ``--data``.
+    """
+    arrays: dict[str, Any] = {}
+    for name, split in digits(classes).parts.items():
         arrays[f"{name}_images"] = split.images[:, 0].numpy()
         arrays[f"{name}_labels"] = split.labels.numpy()
-    kept = {name: array for name, array in {**arrays, **changes}.items() if array is not None}
-    np.savez(folder / "digits.npz", **kept)
+    arrays = {name: array for name, array in {**arrays, **changes}.items() if array is not None}
+    np.savez(folder / "digits.npz", **arrays)
     return f"npz:{folder / 'digits.npz'}"
 
 
@@ -64,17 +65,16 @@ def _folder() -> Path:
 
 @cache
 def trained(method: str, classes: int = 4) -> Path:
-    """Train a tiny network, once for all tests; give its checkpoint, which no test may change."""
+    """Train a tiny network, once for all tests; return its checkpoint, which no test may change."""
     path = _folder() / f"{method}-{classes}.pt"
-    train(method, digits(classes), out=path, progress=False, **TINY)
+    run(method, path, data=digits(classes))
     return path
 
 
 def run(method: str, out: Path, **changes: Any) -> torch.nn.Module:
     """Train a tiny network."""
-    return train(
-        method, changes.pop("data", digits()), out=out, progress=False, **{**TINY, **changes}
-    )
+    data = changes.pop("data", digits())
+    return train(method, data, out=out, progress=False, device="cpu", **{**TINY, **changes})
 
 
 def tiny_job(method: str, out: Path, **changes: Any) -> Job:
@@ -83,37 +83,49 @@ def tiny_job(method: str, out: Path, **changes: Any) -> Job:
     return Job(Recipe.suited_to(data.name, method).override(**{**TINY, **changes}), data, out, seed)
 
 
-class Interrupted:
-    """Stand in for the training step: a Ctrl-C comes at one of its calls."""
+@contextmanager
+def after_steps(react: Callable[[torch.optim.SGD], None]) -> Iterator[None]:
+    """Call a function with the optimiser after every step of SGD."""
+    zero_grad = torch.optim.SGD.zero_grad
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-        self.calls, self.at, self.step = 0, at, engine._step
-        monkeypatch.setattr(engine, "_step", self)
+    def watched(self: torch.optim.SGD) -> None:
+        react(self)
+        zero_grad(self)
 
-    def __call__(self, *args: Any) -> Tensor:
-        self.calls += 1
-        if self.calls == self.at:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "zero_grad", watched)
+        yield
+
+
+@contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """Let Ctrl-C come at a step of SGD, counted from 1, and expect it."""
+    steps = count(1)
+
+    def stop(_: torch.optim.SGD) -> None:
+        if next(steps) == step:
             raise KeyboardInterrupt
-        return self.step(*args)
+
+    with after_steps(stop), pytest.raises(KeyboardInterrupt):
+        yield
 
 
 def interrupted(method: str, out: Path, at: int = 5, **changes: Any) -> Path:
-    """Train a tiny network, with a Ctrl-C at one of its steps, three of which are an epoch; give the partial file."""
-    with pytest.MonkeyPatch.context() as patched:
-        Interrupted(patched, at)
-        with pytest.raises(KeyboardInterrupt):
-            run(method, out, **changes)
+    """Train a tiny network until Ctrl-C at a step, three of which are an epoch.
+
+    Returns:
+        The file of the state.
+    """
+    with interrupted_at(at):
+        run(method, out, **changes)
     return out.with_name(f"{out.name}.partial")
 
 
 def same_run(a: Path, b: Path) -> bool:
-    """Tell whether two checkpoints are of the same run, to the bit; only the seconds of the epochs may differ."""
-
-    def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [
-            {name: value for name, value in row.items() if name != "seconds"} for row in history
-        ]
-
+    """Return whether two checkpoints are of the same run, to the bit; seconds may differ."""
     one, other = Checkpoint.read(a), Checkpoint.read(b)
-    histories = timeless(one.meta["history"]) == timeless(other.meta["history"])
-    return histories and same_state(dict(one.state), dict(other.state))
+    histories = [
+        [row | {"seconds": None} for row in checkpoint.meta["history"]]
+        for checkpoint in (one, other)
+    ]
+    return histories[0] == histories[1] and same_state(one.state, other.state)
