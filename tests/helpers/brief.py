@@ -1,4 +1,4 @@
-"""The command line with few kinds of figures: all are written alike, and drawing takes most of a comparison's time."""
+"""The command line with few kinds of figures, as drawing all takes most of a comparison's time."""
 
 import sys
 
