@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from channelscope import distributed
-from runs import Interrupted, run
+from helpers.runs import interrupted, run
 
 # Rounding in 64 bits does not grow to 1e-9 in a few steps.
 EXACT: dict[str, Any] = {"precision": "fp64", "crop": 1, "flip": True}
@@ -46,10 +45,7 @@ def trained(folder: Path, case: str) -> Path:
 def stopped(out: Path, at: int, **options: Any) -> None:
     """Train by turns: begin or go on until a Ctrl-C, which every process gets, at some step."""
     method, changes = CHAIN
-    with pytest.MonkeyPatch.context() as patched:
-        Interrupted(patched, at)
-        with pytest.raises(KeyboardInterrupt):
-            run(method, out, **changes, **options)
+    interrupted(method, out, at, **changes, **options)
 
 
 def main() -> None:
