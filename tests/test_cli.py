@@ -32,7 +32,7 @@ from channelscope.training.recipes import catalogue, summary
 from channelscope.weights import Checkpoint
 from channelscope.weights.tensors import load_tensors
 from helpers.expect import contents
-from runs import METHODS, digits, same_run, trained, write_npz
+from helpers.runs import METHODS, digits, same_run, trained, write_npz
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
