@@ -33,7 +33,7 @@ from channelscope.weights import (
 )
 from channelscope.weights.tensors import load_tensors, save_tensors
 from helpers.expect import contents, mistake, randomness_untouched, refusal_allowed, same_state
-from runs import METHODS, trained
+from helpers.runs import METHODS, trained
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
