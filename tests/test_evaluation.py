@@ -27,7 +27,7 @@ from channelscope.evaluation import SUITES, Evaluation, evaluate
 from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.files import DIGESTS
 from helpers.expect import contents, mistake, randomness_untouched
-from runs import digits, trained, write_npz
+from helpers.runs import digits, trained, write_npz
 
 QUICK: dict[str, Any] = {"images": 12, "checks": 0, "progress": False, "eps": 0.1}
 
