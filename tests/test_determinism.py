@@ -13,14 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import brief
 from channelscope.attacks import LibraryAttack, Square
 from channelscope.cli import main
 from channelscope.data import MemorySplit, block_size, iterate_blocks
 from channelscope.evaluation import Evaluation, evaluate
 from channelscope.evaluation.results import COLUMNS
 from channelscope.files import DIGESTS
-from runs import digits, trained
+from helpers import brief
+from helpers.runs import digits, trained
 from test_distributed import torchrun
 
 pytestmark = pytest.mark.usefixtures("unchecked")
