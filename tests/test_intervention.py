@@ -36,8 +36,8 @@ from channelscope.intervention.results import COLUMNS
 from channelscope.intervention.run import Run
 from channelscope.intervention.suppression import Plan, suppressed
 from channelscope.objectives import Gated
+from helpers.runs import trained, write_npz
 from networks import CLASSES, gated, images, plain, unchanged
-from runs import trained, write_npz
 
 ATTACK = PGD(eps=0.1, steps=4, random_start=False)
 QUICK: dict[str, Any] = {"attack": ATTACK, "replicates": 30, "progress": False, "random": 2}
