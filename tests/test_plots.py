@@ -19,7 +19,6 @@ from matplotlib.patches import Patch, StepPatch
 from matplotlib.text import Text
 from PIL import Image
 
-import brief
 from channelscope import figures as plots
 from channelscope.comparison import Comparison
 from channelscope.errors import UserError
@@ -27,6 +26,7 @@ from channelscope.figures import catalogue
 from channelscope.figures.catalogue import _pictures
 from channelscope.figures.paper import COLOURS, MODEL_COLOURS
 from comparisons import CLASSES, MODELS, synthetic
+from helpers import brief
 
 TRAINED = "training images, as trained on"
 NATURAL, ADVERSARIAL = COLOURS["natural"].lower(), COLOURS["adversarial"].lower()
