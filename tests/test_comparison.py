@@ -28,8 +28,8 @@ from channelscope.training import Recipe
 from channelscope.weights import GATE_LOG, LOG, Checkpoint
 from comparisons import synthetic
 from helpers.expect import contents, mistake, randomness_untouched, refusal_allowed
+from helpers.runs import METHODS, digits, run, trained
 from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
-from runs import METHODS, digits, run, trained
 
 QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 20, "progress": False}
 
