@@ -18,7 +18,7 @@ import torch
 import channelscope
 from faults.machine import Ended, Machine
 from faults.work import COMMANDS, Command, Outcome, outcome
-from runs import write_npz
+from helpers.runs import write_npz
 
 FEW = 3  # kills a command, where all tests are run
 

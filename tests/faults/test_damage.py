@@ -13,13 +13,13 @@ from channelscope.data import load
 from channelscope.evaluation import Evaluation
 from channelscope.evaluation.progress import Progress
 from channelscope.intervention import Interventions
-from channelscope.sweeps import _read
+from channelscope.sweeps.record import read_record
 from channelscope.training import Recipe, train
 from channelscope.weights import Checkpoint
 from faults.conftest import Place, Record
 from faults.work import COMMANDS, _plain, different, outcome
 from helpers.expect import refusal_allowed
-from runs import TINY, digits
+from helpers.runs import TINY, digits
 
 EACH = 12  # damages for each kill that is asked for
 
@@ -92,7 +92,7 @@ READ: dict[str, tuple[str, Callable[[Path], Any]]] = {
     },
     **{f"i/{name}": ("intervene", read_by(Interventions)) for name in ("curves.csv", "meta.json")},
     "e/adversarial/0": ("evaluate", adversarial),
-    "s/sweep.json": ("sweep", _read),
+    "s/sweep.json": ("sweep", read_record),
 }
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from faults.conftest import Place, Record
 from faults.work import COMMANDS, different, outcome
-from runs import digits
+from helpers.runs import digits
 
 SHORT = "There is not enough memory"
 TROUBLES = {
