@@ -41,13 +41,14 @@ from channelscope.networks import Architecture
 from channelscope.reading import read_json
 from channelscope.report import write_report
 from channelscope.study.models import Model
-from channelscope.sweeps import _digest, _Record, values_of
+from channelscope.sweeps import parse_values
+from channelscope.sweeps.record import Record, compute_digest
 from channelscope.training import Recipe
 from channelscope.training.state import State
 from channelscope.weights import Checkpoint, Gate, build, zoo
 from channelscope.weights.converters import from_cifs_release
 from comparisons import synthetic
-from runs import digits, tiny_job, write_npz
+from helpers.runs import digits, tiny_job, write_npz
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def _released(folder: Path) -> None:
 
 def _state(folder: Path) -> None:
     job = tiny_job("cifs", folder / "net.pt")
-    state = State.take_up(job, "cpu")
+    state = State.resume(job, "cpu")
     if state is not None:
-        job.checkpoint(state.best or state.network.state_dict(), state.history)
+        job.make_checkpoint(state.best or state.network.state_dict(), state.history)
         json.dumps(state.history).encode()
 
 
@@ -136,7 +137,7 @@ def _settings(folder: Path) -> None:
     recipe = Recipe.suited_to("digits", "cifs").override(**settings(words))
     assert Recipe.from_values(tomllib.loads(recipe.toml())) == recipe
     for word in words:
-        values_of(word.partition("=")[2])
+        parse_values(word.partition("=")[2])
 
 
 def _comparison(folder: Path) -> None:
@@ -179,18 +180,18 @@ def _sweep(folder: Path) -> None:
     """Read a record as it is; if that is refused, with the digest that a forger would give it."""
     file = folder / "sweep.json"
     try:
-        _Record.take_up(folder, _SWEPT, [])
+        Record.open(folder, _SWEPT, [])
     except cs.UserError:
         try:
             meta = read_json(file, within=folder)
             meta.pop("digest", None)
-            forged = json.dumps(meta | {"digest": _digest(meta)})
+            forged = json.dumps(meta | {"digest": compute_digest(meta)})
         except (OSError, ValueError, TypeError, AttributeError):
             forged = ""
         if not forged:
             raise
         file.write_text(forged, "utf-8")
-        _Record.take_up(folder, _SWEPT, [])
+        Record.open(folder, _SWEPT, [])
 
 
 def _results(folder: Path) -> None:
@@ -274,8 +275,8 @@ def _releases() -> tuple[Tree, ...]:
 
 def _states(place: Path) -> tuple[Tree, ...]:
     job = tiny_job("cifs", place / "net.pt")
-    state = State.fresh(job, "cpu")
-    state.keep(job)
+    state = State.start(job, "cpu")
+    state.save()
     return (Tree({"in/net.pt.partial": job.partial.read_bytes()}),)
 
 
@@ -444,7 +445,7 @@ def _sweeps() -> tuple[Tree, ...]:
     row = {"natural": 0.5, "natural_low": 0.4, "natural_high": 0.6, "seconds": 1.0}
     results = {"lr-0.1-s0.pt": row, "lr-0.2-s0.pt": {"trouble": "No."}}
     meta = {"settings": _SWEPT, "results": results, "title": "x", "command": None}
-    written = meta | {"digest": _digest(meta)}
+    written = meta | {"digest": compute_digest(meta)}
     return (Tree({"in/sweep.json": json.dumps(written, indent=1).encode()}),)
 
 
