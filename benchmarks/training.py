@@ -149,7 +149,7 @@ def epoch(width: int, batch: int, folder: Path) -> Case:
     data = Dataset("random", tuple(map(str, range(CLASSES))), test=part, train=part, val=part)
     recipe = Recipe.named("cifar10-resnet18-at").override(width=width, batch_size=batch)
     job = Job(recipe, data, folder / "net.pt", seed=0)
-    state, bar = State.fresh(job, "cpu"), tqdm(disable=True)
+    state, bar = State.start(job, "cpu"), tqdm(disable=True)
     batches = [(x, y, PGD(eps=8 / 255, step=2 / 255, steps=10)) for x, y in part.batches(batch)]
     net = copy.deepcopy(state.network)
 
@@ -159,7 +159,7 @@ def epoch(width: int, batch: int, folder: Path) -> Case:
 
     step = trained(net)
     what = f"epoch of AT (PGD-10) on ResNet-18 of width {width}, batches of {batch}: all of it / attacks and steps alone"
-    return Case(what, 1.03, lambda: train_epoch(job, state, 0, bar), bare)
+    return Case(what, 1.03, lambda: train_epoch(state, 0, bar), bare)
 
 
 def trained(net: nn.Module) -> Callable[[Tensor, Tensor], None]:
