@@ -191,7 +191,9 @@ class Study:
         labels = [model.label for model in self._models]
         self._wanted_layers = layers_by_label(layers, labels)
         self._check_layer_names()
-        dataset = as_dataset(trained_on(self._models) if data is None else data)
+        if data is None:
+            data = trained_on([model.training for model in self._models])
+        dataset = as_dataset(data)
         self.dataset = self._fit_classes(dataset)
         test = self.dataset.test
         chosen = None if images is None else sample_stratified(test.labels, images, seed)
