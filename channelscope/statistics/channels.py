@@ -181,12 +181,12 @@ def top_images(values: Float[ndarray, "n c"], keep: int) -> Int[ndarray, "c keep
 
     Of equal values the image with the lower number comes first.
     """
-    remaining = np.array(values, np.float32)
-    channels = np.arange(remaining.shape[1])
+    remaining = np.array(values.T, np.float32, order="C")
+    channels = np.arange(len(remaining))
     images = []
     for _ in range(min(keep, len(values))):
-        images.append(remaining.argmax(0))  # of equal values the first
-        remaining[images[-1], channels] = -np.inf
+        images.append(remaining.argmax(1))  # of equal values the first
+        remaining[channels, images[-1]] = -np.inf
     return np.stack(images, 1)
 
 
