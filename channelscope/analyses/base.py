@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["comparison", "evaluation", "intervention", "relevance", "sweep"]
 Labels = Literal["none", "true", "wrong"]  # what the gates are told
+Section = Literal["claims", "network", "gates", "models", "training"]  # of a page, in its order
 
 
 class Study(Protocol):
@@ -39,9 +40,15 @@ class Study(Protocol):
     """
 
     kind: Kind
-    settings: Mapping[str, Any]
     classes: tuple[str, ...]
-    labels: Int[ndarray, " n"]
+
+    @property
+    def labels(self) -> Int[ndarray, " n"]:
+        """The images' classes."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All settings, by name: level, replicates, threshold, attack, eps, seed, ..."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -295,7 +302,7 @@ class Plot:
             subjects, {extremes} (the most and the least robust class), and the sentences {layers},
             {adversarial} (the attack on the activations), {robust} (the attacks behind robust
             accuracy), {bars} and {wilson} (the intervals).
-        section: where the page has it: claims, network, gates, models or training.
+        section: where the page has it.
         order: its place there, the lower the earlier.
         claims: those on which it bears, such as "c1".
         table: the table without whose rows there is no such figure.
@@ -307,7 +314,7 @@ class Plot:
     draw: Callable[..., Figure]
     data: Callable[..., pd.DataFrame]
     caption: str
-    section: str
+    section: Section
     order: int = 100
     table: str
     claims: tuple[str, ...] = ()

@@ -233,17 +233,6 @@ def describe_each(
     return f"{'; '.join(parts)}."
 
 
-def describe_groups(
-    data: pd.DataFrame, by: list[str], describe: Callable[[pd.DataFrame], str]
-) -> str:
-    """Return an alternative text: one part for each group of rows, named by what the group is."""
-    parts = [
-        f"{', '.join(map(str, group))}: {describe(rows)}"
-        for group, rows in data.groupby(by, sort=False)
-    ]
-    return f"{'; '.join(parts)}."
-
-
 def describe_ranges(data: pd.DataFrame) -> str:
     """Return an alternative text of any figure: the range of each of its quantities."""
 
@@ -254,4 +243,4 @@ def describe_ranges(data: pd.DataFrame) -> str:
             for name, column in numbers.items()
         )
 
-    return describe_groups(data, ["model"], describe) if "model" in data else f"{describe(data)}."
+    return describe_each(data, ["model"], describe) if "model" in data else f"{describe(data)}."

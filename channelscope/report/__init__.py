@@ -1,19 +1,21 @@
-"""A comparison as one page of HTML that needs nothing else: pictures inside, no network."""
+"""A result as one page of HTML that needs nothing else: pictures inside, no network."""
 
 import base64
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from channelscope.comparison import Comparison
 from channelscope.errors import UserError, escape_value
 from channelscope.files import atomic_write
 from channelscope.reading import check_regular, read_json
 from channelscope.report import tables, words
+
+if TYPE_CHECKING:
+    from channelscope.result import Result
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 # What figures and tables are sorted into, in the page's order: title, and what there is to see.
@@ -32,7 +34,7 @@ SECTIONS = {
 }
 
 
-def write_report(comparison: Comparison, folder: Path) -> Path:
+def write_report(result: "Result", folder: Path) -> Path:
     """Write `folder`/report.html: what was found, verdicts, robustness, figures, tables, how it was made.
 
     The figures are those that lie in `folder`/figures, as its `captions.json` lists them; the page says so if there
@@ -50,16 +52,16 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    meta, figures = comparison.meta, _figures(folder / "figures")
+    meta, figures = result.meta, _figures(folder / "figures")
     page = environment.get_template("report.html.j2").render(
         title=f"{', '.join(meta['models'])} on {meta['data']['name']}",
-        setting=words.setting(comparison),
-        found=words.found(comparison),
-        claims=words.claims(comparison.verdicts),
+        setting=words.setting(result),
+        found=words.found(result),
+        claims=words.claims(result.verdicts),
         evidence=_evidence(figures),
-        robustness=tables.robustness(comparison),
-        by_class=tables.by_class(comparison),
-        sections=_sections(comparison, figures),
+        robustness=tables.robustness(result),
+        by_class=tables.by_class(result),
+        sections=_sections(result, figures),
         figures=figures,
         level=f"{meta['level']:.0%}",
         made=words.made(meta),
@@ -84,9 +86,9 @@ def _hash(name: str) -> str:
     ).decode()
 
 
-def _sections(comparison: Comparison, figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _sections(result: "Result", figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The parts of the page that have a figure or a table."""
-    laid = tables.by_section(comparison)
+    laid = tables.by_section(result)
     sections = [
         {
             "name": name,
@@ -123,12 +125,18 @@ def _figures(folder: Path) -> list[dict[str, Any]]:
 
 
 def _figure(
-    folder: Path, name: str, caption: str, seen: str, section: str, claims: list[str], main: bool
+    folder: Path,
+    name: str,
+    caption: str,
+    alt_text: str,
+    section: str,
+    claims: list[str],
+    main: bool,
 ) -> dict[str, Any]:
     if not re.fullmatch(r"[a-z0-9-]+", name):  # a name from a file must not lead out of the folder
         raise ValueError(f"{name!r} is no name of a figure")
     if section not in SECTIONS or not all(
-        isinstance(text, str) for text in (caption, seen, *claims)
+        isinstance(text, str) for text in (caption, alt_text, *claims)
     ):
         raise ValueError(f"what is said of {name} is not of our making")
     picture = check_regular(folder / f"{name}.png", within=folder).read_bytes()
@@ -140,7 +148,7 @@ def _figure(
         "name": name,
         "file": f"{name}.{lying[0]}",
         "caption": caption,
-        "seen": seen,
+        "alt_text": alt_text,
         "section": section,
         "claims": claims,
         "main": main,

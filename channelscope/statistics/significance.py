@@ -1,29 +1,31 @@
-"""Tests of significance, and their correction where there are many: pure functions that give p, in [0, 1].
+"""Tests of significance, and their correction where there are many: functions that return p.
 
-p is the probability, were there no effect, of one at least as large as that found; NaN where there is nothing to test.
-All tests are two-sided.
+p, in [0, 1], is the probability of an effect at least as large as the observed one if there were
+none; NaN where there is nothing to test. All tests are two-sided.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from numpy import ndarray
-from scipy.special import ndtr, stdtr
-from scipy.stats import binomtest, false_discovery_control, rankdata
+from scipy.special import bdtr, ndtr, stdtr
+from scipy.stats import false_discovery_control, rankdata
 
-# Below so many pairs the mean of skewed differences, as those of activations are, is not normal enough to test.
+# The mean of fewer skewed differences, as those of activations are, is not normal enough to test.
 FEWEST_PAIRS = 30
-_NO_SPREAD = 1e-9  # of measures, which are of the order of 1: what rounding leaves of replicates that are all alike
+# What rounding leaves of the spread of replicates that are all alike; measures are of order 1.
+_NO_SPREAD = 1e-9
 
 
 def paired_t(
     mean: Float[ndarray, "*n"], variance: Float[ndarray, "*n"], count: Float[ndarray, "*#n"]
 ) -> Float[ndarray, "*n"]:
-    """Test paired differences for a mean other than 0: Student's paired t-test, from the differences' statistics.
+    """Test paired differences for a mean other than 0, from their statistics: Student's t-test.
 
         t = mean / sqrt(variance / n),    p = 2 P(T_{n-1} >= |t|)
 
-    The differences are not normal, so p holds by the central limit theorem alone: it is NaN for fewer than 30, and very
-    small ones are small rather than exact. Differences that are all 0 have p = 1.
+    The differences are not normal, so p holds by the central limit theorem alone: it is NaN for
+    fewer than 30, and very small ones are small rather than exact. Differences that are all 0 have
+    p = 1.
 
     Args:
         mean, variance: of the differences, the variance with n - 1 in the denominator.
@@ -35,49 +37,54 @@ def paired_t(
     return np.where((count < FEWEST_PAIRS) | np.isnan(mean), np.nan, p)
 
 
-def bootstrap_p(replicates: Float[ndarray, " r"]) -> float:
-    """Test a quantity against 0 by its bootstrap: p = 2 P(Z >= |value| / s), Z standard normal.
+def bootstrap_p(replicates: Float[ndarray, "r *k"]) -> Float[ndarray, "*k"]:
+    """Test quantities against 0 by their bootstrap: p = 2 P(Z >= |value| / s), Z standard normal.
 
-    s, its standard error, is the standard deviation of its replicates (Efron & Tibshirani, 1993, section 12.4). Where
-    they do not vary p is 1 for the value 0, else NaN.
-
-    Args:
-        replicates: the quantity (replicate 0), and its replicates, of which NaNs are left out.
-    """
-    value, others = replicates[0], replicates[1:][~np.isnan(replicates[1:])]
-    if np.isnan(value) or len(others) < 2:
-        return float("nan")
-    error = float(others.std(ddof=1))
-    if error < _NO_SPREAD:
-        return 1.0 if abs(value) < _NO_SPREAD else float("nan")
-    return float(2 * ndtr(-abs(value) / error))
-
-
-def mcnemar(one: Bool[ndarray, " n"], other: Bool[ndarray, " n"]) -> float:
-    """Test two classifiers for equal accuracy on the same images: McNemar's exact test (Psychometrika, 1947).
-
-    Of the images that just one of them gets right, each has it by chance with probability 1/2:
-    p = min(1, 2 P(B <= min(b, c))), B binomial of b + c trials; 1 where there are none, NaN without images.
+    s, the standard error, is the standard deviation of the replicates (Efron & Tibshirani, 1993,
+    section 12.4). Where they do not vary p is 1 for the value 0, else NaN.
 
     Args:
-        one, other: the images that each gets right.
+        replicates: the quantities (replicate 0), and their replicates, of which NaNs do not count.
     """
-    if not len(one):
-        return float("nan")
-    first, second = int((one & ~other).sum()), int((other & ~one).sum())
-    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
+    value = replicates[0]
+    others = replicates[1:]
+    count = (~np.isnan(others)).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = np.nansum((others - np.nansum(others, 0) / count) ** 2, 0)
+        error = np.sqrt(squares / (count - 1))
+        p = 2 * ndtr(-np.abs(value) / error)
+    without_spread = np.where(np.abs(value) < _NO_SPREAD, 1.0, np.nan)
+    p = np.where(error < _NO_SPREAD, without_spread, p)
+    return np.where(np.isnan(value) | (count < 2), np.nan, p)
+
+
+def mcnemar(first: Int[ndarray, "*k"], second: Int[ndarray, "*k"]) -> Float[ndarray, "*k"]:
+    """Test two classifiers for equal accuracy: McNemar's exact test (Psychometrika, 1947).
+
+    Of the images that just one of them classifies correctly, each has it by chance with probability
+    1/2: p = min(1, 2 P(B <= min(first, second))), B binomial of first + second trials; 1 where
+    there are none.
+
+    Args:
+        first, second: how many images only the one and only the other classifies correctly.
+    """
+    trials = first + second
+    return np.where(
+        trials == 0, 1.0, np.minimum(1.0, 2 * bdtr(np.minimum(first, second), trials, 0.5))
+    )
 
 
 def mantel(
     a: Float[ndarray, "k k"], b: Float[ndarray, "k k"], *, permutations: int = 9999, seed: int = 0
 ) -> tuple[float, float]:
-    """Correlate two matrices over pairs of classes, and test it: Spearman's rho and p (Mantel, Cancer Research, 1967).
+    """Correlate two matrices over pairs of classes: Spearman's rho, and p by Mantel's test (1967).
 
-    rho is taken over the entries off the diagonal. They are not independent, as each class has part in many, so p
-    counts how often classes in random order (the same for rows and columns of b) give at least that much:
-    (1 + #{|rho_permuted| >= |rho|}) / (1 + permutations).
+    rho is taken over the entries off the diagonal. They are not independent, as each class has part
+    in many, so p counts how often classes in random order (the same for rows and columns of b) give
+    at least that much: (1 + #{|rho_permuted| >= |rho|}) / (1 + permutations). N. Mantel, Cancer
+    Research 27, 1967.
 
-    NaN for fewer than three classes, and for matrices with NaN or that are constant off the diagonal.
+    NaN for fewer than three classes, and for matrices with NaN or constant off the diagonal.
     """
     n = len(a)
     off = ~np.eye(n, dtype=bool)
@@ -104,10 +111,10 @@ def mantel(
 
 
 def correct_fdr(p: Float[ndarray, "*n"]) -> Float[ndarray, "*n"]:
-    """Correct many tests: q, the least false discovery rate at which each is a discovery (Benjamini & Hochberg, 1995).
+    """Return q, the least false discovery rate at which each test is a discovery.
 
-    Of the discoveries {q <= 0.05} at most 5 % are expected to be false, for tests that are independent or positively
-    dependent. NaN stays NaN and is no test.
+    Of the discoveries {q <= 0.05} at most 5 % are expected to be false, for tests that are
+    independent or positively dependent (Benjamini & Hochberg, 1995). NaN stays NaN and is no test.
     """
     q, known = np.full(p.shape, np.nan), ~np.isnan(p)
     if known.any():

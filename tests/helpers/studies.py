@@ -8,13 +8,13 @@ told_labels/TOLD, pictures/DATA, pictures/M/DATA.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from channelscope.analyses.base import ChannelTable, Kind, Outcome, SuppressedLayer, analyses_of
-from channelscope.result import VERDICTS, Result
+from channelscope.analyses.base import Kind, Outcome, SuppressedLayer, analyses_of, make_tables
+from channelscope.result import Result
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MODELS = ("nat", "at", "cifs")
@@ -139,22 +139,12 @@ class KeptStudy:
 def make_result(study: KeptStudy, *names: str) -> Result:
     """Compute analyses, those of these names or all, as a study's run does."""
     chosen = [item for item in analyses_of(study.kind) if not names or item.name in names]
-    arrays = {"labels": study.labels}
-    for index, model in enumerate(study.models):
-        for attack in ("natural", *study.attacks(model)):
-            arrays[f"correct/{index}/{attack}"] = study.correct(model, attack)
-    tables: dict[str, Any] = {}
-    for analysis in chosen:
-        for name, value in analysis.compute(study).items():
-            table = analysis.tables.get(name)
-            if table is None:
-                arrays[name] = value
-            elif table.by_channel:
-                tables[name] = ChannelTable(table.words, table.numbers, study.classes, value)
-            else:
-                tables[name] = table.frame(value)
-    verdicts = [asdict(verdict) for analysis in chosen for verdict in analysis.judge(study)]
-    tables["verdicts"] = VERDICTS.frame(verdicts)
+    tables, further = make_tables(study, chosen)
+    arrays = {
+        name: array
+        for name, array in study.arrays.items()
+        if name == "labels" or name.startswith("correct/")
+    }
     data = {"name": "cifar10", "classes": list(study.classes), "images": len(study.labels)}
     attacks = {model: {"attacks": list(study.attacks(model))} for model in study.models}
     meta = {
@@ -162,7 +152,7 @@ def make_result(study: KeptStudy, *names: str) -> Result:
         "data": data | {"fingerprint": "ab" * 32},
         **study.settings,
     }
-    return Result(study.kind, tables, arrays, meta)
+    return Result(study.kind, tables, arrays | further, meta)
 
 
 def synthetic_study(

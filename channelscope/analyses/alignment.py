@@ -1,0 +1,418 @@
+"""Alignment: how an attack changes the activation of a layer's channels, by class."""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from channelscope.analyses.base import (
+    Analysis,
+    Plot,
+    Study,
+    Table,
+    measure_robustness,
+    measure_study,
+    register,
+)
+from channelscope.analyses.subjects import by_layer
+from channelscope.figures.axes import (
+    add_data_legend,
+    add_model_legend,
+    add_title,
+    label_percent,
+    make_grid,
+    model_look,
+    number_classes,
+    start_at_zero,
+    wrap_note,
+    write_in_panel,
+)
+from channelscope.figures.paper import COLOURS, current_style, styled
+from channelscope.figures.words import (
+    LABELLED,
+    MEAN,
+    NO_INTERVAL,
+    choose_layers,
+    classes_to_name,
+    describe_attack,
+    describe_class,
+    describe_each,
+    describe_layers,
+    describe_level,
+    describe_worst_case,
+    error_bars,
+    extreme_classes,
+    find_interval,
+    find_robust_accuracy,
+    format_interval,
+    format_number,
+    format_percent,
+    measured_layers,
+    rank_classes,
+    select_rows,
+    shorten,
+)
+from channelscope.statistics.intervals import as_columns, estimate, estimate_columns
+from channelscope.statistics.measures import BOUNDS, across_classes, mean_over_classes
+
+if TYPE_CHECKING:
+    from channelscope.result import Result
+
+TABLE = Table(
+    words=("model", "layer", "class", "measure"),
+    numbers=("value", "low", "high"),
+    help=(
+        "each measure of alignment with its bootstrap interval, by class; class 'all' is the mean "
+        "over the classes, 'across' the correlation over them; see ``statistics.measures``"
+    ),
+)
+COSINE_NOTE = "cosine: of a layer's mean activations, natural with adversarial"
+NR_NOTE = "NR channels: negatively relevant, they speak against the class"
+RHO_NOTE = "ρ: Spearman's rank correlation"
+_COLUMNS_OF_CLASSES = {
+    "robust_accuracy": "robust\naccuracy",
+    "cosine": "cosine of mean\nactivations",
+    "nr_ratio": "NR share:\nadversarial\n/ natural",
+}
+_SPEARMAN = ("spearman", "spearman_low", "spearman_high")
+_ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
+
+
+def compute_alignment(study: Study) -> dict[str, Any]:
+    """Compute each measure with its interval, for each class, their mean, and across them."""
+    rows = []
+    for model in study.models:
+        _, robust = measure_robustness(study, model)
+        for layer in study.layers(model):
+            measures = measure_study(study, model, layer)
+            rows += _measure_rows(study, model, layer, measures)
+            across = across_classes(measures["relevance_spearman_adversarial"], robust)
+            measure = "relevance_robust_correlation"
+            interval = estimate(across, study.settings["level"], BOUNDS[measure])
+            row = {"model": model, "layer": layer, "class": "across", "measure": measure}
+            rows.append(row | as_columns(interval))
+    return {"alignment": rows}
+
+
+def _measure_rows(
+    study: Study, model: str, layer: str, measures: dict[str, np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    for measure, by_class in measures.items():
+        replicates = np.column_stack([mean_over_classes(by_class), by_class])
+        intervals = estimate_columns(replicates, study.settings["level"], BOUNDS[measure])
+        for name, *interval in zip(("all", *study.classes), *intervals, strict=True):
+            words = {"model": model, "layer": layer, "class": name, "measure": measure}
+            yield words | dict(zip(TABLE.numbers, interval, strict=True))
+
+
+def check_alignment(result: "Result") -> None:
+    """Check that the table is of the measured layers; raises ValueError where it is not."""
+    table = result.alignment
+    rows = set(zip(table["model"], table["layer"], strict=True))
+    if rows != {
+        (model, name) for model, names in measured_layers(result).items() for name in names
+    }:
+        raise ValueError("alignment is of other layers than meta.json")
+
+
+# ------------------------------------------------------------------------ shares on NR channels
+
+
+def nr_share_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
+    """Return model, layer, class ("mean" last), data -> share, low, high."""
+    rows = []
+    for model, name in choose_layers(result, layer).items():
+        table = select_rows(result.alignment, model=model, layer=name)
+        for data, class_name in product(COLOURS, [*classes_to_name(result), "all"]):
+            where = {"class": class_name, "measure": f"nr_share_{data}"}
+            shown = MEAN if class_name == "all" else class_name
+            rows.append((model, name, shown, data, *find_interval(table, **where)))
+    return pd.DataFrame(rows, columns=["model", "layer", "class", "data", "share", "low", "high"])
+
+
+@styled
+def draw_nr_share(result: "Result", layer: str | None = None) -> Figure:
+    """Draw the share of activation mass on NR channels by class and kind of data, a panel a model.
+
+    With more than 24 classes only the 12 most and the 12 least robust ones are shown.
+    """
+    data, layers = nr_share_data(result, layer), choose_layers(result, layer)
+    count = len(data) // (len(layers) * len(COLOURS))
+    names = [shorten(name) for name in data["class"][:count]]
+    beside = 0.8 + 0.055 * max(map(len, names))
+    figure, axes = make_grid(len(layers), 1, 0.9, beside, sharex=True, sharey=True)
+    places = np.arange(count)
+    look: dict[str, Any] = {"fmt": "o", "markersize": 1.8, "elinewidth": 0.9}
+    for ax, model in zip(axes[:, 0], layers, strict=True):
+        for name, offset in (("natural", -0.15), ("adversarial", 0.15)):
+            share, bars = error_bars(select_rows(data, model=model, data=name), "share")
+            ax.errorbar(places + offset, share, bars, color=COLOURS[name], **look)
+        ax.axvline(count - 1.5, color="0.8", linewidth=0.6)
+        ax.set_title(shorten(model, 40), loc="left", weight="bold")
+        label_percent(ax, "NR share")
+    start_at_zero(*axes[:, 0])
+    axes[-1, 0].set_xticks(places, names, rotation=90)
+    what = "Share of the activation on negatively relevant (NR) channels"
+    add_title(figure, f"{what}, {describe_layers(layers)}")
+    level = describe_level(result)
+    note = f"by class; NR: the channel speaks against the class; bars: {level}"
+    add_data_legend(figure, describe_attack(result), note=note)
+    return figure
+
+
+def describe_nr_share(data: pd.DataFrame) -> str:
+    """Say the mean of the shares on NR channels, and the class with the highest."""
+
+    def describe(rows: pd.DataFrame) -> str:
+        mean = rows.groupby("data").tail(1).set_index("data")["share"].map(format_percent)
+        text = f"mean {mean['natural']} natural, {mean['adversarial']} adversarial"
+        attacked = rows[rows["data"] == "adversarial"][:-1].dropna(subset=["share"])
+        if attacked.empty:
+            return text
+        highest = attacked.sort_values("share", kind="stable").iloc[-1]
+        share = format_percent(highest["share"])
+        return f"{text}, the highest adversarial share {share} on class {highest['class']}"
+
+    return describe_each(data, ["model"], describe)
+
+
+# ------------------------------------------------------------------ robust accuracy and alignment
+
+
+def alignment_robustness_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
+    """Return model, layer, class -> spearman, accuracy, each with low and high.
+
+    The row of the class "across" has, in place of a class's correlation, the one across them.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for model, name in choose_layers(result, layer).items():
+        table = select_rows(result.alignment, model=model, layer=name)
+        by_class = select_rows(table, measure="relevance_spearman_adversarial")
+        for class_name in result.meta["data"]["classes"]:
+            spearman = find_interval(by_class, **{"class": class_name})
+            robust = find_robust_accuracy(result, model, class_name)
+            rows.append((model, name, class_name, *spearman, *robust))
+        across = find_interval(table, **{"class": "across"})
+        rows.append((model, name, "across", *across, *NO_INTERVAL))
+    return pd.DataFrame(rows, columns=["model", "layer", "class", *_SPEARMAN, *_ACCURACY])
+
+
+@styled
+def draw_alignment_robustness(result: "Result", layer: str | None = None) -> Figure:
+    """Draw each class's robust accuracy against its alignment of activation with relevance.
+
+    Colour and marker tell the model, the number in a marker the class, but for more than 24
+    classes; the legend has the correlation across classes.
+    """
+    data, layers = alignment_robustness_data(result, layer), choose_layers(result, layer)
+    classes = result.meta["data"]["classes"]
+    key, numbered = number_classes(classes), len(classes) <= LABELLED
+    figure, axes = make_grid(1, 1, 2.3 + 0.14 * len(layers), 1.2 + 0.12 * len(key))
+    ax = axes[0, 0]
+    for index, model in enumerate(layers):
+        _draw_classes(ax, select_rows(data, model=model), index, numbered)
+    if data[["spearman", "accuracy"]].isna().any(axis=1).all():
+        write_in_panel(ax, "no class has a correlation")
+    ax.set_xlabel(
+        "alignment: Spearman's ρ of the channels' mean\nactivation under attack and relevance"
+    )
+    label_percent(ax, "robust accuracy")
+    question = "Are classes robust whose activation follows the channels' relevance?"
+    add_title(figure, f"{question} ({describe_layers(layers)})")
+    note = (
+        f"robust: {describe_worst_case(result)}; activation under {describe_attack(result)}; "
+        f"bars and brackets: {describe_level(result)}; ρ over classes: rank correlation of the two "
+        "axes"
+    )
+    numbers = ["number: the class" + (":" if key else ""), *key] if numbered else []
+    heading = "\n".join([*numbers, wrap_note(note)])
+    figure.legend(title=heading, loc="outside lower center", markerscale=0.6 if numbered else 2)
+    return figure
+
+
+def _draw_classes(ax: Axes, data: pd.DataFrame, index: int, numbered: bool) -> None:
+    classes, across = data.iloc[:-1], data.iloc[-1]
+    x, beside = error_bars(classes, *_SPEARMAN)
+    y, above = error_bars(classes, *_ACCURACY)
+    value, low, high = (float(across[column]) for column in _SPEARMAN)
+    rho = "undefined" if np.isnan(value) else format_interval(value, low, high)
+    size = {"markersize": 8, "mfc": "white"} if numbered else {"markersize": 2, "mew": 0.5}
+    look = model_look(index) | size | {"linestyle": "none"}
+    bars: dict[str, Any] = {"elinewidth": 0.5, "alpha": 0.6 if numbered else 0.2, "zorder": 2}
+    ax.errorbar(x, y, above, beside, fmt="none", ecolor=look["color"], **bars)
+    ax.plot([], [], label=f"{shorten(across['model'])}: ρ over classes {rho}", **look)
+    for number in np.flatnonzero(np.isfinite(x + y)):
+        # Each marker hides the number of the one below it.
+        order = 3 + index + number / len(classes)
+        ax.plot(x[number], y[number], zorder=order, **look)
+        if numbered:
+            centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": order}
+            at = float(x[number]), float(y[number])
+            ax.text(*at, str(number), size=current_style().small, **centre)
+
+
+def describe_alignment_robustness(data: pd.DataFrame) -> str:
+    """Say the correlation across classes, and the classes at both ends."""
+
+    def describe(rows: pd.DataFrame) -> str:
+        value, low, high = (float(rows.iloc[-1][name]) for name in _SPEARMAN)
+        rho = f"ρ across classes {format_interval(value, low, high)}"
+        classes = rows[:-1].dropna(subset=["accuracy"]).sort_values("accuracy", kind="stable")
+        if classes.empty:
+            return rho
+        lowest, highest = (
+            f"{format_percent(classes.iloc[end]['accuracy'])} (class {classes.iloc[end]['class']})"
+            for end in (0, -1)
+        )
+        return f"{rho}, robust accuracy from {lowest} to {highest}"
+
+    return describe_each(data, ["model"], describe)
+
+
+# ----------------------------------------------------------------------------------- class by class
+
+
+def classes_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
+    """Return model, layer, class (the most robust first), measure -> value, low, high."""
+    names = rank_classes(result) or result.meta["data"]["classes"]
+    if len(names) > LABELLED:
+        names = extreme_classes(result, LABELLED // 2)
+    rows = []
+    for model, name in choose_layers(result, layer).items():
+        table = select_rows(result.alignment, model=model, layer=name)
+        for class_name in names:
+            robust = find_robust_accuracy(result, model, class_name)
+            rows.append((model, name, class_name, "robust_accuracy", *robust))
+            for measure in ("cosine", "nr_ratio"):
+                interval = find_interval(table, **{"class": class_name, "measure": measure})
+                rows.append((model, name, class_name, measure, *interval))
+    columns = ["model", "layer", "class", "measure", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@styled
+def draw_classes(result: "Result", layer: str | None = None) -> Figure:
+    """Draw each class's robust accuracy, cosine and NR ratio: a row a class, a dot a model.
+
+    With more than 24 classes only the 12 most and the 12 least robust ones are shown.
+    """
+    data, layers = classes_data(result, layer), choose_layers(result, layer)
+    names, models = list(data["class"].unique()), list(result.meta["models"])
+    row = max(0.05 + 0.05 * len(layers), 0.14)
+    figure, axes = make_grid(1, 3, row * max(len(names), 3), 1.45, sharey=True)
+    offsets = dict(zip(layers, np.linspace(-0.3, 0.3, len(layers) + 2)[1:-1], strict=True))
+    size: dict[str, Any] = {"markersize": 2.5, "elinewidth": 0.6, "linestyle": "none"}
+    for ax, measure in zip(axes[0], data["measure"].unique(), strict=True):
+        for model, offset in offsets.items():
+            value, bars = error_bars(select_rows(data, model=model, measure=measure))
+            look = model_look(models.index(model)) | size
+            ax.errorbar(value, np.arange(len(names)) + offset, xerr=bars, **look)
+        _label_column(ax, measure, len(names))
+    axes[0, 0].set_yticks(range(len(names)), [describe_class(name, 12) for name in names])
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    several = ", sorted by mean robust accuracy over the models"
+    order = several if len(layers) > 1 else ", the most robust first"
+    add_title(figure, f"Each class{order}, {describe_layers(layers)}")
+    robust = f"robust: {describe_worst_case(result)}; dashed: no change"
+    add_model_legend(figure, models, join_notes(result, [robust, COSINE_NOTE, NR_NOTE]))
+    return figure
+
+
+def join_notes(result: "Result", notes: Sequence[str], attack: str | None = None) -> str:
+    """Return a legend's note: what the axes' words mean, the attack, the bars."""
+    made = f"adversarial: {attack or describe_attack(result)}"
+    return wrap_note("; ".join([*notes, made, f"bars: {describe_level(result)}"]))
+
+
+def _label_column(ax: Axes, measure: str, rows: int) -> None:
+    words = _COLUMNS_OF_CLASSES[measure]
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    ax.set_xlabel(words)
+    if measure == "robust_accuracy":
+        label_percent(ax, words, "x")
+    for place in range(1, rows):
+        ax.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0)
+    if measure == "nr_ratio":
+        ax.axvline(1, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
+
+
+def describe_classes(data: pd.DataFrame) -> str:
+    """Say between which classes each measure lies."""
+
+    def describe(rows: pd.DataFrame) -> str:
+        parts = []
+        for measure, values in rows.dropna(subset=["value"]).groupby("measure", sort=False):
+            ends = values.sort_values("value", kind="stable").iloc[[0, -1]].to_dict("records")
+            span = " to ".join(f"{format_number(end['value'])} ({end['class']})" for end in ends)
+            parts.append(f"{str(measure).replace('_', ' ')} {span}")
+        return ", ".join(parts) or "no images"
+
+    return describe_each(data, ["model"], describe)
+
+
+register(
+    Analysis(
+        name="alignment",
+        help="how an attack changes the activation of channels, in measures by class",
+        tables={"alignment": TABLE},
+        compute=compute_alignment,
+        check=check_alignment,
+        plots=(
+            Plot(
+                name="nr-share",
+                draw=draw_nr_share,
+                data=nr_share_data,
+                alt_text=describe_nr_share,
+                caption=(
+                    "Share of the activation mass that lies on negatively relevant (NR) channels, "
+                    "per class and as the mean over the classes. {layers} {adversarial} {bars}"
+                ),
+                section="claims",
+                order=20,
+                claims=("c2",),
+                table="alignment",
+                subjects=by_layer,
+            ),
+            Plot(
+                name="alignment-robustness",
+                draw=draw_alignment_robustness,
+                data=alignment_robustness_data,
+                alt_text=describe_alignment_robustness,
+                caption=(
+                    "Robust accuracy of each class against Spearman's correlation between the "
+                    "magnitudes of its adversarial images and the relevance of the channels. The "
+                    "legend gives the correlation across classes. {layers} {adversarial} {robust} "
+                    "{bars}"
+                ),
+                section="claims",
+                order=30,
+                claims=("c3",),
+                table="alignment",
+                subjects=by_layer,
+            ),
+            Plot(
+                name="classes",
+                draw=draw_classes,
+                data=classes_data,
+                alt_text=describe_classes,
+                caption=(
+                    "Each class: its robust accuracy; the cosine of the natural and the "
+                    "adversarial magnitudes (mean activations) of the channels, 1 where the attack "
+                    "leaves them in proportion; and how much more of the activation mass lies on "
+                    "negatively relevant (NR) channels under attack than without (1, dashed: as "
+                    "much). {layers} {adversarial} {robust} {bars}"
+                ),
+                section="network",
+                order=20,
+                claims=("c1", "c2", "c3"),
+                table="alignment",
+                subjects=by_layer,
+            ),
+        ),
+    )
+)

@@ -1,0 +1,193 @@
+"""Strength: how alignment and accuracy change as the attack gets stronger."""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from channelscope.analyses.alignment import COSINE_NOTE, NR_NOTE, RHO_NOTE, join_notes
+from channelscope.analyses.base import (
+    Analysis,
+    Plot,
+    Study,
+    Subject,
+    Table,
+    measure_study,
+    register,
+)
+from channelscope.analyses.depth import describe_ends, draw_line, label_measure
+from channelscope.analyses.subjects import by_layer
+from channelscope.errors import UserError
+from channelscope.figures.axes import add_model_legend, add_title, make_grid
+from channelscope.figures.paper import styled
+from channelscope.figures.words import (
+    choose_layers,
+    describe_attack,
+    describe_each,
+    describe_layers,
+    format_attack,
+    select_rows,
+)
+from channelscope.statistics.channels import accuracy_replicates
+from channelscope.statistics.intervals import as_columns, estimate
+from channelscope.statistics.measures import BOUNDS, mean_over_classes
+
+if TYPE_CHECKING:
+    from channelscope.result import Result
+
+TABLE = Table(
+    words=("model", "layer", "varied", "measure"),
+    numbers=("at", "value", "low", "high"),
+    help=(
+        "each measure of alignment, mean over the classes, at each strength of the attack: its "
+        "radius ('eps', in image units) or the number of steps after which it is stopped ('step'); "
+        "'robust_accuracy', under this attack alone, belongs to no layer"
+    ),
+)
+# What the panels show: their measures, and these in the table.
+_MEASURES = {
+    "robust_accuracy": "robust_accuracy",
+    "cosine": "cosine",
+    "nr_share": "nr_share_adversarial",
+    "relevance_spearman": "relevance_spearman_adversarial",
+}
+_PANELS = (
+    "accuracy under this attack alone; cosine of the natural and the adversarial magnitudes (mean "
+    "activations) of the channels; share of the adversarial activation mass that lies on "
+    "negatively relevant (NR) channels; Spearman's correlation ρ of adversarial magnitude and "
+    "relevance. Means over the classes."
+)
+
+
+def compute_decay(study: Study) -> dict[str, Any]:
+    """Compute each measure's mean over the classes, and the accuracy, at each strength."""
+    return {
+        "decay": [
+            row
+            for model, strength in product(study.models, study.strengths())
+            for row in _measure_rows(study, model, *strength)
+        ]
+    }
+
+
+def _measure_rows(
+    study: Study, model: str, varied: str, at: float, data: str
+) -> Iterator[dict[str, Any]]:
+    level = study.settings["level"]
+    words = {"model": model, "varied": varied, "at": at}
+    for layer in study.layers(model):
+        for measure, by_class in measure_study(study, model, layer, data).items():
+            interval = estimate(mean_over_classes(by_class), level, BOUNDS[measure])
+            yield words | {"layer": layer, "measure": measure} | as_columns(interval)
+    correct = study.answers(model, data) == study.labels
+    overall, _ = accuracy_replicates(correct, study.labels, study.weights, len(study.classes))
+    interval = estimate(overall, level, (0.0, 1.0))
+    yield words | {"layer": "", "measure": "robust_accuracy"} | as_columns(interval)
+
+
+def decay_data(
+    result: "Result", varied: Literal["eps", "step"], layer: str | None = None
+) -> pd.DataFrame:
+    """Return model, layer, measure, at -> value, low, high (means over the classes).
+
+    Raises:
+        UserError: where nothing was swept.
+    """
+    swept = select_rows(result.decay, varied=varied)
+    if swept.empty:
+        raise UserError(f"No {varied} was swept: compare with --{varied}-sweep.")
+    parts = []
+    for (model, name), panel in product(choose_layers(result, layer).items(), _MEASURES):
+        where = {"layer": "" if panel == "robust_accuracy" else name, "measure": _MEASURES[panel]}
+        rows = select_rows(swept, model=model, **where)
+        parts.append(rows.assign(layer=name, measure=panel))
+    columns = ["model", "layer", "measure", "at", "value", "low", "high"]
+    return pd.concat(parts, ignore_index=True)[columns]
+
+
+@styled
+def draw_decay(
+    result: "Result", varied: Literal["eps", "step"], layer: str | None = None
+) -> Figure:
+    """Draw how alignment and accuracy change as the attack gets stronger, a line a model.
+
+    Raises:
+        UserError: where nothing was swept.
+    """
+    data, layers = decay_data(result, varied, layer), choose_layers(result, layer)
+    data = data.assign(at=data["at"] * (255 if varied == "eps" else 1))
+    figure, axes = make_grid(2, 2, 1.25, 1.19, sharex=True)
+    models = list(result.meta["models"])
+    for ax, measure in zip(axes.flat, data["measure"].unique(), strict=True):
+        for model in layers:
+            rows = select_rows(data, model=model, measure=measure)
+            draw_line(ax, rows, "at", models.index(model))
+        label_measure(ax, measure)
+    for ax in axes[-1]:
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.set_xlabel("radius ε (1/255)" if varied == "eps" else "steps")
+    grows = "the attack grows" if varied == "eps" else "the attack goes on"
+    add_title(figure, f"Alignment as {grows}, {describe_layers(layers)}")
+    if varied == "eps":
+        attack = format_attack(result.meta["attack"])
+    else:
+        attack = f"{describe_attack(result)}, after so many of its steps"
+    notes = join_notes(result, [COSINE_NOTE, NR_NOTE, RHO_NOTE], attack)
+    add_model_legend(figure, models, notes)
+    return figure
+
+
+def describe_decay(data: pd.DataFrame) -> str:
+    """Say the values under the weakest and the strongest attack."""
+    start = "from the weakest attack to the strongest, "
+    return describe_each(data, ["model"], lambda rows: start + describe_ends(rows))
+
+
+def by_swept_layer(varied: str, result: "Result") -> Iterator[Subject]:
+    """Return a figure for each layer, where the attack's strength was swept in this way."""
+    if len(select_rows(result.decay, varied=varied)):
+        yield from by_layer(result)
+
+
+def _plot(varied: str, order: int, caption: str) -> Plot:
+    return Plot(
+        name=f"decay-{varied}",
+        draw=partial(draw_decay, varied=varied),
+        data=partial(decay_data, varied=varied),
+        alt_text=describe_decay,
+        caption=caption,
+        section="network",
+        order=order,
+        claims=("c1", "c2"),
+        table="decay",
+        subjects=partial(by_swept_layer, varied),
+    )
+
+
+register(
+    Analysis(
+        name="strength",
+        help="how alignment and accuracy change as the attack gets stronger",
+        tables={"decay": TABLE},
+        compute=compute_decay,
+        plots=(
+            _plot(
+                "eps",
+                30,
+                "What becomes of accuracy and alignment as the radius ε of the attack grows: "
+                f"{_PANELS} {{layers}} {{bars}}",
+            ),
+            _plot(
+                "step",
+                31,
+                "What becomes of accuracy and alignment in the course of the attack, which is "
+                f"stopped after so many steps of the same length: {_PANELS} {{layers}} "
+                "{adversarial} {bars}",
+            ),
+        ),
+    )
+)

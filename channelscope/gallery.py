@@ -1,0 +1,265 @@
+"""All figures of a result, by name, with their captions; and the folder that holds them."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pandas as pd
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from channelscope.analyses.base import ANALYSES, Plot, Section, Subject, analyses_of
+from channelscope.errors import UserError, suggest
+from channelscope.figures import paper, words
+from channelscope.figures.tex import escape_latex
+from channelscope.files import atomic_write
+
+if TYPE_CHECKING:
+    from channelscope.result import Result
+
+SECTIONS: tuple[Section, ...] = get_args(Section)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of a result: of a kind of plot, about a subject."""
+
+    result: "Result"
+    plot: Plot
+    subject: Subject
+
+    def draw(self) -> Figure:
+        """Draw it."""
+        return self.plot.draw(self.result, **self.subject.arguments)
+
+    def data(self) -> pd.DataFrame:
+        """Return the table of what is drawn."""
+        return self.plot.data(self.result, **self.subject.arguments)
+
+    def caption(self) -> str:
+        """Return the caption, plain text ready to paste."""
+        return self.plot.caption.format_map(_Sentences(self.result, self.subject.arguments))
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return what the page shows of it, as plain values."""
+        return {
+            "name": name,
+            "caption": self.caption(),
+            "alt_text": self.plot.alt_text(self.data()),
+            "section": self.plot.section,
+            "claims": list(self.plot.claims),
+            "main": self.subject.main,
+        }
+
+
+class _Sentences(dict[str, str]):
+    """What a caption may name, made when it is named; see ``Plot``."""
+
+    def __init__(self, result: "Result", arguments: Mapping[str, str | None]) -> None:
+        super().__init__({name: value for name, value in arguments.items() if value is not None})
+        self.result = result
+
+    def __missing__(self, name: str) -> str:
+        meta = self.result.meta
+        match name:
+            case "extremes":
+                return _name_extremes(words.extreme_classes(self.result))
+            case "layers":
+                layers = words.choose_layers(self.result, self.get("layer"))
+                return f"Layer: {', '.join(dict.fromkeys(layers.values()))}."
+            case "adversarial":
+                return f"Adversarial images: {words.describe_attack(self.result)}."
+            case "robust":
+                attacks = ", ".join(words.list_attacks(self.result))
+                return f"Robust accuracy: worst case over {attacks}."
+            case "wilson":
+                return f"Bars: {meta['level']:.0%} intervals (Wilson's, over images)."
+            case "bars":
+                how = f"bootstrap over images, {meta['replicates']} replicates"
+                return f"Bars: {meta['level']:.0%} intervals ({how})."
+        raise KeyError(name)
+
+
+def _name_extremes(classes: Sequence[str]) -> str:
+    if len(classes) == 2:
+        return f"the most robust class ({classes[0]}) and the least robust one ({classes[1]})"
+    return f"class {classes[0]}"
+
+
+def list_figures(result: "Result") -> dict[str, Picture]:
+    """Return every figure of a result by its name, in the page's order.
+
+    Names are safe as file names: those of the plot and of what the figure is about, such as
+    relevance, magnitude-cat or nr-share-layer4. Names made alike by this are numbered.
+    """
+    plots = [plot for analysis in analyses_of(result.kind) for plot in analysis.plots]
+    pictures: dict[str, Picture] = {}
+    for plot in sorted(plots, key=lambda plot: (SECTIONS.index(plot.section), plot.order)):
+        table = result.tables.get(plot.table)
+        for subject in plot.subjects(result) if table is not None and len(table) else ():
+            values = [value for value in subject.arguments.values() if value is not None]
+            name = stem = "-".join(filter(None, [plot.name, *map(_make_slug, values)]))
+            repeat = 1
+            while name in pictures:
+                name = f"{stem}-{(repeat := repeat + 1)}"
+            pictures[name] = Picture(result, plot, subject)
+    return pictures
+
+
+def _make_slug(text: str) -> str:
+    """Keep a-z, 0-9 and dashes: no class name leaves the folder or troubles a file system."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
+
+
+def find_picture(result: "Result", name: str) -> Picture:
+    """Return a figure by its full name.
+
+    Raises:
+        UserError: for a figure that this result does not have.
+    """
+    pictures = list_figures(result)
+    if name not in pictures:
+        raise UserError(f"No figure {name!r} in this {result.kind}.{suggest(name, pictures)}")
+    return pictures[name]
+
+
+def find_drawing(result: "Result", name: str, arguments: Mapping[str, Any]) -> Callable[[], Figure]:
+    """Return a function that draws a kind of figure with its arguments, or one by its full name.
+
+    Raises:
+        UserError: for a figure that this result does not have, or arguments that do not fit.
+    """
+    plots = {plot.name: plot for item in analyses_of(result.kind) for plot in item.plots}
+    if name not in plots:
+        pictures = list_figures(result)
+        if name in pictures and not arguments:
+            return pictures[name].draw
+        choices = suggest(name, dict.fromkeys([*plots, *pictures]))
+        raise UserError(f"No figure {name!r} in this {result.kind}.{choices}")
+    draw = plots[name].draw
+    try:
+        signature(draw).bind(result, **arguments)
+    except TypeError as error:
+        parameters = [f"{part}" for part in list(signature(draw).parameters.values())[1:]]
+        takes = f"takes {', '.join(parameters)}" if parameters else "takes no arguments"
+        raise UserError(f"The figure {name!r} {takes} ({error}).") from error
+    return partial(draw, result, **arguments)
+
+
+def draw(
+    result: "Result",
+    folder: Path,
+    *,
+    style: str | None = None,
+    wide: bool = False,
+    latex: bool = False,
+    only: Sequence[str] = (),
+    formats: Sequence[str] = ("pdf", "png"),
+    progress: bool = True,
+) -> list[Path]:
+    """Write figures into a folder, each beside its data (.csv), and the captions of all there.
+
+    ``captions.txt`` is for pasting, and ``captions.tex`` too (where LaTeX draws);
+    ``captions.json`` is for the page: it lists the figures of which there is a .png, in the page's
+    order. The same result gives the same bytes.
+
+    Args:
+        result: what is drawn.
+        folder: where to write; other figures that lie there stay.
+        style, wide, latex: see ``paper.style``.
+        only: claims ("c1"), kinds ("magnitude") or names of figures; all if there is none.
+        formats: of pdf, png and svg.
+        progress: show a progress bar.
+
+    Returns:
+        The paths of the pictures.
+
+    Raises:
+        UserError: for a style, a choice or a format that is unknown, or where LaTeX is missing.
+    """
+    formats = _split_words("format", formats)
+    paper.check_formats(formats)
+    chosen = _choose(result, _split_words("figure", only) if only else [])
+    paths = []
+    with paper.style(style, wide=wide, latex=latex):
+        bar = tqdm(chosen.items(), desc="figures", unit="figure", disable=not progress)
+        for name, picture in bar:
+            figure, data = picture.draw(), picture.data()
+            paths += paper.save_with_data(figure, data, folder / name, formats)
+    _write_captions(result, folder, latex)
+    return paths
+
+
+def _split_words(what: str, texts: Sequence[str]) -> list[str]:
+    """Return the single words of texts with spaces or commas between, none twice."""
+    joined = texts if isinstance(texts, str) else " ".join(texts)
+    names = dict.fromkeys(joined.replace(",", " ").split())
+    if not names:
+        raise UserError(f"No {what} is named: name at least one, or leave the choice out.")
+    return list(names)
+
+
+def _choose(result: "Result", only: Sequence[str]) -> dict[str, Picture]:
+    pictures = list_figures(result)
+    if not only:
+        return pictures
+    plots = [plot for analysis in ANALYSES.values() for plot in analysis.plots]
+    claims = sorted({claim for plot in plots for claim in plot.claims})
+    kinds = [*claims, *(plot.name for plot in plots)]
+    chosen = set()
+    for word in only:
+        names = {
+            name
+            for name, picture in pictures.items()
+            if word.lower() in (*picture.plot.claims, picture.plot.name, name)
+        }
+        if not names and word.lower() in kinds:
+            raise UserError(f"This {result.kind} has nothing to draw for {word!r}: leave it out.")
+        if not names:
+            choices = suggest(word.lower(), dict.fromkeys([*kinds, *pictures]))
+            raise UserError(
+                f"No figure {word!r}; choose from {', '.join(kinds)} or a figure's name.{choices}"
+            )
+        chosen |= names
+    return {name: picture for name, picture in pictures.items() if name in chosen}
+
+
+def _write_captions(result: "Result", folder: Path, latex: bool) -> None:
+    """Write the captions of all figures that lie in a folder."""
+    pictures = {
+        name: picture
+        for name, picture in list_figures(result).items()
+        if (folder / f"{name}.csv").exists()
+    }
+    captions = {name: picture.caption() for name, picture in pictures.items()}
+    listed = [
+        picture.describe(name)
+        for name, picture in pictures.items()
+        if (folder / f"{name}.png").exists()
+    ]
+    texts = {
+        "captions.txt": "\n".join(f"{name}\n{text}\n" for name, text in captions.items()),
+        "captions.json": json.dumps(listed, indent=1, ensure_ascii=False),
+    }
+    if latex:
+        figures = [_format_latex(name, text) for name, text in captions.items()]
+        texts["captions.tex"] = "\n".join(figures)
+    for file, text in texts.items():
+        with atomic_write(folder / file) as part:
+            part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _format_latex(name: str, caption: str) -> str:
+    width = r"\textwidth" if paper.current_style().wide else r"\columnwidth"
+    return f"""\\begin{{figure}}[t]
+  \\centering
+  \\includegraphics[width={width}]{{{name}.pdf}}
+  \\caption{{{escape_latex(caption)}}}
+  \\label{{fig:{name}}}
+\\end{{figure}}
+"""

@@ -1,0 +1,103 @@
+"""Every table agrees with that of the package's first version, from the arrays of its own run."""
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from channelscope.analyses.base import analyses_of
+from channelscope.result import Result
+from helpers.first_version import KINDS, read_first_study, read_first_table
+from helpers.studies import make_result
+
+RUNS = (
+    ("digits", "comparison"),
+    ("digits", "evaluation"),
+    ("digits", "intervention"),
+    ("digits", "rankings"),
+    ("zoo", "comparison"),
+    ("zoo", "evaluation"),
+)
+# Tables of another name in the first version; None: they were not there.
+NAMES = {
+    ("evaluation", "attacks"): "table",
+    ("evaluation", "worst_case"): "worst",
+    ("evaluation", "robustness"): "classes",
+    ("intervention", "suppression"): None,
+}
+NUMBERED = ("channel", "rank", "epoch", "at", "eps", "channels", "fraction")  # they tell rows apart
+# Bounds that were another interval's, and sentences, which have been reworded.
+CHANGED = {("comparison", "robustness"): ("low", "high")}
+CASES = [
+    (case, kind, table)
+    for case, kind in RUNS
+    for analysis in analyses_of(KINDS[kind])
+    for table in analysis.tables
+    if NAMES.get((kind, table), table)
+]
+
+
+@cache
+def compute(case: str, kind: str) -> Result:
+    return make_result(read_first_study(case, kind))
+
+
+def sort_rows(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    return table.sort_values(columns, kind="stable", ignore_index=True)
+
+
+@pytest.mark.parametrize(("case", "kind", "name"), CASES)
+def test_tables_agree(case: str, kind: str, name: str) -> None:
+    now = getattr(compute(case, kind), name)
+    first = read_first_table(case, kind, NAMES.get((kind, name), name))
+    if name == "decay":  # of the strengths, those whose arrays are kept
+        now = now[now["at"].isin(first["at"])]
+    if (kind, name) == ("evaluation", "robustness"):
+        now = now[now["class"] != "all"]
+    words = [column for column in list_words(kind, name) if column in first]
+    keys = [*words, *(column for column in NUMBERED if column in first)]
+    assert len(now) == len(first)
+    if first.empty:
+        return
+    now, first = sort_rows(now, keys), sort_rows(first, keys)
+    for column in words:
+        assert now[column].tolist() == first[column].tolist()
+    skipped = {*words, *CHANGED.get((kind, name), ())}
+    for column in set(first) - skipped:
+        np.testing.assert_allclose(
+            now[column].to_numpy(float),
+            first[column].to_numpy(float),
+            rtol=0,
+            atol=1e-12,
+            err_msg=column,
+        )
+
+
+def list_words(kind: str, name: str) -> list[str]:
+    """Return a table's columns of words."""
+    (table,) = (
+        analysis.tables[name] for analysis in analyses_of(KINDS[kind]) if name in analysis.tables
+    )
+    return [*table.words, *(["class"] if table.by_channel else [])]
+
+
+@pytest.mark.parametrize(("case", "kind"), [("digits", "comparison"), ("zoo", "comparison")])
+def test_verdicts_agree(case: str, kind: str) -> None:
+    now, first = compute(case, kind).verdicts, read_first_table(case, kind, "verdicts")
+    judged = now[now["models"] != ""]
+    columns = ["claim", "models", "layer", "verdict"]
+    assert judged[columns].to_numpy().tolist() == first[columns].to_numpy().tolist()
+    for column in ("estimate", "low", "high"):
+        values = judged[column].to_numpy(float)
+        np.testing.assert_allclose(values, first[column].to_numpy(float), rtol=0, atol=1e-12)
+
+
+def test_verdicts_by_intervention_agree() -> None:
+    result = compute("digits", "intervention")
+    first = read_first_table("digits", "intervention", "verdicts")
+    columns = ["estimate", "low", "high"]
+    for table in (result.verdicts, result.suppression):
+        values = table[columns].to_numpy(float)
+        np.testing.assert_allclose(values, first[columns].to_numpy(float), rtol=0, atol=1e-12)
+    assert result.verdicts["verdict"].tolist() == first["verdict"].tolist()
