@@ -1,4 +1,4 @@
-"""Streaming: the same images as in memory, mistakes in the same words, and processes that end."""
+"""Images read as they are needed: no others, the same as in memory, and processes that end."""
 
 import os
 import shutil
@@ -10,13 +10,24 @@ from dataclasses import replace
 from inspect import unwrap
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 
-from channelscope.data import Dataset, MemorySplit, Split, StreamedSplit, folders, load, streams
+from channelscope.data import (
+    Dataset,
+    ImageFiles,
+    LazySplit,
+    MemorySplit,
+    Split,
+    load,
+    readers,
+    sample_stratified,
+    streams,
+)
 from channelscope.errors import UserError
 from helpers.pictures import (
     another_size,
@@ -49,10 +60,19 @@ def _no_process_is_left() -> Iterator[None]:
 
 def streamed(
     folder: Path, part: str = "test", workers: int = 2, image_size: int | None = None
-) -> StreamedSplit:
+) -> LazySplit:
     images = load(f"imagefolder:{folder}", stream=True, image_size=image_size).parts[part]
-    assert isinstance(images, StreamedSplit)
+    assert isinstance(images, LazySplit)
     return replace(images, workers=workers)
+
+
+def in_memory(folder: Path, image_size: int | None = None) -> Dataset:
+    return load(f"imagefolder:{folder}", stream=False, image_size=image_size).load()
+
+
+def file_of(images: LazySplit, index: int) -> Path:
+    assert isinstance(images.reader, ImageFiles)
+    return images.reader.folder / images.reader.files[int(images.rows[index])]
 
 
 def mixed(root: Path) -> Path:
@@ -71,6 +91,72 @@ def equal(ours: Iterator[tuple[Tensor, Tensor]], theirs: Iterator[tuple[Tensor, 
     )
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of the files that PIL has decoded, in this process."""
+    names: set[str] = set()
+    decode = ImageFile.ImageFile.load
+
+    def load(image: ImageFile.ImageFile) -> Any:
+        if image.fp is not None:
+            names.add(str(image.fp.name))
+        return decode(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    return names
+
+
+# ---------------------------------------------------------------- only what is needed
+
+
+@pytest.mark.parametrize("image_size", [None, 4])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_only_the_images_asked_for_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: set[str], mode: str, image_size: int
+) -> None:
+    monkeypatch.setattr(streams, "CHUNK", 32)
+    dataset = load(f"imagefolder:{write_folder(tmp_path, 20, mode)}", image_size=image_size)
+    assert len(dataset.test) == 60
+    assert dataset.test.labels.bincount().tolist() == [20, 20, 20]
+    sample = dataset.test.sample(20, seed=1)
+    assert torch.equal(
+        sample.labels, dataset.test.labels[sample_stratified(dataset.test.labels, 20, 1)]
+    )
+    assert len(sample.fingerprint()) == 64
+    assert decoded == set()
+    assert isinstance(sample, LazySplit)
+    chosen = {str(file_of(sample, index)) for index in range(20)}
+    assert sum(len(y) for _, y in sample.batches(8)) == 20
+    assert decoded == chosen
+    assert len(chosen) == 20
+    decoded.clear()
+    loaded = sample.load()
+    assert decoded == chosen
+    decoded.clear()
+    assert equal(loaded.batches(8), loaded.batches(8))
+    assert loaded.load() is loaded
+    assert decoded == set()
+
+
+def test_only_the_parts_that_are_used_are_decoded(tmp_path: Path, decoded: set[str]) -> None:
+    dataset = load(f"imagefolder:{write_folder(tmp_path)}", validation=0.25)
+    loaded = dataset.load("test")
+    assert {Path(name).parts[-3] for name in decoded} == {"test"}
+    assert len(decoded) == 12
+    assert loaded.train is dataset.train
+    assert isinstance(loaded.test, MemorySplit)
+    assert kinds(dataset.load()) == {MemorySplit}
+    assert len(decoded) == 24
+
+
+def test_few_images_start_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = streamed(write_folder(tmp_path))
+    monkeypatch.setattr(streams, "CHUNK", 12)
+    passing = images.batches(2)
+    next(passing)
+    assert active_children() == []
+
+
 # ---------------------------------------------------------------- the same images
 
 
@@ -82,15 +168,17 @@ def test_streamed_images_are_those_in_memory(
 ) -> None:
     name = f"imagefolder:{write_folder(tmp_path, mode=mode)}"
     ours, theirs = (
-        load(name, image_size=image_size, stream=stream, validation=0.25)
+        load(name, image_size=image_size, stream=stream, validation=0.25).load()
         for stream in (True, False)
     )
+    assert kinds(theirs) == {MemorySplit}
     assert ours.classes == theirs.classes
     assert (ours.channels, ours.image_size) == (theirs.channels, theirs.image_size)
     assert list(ours.parts) == list(theirs.parts) == ["train", "val", "test"]
     for part, images in ours.parts.items():
-        assert isinstance(images, StreamedSplit)
+        assert isinstance(images, LazySplit)
         images, other = replace(images, workers=workers), theirs.parts[part]
+        assert images.fingerprint() == other.fingerprint()
         assert len(images) == len(other)
         assert images.image_shape == other.image_shape
         assert torch.equal(images.labels, other.labels)
@@ -104,18 +192,18 @@ def test_streamed_images_of_all_sizes_and_modes_are_those_in_memory(
     tmp_path: Path, workers: int
 ) -> None:
     images = streamed(mixed(tmp_path), workers=workers, image_size=6)
-    in_memory = load(f"imagefolder:{tmp_path}", stream=False, image_size=6).test
-    assert images.image_shape == in_memory.image_shape == (3, 6, 6)
-    assert equal(images.batches(100), in_memory.batches(100))
+    expected = in_memory(tmp_path, image_size=6).test
+    assert images.image_shape == expected.image_shape == (3, 6, 6)
+    assert equal(images.batches(100), expected.batches(100))
 
 
 @pytest.mark.parametrize("indices", [[], [7], [11, 0, 3, 3, 3, 0, 5]])
 @pytest.mark.parametrize("size", [1, 2, 3, 10**12])
 def test_batches_follow_the_indices(tmp_path: Path, size: int, indices: list[int]) -> None:
     images, order = streamed(write_folder(tmp_path)), torch.tensor(indices, dtype=torch.int64)
-    in_memory = load(f"imagefolder:{tmp_path}", stream=False).test
+    expected = in_memory(tmp_path).test
     assert equal(
-        images.batches(size, indices=order), in_memory.batches(size, torch.device("cpu"), order)
+        images.batches(size, indices=order), expected.batches(size, torch.device("cpu"), order)
     )
     assert [len(y) for _, y in images.batches(size, indices=order)] == [
         min(size, len(indices) - start) for start in range(0, len(indices), size)
@@ -149,47 +237,47 @@ def test_passes_leave_the_global_generator_alone(tmp_path: Path) -> None:
 
 def test_a_subset_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = streamed(write_folder(tmp_path))
-    in_memory = load(f"imagefolder:{tmp_path}", stream=False).test
+    expected = in_memory(tmp_path).test
     with monkeypatch.context() as blind:
         blind.setattr(Image, "open", None)
         subset = images.subset(torch.tensor([9, 2, 2, 0]))
     assert len(subset) == 4
     assert subset.labels.tolist() == [2, 0, 0, 0]
-    assert equal(subset.batches(3), in_memory.subset(torch.tensor([9, 2, 2, 0])).batches(3))
+    expected = expected.subset(torch.tensor([9, 2, 2, 0]))
+    assert equal(subset.batches(3), expected.batches(3))
+    assert subset.fingerprint() == expected.fingerprint()
 
 
 def test_what_is_streamed_says_so(tmp_path: Path) -> None:
     images = streamed(write_folder(tmp_path))
-    assert repr(images) == f"Streamed(12 images of 3 x 5 x 6, in {tmp_path})"
+    assert repr(images) == f"LazySplit(12 images of 3 x 5 x 6, in {tmp_path})"
     assert images.to("cpu") is images
 
 
 def test_a_streamed_dataset_can_be_limited(tmp_path: Path) -> None:
     name = f"imagefolder:{write_folder(tmp_path)}"
     ours, theirs = (
-        load(name, stream=stream, validation=0.25).limited(5, seed=3) for stream in (True, False)
+        load(name, stream=stream, validation=0.25).limited(5, seed=3).load()
+        for stream in (True, False)
     )
     assert equal(ours.require_train().batches(5), theirs.require_train().batches(5))
 
 
 def test_streamed_and_other_parts_make_a_dataset(tmp_path: Path) -> None:
     images = streamed(write_folder(tmp_path))
-    in_memory = load(f"imagefolder:{tmp_path}", stream=False)
-    assert Dataset("mine", in_memory.classes, images, train=in_memory.train).image_size == (5, 6)
+    loaded = in_memory(tmp_path)
+    assert Dataset("mine", loaded.classes, images, train=loaded.train).image_size == (5, 6)
     with mistake("test images (3, 5, 6): give them one size"):
-        Dataset("mine", in_memory.classes, images, train=streamed(tmp_path, image_size=5))
+        Dataset("mine", loaded.classes, images, train=streamed(tmp_path, image_size=5))
 
 
-def test_a_fingerprint_is_of_names_sizes_and_labels_wherever_the_folder_is(tmp_path: Path) -> None:
+def test_a_fingerprint_is_of_contents_and_labels_wherever_the_files_are(tmp_path: Path) -> None:
     images = streamed(write_folder(tmp_path / "one"))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    assert streamed(tmp_path / "two", workers=0).fingerprint() == images.fingerprint()
-    renamed = replace(images, files=("test/ant/zero.png", *images.files[1:]))
-    (tmp_path / "one" / "test" / "ant" / "zero.png").write_bytes(
-        (tmp_path / "one" / images.files[0]).read_bytes()
-    )
+    (tmp_path / "two" / "test" / "ant" / "0.png").rename(tmp_path / "two/test/ant/00.png")
+    other = streamed(tmp_path / "two", workers=0)
+    assert other.fingerprint() == images.fingerprint()
     different = [
-        renamed,
         images.subset(torch.arange(11)),
         images.subset(torch.arange(12).flip(0)),
         replace(images, labels=images.labels.flip(0)),
@@ -197,9 +285,12 @@ def test_a_fingerprint_is_of_names_sizes_and_labels_wherever_the_folder_is(tmp_p
         streamed(tmp_path / "two", image_size=5),
     ]
     prints = {each.fingerprint() for each in [images, *different]}
-    with (tmp_path / "one" / images.files[4]).open("ab") as file:
+    with file_of(images, 4).open("ab") as file:
         file.write(b"0")
-    assert len(prints | {images.fingerprint()}) == 8
+    assert len(prints | {images.fingerprint()}) == 7
+    assert (
+        images.subset(torch.arange(4)).fingerprint() == other.subset(torch.arange(4)).fingerprint()
+    )
     assert all(len(bytes.fromhex(each)) == 32 for each in prints)
 
 
@@ -223,17 +314,18 @@ def kinds(dataset: Dataset) -> set[type[Split]]:
 
 
 @pytest.mark.parametrize(
-    ("memory", "kind"), [(2 * 24 * 3 * 5 * 6, MemorySplit), (2 * 24 * 3 * 5 * 6 - 1, StreamedSplit)]
+    ("memory", "kind"), [(2 * 12 * 3 * 5 * 6, MemorySplit), (2 * 12 * 3 * 5 * 6 - 1, LazySplit)]
 )
-def test_images_that_would_take_half_of_the_memory_are_streamed(
+def test_parts_that_would_take_half_of_the_memory_stay_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, kind: type[Split]
 ) -> None:
     name = f"imagefolder:{write_folder(tmp_path)}"
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": memory, "SC_PAGE_SIZE": 1}.get)
-    assert kinds(load(name)) == {kind}
-    assert kinds(load(name, stream=True)) == {StreamedSplit}
-    assert kinds(load(name, stream=False)) == {MemorySplit}
-    assert kinds(load(name, image_size=2)) == {MemorySplit}
+    assert kinds(load(name, validation=0).load()) == {kind}
+    assert kinds(load(name, stream=True).load()) == {LazySplit}
+    assert kinds(load(name, stream=False).load()) == {MemorySplit}
+    assert kinds(load(name, image_size=2).load()) == {MemorySplit}
+    assert isinstance(load(name).test.sample(11).load(), MemorySplit)
 
 
 def test_only_folders_are_streamed() -> None:
@@ -248,7 +340,7 @@ def test_the_processes_of_a_machine_share_its_processors(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
-    assert StreamedSplit(Path(), (), torch.arange(0), (3, 4, 4)).workers == workers
+    assert streams.count_workers() == workers
 
 
 # ---------------------------------------------------------------- mistakes
@@ -265,7 +357,7 @@ def test_a_bad_file_is_named_in_the_words_of_reading_into_memory(
 ) -> None:
     spoil(write_folder(tmp_path))
     with pytest.raises(UserError) as expected:
-        load(f"imagefolder:{tmp_path}", stream=False)
+        in_memory(tmp_path)
     images = streamed(tmp_path, "test" if spoil is another_size else "train", workers)
     with pytest.raises(UserError) as caught:
         list(images.batches(3))
@@ -277,7 +369,7 @@ def test_a_bad_file_is_named_in_the_words_of_reading_into_memory(
 def test_batches_before_a_bad_file_are_given(tmp_path: Path, workers: int) -> None:
     not_an_image(write_folder(tmp_path))
     images = load(f"imagefolder:{tmp_path}", stream=True, validation=0.0).train
-    assert isinstance(images, StreamedSplit)
+    assert isinstance(images, LazySplit)
     passing = replace(images, workers=workers).batches(4)
     assert [next(passing)[1].tolist() for _ in range(2)] == [[0] * 4, [1] * 4]
     with mistake("train/cow/0.png cannot be read"):
@@ -291,10 +383,18 @@ def test_a_first_file_that_is_damaged_is_found_on_loading(tmp_path: Path) -> Non
         load(f"imagefolder:{tmp_path}", stream=True, validation=0.0)
 
 
-def test_a_file_that_has_gone_has_no_fingerprint(tmp_path: Path) -> None:
+def test_what_is_no_image_file_any_more_has_no_fingerprint(tmp_path: Path) -> None:
     images = streamed(write_folder(tmp_path))
-    (tmp_path / images.files[5]).unlink()
-    with mistake(f"{images.files[5]} cannot be read (No such file or directory)"):
+    file_of(images, 5).unlink()
+    with mistake(f"{file_of(images, 5)} cannot be read (No such file or directory)"):
+        images.fingerprint()
+    os.mkfifo(file_of(images, 5))
+    with mistake("is no ordinary file"):
+        images.fingerprint()
+    file_of(images, 5).unlink()
+    file_of(images, 5).touch()
+    os.truncate(file_of(images, 5), 2**40)
+    with mistake("it has more than 256 MB"):
         images.fingerprint()
 
 
@@ -305,11 +405,12 @@ def test_one_coloured_image_among_the_grey(
     write_folder(tmp_path, mode="L")
     write_image(tmp_path / "test" / "bee" / "1.png")
     assert streamed(tmp_path).image_shape == (3, 5, 6)  # all of so few are looked at
-    monkeypatch.setattr(folders, "GLANCES", 2)
+    monkeypatch.setattr(readers, "GLANCES", 2)
     images = streamed(tmp_path, workers=workers)
     assert images.image_shape == (1, 5, 6)
     with mistake("test/bee/1.png has colours, and the images looked at before are grey"):
         list(images.batches(4))
+    assert in_memory(tmp_path).channels == 3  # all are looked at
 
 
 @pytest.mark.parametrize("indices", [[-1], [0, 12]])
@@ -320,7 +421,7 @@ def test_indices_that_are_not_there(tmp_path: Path, indices: list[int]) -> None:
     with mistake("between 0 and 11, for there are 12"):
         images.batches(2, indices=torch.tensor(indices))
     with mistake("mask.nonzero()"):
-        unwrap(StreamedSplit.subset)(images, torch.ones(12, dtype=torch.bool))
+        unwrap(LazySplit.subset)(images, torch.ones(12, dtype=torch.bool))
 
 
 def test_a_batch_of_no_images(tmp_path: Path) -> None:
@@ -331,7 +432,7 @@ def test_a_batch_of_no_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("labels", "words"), [([0], "shape (2,)"), ([0, -1], "smallest is -1")])
 def test_labels_that_do_not_fit(labels: list[int], words: str) -> None:
     with mistake(words):
-        StreamedSplit(Path(), ("a.png", "b.png"), torch.tensor(labels), (3, 4, 4))
+        LazySplit(ImageFiles(Path(), ("a", "b"), (3, 4, 4)), torch.tensor(labels), torch.arange(2))
 
 
 # ---------------------------------------------------------------- processes
@@ -351,9 +452,9 @@ def test_processes_live_as_long_as_their_pass(tmp_path: Path) -> None:
 
 
 def test_no_more_processes_start_than_have_something_to_do(tmp_path: Path) -> None:
-    passing = streamed(write_folder(tmp_path)).batches(2, indices=torch.tensor([5, 3]))
+    passing = streamed(write_folder(tmp_path), workers=4).batches(3, indices=torch.tensor([5, 3, 1]))
     next(passing)
-    assert len(active_children()) == 1
+    assert len(active_children()) == 2
     del passing
 
 
@@ -362,10 +463,10 @@ def test_ctrl_c_does_not_reach_the_processes(
 ) -> None:
     def interrupted(*arguments: object) -> object:
         os.kill(os.getpid(), signal.SIGINT)
-        return fitted(*arguments)
+        return read(*arguments)
 
-    images, fitted = streamed(write_folder(tmp_path)), streams.fitted
-    monkeypatch.setattr(streams, "fitted", interrupted)
+    images, read = streamed(write_folder(tmp_path)), ImageFiles.read
+    monkeypatch.setattr(ImageFiles, "read", interrupted)
     assert [len(y) for _, y in images.batches(5)] == [5, 5, 2]
     assert capfd.readouterr().err == ""
     assert (

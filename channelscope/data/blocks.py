@@ -1,10 +1,10 @@
 """Blocks: the images that go through a network together, whatever the batch size and the number of processes.
 
-What a network makes of an image is the same to the bit only in the same company: in a batch of another size, kernels
-add in another order. So images go through networks in blocks, which depend on nothing but the images; processes share
-whole blocks, and random numbers and sums are those of blocks. Then results are the same to the byte, run after run, on
-one machine with the same packages and as many threads a process (OMP_NUM_THREADS): another number of threads
-divides the sums of small batches otherwise. On a GPU they are as far as its kernels repeat themselves.
+A network gives an image the same values to the bit only in the same company: in a batch of another size, kernels add in
+another order. So images go through networks in blocks, which depend on nothing but the images; processes share whole
+blocks, and random numbers and sums are those of blocks. Then results are the same to the byte, run after run, on one
+machine with the same packages and as many threads a process (OMP_NUM_THREADS): another number of threads divides the
+sums of small batches otherwise. On a GPU they repeat as far as its kernels do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,34 +13,35 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from channelscope.data.datasets import Split
+from channelscope.data.splits import Split
 
 MOST, FEWEST = 128, 16
 _PIXELS = MOST * 64 * 64
 
 
-def block_size(part: Split) -> int:
-    """Give the number of images in a block: 128; of images larger than 64 x 64 the half, a quarter, ..., 16 at least.
+def block_size(images: Split) -> int:
+    """Return the number of images in a block: 128; of images larger than 64 x 64 half, a quarter, ..., 16 at least.
 
     >>> from channelscope.data import load
     >>> block_size(load("digits").test)
     128
     """
-    size, (_, height, width) = MOST, part.image_shape
+    size = MOST
+    _, height, width = images.image_shape
     while size > FEWEST and size * height * width > _PIXELS:
         size //= 2
     return size
 
 
 def iterate_blocks(
-    part: Split, blocks: Sequence[Int[Tensor, " _"]], fetched: int, device: torch.device
+    images: Split, blocks: Sequence[Int[Tensor, " _"]], batch_size: int, device: torch.device
 ) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, "b c h w"], Int[Tensor, " b"]]]:
-    """Go through blocks of a part's images.
+    """Go through blocks of images.
 
     Args:
-        part: the images.
+        images: what the blocks are of.
         blocks: the indices of each block's images, at least one each.
-        fetched: how many images are read, and brought to the device, at a time.
+        batch_size: how many images are read, and brought to the device, at a time.
         device: where they are wanted.
 
     Yields:
@@ -48,11 +49,12 @@ def iterate_blocks(
     """
     if not blocks:
         return
-    batches = part.batches(fetched, device, torch.cat(list(blocks)))
+    batches = images.batches(batch_size, device, torch.cat(list(blocks)))
     x, y = next(batches)
     for rows in blocks:
         while len(y) < len(rows):
-            x, y = (torch.cat(both) for both in zip((x, y), next(batches), strict=True))
+            more_x, more_y = next(batches)
+            x, y = torch.cat([x, more_x]), torch.cat([y, more_y])
         # In memory of its own: how numbers lie there may decide how they are added.
         yield rows, x[: len(rows)].clone(), y[: len(rows)]
         x, y = x[len(rows) :], y[len(rows) :]

@@ -1,19 +1,14 @@
-"""A dataset: its parts, in memory or streamed, which share one size of image and one list of classes."""
+"""A dataset: its parts, which share one size of image and one list of classes."""
 
-import operator
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from channelscope.data.sampling import sample_stratified
-from channelscope.data.splits import MemorySplit
-from channelscope.data.streams import StreamedSplit
+from channelscope.data.splits import Split
 from channelscope.errors import UserError, has_controls
 
-MAX_CLASSES = 100_000  # a number beyond is no class, and naming so many would fill the memory
-
-Split = MemorySplit | StreamedSplit
-"""Labelled images, in memory or on disk: what can be trained, evaluated and analysed on."""
+MAX_CLASSES = 100_000  # a larger label is no class, and naming so many would fill the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +33,15 @@ class Dataset:
     val: Split | None = None
 
     def __post_init__(self) -> None:
-        name, count = max(
-            Counter(self.classes).items(), key=operator.itemgetter(1), default=("", 0)
-        )
-        if count > 1:
-            raise UserError(
-                f"Class names must differ, and {name!r} comes {count} times in {self.name}: rename one."
-            )
-        if strange := [name for name in self.classes if not name.isprintable()]:
-            raise UserError(
-                f"The class name {strange[0]!r} has characters that cannot be printed: rename the class."
-            )
+        for name, count in Counter(self.classes).items():
+            if count > 1:
+                raise UserError(
+                    f"Class names must differ, and {name!r} comes {count} times in {self.name}: rename one."
+                )
+            if not name.isprintable():
+                raise UserError(
+                    f"The class name {name!r} has characters that cannot be printed: rename the class."
+                )
         if has_controls(self.name):  # it is printed, drawn and kept in files
             raise UserError(
                 f"The data's name {self.name!r} has characters that cannot be printed: rename the folder."
@@ -74,22 +67,22 @@ class Dataset:
         return height, width
 
     def require_train(self) -> Split:
-        """Give the training part; UserError if there is none, or if one of the classes has no image in it."""
+        """Return the training part; UserError if there is none, or if a class has no image in it."""
         if self.train is None:
             raise UserError(
                 f"{self.name} has no training images: choose a dataset that has a training part."
             )
-        counts = self.train.labels.bincount(minlength=len(self.classes))
-        if empty := [
-            name for name, count in zip(self.classes, counts.tolist(), strict=True) if not count
-        ]:
-            raise UserError(
-                f"Class {empty[0]!r} of {self.name} has no training images: add some, or remove the class."
-            )
+        counts = self.train.labels.bincount(minlength=len(self.classes)).tolist()
+        for name, count in zip(self.classes, counts, strict=True):
+            if not count:
+                raise UserError(
+                    f"Class {name!r} of {self.name} has no training images: "
+                    "add some, or remove the class."
+                )
         return self.train
 
     def limited(self, n: int, seed: int) -> "Dataset":
-        """Cut the training part to `n` images, chosen by `seed` so that the classes keep their shares (`stratified`).
+        """Cut the training part to `n` images, chosen by `seed` so that the classes keep their shares.
 
         Raises:
             UserError: no training part; `n` is below the number of classes, leaves one without images, or is more than
@@ -101,13 +94,22 @@ class Dataset:
                 f"The training part of {self.name} cannot be cut to {n} images: ask for a number "
                 f"from {len(self.classes)}, one of each class, to {len(train)}, which is all there are."
             )
-        part = train.subset(sample_stratified(train.labels, n, seed))
-        if len(lost := set(range(len(self.classes))) - set(part.labels.tolist())):
+        chosen = train.sample(n, seed)
+        if missing := set(range(len(self.classes))) - set(chosen.labels.tolist()):
             raise UserError(
-                f"Of {n} training images of {self.name} none would be of class {self.classes[min(lost)]!r}, "
-                "the classes' shares kept: ask for more."
+                f"Of {n} training images of {self.name} none would be of class "
+                f"{self.classes[min(missing)]!r}, the classes' shares kept: ask for more."
             )
-        return replace(self, train=part)
+        return replace(self, train=chosen)
+
+    def load(self, *parts: str, progress: bool = False) -> "Dataset":
+        """Read parts of the dataset ("train", "val", "test"; none named: all) into memory as `Split.load` does."""
+        loaded: dict[str, Any] = {
+            part: split.load(progress)
+            for part, split in self.parts.items()
+            if not parts or part in parts
+        }
+        return replace(self, **loaded)
 
     def _check(self, part: str, split: Split) -> None:
         if not len(split):
@@ -119,12 +121,12 @@ class Dataset:
             )
         if (largest := int(split.labels.max())) >= len(self.classes):
             raise UserError(
-                f"The {part} labels of {self.name} go up to {largest}, but there are only {len(self.classes)} classes: "
-                f"labels must lie between 0 and {len(self.classes) - 1}."
+                f"The {part} labels of {self.name} go up to {largest}, but there are only "
+                f"{len(self.classes)} classes: labels must lie between 0 and {len(self.classes) - 1}."
             )
 
 
-def numbered(splits: Iterable[MemorySplit]) -> tuple[str, ...]:
+def number_classes(splits: Iterable[Split]) -> tuple[str, ...]:
     """Name the classes after their numbers, "0" up to the largest label; UserError if it is beyond reason."""
     largest = max((int(split.labels.max()) for split in splits if len(split)), default=-1)
     if largest >= MAX_CLASSES:

@@ -73,17 +73,20 @@ def train(
         UserError: for settings that do not fit, an ``out`` that exists, or a loss that is no longer
             a number.
     """
-    dataset = as_dataset(data)
+    shown = progress and distributed.is_first()
+    dataset = as_dataset(data, progress=shown)
     if images is not None:
         dataset = dataset.limited(images, seed)
     device = distributed.resolve_device(device)
-    job = Job(find_recipe(recipe, dataset.name).override(**overrides), dataset, Path(out), seed)
+    recipe = find_recipe(recipe, dataset.name).override(**overrides)
+    # Read once, not in every epoch.
+    job = Job(recipe, dataset.load("train", "val", progress=shown), Path(out), seed)
     with lock_path(job.out, job.partial, job.log):
         distributed.barrier()  # the first process has recovered from a kill before any looks
         state = State.resume(job, device) if resume else State.start(job, device)
         if state is not None:
             with open_logs(logs, job.out, job.settings, state.history) as write:
-                _run(state, write, progress and distributed.is_first())
+                _run(state, write, shown)
         distributed.barrier()
     return Checkpoint.read(out).build()
 

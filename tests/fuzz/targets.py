@@ -26,8 +26,7 @@ import channelscope as cs
 from channelscope.cli.commands import settings
 from channelscope.comparison import Comparison
 from channelscope.comparison.frames import COLUMNS as COMPARED
-from channelscope.data import load
-from channelscope.data.streams import StreamedSplit
+from channelscope.data import LazySplit, load
 from channelscope.evaluation import Evaluation
 from channelscope.evaluation.progress import Progress
 from channelscope.evaluation.results import COLUMNS as EVALUATED
@@ -109,7 +108,7 @@ def _npz(folder: Path) -> None:
 
 def _look(dataset: cs.data.Dataset) -> None:
     for part in dataset.parts.values():
-        here = replace(part, workers=0) if isinstance(part, StreamedSplit) else part
+        here = replace(part, workers=0) if isinstance(part, LazySplit) else part
         x, _ = next(here.batches(4))
         assert x.isfinite().all()
         assert x.min() >= 0

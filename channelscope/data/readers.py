@@ -1,0 +1,314 @@
+"""Datasets by name: scikit-learn's digits, torchvision's, .npz files and folders of images."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from channelscope.data.datasets import Dataset, number_classes
+from channelscope.data.images import ImageFiles, from_numpy, read_header
+from channelscope.data.sampling import hold_out
+from channelscope.data.splits import LazySplit, MemorySplit
+from channelscope.errors import UserError
+from channelscope.reading import Arrays, check_regular, open_arrays
+
+DIGITS = tuple("0123456789")
+# Of a file of torchvision's; SVHN's training part has 182 million bytes, CIFAR-10's archive 170 million.
+MAX_BYTES = 256 * 2**20
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+GLANCES = 1000  # files whose beginnings decide whether a folder is grey
+
+# The class in torchvision.datasets, and what of it lies in the root folder.
+TORCHVISION = {
+    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+    "svhn": ("SVHN", "{part}_32x32.mat"),
+    "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
+    "mnist": ("MNIST", "MNIST/raw"),
+}
+
+
+# ---------------------------------------------------------------- digits
+
+
+def read_digits() -> Dataset:
+    """Return scikit-learn's 1,797 digits, 8 x 8 in 17 greys, always split 60/20/20 % into train, val and test."""
+    from sklearn.datasets import load_digits
+
+    stored = load_digits()
+    images = np.rint(stored.images * (255 / 16)).astype(np.uint8)
+    labels = torch.from_numpy(stored.target.astype(np.int64))
+    digits = MemorySplit(from_numpy(images[..., None]), labels)
+    rest, test = hold_out(labels, 0.2, seed=0)
+    train, val = hold_out(labels[rest], 0.25, seed=0)
+    return Dataset(
+        "digits",
+        DIGITS,
+        train=digits.subset(rest[train]),
+        val=digits.subset(rest[val]),
+        test=digits.subset(test),
+    )
+
+
+# ---------------------------------------------------------------- torchvision
+
+
+def read_torchvision(name: str, root: Path, download: bool) -> Dataset:
+    """Read the train and test parts of one of `TORCHVISION` in `root`, with `download` after fetching what is missing.
+
+    Raises:
+        UserError: files are missing, or differ from what was published.
+    """
+    stored = {part: _open_torchvision(name, part, root, download) for part in ("train", "test")}
+    classes = DIGITS if name in ("mnist", "svhn") else tuple(stored["test"].classes)
+    return Dataset(name, classes, **{part: _to_split(data) for part, data in stored.items()})
+
+
+def _open_torchvision(name: str, part: str, root: Path, download: bool) -> Any:
+    """Let torchvision open one part; of CIFAR-10 and SVHN it checks the MD5 sums before it unpickles or parses any.
+
+    Of the others it checks nothing. What is no file, or larger than any that was published, is refused before.
+    """
+    from torchvision import datasets
+
+    kind, place = TORCHVISION[name]
+    path = root.absolute() / place.format(part=part)
+    if not download and not path.exists():
+        raise UserError(
+            f"{path} is not there: pass --download to fetch {name}, or give the folder that holds it."
+        )
+    _check_files(path)
+    which: dict[str, Any] = {"split": part} if name == "svhn" else {"train": part == "train"}
+    try:
+        return getattr(datasets, kind)(root.absolute(), download=download, **which)
+    except Exception as error:  # a network's, a disk's or a parser's: torchvision lets all through
+        problem = "cannot be fetched" if download else "is incomplete or damaged"
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} {problem} ({reason}): remove it and pass --download, with a network at hand."
+        ) from error
+
+
+def _check_files(path: Path) -> None:
+    """Refuse files that torchvision would wait for, take whole into memory, or read unasked."""
+    if (old := path.parent / "processed").exists():
+        raise UserError(
+            f"{old} was written by an old torchvision, and would be read instead of {path}: remove it."
+        )
+    for file in sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []:
+        try:
+            if not file.is_dir() and check_regular(file).stat().st_size > MAX_BYTES:
+                raise ValueError(f"it has more than {MAX_BYTES // 2**20} MB")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{file} is not as it was published ({error}): remove it and pass --download."
+            ) from error
+
+
+def _to_split(stored: Any) -> MemorySplit:
+    images = np.asarray(stored.data)
+    if hasattr(stored, "labels"):  # SVHN, whose images have their channels first already
+        return MemorySplit(torch.from_numpy(images.copy()), torch.from_numpy(stored.labels))
+    if images.ndim == 3:
+        images = images[..., None]
+    return MemorySplit(from_numpy(images), torch.as_tensor(stored.targets))
+
+
+# ---------------------------------------------------------------- .npz
+
+
+def read_npz(name: str, file: Path) -> Dataset:
+    """Read {train,val,test}_{images,labels}, of which only test is needed, and the class names `classes` if present.
+
+    Images are (n, h, w) or (n, h, w, c), c being 1 or 3, uint8 or float in [0, 1]; labels (n,) or (n, 1), integers.
+    Nothing is ever unpickled.
+
+    Raises:
+        UserError: the file or a key is missing, damaged, or not as above; or the file unpacks to far more than its size
+            (``reading.check_archive``): what is written with numpy.savez, not packed, always passes.
+    """
+    if not file.is_file():
+        raise UserError(f"There is no file {file.absolute()}: give an .npz file.")
+    with _open_npz(file) as archive:
+        keys = set(archive.files)
+        splits = {
+            part: _read_part(archive, part, file)
+            for part in ("train", "val", "test")
+            if part == "test" or keys & {f"{part}_images", f"{part}_labels"}
+        }
+        if "classes" in keys:
+            classes = _read_classes(archive, file)
+        else:
+            classes = number_classes(splits.values())
+    return Dataset(name, classes, **splits)
+
+
+@contextmanager
+def _open_npz(file: Path) -> Iterator[Arrays]:
+    try:
+        with open_arrays(file) as archive:
+            yield archive
+    except UserError:
+        raise
+    except Exception as error:  # zipfile's, and what is said of an archive before it is read
+        raise UserError(
+            f"{file} cannot be read as an .npz file ({error}): "
+            "write test_images and test_labels with numpy.savez."
+        ) from error
+
+
+def _read_part(archive: Arrays, part: str, file: Path) -> MemorySplit:
+    images = _read_array(archive, f"{part}_images", file)
+    labels = _read_array(archive, f"{part}_labels", file)
+    if images.ndim != 3 and (images.ndim != 4 or images.shape[-1] not in (1, 3)):
+        raise UserError(
+            f"{part}_images in {file} must have the shape (n, h, w) or (n, h, w, c) "
+            f"with 1 or 3 channels c, not {images.shape}."
+        )
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        raise UserError(
+            f"{part}_images in {file} must be uint8, or float in [0, 1], not {images.dtype}: "
+            "convert them."
+        )
+    if labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{part}_labels in {file} must be whole numbers, not {labels.dtype}: convert them."
+        )
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if images.ndim == 3:
+        images = images[..., None]
+    try:
+        if labels.shape != images.shape[:1]:  # before either is copied
+            raise UserError(
+                f"Labels must have the shape ({len(images)},), one per image, not {labels.shape}."
+            )
+        return MemorySplit(from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
+    except UserError as error:
+        raise UserError(f"{file}, {part} part: {error}") from error
+
+
+def _read_classes(archive: Arrays, file: Path) -> tuple[str, ...]:
+    names = _read_array(archive, "classes", file)
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise UserError(
+            f"classes in {file} must be a list of names, as numpy.array(['cat', 'dog']) is."
+        )
+    return tuple(names.tolist())
+
+
+def _read_array(archive: Arrays, key: str, file: Path) -> NDArray[Any]:
+    if key not in archive.files:
+        raise UserError(
+            f"{file} has no {key}, only {', '.join(archive.files) or 'nothing'}: "
+            "add it with numpy.savez."
+        )
+    try:
+        return archive[key]
+    except Exception as error:  # object arrays, damaged members, absurd shapes
+        raise UserError(
+            f"{key} in {file} cannot be read ({error}): save it as a plain array of numbers."
+        ) from error
+
+
+# ---------------------------------------------------------------- image folders
+
+
+def read_folder(
+    name: str, folder: Path, image_size: int | None = None, stream: bool | None = None
+) -> Dataset:
+    """List `folder`/{train,val,test}/<class>/*, of which only test is needed, or `folder`/<class>/* as the test part.
+
+    Classes are the class folders of train (of test where there is no train), in alphabetical order; a
+    part may lack some of them. Names with a leading dot are left out, and so are other files beside
+    images. Links to folders and to files are followed, as people link their data. No image is decoded:
+    the size is that of the first, and the folder is grey if all are, of which up to `GLANCES` are looked
+    at (every one if `stream` is False). An image that is not as they are is refused when it is read.
+
+    Raises:
+        UserError: a folder is missing or has no images, or the first image cannot be read.
+    """
+    try:
+        classes, listings = _list_parts(folder)
+    except OSError as error:
+        raise UserError(
+            f"Cannot read the folder {error.filename or folder}: {error.strerror or error}."
+        ) from error
+    files = [file for listing in listings.values() for file, _ in listing]
+    step = 1 if stream is False else -(-len(files) // GLANCES)
+    headers = (read_header(folder / file) for file in files[::step])
+    channels, height, width = next(headers)
+    # A coloured folder is never taken for a grey one because of a few grey images.
+    channels = max(channels, 3 if any(header[0] == 3 for header in headers) else 1)
+    if image_size is not None:
+        height = width = image_size
+    reader = ImageFiles(folder, tuple(files), (channels, height, width), image_size)
+    rows = torch.arange(len(files)).split([len(listing) for listing in listings.values()])
+    splits = {
+        part: LazySplit(reader, torch.tensor([label for _, label in listing]), own, stream)
+        for (part, listing), own in zip(listings.items(), rows, strict=True)
+    }
+    return Dataset(name, classes, **splits)
+
+
+_Listing = list[tuple[str, int]]  # files, relative to the folder, and their labels
+
+
+def _list_parts(folder: Path) -> tuple[tuple[str, ...], dict[str, _Listing]]:
+    if not folder.is_dir():
+        raise UserError(
+            f"There is no folder {folder.absolute()}: give the folder that holds the images."
+        )
+    # A class may be called "train": a part is told from a class by the folders inside it.
+    parts = {part: part for part in ("train", "val", "test") if _list_folders(folder / part)}
+    if parts and "test" not in parts:
+        raise UserError(
+            f"{folder} has {' and '.join(parts)} but no test: add {folder / 'test'}, or name one part."
+        )
+    parts = parts or {"test": ""}
+    classes = _list_folders(folder / parts.get("train", parts["test"]))
+    if not classes:
+        raise UserError(f"{folder} has no class folders: put the images into {folder}/<class>/.")
+    return tuple(classes), {part: _list_part(folder, own, classes) for part, own in parts.items()}
+
+
+def _list_part(folder: Path, part: str, classes: Sequence[str]) -> _Listing:
+    present = _list_folders(folder / part)
+    if unknown := sorted(set(present) - set(classes)):
+        raise UserError(
+            f"{folder / part / unknown[0]} is a class that the training images do not have: "
+            "move or remove it."
+        )
+    return [
+        (os.path.join(part, name, file), classes.index(name))  # noqa: PTH118  # a Path takes longer
+        for name in present
+        for file in _list_images(folder / part / name)
+    ]
+
+
+def _list_folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    entries = os.scandir(folder)
+    return sorted(each.name for each in entries if each.is_dir() and not each.name.startswith("."))
+
+
+def _list_images(folder: Path) -> list[str]:
+    # Not is_file(): a broken link is to be reported when it is read, not passed over.
+    files = sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if not entry.name.startswith(".") and not entry.is_dir()
+    )
+    images = [file for file in files if file.lower().endswith(SUFFIXES)]
+    if not images:
+        endings = sorted({Path(file).suffix or file for file in files})[:5]
+        raise UserError(
+            f"{folder} has no images, {'only ' + ', '.join(endings) if endings else 'no files'}: "
+            f"put {', '.join(SUFFIXES)} files into it, or remove the folder."
+        )
+    return images
