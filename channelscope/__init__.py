@@ -6,73 +6,91 @@
 'pgd-20'
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
-# The public face, by module. Everything is imported at its first use, so that importing channelscope is instant.
-_FACE = {
-    "attacks": ("APGD", "FGSM", "PGD"),
-    "layers.features": ("ablated", "capture"),
-    "weights": ("load",),
-    "weights.converters": ("convert",),
-    "weights.zoo": ("zoo",),
-    "comparison": ("Comparison", "compare"),
-    "errors": ("UserError",),
-    "evaluation": ("Evaluation", "evaluate"),
-    "explorer": ("explore",),
-    "intervention": ("Interventions", "intervene"),
-    "objectives": ("Joint", "cross_entropy", "dlr", "margin"),
-    "scorers": ("relevance",),
-    "gates": ("FeatureSelector", "LinearProbe", "Selective", "TwoLayerProbe", "attached"),
-    "sweeps": ("sweep",),
-    "training": ("Recipe", "train"),
-}
-_HOME = {name: module for module, names in _FACE.items() for name in names}
-
 if TYPE_CHECKING:
+    from channelscope.api import compare, draw_figures, evaluate, intervene, relevance
     from channelscope.attacks import APGD, FGSM, PGD
-    from channelscope.comparison import Comparison, compare
+    from channelscope.data import Dataset, as_dataset
     from channelscope.errors import UserError
-    from channelscope.evaluation import Evaluation, evaluate
     from channelscope.explorer import explore
     from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
-    from channelscope.intervention import Interventions, intervene
     from channelscope.layers.features import ablated, capture
+    from channelscope.layers.hooks import hooked
     from channelscope.objectives import Joint, cross_entropy, dlr, margin
-    from channelscope.scorers import relevance
+    from channelscope.result import Result
+    from channelscope.study.study import Study
     from channelscope.sweeps import sweep
     from channelscope.training import Recipe, train
     from channelscope.weights import load
     from channelscope.weights.converters import convert
     from channelscope.weights.zoo import zoo
 
+__version__ = "0.1.0"
+
+# The public face: name -> its module, which is imported when the name is first used.
+_MODULES = {
+    "compare": "api",
+    "draw_figures": "api",
+    "evaluate": "api",
+    "intervene": "api",
+    "relevance": "api",
+    "APGD": "attacks",
+    "FGSM": "attacks",
+    "PGD": "attacks",
+    "Dataset": "data",
+    "as_dataset": "data",
+    "UserError": "errors",
+    "explore": "explorer",
+    "FeatureSelector": "gates",
+    "LinearProbe": "gates",
+    "Selective": "gates",
+    "TwoLayerProbe": "gates",
+    "attached": "gates",
+    "ablated": "layers.features",
+    "capture": "layers.features",
+    "hooked": "layers.hooks",
+    "Joint": "objectives",
+    "cross_entropy": "objectives",
+    "dlr": "objectives",
+    "margin": "objectives",
+    "Result": "result",
+    "Study": "study.study",
+    "sweep": "sweeps",
+    "Recipe": "training",
+    "train": "training",
+    "load": "weights",
+    "convert": "weights.converters",
+    "zoo": "weights.zoo",
+}
+
 __all__ = [
     "APGD",
+    "Dataset",
     "FGSM",
-    "PGD",
-    "Comparison",
-    "Evaluation",
     "FeatureSelector",
-    "Interventions",
     "Joint",
     "LinearProbe",
+    "PGD",
     "Recipe",
+    "Result",
     "Selective",
+    "Study",
     "TwoLayerProbe",
     "UserError",
     "ablated",
+    "as_dataset",
     "attached",
     "capture",
     "compare",
     "convert",
     "cross_entropy",
     "dlr",
+    "draw_figures",
     "evaluate",
     "explore",
+    "hooked",
     "intervene",
     "load",
     "margin",
@@ -83,21 +101,13 @@ __all__ = [
 ]
 
 
-class _Face(ModuleType):
-    """The package. Importing ``channelscope.capture`` binds that module here, where the function shall be."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face
-
-
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"channelscope.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'channelscope' has no attribute {name!r}")
+    """Import a public name at its first use: importing channelscope itself is instant."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'channelscope' has no attribute {name!r}")
+    value = getattr(import_module(f"channelscope.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

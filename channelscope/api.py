@@ -22,6 +22,7 @@ class Options(TypedDict, total=False):
 
     ``out`` is a folder to save the result to. A run that was killed goes on when it is asked for
     again: what it has so far is in ``out`` with ".partial" after it, or in ``folder``, which stays.
+    ``command`` is what was typed, for the record.
     """
 
     images: int | None
@@ -34,6 +35,7 @@ class Options(TypedDict, total=False):
     folder: Path | str | None
     progress: bool
     out: Path | str | None
+    command: str | None
 
 
 def compare(
@@ -261,25 +263,60 @@ def relevance(
     return _answer("relevance", models, data, options, layers=layers, scorers=scorers)
 
 
+def draw_figures(
+    folder: Path | str,
+    *,
+    style: str | None = None,
+    wide: bool = False,
+    latex: bool = False,
+    only: Sequence[str] = (),
+    formats: Sequence[str] = ("pdf", "png"),
+    progress: bool = True,
+) -> Result:
+    """Draw the figures of a saved result again, beside its tables, and return the result.
+
+    Args:
+        folder: that ``Result.save`` wrote.
+        style, wide, latex, only, formats, progress: see ``Result.draw``.
+
+    Raises:
+        UserError: for a folder without a result, or settings that do not fit.
+    """
+    with lock_path(Path(folder).resolve()):
+        result = Result.load(folder)
+        result.draw(
+            folder,
+            style=style,
+            wide=wide,
+            latex=latex,
+            only=only,
+            formats=formats,
+            progress=progress,
+        )
+    return result
+
+
 def _answer(kind: Kind, models: Models, data: Any, options: Options, **arguments: Any) -> Result:
     """Make a study, run its analyses, and save the result where that is asked for."""
     if unknown := options.keys() - Options.__annotations__.keys():
         name = min(unknown)
         known = [*arguments, *Options.__annotations__]
         raise UserError(f"There is no argument {name!r}: see the help.{suggest(name, known)}")
-    settings = dict(options)
+    settings: dict[str, Any] = {**options}
+    command = settings.pop("command", None)
     out = settings.pop("out", None)
     folder = settings.pop("folder", None)
     if out is None:
-        with lock_path(Path(str(folder)).absolute()) if folder else nullcontext():
+        with lock_path(Path(folder).absolute()) if folder else nullcontext():
             return Study(models, data, kind=kind, folder=folder, **settings, **arguments).run()
-    target = Path(str(out)).resolve()
+    target = Path(out).resolve()
     partial = target.with_name(f"{target.name}.partial")
     check_folder(target)
-    check_run_folder(Path(str(folder)) if folder else partial)
+    check_run_folder(Path(folder) if folder else partial)
     with lock_path(target, partial):
         study = Study(models, data, kind=kind, folder=folder or partial, **settings, **arguments)
         result = study.run()
+        result.meta["command"] = command
         if is_first():
             shown = bool(settings.get("progress", True))
             result.save(target, adversarial=study.adversarial_files(), progress=shown)

@@ -133,13 +133,16 @@ def check_kinds(value: Any, kinds: Any, name: str) -> None:
         raise ValueError(f"{name} is missing or of another kind")
 
 
-def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> "pd.DataFrame":
+def read_table(
+    path: Path, names: tuple[str, ...], numbers: tuple[str, ...], *, open_ended: bool = False
+) -> "pd.DataFrame":
     """Read a CSV table; raises OSError or ValueError for another one.
 
     Args:
         path: the file.
         names: its columns of text. A class may be called NA: these know no missing values.
         numbers: its columns of numbers. No two rows have the same names and channel, epoch, ...
+        open_ended: there may be further columns of text, at most as many.
     """
     import pandas as pd
 
@@ -147,7 +150,9 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
         head = file.readline(LARGEST_LINE + 1)
     if len(head) > LARGEST_LINE:
         raise ValueError(f"the first line of {path.name} is too long")
-    if head.count(b",") + 1 != len(names) + len(numbers):  # the columns' names have no commas
+    columns = len(names) + len(numbers)
+    most = 2 * columns if open_ended else columns
+    if not columns <= head.count(b",") + 1 <= most:  # the columns' names have no commas
         raise ValueError(f"{path.name} has other columns")
     if not path.read_bytes().endswith(b"\n"):
         raise ValueError(f"{path.name} is cut short")
@@ -157,6 +162,8 @@ def read_table(path: Path, names: tuple[str, ...], numbers: tuple[str, ...]) -> 
             frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path.name} has lines of another length") from error
+    if open_ended:
+        names = (*names, *(name for name in frame.columns if name not in {*names, *numbers}))
     if set(frame.columns) != {*names, *numbers}:
         raise ValueError(f"{path.name} has other columns")
     if any(has_controls(name) for column in names for name in frame[column].unique()):

@@ -157,7 +157,8 @@ class Result:
         Raises:
             UserError: for a figure that this result does not have, or arguments that do not fit.
         """
-        return paper.drawn(style, gallery.find_drawing(self, name, arguments))
+        with paper.style(style):
+            return gallery.find_drawing(self, name, arguments)()
 
     @property
     def figures(self) -> list[str]:
@@ -340,7 +341,9 @@ class Result:
             tables[name] = (
                 _take_channel_table(name, table, groups, arrays, meta["data"]["classes"])
                 if table.by_channel
-                else read_table(folder / f"{name}.csv", table.words, table.numbers)
+                else read_table(
+                    folder / f"{name}.csv", table.words, table.numbers, open_ended=table.open
+                )
             )
         result = cls(kind, tables, arrays, meta)
         result._check(columns)

@@ -178,12 +178,14 @@ class Table:
         help: what a row says; units and ranges.
         by_channel: a table of (class, channel) for each group of ``words``: kept as arrays, see
             ``ChannelTable``. Its ``words`` and ``numbers`` are those beside class and channel.
+        open: there may be further columns, of words.
     """
 
     words: tuple[str, ...]
     numbers: tuple[str, ...]
     help: str
     by_channel: bool = False
+    open: bool = False
 
     @property
     def columns(self) -> list[str]:

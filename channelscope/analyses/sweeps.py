@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from channelscope.analyses.base import Analysis, Plot, register
+from channelscope.analyses.base import Analysis, Plot, Table, register
 from channelscope.figures.axes import add_title, make_figure, shrink_ticks
 from channelscope.figures.paper import COLOURS, styled
 from channelscope.figures.words import (
@@ -25,6 +25,17 @@ from channelscope.figures.words import (
 if TYPE_CHECKING:
     from channelscope.result import Result
 
+ACCURACIES = ("natural", "attacked", "robust")
+TABLE = Table(
+    words=("variant", "trouble", "file"),
+    numbers=(
+        "seed",
+        *(f"{name}{end}" for name in ACCURACIES for end in ("", "_low", "_high")),
+        *("val_natural", "val_robust", "best_epoch", "trained_epochs", "seconds"),
+    ),
+    help="a trained network: accuracies on the test images, as fractions; then its training",
+    open=True,
+)
 # A column of the table -> the colour of its data, and the title of its panel.
 _PANELS = {
     "natural": (COLOURS["natural"], "natural images"),
@@ -122,6 +133,7 @@ register(
         name="sweeps",
         help="the accuracy of every variant of a recipe",
         kinds=("sweep",),
+        tables={"sweep": TABLE},
         plots=(
             Plot(
                 name="sweep",

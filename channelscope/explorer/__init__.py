@@ -3,19 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from channelscope.comparison import Comparison
 from channelscope.errors import UserError
 from channelscope.explorer import tables
 from channelscope.explorer.live import live
 from channelscope.explorer.still import Still
-from channelscope.figures import frames
+from channelscope.figures.words import measured_layers
+from channelscope.result import Result
 from channelscope.study.models import Network
 
 __all__ = ["Still", "explore"]
 
 
 def explore(
-    comparison: Comparison,
+    comparison: Result,
     *,
     models: Mapping[str, Network] | None = None,
     data: Any = None,
@@ -43,9 +43,9 @@ def explore(
     Raises:
         UserError: for names that the comparison does not have, networks without data or of other weights.
     """
-    if not isinstance(comparison, Comparison):
+    if not isinstance(comparison, Result):
         raise UserError(
-            "What is explored is a comparison: load one that was saved with cs.Comparison.load(folder)."
+            "What is explored is a comparison: load one that was saved with cs.Result.load(folder)."
         )
     if not isinstance(models, Mapping | None):
         raise UserError(
@@ -55,12 +55,12 @@ def explore(
         raise UserError(
             "To silence channels live, give both the networks and the data: models={...}, data=..."
         )
-    by_model = frames.layers_by_model(comparison)
+    by_model = measured_layers(comparison)
     model = tables.chosen("model", model, by_model)
     start = {
         "model": model,
         "layer": tables.chosen("layer", layer, by_model[model][::-1]),
-        "class_name": tables.chosen("class", class_name, frames.classes(comparison)),
+        "class_name": tables.chosen("class", class_name, comparison.meta["data"]["classes"]),
         "order": tables.chosen("order", order, tables.ORDERS),
     }
     try:

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from channelscope.comparison import Comparison
 from channelscope.data import Dataset, as_dataset, sample_stratified
 from channelscope.errors import UserError
 from channelscope.layers.features import ablated
-from channelscope.layers.hooks import eval_mode, get_logits
-from channelscope.study.models import Network, get_parameter, load_models
+from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
+from channelscope.result import Result
+from channelscope.study.models import Network, load_models
 
 IMAGES = 256  # natural images, at most: a change is answered within the time that a hand needs for the next
 
@@ -49,7 +49,7 @@ class Live:
         }
 
 
-def live(comparison: Comparison, models: Mapping[str, Network], data: Any) -> dict[str, Live]:
+def live(comparison: Result, models: Mapping[str, Network], data: Any) -> dict[str, Live]:
     """Load networks of a comparison, by their labels there, and the images to run them on.
 
     Raises:
@@ -71,7 +71,7 @@ def live(comparison: Comparison, models: Mapping[str, Network], data: Any) -> di
     natural = next(dataset.test.batches(len(chosen), indices=chosen))
     found = {}
     for subject in load_models(models, {}, "cpu"):
-        subject.check(dataset)
+        subject.check_classes(dataset)
         if subject.digest != (
             comparison.meta["models"][subject.label].get("digest") or subject.digest
         ):
@@ -88,7 +88,7 @@ def live(comparison: Comparison, models: Mapping[str, Network], data: Any) -> di
 
 
 def _adversarial(
-    comparison: Comparison, dataset: Dataset, index: int
+    comparison: Result, dataset: Dataset, index: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Give a network's adversarial images, as the comparison keeps them; none where its pictures are smaller."""
     pictures = comparison.arrays.get(f"thumbnails/adversarial/{index}")

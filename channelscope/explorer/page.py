@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from channelscope.comparison import Comparison
 from channelscope.errors import escape_value
 from channelscope.explorer import tables
 from channelscope.explorer.live import Live
 from channelscope.explorer.pictures import Sheet
-from channelscope.figures import frames
 from channelscope.figures.paper import COLOURS
+from channelscope.figures.words import describe_attack, describe_class, format_percent
+from channelscope.result import Result
 
 BEST = 3  # channels that the table of the classes shows for each
 
@@ -34,7 +34,7 @@ _TEMPLATES = Environment(
 class Page:
     """One layer of one model, ready to be drawn: its images are found and laid out once for all classes and orders."""
 
-    def __init__(self, comparison: Comparison, model: str, layer: str) -> None:
+    def __init__(self, comparison: Result, model: str, layer: str) -> None:
         self.comparison, self.model, self.layer = comparison, model, layer
         self._images = tables.images(comparison, model, layer)
         wanted = {
@@ -57,8 +57,8 @@ class Page:
         cards = [self._card(row) | axes.drawn(row) for row in tables.listed(rows)]
         first = next((card for card in cards if card["channel"] == shown), cards[0])
         words = {
-            "class_name": frames.class_called(class_name),
-            "attack": frames.attack(self.comparison),
+            "class_name": describe_class(class_name),
+            "attack": describe_attack(self.comparison),
         }
         return self._render(
             "chart", cards=cards, first=first, silenced=silenced, order=order, axes=axes, **words
@@ -75,7 +75,7 @@ class Page:
         after = live.accuracy({self.layer: tuple(silenced)}) if live and silenced else {}
         return self._render(
             "result",
-            class_name=frames.class_called(class_name),
+            class_name=describe_class(class_name),
             channels=len(rows),
             silenced=len(silenced),
             shift={data: number(value) for data, value in tables.shift(rows, silenced).items()},
@@ -84,8 +84,8 @@ class Page:
                 (
                     data,
                     len(live.images[data][1]),
-                    frames.percent(live.untouched[data]),
-                    frames.percent(share),
+                    format_percent(live.untouched[data]),
+                    format_percent(share),
                 )
                 for data, share in after.items()
                 if live
@@ -93,17 +93,17 @@ class Page:
         )
 
     def _rows_of_classes(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        for name in frames.classes(self.comparison):
+        for name in self.comparison.meta["data"]["classes"]:
             rows = tables.channels(
                 self.comparison, self.model, self.layer, name, "natural magnitude"
             ).head(BEST)
-            yield frames.class_called(name), [self._card(row) for row in tables.listed(rows)]
+            yield describe_class(name), [self._card(row) for row in tables.listed(rows)]
 
     def _card(self, row: dict[str, Any]) -> dict[str, Any]:
         """Put what is known of a channel into words."""
         channel = int(row["channel"])
         shares = {
-            name: frames.percent(row[name])
+            name: format_percent(row[name])
             for name in ("frequency_natural", "frequency_adversarial")
         }
         return {
@@ -121,7 +121,7 @@ class Page:
         return [
             {
                 "place": self._sheet.place(data, image),
-                "words": f"image {image}, {frames.class_called(name)}: {number(activation)}",
+                "words": f"image {image}, {describe_class(name)}: {number(activation)}",
             }
             for image, name, activation in self._images.get((channel, data), ())
         ]

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
-from channelscope.comparison import Comparison
+from channelscope.result import Result
 
 ACROSS = 16  # tiles in a row of the sheet
 TILE = 48  # pixels that the longer side of a tile takes on the page
@@ -32,7 +32,7 @@ class Sheet:
     tile: tuple[int, int]
 
     @classmethod
-    def of(cls, comparison: Comparison, model: str, wanted: set[tuple[str, int]]) -> Self:
+    def of(cls, comparison: Result, model: str, wanted: set[tuple[str, int]]) -> Self:
         """Lay out the pictures that a comparison keeps of the wanted images: kind of data and number."""
         index = list(comparison.meta["models"]).index(model)
         tiles: dict[tuple[str, int], np.ndarray] = {}

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, field
 
-from channelscope.comparison import Comparison
 from channelscope.explorer.page import Page
+from channelscope.result import Result
 
 
 @dataclass
 class Still:
     """A chart of one model's layer for one class, and a table of all classes: notebooks show its HTML."""
 
-    comparison: Comparison = field(repr=False)
+    comparison: Result = field(repr=False)
     model: str
     layer: str
     class_name: str

@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection
 
 import pandas as pd
 
-from channelscope.comparison import Comparison
 from channelscope.errors import UserError, suggest
-from channelscope.figures import frames
+from channelscope.figures.words import select_rows
+from channelscope.result import Result
 
 DATA = ("natural", "adversarial")
 _LISTED = 10  # names that an error lists, at most
@@ -21,7 +21,7 @@ ORDERS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 
 
 def channels(
-    comparison: Comparison, model: str, layer: str, class_name: str, order: str
+    comparison: Result, model: str, layer: str, class_name: str, order: str
 ) -> pd.DataFrame:
     """Lay out one layer's channels for one class, a row each, in an order of ``ORDERS``.
 
@@ -31,7 +31,7 @@ def channels(
     """
     chosen = {"model": model, "layer": layer, "class": class_name}
     by_data = {
-        data: frames.rows(comparison.activations, data=data, **chosen).set_index("channel")
+        data: select_rows(comparison.activations, data=data, **chosen).set_index("channel")
         for data in DATA
     }
     table = pd.DataFrame({data: rows["magnitude"] for data, rows in by_data.items()})
@@ -58,21 +58,21 @@ def shift(table: pd.DataFrame, silenced: Collection[int]) -> dict[str, float]:
     return {data: float(-(rows["relevance"] * rows[data]).sum()) for data in DATA}
 
 
-def is_exact(comparison: Comparison, model: str, layer: str) -> bool:
+def is_exact(comparison: Result, model: str, layer: str) -> bool:
     """Tell whether ``shift`` is exact: for a layer whose relevance is the last linear layer's weight."""
     return layer in (comparison.meta["models"][model].get("penultimate") or ())
 
 
 def images(
-    comparison: Comparison, model: str, layer: str
+    comparison: Result, model: str, layer: str
 ) -> dict[tuple[int, str], list[tuple[int, str, float]]]:
     """List the images that excite each channel of a layer most.
 
     Returns:
         channel and kind of data -> (image, its class, activation), the largest activation first.
     """
-    classes, labels = frames.classes(comparison), comparison.arrays["labels"]
-    rows = frames.rows(comparison.excitation, model=model, layer=layer).sort_values(
+    classes, labels = comparison.meta["data"]["classes"], comparison.arrays["labels"]
+    rows = select_rows(comparison.excitation, model=model, layer=layer).sort_values(
         "rank", kind="stable"
     )
     listed: dict[tuple[int, str], list[tuple[int, str, float]]] = {}

@@ -6,12 +6,12 @@ from typing import Any
 
 from ipywidgets import HTML, Box, Button, Dropdown, IntSlider, Layout, SelectMultiple, VBox
 
-from channelscope.comparison import Comparison
 from channelscope.explorer import tables
 from channelscope.explorer.live import Live
 from channelscope.explorer.page import Page, number
 from channelscope.explorer.still import Still
-from channelscope.figures import frames
+from channelscope.figures.words import measured_layers
+from channelscope.result import Result
 
 WRAPPED = Layout(display="flex", flex_flow="row wrap")
 
@@ -24,9 +24,9 @@ class Explorer(Still):
     chart; the button "none" silences none. ``chart`` and ``result``, what silencing does, are HTML.
     """
 
-    def __init__(self, comparison: Comparison, lives: Mapping[str, Live], **start: str) -> None:
+    def __init__(self, comparison: Result, lives: Mapping[str, Live], **start: str) -> None:
         super().__init__(comparison, **start)
-        self._lives, self._layers = lives, frames.layers_by_model(comparison)
+        self._lives, self._layers = lives, measured_layers(comparison)
         self.controls = self._made()
         self.style, self.chart, self.result = HTML(), HTML(), HTML()
         self._setting = False
@@ -53,7 +53,7 @@ class Explorer(Still):
         known = {
             "model": list(self._layers),
             "layer": self._layers[self.model],
-            "class_name": frames.classes(self.comparison),
+            "class_name": self.comparison.meta["data"]["classes"],
             "order": list(tables.ORDERS),
         }
         words = {"class_name": "class", "order": "sorted by"}

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from channelscope.comparison import Comparison
+if TYPE_CHECKING:
+    from channelscope.result import Result
+
 
 MEASURES = {
     "cosine": "cosine of natural and adversarial magnitude",
@@ -115,13 +117,13 @@ def _cells(
     return [found.get(model, Cell("–")) for model in models]
 
 
-def robustness(comparison: Comparison) -> Table:
+def robustness(result: "Result") -> Table:
     """A row per attack, natural first and worst last: a cell per model."""
-    rows = comparison.robustness[comparison.robustness["class"] == "all"]
+    rows = result.robustness[result.robustness["class"] == "all"]
     attacks = sorted(
         rows["attack"].unique(), key=lambda name: (name == "worst") - (name == "natural")
     )
-    models = list(comparison.meta["models"])
+    models = list(result.meta["models"])
     words = {"natural": "none (natural images)", "worst": "worst case over all attacks"}
     laid = [
         Row(
@@ -134,13 +136,13 @@ def robustness(comparison: Comparison) -> Table:
     return Table("Accuracy by attack", ["attack", *models], laid)
 
 
-def by_class(comparison: Comparison) -> Table:
+def by_class(result: "Result") -> Table:
     """A row per class: worst-case accuracy of each model."""
     worst, models = (
-        comparison.robustness[comparison.robustness["attack"] == "worst"],
-        list(comparison.meta["models"]),
+        result.robustness[result.robustness["attack"] == "worst"],
+        list(result.meta["models"]),
     )
-    classes = comparison.meta["data"]["classes"]
+    classes = result.meta["data"]["classes"]
     laid = [
         Row(name, _cells(worst[worst["class"] == name], models, "accuracy", True))
         for name in classes
@@ -148,23 +150,23 @@ def by_class(comparison: Comparison) -> Table:
     return Table("Worst case by class", ["class", *models], laid, folded=True)
 
 
-def by_section(comparison: Comparison) -> dict[str, list[Table]]:
+def by_section(result: "Result") -> dict[str, list[Table]]:
     """The further tables of each section; those that have nothing to say are left out."""
     laid = {
-        "claims": [*_alignment(comparison)],
-        "network": [*_flow(comparison), *_confusion(comparison), *_decay(comparison)],
-        "gates": [*_masks(comparison), *_leakage(comparison)],
-        "models": [*_differences(comparison), *_matching(comparison)],
+        "claims": [*_alignment(result)],
+        "network": [*_flow(result), *_confusion(result), *_decay(result)],
+        "gates": [*_masks(result), *_leakage(result)],
+        "models": [*_differences(result), *_matching(result)],
     }
     return {name: tables for name, tables in laid.items() if tables}
 
 
-def _alignment(comparison: Comparison) -> Iterator[Table]:
+def _alignment(result: "Result") -> Iterator[Table]:
     """A table per depth, the deepest layers of all models in the last: a row per measure, a cell per model."""
-    summed = comparison.alignment[comparison.alignment["class"].isin(["all", "across"])]
+    summed = result.alignment[result.alignment["class"].isin(["all", "across"])]
     layers = {
         model: list(summed[summed["model"] == model]["layer"].unique())
-        for model in comparison.meta["models"]
+        for model in result.meta["models"]
     }
     note = "Means over the classes; the rows of single classes are in alignment.csv."
     for depth in range(max(map(len, layers.values())), 0, -1):
@@ -181,13 +183,13 @@ def _alignment(comparison: Comparison) -> Iterator[Table]:
         yield Table(caption, ["measure", *layers], laid, note=note)
 
 
-def _flow(comparison: Comparison) -> Iterator[Table]:
+def _flow(result: "Result") -> Iterator[Table]:
     """What an attack does to channels that speak for the class, and to those that speak against it."""
-    if comparison.flow.empty:
+    if result.flow.empty:
         return
     keys = ["model", "layer", "class", "channel"]
-    natural = comparison.activations[comparison.activations["data"] == "natural"]
-    flow = comparison.flow.merge(natural[[*keys, "relevance"]], on=keys)
+    natural = result.activations[result.activations["data"] == "natural"]
+    flow = result.flow.merge(natural[[*keys, "relevance"]], on=keys)
     laid = []
     for (model, layer), rows in flow.groupby(["model", "layer"], sort=False):
         sure = rows[rows["q"] < SIGNIFICANT]
@@ -215,13 +217,13 @@ def _flow(comparison: Comparison) -> Iterator[Table]:
     yield Table("What the attack does to channels", ["model and layer", *columns], laid, note=note)
 
 
-def _confusion(comparison: Comparison) -> Iterator[Table]:
+def _confusion(result: "Result") -> Iterator[Table]:
     """The wrong answer that is given most often under attack."""
-    frame = comparison.confusion[comparison.confusion["data"] == "adversarial"]
+    frame = result.confusion[result.confusion["data"] == "adversarial"]
     if frame.empty:
         return
-    models, laid = list(comparison.meta["models"]), []
-    for name in comparison.meta["data"]["classes"]:
+    models, laid = list(result.meta["models"]), []
+    for name in result.meta["data"]["classes"]:
         of_class = frame[frame["class"] == name]
         laid.append(
             Row(name, [_mistaken(of_class[of_class["model"] == model]) for model in models])
@@ -241,12 +243,12 @@ def _mistaken(answers: pd.DataFrame) -> Cell:
     return Cell(f"{wrong['answer'].iloc[0]} {percent(share)}", value=share)
 
 
-def _decay(comparison: Comparison) -> Iterator[Table]:
+def _decay(result: "Result") -> Iterator[Table]:
     """How a measure changes with the attack's strength, at each model's last layer."""
-    models = comparison.meta["models"]
+    models = result.meta["models"]
     last = {model: known["layers"][-1] for model, known in models.items()}
-    at_last = comparison.decay["layer"] == comparison.decay["model"].map(last)
-    frame = comparison.decay[at_last | (comparison.decay["measure"] == "robust_accuracy")]
+    at_last = result.decay["layer"] == result.decay["model"].map(last)
+    frame = result.decay[at_last | (result.decay["measure"] == "robust_accuracy")]
     frame = frame[frame["measure"].isin(BY_STRENGTH)]
     for (varied, measure), rows in frame.groupby(["varied", "measure"], sort=False):
         laid = []
@@ -264,31 +266,29 @@ def _decay(comparison: Comparison) -> Iterator[Table]:
         )
 
 
-def _masks(comparison: Comparison) -> Iterator[Table]:
-    frame = comparison.spread[comparison.spread["class"] == "all"]
+def _masks(result: "Result") -> Iterator[Table]:
+    frame = result.spread[result.spread["class"] == "all"]
     yield from _of_gates(
-        comparison,
+        result,
         frame.assign(measure="effective channels"),
         "Share of the channels that a mask lets pass",
         "100 %: all channels pass alike; mean over the images. Classes are in spread.csv.",
     )
 
 
-def _leakage(comparison: Comparison) -> Iterator[Table]:
+def _leakage(result: "Result") -> Iterator[Table]:
     yield from _of_gates(
-        comparison,
-        comparison.leakage,
+        result,
+        result.leakage,
         "What gates let know of the label",
         "In training gates are given the label. If the answer follows a wrong label that they are told, they pass the "
         "label on, and what the network learns with it is missing in use, when there is none.",
     )
 
 
-def _of_gates(
-    comparison: Comparison, frame: pd.DataFrame, caption: str, note: str
-) -> Iterator[Table]:
+def _of_gates(result: "Result", frame: pd.DataFrame, caption: str, note: str) -> Iterator[Table]:
     models, laid = (
-        [model for model in comparison.meta["models"] if model in set(frame["model"])],
+        [model for model in result.meta["models"] if model in set(frame["model"])],
         [],
     )
     for (measure, layer, data), rows in frame.groupby(["measure", "layer", "data"], sort=False):
@@ -300,8 +300,8 @@ def _of_gates(
         yield Table(caption, ["measure", *models], laid, note=note)
 
 
-def _differences(comparison: Comparison) -> Iterator[Table]:
-    frame = comparison.differences[comparison.differences["class"] == "all"]
+def _differences(result: "Result") -> Iterator[Table]:
+    frame = result.differences[result.differences["class"] == "all"]
     laid = []
     for _, row in frame.iterrows():
         layer = str(row["layer"])
@@ -328,7 +328,7 @@ def _differences(comparison: Comparison) -> Iterator[Table]:
         yield Table(
             "Differences between models", ["models and measure", "difference", "q"], laid, note=note
         )
-        yield _surviving(comparison.differences)
+        yield _surviving(result.differences)
 
 
 def _surviving(differences: pd.DataFrame) -> Table:
@@ -365,8 +365,8 @@ def _small(q: float) -> str:
     return "–" if math.isnan(q) else f"{q:.2g}" if q >= 1e-3 else "< 0.001"
 
 
-def _matching(comparison: Comparison) -> Iterator[Table]:
-    frame = comparison.matching
+def _matching(result: "Result") -> Iterator[Table]:
+    frame = result.matching
     laid = [
         Row(
             f"{row['model']} {row['layer']} – {row['other']} {row['other_layer']}",

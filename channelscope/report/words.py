@@ -1,13 +1,15 @@
 """What was found, in sentences."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from channelscope.claims import CLAIMS
-from channelscope.comparison import Comparison
+from channelscope.analyses.claims import CLAIMS
 from channelscope.report.tables import bounded, radius
+
+if TYPE_CHECKING:
+    from channelscope.result import Result
 
 # Each claim as it reads where it is supported, and where it is not.
 _FINDINGS = {
@@ -34,9 +36,9 @@ _FINDINGS = {
 }
 
 
-def setting(comparison: Comparison) -> str:
+def setting(result: "Result") -> str:
     """What was measured, on what."""
-    meta = comparison.meta
+    meta = result.meta
     data, models = meta["data"], list(meta["models"])
     noun = "1 model was measured" if len(models) == 1 else f"{len(models)} models were compared"
     return (
@@ -45,7 +47,7 @@ def setting(comparison: Comparison) -> str:
     )
 
 
-def found(comparison: Comparison) -> list[dict[str, str]]:
+def found(result: "Result") -> list[dict[str, str]]:
     """The headlines: how robust the models are, which leak labels, then each claim's verdict.
 
     `claim` and `verdict` are empty where there are none.
@@ -56,11 +58,11 @@ def found(comparison: Comparison) -> list[dict[str, str]]:
             "verdict": str(verdict),
             "text": _finding(str(claim), str(verdict), rows),
         }
-        for (claim, verdict), rows in _told_apart(comparison.verdicts).groupby(
+        for (claim, verdict), rows in _told_apart(result.verdicts).groupby(
             ["claim", "verdict"], sort=True
         )
     ]
-    further = [_robust(comparison), *_leaks(comparison.leakage)]
+    further = [_robust(result), *_leaks(result.leakage)]
     return [*({"claim": "", "verdict": "", "text": text} for text in further if text), *claims]
 
 
@@ -71,8 +73,8 @@ def _told_apart(verdicts: pd.DataFrame) -> pd.DataFrame:
     return verdicts.assign(who=named)
 
 
-def _robust(comparison: Comparison) -> str:
-    frame, several = comparison.robustness, len(comparison.meta["models"]) > 1
+def _robust(result: "Result") -> str:
+    frame, several = result.robustness, len(result.meta["models"]) > 1
     worst = frame[(frame["attack"] == "worst") & (frame["class"] == "all")].dropna(
         subset=["accuracy"]
     )

@@ -172,7 +172,7 @@ def _readouts(
     network: nn.Module, layer: str, x: Tensor, eps: float, norm: Norm, seed: int
 ) -> Iterator[tuple[int, Tensor, Readout]]:
     """Make a readout for each image, and leave out images whose points it does not separate."""
-    for number, generator in enumerate(make_generators(seed, "binarisation", range(len(x))).own):
+    for number, generator in enumerate(make_generators(seed, "binarisation", range(len(x))).each):
         image = x[number : number + 1]
         with torch.no_grad():
             a = _features(network, layer, _points(image, eps, norm, generator)).double()

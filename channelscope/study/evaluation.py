@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from channelscope.analyses.base import Finding, Outcome
 from channelscope.attacks import (
     PGD,
-    Attack,
+    AttackLike,
     NoGradient,
     Norm,
     attack_name,
@@ -24,7 +24,8 @@ from channelscope.attacks import (
     make_generators,
     stop_early,
 )
-from channelscope.attacks.suites import attacks_on, norm_of, resized
+from channelscope.attacks.adaptive import norm_of
+from channelscope.attacks.suites import attacks_on, resized
 from channelscope.data import Split, block_size, iterate_blocks, sample_stratified
 from channelscope.distributed import barrier, shard, world_size
 from channelscope.errors import UserError
@@ -74,7 +75,7 @@ class Plan:
         save_adversarial: keep the adversarial images; every image is then attacked to the end.
     """
 
-    attacks: tuple[str | Attack, ...]
+    attacks: tuple[str | AttackLike, ...]
     eps: float
     norm: Norm
     eps_sweep: tuple[float, ...] = ()
@@ -186,7 +187,7 @@ class AttackRunner:
         everything = np.ones(len(self.images), bool)
         return self._run("natural", "natural", "", everything, lambda x, _y, _rows: x)
 
-    def find_robust(self, attack: Attack, chosen: Mask, name: str | None = None) -> Mask:
+    def find_robust(self, attack: AttackLike, chosen: Mask, name: str | None = None) -> Mask:
         """Return which of the chosen images withstand an attack, under its name or another."""
         name = name or attack_name(attack)
         if self.save_adversarial:
@@ -202,7 +203,7 @@ class AttackRunner:
             robust = robust & self._run(name, attack_name(part), identity, robust, make)
         return robust
 
-    def open_adversarial(self, attack: Attack) -> Rows | None:
+    def open_adversarial(self, attack: AttackLike) -> Rows | None:
         """Return the kept adversarial images of an attack, where all of them are there."""
         name = attack_name(attack)
         everything = np.ones(len(self.images), bool)
@@ -213,7 +214,7 @@ class AttackRunner:
         return rows if rows.done.all() else None
 
     def _make_images(
-        self, attack: Attack, name: str
+        self, attack: AttackLike, name: str
     ) -> Callable[[Tensor, Tensor, list[int]], Tensor]:
         def make(x: Tensor, y: Tensor, rows: list[int]) -> Tensor:
             generators = make_generators(self.images.seed, name, rows)
@@ -276,7 +277,7 @@ class AttackRunner:
         key = digest_of(identity, chosen.tobytes(), images, self.images.seed)
         return self.model.key(self.images.fingerprint), f"{part} {key}"
 
-    def _identify(self, attack: Attack) -> str:
+    def _identify(self, attack: AttackLike) -> str:
         return identify_attack(attack, self.digests) + f" random={self.is_random}"
 
 
@@ -306,13 +307,13 @@ def identify_attack(attack: object, digests: Mapping[int, str]) -> str:
 
 def evaluate_model(
     model: Model,
-    attacks: Mapping[str, Attack],
+    attacks: Mapping[str, AttackLike],
     runner: AttackRunner,
     plan: Plan,
     known: Mapping[str, Mask],
-    sweep: Callable[[float], Mapping[str, Attack]],
+    sweep: Callable[[float], Mapping[str, AttackLike]],
 ) -> tuple[dict[str, Mask], Outcome]:
-    """Attack one network, check it for gradient masking, and sweep eps.
+    """AttackLike one network, check it for gradient masking, and sweep eps.
 
     Args:
         model: the network.
@@ -356,11 +357,11 @@ def evaluate_model(
 
 def _check(
     model: Model,
-    attacks: Mapping[str, Attack],
+    attacks: Mapping[str, AttackLike],
     runner: AttackRunner,
     plan: Plan,
     correct: dict[str, Mask],
-) -> tuple[Checks | None, dict[str, Attack]]:
+) -> tuple[Checks | None, dict[str, AttackLike]]:
     """Look for signs of gradient masking, and run what revealed one on all images."""
     if not plan.checks or not plan.eps:
         return None, {}
@@ -383,7 +384,7 @@ def _check(
         )
         progress.start(f"{model.label}: check, binarisation")
         _binarise(network, x, y, attacks, checks, plan, images.seed)
-    fallbacks: dict[str, Attack] = {}
+    fallbacks: dict[str, AttackLike] = {}
     for attack in (finding.breaks for finding in checks.findings if finding.breaks):
         if isinstance(attack, PGD):
             attack = dataclasses.replace(attack, early_stop=None)
@@ -401,7 +402,7 @@ def _binarise(
     network: nn.Module,
     x: Tensor,
     y: Tensor,
-    attacks: Mapping[str, Attack],
+    attacks: Mapping[str, AttackLike],
     checks: Checks,
     plan: Plan,
     seed: int,
@@ -423,8 +424,8 @@ def _sweep(
     runner: AttackRunner,
     plan: Plan,
     correct: Mapping[str, Mask],
-    fallbacks: Mapping[str, Attack],
-    attacks_at: Callable[[float], Mapping[str, Attack]],
+    fallbacks: Mapping[str, AttackLike],
+    attacks_at: Callable[[float], Mapping[str, AttackLike]],
 ) -> dict[float, Mask]:
     """Take the worst case at each radius, the smallest first.
 
@@ -446,7 +447,7 @@ def _sweep(
 
 def attacks_on_model(
     model: Model, models: Sequence[Model], plan: Plan, eps: float, classes: int
-) -> dict[str, Attack]:
+) -> dict[str, AttackLike]:
     """Name the attacks on one network; a gated one also gets the images made on the others."""
     twins: dict[str, nn.Module] = {}
     if isinstance(model.network, Selective):
@@ -460,7 +461,7 @@ def attacks_on_model(
     )
 
 
-def count_parts(attacks: Sequence[Attack]) -> int:
+def count_parts(attacks: Sequence[AttackLike]) -> int:
     """Return how many parts attacks have, an attack without parts being one."""
     return sum(len(getattr(attack, "parts", (attack,))) for attack in attacks)
 
@@ -471,7 +472,7 @@ def worst_of(correct: Mapping[str, Mask]) -> Mask:
     return worst
 
 
-def _check_ball(attack: Attack, name: str, x: Tensor, x_adv: Tensor) -> None:
+def _check_ball(attack: AttackLike, name: str, x: Tensor, x_adv: Tensor) -> None:
     """Refuse images that are not the attack's to make."""
     inside = x_adv.shape == x.shape and bool(x_adv.isfinite().all())
     if not inside or x_adv.min() < 0 or x_adv.max() > 1:

@@ -13,24 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from channelscope.analyses.base import Labels
-from channelscope.attacks import Attack, attack_name, make_generators
+from channelscope.attacks import AttackLike, attack_name, make_generators
 from channelscope.distributed import barrier
 from channelscope.errors import UserError
 from channelscope.gates import Probed, Selective, attached, takes_labels, with_labels
 from channelscope.layers.features import capture_activations, pool_features
 from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
-from channelscope.scorers import (
-    ScoreFunction,
-    Scorer,
-    choose_layers,
-    fit_scorers,
-    gradient,
-    score_block,
-    weights,
-)
+from channelscope.scorers import ScoreFunction, Scorer, fit_scorers, gradient, score_block, weights
 from channelscope.study.evaluation import Images, Progress, identify_attack
 from channelscope.study.examined import seeded
-from channelscope.study.models import Model, check_finite
+from channelscope.study.models import Model, check_finite, choose_layers
 from channelscope.study.store import Rows, RunFolder, Spec, digest_of, row_bytes
 
 _SIDE = 64  # pixels of a small picture's longer side, at most
@@ -197,7 +189,7 @@ class Measurer:
 
     def measure_attacked(
         self,
-        attack: Attack,
+        attack: AttackLike,
         folder: RunFolder,
         progress: Progress,
         *,
@@ -253,9 +245,9 @@ class Measurer:
         for labels, told in self.told.items():
             observations[labels] = observe(network, (), x, torch.from_numpy(told[rows]))
             values[f"answers/{labels}"] = observations[labels].answers
-        for labels, observation in observations.items():
+        for name, observation in observations.items():
             for gate, mask in observation.masks.items():
-                values[f"masks/{labels}/{gate}"] = mask
+                values[f"masks/{name}/{gate}"] = mask
         if self.thumbnails:
             values["thumbnails"] = shrink(x)
         return values

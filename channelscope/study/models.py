@@ -18,7 +18,8 @@ from channelscope.data import Dataset
 from channelscope.data.sources import NAMES
 from channelscope.errors import UserError
 from channelscope.layers.features import capture_activations
-from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
+from channelscope.layers.hooks import eval_mode, get_logits, get_parameter, match_layers
+from channelscope.layers.penultimate import LastLayer
 from channelscope.recipes import METHODS
 from channelscope.study.store import digest_of
 from channelscope.weights import Checkpoint, zoo
@@ -151,7 +152,7 @@ def _label(models: Models) -> dict[str, Network]:
                 "models: only paths can be listed without labels: pass networks as "
                 "{label: network}."
             )
-        labels = [zoo.label_of(path) for path in models]
+        labels = [zoo.get_label(path) for path in models]
         if len(set(labels)) < len(labels):
             raise UserError("models: two have the same file name: give each its own label.")
         models = dict(zip(labels, models, strict=True))
@@ -226,6 +227,37 @@ def check_network(
     return activations
 
 
+def choose_layers(
+    network: nn.Module, layers: Sequence[str] | None, x: Float[Tensor, "n *image"], classes: int
+) -> tuple[list[str], LastLayer | None]:
+    """Check on a few images that network, layers and data fit; return the layers' names.
+
+    The last layer comes with them, where it is linear.
+
+    Args:
+        network: any classifier.
+        layers: names and patterns; None for the penultimate layer.
+        x: a few images.
+        classes: number of classes of the data.
+
+    Raises:
+        UserError: for what does not fit, and where no layers are named and none is penultimate.
+    """
+    names = None if layers is None else match_layers(network, layers, x)
+    check_network(network, x, classes, names or ())
+    try:
+        last = LastLayer.find(network, x)
+    except UserError:
+        if names is None:
+            raise
+        return names, None
+    if names is None and not last.inputs:
+        raise UserError(
+            "No layer returns just what the last linear layer gets: name the layers to analyse."
+        )
+    return names or list(last.inputs[:1]), last
+
+
 @contextmanager
 def explain_refusal(x: Float[Tensor, "n *image"], remedy: str) -> Iterator[None]:
     """Say in a sentence that a network does not take images such as x, and what to do."""
@@ -273,13 +305,13 @@ def with_class_names(dataset: Dataset, models: Sequence[Model]) -> Dataset:
     return dataclasses.replace(dataset, classes=tuple(map(str, range(max(count, len(classes))))))
 
 
-def trained_on(models: Sequence[Model]) -> str:
-    """Return the name of the data set on which all of the models were trained.
+def trained_on(trainings: Sequence[Mapping[str, Any]]) -> str:
+    """Return the name of the data set on which all models were trained, by their records.
 
     Raises:
         UserError: where the checkpoints do not name one, or not one that can be loaded by name.
     """
-    settings = [model.training.get("settings") for model in models]
+    settings = [training.get("settings") for training in trainings]
     names = {each["data"]["name"] if each else None for each in settings}
     name = names.pop()
     if names or name is None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from channelscope.attacks import PGD, Attack, attack_name
+from channelscope.attacks import PGD, AttackLike, attack_name
 from channelscope.attacks.suites import resized
 from channelscope.errors import UserError
 
@@ -37,7 +37,7 @@ class Stopped:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None
     ) -> Float[Tensor, "n *image"]:
-        """Attack images x (n, c, h, w) with labels y (n,)."""
+        """AttackLike images x (n, c, h, w) with labels y (n,)."""
         step = self.attack.step_length
         shorter = dataclasses.replace(self.attack, step=step, steps=self.after)
         return shorter(model, x, y, generator)
@@ -52,7 +52,7 @@ class Strength:
 
     varied: Literal["eps", "step"]
     value: float
-    attack: Attack
+    attack: AttackLike
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Strength:
 
 
 def list_strengths(
-    attack: Attack, eps_sweep: Sequence[float], step_sweep: Sequence[int]
+    attack: AttackLike, eps_sweep: Sequence[float], step_sweep: Sequence[int]
 ) -> list[Strength]:
     """Return the attack at the strengths asked for, in rising order.
 

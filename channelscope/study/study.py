@@ -29,9 +29,10 @@ from channelscope.analyses.base import (
     analyses_of,
     make_tables,
 )
-from channelscope.attacks import Attack, Norm, attack_name, parse_attack
-from channelscope.attacks.suites import SUITES, ball_of, norm_of
-from channelscope.data import Dataset, Split, as_dataset, sample_stratified
+from channelscope.attacks import AttackLike, Norm, attack_name, parse_attack
+from channelscope.attacks.adaptive import norm_of
+from channelscope.attacks.suites import SUITES, ball_of
+from channelscope.data import Dataset, as_dataset
 from channelscope.distributed import check_same, is_first, resolve_device, world_size
 from channelscope.errors import UserError, suggest
 from channelscope.layers.hooks import get_layer, get_parameter
@@ -68,7 +69,7 @@ from channelscope.study.suppression import (
 from channelscope.training import default_eps
 from channelscope.weights import versions
 
-Attacks = str | Attack | Sequence[str | Attack]
+Attacks = str | AttackLike | Sequence[str | AttackLike]
 Scorers = Sequence[str | ScoreFunction]
 _PACKAGES = ("torchvision", "numpy", "scipy", "pandas", "matplotlib", "captum", "pyautoattack")
 
@@ -157,7 +158,7 @@ class Study:
         models: Models,
         data: Any = None,
         *,
-        attack: str | Attack | None = None,
+        attack: str | AttackLike | None = None,
         attacks: Attacks = "adaptive",
         eps: float | None = None,
         norm: Norm = "inf",
@@ -193,11 +194,10 @@ class Study:
         self._check_layer_names()
         if data is None:
             data = trained_on([model.training for model in self._models])
-        dataset = as_dataset(data)
+        self._show_progress = progress and is_first()
+        dataset = as_dataset(data, progress=self._show_progress)
         self.dataset = self._fit_classes(dataset)
-        test = self.dataset.test
-        chosen = None if images is None else sample_stratified(test.labels, images, seed)
-        split: Split = test if chosen is None else test.subset(chosen)
+        split = self.dataset.test.sample(images, seed).load(self._show_progress)
         self.images = Images(
             split=split,
             fingerprint=split.fingerprint(),
@@ -224,7 +224,6 @@ class Study:
         self.suppression = suppression or Suppression()
         self._ranking_images, ranked_on = self._choose_ranking_images(images, seed)
         self._thumbnails = thumbnails
-        self._show_progress = progress
         self._memo: dict[tuple[Any, ...], Any] = {}
         self.classes = self.dataset.classes
         self.labels = self.images.labels
@@ -441,7 +440,7 @@ class Study:
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Progress]:
-        shown = self._show_progress and is_first()
+        shown = self._show_progress
         if shown and self._named_folder is not None and total:
             needed = in_megabytes(self.disk_needed)
             tqdm.write(f"run folder {self._named_folder}: {needed} at most", file=None)
@@ -537,7 +536,7 @@ class Study:
     def _digests(self) -> dict[int, str]:
         return {id(model.network): model.digest for model in self._models}
 
-    def _attacks_on(self, model: Model, eps: float) -> dict[str, Attack]:
+    def _attacks_on(self, model: Model, eps: float) -> dict[str, AttackLike]:
         return attacks_on_model(model, self._models, self.plan, eps, self.images.classes)
 
     def _scores(self, model: str) -> Scores:
@@ -626,18 +625,18 @@ class Study:
 
     def _plan_attacks(
         self,
-        attack: str | Attack | None,
-        attacks: Sequence[str | Attack],
+        attack: str | AttackLike | None,
+        attacks: Sequence[str | AttackLike],
         eps: float | None,
         norm: Norm,
-    ) -> tuple[Attack, Plan]:
+    ) -> tuple[AttackLike, Plan]:
         """Return the attack that makes the adversarial data, and the plan of all attacks."""
         every = ([attack] if attack is not None else []) + list(attacks)
         eps, norm = ball_of(every, eps, norm)
         if isinstance(attack, str) and attack.endswith("-l2") and norm == "inf":
             norm = "2"
         eps = default_eps(self.dataset.name, norm) if eps is None else eps
-        first: str | Attack = attack if attack is not None else _first_attack(every)
+        first: str | AttackLike = attack if attack is not None else _first_attack(every)
         maker = parse_attack(first, eps=eps, norm=norm) if isinstance(first, str) else first
         wanted = tuple(attacks) if self.kind == "evaluation" else (maker, *attacks)
         return maker, Plan(attacks=wanted, eps=eps, norm=norm_of(maker, norm))
@@ -653,7 +652,8 @@ class Study:
             if (split := self.dataset.parts.get(name)) is None:
                 continue
             if images is not None and images < len(split):
-                split = split.subset(sample_stratified(split.labels, images, seed))
+                split = split.sample(images, seed)
+            split = split.load(self._show_progress)
             chosen = dataclasses.replace(self.images, split=split, fingerprint=split.fingerprint())
             return chosen, {"part": name, "images": len(split)}
         return self.images, {"part": "test", "images": len(self.images)}
@@ -704,7 +704,7 @@ class Study:
         return plain
 
 
-def list_attacks(attacks: Attacks) -> tuple[str | Attack, ...]:
+def list_attacks(attacks: Attacks) -> tuple[str | AttackLike, ...]:
     """Return one or several attacks as several.
 
     Raises:
@@ -715,7 +715,7 @@ def list_attacks(attacks: Attacks) -> tuple[str | Attack, ...]:
     return listed
 
 
-def _first_attack(attacks: Sequence[str | Attack]) -> str | Attack:
+def _first_attack(attacks: Sequence[str | AttackLike]) -> str | AttackLike:
     """Return the first single attack among names, suites and attacks as such."""
     for attack in attacks:
         if not isinstance(attack, str) or attack not in SUITES:
@@ -723,7 +723,7 @@ def _first_attack(attacks: Sequence[str | Attack]) -> str | Attack:
     return "pgd-20"
 
 
-def _check_attack_names(attacks: Sequence[str | Attack]) -> None:
+def _check_attack_names(attacks: Sequence[str | AttackLike]) -> None:
     """Refuse unknown names before any file is read."""
     for attack in attacks:
         if isinstance(attack, str) and attack not in SUITES:

@@ -15,7 +15,7 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from channelscope.analyses.base import SuppressedLayer
-from channelscope.attacks import Attack, attack_name, find_correct, make_generators, stop_early
+from channelscope.attacks import AttackLike, attack_name, find_correct, make_generators, stop_early
 from channelscope.attacks.folding import run_folded
 from channelscope.data import block_size
 from channelscope.distributed import barrier, shard
@@ -59,7 +59,7 @@ class Point(NamedTuple):
     """One suppression: of no channels (no ranking), or of the first so many of a ranking."""
 
     ranking: Ranking | None
-    count: int
+    size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ def plan_suppression(
             rankings.append(Ranking(layer, scorer, "pr", rising.flip(1)))
         # They differ from class to class too: all that differs from a scorer's is what it knows.
         generators = make_generators(seed, f"random order of {layer}", range(random))
-        for generator in generators.own:
+        for generator in generators.each:
             order = torch.rand(shape, generator=generator).argsort(1)
             rankings.append(Ranking(layer, "random", "random", order))
     return SuppressionPlan(relevance, counts, rankings)
@@ -237,7 +237,7 @@ class Suppressor:
     model: Model
     images: Images
     plan: SuppressionPlan
-    attack: Attack
+    attack: AttackLike
     relevant_to: RelevantTo
     folder: RunFolder
     progress: Progress
@@ -279,8 +279,8 @@ class Suppressor:
         return SuppressedLayer(counts, self.plan.relevance[layer], correct)
 
     def _open(self, point: Point) -> Rows:
-        ranking, count = point
-        masks = b"" if ranking is None else ranking.masks(count).numpy().tobytes()
+        ranking, size = point
+        masks = b"" if ranking is None else ranking.masks(size).numpy().tobytes()
         key = digest_of(
             ranking.layer if ranking else "",
             masks,
@@ -309,10 +309,10 @@ class Suppressor:
 
     def _suppress(self, point: Point, batch: _Batch) -> nn.Module:
         """Return the network that goes without the point's channels."""
-        ranking, count = point
+        ranking, size = point
         if ranking is None:
             return self.model.network
-        masks = ranking.masks(count).to(batch.y.device)
+        masks = ranking.masks(size).to(batch.y.device)
         if self.relevant_to == "label":
             masks = masks[batch.y[0]]
         elif masks.all():
@@ -330,9 +330,9 @@ class Suppressor:
         return {"natural": natural.cpu().numpy(), "adversarial": robust.cpu().numpy()}
 
     def _attack(
-        self, network: nn.Module, attack: Attack, x: Tensor, y: Tensor, rows: Tensor
+        self, network: nn.Module, attack: AttackLike, x: Tensor, y: Tensor, rows: Tensor
     ) -> Tensor:
-        """Attack a network.
+        """AttackLike a network.
 
         One that runs ours twice in a pass is not folded by the attack, but ours is, here.
         """

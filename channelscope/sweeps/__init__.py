@@ -9,18 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
 from channelscope import distributed
-from channelscope import figures as plots
+from channelscope.api import compare
 from channelscope.attacks import APGD, FGSM, PGD, JointSweep, parse_attack
-from channelscope.comparison import Comparison, compare
 from channelscope.data import Dataset, as_dataset, sample_stratified
 from channelscope.errors import UserError
 from channelscope.files import check_writable
 from channelscope.locks import lock_path
+from channelscope.result import Result
 from channelscope.sweeps.record import ACCURACIES, Record, Row, Training
 from channelscope.sweeps.variants import list_settings, make_variants, parse_values, shorten_names
 from channelscope.training import Diverged, Recipe, find_recipe, train
@@ -48,12 +47,12 @@ def sweep(
     progress: bool = True,
     command: str | None = None,
     **overrides: Any,
-) -> pd.DataFrame:
+) -> Result:
     """Train every combination of the varied settings' values with every seed; attack the networks.
 
     The folder ``out`` gets a checkpoint and a log of each network, VARIANT-sSEED.pt and .pt.csv,
-    the table as ``sweep.csv``, the settings as ``sweep.json``, and the figure as ``sweep.pdf`` and
-    ``sweep.png``. A network whose loss is no longer a number does not stop the others: its row has
+    the record of the sweep as ``sweep.json``, and the result, with its figure, as the folder
+    ``result``. A network whose loss is no longer a number does not stop the others: its row has
     the reason.
 
     Where several processes are joined (see ``distributed``), they share every batch, and the first
@@ -77,7 +76,7 @@ def sweep(
         **overrides: settings of the recipe to change in all variants: see ``Recipe.override``.
 
     Returns:
-        A row for each network: variant, seed and the varied settings; accuracies on the test part,
+        The table ``sweep``, a row for each network: variant, seed and the varied settings; accuracies on the test part,
         each with a 95 % interval (_low, _high): natural, attacked, and robust, which is the worst
         case over natural and attacked images (the attack is repeated on the joint loss, with seven
         weights); val_natural and val_robust of the best epoch, best_epoch, trained_epochs, seconds
@@ -86,7 +85,8 @@ def sweep(
     Raises:
         UserError: for settings that do not fit, or a sweep of other settings in ``out``.
     """
-    dataset, folder = _select_images(as_dataset(data), images, test_images), Path(out)
+    dataset = _select_images(as_dataset(data, progress=progress), images, test_images)
+    folder = Path(out)
     base = find_recipe(recipe, dataset.name).override(**overrides)
     varied = list_settings(ablation, vary or {})
     variants, seeds = make_variants(base, varied), list(dict.fromkeys(seeds))
@@ -102,8 +102,9 @@ def sweep(
     fingerprints = {name: part.fingerprint() for name, part in dataset.parts.items()}
     identity = {"name": dataset.name, **fingerprints}
     settings = {"recipe": base.values(), "vary": varied, "data": identity, **test}
+    dataset = dataset.load(progress=progress)  # once, not for every training
     names = ", ".join(shorten_names(varied).values())
-    with lock_path(*(folder / f"sweep.{ending}" for ending in ("json", "csv", "pdf", "png"))):
+    with lock_path(folder / "sweep.json"):
         record = Record.open(folder, settings, trainings)
         record.meta |= {
             "title": f"{base.method or 'own recipe'} on {dataset.name}, by {names}",
@@ -114,12 +115,11 @@ def sweep(
             heading = f"{number}/{len(trainings)}: {training.variant.name}, seed {training.seed}"
             _print(heading, progress)
             record.add(training, _run(training, record, dataset, test, logs, options))
-        table = record.make_table()
+        result = Result("sweep", {"sweep": record.make_table()}, {}, record.describe(dataset))
         if distributed.is_first():
-            figure = plots.sweep(table, record.meta)
-            for ending in ("pdf", "png"):
-                plots.save(figure, folder / f"sweep.{ending}")
-    return table
+            result.save(folder / "result", progress=False)
+        distributed.barrier()
+    return result
 
 
 def _select_images(dataset: Dataset, images: int | None, test_images: int | None) -> Dataset:
@@ -178,7 +178,9 @@ def _run(
         )
         if earlier is not None:
             return earlier
-        comparison = compare({variant.name: file}, dataset, attacks=repeated, **test, **options)
+        comparison = compare(
+            {variant.name: file}, dataset, attacks=repeated, thumbnails=False, **test, **options
+        )
     except (UserError, MemoryError, torch.OutOfMemoryError) as error:
         # Only this process may be in trouble, unless the loss diverged, which all of them know.
         if distributed.world_size() > 1 and not isinstance(error, Diverged):
@@ -192,7 +194,7 @@ def _run(
     return _summarise(comparison)
 
 
-def _summarise(comparison: Comparison) -> Row:
+def _summarise(comparison: Result) -> Row:
     """Collect the measurements of a comparison's only network."""
     robustness, log = comparison.robustness, comparison.training
     accuracy = robustness[robustness["class"] == "all"].set_index("attack")

@@ -1,4 +1,4 @@
-"""The record of a sweep: settings and results in ``sweep.json``, a table in ``sweep.csv``."""
+"""The record of a sweep, ``sweep.json``: its settings, and the results so far."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from typing import Any, Self
 import pandas as pd
 
 from channelscope import distributed
+from channelscope.data import Dataset
 from channelscope.errors import UserError
 from channelscope.files import atomic_write
 from channelscope.reading import read_json
@@ -120,13 +121,23 @@ class Record:
         varied = list(self.meta["settings"]["vary"])
         return sweep_rows(self.trainings, varied, self.meta["results"])
 
+    def describe(self, dataset: Dataset) -> dict[str, Any]:
+        """Return the settings of the sweep's result, as plain values."""
+        models = {training.variant.name: {} for training in self.trainings}
+        data = {
+            "name": dataset.name,
+            "images": len(dataset.test),
+            "classes": list(dataset.classes),
+        }
+        meta = {name: value for name, value in self.meta.items() if name != "results"}
+        described: dict[str, Any] = json.loads(json.dumps({"models": models, "data": data, **meta}))
+        return described
+
     def _write(self) -> None:
         if distributed.is_first():
             with atomic_write(self.folder / "sweep.json") as temporary:
                 content = self.meta | {"digest": compute_digest(self.meta)}
                 temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
-            with atomic_write(self.folder / "sweep.csv") as temporary:
-                self.make_table().to_csv(temporary, index=False)
 
 
 def read_record(file: Path) -> dict[str, Any]:
