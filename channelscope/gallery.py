@@ -79,9 +79,10 @@ class _Sentences(dict[str, str]):
                 return f"Robust accuracy: worst case over {attacks}."
             case "wilson":
                 return f"Bars: {meta['level']:.0%} intervals (Wilson's, over images)."
-            case "bars":
+            case "bars" | "mixed_bars":
                 how = f"bootstrap over images, {meta['replicates']} replicates"
-                return f"Bars: {meta['level']:.0%} intervals ({how})."
+                wilson = "; of accuracies Wilson's" if name == "mixed_bars" else ""
+                return f"Bars: {meta['level']:.0%} intervals ({how}{wilson})."
         raise KeyError(name)
 
 

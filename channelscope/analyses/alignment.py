@@ -387,7 +387,7 @@ register(
                     "Robust accuracy of each class against Spearman's correlation between the "
                     "magnitudes of its adversarial images and the relevance of the channels. The "
                     "legend gives the correlation across classes. {layers} {adversarial} {robust} "
-                    "{bars}"
+                    "{mixed_bars}"
                 ),
                 section="claims",
                 order=30,
@@ -405,7 +405,7 @@ register(
                     "adversarial magnitudes (mean activations) of the channels, 1 where the attack "
                     "leaves them in proportion; and how much more of the activation mass lies on "
                     "negatively relevant (NR) channels under attack than without (1, dashed: as "
-                    "much). {layers} {adversarial} {robust} {bars}"
+                    "much). {layers} {adversarial} {robust} {mixed_bars}"
                 ),
                 section="network",
                 order=20,

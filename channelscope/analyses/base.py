@@ -303,7 +303,8 @@ class Plot:
         caption: plain words. May have {class_name}, {model} and the other arguments of its
             subjects, {extremes} (the most and the least robust class), and the sentences {layers},
             {adversarial} (the attack on the activations), {robust} (the attacks behind robust
-            accuracy), {bars} and {wilson} (the intervals).
+            accuracy), {bars}, {wilson} and {mixed_bars} (the intervals: of the bootstrap, Wilson's,
+            or Wilson's for accuracies alone).
         section: where the page has it.
         order: its place there, the lower the earlier.
         claims: those on which it bears, such as "c1".

@@ -1,8 +1,10 @@
 """What tests expect of errors, folders, states and random numbers."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,16 @@ def refusal_allowed(*words: str) -> Iterator[None]:
     except UserError as error:
         if "\n" in str(error) or any(word not in str(error) for word in words):
             raise AssertionError("not a sentence on that") from error
+
+
+class Hostile:
+    """Makes a folder as soon as it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

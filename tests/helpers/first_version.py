@@ -21,21 +21,40 @@ KINDS: dict[str, Kind] = {
     "intervention": "intervention",
     "rankings": "relevance",
 }
-_WORDS = ("class", "answer", "model", "models", "other", "layer", "other_layer")
+_WORDS = {
+    "answer",
+    "attack",
+    "check",
+    "claim",
+    "class",
+    "curve",
+    "data",
+    "decided_by",
+    "evidence",
+    "layer",
+    "measure",
+    "model",
+    "models",
+    "order",
+    "other",
+    "other_layer",
+    "part",
+    "scorer",
+    "sentence",
+    "statement",
+    "varied",
+    "verdict",
+}
 
 
 def read_first_table(case: str, kind: str, name: str) -> pd.DataFrame:
     """Read a table of the first version; an empty layer is the empty text."""
     path = FOLDER / case / kind / f"{name}.csv.gz"
-    table = pd.read_csv(
-        path,
-        float_precision="round_trip",
-        keep_default_na=False,
-        na_values=[""],
-        dtype=dict.fromkeys(_WORDS, str),
-    )
-    words = [column for column in _WORDS if column in table]
-    return table.fillna(dict.fromkeys(words, ""))
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for column in set(table) - _WORDS:
+        # Not by pandas, older versions of which drop the last digit.
+        table[column] = table[column].replace("", "nan").astype(float)
+    return table
 
 
 def read_first_study(case: str, kind: str) -> KeptStudy:

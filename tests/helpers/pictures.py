@@ -1,4 +1,4 @@
-"""Random images, folders of image files, and ways to spoil them, shared by the tests of what reads images."""
+"""Random images, folders of image files, and ways to spoil them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
