@@ -1,4 +1,7 @@
-"""The command line: parsing and printing only. torch is imported when a command runs, so ``--help`` is instant."""
+"""The command line: it parses and prints; all else is in the functions that it calls.
+
+torch is imported when a command runs, so that ``--help`` comes at once.
+"""
 
 import argparse
 import os
@@ -10,21 +13,23 @@ from contextlib import nullcontext, redirect_stderr, redirect_stdout
 
 from channelscope.cli import processes
 from channelscope.cli.parser import make_parser
-from channelscope.cli.terminal import Shown
+from channelscope.cli.printing import SafeStream
 from channelscope.errors import UserError, escape
 
-_NO_MEMORY = "There is not enough memory: use smaller images, fewer --images or, to train, a smaller --batch-size."
-
-_TORCH_HAS_NO_MEMORY = (
-    "can't allocate memory|out of memory|could not create a primitive"  # the last is oneDNN's
+_NO_MEMORY = (
+    "There is not enough memory: use smaller images, fewer --images or, to train, a smaller "
+    "--batch-size."
 )
+# What torch says when memory is short; the last is oneDNN's.
+_TORCH_NO_MEMORY = "can't allocate memory|out of memory|could not create a primitive"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; give the exit status.
+    """Run the command line; return the exit status.
 
-    0: done; 1: a fault of ours, or found by ``doctor``; 2: the user's mistake; 130: stopped by Ctrl-C.
-    Of several processes that ``torchrun`` started, only the first writes to the standard output.
+    0: done; 1: an error in channelscope, or found by ``doctor``; 2: the user's mistake; 130:
+    stopped by Ctrl-C. Of several processes that ``torchrun`` started, only the first writes to the
+    standard output.
     """
     argv = sys.argv[1:] if argv is None else argv
     if processes.number():
@@ -33,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command = escape(f"channelscope {shlex.join(argv)}")  # it is kept in files
     try:
         processes.check(args)
-        with redirect_stdout(Shown(sys.stdout)):
+        with redirect_stdout(SafeStream(sys.stdout)):
             status: int = args.run(args) or 0
         sys.stdout.flush()
     except UserError as error:
@@ -42,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not processes.number():
             print(f"\nchannelscope: stopped.{getattr(args, 'after_stop', '')}", file=sys.stderr)
         return 130
-    except (
-        BrokenPipeError
-    ):  # the reader of our output has gone, as in 'channelscope layers ... | head'
+    except BrokenPipeError:  # the reader has gone, as in 'channelscope layers ... | head'
         _close_stdout()
         return 0
     except MemoryError:
@@ -52,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"The system refused {error.filename or 'a file'}: {error.strerror or error}.")
     except Exception as error:
-        return _unexpected(error)
+        return _fail_unexpectedly(error)
     return status
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line; of several processes, which all got the same, only the first says what is wrong."""
+    """Parse the arguments; of several processes, the first says what is wrong with them."""
     with redirect_stderr(sys.stdout) if processes.number() else nullcontext():
         return make_parser().parse_args(argv)
 
@@ -67,26 +70,27 @@ def _close_stdout() -> None:
 
 
 def _fail(sentence: str, status: int = 2) -> int:
-    """Say why the command failed, unless the first of several processes says just that; give the exit status."""
+    """Say why the command failed, unless the first of several processes says the same."""
     if not processes.is_said(sentence):
         which = f"process {processes.number()}: " if processes.number() else ""
-        print(f"channelscope: {which}{sentence}", file=Shown(sys.stderr), flush=True)
+        print(f"channelscope: {which}{sentence}", file=SafeStream(sys.stderr), flush=True)
     return status
 
 
-def _unexpected(error: Exception) -> int:
-    """Answer an error that nobody foresaw."""
-    if isinstance(error, RuntimeError) and re.search(_TORCH_HAS_NO_MEMORY, str(error)):
+def _fail_unexpectedly(error: Exception) -> int:
+    """Say what can be said of an error that nobody foresaw."""
+    if isinstance(error, RuntimeError) and re.search(_TORCH_NO_MEMORY, str(error)):
         return _fail(_NO_MEMORY)
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return _fail(
-            "A process that reads images was ended by the system: free memory and start the command again."
+            "A process that reads images was ended by the system: free memory and start the "
+            "command again."
         )
     if os.environ.get("CHANNELSCOPE_TRACEBACK"):
         raise error
     reason = (str(error).splitlines() or [""])[0]
     return _fail(
-        f"this is a fault in channelscope ({type(error).__name__}: {reason}): please report it, with what "
-        "CHANNELSCOPE_TRACEBACK=1 shows and 'channelscope doctor' prints.",
+        f"this is an error in channelscope ({type(error).__name__}: {reason}): please report it, "
+        "with what CHANNELSCOPE_TRACEBACK=1 shows and 'channelscope doctor' prints.",
         status=1,
     )

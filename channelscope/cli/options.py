@@ -1,277 +1,277 @@
-"""Options that several commands have, and the kinds of their values."""
+"""The options of the commands, each written once: name, kind of value, default and help.
+
+An option has the name and the default of the Python functions' argument. A test compares them:
+reading them from the functions here would import torch, for which ``--help`` has no time.
+"""
 
 import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from channelscope.recipes import METHODS
 
-# What a scorer costs, as in relevance.COSTS, and what it says.
-SCORERS = {
-    "weights": ("0", "the last linear layer's weights; of the penultimate layer only"),
-    "gradient": ("2", "how the class's logit changes with the activation"),
-    "gradient-x-activation": ("2", "that times the activation"),
-    "integrated-gradients": ("102 a layer", "that, integrated from the features of a black image"),
-    "conductance": ("102 a layer", "the logit's change through the channel, from a black image"),
-    "deeplift": (
-        "6 a layer",
-        "differences from a black image in place of gradients; refused where incomplete",
-    ),
-    "grad-cam": (
-        "2",
-        "Grad-CAM's weights: the gradient's spatial mean, which ranks as the gradient",
-    ),
-    "probe": ("1", "a gate's own relevance; of gated layers only"),
-    "ablation": ("1 + 1 a channel", "how the logit falls when the channel is set to zero"),
-    "ablation-mean": ("1 + 1 a channel", "... to its mean over the classes"),
-    "ablation-class-mean": (
-        "1 + 1 a channel",
-        "... to its mean over the image's class: what its spread does",
-    ),
-}
 
-
-def scorers() -> str:
-    """List the scorers of relevance, as a part of the help."""
-    lines = [f"  {name:<23}{cost:<17}{words}" for name, (cost, words) in SCORERS.items()]
-    return "\n".join(
-        [
-            "scorers, and what they cost in forward passes of all images (one backward pass counts 1):",
-            *lines,
-        ]
-    )
-
-
-def methods() -> str:
-    """List the training methods, as a part of the help."""
-    return "\n".join(["methods:", *(f"  {name:<15}{text}" for name, text in METHODS.items())])
-
-
-def add_training(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Say what is trained, on what and how; ``required``: the method or the recipe has to be named."""
-    how = parser.add_mutually_exclusive_group(required=required)
-    how.add_argument(
-        "--method",
-        metavar="METHOD",
-        choices=METHODS,
-        help="by the data's recipe: a method listed above",
-    )
-    how.add_argument(
-        "--recipe",
-        metavar="NAME",
-        help="a recipe that 'channelscope recipes' lists, or a .toml file",
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change the recipe's settings",
-    )
-    add_data(parser, "digits")
-    parser.add_argument(
-        "--images", type=positive, metavar="N", help="training images to use (default: all)"
-    )
-    parser.add_argument(
-        "--arch", help="resnet10, resnet18, resnet34, resnet50 or wrn-28-10 (default: the recipe's)"
-    )
-    parser.add_argument(
-        "--width",
-        type=positive,
-        metavar="W",
-        help="planes of the first stage (default: the recipe's)",
-    )
-    parser.add_argument(
-        "--epochs", type=positive, metavar="N", help="passes over the data (default: the recipe's)"
-    )
-    parser.add_argument(
-        "--batch-size", type=positive, metavar="N", help="images per step (default: the recipe's)"
-    )
-    parser.add_argument("--lr", type=float, help="highest learning rate (default: the recipe's)")
-    parser.add_argument(
-        "--eps", type=eps, metavar="E", help="radius of the training attack, such as 8/255"
-    )
-    parser.add_argument(
-        "--log-to",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="beside the CSV: tensorboard, wandb (offline)",
-    )
-
-
-def add_data(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Say which images; None as the default: those that the models were trained on."""
-    parser.add_argument(
-        "--data",
-        default=default,
-        metavar="NAME",
-        help="digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/, a folder per class) or "
-        f"npz:FILE (train_images, train_labels, ...) (default: {default or 'what the models were trained on'})",
-    )
-    add_data_root(parser)
-    parser.add_argument("--download", action="store_true", help="fetch the set if it is not there")
-    parser.add_argument(
-        "--image-size", type=positive, metavar="S", help="scale and crop images to S x S"
-    )
-    parser.add_argument(
-        "--stream",
-        action=argparse.BooleanOptionalAction,
-        help="decode an image folder as it is needed, not at once (default: where it would fill half the memory)",
-    )
-
-
-def add_data_root(parser: argparse.ArgumentParser) -> None:
-    """Say where data sets by name are looked for."""
-    parser.add_argument(
-        "--data-root",
-        default="data",
-        metavar="DIR",
-        help="where downloaded sets lie (default: data)",
-    )
-
-
-def add_models(parser: argparse.ArgumentParser) -> None:
-    """Say which networks."""
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="checkpoints of networks, or zoo:NAME",
-    )
-    parser.add_argument(
-        "--labels", nargs="+", metavar="NAME", help="their names (default: the file names)"
-    )
-
-
-def add_layers(parser: argparse.ArgumentParser) -> None:
-    """Say which layers of them."""
-    parser.add_argument(
-        "--layers",
-        nargs="+",
-        metavar="NAME",
-        help="layers, or patterns as 'layer4.*' (default: the penultimate)",
-    )
-
-
-def add_images(parser: argparse.ArgumentParser, default: int | None = None) -> None:
-    """Say on how many test images."""
-    parser.add_argument(
-        "--images",
-        type=positive,
-        default=default,
-        metavar="N",
-        help=f"test images to use, at most (default: {default or 'all'})",
-    )
-
-
-def add_attack(parser: argparse.ArgumentParser) -> None:
-    """Say by which attack, and how far."""
-    parser.add_argument(
-        "--attack",
-        default="pgd-20",
-        help="fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, -l2 for L2 (default: pgd-20)",
-    )
-    parser.add_argument(
-        "--eps",
-        type=eps,
-        metavar="E",
-        help="radius of the attack (default: the recipe's, as 8/255)",
-    )
-
-
-def add_replicates(parser: argparse.ArgumentParser, default: int) -> None:
-    """Say how often the images are drawn again, for the intervals."""
-    parser.add_argument(
-        "--replicates",
-        type=positive,
-        default=default,
-        metavar="N",
-        help="of the bootstrap (default: %(default)s)",
-    )
-
-
-def add_out(parser: argparse.ArgumentParser, default: str) -> None:
-    """Say where the results go."""
-    parser.add_argument(
-        "--out", default=default, metavar="DIR", help="folder to write (default: %(default)s)"
-    )
-
-
-def add_measuring(parser: argparse.ArgumentParser) -> None:
-    """Say how something is measured and told."""
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=128,
-        metavar="N",
-        help="images that are read at a time; results do not depend on it (default: 128)",
-    )
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    add_common(parser)
-
-
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Say what every command that computes is told."""
-    parser.add_argument(
-        "--seed", type=seed, default=0, metavar="S", help="of everything random (default: 0)"
-    )
-    add_device(parser)
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Say where it is computed."""
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)"
-    )
-    add_quiet(parser)
-
-
-def add_quiet(parser: argparse.ArgumentParser) -> None:
-    """Say whether there are progress bars."""
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars")
+def _read_number(
+    text: str, read: Callable[[str], float], low: float, high: float, what: str
+) -> Any:
+    try:
+        number = read(text)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        number = float("nan")
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return number
 
 
 def positive(text: str) -> int:
     """Read a whole number from 1 up."""
-    number = int(text) if text.isdecimal() and len(text) < 10 else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return number
+    return int(_read_number(text, int, 1, 10**9, "a whole number from 1 up"))
 
 
 def count(text: str) -> int:
     """Read a whole number from 0 up."""
-    return 0 if text == "0" else positive(text)
+    return int(_read_number(text, int, 0, 10**9, "a whole number from 0 up"))
 
 
 def seed(text: str) -> int:
     """Read a seed."""
-    if not (text.isdecimal() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 999999999")
-    return int(text)
+    return int(_read_number(text, int, 0, 2**31 - 1, "a whole number from 0 to 2147483647"))
 
 
 def share(text: str) -> float:
-    """Read a share between 0 and 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share between 0 and 1, such as 0.25")
-    return number
+    """Read a share."""
+    return float(_read_number(text, float, 0, 1, "a share between 0 and 1, such as 0.25"))
 
 
-def eps(text: str) -> float:
+def radius(text: str) -> float:
     """Read a radius, such as 0.031 or 8/255."""
-    try:
+
+    def read(text: str) -> float:
         above, fraction, below = text.partition("/")  # the class Fraction would hang on 1e999999999
-        eps = float(above) / (float(below) if fraction else 1.0)
-    except (ValueError, ZeroDivisionError, OverflowError):
-        eps = -1.0
-    if not 0 <= eps <= 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no radius in [0, 1] image units, such as 0.031 or 8/255"
-        )
-    return eps
+        return float(above) / (float(below) if fraction else 1.0)
+
+    what = "a radius in [0, 1] image units, such as 0.031 or 8/255"
+    return float(_read_number(text, read, 0, 1, what))
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a command.
+
+    Args:
+        help: what it is.
+        metavar: what stands for its value in the help; None for a flag, or where there are choices.
+        read: makes a value of a word.
+        default: as the Python function has it.
+        unset: how the help names a default of None.
+        flags: how it is typed; none for its name after two hyphens.
+        settings: further arguments of ``add_argument``.
+    """
+
+    help: str
+    metavar: str | None = None
+    read: Callable[[str], Any] = str
+    default: Any = None
+    unset: str = ""
+    flags: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+_MANY = {"nargs": "+"}
+_PAIRS = {"nargs": "+", "action": "extend"}
+_ON = {"action": "store_true"}
+_OFF = {"action": "store_false"}
+
+OPTIONS: dict[str, Option] = {
+    # Networks and images.
+    "models": Option(
+        "checkpoints of networks, or zoo:NAME", "FILE", settings={"nargs": "+", "required": True}
+    ),
+    "labels": Option("names of the models", "NAME", unset="the file names", settings=_MANY),
+    "methods": Option(
+        "how models were trained whose checkpoints do not say so, such as mine=at",
+        "LABEL=METHOD",
+        default=(),
+        settings=_MANY,
+    ),
+    "data": Option(
+        "digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/ with a "
+        "folder per class) or npz:FILE (train_images, train_labels, ...)",
+        "NAME",
+        unset="what the models were trained on",
+    ),
+    "data_root": Option("folder of downloaded data sets", "DIR", default="data"),
+    "download": Option("download the data set if it is missing", default=False, settings=_ON),
+    "image_size": Option("scale and crop images to S x S", "S", positive),
+    "stream": Option(
+        "decode the images of a folder when they are needed, not at the start (default: if they "
+        "would fill half of the memory)",
+        settings={"action": argparse.BooleanOptionalAction},
+    ),
+    "images": Option("number of test images", "N", positive, unset="all"),
+    # Attacks.
+    "attack": Option(
+        "attack that makes the adversarial data, see 'channelscope attacks'",
+        "NAME",
+        unset="the first of --attacks, of a suite pgd-20",
+    ),
+    "attacks": Option(
+        "suites and attacks, see 'channelscope attacks'; the worst case per image counts",
+        "NAME",
+        settings=_MANY,
+    ),
+    "eps": Option(
+        "radius of the attacks, such as 8/255", "E", radius, unset="that of the data's recipe"
+    ),
+    "norm": Option("norm of the attacks' ball", default="inf", settings={"choices": ("inf", "2")}),
+    "eps_sweep": Option("further radii to measure at", "E", radius, (), settings=_MANY),
+    "step_sweep": Option(
+        "numbers of steps of the attack to measure after", "N", positive, (), settings=_MANY
+    ),
+    # What is measured.
+    "layers": Option(
+        "layers, or patterns such as 'layer4.*'", "NAME", unset="the penultimate", settings=_MANY
+    ),
+    "scorers": Option(
+        "relevance scorers, see 'channelscope scorers'",
+        "NAME",
+        default=("gradient",),
+        settings=_MANY,
+    ),
+    "threshold": Option(
+        "a channel is active above this share of the image's largest channel",
+        "SHARE",
+        share,
+        default=0.01,
+    ),
+    "thumbnails": Option(
+        "keep no small pictures of the images that excite channels most",
+        default=True,
+        flags=("--no-thumbnails",),
+        settings=_OFF,
+    ),
+    "checks": Option(
+        "number of images to check for gradient masking on; 0: no checks", "N", count, default=128
+    ),
+    "cascade": Option(
+        "give each attack only the images that withstood those before it: faster",
+        default=False,
+        settings=_ON,
+    ),
+    "save_adversarial": Option("keep the adversarial images", default=False, settings=_ON),
+    "fractions": Option(
+        "shares of the channels to suppress, beside none and all",
+        "SHARE",
+        share,
+        default=(0.125, 0.25, 0.5, 0.75),
+        settings=_MANY,
+    ),
+    "random": Option("number of random orders to compare with", "N", positive, default=3),
+    "relevant_to": Option(
+        "relevance to the class that the network answers, or to the true label (an oracle)",
+        default="answer",
+        settings={"choices": ("answer", "label")},
+    ),
+    # How it is computed, and where it goes.
+    "seed": Option("seed of everything random", "S", seed, default=0),
+    "replicates": Option("number of bootstrap replicates", "N", positive, default=500),
+    "level": Option("coverage of the intervals", "SHARE", share, default=0.95),
+    "batch_size": Option(
+        "number of images read at a time; results do not depend on it", "N", positive, default=128
+    ),
+    "device": Option(
+        "auto (a GPU if there is one), cpu, cuda, cuda:1, ...", "DEVICE", default="auto"
+    ),
+    "folder": Option(
+        "folder for what the networks make of the images; it stays, and other commands with the "
+        "same folder use it again",
+        "DIR",
+        unset="OUT.partial, removed at the end",
+        flags=("--run-folder",),
+    ),
+    "out": Option("folder to write", "DIR"),
+    "json": Option("print the results as JSON", default=False, settings=_ON),
+    "progress": Option(
+        "show no progress bars", default=True, flags=("-q", "--quiet"), settings=_OFF
+    ),
+}
+MEASURING = "seed replicates level batch_size device folder out json progress"
+DATA = "data data_root download image_size stream"
+
+TRAINING = OPTIONS | {
+    "method": Option(
+        "train by the data's recipe for a method, see above",
+        "METHOD",
+        settings={"choices": tuple(METHODS)},
+    ),
+    "recipe": Option("a recipe, see 'channelscope recipes', or a .toml file", "NAME"),
+    "set": Option("settings of the recipe to change", "NAME=VALUE", default=[], settings=_PAIRS),
+    "images": Option("number of training images", "N", positive, unset="all"),
+    "arch": Option(
+        "resnet10, resnet18, resnet34, resnet50 or wrn-28-10", "NAME", unset="the recipe's"
+    ),
+    "width": Option("channels of the first stage", "W", positive, unset="the recipe's"),
+    "epochs": Option("passes over the data", "N", positive, unset="the recipe's"),
+    "batch_size": Option("images per step", "N", positive, unset="the recipe's"),
+    "lr": Option("highest learning rate", "RATE", float, unset="the recipe's"),
+    "eps": Option(
+        "radius of the training attack, such as 8/255", "E", radius, unset="the recipe's"
+    ),
+    "logs": Option(
+        "logs beside the CSV: tensorboard, wandb (offline)", "NAME", default=(), settings=_MANY
+    ),
+    "resume": Option(
+        "continue an interrupted run, or begin if there is none", default=False, settings=_ON
+    ),
+    "vary": Option("settings, and the values to train", "NAME=A,B", default=[], settings=_PAIRS),
+    "seeds": Option("seeds of each variant", "S", seed, default=(0,), settings=_MANY),
+    "attack": Option("attack of the test, see 'channelscope attacks'", "NAME", default="pgd-20"),
+    "test_eps": Option("radius of the test's attack", "E", radius, unset="the recipe's"),
+    "test_images": Option("number of test images", "N", positive, unset="all"),
+}
+RECIPE = "set arch width epochs batch_size lr eps logs"
+
+DRAWING = OPTIONS | {
+    "style": Option("width and fonts of a paper: icml, neurips or ieee", "NAME"),
+    "wide": Option("as wide as the paper's text, not one column", default=False, settings=_ON),
+    "latex": Option(
+        "let LaTeX set the text; captions.tex has the captions", default=False, settings=_ON
+    ),
+    "only": Option(
+        "claims (c1 to c4), kinds of figures (magnitude) or figures (magnitude-cat)",
+        "NAME",
+        default=(),
+        unset="all",
+        settings=_MANY,
+    ),
+    "formats": Option("pdf, png, svg", "NAME", default=("pdf", "png"), settings=_MANY),
+}
+
+
+def add_options(
+    parser: argparse._ActionsContainer,
+    names: str,
+    options: Mapping[str, Option] = OPTIONS,
+    **defaults: Any,
+) -> None:
+    """Add options to a command.
+
+    Args:
+        parser: of the command, or a group of its options.
+        names: the options' names, with spaces between them.
+        options: where they are described.
+        defaults: of this command, where they differ.
+    """
+    for name in names.split():
+        option = options[name]
+        flags = option.flags or (f"--{name.replace('_', '-')}",)
+        default = defaults.get(name, option.default)
+        settings = dict(option.settings) | {"dest": name, "default": default, "help": option.help}
+        if option.metavar is not None:
+            settings |= {"type": option.read, "metavar": option.metavar}
+        if option.metavar is not None or "choices" in settings:
+            values = default if isinstance(default, tuple | list) else (default,)
+            shown = " ".join(str(value) for value in values if value is not None) or option.unset
+            settings["help"] += f" (default: {shown})" if shown else ""
+        parser.add_argument(*flags, **settings)

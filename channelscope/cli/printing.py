@@ -1,258 +1,247 @@
-"""What commands print of their results."""
+"""What commands print: tables and sentences, made of results alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from channelscope.errors import escape_lines
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from channelscope.comparison import Comparison
-    from channelscope.evaluation import Evaluation
-    from channelscope.intervention import Interventions
-    from channelscope.rankings import Rankings
+    from channelscope.result import Result
+
+Cells = tuple[str, ...]
 
 
-def outcomes(trained: "pd.DataFrame") -> list[tuple[str, ...]]:
-    """Lay out a row for each network of a sweep."""
-    rows: list[tuple[str, ...]] = [
-        (
-            "variant",
-            "seed",
-            "natural",
-            "attacked",
-            "worst case",
-            "95 % interval",
-            "robust, validation",
-        )
-    ]
-    for row in trained.to_dict("records"):
-        measured = [f"{row[name]:.1%}" for name in ("natural", "attacked", "robust", "val_robust")]
-        measured.insert(3, f"[{row['robust_low']:.1%}, {row['robust_high']:.1%}]")
-        rows.append(
-            (row["variant"], str(row["seed"]), *(["-"] * 5 if row["trouble"] else measured))
-        )
-    return rows
+class SafeStream:
+    """A stream on which no text can steer the terminal.
+
+    Control characters are escaped as in JSON, so what reads JSON from here reads names as they are.
+    Characters that the stream's encoding lacks are escaped too.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        encoded = escape_lines(text).encode(self._encoding, "backslashreplace")
+        self._stream.write(encoded.decode(self._encoding))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
-def tell_evaluation(found: "Evaluation", out: Path, as_json: bool) -> None:
-    """Print a table of an evaluation, its worst cases and warnings, or all of it as JSON."""
-    frames = {
-        "table": found.table,
-        "worst": found.worst,
-        "warnings": found.warnings,
-        "eps_sweep": found.eps_sweep,
-    }
-    if as_json:
-        values = {
-            name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()
-        }
-        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
-        return
-    level = f"{found.meta['level']:.0%} interval"
-    rows: list[tuple[str, ...]] = [
-        ("model", "attack", "natural", "robust", level, "worst case so far")
-    ]
-    for attack in found.table.to_dict("records"):
-        shares = [f"{attack[name]:.1%}" for name in ("natural", "robust", "low", "high", "worst")]
-        interval = f"[{shares[2]}, {shares[3]}]"
-        rows.append((str(attack["model"]), str(attack["attack"]), *shares[:2], interval, shares[4]))
-    print(table(rows, align="llrrrr"))
-    print(
-        f"\neps {found.meta['eps']:.4g} (norm {found.meta['norm']}), {found.meta['data']['images']} test images\n"
-    )
-    for row in found.worst.itertuples():
-        interval = f"[{row.low:.1%}, {row.high:.1%}]"
-        print(f"{row.model}: worst case {row.robust:.1%} {interval}, decided by {row.decided_by}")
-    for row in found.eps_sweep.itertuples():
-        print(
-            f"{row.model}: worst case at eps {row.eps:.4g}: {row.robust:.1%} [{row.low:.1%}, {row.high:.1%}]"
-        )
-    for row in found.warnings.itertuples():
-        print(f"WARNING, {row.model}: {row.sentence}")
-    for model, known in found.meta["models"].items():
-        for note in known["notes"]:
-            print(f"note, {model}: {note}")
-        for what, reason in known["unchecked"].items():
-            print(f"not checked, {model}: {what}: {reason}")
-    print(f"\ntables and figures: {out}")
-
-
-def tell_comparison(found: "Comparison", out: Path, as_json: bool) -> None:
-    """Print what was found: a table and the verdicts, or all of it as JSON."""
-    robustness = found.robustness[found.robustness["class"] == "all"]
-    if as_json:
-        frames = {"robustness": robustness, "verdicts": found.verdicts}
-        values = {
-            name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()
-        }
-        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
-        return
-    print(table(_summary(found), align="l" + "r" * 6))
-    print(
-        f"\n{found.meta['attack']}, eps {found.meta['eps']:.4g}, {found.meta['data']['images']} test images\n"
-    )
-    several = found.verdicts["layer"].replace("", None).nunique() > 1
-    for verdict in found.verdicts.itertuples():
-        where = f" at {verdict.layer!s}" if several and verdict.layer else ""
-        print(f"{verdict.claim} {verdict.verdict}{where}: {verdict.statement}")
-    print(f"\nreport: {out / 'report.html'}")
-
-
-def _summary(found: "Comparison") -> list[tuple[str, ...]]:
-    """Lay out a row for each model: accuracy and, at its last layer, the alignment measures."""
-    rows: list[tuple[str, ...]] = [
-        (
-            "model",
-            "natural",
-            found.meta["attack"],
-            "worst case",
-            "cosine",
-            "NR ratio",
-            "relevance alignment",
-        )
-    ]
-    accuracy = found.robustness[found.robustness["class"] == "all"].set_index(["model", "attack"])[
-        "accuracy"
-    ]
-    overall = found.alignment[found.alignment["class"] == "all"]
-    for model, known in found.meta["models"].items():
-        last = overall[(overall["model"] == model) & (overall["layer"] == known["layers"][-1])]
-        value = last.set_index("measure")["value"]
-        shares = (
-            f"{accuracy[model, attack]:.1%}"
-            for attack in ("natural", found.meta["attack"], "worst")
-        )
-        measures = (
-            f"{value[name]:.2f}"
-            for name in ("cosine", "nr_ratio", "relevance_spearman_adversarial")
-        )
-        rows.append((model, *shares, *measures))
-    return rows
-
-
-def tell_rankings(found: "Rankings", out: Path, as_json: bool) -> None:
-    """Print how many channels each scorer finds relevant and how it agrees with the others, or all of it as JSON."""
-    counts = found.counts.reset_index()
-    if as_json:
-        frames = {"counts": counts, "agreement": found.agreement, "refused": found.meta["refused"]}
-        values = {
-            name: frame if isinstance(frame, list) else json.loads(frame.to_json(orient="records"))
-            for name, frame in frames.items()
-        }
-        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
-        return
-    alike = {}
-    for pair in found.agreement.to_dict("records"):
-        for one, other in ((pair["scorer"], pair["other"]), (pair["other"], pair["scorer"])):
-            alike[pair["model"], pair["layer"], one, other] = pair["value"]
-    scorers = list(dict.fromkeys(counts["scorer"]))
-    rows: list[tuple[str, ...]] = [("model", "layer", "scorer", "PR", "NR", *scorers)]
-    for row in counts.to_dict("records"):
-        at = (str(row["model"]), str(row["layer"]), str(row["scorer"]))
-        cells = [f"{alike[(*at, other)]:.2f}" if (*at, other) in alike else "" for other in scorers]
-        rows.append((*at, f"{row['positive']:.1f}", f"{row['negative']:.1f}", *cells))
-    print(table(rows, align="lll" + "r" * (len(scorers) + 2)))
-    print(
-        f"\n{found.meta['data']['images']} test images. PR, NR: channels that speak for and against a class, mean over "
-        "the classes;\nbeneath a scorer's name: Spearman's correlation with its ranking, mean over the classes."
-    )
-    for refusal in found.meta["refused"]:
-        print(
-            f"no scores, {refusal['model']}, {refusal['layer']}, {refusal['scorer']}: {refusal['reason']}"
-        )
-    print(f"\ntables and figure: {out}")
-
-
-def tell_interventions(found: "Interventions", out: Path, as_json: bool) -> None:
-    """Print the league of scorers and the verdicts, or all of it as JSON."""
-    frames = {"areas": found.areas, "league": found.league, "verdicts": found.verdicts}
-    if as_json:
-        values = {
-            name: json.loads(frame.to_json(orient="records")) for name, frame in frames.items()
-        }
-        print(json.dumps({"out": str(out), **values}, indent=1, ensure_ascii=False))
-        return
-    print(table(_league(found), align="lllr" + "r" * 4))
-    meta = found.meta
-    print(
-        "\naccuracy (mean over all numbers of channels) kept when the negatively relevant go first, and lost when the "
-        f"positively\nrelevant do, beyond random order; {meta['attack']}, eps {meta['eps']:.4g}, "
-        f"{meta['data']['images']} test images, {meta['level']:.0%} intervals\n"
-    )
-    for verdict in found.verdicts.itertuples():
-        print(f"{verdict.claim} {verdict.verdict}: {verdict.statement}")
-    for model, notes in meta["notes"].items():
-        for note in notes:
-            print(f"note, {model}: {note}")
-    print(f"\ntables and figures: {out}")
-
-
-def _league(found: "Interventions") -> list[tuple[str, ...]]:
-    """Lay out a row for each scorer of a model and layer, the best on adversarial images first."""
-    keys, columns = (
-        ["model", "layer", "scorer"],
-        [("nr", "natural"), ("nr", "adversarial"), ("pr", "natural")],
-    )
-    rows: list[tuple[str, ...]] = [
-        (
-            "model",
-            "layer",
-            "scorer",
-            "rank",
-            "NR natural",
-            "NR attacked",
-            "PR natural",
-            "PR attacked",
-        )
-    ]
-    cells = {}
-    for row in found.league.to_dict("records"):
-        interval = f"{row['value']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]"
-        cells[*(row[key] for key in keys), row["order"], row["data"]] = interval
-    best = found.league[(found.league["order"] == "both") & (found.league["data"] == "adversarial")]
-    for (_, _), of_layer in best.groupby(["model", "layer"], sort=False):
-        for row in of_layer.sort_values("rank", kind="stable").to_dict("records"):
-            named = tuple(str(row[key]) for key in keys)
-            spread = (cells[*named, *column] for column in [*columns, ("pr", "adversarial")])
-            rows.append((*named, str(int(row["rank"])), *spread))
-    return rows
-
-
-def tell_zoo(
-    networks: Sequence[tuple[str, str, str]], measured: Sequence[Mapping[Any, Any]]
-) -> None:
-    """Print the zoo's networks (name, recipe, data that they were trained on) and what was measured of each."""
-    attacks = {
-        "natural": "natural",
-        "pgd-20": "pgd-20",
-        "cw-30": "cw-30",
-        "worst": "worst case",
-        "autoattack": "autoattack",
-    }
-    known = {(row["model"], row["attack"]): row for row in measured}
-    rows: list[tuple[str, ...]] = [("network", *attacks.values(), "trained on", "recipe")]
-    for name, recipe, data in networks:
-        shares = (f"{float(known[name, attack]['accuracy']):.1%}" for attack in attacks)
-        rows.append((name, *shares, data, recipe))
-    print(table(rows, align="l" + "r" * len(attacks) + "ll"))
-    n, fewer = (known[networks[0][0], attack]["count"] for attack in ("worst", "autoattack"))
-    print(
-        f"\nL-inf, eps 8/255, on {n} test images (autoattack: {fewer}), seed 0; more in docs/RESULTS.md. Use them "
-        "as files:\n  channelscope compare --models zoo:cifar10-at zoo:cifar10-cifs --data cifar10 --download"
-    )
-
-
-def table(rows: Sequence[tuple[str, ...]], align: str) -> str:
-    """Set rows in columns, flush left (l) or right (r)."""
+def format_table(rows: Sequence[Cells], align: str) -> str:
+    """Arrange rows in columns, each flush left (l) or right (r)."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    signs = [{"l": "<", "r": ">"}[side] for side in align]
     lines = []
     for row in rows:
-        cells = zip(row, widths, align, strict=True)
-        lines.append(
-            "  ".join(
-                f"{cell:{'<' if side == 'l' else '>'}{width}}" for cell, width, side in cells
-            ).rstrip()
-        )
+        cells = zip(row, signs, widths, strict=True)
+        lines.append("  ".join(f"{cell:{sign}{width}}" for cell, sign, width in cells).rstrip())
     return "\n".join(lines)
+
+
+def print_result(result: "Result", out: Path, *, as_json: bool = False) -> None:
+    """Print the tables and verdicts of a result that was saved to ``out``."""
+    if as_json:
+        _print_json(result, out)
+        return
+    describe = {
+        "comparison": _describe_comparison,
+        "evaluation": _describe_evaluation,
+        "intervention": _describe_intervention,
+        "relevance": _describe_relevance,
+        "sweep": _describe_sweep,
+    }[result.kind]
+    for line in describe(result):
+        print(line)
+    page = out / "report.html"
+    print(f"\nreport: {page}" if result.kind == "comparison" else f"\ntables and figures: {out}")
+
+
+def _print_json(result: "Result", out: Path) -> None:
+    names = {
+        "comparison": ("robustness", "verdicts"),
+        "evaluation": ("attacks", "worst_case", "warnings", "eps_sweep"),
+        "intervention": ("areas", "league", "suppression", "verdicts"),
+        "relevance": ("agreement",),
+        "sweep": ("sweep",),
+    }[result.kind]
+    values: dict[str, Any] = {"out": str(out)}
+    for name in names:
+        wanted = {"class": "all"} if name == "robustness" else {}
+        values[name] = _list_records(result.select(name, **wanted))
+    if result.kind == "relevance":
+        values["counts"] = _list_records(_count_signs(result))
+        values["refused"] = result.meta["refused"]
+    print(json.dumps(values, indent=1, ensure_ascii=False))
+
+
+def _list_records(frame: "pd.DataFrame") -> Any:
+    """Return the rows as plain values, NaN as None."""
+    return json.loads(frame.to_json(orient="records", double_precision=15))
+
+
+def _rows(result: "Result", table: str) -> Iterable[Any]:
+    """Return the rows of a table, whose columns are attributes."""
+    return result.select(table).itertuples()
+
+
+def _describe_comparison(result: "Result") -> Iterator[str]:
+    """Describe accuracy and, at each model's last layer, alignment; then the verdicts."""
+    attack = result.meta["attack"]
+    names = ("natural", attack, "worst")
+    measures = ("cosine", "nr_ratio", "relevance_spearman_adversarial")
+    rows: list[Cells] = [
+        ("model", "natural", attack, "worst case", "cosine", "NR ratio", "relevance alignment")
+    ]
+    for model, settings in result.meta["models"].items():
+        accuracy = result.select("robustness", model=model, **{"class": "all"})
+        alignment = result.select(
+            "alignment", model=model, layer=settings["layers"][-1], **{"class": "all"}
+        )
+        shares = accuracy.set_index("attack")["accuracy"]
+        values = alignment.set_index("measure")["value"]
+        percent = (f"{shares[name]:.1%}" for name in names)
+        rows.append((model, *percent, *(f"{values[name]:.2f}" for name in measures)))
+    yield format_table(rows, align="l" + "r" * 6)
+    yield f"\n{_describe_attack(result)}\n"
+    yield from _describe_verdicts(result)
+
+
+def _describe_attack(result: "Result") -> str:
+    meta = result.meta
+    norm = "" if meta["norm"] == "inf" else f" (norm {meta['norm']})"
+    return f"{meta['attack']}, eps {meta['eps']:.4g}{norm}, {_count_images(result)}"
+
+
+def _count_images(result: "Result") -> str:
+    return f"{result.meta['data']['images']:,} test images"
+
+
+def _describe_verdicts(result: "Result") -> Iterator[str]:
+    several = len({row.layer for row in _rows(result, "verdicts")} - {""}) > 1
+    for row in _rows(result, "verdicts"):
+        where = f" at {row.layer}" if several and row.layer else ""
+        yield f"{row.claim} {row.verdict}{where}: {row.statement}"
+
+
+def _describe_evaluation(result: "Result") -> Iterator[str]:
+    """Describe the attacks, the worst cases, and what the checks found."""
+    meta = result.meta
+    level = f"{meta['level']:.0%} CI"
+    rows: list[Cells] = [("model", "attack", "natural", "robust", level, "worst case so far")]
+    for row in _rows(result, "attacks"):
+        shares = (f"{row.natural:.1%}", f"{row.robust:.1%}", _interval(row.low, row.high))
+        rows.append((row.model, row.attack, *shares, f"{row.worst:.1%}"))
+    yield format_table(rows, align="llrrrr")
+    yield f"\neps {meta['eps']:.4g} (norm {meta['norm']}), {_count_images(result)}\n"
+    for row in _rows(result, "worst_case"):
+        accuracy = f"{row.robust:.1%} ({level} {_interval(row.low, row.high)})"
+        yield f"Worst-case robust accuracy of {row.model}: {accuracy}, decided by {row.decided_by}."
+    for row in _rows(result, "eps_sweep"):
+        accuracy = f"{row.robust:.1%} ({level} {_interval(row.low, row.high)})"
+        yield f"Worst-case robust accuracy of {row.model} at eps {row.eps:.4g}: {accuracy}."
+    for row in _rows(result, "warnings"):
+        yield f"WARNING, {row.model}: {row.sentence}"
+    for model, settings in meta["models"].items():
+        yield from (f"note, {model}: {note}" for note in settings["notes"])
+        for check, reason in settings["skipped"].items():
+            yield f"not checked, {model}: {check}: {reason}"
+
+
+def _interval(low: float, high: float, sign: str = "") -> str:
+    return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
+
+
+def _describe_intervention(result: "Result") -> Iterator[str]:
+    """Describe the league of scorers, the best on adversarial images first, and the verdicts."""
+    columns = [("nr", "natural"), ("nr", "adversarial"), ("pr", "natural"), ("pr", "adversarial")]
+    heads = ("NR natural", "NR attacked", "PR natural", "PR attacked")
+    rows: list[Cells] = [("model", "layer", "scorer", "rank", *heads)]
+    cells = {
+        (row.model, row.layer, row.scorer, row.order, row.data): (
+            f"{100 * row.value:+.1f} ({_interval(row.low, row.high, '+')})"
+        )
+        for row in _rows(result, "league")
+    }
+    best = result.select("league", order="both", data="adversarial")
+    for _, of_layer in best.groupby(["model", "layer"], sort=False):
+        for row in of_layer.sort_values("rank", kind="stable").to_dict("records"):
+            place = (row["model"], row["layer"], row["scorer"])
+            rows.append((*place, f"{row['rank']:.0f}", *(cells[*place, *key] for key in columns)))
+    yield format_table(rows, align="lllr" + "r" * len(columns))
+    yield (
+        "\nAccuracy kept when the negatively relevant channels go first (NR), and lost when the "
+        "positively\nrelevant ones do (PR), beyond random order: mean over all numbers of "
+        f"channels, in points, with {result.meta['level']:.0%} CI;\n{_describe_attack(result)}.\n"
+    )
+    yield from _describe_verdicts(result)
+
+
+def _describe_relevance(result: "Result") -> Iterator[str]:
+    """Describe how many channels are relevant by each scorer, and how far the scorers agree."""
+    agreement = {}
+    for row in _rows(result, "agreement"):
+        for pair in ((row.scorer, row.other), (row.other, row.scorer)):
+            agreement[row.model, row.layer, *pair] = f"{row.value:.2f}"
+    counts = _count_signs(result)
+    scorers = list(dict.fromkeys(counts["scorer"]))
+    rows: list[Cells] = [("model", "layer", "scorer", "PR", "NR", *scorers)]
+    for row in counts.to_dict("records"):
+        place = (row["model"], row["layer"], row["scorer"])
+        cells = (agreement.get((*place, other), "") for other in scorers)
+        rows.append((*place, f"{row['positive']:.1f}", f"{row['negative']:.1f}", *cells))
+    yield format_table(rows, align="lll" + "r" * (len(scorers) + 2))
+    yield (
+        f"\n{_count_images(result)}. PR, NR: number of channels that speak for and against a class,"
+        "\nmean over the classes; below a scorer's name: Spearman's correlation with its ranking "
+        "of the\nchannels, mean over the classes."
+    )
+    for row in result.meta["refused"]:
+        yield f"no scores, {row['model']}, {row['layer']}, {row['scorer']}: {row['reason']}"
+
+
+def _count_signs(result: "Result") -> "pd.DataFrame":
+    from channelscope.analyses.relevance import count_signs
+
+    return count_signs(result)
+
+
+def _describe_sweep(result: "Result") -> Iterator[str]:
+    """Describe the accuracy of each network."""
+    heads = ("natural", "attacked", "worst case", "95 % CI", "robust, validation")
+    rows: list[Cells] = [("variant", "seed", *heads)]
+    for row in _rows(result, "sweep"):
+        cells = ["-"] * len(heads)
+        if not row.trouble:
+            accuracy = (row.natural, row.attacked, row.robust, row.val_robust)
+            cells = [f"{share:.1%}" for share in accuracy]
+            cells.insert(3, _interval(row.robust_low, row.robust_high))
+        rows.append((row.variant, f"{row.seed:.0f}", *cells))
+    yield format_table(rows, align="lr" + "r" * len(heads))
+
+
+def print_zoo(measured: "pd.DataFrame") -> None:
+    """Print the networks that come with the package, and how accurate each was measured to be."""
+    attacks = ("natural", "pgd-20", "cw-30", "worst", "autoattack")
+    rows: list[Cells] = [("network", *attacks, "trained on", "recipe")]
+    for name, of_network in measured.groupby("model", sort=False):
+        accuracy = of_network.set_index("attack")["accuracy"]
+        first = of_network.iloc[0]
+        shares = (f"{accuracy[attack]:.1%}" for attack in attacks)
+        rows.append((str(name), *shares, first["data"], first["recipe"]))
+    print(format_table(rows, align="l" + "r" * len(attacks) + "ll"))
+    counts = measured.set_index("attack")["count"].groupby(level=0, sort=False).first()
+    print(
+        f"\nworst: worst case over all attacks. L-inf, eps 8/255, {counts['worst']:.0f} test "
+        f"images (autoattack: {counts['autoattack']:.0f}), seed 0;\nsee docs/RESULTS.md. Use their "
+        "names as files:\n"
+        "  channelscope compare --models zoo:cifar10-at zoo:cifar10-cifs --data cifar10 --download"
+    )

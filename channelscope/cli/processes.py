@@ -1,4 +1,4 @@
-"""Several processes at the command line, started by ``torchrun``: which of them says what, and how they end."""
+"""Several processes at the command line, started by ``torchrun``: who says what, how they end."""
 
 import argparse
 import os
@@ -11,12 +11,6 @@ from typing import Any, NoReturn
 
 from channelscope.errors import UserError
 
-_SHARED = (
-    "train",
-    "sweep",
-    "compare",
-    "evaluate",
-)  # the commands whose work several processes share
 _LOST = "Another process of this run has ended, or torchrun was stopped."
 _MOMENT = 5.0  # seconds
 
@@ -26,8 +20,8 @@ class _Terminated(KeyboardInterrupt):
 
 
 def several() -> bool:
-    """Tell whether ``torchrun`` started this process beside others."""
-    if "RANK" not in os.environ:  # a look at torch would take seconds
+    """Return whether ``torchrun`` started this process beside others."""
+    if "RANK" not in os.environ:  # importing torch would take seconds
         return False
     from channelscope.distributed import started_by_torchrun
 
@@ -35,47 +29,47 @@ def several() -> bool:
 
 
 def number() -> int:
-    """Give this process's number, from 0; the first talks, and the others only of what concerns them alone."""
+    """Return this process's number; 0 prints, the others only what concerns them alone."""
     return int(os.environ["RANK"]) if several() else 0
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse several processes for a command that is for one."""
-    command = args.run.__name__
-    if several() and command not in _SHARED:
-        raise UserError(f"'channelscope {command}' runs in one process: start it without torchrun.")
+    if several() and "after_stop" not in args:
+        raise UserError(
+            f"'channelscope {args.name}' runs in one process: start it without torchrun."
+        )
 
 
 @contextmanager
-def together(args: argparse.Namespace, device: str) -> Iterator[None]:
+def join(args: argparse.Namespace) -> Iterator[None]:
     """Join the processes that ``torchrun`` started, for a command's work; alone, do nothing.
 
     Raises:
-        ProcessLost: where another process has gone, with advice (``args.after_stop``, where it is set).
+        ProcessLost: where another process has ended, with the advice ``args.after_stop``.
     """
     if not several():
         yield
         return
-    from channelscope.distributed import ProcessLost, join_processes
+    from channelscope.distributed import ProcessLost, join_processes, resolve_device
 
     try:
-        with join_processes(device):
+        with join_processes(resolve_device(args.device)):
             signal.signal(signal.SIGTERM, _terminate)
             yield
     except (ProcessLost, _Terminated) as error:
-        advice = getattr(args, "after_stop", " Start the same command again.")
-        raise ProcessLost(f"{_LOST}{advice}") from error
+        raise ProcessLost(f"{_LOST}{args.after_stop}") from error
     finally:
-        # What is left is to say how it ended, and torchrun may send its signals once more.
-        for told in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(told, signal.SIG_IGN)
+        # What remains is to say how it ended, and torchrun may send its signals once more.
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(stop, signal.SIG_IGN)
 
 
 def is_said(sentence: str) -> bool:
-    """Tell whether the first process ends with the same sentence, so that this one need not say it too.
+    """Return whether the first process ends with the same sentence, so this one can be silent.
 
-    The first leaves its own in the store that ``torchrun`` keeps, and the others wait a moment for it. That a process
-    is lost is not worth repeating either, whatever the first said.
+    The first leaves its own in the store that ``torchrun`` keeps, and the others wait a moment for
+    it. That a process is lost is not worth repeating either, whatever the first said.
     """
     if not several() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return False
@@ -93,7 +87,7 @@ def is_said(sentence: str) -> bool:
         return store.check([key]) and (
             sentence.startswith(_LOST) or store.get(key) == sentence.encode()
         )
-    except RuntimeError:  # torchrun has gone, and its store with it
+    except RuntimeError:  # torchrun has ended, and its store with it
         return False
 
 

@@ -1,0 +1,95 @@
+"""The command that lists a network's layers."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from channelscope.cli.printing import format_table
+from channelscope.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_MARK = "  <- penultimate: measured by default"
+
+
+def list_layers(args: argparse.Namespace) -> None:
+    """Print a network's layers."""
+    import torch
+
+    from channelscope.layers.hooks import match_layers, trace
+    from channelscope.study.models import explain_refusal
+
+    network, shape = _build_network(args.model, args.image_size)
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    with explain_refusal(images, "choose another --image-size"):
+        calls, _ = trace(network, images)
+    # A call relu@1 is listed for the name relu too.
+    names = {call.name: {call.name, call.name.partition("@")[0]} for call in calls}
+    wanted = set(match_layers(network, args.patterns, images)) if args.patterns else set(names)
+    if missing := wanted - set().union(*names.values()):
+        name = min(missing)
+        raise UserError(
+            f"No layer {name!r} runs in this network.{suggest(name, names)} Without names, all are "
+            "listed."
+        )
+    penultimate = _find_penultimate(network, images)
+    rows = [("layer", "kind", "channels", "shape")]
+    for call in calls:
+        if names[call.name] & wanted:
+            size = " x ".join(map(str, call.output.shape[1:]))
+            mark = _MARK if call.name == penultimate else ""
+            channels = _count_channels(network, call.name, tuple(call.output.shape))
+            rows.append((call.name, type(call.module).__name__, channels, size + mark))
+    print(format_table(rows, align="llrl"))
+
+
+def _build_network(name: str, size: int | None) -> "tuple[nn.Module, tuple[int, int, int]]":
+    """Build a checkpoint's network, or one of a library by its name; return its images' shape."""
+    from channelscope.weights import Checkpoint
+
+    library, _, kind = name.partition(":")
+    if kind and library in ("torchvision", "timm"):
+        network, side = _build_torchvision(kind) if library == "torchvision" else _build_timm(kind)
+        return network.eval(), (3, size or side, size or side)
+    checkpoint = Checkpoint.read(name)
+    channels, height, width = checkpoint.image
+    return checkpoint.build(), (channels, size or height, size or width)
+
+
+def _build_torchvision(name: str) -> "tuple[nn.Module, int]":
+    from torchvision import models
+
+    if name not in (known := models.list_models(models)):
+        raise UserError(f"torchvision has no classifier {name!r}.{suggest(name, known)}")
+    return models.get_model(name, weights=None), 224
+
+
+def _build_timm(name: str) -> "tuple[nn.Module, int]":
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError("timm is not installed: pip install timm.") from error
+    if not timm.is_model(name):
+        raise UserError(f"timm has no network {name!r}.{suggest(name, timm.list_models())}")
+    settings = timm.get_pretrained_cfg(name)
+    return timm.create_model(name), settings.input_size[1] if settings else 224
+
+
+def _find_penultimate(network: "nn.Module", images: "Tensor") -> str | None:
+    """Return the layer that is measured by default; None where there is none."""
+    from channelscope.layers.penultimate import LastLayer
+
+    try:
+        return next(iter(LastLayer.find(network, images).inputs), None)
+    except UserError:  # the logits come from no linear layer
+        return None
+
+
+def _count_channels(network: "nn.Module", layer: str, shape: tuple[int, ...]) -> str:
+    """Return the number of channels; a dash for a layer without, or that takes images apart."""
+    from channelscope.layers.channels import channel_axis
+
+    try:
+        return str(shape[channel_axis(network, layer, shape)]) if shape[0] == 2 else "-"
+    except UserError:
+        return "-"
