@@ -1,6 +1,5 @@
-"""Converters: files as the CIFS and CAS releases write them, made of our own tensors, give the same answers."""
+"""Converters: files as the CIFS and CAS releases write them give the answers of our networks."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import channelscope as cs
 import networks
 from channelscope.gates import Selective
 from channelscope.networks import Architecture
 from channelscope.weights import Checkpoint, Gate, build, load
 from channelscope.weights.converters import CONVERTERS, from_cifs_release
-from helpers.expect import contents, mistake, same_state
+from helpers.expect import Hostile, contents, mistake, same_state
 
 CLASSES = 7
 
@@ -174,6 +174,25 @@ def test_the_method_can_be_told(tmp_path: Path) -> None:
     assert {"cifs-release": from_cifs_release} == CONVERTERS
 
 
+def test_a_file_is_converted_and_written(tmp_path: Path) -> None:
+    theirs, ours = tmp_path / "theirs.pt", tmp_path / "ours.pt"
+    network_ours = network("CIFS")
+    torch.save(as_release(network_ours, "CIFS"), theirs)
+    checkpoint = cs.convert("cifs-release", theirs, ours, method="cifs")
+    agree(network_ours, checkpoint.build())
+    agree(network_ours, cs.load(ours))
+    before = contents(tmp_path)
+    with mistake("ours.pt exists: choose another file"):
+        cs.convert("cifs-release", theirs, ours)
+    with mistake("no converter 'cifs'", "Did you mean 'cifs-release'?"):
+        cs.convert("cifs", theirs, tmp_path / "new.pt")
+    with mistake("no method 'cfis'", "'cifs'"):
+        cs.convert("cifs-release", theirs, tmp_path / "new.pt", method="cfis")
+    with mistake("zoo:new"):
+        cs.convert("cifs-release", theirs, "zoo:new")
+    assert contents(tmp_path) == before
+
+
 def test_the_release_file_stays_as_it_is(tmp_path: Path) -> None:
     torch.save(as_release(network("CIFS"), "CIFS"), tmp_path / "theirs.pt")
     before = contents(tmp_path)
@@ -256,14 +275,6 @@ def test_a_broken_file_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_a_file_that_is_missing(tmp_path: Path) -> None:
     with mistake("theirs.pt", "no file"):
         from_cifs_release(tmp_path / "theirs.pt")
-
-
-class Hostile:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
 
 
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:

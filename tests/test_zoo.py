@@ -1,23 +1,15 @@
 """The networks that ship with the package: what they say of themselves is so."""
 
 import csv
-import os
-import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from benchmarks import pages
-from channelscope import attached, load
-from channelscope.attacks import find_correct, make_generators, parse_attack, stop_early
+import channelscope as cs
 from channelscope.cli import main
-from channelscope.data import MemorySplit, sample_stratified
-from channelscope.data import load as load_data
 from channelscope.errors import UserError
-from channelscope.evaluation import Evaluation
 from channelscope.gates import Selective
 from channelscope.study.models import load_models
 from channelscope.training.recipes import find_name
@@ -47,7 +39,7 @@ def test_a_file_is_small_and_half_precise_and_its_network_is_not(name: str) -> N
     assert file.stat().st_size < 2_000_000
     for tensor in load_tensors(file)["state"].values():
         assert tensor.dtype == (torch.float16 if tensor.ndim > 1 else tensor.dtype)
-    network = load(f"zoo:{name}")
+    network = cs.load(f"zoo:{name}")
     assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
     assert isinstance(network, Selective) == (name in ("cifar10-cas", "cifar10-cifs"))
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
@@ -80,7 +72,7 @@ def test_any_other_path_is_left_as_it_is() -> None:
 )
 def test_an_unknown_name_is_the_users_to_know(name: str) -> None:
     with pytest.raises(UserError, match="choose from cifar10-standard, cifar10-at"):
-        load(name)
+        cs.load(name)
 
 
 @pytest.mark.parametrize("name", ["zoo:cifar10-at", "zoo:mine"])
@@ -118,41 +110,6 @@ def test_halving_keeps_what_is_small(tmp_path: Path) -> None:
         )
 
 
-def test_what_was_measured_is_what_the_images_outcomes_say(tmp_path: Path) -> None:
-    pages.accuracies().to_csv(tmp_path / "again.csv", index=False)
-    again, kept = pd.read_csv(tmp_path / "again.csv"), pd.read_csv(zoo.RESULTS)
-    pd.testing.assert_frame_equal(again, kept)
-    assert set(kept["model"]) == set(NAMES)
-
-
-@pytest.mark.parametrize("page", pages.PAGES, ids=str)
-def test_no_table_of_the_pages_was_edited_by_hand(page: Path) -> None:
-    text = page.read_text("utf-8")
-    marks = re.findall(r"<!-- (?!end of )(\w+) -->", text)
-    assert marks
-    assert set(marks) <= set(pages.TABLES)
-    for name in marks:
-        assert f"<!-- {name} -->\n{pages.TABLES[name]()}\n<!-- end of {name} -->" in text
-
-
-def test_every_table_is_in_a_page() -> None:
-    text = "".join(page.read_text("utf-8") for page in pages.PAGES)
-    assert all(f"<!-- {name} -->" in text for name in pages.TABLES)
-
-
-def test_nothing_that_is_kept_names_a_folder_of_ours() -> None:
-    kept = [*pages.KEPT.rglob("*.json"), *pages.GALLERY.rglob("*.json"), *pages.KEPT.rglob("*.csv")]
-    assert kept
-    for file in kept:
-        assert "imagefolder:" not in (text := file.read_text("utf-8"))
-        assert not re.search(r"(^|[\s\"'=:])/\w", text)
-
-
-def test_the_first_line_of_the_results_says_what_came_of_cifs() -> None:
-    lines = Path("docs/RESULTS.md").read_text("utf-8").splitlines()
-    assert lines[:2] == ["<!-- headline -->", pages.headline()]
-
-
 def test_adversarial_training_is_worth_more_than_15_points() -> None:
     table = pd.read_csv(zoo.RESULTS).query("attack == 'pgd-20'").set_index("model")["accuracy"]
     assert (table.drop("cifar10-standard") > table["cifar10-standard"] + 0.15).all()
@@ -175,6 +132,17 @@ def test_the_command_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"cifar10-resnet18-small-{name.removeprefix('cifar10-')}" in line
 
 
+def test_the_zoo_is_a_table() -> None:
+    table, measured = cs.zoo(), pd.read_csv(zoo.RESULTS)
+    assert list(table["model"]) == [f"zoo:{name}" for name in measured["model"]]
+    pd.testing.assert_frame_equal(table[measured.columns[1:]], measured[measured.columns[1:]])
+    recipes = dict(zip(table["model"], table["recipe"], strict=True))
+    for name in NAMES:
+        settings = Checkpoint.read(f"zoo:{name}").meta["settings"]
+        assert recipes[f"zoo:{name}"] == find_name(settings["recipe"])
+        assert set(table["data"]) == {settings["data"]["name"]}
+
+
 def test_data_has_to_be_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status = main(
         [
@@ -187,56 +155,7 @@ def test_data_has_to_be_named(capsys: pytest.CaptureFixture[str], tmp_path: Path
         ]
     )
     assert status == 2
-    assert "--data cifar10 --download" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def measured() -> tuple[Evaluation, MemorySplit]:
-    """The evaluation that is kept, and its images."""
-    folder = os.environ.get("CHANNELSCOPE_DATA")
-    if not folder:
-        pytest.skip("CHANNELSCOPE_DATA names no image folder")
-    part = load_data(f"imagefolder:{folder}/cifar10-jpeg", stream=True).test
-    found = Evaluation.load(ROOT / pages.KEPT / "evaluation")
-    part = part.subset(
-        sample_stratified(part.labels, found.meta["data"]["images"], found.meta["seed"])
-    )
-    x, y = next(part.batches(len(part)))
-    return found, MemorySplit(x, y)
-
-
-def _outcome(found: Evaluation, network: int, attack: str) -> np.ndarray:
-    return found.arrays[f"correct/{network}/{attack}"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_natural_accuracy_comes_out_again(
-    measured: tuple[Evaluation, MemorySplit], name: str
-) -> None:
-    found, part = measured
-    network, index = load(f"zoo:{name}"), NAMES.index(name)
-    with torch.no_grad():
-        right = torch.cat([find_correct(network, x, y) for x, y in part.batches(250)])
-    assert abs(right.float().mean() - _outcome(found, index, "natural").mean()) <= 0.003
-
-
-@pytest.mark.parametrize("attack", ["pgd-20", "cw-30"])
-@pytest.mark.parametrize("name", NAMES)
-def test_robust_accuracy_comes_out_again(
-    measured: tuple[Evaluation, MemorySplit], name: str, attack: str
-) -> None:
-    found, part = measured
-    network, index = load(f"zoo:{name}"), NAMES.index(name)
-    rows = np.flatnonzero(_outcome(found, index, "natural"))[
-        :128
-    ]  # the evaluation's first batch: rounding is the same
-    generators = make_generators(found.meta["seed"], attack, rows.tolist())
-    x, y = next(part.batches(128, indices=torch.from_numpy(rows)))
-    with attached(network):
-        stood = find_correct(
-            network, stop_early(parse_attack(attack, eps=8 / 255))(network, x, y, generators), y
-        )
-    assert (stood.numpy() != _outcome(found, index, attack)[rows]).sum() <= 1
+    assert "cifar10 or imagefolder:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -255,4 +174,4 @@ def test_results_that_are_damaged_are_refused(
     monkeypatch.setattr(zoo, "RESULTS", tmp_path / "results.csv")
     zoo.RESULTS.write_bytes(content.encode("utf-8", "surrogateescape"))
     with mistake("results.csv", "install channelscope again"):
-        zoo.results()
+        zoo.zoo()

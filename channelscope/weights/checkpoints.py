@@ -5,7 +5,6 @@ import platform
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path
 from reprlib import repr as shorten
 from typing import Any, Literal, Self, get_args, get_origin
@@ -60,10 +59,7 @@ class Gate:
             self._check_option(name, value)
 
     def _check_option(self, name: str, value: Any) -> None:
-        parameters = signature(KINDS[self.kind].build).parameters.values()
-        types = {
-            item.name: item.annotation for item in parameters if item.kind is item.KEYWORD_ONLY
-        }
+        types = KINDS[self.kind].options
         if name not in types:
             raise UserError(
                 f"A gate of kind {self.kind} has no option {shorten(name)}: "
