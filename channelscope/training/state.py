@@ -14,7 +14,7 @@ from channelscope.data import MemorySplit, Split
 from channelscope.errors import UserError
 from channelscope.files import atomic_write
 from channelscope.objectives import TrainingLoss
-from channelscope.reading import regular
+from channelscope.reading import check_regular
 from channelscope.training.job import Job
 from channelscope.weights import Checkpoint, build, check_history, is_finite, log_columns
 from channelscope.weights.tensors import load_tensors, save_tensors
@@ -95,7 +95,7 @@ class State:
             _check_settings(job, Checkpoint.read(job.out).meta, job.out)
             return None
         try:
-            regular(job.partial, within=job.partial.parent)
+            check_regular(job.partial, within=job.partial.parent)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{job.partial} was not written by channelscope ({error}): delete it and train "
