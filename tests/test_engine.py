@@ -1,4 +1,4 @@
-"""What happens within an epoch: batches, averages, early stopping, portions, precision, and sharing it by processes."""
+"""What happens within an epoch: batches, averages, early stopping, portions, precision, sharing."""
 
 import copy
 import os
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+import channelscope as cs
 import reference
 import together
-from channelscope import distributed, training
-from channelscope.comparison import compare
+from channelscope import distributed
+from channelscope.attacks import PGD
 from channelscope.data import Dataset, augment
 from channelscope.objectives import Joint
 from channelscope.training import engine
@@ -29,7 +30,7 @@ from channelscope.training.job import Job
 from channelscope.training.state import State
 from channelscope.weights import LOG, Checkpoint, load, log_columns
 from helpers.expect import contents, mistake, same_state
-from runs import digits, interrupted, run, same_run, tiny_job, write_npz
+from helpers.runs import after_steps, digits, interrupted, run, same_run, tiny_job, write_npz
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -39,59 +40,65 @@ EXACT: dict[str, Any] = {"precision": "fp64"}
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 
 
-def begun(method: str, folder: Path, **changes: Any) -> tuple[Job, State]:
-    job = tiny_job(method, folder / "net.pt", **changes)
-    return job, State.fresh(job, "cpu")
+def start(method: str, folder: Path, **changes: Any) -> State:
+    return State.start(tiny_job(method, folder / "net.pt", **changes), "cpu")
 
 
-def epochs(job: Job, state: State, *numbers: int) -> None:
+def train_epochs(state: State, *numbers: int) -> None:
     for epoch in numbers:
-        engine.train_epoch(job, state, epoch, tqdm(disable=True))
+        engine.train_epoch(state, epoch, tqdm(disable=True))
 
 
-def weights(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in network.named_parameters()}
+def weights(network: nn.Module) -> list[Tensor]:
+    return [value.detach().clone() for value in network.parameters()]
 
 
-def batches(job: Job, state: State, epoch: int = 0) -> list[Any]:
-    return list(engine._augmented(job, state, job.generator(epoch)))
+def batches(state: State, epoch: int = 0) -> list[Any]:
+    return list(engine._iterate_batches(state, state.job.make_generator(epoch)))
+
+
+def all_images(job: Job) -> tuple[Tensor, Tensor]:
+    return next(job.train.batches(len(job.train)))
 
 
 # ---------------------------------------------------------------- batches
 
 
-@pytest.mark.parametrize(("images", "size", "wanted"), [(None, 20, [20, 20, 8]), (None, 47, [47]), (41, 20, [20, 20]),
-                                                        (48, 48, [48]), (7, 5, [5, 2])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [
+        (None, 20, [20, 20, 8]),
+        (None, 47, [47]),
+        (41, 20, [20, 20]),
+        (48, 48, [48]),
+        (7, 5, [5, 2]),
+    ],
+)
 def test_an_epoch_sees_every_image_once(
-    images: int | None, size: int, wanted: list[int], tmp_path: Path
+    images: int | None, batch_size: int, sizes: list[int], tmp_path: Path
 ) -> None:
     data = digits() if images is None else digits().limited(images, 0)
-    job, state = begun("at", tmp_path, data=data, batch_size=size)
-    found = batches(job, state)
-    assert [len(batch.x) for batch in found] == [batch.whole for batch in found] == wanted
-    x, y = torch.cat([batch.x for batch in found]), torch.cat([batch.y for batch in found])
-    known = {
+    state = start("at", tmp_path, data=data, batch_size=batch_size)
+    drawn = batches(state)
+    assert [len(batch.x) for batch in drawn] == [batch.size for batch in drawn] == sizes
+    x, y = torch.cat([batch.x for batch in drawn]), torch.cat([batch.y for batch in drawn])
+    labels = {
         tuple(image.flatten().tolist()): int(label)
-        for image, label in zip(*whole(job), strict=True)
+        for image, label in zip(*all_images(state.job), strict=True)
     }
-    assert [known.pop(tuple(image.flatten().tolist())) for image in x] == y.tolist()
-    assert len(known) == len(job.train) - sum(wanted), "a last image alone is left out"
-
-
-def whole(job: Job) -> tuple[Tensor, Tensor]:
-    return next(job.train.batches(len(job.train)))
+    assert [labels.pop(tuple(image.flatten().tolist())) for image in x] == y.tolist()
+    assert len(labels) == len(state.job.train) - sum(sizes), "a last image alone is left out"
 
 
 def test_epochs_and_seeds_have_orders_of_their_own(tmp_path: Path) -> None:
-    job, state = begun("at", tmp_path)
-    other = tiny_job("at", tmp_path / "net.pt", seed=1)
+    state, other = start("at", tmp_path), start("at", tmp_path, seed=1)
     orders = [
-        torch.cat([batch.y for batch in batches(*each)])
-        for each in ((job, state, 0), (job, state, 1), (other, state))
+        torch.cat([batch.y for batch in batches(*arguments)])
+        for arguments in ((state, 0), (state, 1), (other, 0), (state, 0))
     ]
     assert not torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
-    assert torch.equal(orders[0], torch.cat([batch.y for batch in batches(job, state, 0)]))
+    assert torch.equal(orders[0], orders[3])
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
@@ -100,22 +107,22 @@ def test_processes_share_every_batch(
 ) -> None:
     """Also its augmentation, and a last batch of fewer images than processes."""
     data = digits().limited(38, 0)
-    job, state = begun("at", tmp_path, data=data, batch_size=36, crop=2, flip=True)
-    wanted = batches(job, state)
-    monkeypatch.setattr(distributed, "size", lambda: processes)
+    state = start("at", tmp_path, data=data, batch_size=36, crop=2, flip=True)
+    expected = batches(state)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
     shares = []
     for number in range(processes):
         monkeypatch.setattr(distributed, "rank", lambda number=number: number)
-        shares.append(batches(job, state))
+        shares.append(batches(state))
     assert [len(share) for share in shares] == [2] * processes
-    for batch, *parts in zip(wanted, *shares, strict=True):
+    for batch, *parts in zip(expected, *shares, strict=True):
         assert torch.equal(torch.cat([part.x for part in parts]), batch.x)
         assert torch.equal(torch.cat([part.y for part in parts]), batch.y)
         sizes = [len(part.x) for part in parts]
         assert [part.first for part in parts] == [
             sum(sizes[:number]) for number in range(processes)
         ]
-        assert {part.whole for part in parts} == {batch.whole}
+        assert {part.size for part in parts} == {batch.size}
         assert max(sizes) - min(sizes) <= 1
 
 
@@ -133,7 +140,7 @@ def test_what_processes_cannot_share(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("channelscope.training.job.size", lambda: processes)
+    monkeypatch.setattr("channelscope.training.job.world_size", lambda: processes)
     with mistake(*words):
         run("at", tmp_path / "net.pt", **changes)
     assert not contents(tmp_path)
@@ -141,75 +148,70 @@ def test_what_processes_cannot_share(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
 def test_an_epochs_row_is_of_all_its_images(precision: str, tmp_path: Path) -> None:
-    """The means are those of the images, as they were when the network was trained on them, not of the batches."""
-    job, state = begun("standard", tmp_path, batch_size=20, lr=0.05, precision=precision)
+    """The means are over the images, as the network was when it was trained on them."""
+    state = start("standard", tmp_path, batch_size=20, lr=0.05, precision=precision)
     network = copy.deepcopy(state.network).train()
     sgd = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    losses, hits = [], []
-    for batch in batches(job, state):
+    losses, correct = [], []
+    for batch in batches(state):
         logits = network(batch.x)
         losses.append(F.cross_entropy(logits, batch.y, reduction="none"))
-        hits.append(logits.argmax(1) == batch.y)
+        correct.append(logits.argmax(1) == batch.y)
         sgd.zero_grad()
         losses[-1].mean().backward()
         sgd.step()
-    row = engine.train_epoch(job, state, 0, tqdm(disable=True))
+    row = engine.train_epoch(state, 0, tqdm(disable=True))
     assert row["loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-5)
-    assert row["accuracy"] == pytest.approx(torch.cat(hits).double().mean().item())
+    assert row["accuracy"] == pytest.approx(torch.cat(correct).double().mean().item())
     assert row["lr"] == pytest.approx(0.05)
     assert len(losses[-1]) == 8, "the last batch is smaller"
 
 
 def test_validation_follows_each_gate(tmp_path: Path) -> None:
-    """Per gate and image, one at a time: is the probe right, how much of the mask is in effect, and does it turn."""
-    job, state = begun("cifs", tmp_path, arch="resnet18", **EXACT)
-    epochs(job, state, 0)
-    found = engine.validate(job, state)
+    """Per gate: the probe's accuracy, the effective share of the mask, and how far it turns."""
+    state = start("cifs", tmp_path, arch="resnet18", **EXACT)
+    train_epochs(state, 0)
+    row = engine.validate(state)
+    job = state.job
     x, y = next(job.val.batches(len(job.val)))
-    x, network = x.double(), state.chosen.eval()
-    x_adv = job.validation_attack(network, x, y, job.generator(-1))
-    with torch.no_grad():
+    x, network = x.double(), state.candidate.eval()
+    x_adv = job.validation_attack(network, x, y, job.make_generator(-1))
+    with torch.no_grad():  # one image at a time
         answers = [
-            (network.probed(a[None]), network.probed(b[None]))
-            for a, b in zip(x, x_adv, strict=True)
+            (network.probed(natural[None]), network.probed(adversarial[None]))
+            for natural, adversarial in zip(x, x_adv, strict=True)
         ]
-    expected = {
-        name: sum(
-            answer[data].logits.argmax().item() == label
-            for answer, label in zip(answers, y, strict=True)
-        )
-        for data, name in enumerate(("val_natural", "val_robust"))
-    }
+    expected: dict[str, float] = {}
+    for data, name in enumerate(("val_natural", "val_robust")):
+        guesses = [answer[data].logits.argmax().item() for answer in answers]
+        expected[name] = sum(map(int.__eq__, guesses, y.tolist()))
     for layer in ("layer4.0", "layer4.1"):
         for data, (probe, mask) in enumerate((("natural", "natural"), ("robust", "adversarial"))):
             guesses = [answer[data].probes[layer].argmax().item() for answer in answers]
             expected[f"{layer}.probe_{probe}"] = sum(map(int.__eq__, guesses, y.tolist()))
             shares = [reference.mask_share(answer[data].masks[layer][0]) for answer in answers]
             expected[f"{layer}.mask_{mask}"] = sum(shares)
-        pairs = [[answer[data].masks[layer][0].tolist() for data in (0, 1)] for answer in answers]
+        pairs = [[part.masks[layer][0].tolist() for part in answer] for answer in answers]
         expected[f"{layer}.mask_cosine"] = sum(reference.cosine(*pair) for pair in pairs)
-    assert found == pytest.approx(
-        {name: float(value) / len(y) for name, value in expected.items()}, rel=1e-6
+    assert row == pytest.approx(
+        {name: value / len(y) for name, value in expected.items()}, rel=1e-6
     )
-    assert (
-        list(found)
-        == log_columns(job.gates)[len(LOG) - 4 : len(LOG) - 2] + log_columns(job.gates)[len(LOG) :]
-    )
-    assert found["layer4.0.mask_cosine"] < 1 - 1e-9, "the attack moves the mask"
+    assert list(row) == ["val_natural", "val_robust", *log_columns(job.gates)[len(LOG) :]]
+    assert row["layer4.0.mask_cosine"] < 1 - 1e-9, "the attack moves the mask"
 
 
 @pytest.mark.parametrize("method", ["at", "fsr", "eas", "kap"])
 def test_validation_of_other_networks_has_no_gates(method: str, tmp_path: Path) -> None:
-    assert list(engine.validate(*begun(method, tmp_path))) == ["val_natural", "val_robust"]
+    assert list(engine.validate(start(method, tmp_path))) == ["val_natural", "val_robust"]
 
 
 def test_processes_draw_noise_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the noise in a gate, for images that are not the same; an epoch's is the same whenever it is trained."""
-    job, before = tiny_job("fsr", tmp_path / "net.pt"), torch.get_rng_state()
+    """Gates draw noise: each process for its own images; an epoch always draws the same."""
+    state, before = start("fsr", tmp_path), torch.get_rng_state()
     draws = []
     for number, epoch in ((0, 0), (1, 0), (0, 1), (0, 0)):
         monkeypatch.setattr(distributed, "rank", lambda number=number: number)
-        with engine._chance(job, epoch, "cpu"):
+        with engine._seed_global_generators(state, epoch):
             draws.append(torch.rand(4))
     assert torch.equal(draws[0], draws[3])
     assert not torch.equal(draws[0], draws[1])
@@ -221,100 +223,83 @@ def test_processes_draw_noise_of_their_own(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+def steps() -> Iterator[list[list[Tensor]]]:
     """Note the weights after every step."""
-    noted: list[dict[str, Tensor]] = []
-    step = engine._step
+    noted: list[list[Tensor]] = []
 
-    def watched(job: Job, state: State, *rest: Any) -> Tensor:
-        sums = step(job, state, *rest)
-        noted.append(weights(state.network))
-        return sums
+    def note(optimizer: torch.optim.SGD) -> None:
+        (group,) = optimizer.param_groups
+        noted.append([value.detach().clone() for value in group["params"]])
 
-    monkeypatch.setattr(engine, "_step", watched)
-    return noted
+    with after_steps(note):
+        yield noted
 
 
-def close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        torch.testing.assert_close(
-            value, b[name], **CLOSE, msg=lambda said, name=name: f"{name}: {said}"
-        )
+def assert_close(a: list[Tensor], b: list[Tensor]) -> None:
+    for one, other in zip(a, b, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
 
 
-@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.25, 2), (0.5, 3), (0.9, 6), (1.0, 6)])
+@pytest.mark.parametrize(("begin", "first"), [(0.0, 0), (0.25, 2), (0.5, 3), (0.9, 6), (1.0, 6)])
 def test_a_moving_average_follows_every_step(
-    start: float, first: int, tmp_path: Path, steps: list[dict[str, Tensor]]
+    begin: float, first: int, tmp_path: Path, steps: list[list[Tensor]]
 ) -> None:
-    """Of two epochs of three steps; share 0.25 is half an epoch, after the second step has begun."""
-    averaging = {"averaging.kind": "ema", "averaging.decay": 0.7, "averaging.start": start}
-    job, state = begun("standard", tmp_path, **EXACT, **averaging)
-    epochs(job, state, 0, 1)
+    """Of two epochs of three steps; share 0.25 is half an epoch, in the second step."""
+    averaging = {"averaging.kind": "ema", "averaging.decay": 0.7, "averaging.start": begin}
+    state = start("standard", tmp_path, **EXACT, **averaging)
+    train_epochs(state, 0, 1)
     assert len(steps) == 6
     if first == 6:
-        assert state.chosen is state.network
+        assert state.candidate is state.network
         return
     naive = steps[first]
     for later in steps[first + 1 :]:
-        naive = {name: 0.7 * mean + 0.3 * later[name] for name, mean in naive.items()}
-    close(weights(state.chosen), naive)
-    assert (
-        max((value - naive[name]).abs().max() for name, value in weights(state.network).items())
-        > 1e-3
-    )
+        naive = [0.7 * mean + 0.3 * new for mean, new in zip(naive, later, strict=True)]
+    assert_close(weights(state.candidate), naive)
+    last = zip(weights(state.network), naive, strict=True)
+    assert max((value - mean).abs().max() for value, mean in last) > 1e-3
 
 
-@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.5, 1), (0.6, 2), (1.0, 3)])
+@pytest.mark.parametrize(("begin", "first"), [(0.0, 0), (0.5, 1), (0.6, 2), (1.0, 3)])
 def test_a_plain_average_is_the_mean_of_the_epochs_weights(
-    start: float, first: int, tmp_path: Path, steps: list[dict[str, Tensor]]
+    begin: float, first: int, tmp_path: Path, steps: list[list[Tensor]]
 ) -> None:
-    """Of the weights at the end of each of four epochs, from the share of the epochs on that is given."""
-    job, state = begun(
-        "standard",
-        tmp_path,
-        epochs=4,
-        **EXACT,
-        **{"averaging.kind": "swa", "averaging.start": start},
-    )
-    epochs(job, state, 0, 1, 2, 3)
+    """Of the weights at the end of each of four epochs, from a share of the epochs on."""
+    averaging = {"averaging.kind": "swa", "averaging.start": begin}
+    state = start("standard", tmp_path, epochs=4, **EXACT, **averaging)
+    train_epochs(state, 0, 1, 2, 3)
     ends = steps[2::3][first:]
-    naive = {name: torch.stack([each[name] for each in ends]).mean(0) for name in ends[0]}
-    close(weights(state.chosen), naive)
+    naive = [torch.stack(values).mean(0) for values in zip(*ends, strict=True)]
+    assert_close(weights(state.candidate), naive)
 
 
-def naive_statistics(job: Job, state: State, epoch: int) -> dict[str, Tensor]:
-    """Give the plain mean over the batches of each BatchNorm's mean and unbiased variance of its input."""
-    network, generator = (
-        copy.deepcopy(state.chosen).train(),
-        torch.Generator().manual_seed(job.seed * 1_000_003 + epoch),
-    )
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+def naive_statistics(state: State, epoch: int) -> dict[str, Tensor]:
+    """Compute each BatchNorm's mean and unbiased variance, as the plain mean over the batches."""
+    job, network = state.job, copy.deepcopy(state.candidate).train()
+    inputs: dict[str, list[Tensor]] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        def note(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            values = inputs[0].transpose(0, 1).flatten(1)
-            seen.setdefault(name, []).append((values.mean(1), values.var(1)))
+        def note(_: nn.Module, arguments: tuple[Tensor]) -> None:
+            inputs.setdefault(name, []).append(arguments[0].transpose(0, 1).flatten(1))
 
         return note
 
     for name, part in network.named_modules():
         if isinstance(part, nn.BatchNorm2d):
             part.register_forward_pre_hook(watch(name))
-    images, size = whole(job)[0], job.recipe.optimizer.batch_size
+    images, size = all_images(job)[0], job.recipe.optimizer.batch_size
+    generator = torch.Generator().manual_seed(job.seed * 1_000_003 + epoch)
     order = torch.randperm(len(images), generator=generator)
-    for start in range(0, len(order) - 1, size):
-        x = images[order[start : start + size]].double()
+    for first in range(0, len(order) - 1, size):
+        x = images[order[first : first + size]].double()
         network(augment(x, generator, job.recipe.data.crop, job.recipe.data.flip))
-    means = {
-        name: [torch.stack(values).mean(0) for values in zip(*pairs, strict=True)]
-        for name, pairs in seen.items()
-    }
-    return {
-        f"{name}.{what}": value
-        for name, values in means.items()
-        for what, value in zip(("running_mean", "running_var"), values, strict=True)
-    }
+    statistics = {}
+    for name, values in inputs.items():
+        means = torch.stack([value.mean(1) for value in values])
+        variances = torch.stack([value.var(1) for value in values])
+        statistics[f"{name}.running_mean"] = means.mean(0)
+        statistics[f"{name}.running_var"] = variances.mean(0)
+    return statistics
 
 
 @pytest.mark.parametrize("method", ["standard", "at", "cifs"])
@@ -323,42 +308,36 @@ def test_an_averages_batchnorm_statistics_are_those_of_the_training_images(
     kind: str, method: str, tmp_path: Path
 ) -> None:
     averaging = {"averaging.kind": kind, "averaging.decay": 0.5, "averaging.start": 0.0}
-    job, state = begun(method, tmp_path, batch_size=20, crop=1, flip=True, **EXACT, **averaging)
-    epochs(job, state, 0, 1)
-    found, naive = state.chosen.state_dict(), naive_statistics(job, state, 1)
+    state = start(method, tmp_path, batch_size=20, crop=1, flip=True, **EXACT, **averaging)
+    train_epochs(state, 0, 1)
+    naive = naive_statistics(state, 1)
     assert len(naive) >= 20
-    close({name: found[name] for name in naive}, naive)
-    momenta = {part.momentum for part in state.chosen.modules() if isinstance(part, nn.BatchNorm2d)}
-    assert momenta == {0.1}
-    own = state.network.state_dict()
-    assert any(not torch.allclose(own[name], value, rtol=0.01) for name, value in naive.items())
+    average, last = state.candidate.state_dict(), state.network.state_dict()
+    assert_close([average[name] for name in naive], list(naive.values()))
+    norms = [part for part in state.candidate.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert {part.momentum for part in norms} == {0.1}
+    assert any(not torch.allclose(last[name], value, rtol=0.01) for name, value in naive.items())
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa"])
-def test_the_average_is_what_is_validated_and_kept(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[dict[str, Tensor]] = []
-    validate = training.validate
-
-    def watched(job: Job, state: State) -> dict[str, float]:
-        chosen = (
-            state.network if not kept else state.average.module
-        )  # averaging begins with the second epoch
-        kept.append({name: value.clone() for name, value in chosen.state_dict().items()})
-        found = validate(job, state)
-        x, y = next(job.val.batches(len(job.val)))
-        chosen.eval()
-        assert found["val_natural"] == pytest.approx(
-            (chosen(x).argmax(1) == y).float().mean().item()
-        )
-        return found
-
-    monkeypatch.setattr(training, "validate", watched)
-    averaging = {"averaging.kind": kind, "averaging.start": 0.5 if kind == "ema" else 0.6}
-    run("standard", tmp_path / "net.pt", epochs=2 if kind == "ema" else 3, **averaging)
-    found = Checkpoint.read(tmp_path / "net.pt")
-    assert same_state(dict(found.state), kept[found.meta["metrics"]["epoch"] - 1])
+def test_the_average_is_what_is_validated_and_kept(kind: str, tmp_path: Path) -> None:
+    """From the second of three epochs on."""
+    state = start(
+        "standard", tmp_path, epochs=3, **{"averaging.kind": kind, "averaging.start": 0.5}
+    )
+    candidates: list[dict[str, Tensor]] = []
+    for epoch in range(3):
+        train_epochs(state, epoch)
+        network = state.average.module if epoch else state.network
+        assert state.candidate is network
+        row = engine.validate(state)
+        x, y = next(state.job.val.batches(len(state.job.val)))
+        natural = (network.eval()(x).argmax(1) == y).float().mean().item()
+        assert row["val_natural"] == pytest.approx(natural)
+        candidates.append({name: value.clone() for name, value in network.state_dict().items()})
+        state.record(row | {"epoch": epoch + 1})
+    best = [row["best"] for row in state.history].index(True)
+    assert same_state(state.best, candidates[best])
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa"])
@@ -369,58 +348,46 @@ def test_an_average_goes_on_after_ctrl_c(kind: str, tmp_path: Path) -> None:
     run("cifs", tmp_path / "net.pt", resume=True, **changes)
     assert same_run(tmp_path / "net.pt", tmp_path / "whole.pt")
     run("cifs", tmp_path / "plain.pt", epochs=3)
-    plain, averaged = (
-        dict(Checkpoint.read(tmp_path / f"{name}.pt").state) for name in ("plain", "whole")
-    )
-    assert not same_state(plain, averaged)
+    states = [Checkpoint.read(tmp_path / f"{name}.pt").state for name in ("plain", "whole")]
+    assert not same_state(*states)
 
 
 # ---------------------------------------------------------------- early stopping, and FAT's tau
 
 
-class Scripted:
-    """Stand in for the validation: robust accuracies, epoch by epoch."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *robust: float) -> None:
-        self.robust = robust
-        monkeypatch.setattr(training, "validate", self)
-
-    def __call__(self, _job: Job, state: State) -> dict[str, float]:
-        return {"val_natural": 0.5, "val_robust": self.robust[len(state.history)]}
-
-
-@pytest.mark.parametrize(
-    ("patience", "trained", "best"), [(0, 7, 7), (1, 3, 2), (2, 6, 4), (3, 7, 7), (4, 7, 7)]
-)
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 7), (1, 3), (2, 6), (3, 7), (4, 7)])
 def test_a_run_waits_for_a_better_epoch_with_patience(
-    patience: int, trained: int, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    patience: int, epochs: int, tmp_path: Path
 ) -> None:
-    Scripted(monkeypatch, 0.1, 0.3, 0.3, 0.4, 0.2, 0.4, 0.5)
-    changes = {"data": digits(2), "epochs": 7, "attack_steps": 1, "patience": patience}
-    run("at", tmp_path / "net.pt", **changes)
-    found = Checkpoint.read(tmp_path / "net.pt").meta
-    assert len(found["history"]) == trained
-    assert found["metrics"]["epoch"] == best
+    state = start("at", tmp_path, data=digits(2), epochs=7, patience=patience)
+    for robust in (0.1, 0.3, 0.3, 0.4, 0.2, 0.4, 0.5):
+        if not state.is_out_of_patience():
+            row = {"epoch": len(state.history) + 1, "val_natural": 0.5, "val_robust": robust}
+            state.record(row)
+    assert len(state.history) == epochs
+
+
+def test_a_run_that_stopped_early_has_reached_its_end(tmp_path: Path) -> None:
+    """At a learning rate of nearly nothing, no epoch is better than the first for long."""
+    changes = {"epochs": 50, "attack_steps": 1, "patience": 2, "lr": 1e-12}
+    out = tmp_path / "net.pt"
+    run("standard", out, data=digits(2), **changes)
+    meta = Checkpoint.read(out).meta
+    assert len(meta["history"]) == meta["metrics"]["epoch"] + 2 < 50
     assert sorted(contents(tmp_path)) == ["net.pt", "net.pt.csv"]
     before = contents(tmp_path)
-    run("at", tmp_path / "net.pt", resume=True, **changes)
-    assert contents(tmp_path) == before, "a run that stopped early has reached its end"
+    run("standard", out, data=digits(2), resume=True, **changes)
+    assert contents(tmp_path) == before
 
 
-def test_a_run_that_has_waited_enough_ends_when_it_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Scripted(monkeypatch, 0.3, 0.2, 0.2, 0.4)
-    changes = {"data": digits(2), "epochs": 4, "attack_steps": 1, "patience": 2}
-
-    def stopped(_self: Checkpoint, _path: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Checkpoint, "save", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run("at", tmp_path / "net.pt", **changes)
-    run("at", tmp_path / "net.pt", resume=True, **changes)
+def test_a_run_that_has_waited_enough_ends_when_it_is_resumed(tmp_path: Path) -> None:
+    """Killed after its state was written, and before its checkpoint was."""
+    state = start("at", tmp_path, data=digits(2), epochs=50, patience=2)
+    for epoch, robust in enumerate((0.3, 0.2, 0.2), 1):
+        row = dict.fromkeys(LOG, 0.5) | {"epoch": epoch, "val_robust": robust}
+        state.record(row)
+    state.save()
+    run("at", tmp_path / "net.pt", data=digits(2), epochs=50, patience=2, resume=True)
     assert len(Checkpoint.read(tmp_path / "net.pt").meta["history"]) == 3
 
 
@@ -428,22 +395,17 @@ def test_fats_patience_grows_with_the_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[int | None] = []
-    step = engine._step
+    attack = PGD.__call__
 
-    def watched(job: Job, state: State, batch: Any, attack: Any, *rest: Any) -> Tensor:
-        used.append(attack.early_stop)
-        return step(job, state, batch, attack, *rest)
+    def watched(self: PGD, *arguments: Any) -> Tensor:
+        used.append(self.early_stop)
+        return attack(self, *arguments)
 
-    monkeypatch.setattr(engine, "_step", watched)
-    run(
-        "fat-cas",
-        tmp_path / "net.pt",
-        epochs=4,
-        batch_size=48,
-        tau=[0, 1, 3],
-        tau_milestones=[0.5, 0.75],
-    )
-    assert used == [0, 0, 1, 3]
+    monkeypatch.setattr(PGD, "__call__", watched)
+    tau = {"tau": [0, 1, 3], "tau_milestones": [0.5, 0.75]}
+    run("fat-cas", tmp_path / "net.pt", epochs=4, batch_size=48, **tau)
+    validation = None
+    assert used == [0, validation, 0, validation, 1, validation, 3, validation]
 
 
 # ---------------------------------------------------------------- portions of a batch
@@ -463,27 +425,27 @@ def uncoupled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_portions_change_nothing_where_images_are_on_their_own(
     method: str, uncoupled: None, tmp_path: Path
 ) -> None:
-    found = []
+    results = []
     for accumulate in (1, 3, 100):
-        job, state = begun(method, tmp_path, batch_size=20, accumulate=accumulate, **EXACT)
-        epochs(job, state, 0)
-        found.append(weights(state.network))
-    for other in found[1:]:
-        close(found[0], other)
+        state = start(method, tmp_path, batch_size=20, accumulate=accumulate, **EXACT)
+        train_epochs(state, 0)
+        results.append(weights(state.network))
+    for other in results[1:]:
+        assert_close(results[0], other)
 
 
 def test_each_portion_is_normalised_by_itself(tmp_path: Path) -> None:
-    """The step is that of the sum of the portions' gradients, of losses divided by the whole batch's size."""
-    job, state = begun("standard-cifs", tmp_path, accumulate=3, **EXACT)
+    """The step follows the sum of the portions' gradients, of losses over the batch's size."""
+    state = start("standard-cifs", tmp_path, accumulate=3, **EXACT)
     network = copy.deepcopy(state.network).train()
     sgd = copy.deepcopy(state.optimizer)
     sgd.param_groups[0]["params"] = list(network.parameters())
-    batch = batches(job, state)[0]
+    batch = batches(state)[0]
     for part in (slice(0, 6), slice(6, 11), slice(11, 16)):
         (Joint()(network, batch.x[part], batch.y[part]).sum() / 16).backward()
     sgd.step()
-    sums = engine._step(job, state, batch, job.attack_at(0), job.generator(0))
-    close(weights(state.network), weights(network))
+    sums = engine._step(state, batch, state.job.attack_at(0), state.job.make_generator(0))
+    assert_close(weights(state.network), weights(network))
     assert sums[2] == 16
     for name, value in network.named_buffers():
         torch.testing.assert_close(state.network.get_buffer(name), value, **CLOSE)
@@ -507,49 +469,49 @@ def test_every_precision_trains_to_a_checkpoint(
     precision: str, method: str, tmp_path: Path
 ) -> None:
     network = run(method, tmp_path / "net.pt", precision=precision, crop=1)
-    found = Checkpoint.read(tmp_path / "net.pt")
-    wanted = torch.float64 if precision == "fp64" else torch.float32
-    assert {value.dtype for value in found.state.values() if value.is_floating_point()} == {wanted}
-    assert all(value.isfinite().all() for value in found.state.values())
+    state = Checkpoint.read(tmp_path / "net.pt").state
+    expected = torch.float64 if precision == "fp64" else torch.float32
+    assert {value.dtype for value in state.values() if value.is_floating_point()} == {expected}
+    assert all(value.isfinite().all() for value in state.values())
     assert network(torch.rand(2, 1, 8, 8)).isfinite().all()
-    compare(
-        [tmp_path / "net.pt"], digits(), attack="pgd-1", attacks=(), replicates=20, progress=False
-    )
+    options = {"attack": "pgd-1", "attacks": (), "replicates": 20, "progress": False}
+    cs.compare([tmp_path / "net.pt"], digits(), **options)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_mixed_precision_uses_the_weights_of_the_step_before(
-    precision: str, tmp_path: Path, steps: list[dict[str, Tensor]]
+    precision: str, tmp_path: Path, steps: list[list[Tensor]]
 ) -> None:
-    """As torch's own recipe has it: autocast around each forward pass, and the loss scaled for fp16."""
-    job, state = begun("standard", tmp_path, precision=precision)
+    """As torch's own recipe has it: autocast around each forward pass, the loss scaled for fp16."""
+    state = start("standard", tmp_path, precision=precision)
     network = copy.deepcopy(state.network).train()
     sgd = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    images = batches(job, state)
-    epochs(job, state, 0)
-    for batch, after in zip(images, steps, strict=True):
+    images = batches(state)
+    train_epochs(state, 0)
+    for batch, after in zip(images, steps[:], strict=True):
         with torch.autocast("cpu", dtype, enabled=precision != "fp32"):
             loss = F.cross_entropy(network(batch.x), batch.y)
         scaler.scale(loss).backward()
         scaler.step(sgd)
         scaler.update()
         sgd.zero_grad()
-        for name, value in weights(network).items():
-            torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-5)
+        for value, naive in zip(after, weights(network), strict=True):
+            torch.testing.assert_close(value, naive, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_whose_scaled_gradients_overflow_is_left_out(tmp_path: Path) -> None:
-    job, state = begun("at", tmp_path, precision="fp16")
+    state = start("at", tmp_path, precision="fp16")
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     before = weights(state.network)
-    with engine._computing(job, "cpu"):
-        engine._step(job, state, batches(job, state)[0], job.attack_at(0), job.generator(0))
-    assert all(torch.equal(value, before[name]) for name, value in weights(state.network).items())
+    with engine._autocast(state):
+        attack, generator = state.job.attack_at(0), state.job.make_generator(0)
+        engine._step(state, batches(state)[0], attack, generator)
+    assert all(map(torch.equal, weights(state.network), before))
     assert state.scaler.get_scale() == 2.0**126
-    epochs(job, state, 0)
-    assert all(value.isfinite().all() for value in weights(state.network).values())
+    train_epochs(state, 0)
+    assert all(value.isfinite().all() for value in weights(state.network))
 
 
 def test_a_run_of_half_precision_goes_on_after_ctrl_c(tmp_path: Path) -> None:
@@ -570,7 +532,7 @@ def free_port() -> str:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Let two processes, and three, train; give their folder."""
+    """Let two processes, and three, train; return their folder."""
     folder = tmp_path_factory.mktemp("shared")
     together.stopped(folder / "chain.pt", 4)
     ports = [free_port(), free_port()]
@@ -592,17 +554,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def agree(one: Path, other: Path) -> None:
     """Assert that two runs have the same log and the same weights."""
-    logs = [
-        pd.DataFrame(Checkpoint.read(path).meta["history"]).drop(columns="seconds")
-        for path in (one, other)
-    ]
-    pd.testing.assert_frame_equal(*logs, rtol=1e-9, atol=1e-11)
-    states = [dict(Checkpoint.read(path).state) for path in (one, other)]
-    close(*states)
-    assert (
-        states[0]["cnn.conv1.weight" if "cnn.conv1.weight" in states[0] else "conv1.weight"].dtype
-        == torch.float64
+    checkpoints = [Checkpoint.read(path) for path in (one, other)]
+    logs = [pd.DataFrame(checkpoint.meta["history"]) for checkpoint in checkpoints]
+    pd.testing.assert_frame_equal(
+        *(log.drop(columns="seconds") for log in logs), rtol=1e-9, atol=1e-11
     )
+    states = [dict(checkpoint.state) for checkpoint in checkpoints]
+    assert states[0].keys() == states[1].keys()
+    assert_close(*(list(state.values()) for state in states))
+    assert any(value.dtype == torch.float64 for value in states[0].values())
 
 
 @pytest.mark.parametrize("case", [*together.CASES, "few"])
@@ -620,47 +580,26 @@ def test_a_run_goes_on_with_another_number_of_processes(shared: Path, tmp_path: 
 
 
 def test_processes_leave_nothing_behind(shared: Path) -> None:
-    found = [name for name in contents(shared) if not name.startswith("chain")]
-    assert found == [
-        f"{case}.pt{end}" for case in sorted([*together.CASES, "few"]) for end in ("", ".csv")
-    ]
+    names = [name for name in contents(shared) if not name.startswith("chain")]
+    cases = sorted([*together.CASES, "few"])
+    assert names == [f"{case}.pt{end}" for case in cases for end in ("", ".csv")]
 
 
 def test_when_one_process_is_killed_the_other_says_so_and_the_best_network_is_kept(
     tmp_path: Path,
 ) -> None:
     data, out = write_npz(tmp_path), tmp_path / "net.pt"
-    words = [
-        "train",
-        "--method",
-        "cifs",
-        "--data",
-        data,
-        "--out",
-        str(out),
-        "--arch",
-        "resnet10",
-        "--width",
-        "2",
-    ]
+    words = f"train --method cifs --data {data} --out {out} --arch resnet10 --width 2".split()
     words += ["--batch-size", "8", "--epochs", "9999", "--set", "attack.steps=1", "--device", "cpu"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     started = subprocess.Popen(
-        [*torchrun, str(TESTS / "lost.py"), str(tmp_path), "command", *words],
+        [sys.executable, *torchrun, str(TESTS / "lost.py"), str(tmp_path), "command", *words],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         log = tmp_path / "net.pt.csv"
-        while (
-            not log.exists() or len(log.read_text().splitlines()) < 2
-        ):  # until an epoch is complete
+        # Until an epoch is complete.
+        while not log.exists() or len(log.read_text().splitlines()) < 2:
             assert started.poll() is None, started.communicate()
             time.sleep(0.05)
         os.kill(int((tmp_path / "1").read_text()), signal.SIGKILL)
@@ -674,14 +613,14 @@ def test_when_one_process_is_killed_the_other_says_so_and_the_best_network_is_ke
         for line in errors.replace("\r", "\n").splitlines()
         if line.startswith("channelscope: ")
     ]
-    assert said == (
-        "channelscope: Another process of this run has ended, or torchrun was stopped. The epochs that are complete "
-        f"are kept in {out}.partial, a checkpoint of the best network so far: go on with --resume."
-    )
+    assert "Another process of this run has ended, or torchrun was stopped." in said
+    assert f"{out}.partial" in said
+    assert "--resume" in said
     assert errors.count("Traceback (most recent call last)") <= 1, "but for torchrun's own"
     partial = out.with_name("net.pt.partial")
     assert load(partial)(torch.rand(2, 1, 8, 8)).shape == (2, 2)
     test = Dataset(f"npz:{tmp_path / 'digits.npz'}", ("0", "1"), digits(2).test)
-    found = compare([partial], test, attack="pgd-1", attacks=(), replicates=20, progress=False)
-    assert len(found.training) == len(Checkpoint.read(partial).meta["history"]) >= 1
+    options = {"attack": "pgd-1", "attacks": (), "replicates": 20, "progress": False}
+    log_rows = cs.compare([partial], test, **options).training
+    assert len(log_rows) == len(Checkpoint.read(partial).meta["history"]) >= 1
     assert not out.exists()

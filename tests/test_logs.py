@@ -1,4 +1,4 @@
-"""Logs beside the CSV: what TensorBoard and Weights & Biases hold, also after interruptions, and what they spare."""
+"""Logs beside the CSV: what TensorBoard and Weights & Biases hold, also after interruptions."""
 
 import json
 import os
@@ -12,11 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from channelscope import training
 from channelscope.training import logs, train
-from channelscope.training.logs import logging
+from channelscope.training.logs import open_logs
 from helpers.expect import contents, mistake
-from runs import TINY, digits
+from helpers.runs import TINY, digits, interrupted_at
 
 SCALARS = ["loss", "accuracy", "lr", "val_natural", "val_robust", "seconds"]
 
@@ -27,7 +26,7 @@ def row(epoch: int, **changes: Any) -> dict[str, Any]:
 
 
 def run(out: Path, *names: str, resume: bool = False) -> pd.DataFrame:
-    """Train a little and give the CSV."""
+    """Train a little; return the log."""
     train(
         "at", digits(2), out=out, logs=names, resume=resume, progress=False, **TINY | {"epochs": 3}
     )
@@ -35,25 +34,16 @@ def run(out: Path, *names: str, resume: bool = False) -> pd.DataFrame:
 
 
 def run_until(epoch: int, out: Path, name: str) -> None:
-    """Train, and stop in an epoch, counted from 1, as Ctrl-C does."""
-    proceed = training.train_epoch
-
-    def interrupted(job: Any, state: Any, number: int, bar: Any) -> dict[str, float]:
-        if number + 1 == epoch:
-            raise KeyboardInterrupt
-        return proceed(job, state, number, bar)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(out, name)
+    """Train, and stop in an epoch of two steps, counted from 1, as Ctrl-C does."""
+    with interrupted_at(2 * epoch - 1):
+        run(out, name)
 
 
 # ---------------------------------------------------------------- TensorBoard
 
 
 def scalars(out: Path) -> pd.DataFrame:
-    """Read a run's TensorBoard log as TensorBoard itself does; the rows by epoch."""
+    """Read a run's log as TensorBoard itself does; the rows by epoch."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     read = accumulator.EventAccumulator(f"{out}.tensorboard", size_guidance={"scalars": 0}).Reload()
     assert read.Tags()["scalars"] == SCALARS
@@ -83,7 +73,7 @@ def test_tensorboard_has_what_the_csv_has(tmp_path: Path) -> None:
 
 def test_tensorboard_has_the_settings(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with logging(["tensorboard"], tmp_path / "net.pt", {"recipe": {"optimizer": {"lr": 0.125}}}):
+    with open_logs(["tensorboard"], tmp_path / "net.pt", {"recipe": {"optimizer": {"lr": 0.125}}}):
         pass
     read = accumulator.EventAccumulator(f"{tmp_path / 'net.pt'}.tensorboard").Reload()
     (event,) = read.Tensors("settings/text_summary")
@@ -100,14 +90,14 @@ def test_tensorboard_goes_on_after_an_interruption(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written", [0, 1, 2])
 def test_tensorboard_misses_no_epoch_wherever_the_kill_came(written: int, tmp_path: Path) -> None:
-    """The state is kept before the row is logged: the last row may be missing, or all, if there was no log yet."""
+    """The state is saved before the row is logged: the last row may be missing, or all."""
     pytest.importorskip("tensorboard")
     out, history = tmp_path / "net.pt", [row(1), row(2)]
     if written:
-        with logging(["tensorboard"], out, {}) as write:
+        with open_logs(["tensorboard"], out, {}) as write:
             for earlier in history[:written]:
                 write(earlier)
-    with logging(["tensorboard"], out, {}, history) as write:
+    with open_logs(["tensorboard"], out, {}, history) as write:
         write(row(3))
     agree(scalars(out), pd.DataFrame([*history, row(3)]))
 
@@ -116,7 +106,7 @@ def test_tensorboard_hides_an_earlier_run_of_the_same_name(tmp_path: Path) -> No
     pytest.importorskip("tensorboard")
     out = tmp_path / "net.pt"
     for loss in (7.0, 1.0):
-        with logging(["tensorboard"], out, {}) as write:
+        with open_logs(["tensorboard"], out, {}) as write:
             write(row(1, loss=loss))
     assert scalars(out)["loss"].tolist() == [1.0]
 
@@ -143,7 +133,7 @@ def records(file: Path) -> Iterator[Any]:
 
 def offline(out: Path) -> list[tuple[str, pd.DataFrame]]:
     """Read a run's offline folders, the oldest first: id, and the rows by epoch."""
-    found = []
+    runs = []
     for file in sorted(Path(f"{out}.wandb").glob("wandb/offline-run-*/*.wandb")):
         read = list(records(file))
         histories = [
@@ -153,12 +143,12 @@ def offline(out: Path) -> list[tuple[str, pd.DataFrame]]:
             {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in h.item}
             for h in histories
         ]
-        assert [known["_step"] for known in rows] == [known["epoch"] for known in rows]
+        assert [row["_step"] for row in rows] == [row["epoch"] for row in rows]
         (identity,) = {
             record.run.run_id for record in read if record.WhichOneof("record_type") == "run"
         }
-        found.append((identity, pd.DataFrame(rows).set_index("epoch")[SCALARS].rename_axis(None)))
-    return found
+        runs.append((identity, pd.DataFrame(rows).set_index("epoch")[SCALARS].rename_axis(None)))
+    return runs
 
 
 @pytest.fixture
@@ -220,7 +210,7 @@ def test_wandb_reports_nothing_to_its_makers(
         return start(command, **options)
 
     monkeypatch.setattr(subprocess, "Popen", noted)
-    with logging(["wandb"], tmp_path / "net.pt", {}) as write:
+    with open_logs(["wandb"], tmp_path / "net.pt", {}) as write:
         write(row(1))
         assert not [
             thread.name for thread in threading.enumerate() if "otel" in thread.name.lower()
@@ -241,7 +231,7 @@ def test_wandb_goes_on_under_the_same_id_with_all_rows(home: Path, tmp_path: Pat
 
 def test_a_new_run_has_a_new_id(home: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        with logging(["wandb"], tmp_path / "net.pt", {"seed": 0}) as write:
+        with open_logs(["wandb"], tmp_path / "net.pt", {"seed": 0}) as write:
             write(row(1))
     (first, _), (second, _) = offline(tmp_path / "net.pt")
     assert first != second
@@ -255,7 +245,7 @@ def test_a_wandb_run_of_the_users_own_goes_on(
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_SILENT", "true")
     with wandb.init(mode="offline", dir=tmp_path) as own:
-        with logging(["wandb"], tmp_path / "net.pt", {}) as write:
+        with open_logs(["wandb"], tmp_path / "net.pt", {}) as write:
             write(row(1))
         own.log({"still": 1})
         assert wandb.run is own
@@ -269,7 +259,7 @@ def test_a_wandb_run_of_the_users_own_goes_on(
 
 def test_two_logs_at_once(home: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    with logging(["tensorboard", "wandb", "tensorboard"], tmp_path / "net.pt", {}) as write:
+    with open_logs(["tensorboard", "wandb", "tensorboard"], tmp_path / "net.pt", {}) as write:
         write(row(1))
     ((_, log),) = offline(tmp_path / "net.pt")
     agree(scalars(tmp_path / "net.pt"), pd.DataFrame([row(1)]))
@@ -277,7 +267,7 @@ def test_two_logs_at_once(home: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_name_nothing_is_written(tmp_path: Path) -> None:
-    with logging([], tmp_path / "net.pt", {}) as write:
+    with open_logs([], tmp_path / "net.pt", {}) as write:
         write(row(1))
     assert contents(tmp_path) == {}
 
@@ -285,7 +275,7 @@ def test_without_a_name_nothing_is_written(tmp_path: Path) -> None:
 def test_an_unknown_log_is_refused(tmp_path: Path) -> None:
     with (
         mistake("tensorbord", "Did you mean 'tensorboard'?"),
-        logging(["tensorbord"], tmp_path / "net.pt", {}),
+        open_logs(["tensorbord"], tmp_path / "net.pt", {}),
     ):
         pass
 
@@ -297,7 +287,7 @@ def test_a_library_that_is_missing_is_named(
     monkeypatch.setattr(logs, "find_spec", lambda _: None)
     with (
         mistake(name, f"pip install 'channelscope[{name}]'"),
-        logging([name], tmp_path / "net.pt", {}),
+        open_logs([name], tmp_path / "net.pt", {}),
     ):
         pass
     assert contents(tmp_path) == {}
@@ -309,7 +299,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(name: str, tmp_path: Path)
     (tmp_path / f"net.pt.{name}").write_text("a file in its place")
     with (
         mistake("Cannot write the log", f"net.pt.{name}"),
-        logging([name], tmp_path / "net.pt", {}),
+        open_logs([name], tmp_path / "net.pt", {}),
     ):
         pass
 
@@ -320,7 +310,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with (
         mistake("Cannot write the log", "File too large"),
-        logging(["tensorboard"], tmp_path / "net.pt", {}) as write,
+        open_logs(["tensorboard"], tmp_path / "net.pt", {}) as write,
     ):
         write(row(1))
         try:
