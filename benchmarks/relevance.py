@@ -4,7 +4,7 @@
 
 The task: the relevance of the channels of the 8 blocks of a ResNet-18 of width 16 with a gate behind its last two
 blocks, over N random images of 32 x 32, for every scorer over those of these layers that it applies to. Scorers and
-forward passes run in turn, R times; `ratio` is the median of the R ratios of CPU time, `stated` what ``COSTS`` says.
+forward passes run in turn, R times; `ratio` is the median of the R ratios of CPU time, `stated` what the scorer's cost says.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchmarks.training import CLASSES, machine, resnet18, seconds, spread, with_gates
 from channelscope.layers.channels import channel_axis
 from channelscope.layers.hooks import eval_mode, trace
-from channelscope.scorers import COSTS, SCORERS
+from channelscope.scorers import list_scorers
 
 WIDTH, SIZE = 16, 32
 BLOCKS = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
@@ -38,16 +38,16 @@ def costs(net: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, dict[s
         for call in trace(net, x[:2])[0]
     }
     found = {}
-    for name, scorer in SCORERS.items():
-        layers = OF.get(name, BLOCKS)
+    for scorer in list_scorers():
+        layers = OF.get(scorer.name, BLOCKS)
         scorer(net, layers, x[:2], y[:2])  # captum's import is no part of it
         ratios = []
         for _ in range(rounds):
             with eval_mode(net), torch.no_grad():
                 bare = seconds(lambda: net(x))["cpu"]
             ratios.append(seconds(partial(scorer, net, layers, x, y))["cpu"] / bare)
-        stated = COSTS[name].of([channels[layer] for layer in layers])
-        found[name] = {
+        stated = scorer.cost.of([channels[layer] for layer in layers])
+        found[scorer.name] = {
             "layers": len(layers),
             "stated": stated,
             "ratio": statistics.median(ratios),

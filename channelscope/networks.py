@@ -1,7 +1,8 @@
 """CIFAR-style residual networks of any depth, width, input channels and (small) image size.
 
-The networks take images in [0, 1]: normalisation is their first layer, so that attacks live in image units.
-ResNet: He et al., CVPR 2016 (arXiv 1512.03385). WideResNet: Zagoruyko & Komodakis, BMVC 2016 (arXiv 1605.07146).
+The networks take images in [0, 1]: normalisation is their first layer, so that attacks live in
+image units. ResNet: He et al., CVPR 2016 (arXiv 1512.03385). WideResNet: Zagoruyko & Komodakis,
+BMVC 2016 (arXiv 1605.07146).
 """
 
 import re
@@ -17,19 +18,16 @@ from channelscope.errors import UserError, suggest
 
 
 class Normalise(nn.Module):
-    """Subtract the mean and divide by the standard deviation of each input channel: (x - mean) / std."""
+    """Subtract the mean and divide by the standard deviation of each input channel."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer(
-            "mean", torch.tensor(mean, dtype=torch.get_default_dtype()).view(-1, 1, 1)
-        )
-        self.register_buffer(
-            "std", torch.tensor(std, dtype=torch.get_default_dtype()).view(-1, 1, 1)
-        )
+        dtype = torch.get_default_dtype()
+        self.register_buffer("mean", torch.tensor(mean, dtype=dtype).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=dtype).view(-1, 1, 1))
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return (x - self.mean) / self.std
@@ -62,7 +60,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; four times as many channels out as inside."""
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; four times more channels out than inside."""
 
     expansion = 4
 
@@ -108,10 +106,11 @@ def _stage(block: Block, channels_in: int, planes: int, blocks: int, stride: int
 
 
 class ResNet(nn.Module):
-    """CIFAR-style ResNet: a 3x3 stem, four stages of 1, 2, 4 and 8 times ``width`` planes, one linear layer.
+    """CIFAR-style ResNet: a 3x3 stem, four stages of 1, 2, 4, 8 times ``width`` planes, linear.
 
-    The global mean replaces the original's pooling of a fixed size, so images of any size pass. With mean 0 and
-    standard deviation 1 the parameters correspond key by key with the networks of the CIFS authors' release.
+    The global mean replaces the original's pooling of a fixed size, so images of any size pass.
+    With mean 0 and standard deviation 1 the parameters correspond key by key with the networks of
+    the CIFS authors' release.
     """
 
     def __init__(
@@ -140,9 +139,9 @@ class ResNet(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WideResNet-depth-widen: depth = 6 n + 4, three stages of n pre-activation blocks, final BatchNorm and ReLU.
+    """WideResNet-depth-widen, depth = 6 n + 4: three stages of n pre-activation blocks.
 
-    The last activations, after BatchNorm and ReLU, are the output of ``features``.
+    The last activations, after the final BatchNorm and ReLU, are the output of ``features``.
     """
 
     def __init__(
@@ -183,7 +182,8 @@ class Architecture:
     """What it takes to build a network again.
 
     Args:
-        arch: ``resnet10``, ``resnet18``, ``resnet34``, ``resnet50`` or ``wrn-DEPTH-WIDEN`` (such as ``wrn-28-10``).
+        arch: ``resnet10``, ``resnet18``, ``resnet34``, ``resnet50`` or ``wrn-DEPTH-WIDEN`` (such as
+            ``wrn-28-10``).
         width: planes of the first stage; None for the published 64 (ResNet) or 16 (WideResNet).
         classes: number of logits.
         mean, std: of each input channel; their length is the number of input channels.
@@ -196,39 +196,46 @@ class Architecture:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        wide = _WIDE.fullmatch(self.arch)
-        if self.arch not in RESNETS and not wide:
-            known = [*RESNETS, "wrn-28-10"]
+        if self.arch not in RESNETS and self._wide is None:
+            names = [*RESNETS, "wrn-28-10"]
             raise UserError(
-                f"There is no architecture {self.arch!r}: choose from {', '.join(known)}.{suggest(self.arch, known)}"
+                f"There is no architecture {self.arch!r}: choose from {', '.join(names)}."
+                f"{suggest(self.arch, names)}"
             )
-        if wide and (int(wide[1]) < 10 or (int(wide[1]) - 4) % 6 or int(wide[2]) < 1):
-            raise UserError(
-                f"{self.arch!r} has no whole number of blocks: the depth of a WideResNet is 6 n + 4."
-            )
+        if self._wide:
+            depth, widen = self._wide
+            if depth < 10 or (depth - 4) % 6 or widen < 1:
+                raise UserError(
+                    f"{self.arch!r} has no whole number of blocks: the depth of a WideResNet is "
+                    "6 n + 4."
+                )
         if self.width is not None and not 1 <= self.width <= 1024:
             raise UserError(f"A network's width is between 1 and 1024, not {self.width}.")
         if not 2 <= self.classes <= 100_000:
             raise UserError(f"A classifier has between 2 and 100,000 classes, not {self.classes}.")
-        if (
-            len(self.mean) != len(self.std)
-            or not self.mean
-            or not all(0 < std < float("inf") for std in self.std)
-        ):
+        positive = all(0 < std < float("inf") for std in self.std)
+        if not self.mean or len(self.mean) != len(self.std) or not positive:
             raise UserError(
-                "The mean and the (positive) standard deviation need one number for each input channel."
+                "The mean and the (positive) standard deviation need one number for each input "
+                "channel."
             )
 
     @property
+    def _wide(self) -> tuple[int, int] | None:
+        """The depth and the factor of the width of a WideResNet."""
+        match = _WIDE.fullmatch(self.arch)
+        return (int(match[1]), int(match[2])) if match else None
+
+    @property
     def base_width(self) -> int:
-        """The width, the published one where none is given."""
-        return self.width or (16 if _WIDE.fullmatch(self.arch) else 64)
+        """The width; the published one for None."""
+        return self.width or (16 if self._wide else 64)
 
     @property
     def last_stage(self) -> tuple[str, ...]:
-        """The names of the last stage's blocks, at most the last two: where CIFS and CAS put their gates."""
-        if wide := _WIDE.fullmatch(self.arch):
-            stage, blocks = "layer3", (int(wide[1]) - 4) // 6
+        """The last stage's blocks, at most the last two: where CIFS and CAS put their gates."""
+        if self._wide:
+            stage, blocks = "layer3", (self._wide[0] - 4) // 6
         else:
             stage, blocks = "layer4", RESNETS[self.arch][1][-1]
         return tuple(f"{stage}.{index}" for index in range(blocks))[-2:]
@@ -236,15 +243,13 @@ class Architecture:
     @property
     def channels(self) -> int:
         """The number of channels of the last stage."""
-        if wide := _WIDE.fullmatch(self.arch):
-            return 4 * self.base_width * int(wide[2])
+        if self._wide:
+            return 4 * self.base_width * self._wide[1]
         return 8 * self.base_width * RESNETS[self.arch][0].expansion
 
     def build(self) -> ResNet | WideResNet:
-        """Make the network, its weights drawn from torch's global generator as all of torch's layers do."""
-        if wide := _WIDE.fullmatch(self.arch):
-            return WideResNet(
-                int(wide[1]), int(wide[2]), self.base_width, self.classes, self.mean, self.std
-            )
-        block, blocks = RESNETS[self.arch]
-        return ResNet(block, blocks, self.base_width, self.classes, self.mean, self.std)
+        """Make the network; torch's global generator draws its weights."""
+        width = self.base_width
+        if self._wide:
+            return WideResNet(*self._wide, width, self.classes, self.mean, self.std)
+        return ResNet(*RESNETS[self.arch], width, self.classes, self.mean, self.std)

@@ -249,3 +249,29 @@ def margin_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     logits = model(x)
     own = F.one_hot(y, logits.shape[1]).bool()
     return logits.masked_fill(own, float("-inf")).amax(1) - logits[own]
+
+
+def deciding(classes: int = 6) -> tuple[nn.Sequential, Tensor, Tensor, Tensor]:
+    """Make a network in which channel k alone speaks for class k and channel k + 1 alone against it, and its data.
+
+    Of an image of class k these two channels are bright, the others dark. Also give the sign of each (class, channel).
+    """
+    one = torch.eye(classes)
+    other = one.roll(1, 1)
+    parts = OrderedDict(
+        conv1=nn.Conv2d(classes, classes, 1, bias=False),
+        relu1=nn.ReLU(),
+        conv2=nn.Conv2d(classes, classes, 1, bias=False),
+        relu2=nn.ReLU(),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        linear=nn.Linear(classes, classes),
+    )
+    net = nn.Sequential(parts)
+    with torch.no_grad():
+        net.conv1.weight.copy_(one[:, :, None, None])
+        net.conv2.weight.copy_(2 * one[:, :, None, None])
+        net.linear.weight.copy_(3 * one - 2 * other)
+    y = torch.arange(classes).repeat(3)
+    bright = (one + other)[y][:, :, None, None]
+    return net, 0.1 * torch.rand(len(y), classes, 4, 4) + 0.7 * bright, y, one - other

@@ -158,7 +158,7 @@ def test_labels_do_not_matter() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"hidden": 0}, "between 1 and 65,536 hidden channels, not 0"),
+        ({"hidden": 0}, "1 to 65,536 hidden channels, not 0"),
         ({"hidden": 10**9}, "hidden channels, not 1000000000"),
         ({"tau": 0.0}, "between 1e-6 and a million, not at 0.0"),
         ({"tau": -0.1}, "temperature tau"),

@@ -95,6 +95,19 @@ def test_gated_network_names_its_backbones_layers_and_its_gates() -> None:
     assert not any(name.startswith(("cnn", "selectors")) for name in names)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
+def test_layers_keep_their_names_within_wrappers_and_are_edited_there() -> None:
+    (x, _), net = images(), plain()
+    compiled = torch.compile(net, backend="eager")
+    compiled(x)  # now compiled, without hooks
+    for wrapped in (nn.DataParallel(net), compiled, nn.DataParallel(compiled)):
+        assert named_layers(wrapped) == named_layers(net)
+        with hooked(wrapped, {"relu2": torch.zeros_like}):
+            torch.testing.assert_close(wrapped(x), net.linear.bias.expand(len(x), -1))
+        assert [call.name for call in trace(wrapped, x)[0]] == list(named_layers(net))
+        torch.testing.assert_close(wrapped(x), net(x))
+
+
 def test_empty_name_is_the_network_itself() -> None:
     x, _ = images()
     net = plain()

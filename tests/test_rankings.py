@@ -15,8 +15,7 @@ from channelscope.figures.scorers import scorer_agreement, scorer_agreement_data
 from channelscope.files import DIGESTS
 from channelscope.rankings import Rankings, rank
 from channelscope.scorers import relevance
-from networks import CLASSES, gated, images, plain, resnet
-from test_scorers import deciding
+from networks import CLASSES, deciding, gated, images, plain, resnet
 
 QUICK = {"replicates": 20, "progress": False}
 

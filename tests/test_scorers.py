@@ -1,7 +1,6 @@
 """Scorers: captum's numbers, the naive ablation's, and the answer that is known, sign included."""
 
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable
 
 import captum.attr
@@ -17,14 +16,16 @@ from channelscope.gates import FeatureSelector, LinearProbe, Selective
 from channelscope.layers.features import capture
 from channelscope.layers.hooks import hooked
 from channelscope.scorers import (
-    COSTS,
-    SCORERS,
     Ablation,
     Conductance,
     Cost,
     IntegratedGradients,
-    RelevanceScorer,
+    ScoreFunction,
     get_scorer,
+    get_scorers,
+    gradient,
+    list_scorers,
+    register_scorer,
 )
 from networks import (
     CLASSES,
@@ -32,6 +33,7 @@ from networks import (
     Returns,
     TrainsItself,
     Twice,
+    deciding,
     gated,
     images,
     mixed,
@@ -40,6 +42,7 @@ from networks import (
     unchanged,
 )
 
+SCORERS = {scorer.name: scorer for scorer in list_scorers()}
 FREE = [name for name in SCORERS if name not in ("weights", "probe")]  # scorers of any layer
 
 
@@ -132,13 +135,13 @@ def test_the_graph_of_one_pass_is_gone_before_the_next(monkeypatch: pytest.Monke
     [(IntegratedGradients, "integrated-gradients"), (Conductance, "conductance")],
 )
 def test_scores_along_the_path_add_up_to_the_change_of_the_logit(
-    scorer: Callable[..., RelevanceScorer], name: str
+    scorer: Callable[..., ScoreFunction], name: str
 ) -> None:
     net, (x, y) = plain().double(), images(dtype=torch.float64)
     change = (net(x) - net(torch.zeros_like(x))).gather(1, y.unsqueeze(1)).squeeze(1).detach()
     found = scorer(steps=400)(net, ["conv2"], x, y)["conv2"].sum(1)
     torch.testing.assert_close(found, change, rtol=2e-2, atol=1e-4)
-    assert SCORERS[name].steps == 50
+    assert SCORERS[name].score.steps == 50
 
 
 def test_deeplift_is_refused_where_captum_sees_no_non_linearity() -> None:
@@ -190,9 +193,8 @@ def test_ablation_is_the_naive_one(to: str, layer: str) -> None:
     found = Ablation(to, rows=15)(net, [layer], x, y)[layer]
     assert wanted.abs().max() > 1e-3
     torch.testing.assert_close(found, wanted)
-    fitted = Ablation(to).fitted(
-        {layer: torch.tensor([means.get(k, [torch.nan] * len(overall)) for k in range(CLASSES)])}
-    )
+    by_class = [means.get(k, [torch.nan] * len(overall)) for k in range(CLASSES)]
+    fitted = Ablation(to, means={layer: torch.tensor(by_class)})
     torch.testing.assert_close(fitted(net, [layer], x, y)[layer], wanted)
 
 
@@ -236,32 +238,6 @@ def test_class_means_leave_nothing_on_the_mean_of_a_class_to_a_linear_rest() -> 
 
 
 # ---------------------------------------------------------------- the answer is known
-
-
-def deciding(classes: int = 6) -> tuple[nn.Sequential, Tensor, Tensor, Tensor]:
-    """Make a network in which channel k alone speaks for class k and channel k + 1 alone against it, and its data.
-
-    Of an image of class k these two channels are bright, the others dark. Also give the sign of each (class, channel).
-    """
-    one = torch.eye(classes)
-    other = one.roll(1, 1)
-    parts = OrderedDict(
-        conv1=nn.Conv2d(classes, classes, 1, bias=False),
-        relu1=nn.ReLU(),
-        conv2=nn.Conv2d(classes, classes, 1, bias=False),
-        relu2=nn.ReLU(),
-        pool=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(),
-        linear=nn.Linear(classes, classes),
-    )
-    net = nn.Sequential(parts)
-    with torch.no_grad():
-        net.conv1.weight.copy_(one[:, :, None, None])
-        net.conv2.weight.copy_(2 * one[:, :, None, None])
-        net.linear.weight.copy_(3 * one - 2 * other)
-    y = torch.arange(classes).repeat(3)
-    bright = (one + other)[y][:, :, None, None]
-    return net, 0.1 * torch.rand(len(y), classes, 4, 4) + 0.7 * bright, y, one - other
 
 
 @pytest.mark.parametrize(
@@ -412,29 +388,72 @@ def test_network_that_switches_itself_to_train_mode_is_refused(name: str) -> Non
         SCORERS[name](TrainsItself(), ["net.bn1"], *images())
 
 
+# ---------------------------------------------------------------- the registry
+
+
+def constant(model: nn.Module, layers: list[str], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Score every channel alike.
+
+    A scorer of a user's own.
+    """
+    return {layer: torch.ones(len(x), 3) for layer in layers}
+
+
 def test_unknown_scorer_is_refused_with_a_suggestion() -> None:
     with pytest.raises(
-        UserError,
-        match=r"no scorer 'gradients': choose from weights, gradient.* Did you mean 'gradient'",
+        UserError, match=r"no scorer 'gradients': choose from .* Did you mean 'gradient'"
     ):
         get_scorer("gradients")
-    assert get_scorer("gradient") is SCORERS["gradient"]
+
+
+def test_scorers_are_listed_the_cheapest_first_with_their_help() -> None:
+    assert next(iter(SCORERS)) == "weights"
+    assert list(SCORERS)[-1].startswith("ablation")
+    assert all(scorer.help and scorer.cost is not None for scorer in SCORERS.values())
+
+
+def test_names_functions_and_scorers_are_taken_alike() -> None:
+    scorers = get_scorers(["gradient", constant, Ablation("mean", rows=3)])
+    assert list(scorers) == ["gradient", "constant", "Ablation"]
+    own = scorers["constant"]
+    assert (own.cost, own.help) == (None, "Score every channel alike.")
+    assert own(plain(), ["bn1"], *images())["bn1"].shape == (6, 3)
+    assert get_scorer(own) is own
+    assert get_scorer(gradient) is scorers["gradient"] is SCORERS["gradient"]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("scorers", "words"),
+    [
+        ("gradient", r"as a list, such as \['gradient'\], not 'gradient'"),
+        (constant, "as a list"),
+        ([], "as a list"),
+        ([3], "a name or a function .*, not 3"),
+        (["gradient", "gradient"], "Two scorers are called 'gradient': give each its own name"),
+        ([constant, constant], "Two scorers are called 'constant'"),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_scorers_is_refused(scorers: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        get_scorers(scorers)
+
+
+def test_names_are_registered_once() -> None:
+    with pytest.raises(UserError, match="There is a scorer 'gradient' already"):
+        register_scorer("gradient", cost=Cost(), help="again")
 
 
 # ---------------------------------------------------------------- costs
 
 
-def test_costs_are_of_the_scorers() -> None:
-    assert list(COSTS) == list(SCORERS)
-    assert [
-        str(cost) for cost in (Cost(), Cost(once=1, per_channel=1), COSTS["integrated-gradients"])
-    ] == [
-        "0",
-        "1 + 1 a channel",
-        "102 a layer",
-    ]
-    assert COSTS["ablation"].of([6, 8]) == 15
-    assert COSTS["deeplift"].of([6, 8]) == 12
+def test_costs_count_passes() -> None:
+    assert str(Cost()) == "0"
+    assert str(Cost(once=1, per_channel=1)) == "1 + 1 a channel"
+    assert str(SCORERS["integrated-gradients"].cost) == "102 a layer"
+    assert SCORERS["ablation"].cost.of([6, 8]) == 15
+    assert SCORERS["deeplift"].cost.of([6, 8]) == 12
 
 
 @pytest.mark.parametrize(
@@ -456,4 +475,4 @@ def test_cost_is_the_number_of_forward_passes_and_of_backward_ones(
     handle = net.linear.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
     SCORERS[name](net, ["bn1"], x, y)
     handle.remove()
-    assert sum(passed) / len(x) + backward == COSTS[name].of([6])
+    assert sum(passed) / len(x) + backward == SCORERS[name].cost.of([6])

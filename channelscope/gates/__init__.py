@@ -1,16 +1,19 @@
 """Gates, which select among a layer's features, and networks that have them.
 
-A gate is a module ``forward(z, labels=None) -> Selection``; labels reach it in training mode only. One that hides the
-gradient of its mask says so by an attribute ``detach``, which ``attached`` switches off. ``KINDS`` makes each kind of
-gate from plain values: ``KINDS[kind](channels, classes, **options)``.
+A gate is a module ``forward(z, labels=None) -> Selection``; labels reach its mask in training mode
+only, which it announces by an attribute ``labelled = True``. A gate that hides the gradient of its
+mask has an attribute ``detach``, which ``attached`` switches off. A gate whose mask can be frozen
+makes it in a method ``importance``.
+
+A kind of gate is one module here with a builder that ``@register_gate(name, help=...)`` registers;
+``KINDS[name].build(channels, classes, **options)`` makes such a gate of plain values.
 """
 
-from collections.abc import Callable
+import pkgutil
+from importlib import import_module
 
-from torch import nn
-
-from channelscope.gates.base import Selection, mask_share
-from channelscope.gates.cifs import FeatureSelector, Imgf, LinearProbe, TwoLayerProbe, cifs_gate
+from channelscope.gates.base import KINDS, GateKind, Selection, mask_share, register_gate
+from channelscope.gates.cifs import FeatureSelector, Imgf, LinearProbe, TwoLayerProbe
 from channelscope.gates.eas import ElementScaler
 from channelscope.gates.fsr import FeatureRecalibrator
 from channelscope.gates.kap import KernelAveragePool
@@ -30,6 +33,7 @@ __all__ = [
     "ElementScaler",
     "FeatureRecalibrator",
     "FeatureSelector",
+    "GateKind",
     "Imgf",
     "KernelAveragePool",
     "LinearProbe",
@@ -42,13 +46,10 @@ __all__ = [
     "freeze_masks",
     "hides_gradient",
     "mask_share",
+    "register_gate",
     "takes_labels",
     "with_labels",
 ]
 
-KINDS: dict[str, Callable[..., nn.Module]] = {
-    "cifs": cifs_gate,
-    "fsr": FeatureRecalibrator,
-    "eas": ElementScaler,
-    "kap": KernelAveragePool,
-}
+for _module in pkgutil.iter_modules(__path__):  # every kind registers itself
+    import_module(f"{__name__}.{_module.name}")

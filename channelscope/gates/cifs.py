@@ -1,6 +1,7 @@
 """Channel-wise importance-based feature selection: relevance of probe logits, importance masks.
 
-CIFS: Yan et al., ICML 2021 (arXiv 2102.05311), section 4. CAS: Bai et al., ICLR 2021 (arXiv 2103.08307), section 4.
+CIFS: Yan et al., ICML 2021 (arXiv 2102.05311), section 4. CAS: Bai et al., ICLR 2021
+(arXiv 2103.08307), section 4.
 """
 
 from typing import Literal, cast, get_args
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
-from channelscope.gates.base import Selection
+from channelscope.gates.base import Selection, register_gate
 
 Imgf = Literal["softmax", "sigmoid", "softplus", "relu", "identity"]
 
@@ -29,7 +30,7 @@ class LinearProbe(nn.Module):
     def relevance(
         self, _v: Float[Tensor, "n c"], chosen: Float[Tensor, "n k"]
     ) -> Float[Tensor, "n c"]:
-        """Gradient of the chosen logits' sum with respect to v: g = sum of the chosen rows of W."""
+        """Gradient of the chosen logits' sum with respect to v: the sum of the chosen rows of W."""
         return chosen @ self.output.weight
 
 
@@ -47,30 +48,35 @@ class TwoLayerProbe(nn.Module):
     def relevance(
         self, v: Float[Tensor, "n c"], chosen: Float[Tensor, "n k"]
     ) -> Float[Tensor, "n c"]:
-        """Gradient of the chosen logits' sum with respect to v: g = W1^T (sigmoid(beta h) * W2^T chosen)."""
+        """Gradient of the chosen logits' sum with respect to v.
+
+        g = W1^T (sigmoid(beta h) * W2^T chosen)
+        """
         slope = torch.sigmoid(self.beta * self.hidden(v))
         return (slope * (chosen @ self.output.weight)) @ self.hidden.weight
 
 
 class FeatureSelector(nn.Module):
-    """The gate of CIFS and CAS: probe -> relevance of its top-k logits -> importance mask m -> z * m.
+    """The gate of CIFS and CAS: probe -> relevance of its top-k logits -> mask m -> z * m.
 
     With v the spatial mean of the features z, p = probe(v) and T the chosen logits:
 
-        g = d(sum_{t in T} p_t) / dz, summed over space     (CIFS, relevance assessment)
-        m = IMGF(g)                                         (CIFS, importance mask generating function)
+        g = d(sum_{t in T} p_t) / dz, summed over space     (CIFS, relevance assessment) m = IMGF(g)
+        (CIFS, importance mask generating function)
 
-    T holds the k largest logits. In training mode with labels, the label's logit takes the place of the largest.
-    The published gates are ``FeatureSelector(probe)`` for CIFS (k = 2, softmax) and
+    T holds the k largest logits. In training mode with labels, the label's logit takes the place of
+    the largest. The published gates are ``FeatureSelector(probe)`` for CIFS (k = 2, softmax) and
     ``FeatureSelector(LinearProbe(c, k), k=1, imgf="identity")`` for CAS.
 
     Args:
-        probe: module from pooled features (n, c) to logits (n, k). Its relevance is taken in closed form where it
-            has a method ``relevance(v, chosen)``, as the two probes of CIFS do; by autograd elsewhere.
+        probe: module from pooled features (n, c) to logits (n, k). Its relevance is taken in closed
+            form where it has a method ``relevance(v, chosen)``, as the two probes of CIFS do; by
+            autograd elsewhere.
         k: number of logits whose relevance is assessed.
         imgf: softmax over channels, sigmoid, softplus, relu (all non-negative), or identity (CAS).
-        detach: take the relevance of features cut from the graph, as the authors' release does: then no gradient
-            passes through the mask to the input. Attacks switch it off with ``attached``.
+        detach: take the relevance of features cut from the graph, as the authors' release does:
+            then no gradient passes through the mask to the input. Attacks switch it off with
+            ``attached``.
     """
 
     labelled = True
@@ -81,14 +87,16 @@ class FeatureSelector(nn.Module):
         super().__init__()
         if k < 1:
             raise UserError(f"A gate needs the relevance of at least one logit, not k = {k}.")
-        if imgf not in (known := get_args(Imgf)):
-            raise UserError(f"There is no mask function {imgf!r}: choose from {', '.join(known)}.")
-        self.probe, self.k, self.imgf, self.detach = probe, k, imgf, detach
+        if imgf not in get_args(Imgf):
+            choices = ", ".join(get_args(Imgf))
+            raise UserError(f"There is no mask function {imgf!r}: choose from {choices}.")
+        self.probe, self.k = probe, k
+        self.imgf, self.detach = imgf, detach
 
     def forward(
         self, z: Float[Tensor, "n c *space"], labels: Int[Tensor, " n"] | None = None
     ) -> Selection:
-        """Select the features z (n, c) or (n, c, h, w); labels (n,) reach the mask in training mode only."""
+        """Select the features z; labels (n,) reach the mask in training mode only."""
         v = z.flatten(2).mean(2) if z.ndim > 2 else z
         logits = self.probe(v)
         chosen = self._choose(logits, labels if self.training else None)
@@ -98,11 +106,9 @@ class FeatureSelector(nn.Module):
     def _choose(
         self, logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"] | None
     ) -> Float[Tensor, "n k"]:
-        """Count how often each logit is chosen: twice, where the label's is also among the runners-up."""
+        """Count how often each logit is chosen: twice where the label's is also a runner-up."""
         if self.k > logits.shape[1]:
-            raise UserError(
-                f"A gate cannot choose k = {self.k} of {logits.shape[1]} logits: lower k."
-            )
+            raise _too_few_logits(self.k, logits.shape[1])
         top = logits.topk(self.k, dim=1).indices
         if labels is not None:
             top = torch.cat([labels.unsqueeze(1), top[:, 1:]], 1)
@@ -117,15 +123,14 @@ class FeatureSelector(nn.Module):
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(
                 False
-            ):  # within it, torch 2.6 gives another gradient without a word
+            ):  # within it, torch 2.6 silently gives another gradient
                 return self._relevance(v.clone(), chosen.clone()).detach()
-        pull_back = torch.func.vjp(self.probe, v)[
-            1
-        ]  # differentiable itself, and at work under no_grad as well
+        # Differentiable itself, and at work under no_grad as well.
+        pull_back = torch.func.vjp(self.probe, v)[1]
         return cast(Tensor, pull_back(chosen)[0])
 
     def importance(self, g: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """Make the mask of the relevance."""
+        """Turn the relevance into the mask."""
         match self.imgf:
             case "softmax":
                 return g.softmax(1)
@@ -139,6 +144,9 @@ class FeatureSelector(nn.Module):
                 return g
 
 
+@register_gate(
+    "cifs", help="CIFS and CAS: channels weighed by the relevance to a probe's top logits"
+)
 def cifs_gate(
     channels: int,
     classes: int,
@@ -154,23 +162,26 @@ def cifs_gate(
 
     Args:
         channels, classes: of the features and the logits.
-        probe: "linear" or "two-layer"; ``hidden`` units with softplus of sharpness ``beta`` in the latter.
+        probe: "linear" or "two-layer"; ``hidden`` units with softplus of sharpness ``beta`` in the
+            latter.
         k, imgf, detach: as in ``FeatureSelector``.
 
     Raises:
         UserError: for values out of range.
     """
     if k > classes:
-        raise UserError(f"A gate cannot choose k = {k} of {classes} logits: lower k.")
+        raise _too_few_logits(k, classes)
     if not 1 <= hidden <= 65536:
         raise UserError(f"A probe has between 1 and 65,536 hidden units, not {hidden}.")
     if not 0 < beta <= 1e6:
         raise UserError(
             f"A probe's softplus has a sharpness beta above 0 and below a million, not {beta}."
         )
-    made = (
-        LinearProbe(channels, classes)
-        if probe == "linear"
-        else TwoLayerProbe(channels, classes, hidden, beta)
-    )
-    return FeatureSelector(made, k=k, imgf=imgf, detach=detach)
+    if probe == "linear":
+        return FeatureSelector(LinearProbe(channels, classes), k=k, imgf=imgf, detach=detach)
+    two_layer = TwoLayerProbe(channels, classes, hidden, beta)
+    return FeatureSelector(two_layer, k=k, imgf=imgf, detach=detach)
+
+
+def _too_few_logits(k: int, logits: int) -> UserError:
+    return UserError(f"A gate cannot choose k = {k} of {logits} logits: lower k.")

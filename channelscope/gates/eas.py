@@ -7,30 +7,35 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
-from channelscope.gates.base import Selection, require_maps
+from channelscope.gates.base import Selection, register_gate, require_maps
 
 _MOST = 2**24  # elements of one image's features
 
 
+@register_gate(
+    "eas", help="EAS: every element weighed by a class's weight in a linear probe of all"
+)
 class ElementScaler(nn.Module):
-    """The gate of EAS: scale each element of the features by a class's weight in a linear probe of all elements.
+    """The gate of EAS: scale each element by a class's weight in a linear probe of all elements.
 
         p = W flatten(z) + b,    m = W[t] in the shape of z,    selected features z * m
 
-    where t is the label in training mode and the largest of p elsewhere. It is CAS without the mean over space: the
-    probe, and so the gate, is made for one size of feature map. The mask is the same for all images of one class, so
-    no gradient passes through it to the input, and none is hidden. The training loss, which the training attack
-    (PGD-10) maximises as well, is
+    where t is the label in training mode and the largest of p elsewhere. It is CAS without the mean
+    over space: the probe, and so the gate, is made for one size of feature map. The mask is the
+    same for all images of one class, so no gradient passes through it to the input, and none is
+    hidden. The training loss, which the training attack (PGD-10) maximises as well, is
 
         L = CE(logits, y) + lambda CE(p, y)
 
-    with lambda = 0.01 in the authors' scripts. They place the gate before the last block of a CIFAR ResNet-18
-    (``layer4.0``, features of 512 x 4 x 4) and before the last three blocks of a WideResNet, and train for 120 epochs
-    with SGD 0.1, momentum 0.9, weight decay 2e-4, lr / 10 at 60 and 90, eps 0.031, step 0.007; with TRADES, the
-    same loss taken of p is added, weighed by lambda too.
+    with lambda = 0.01 in the authors' scripts. They place the gate before the last block of a CIFAR
+    ResNet-18 (``layer4.0``, features of 512 x 4 x 4) and before the last three blocks of a
+    WideResNet, and train for 120 epochs with SGD 0.1, momentum 0.9, weight decay 2e-4, lr / 10 at
+    60 and 90, eps 0.031, step 0.007; with TRADES, the same loss taken of p is added, weighed by
+    lambda too.
 
-    This follows the authors' release (ieslab-ynu/EWAS) but for one thing: there the training attack knows the labels'
-    masks, here, as in every gate, an attack (made in eval mode) meets the mask that the network would choose itself.
+    This follows the authors' release (ieslab-ynu/EWAS) but for one thing: there the training attack
+    knows the labels' masks; here, as in every gate, an attack (made in eval mode) meets the mask
+    that the network would choose itself.
 
     Args:
         channels, classes: of the features and the logits.
@@ -47,7 +52,8 @@ class ElementScaler(nn.Module):
         self.shape = channels, height, width
         if min(height, width) < 1 or prod(self.shape) > _MOST:
             raise UserError(
-                f"A gate of EAS is for features of 1 to {_MOST:,} elements, not {_words(self.shape)}."
+                f"A gate of EAS is for features of 1 to {_MOST:,} elements, not "
+                f"{channels} x {height} x {width}."
             )
         self.probe = nn.Linear(prod(self.shape), classes)
 
@@ -57,9 +63,10 @@ class ElementScaler(nn.Module):
         """Scale the features z; labels (n,) choose the mask in training mode only."""
         require_maps(z, "eas")
         if z.shape[1:] != self.shape:
+            ours, theirs = (" x ".join(map(str, size)) for size in (self.shape, z.shape[1:]))
             raise UserError(
-                f"This gate of EAS is for features of {_words(self.shape)}, not {_words(tuple(z.shape[1:]))}: "
-                "make it for the size of the features, or give images of the size that it was made for."
+                f"This gate of EAS is for features of {ours}, not {theirs}: make it for the size "
+                "of the features, or give images of the size that it was made for."
             )
         logits = self.probe(z.flatten(1))
         chosen = labels if self.training and labels is not None else logits.argmax(1)
@@ -67,13 +74,8 @@ class ElementScaler(nn.Module):
         return Selection(z * mask, logits, mask)
 
     def importance(self, chosen: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-        """Make the mask of the chosen classes."""
+        """Return the mask of the chosen classes."""
         weight = self.probe.weight
-        mask = (
-            F.one_hot(chosen, len(weight)).to(weight.dtype) @ weight
-        )  # indexing adds its gradients in any order
+        # A product, as indexing adds its gradients in any order.
+        mask = F.one_hot(chosen, len(weight)).to(weight.dtype) @ weight
         return mask.view(-1, *self.shape)
-
-
-def _words(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

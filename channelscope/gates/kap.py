@@ -8,33 +8,37 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
-from channelscope.gates.base import Selection, require_maps
+from channelscope.gates.base import Selection, register_gate, require_maps
 
 
+@register_gate("kap", help="KAP: channels averaged with their neighbours; no probe, no mask")
 class KernelAveragePool(nn.Module):
-    """The gate of KAP: average each channel with its neighbours in a sheet of channels, at every place of the image.
+    """The gate of KAP: average each channel with its neighbours in a sheet, at every position.
 
-    The c channels are laid out, row by row, on the squarest sheet of rows x columns = c, rows <= columns:
+    The c channels are laid out, row by row, on the squarest sheet of rows x columns = c (rows <=
+    columns):
 
-        pooled[i, j] = mean of z[i', j'] over |i - i'| <= (K - 1) / 2, |j - j'| <= (K - 1) / 2 within the sheet
+        pooled[i, j] = mean of z[i', j'] over |i - i'|, |j - j'| <= (K - 1) / 2 within the sheet
 
-    so that neighbouring channels become an ensemble of like kernels. There is nothing to train, no probe, no mask; a
-    prime number of channels lies in one row. It stands behind every convolution and before its BatchNorm: of a CIFAR
-    ResNet-18 these are ``conv1``, all ``conv1`` and ``conv2`` of its blocks and each ``shortcut.0``, 20 in all, with
-    K = 3. Such networks are trained on natural images with plain cross-entropy, made noisy in one of two ways: by
-    Gaussian noise on the activations behind each pool (the paper's first version) or on the images (its second).
+    so that neighbouring channels become an ensemble of like kernels. There is nothing to train, no
+    probe, no mask; a prime number of channels lies in one row. It stands behind every convolution
+    and before its BatchNorm: of a CIFAR ResNet-18 these are ``conv1``, all ``conv1`` and ``conv2``
+    of its blocks and each ``shortcut.0``, 20 in all, with K = 3. Such networks are trained on
+    natural images with plain cross-entropy, made noisy in one of two ways: by Gaussian noise on the
+    activations behind each pool (the paper's first version) or on the images (its second).
 
-    The layer, its place and K follow the authors' code (kept in their later BashivanLab/LLCNN), as the paper's own
-    equations were not at hand. Of the code's variants this is the default one: mean, one pool, a stride of 1 channel,
-    and a mean of those neighbours that exist (zeros beyond the sheet's edge are not counted). One thing differs: the
-    code adds its noise at test time too. Here it is of training mode only, as an attack on random answers would have
-    to average over them.
+    The layer, its place and K follow the authors' code (kept in their later BashivanLab/LLCNN), as
+    the paper's own equations were not at hand. Of the code's variants this is the default one:
+    mean, one pool, a stride of 1 channel, and a mean of those neighbours that exist (zeros beyond
+    the sheet's edge are not counted). One thing differs: the code adds its noise at test time too.
+    Here it is of training mode only, as an attack on random answers would have to average over
+    them.
 
     Args:
         channels, classes: of the features and the logits; the latter do not matter here.
         pool: K, an odd number.
-        noise: standard deviation of the Gaussian noise that is added to the pooled features in training mode, 0 for
-            none; the authors' CIFAR ResNets have 0.1 by default.
+        noise: standard deviation of the Gaussian noise that is added to the pooled features in
+            training mode, 0 for none; the authors' CIFAR ResNets have 0.1 by default.
 
     Raises:
         UserError: for values out of range; in the forward pass for features that are no maps.
@@ -44,12 +48,10 @@ class KernelAveragePool(nn.Module):
         super().__init__()
         if pool % 2 == 0 or not 1 <= pool <= 255:
             raise UserError(
-                f"A gate of KAP averages over an odd number of rows and columns up to 255, not {pool}."
+                f"KAP averages over an odd number of rows and columns up to 255, not {pool}."
             )
         if not 0 <= noise <= 1e6:
-            raise UserError(
-                f"The noise of a gate of KAP lies between 0 and a million, not at {noise}."
-            )
+            raise UserError(f"The noise of KAP lies between 0 and a million, not at {noise}.")
         rows = next(size for size in range(isqrt(channels), 0, -1) if channels % size == 0)
         self.sheet = rows, channels // rows
         self.pool, self.noise = pool, noise

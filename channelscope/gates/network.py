@@ -1,4 +1,4 @@
-"""Networks with gates: any CNN, gated at named layers, and the way to let an attacker see through the gates."""
+"""Networks with gates: any CNN, gated at named layers; and how attackers see through the gates."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -11,53 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from channelscope.gates.base import Selection
-from channelscope.layers.hooks import Edit, get_logits, hooked, named_layers
-
-
-@runtime_checkable
-class _Hiding(Protocol):
-    detach: bool
-
-
-@contextmanager
-def attached(model: nn.Module) -> Iterator[None]:
-    """Let gradients pass through every gate's mask for as long as the context lasts: what an attacker would do.
-
-    A gate that can hide its mask's gradient has an attribute ``detach``.
-    """
-    with _detaching(model, False):
-        yield
-
-
-@contextmanager
-def detached(model: nn.Module) -> Iterator[None]:
-    """Let every gate that can hide the gradient of its mask: how the authors of CIFS attack their networks."""
-    with _detaching(model, True):
-        yield
-
-
-def hides_gradient(model: nn.Module) -> bool:
-    """Tell whether a gate of the network hides the gradient of its mask."""
-    return any(part.detach is True for part in model.modules() if isinstance(part, _Hiding))
-
-
-@contextmanager
-def _detaching(model: nn.Module, hide: bool) -> Iterator[None]:
-    others = [
-        part for part in model.modules() if isinstance(part, _Hiding) and part.detach is (not hide)
-    ]
-    try:
-        for gate in others:
-            gate.detach = hide
-        yield
-    finally:
-        for gate in others:
-            gate.detach = not hide
+from channelscope.layers.hooks import Edit, get_layer, get_logits, hooked, named_layers
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A gated network's full answer: logits (n, k), then by gated layer the raw features and what the gate returned."""
+    """A gated network's logits (n, k); by gated layer, raw features and the gate's selection."""
 
     logits: Float[Tensor, "n k"]
     features: dict[str, Tensor]
@@ -66,30 +25,31 @@ class Probed:
     @property
     def probes(self) -> dict[str, Tensor]:
         """The probe logits (n, k), of the gates that have a probe."""
-        found = {layer: selection.probe_logits for layer, selection in self.selections.items()}
-        return {layer: logits for layer, logits in found.items() if logits is not None}
+        logits = {layer: selection.probe_logits for layer, selection in self.selections.items()}
+        return {layer: p for layer, p in logits.items() if p is not None}
 
     @property
     def masks(self) -> dict[str, Tensor]:
         """The masks (n, c) or (n, c, h, w), of the gates that have one."""
-        found = {layer: selection.mask for layer, selection in self.selections.items()}
-        return {layer: mask for layer, mask in found.items() if mask is not None}
+        masks = {layer: selection.mask for layer, selection in self.selections.items()}
+        return {layer: mask for layer, mask in masks.items() if mask is not None}
 
     def heads(self, y: Int[Tensor, " n"]) -> list[list[tuple[Tensor, Tensor]]]:
-        """List, for each gate, the logits (n, k) that are trained besides the network's, each with its targets (n,)."""
+        """List, for each gate, the logits (n, k) that it trains, each with its targets (n,)."""
         return [selection.heads(y, self.logits) for selection in self.selections.values()]
 
 
 class Selective(nn.Module):
-    """Gate any CNN at named layers, without editing it: the gated features replace the layer's output.
+    """Gate any CNN at named layers, without editing it: gated features replace the layer's output.
 
-    ``forward`` returns plain logits; ``probed`` also the gates' answers. For capture and ablation, a gated layer's
-    own name gives its raw features and ``NAME.gated`` the selected ones. ``load_state_dict`` also takes the
-    backbone's own state: the gates then stay as they are.
+    ``forward`` returns plain logits; ``probed`` also what the gates return. For capture and
+    ablation, a gated layer's own name means its raw features and ``NAME.gated`` the selected ones.
+    ``load_state_dict`` also takes the backbone's own state: the gates then stay as they are.
 
     Args:
         cnn: the backbone.
-        selectors: layer name, as in ``cnn.named_modules()`` -> gate: a module ``(z, labels=None) -> Selection``.
+        selectors: layer name, as in ``cnn.named_modules()`` -> gate: a module
+            ``(z, labels=None) -> Selection``.
 
     Raises:
         LayerError: for a layer that the backbone does not have.
@@ -97,13 +57,12 @@ class Selective(nn.Module):
 
     def __init__(self, cnn: nn.Module, selectors: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        with hooked(cnn, {layer: lambda _: None for layer in selectors}):
-            pass  # only to learn at once that every layer exists
+        for layer in selectors:
+            get_layer(cnn, layer)
         self.cnn = cnn
         # A module's key may hold no dot.
-        self.selectors = nn.ModuleDict(
-            {layer.replace(".", "/"): gate for layer, gate in selectors.items()}
-        )
+        gates = {layer.replace(".", "/"): gate for layer, gate in selectors.items()}
+        self.selectors = nn.ModuleDict(gates)
 
     @property
     def gates(self) -> dict[str, nn.Module]:
@@ -114,17 +73,16 @@ class Selective(nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load the network's state, or the bare backbone's: then the gates stay as they are."""
-        own = self.state_dict()
-        if not state_dict.keys() & own.keys():
-            gates = {key: value for key, value in own.items() if key.startswith("selectors.")}
+        current = self.state_dict()
+        if not state_dict.keys() & current.keys():
+            gates = {key: value for key, value in current.items() if key.startswith("selectors.")}
             state_dict = gates | {f"cnn.{key}": value for key, value in state_dict.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def named_layers(self) -> dict[str, nn.Module]:
         """List the backbone's layers under their own names, and each gate as ``LAYER.gated``."""
-        return named_layers(self.cnn) | {
-            f"{layer}.gated": gate for layer, gate in self.gates.items()
-        }
+        gates = {f"{layer}.gated": gate for layer, gate in self.gates.items()}
+        return named_layers(self.cnn) | gates
 
     def forward(
         self,
@@ -132,7 +90,7 @@ class Selective(nn.Module):
         labels: Int[Tensor, " n"] | None = None,
         answers: dict[str, tuple[Tensor, Selection]] | None = None,
     ) -> Float[Tensor, "n k"]:
-        """Give the plain logits; ``answers`` is filled by ``probed``, which is the way to ask for more."""
+        """Return the plain logits; ``probed`` fills ``answers`` and is the way to ask for more."""
 
         def edit(layer: str, gate: nn.Module) -> Edit:
             def select(z: Tensor) -> Tensor:
@@ -149,7 +107,7 @@ class Selective(nn.Module):
     def probed(
         self, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None
     ) -> Probed:
-        """Run the network and keep what its gates say; labels (n,) reach the masks in training mode only."""
+        """Run the network and keep what its gates return; labels (n,) count in training mode."""
         answers: dict[str, tuple[Tensor, Selection]] = {}
         logits = self(x, labels, answers)  # a call as any other: hooks on the network see it
         return Probed(
@@ -159,15 +117,57 @@ class Selective(nn.Module):
         )
 
 
+# ---------------------------------------------------------------- what an attacker does to gates
+
+
 @runtime_checkable
-class _Masking(Protocol):
-    def importance(self, *given: Any) -> Tensor:
-        """Give the mask."""
+class _Hiding(Protocol):
+    detach: bool
+
+
+@contextmanager
+def attached(model: nn.Module) -> Iterator[None]:
+    """Let gradients pass through every gate's mask inside the context: what an attacker would do.
+
+    A gate that can hide its mask's gradient has an attribute ``detach``.
+    """
+    with _detaching(model, False):
+        yield
+
+
+@contextmanager
+def detached(model: nn.Module) -> Iterator[None]:
+    """Let every gate that can hide its mask's gradient do so, as in the CIFS authors' attacks."""
+    with _detaching(model, True):
+        yield
+
+
+@contextmanager
+def _detaching(model: nn.Module, hide: bool) -> Iterator[None]:
+    gates = [gate for gate in model.modules() if isinstance(gate, _Hiding)]
+    switched = [gate for gate in gates if gate.detach is (not hide)]
+    try:
+        for gate in switched:
+            gate.detach = hide
+        yield
+    finally:
+        for gate in switched:
+            gate.detach = not hide
+
+
+def hides_gradient(model: nn.Module) -> bool:
+    """Tell whether a gate of the network hides the gradient of its mask."""
+    return any(gate.detach is True for gate in model.modules() if isinstance(gate, _Hiding))
+
+
+def takes_labels(gate: nn.Module) -> bool:
+    """Tell whether labels reach the gate's mask in training mode."""
+    return bool(getattr(gate, "labelled", False))
 
 
 @contextmanager
 def with_labels(network: Selective) -> Iterator[None]:
-    """Let labels reach the masks as in training, the network being in eval mode, for as long as the context lasts."""
+    """Let labels reach the masks inside the context as in training, the network in eval mode."""
     gates = [gate for gate in network.gates.values() if takes_labels(gate)]
     modes = [gate.training for gate in gates]
     try:
@@ -179,18 +179,25 @@ def with_labels(network: Selective) -> Iterator[None]:
             gate.training = mode
 
 
+@runtime_checkable
+class _Masking(Protocol):
+    def importance(self, *inputs: Any) -> Tensor:
+        """Return the mask."""
+
+
 @contextmanager
 def freeze_masks(
     network: Selective, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None
 ) -> Iterator[None]:
-    """Hold the masks of all gates at their values for images x, as constants, for as long as the context lasts.
+    """Hold the masks of all gates inside the context at their values for images x, as constants.
 
-    Inside, the network takes batches of the same images, or of the first of them, changed as an attack changes them.
+    Inside, the network takes batches of the same images, or of the first of them, changed as an
+    attack changes them.
 
     Args:
         network: a gated network.
         x: the images.
-        labels: (n,), to hold the masks at what they are in training, where gates are told the labels.
+        labels: (n,), to hold the masks at what they are in training, where labels reach them.
     """
     gates = {layer: gate for layer, gate in network.gates.items() if isinstance(gate, _Masking)}
     with nullcontext() if labels is None else with_labels(network), torch.no_grad():
@@ -204,10 +211,5 @@ def freeze_masks(
             vars(gate).pop("importance", None)
 
 
-def takes_labels(gate: nn.Module) -> bool:
-    """Tell whether labels reach the gate's mask in training mode."""
-    return bool(getattr(gate, "labelled", False))
-
-
-def _first_rows(mask: Tensor, given: Tensor, *_: Any) -> Tensor:
-    return mask[: len(given)]
+def _first_rows(mask: Tensor, like: Tensor, *_: Any) -> Tensor:
+    return mask[: len(like)]

@@ -11,13 +11,16 @@ from channelscope.errors import UserError
 from channelscope.layers.channels import channel_axis, positions
 from channelscope.layers.hooks import Edit, hooked
 
+Channels = Sequence[int] | Bool[Tensor, " c"] | Bool[Tensor, "n c"]
+
 
 @contextmanager
 def capture(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
     """Capture the named layers' features: inside the context, each forward pass refills the dict.
 
-    The tensors stay in the graph, so gradients with respect to them can be taken; they are safe from in-place
-    operations that follow. A layer that runs more than once is named call by call, as ``relu@1``.
+    The tensors stay in the graph, so gradients with respect to them can be taken; they are safe
+    from in-place operations that follow. A layer that runs more than once is named call by call, as
+    ``relu@1``.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True))
@@ -27,53 +30,51 @@ def capture(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
     torch.Size([2, 8, 3, 3])
 
     Raises:
-        LayerError: see ``hooks.hooked``.
+        LayerError: see ``layers.hooks.hooked``.
     """
-    captured: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
 
     def keep(name: str) -> Edit:
         def edit(z: Tensor) -> Tensor:
-            captured[name] = z
-            return (
-                z.clone()
-            )  # what follows works on the clone: an in-place ReLU leaves the captured one alone
+            features[name] = z
+            return z.clone()  # an in-place ReLU that follows changes the clone
 
         return edit
 
     with hooked(model, {name: keep(name) for name in names}):
-        yield captured
+        yield features
 
 
 @contextmanager
 def capture_activations(model: nn.Module, *names: str) -> Iterator[dict[str, Float[Tensor, "n c"]]]:
-    """Capture the named layers' activations only: inside the context, each forward pass refills the dict.
+    """Capture the named layers' activations: each forward pass inside the context refills them.
 
-    The features are reduced as they are made and not kept, so the memory beyond that of the bare forward pass is n x c
-    numbers a layer. Otherwise as ``capture``.
+    The features are reduced as they are made and not kept, so the memory beyond that of the bare
+    forward pass is n x c numbers a layer. Otherwise as ``capture``.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-    >>> with pooled(net, "0", "1") as found, torch.no_grad():
+    >>> with capture_activations(net, "0", "1") as activations, torch.no_grad():
     ...     _ = net(torch.zeros(2, 3, 5, 5))
-    >>> found["1"].shape
+    >>> activations["1"].shape
     torch.Size([2, 8])
 
     Raises:
-        LayerError: see ``hooks.hooked``; UserError: see ``channels.channel_axis``.
+        LayerError: see ``layers.hooks.hooked``; UserError: see ``layers.channels.channel_axis``.
     """
-    found: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
     axes: dict[str, int] = {}  # looked up once, as that takes longer than to reduce a batch
 
     def reduce(name: str) -> Edit:
         def edit(z: Tensor) -> None:
             if name not in axes:
                 axes[name] = channel_axis(model, name, z.shape)
-            found[name] = pool_features(z, axes[name])
+            activations[name] = pool_features(z, axes[name])
 
         return edit
 
     with hooked(model, {name: reduce(name) for name in names}):
-        yield found
+        yield activations
 
 
 def pool_features(z: Float[Tensor, "n *features"], axis: int = 1) -> Float[Tensor, "n c"]:
@@ -81,13 +82,10 @@ def pool_features(z: Float[Tensor, "n *features"], axis: int = 1) -> Float[Tenso
 
     Args:
         z: features (n, c), (n, c, h, w), (n, tokens, c), (n, h, w, c) or the like.
-        axis: where the channels are, see ``channels.channel_axis``.
+        axis: of the channels, see ``layers.channels.channel_axis``.
     """
     over = positions(z.ndim, axis)
     return z.mean(over) if over else z
-
-
-Channels = Sequence[int] | Bool[Tensor, " c"] | Bool[Tensor, "n c"]
 
 
 @contextmanager
@@ -96,15 +94,18 @@ def ablated(
     channels: Mapping[str, Channels],
     to: float | Mapping[str, Float[Tensor, " c"]] = 0.0,
 ) -> Iterator[None]:
-    """Suppress channels of the named layers: inside the context, every position of them is 0, or what ``to`` says.
+    """Suppress channels of the named layers: inside the context, all their positions are ``to``.
 
-    The network goes on from there, and its gradients with it: an attack inside the context sees the suppression.
+    The network goes on from there, and its gradients with it: an attack inside the context sees the
+    suppression.
 
     Args:
         model: any network.
-        channels: layer name -> the channels to suppress: their numbers or a mask (c,), for all images; or a mask
-            (n, c), a row for each image: the network then takes batches of these images, or of the first of them.
-        to: the value of a suppressed channel; or layer name -> a value for each channel (c,), such as its mean.
+        channels: layer name -> the channels to suppress: their numbers or a mask (c,), for all
+            images; or a mask (n, c), a row for each image: the network then takes batches of these
+            images, or of the first of them.
+        to: the value of a suppressed channel; or layer name -> a value for each channel (c,), such
+            as its mean.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     >>> with ablated(net, {"1": [2, 5]}):
@@ -113,19 +114,20 @@ def ablated(
     False
 
     Raises:
-        LayerError: see ``hooks.hooked``.
-        UserError: for channels that the layer does not have, and for more images than the mask has rows.
+        LayerError: see ``layers.hooks.hooked``.
+        UserError: for channels that the layer does not have, and for more images than the mask has
+            rows.
     """
 
     def suppress(layer: str, chosen: Channels) -> Edit:
         def edit(z: Tensor) -> Tensor:
             axis = channel_axis(model, layer, z.shape)
             z = z.movedim(axis, 1)
-            value = to[layer].to(z) if isinstance(to, Mapping) else z.new_tensor(to)
-            rows = _suppressed(layer, chosen, z)
-            return torch.where(_beside(rows, z), _beside(value.expand(z.shape[1]), z), z).movedim(
-                1, axis
-            )
+            constant = to[layer].to(z) if isinstance(to, Mapping) else z.new_tensor(to)
+            mask = _as_mask(layer, chosen, z)
+            shape = (-1, z.shape[1], *[1] * (z.ndim - 2))
+            values = constant.expand(z.shape[1]).reshape(shape)
+            return torch.where(mask.reshape(shape), values, z).movedim(1, axis)
 
         return edit
 
@@ -133,24 +135,21 @@ def ablated(
         yield
 
 
-def _suppressed(layer: str, chosen: Channels, z: Tensor) -> Bool[Tensor, "... c"]:
-    """Give the mask (c,) or (n, c) of the channels to suppress in features z."""
+def _as_mask(layer: str, chosen: Channels, z: Tensor) -> Bool[Tensor, "... c"]:
+    """Return the mask (c,) or (n, c) of the channels to suppress in features z."""
+    n, c = z.shape[:2]
     if isinstance(chosen, Tensor):
-        if chosen.shape[-1] != z.shape[1] or (chosen.ndim == 2 and len(chosen) < len(z)):
+        if chosen.shape[-1] != c or (chosen.ndim == 2 and len(chosen) < n):
             raise UserError(
-                f"The mask of layer {layer!r} has the shape {tuple(chosen.shape)}, and there are {len(z)} images with "
-                f"{z.shape[1]} channels: give a row (channels,), or one for each image."
+                f"The mask of layer {layer!r} has the shape {tuple(chosen.shape)}, and there are "
+                f"{n} images with {c} channels: give a row (channels,), or one for each image."
             )
-        return (chosen if chosen.ndim == 1 else chosen[: len(z)]).to(z.device)
-    if strange := [channel for channel in chosen if channel not in range(z.shape[1])]:
-        raise UserError(
-            f"Layer {layer!r} has {z.shape[1]} channels, from 0 up: there is no channel {strange[0]}."
-        )
-    mask = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
+        return (chosen if chosen.ndim == 1 else chosen[:n]).to(z.device)
+    for channel in chosen:
+        if channel not in range(c):
+            raise UserError(
+                f"Layer {layer!r} has {c} channels, from 0 up: there is no channel {channel}."
+            )
+    mask = torch.zeros(c, dtype=torch.bool, device=z.device)
     mask[list(chosen)] = True
     return mask
-
-
-def _beside(values: Tensor, z: Tensor) -> Tensor:
-    """Give values of channels, (c,) or (n, c), the dimensions of the features z."""
-    return values.reshape(-1, z.shape[1], *[1] * (z.ndim - 2))

@@ -1,38 +1,46 @@
-"""Relevance of a layer's channels to the classes: how a class's logit changes with a channel's activation.
+"""Relevance of a layer's channels to the classes: how a class's logit changes with an activation.
 
-A scorer gives the relevance to each image's own class; ``SCORERS`` has them by name, ``COSTS`` what they cost. Their
-signs agree: above 0 a channel speaks for the class (positively relevant, PR), below 0 against it (NR).
+A scorer computes the relevance to each image's own class. Their signs agree: above 0 a channel
+speaks for the class (positively relevant, PR), below 0 against it (NR). A scorer is one function in
+a module here, which ``@register_scorer(name, cost=..., help=...)`` makes known; wherever a scorer's
+name is taken, a function ``(model, layers, x, y) -> {layer: (n, c)}`` is taken too.
 """
 
+import pkgutil
+from importlib import import_module
+
 from channelscope.scorers.ablation import Ablation
-from channelscope.scorers.attributions import Conductance, IntegratedGradients, deeplift
-from channelscope.scorers.base import RelevanceScorer
-from channelscope.scorers.costs import COSTS, Cost
-from channelscope.scorers.gradients import grad_cam, gradient, gradient_x_activation
-from channelscope.scorers.last_layer import LastLayer, weights
-from channelscope.scorers.names import SCORERS, get_scorer
-from channelscope.scorers.probes import probe
-from channelscope.scorers.scoring import Scored, choose_layers, relevance, score_layers, take_few
+from channelscope.scorers.attributions import Conductance, IntegratedGradients
+from channelscope.scorers.base import (
+    Cost,
+    ScoreFunction,
+    Scorer,
+    fit_scorers,
+    get_scorer,
+    get_scorers,
+    list_scorers,
+    register_scorer,
+    score_block,
+)
+from channelscope.scorers.gradients import gradient
+from channelscope.scorers.last_layer import weights
 
 __all__ = [
-    "COSTS",
-    "SCORERS",
     "Ablation",
     "Conductance",
     "Cost",
     "IntegratedGradients",
-    "LastLayer",
-    "RelevanceScorer",
-    "Scored",
-    "choose_layers",
-    "deeplift",
+    "ScoreFunction",
+    "Scorer",
+    "fit_scorers",
     "get_scorer",
-    "grad_cam",
+    "get_scorers",
     "gradient",
-    "gradient_x_activation",
-    "probe",
-    "relevance",
-    "score_layers",
-    "take_few",
+    "list_scorers",
+    "register_scorer",
+    "score_block",
     "weights",
 ]
+
+for _module in pkgutil.iter_modules(__path__):  # every scorer registers itself
+    import_module(f"{__name__}.{_module.name}")

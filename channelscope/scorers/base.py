@@ -1,16 +1,210 @@
-"""What a scorer of channels is."""
+"""Scorers of channels: what one is, the registry, and how several score a block of images."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from inspect import getdoc
+from typing import TypeVar
 
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from channelscope.data import Split
+from channelscope.errors import UserError, suggest
 
-class RelevanceScorer(Protocol):
-    """Score a layer's channels for each image's own class; above 0, a channel speaks for the class."""
+# (model, layers, x, y) -> {layer: (n, c)}: the relevance of each channel to the class y of each
+# image x. Above 0, a channel speaks for the class.
+ScoreFunction = Callable[[nn.Module, Sequence[str], Tensor, Tensor], Mapping[str, Tensor]]
+Function = TypeVar("Function", bound=ScoreFunction)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A scorer's cost relative to one forward pass over the same images: counted, not measured.
+
+        cost = once + per_layer * (number of layers) + per_channel * (number of channels of all
+        layers)
+
+    A forward pass counts 1, and so does a backward pass, which is made of the features alone: the
+    weights get no gradient. What runs a part of the network only is counted whole, so the cost is
+    an upper bound.
+
+    Args:
+        once: passes for all layers together.
+        per_layer: passes for each layer.
+        per_channel: passes for each channel.
+
+    >>> Cost(once=1, per_channel=1).of([64, 128])
+    193
+    """
+
+    once: int = 0
+    per_layer: int = 0
+    per_channel: int = 0
+
+    def of(self, channels: Sequence[int]) -> int:
+        """Count the passes for layers of so many channels."""
+        return self.once + self.per_layer * len(channels) + self.per_channel * sum(channels)
+
+    def __str__(self) -> str:
+        parts = {"": self.once, " a layer": self.per_layer, " a channel": self.per_channel}
+        return " + ".join(f"{passes}{each}" for each, passes in parts.items() if passes) or "0"
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A scorer and what is said of it; called as its function is.
+
+    Args:
+        name: the name in tables and on the command line.
+        score: the function ``(model, layers, x, y) -> {layer: (n, c)}``. One that has a method
+            ``fit(network, split, classes, layers)``, which returns a function of the same kind,
+            sees all images there before it scores them block by block.
+        cost: None where it is unknown.
+        help: one line on what the scores say.
+    """
+
+    name: str
+    score: ScoreFunction
+    cost: Cost | None = None
+    help: str = ""
 
     def __call__(
         self, model: nn.Module, layers: Sequence[str], x: Tensor, y: Tensor
-    ) -> dict[str, Float[Tensor, "n c"]]:
-        """Give, by layer, the relevance (n, c) of each channel to the class y of each image x."""
+    ) -> Mapping[str, Tensor]:
+        """Return by layer the relevance (n, c) of each channel to the class y of each image x."""
+        return self.score(model, layers, x, y)
+
+
+_REGISTRY: dict[str, Scorer] = {}
+
+
+def register_scorer(name: str, *, cost: Cost, help: str) -> Callable[[Function], Function]:
+    """Register a scorer where it is written, so that it can be named everywhere."""
+    if name in _REGISTRY:
+        raise UserError(f"There is a scorer {name!r} already: choose another name.")
+
+    def register(score: Function) -> Function:
+        _REGISTRY[name] = Scorer(name, score, cost, help)
+        return score
+
+    return register
+
+
+def list_scorers() -> list[Scorer]:
+    """List the registered scorers, the cheapest first."""
+
+    def expense(scorer: Scorer) -> tuple[int, int, int]:
+        assert scorer.cost is not None  # a registered one states it
+        return scorer.cost.per_channel, scorer.cost.per_layer, scorer.cost.once
+
+    return sorted(_REGISTRY.values(), key=expense)
+
+
+def get_scorer(scorer: str | ScoreFunction) -> Scorer:
+    """Return the scorer of this name, or make one of a function.
+
+    Raises:
+        UserError: for a name that is not registered, with suggestions.
+    """
+    if isinstance(scorer, Scorer):
+        return scorer
+    if isinstance(scorer, str):
+        if scorer not in _REGISTRY:
+            names = [registered.name for registered in list_scorers()]
+            raise UserError(
+                f"There is no scorer {scorer!r}: choose from {', '.join(names)}."
+                f"{suggest(scorer, names)}"
+            )
+        return _REGISTRY[scorer]
+    if not callable(scorer):
+        raise UserError(
+            f"A scorer is a name or a function (model, layers, x, y) -> {{layer: scores}}, not "
+            f"{scorer!r}."
+        )
+    for registered in _REGISTRY.values():
+        if registered.score is scorer:
+            return registered
+    name = getattr(scorer, "__name__", type(scorer).__name__)
+    return Scorer(name, scorer, help=(getdoc(scorer) or "").partition("\n")[0])
+
+
+def get_scorers(scorers: Sequence[str | ScoreFunction]) -> dict[str, Scorer]:
+    """Return several scorers by name.
+
+    Raises:
+        UserError: for what is not a list of names and functions, and for two of one name.
+    """
+    if isinstance(scorers, str) or callable(scorers) or not scorers:
+        raise UserError(f"Scorers are given as a list, such as ['gradient'], not {scorers!r}.")
+    by_name: dict[str, Scorer] = {}
+    for scorer in map(get_scorer, scorers):
+        if scorer.name in by_name:
+            raise UserError(f"Two scorers are called {scorer.name!r}: give each its own name.")
+        by_name[scorer.name] = scorer
+    return by_name
+
+
+def fit_scorers(
+    scorers: Mapping[str, Scorer],
+    network: nn.Module,
+    split: Split,
+    classes: int,
+    layers: Sequence[str],
+) -> dict[str, Scorer]:
+    """Let the scorers that have a method ``fit`` see all images first (see ``Scorer``).
+
+    Args:
+        scorers: by name.
+        network: any classifier of images in [0, 1]; it is left as found.
+        split: the images that will be scored.
+        classes: number of classes.
+        layers: names of the layers that will be scored.
+    """
+
+    def fit(scorer: Scorer) -> Scorer:
+        method = getattr(scorer.score, "fit", None)
+        return replace(scorer, score=method(network, split, classes, layers)) if method else scorer
+
+    return {name: fit(scorer) for name, scorer in scorers.items()}
+
+
+def score_block(
+    scorers: Mapping[str, Scorer], network: nn.Module, layers: Sequence[str], x: Tensor, y: Tensor
+) -> dict[str, dict[str, Tensor | UserError]]:
+    """Score layers on a block of images by several scorers.
+
+    Each scorer gets all layers together or, where it refuses one of them, each alone.
+
+    Args:
+        scorers: by name, fitted where they need it (see ``fit_scorers``).
+        network: any classifier; it is left as found.
+        layers: names of layers.
+        x, y: images and labels.
+
+    Returns:
+        scorer -> layer -> relevance (n, c) of each channel to each image's class, or the sentence
+        that says why the scorer has none of that layer.
+    """
+    return {name: _score(scorer, network, layers, x, y) for name, scorer in scorers.items()}
+
+
+def _score(
+    scorer: Scorer, network: nn.Module, layers: Sequence[str], x: Tensor, y: Tensor
+) -> dict[str, Tensor | UserError]:
+    try:
+        scores = scorer(network, layers, x, y)
+        return {layer: _check_scores(scorer.name, layer, scores.get(layer), x) for layer in layers}
+    except UserError as error:
+        if len(layers) == 1:
+            return {layers[0]: error}
+    single = (_score(scorer, network, [layer], x, y) for layer in layers)
+    return {layer: scores for by_layer in single for layer, scores in by_layer.items()}
+
+
+def _check_scores(scorer: str, layer: str, scores: Tensor | None, x: Tensor) -> Tensor:
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(x):
+        shape = "no tensor" if not isinstance(scores, Tensor) else f"shape {tuple(scores.shape)}"
+        raise UserError(
+            f"The scorer {scorer!r} returns {shape} for layer {layer!r}: it must return {{layer: "
+            f"(images, channels)}}, here of {len(x)} images."
+        )
+    return scores

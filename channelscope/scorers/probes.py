@@ -1,4 +1,4 @@
-"""The relevance that a gate itself goes by: that of its probe's logits."""
+"""The relevance that a gate itself uses: that of its probe's logits."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,18 @@ from channelscope.errors import UserError
 from channelscope.gates import Selective
 from channelscope.layers.channels import summed
 from channelscope.layers.hooks import eval_mode
+from channelscope.scorers.base import Cost, register_scorer
 
 
+# Its cost leaves out the way back through the probe alone.
+@register_scorer("probe", cost=Cost(once=1), help="a gate's own relevance; of gated layers only")
 def probe(
     model: nn.Module, layers: Sequence[str], x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
 ) -> dict[str, Float[Tensor, "n c"]]:
-    """Score gated layers by their own probe p: g[i, c] = sum over space of d p_{y_i} / dz (CIFS, relevance assessment).
+    """Score gated layers by their own probe p: g[i, c] = sum over space of d p_{y_i} / dz (CIFS).
 
-    The gate makes its mask of this relevance of the logits that it chooses; here it is that of each image's class.
+    The gate makes its mask of this relevance of the logits that it chooses; here it is that of each
+    image's class.
 
     Args:
         model: a gated network; it is left as found.
@@ -31,11 +35,13 @@ def probe(
         raise UserError("The network has no gates, and so no probes: choose another scorer.")
     with eval_mode(model), torch.enable_grad():
         answer = model.probed(x.detach().requires_grad_())
-        if missing := [layer for layer in layers if layer not in answer.probes]:
-            known = " or ".join(map(repr, answer.probes)) or "another scorer"
-            raise UserError(f"Layer {missing[0]!r} has no gate with a probe: choose {known}.")
-        own = {layer: answer.probes[layer].gather(1, y.unsqueeze(1)).sum() for layer in layers}
-        slopes = {
-            layer: torch.autograd.grad(own[layer], answer.features[layer])[0] for layer in layers
-        }
-    return {layer: summed(slope, 1) for layer, slope in slopes.items()}
+        probes = answer.probes
+        if missing := [layer for layer in layers if layer not in probes]:
+            choices = " or ".join(map(repr, probes)) or "another scorer"
+            raise UserError(f"Layer {missing[0]!r} has no gate with a probe: choose {choices}.")
+        relevance = {}
+        for layer in layers:
+            logit = probes[layer].gather(1, y.unsqueeze(1)).sum()
+            (slope,) = torch.autograd.grad(logit, answer.features[layer])
+            relevance[layer] = summed(slope, 1)
+    return relevance
