@@ -205,7 +205,7 @@ def test_objectives_have_short_names(beta: float, name: str) -> None:
 
 def selective(kind: str, layers: dict[str, dict[str, Any]]) -> Selective:
     """Make a small ResNet-18 with gates of a kind, each with the number of channels of its layer."""
-    gates = {layer: KINDS[kind](16, CLASSES, **options) for layer, options in layers.items()}
+    gates = {layer: KINDS[kind].build(16, CLASSES, **options) for layer, options in layers.items()}
     return settle(Selective(resnet("resnet18"), gates))
 
 
@@ -219,8 +219,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         Selective(
             resnet("resnet18"),
             {
-                "layer4.0": KINDS["cifs"](16, CLASSES),
-                "layer4.1": KINDS["fsr"](16, CLASSES, hidden=3, tau=1.0),
+                "layer4.0": KINDS["cifs"].build(16, CLASSES),
+                "layer4.1": KINDS["fsr"].build(16, CLASSES, hidden=3, tau=1.0),
             },
         )
     ),
