@@ -1,4 +1,4 @@
-"""Data: every source read as it was written, every mistake answered with a sentence, samples and batches exact."""
+"""Data: sources are read as written, mistakes get a sentence, samples and batches are exact."""
 
 import hashlib
 import os
@@ -201,7 +201,7 @@ def test_a_batch_of_no_images() -> None:
 
 
 class Operations(TorchDispatchMode):
-    """Counts torch's operations, and keeps the shapes of what travels from the machine's memory to a device."""
+    """Counts torch's operations, and keeps the shapes of what travels to a device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -340,7 +340,7 @@ def test_a_dataset_cannot_be_limited(train: MemorySplit | None, n: int, words: s
 
 
 def naive_stratified_counts(labels: Tensor, n: int) -> list[int]:
-    """Webster's method, a seat at a time: the next image goes to the class with the largest size / (taken + 1/2)."""
+    """Webster's method: the next image goes to the class with the largest size / (have + 1/2)."""
     sizes = labels.bincount().tolist()
     taken = [0] * len(sizes)
     for _ in range(n):
@@ -481,7 +481,7 @@ def test_augment_draws_for_each_image_and_leaves_its_input() -> None:
 
 
 def naive_augment(images: Tensor, source: torch.Generator, crop: int) -> Tensor:
-    """Draw every image's shift downwards, then every one's to the side, then who is mirrored; slice one by one."""
+    """Draw all shifts downwards, then all to the side, then who is mirrored; slice one by one."""
     shifts = 2 * crop + 1
     down, right = (torch.randint(shifts, (len(images),), generator=source) for _ in range(2))
     mirrored = torch.randint(2, (len(images),), generator=source)
@@ -801,7 +801,7 @@ def test_an_image_folder_refuses(tmp_path: Path, spoil: Callable[[Path], None], 
 
 
 def test_what_is_no_picture_of_a_listed_kind_is_refused(tmp_path: Path) -> None:
-    """A pipe would be waited for, a device never ends, PostScript would start a program, and much white packs small."""
+    """Pipes would be waited for, devices never end, PostScript runs, and much white packs small."""
     (place := tmp_path / "cat").mkdir()
     zeros, path = (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
@@ -988,8 +988,8 @@ class Hostile:
         ("test_images", np.zeros((10, 5, 4)), "give them one size"),
         ("val_images", np.zeros((7, 5, 4, 3)), "val part: Labels must have the shape (7,)"),
         ("test_labels", np.zeros((10, 3), int), "shape (10,)"),
-        ("test_labels", np.zeros(10), "whole numbers, not float64"),
-        ("test_labels", np.zeros(10, bool), "whole numbers, not bool"),
+        ("test_labels", np.zeros(10), "test part: Labels must be int64, not torch.float64"),
+        ("test_labels", np.zeros(10, bool), "int64, not torch.bool"),
         ("test_labels", np.arange(10) - 1, "smallest is -1"),
         ("test_labels", np.full(10, 2**64 - 1, np.uint64), "smallest is -1"),
         ("test_labels", np.full(10, 10**12), "A label is 1000000000000"),
@@ -1222,7 +1222,8 @@ def test_a_pair_of_tensors(dtype: torch.dtype) -> None:
 def test_a_pair_of_arrays(dtype: type) -> None:
     split = some_split()
     images = (split.images.numpy() / (1 if dtype == np.uint8 else 255)).astype(dtype)
-    expected = MemorySplit(torch.from_numpy(images), split.labels)
+    expected = torch.from_numpy(images)
+    expected = MemorySplit(expected if dtype == np.uint8 else expected.float(), split.labels)
     for labels in (split.labels.numpy(), split.labels.numpy().astype(np.uint8), split.labels):
         assert same(memory(as_dataset((images, labels))), expected)
     assert same(memory(as_dataset((images.transpose(0, 2, 3, 1), split.labels.tolist()))), expected)
@@ -1258,7 +1259,8 @@ def test_channels_are_found(shape: tuple[int, ...], image_shape: tuple[int, ...]
         ((GOOD, GOOD, GOOD), "not (Tensor, Tensor, Tensor)"),
         (([GOOD], [0]), "not (list, list)"),
         ((GOOD[0, 0], [0, 1]), "shape (n, c, h, w)"),
-        ((GOOD.long().numpy(), [0, 1]), "uint8, or float in [0, 1], not torch.int64"),
+        ((GOOD.long().numpy(), [0, 1]), "uint8, or float in [0, 1], not int64"),
+        ((GOOD.long(), [0, 1]), "uint8, or float in [0, 1], not torch.int64"),
         ((GOOD.numpy().astype(object), [0, 1]), "uint8, or float in [0, 1], not object"),
         ((GOOD.numpy().astype("U"), [0, 1]), "uint8, or float in [0, 1], not <U32"),
         ((GOOD.numpy() * 2 - 1, [0, 1]), "map [-1, 1] to [0, 1] with (x + 1) / 2"),

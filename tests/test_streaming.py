@@ -452,7 +452,9 @@ def test_processes_live_as_long_as_their_pass(tmp_path: Path) -> None:
 
 
 def test_no_more_processes_start_than_have_something_to_do(tmp_path: Path) -> None:
-    passing = streamed(write_folder(tmp_path), workers=4).batches(3, indices=torch.tensor([5, 3, 1]))
+    passing = streamed(write_folder(tmp_path), workers=4).batches(
+        3, indices=torch.tensor([5, 3, 1])
+    )
     next(passing)
     assert len(active_children()) == 2
     del passing
@@ -480,7 +482,8 @@ import time
 import torch
 from channelscope.data import load
 
-for sent in (signal.SIGINT, signal.SIGTERM):  # whatever this process was started from may ignore them
+# Whatever this process was started from may ignore them.
+for sent in (signal.SIGINT, signal.SIGTERM):
     signal.signal(sent, signal.default_int_handler)
 images = load("imagefolder:{folder}", stream=True).test
 try:

@@ -1,10 +1,11 @@
-"""Blocks: the images that go through a network together, whatever the batch size and the number of processes.
+"""Blocks: the images that go through a network together, whatever the batch size and processes.
 
-A network gives an image the same values to the bit only in the same company: in a batch of another size, kernels add in
-another order. So images go through networks in blocks, which depend on nothing but the images; processes share whole
-blocks, and random numbers and sums are those of blocks. Then results are the same to the byte, run after run, on one
-machine with the same packages and as many threads a process (OMP_NUM_THREADS): another number of threads divides the
-sums of small batches otherwise. On a GPU they repeat as far as its kernels do.
+A network gives an image the same values to the bit only in the same company: in a batch of another
+size, kernels add in another order. So images go through networks in blocks, which depend on nothing
+but the images; processes share whole blocks, and random numbers and sums are those of blocks. Then
+results are the same to the byte, run after run, on one machine with the same packages and as many
+threads a process (OMP_NUM_THREADS): another number of threads divides the sums of small batches
+otherwise. On a GPU they repeat as far as its kernels do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,9 @@ _PIXELS = MOST * 64 * 64
 
 
 def block_size(images: Split) -> int:
-    """Return the number of images in a block: 128; of images larger than 64 x 64 half, a quarter, ..., 16 at least.
+    """Return the number of images in a block.
+
+    It is 128, and half, a quarter, ..., at least 16 of images larger than 64 x 64.
 
     >>> from channelscope.data import load
     >>> block_size(load("digits").test)

@@ -17,13 +17,15 @@ class Dataset:
 
     Args:
         name: how reports call it.
-        classes: the classes' names; label k is the class `classes[k]`. A class may be without images.
+        classes: the classes' names; label k is the class `classes[k]`. A class may be without
+            images.
         test: the images to analyse and evaluate on; at least one.
         train: the images to train on, if there are any.
         val: the images held out of training, on which checkpoints are chosen.
 
     Raises:
-        UserError: a part without images or of another image size, a label without a class, repeated class names.
+        UserError: a part without images or of another image size, a label without a class, repeated
+            class names.
     """
 
     name: str
@@ -36,15 +38,18 @@ class Dataset:
         for name, count in Counter(self.classes).items():
             if count > 1:
                 raise UserError(
-                    f"Class names must differ, and {name!r} comes {count} times in {self.name}: rename one."
+                    f"Class names must differ, and {name!r} comes {count} times in {self.name}: "
+                    "rename one."
                 )
             if not name.isprintable():
                 raise UserError(
-                    f"The class name {name!r} has characters that cannot be printed: rename the class."
+                    f"The class name {name!r} has characters that cannot be printed: "
+                    "rename the class."
                 )
         if has_controls(self.name):  # it is printed, drawn and kept in files
             raise UserError(
-                f"The data's name {self.name!r} has characters that cannot be printed: rename the folder."
+                f"The data's name {self.name!r} has characters that cannot be printed: "
+                "rename the folder."
             )
         for part, split in self.parts.items():
             self._check(part, split)
@@ -67,7 +72,7 @@ class Dataset:
         return height, width
 
     def require_train(self) -> Split:
-        """Return the training part; UserError if there is none, or if a class has no image in it."""
+        """Return the training part; UserError if there is none or if it lacks a class."""
         if self.train is None:
             raise UserError(
                 f"{self.name} has no training images: choose a dataset that has a training part."
@@ -82,17 +87,17 @@ class Dataset:
         return self.train
 
     def limited(self, n: int, seed: int) -> "Dataset":
-        """Cut the training part to `n` images, chosen by `seed` so that the classes keep their shares.
+        """Cut the training part to `n` images, chosen by `Split.sample`.
 
         Raises:
-            UserError: no training part; `n` is below the number of classes, leaves one without images, or is more than
-                there are; `seed` out of range.
+            UserError: no training part; `n` is below the number of classes, leaves one without
+                images, or is more than there are; `seed` out of range.
         """
         train = self.require_train()
         if not len(self.classes) <= n <= len(train):
             raise UserError(
                 f"The training part of {self.name} cannot be cut to {n} images: ask for a number "
-                f"from {len(self.classes)}, one of each class, to {len(train)}, which is all there are."
+                f"from {len(self.classes)}, one of each class, to {len(train)}, all there are."
             )
         chosen = train.sample(n, seed)
         if missing := set(range(len(self.classes))) - set(chosen.labels.tolist()):
@@ -103,7 +108,7 @@ class Dataset:
         return replace(self, train=chosen)
 
     def load(self, *parts: str, progress: bool = False) -> "Dataset":
-        """Read parts of the dataset ("train", "val", "test"; none named: all) into memory as `Split.load` does."""
+        """Load parts of the dataset ("train", "val", "test"; none named: all) by `Split.load`."""
         loaded: dict[str, Any] = {
             part: split.load(progress)
             for part, split in self.parts.items()
@@ -116,18 +121,19 @@ class Dataset:
             raise UserError(f"{self.name} has no {part} images: add at least one.")
         if split.image_shape != self.test.image_shape:
             raise UserError(
-                f"The {part} images of {self.name} are {split.image_shape} (channels, height, width) "
-                f"and the test images {self.test.image_shape}: give them one size."
+                f"The {part} images of {self.name} are {split.image_shape} (channels, height, "
+                f"width) and the test images {self.test.image_shape}: give them one size."
             )
         if (largest := int(split.labels.max())) >= len(self.classes):
             raise UserError(
                 f"The {part} labels of {self.name} go up to {largest}, but there are only "
-                f"{len(self.classes)} classes: labels must lie between 0 and {len(self.classes) - 1}."
+                f"{len(self.classes)} classes: "
+                f"labels must lie between 0 and {len(self.classes) - 1}."
             )
 
 
 def number_classes(splits: Iterable[Split]) -> tuple[str, ...]:
-    """Name the classes after their numbers, "0" up to the largest label; UserError if it is beyond reason."""
+    """Name the classes "0" up to the largest label; UserError if that is beyond reason."""
     largest = max((int(split.labels.max()) for split in splits if len(split)), default=-1)
     if largest >= MAX_CLASSES:
         raise UserError(f"A label is {largest}: number the classes from 0, without gaps.")

@@ -1,4 +1,4 @@
-"""Decode image files and PIL images, within limits that no hostile file passes."""
+"""Images of files, PIL and arrays to tensors; files within limits that no hostile one passes."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from channelscope.data.splits import Reader
+from channelscope.data.splits import MemorySplit, Reader
 from channelscope.errors import UserError
 from channelscope.reading import check_regular
 
@@ -31,7 +31,8 @@ class ImageFiles(Reader):
     Args:
         folder: what the files' names are relative to.
         files: their names.
-        shape: channels, height and width of every image; 1 channel only if every image is 8-bit grey.
+        shape: channels, height and width of every image; 1 channel only if every image is 8-bit
+            grey.
         image_size: scale the shorter side to this many pixels and crop the centre; None: as stored.
     """
 
@@ -44,7 +45,7 @@ class ImageFiles(Reader):
 
     def __post_init__(self) -> None:
         if self.image_size is not None:
-            # It takes a second, once if it is done here, else in each of the processes that are forked.
+            # It takes a second: here once, else in each of the processes that are forked.
             import torchvision.transforms  # noqa: F401
 
     def __str__(self) -> str:
@@ -54,7 +55,8 @@ class ImageFiles(Reader):
         """Decode an image, k being 1 if it is grey, else 3.
 
         Raises:
-            UserError: the file cannot be decoded, has another size, or colours where `shape` has 1 channel.
+            UserError: the file cannot be decoded, has another size, or colours where `shape` has 1
+                channel.
         """
         path = self.folder / self.files[index]
         image = decode_image(path, self.image_size)
@@ -83,20 +85,20 @@ class ImageFiles(Reader):
 
 
 def decode_image(path: Path, image_size: int | None = None) -> UInt8[Tensor, "c h w"]:
-    """Decode an image file as `from_pil` does and scale it as `resize` does; UserError if it cannot be read."""
+    """Decode an image file as `from_pil` and scale it as `resize`; UserError if that fails."""
     with _open_image(path) as image:
         pixels = from_pil(image)
     return pixels if image_size is None else resize(pixels, image_size)
 
 
 def read_header(path: Path) -> tuple[int, int, int]:
-    """Return the channels, height and width that `from_pil` would give, decoding nothing; UserError as above."""
+    """Return channels, height and width of what `decode_image` would return, decoding nothing."""
     with _open_image(path) as image:
         return (1 if image.mode == "L" else 3, image.height, image.width)
 
 
 def from_pil(image: Any) -> UInt8[Tensor, "c h w"]:
-    """Turn a PIL image into (1, h, w) if its mode is 8-bit grey, else RGB (3, h, w); UserError beyond 8 bits."""
+    """Turn a PIL image into (1, h, w) if it is 8-bit grey, else RGB (3, h, w), or UserError."""
     if image.mode.startswith(("I", "F")):
         raise UserError(
             f"Images of more than 8 bits (mode {image.mode}) are not read: convert them to 8 bits."
@@ -106,15 +108,60 @@ def from_pil(image: Any) -> UInt8[Tensor, "c h w"]:
     return torch.from_numpy(np.array(image.convert("RGB")).transpose(2, 0, 1))
 
 
-def from_numpy(images: NDArray[Any]) -> Tensor:
-    """Turn stored images (..., h, w, c) into (..., c, h, w), uint8 or float32."""
+def from_arrays(images: Tensor | NDArray[Any], labels: Any) -> MemorySplit:
+    """Make a split of images (n, c, h, w), (n, h, w, c) or (n, h, w), and of labels (n,) or (n, 1).
+
+    Raises:
+        UserError: as `to_image` and `MemorySplit`.
+    """
+    if not isinstance(labels, Tensor):
+        try:
+            labels = torch.as_tensor(np.asarray(labels))
+        except (TypeError, ValueError) as error:
+            raise UserError("Labels must be int64, one per image: number the classes.") from error
+    labels = labels.detach()
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape == images.shape[:1] and is_integer(labels):
+        labels = labels.long()
+    return MemorySplit(to_image(images, 4), labels)
+
+
+def to_image(image: Tensor | NDArray[Any], dimensions: int = 3) -> Tensor:
+    """Turn an array or a tensor into (c, h, w), or several, of 4 dimensions, into (n, c, h, w).
+
+    Without channels it is grey. Channels come last if that axis is 1 or 3 long and the one before
+    height and width is not. Floats in arrays become float32.
+
+    Raises:
+        UserError: an array neither of uint8 nor of floats.
+    """
+    image = image.detach() if isinstance(image, Tensor) else _from_array(image)
+    if image.ndim == dimensions - 1:
+        image = image.unsqueeze(-3)
+    if image.ndim == dimensions and image.shape[-1] in (1, 3) and image.shape[-3] not in (1, 3):
+        image = image.movedim(-1, -3)
+    return image.contiguous()
+
+
+def _from_array(array: NDArray[Any]) -> Tensor:
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise UserError(
+            f"Images must be uint8, or float in [0, 1], not {array.dtype}: convert them."
+        )
     with np.errstate(over="ignore"):  # what overflows is infinite, which a split reports
-        stored = images.astype(np.uint8 if images.dtype == np.uint8 else np.float32, copy=False)
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(stored, -1, -3)))
+        array = array.astype(np.uint8 if array.dtype == np.uint8 else np.float32, copy=False)
+    # Torch warns of arrays that cannot be written to.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def is_integer(values: Tensor) -> bool:
+    """Tell whether a tensor holds whole numbers."""
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Scale the shorter side to `size` pixels, bilinear with antialiasing, and crop the centre: (..., size, size)."""
+    """Scale the shorter side to `size` pixels (bilinear, antialiased) and crop the centre."""
     if images.shape[-2:] == (size, size):
         return images
     from torchvision.transforms import functional
@@ -126,7 +173,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 class _BoundedReader(io.BufferedReader):
-    """A file of which no more is asked for than it has: Python allocates all that is asked for before it reads."""
+    """A file of which no more is asked for than it has: Python allocates that before it reads."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))

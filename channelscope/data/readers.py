@@ -1,8 +1,8 @@
-"""Datasets by name: scikit-learn's digits, torchvision's, .npz files and folders of images."""
+"""Datasets by name: scikit-learn's digits, torchvision's, .npz files and image folders."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from channelscope.data.datasets import Dataset, number_classes
-from channelscope.data.images import ImageFiles, from_numpy, read_header
+from channelscope.data.images import ImageFiles, from_arrays, read_header, resize
 from channelscope.data.sampling import hold_out
 from channelscope.data.splits import LazySplit, MemorySplit
-from channelscope.errors import UserError
+from channelscope.errors import UserError, suggest
 from channelscope.reading import Arrays, check_regular, open_arrays
 
 DIGITS = tuple("0123456789")
-# Of a file of torchvision's; SVHN's training part has 182 million bytes, CIFAR-10's archive 170 million.
+# Of a file of torchvision's; SVHN's training part has 182 million bytes.
 MAX_BYTES = 256 * 2**20
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 GLANCES = 1000  # files whose beginnings decide whether a folder is grey
@@ -32,19 +32,106 @@ TORCHVISION = {
 }
 
 
+NAMES = ("digits", "cifar10", "svhn", "fashion-mnist", "mnist", "imagefolder:DIR", "npz:FILE")
+"""What `load` accepts, in the words of the command line."""
+
+
+def load(
+    name: str,
+    *,
+    root: Path = Path("data"),
+    download: bool = False,
+    seed: int = 0,
+    validation: float = 0.1,
+    image_size: int | None = None,
+    stream: bool | None = None,
+) -> Dataset:
+    """Load a dataset by name.
+
+    - `digits`: 1,797 grey 8 x 8 digits that come with scikit-learn; its 60/20/20 % split is always
+      the same.
+    - `cifar10`, `svhn`, `fashion-mnist`, `mnist`: read, and on `download` fetched, by torchvision
+      in `root`.
+    - `imagefolder:DIR`: DIR/{train,test}/<class>/*, also with val, or DIR/<class>/*, which is then
+      the test part. Its images are decoded when they are needed (`LazySplit`).
+    - `npz:FILE`: {train,val,test}_{images,labels}, of which only test is needed, and perhaps
+      `classes`; images (n, h, w) or (n, h, w, c), c being 1 or 3, uint8 or float in [0, 1]; nothing
+      is ever unpickled.
+
+    Args:
+        name: one of the above.
+        root: the folder of the torchvision datasets.
+        download: fetch what is missing there.
+        seed: decides which training images are held out, at least 0.
+        validation: the share of the training images, in [0, 1), that is held out where there is no
+            val part.
+        image_size: scale the shorter side to this many pixels and crop the centre; None: as stored.
+        stream: whether `Split.load` leaves the images of an image folder on disk, so that every
+            pass decodes them, with the same values; None: where those of a part would take more
+            than half of the machine's memory. Each process of a run that loads them has its own
+            copy in memory.
+
+    Raises:
+        UserError: an unknown name, missing or damaged files, wrong contents, options out of range.
+    """
+    if not 0 <= validation < 1:
+        raise UserError(
+            f"The share held out for validation must be at least 0 and below 1, not {validation}."
+        )
+    if image_size is not None and image_size < 1:
+        raise UserError(f"The image size must be at least 1 pixel, not {image_size}.")
+    kind, _, place = name.partition(":")
+    if kind == "imagefolder" and place:
+        dataset = read_folder(name, Path(place).expanduser(), image_size, stream)
+    elif kind == "npz" and place:
+        dataset = read_npz(name, Path(place).expanduser())
+    elif name == "digits":
+        dataset = read_digits()
+    elif name in TORCHVISION:
+        dataset = read_torchvision(name, root.expanduser(), download)
+    else:
+        raise _unknown_name(name)
+    if stream and kind != "imagefolder":
+        raise UserError(
+            f"Only image folders are streamed, and {name!r} is none: leave --stream out."
+        )
+    if dataset.train is not None and dataset.val is None and validation > 0:
+        train, val = hold_out(dataset.train.labels, validation, seed)
+        dataset = replace(dataset, train=dataset.train.subset(train), val=dataset.train.subset(val))
+    if image_size is None:
+        return dataset
+    resized: dict[str, Any] = {
+        part: MemorySplit(resize(split.images, image_size), split.labels)
+        for part, split in dataset.parts.items()
+        if isinstance(split, MemorySplit)  # files are scaled as they are read
+    }
+    return replace(dataset, **resized)
+
+
+def _unknown_name(name: str) -> UserError:
+    if name and Path(name).is_dir():
+        return UserError(
+            f"{name!r} is a folder: write imagefolder:{name} to read the images in it."
+        )
+    if name.endswith(".npz"):
+        return UserError(f"{name!r} is a file: write npz:{name} to read the images in it.")
+    return UserError(
+        f"There is no dataset {name!r}: give one of {', '.join(NAMES)}.{suggest(name, NAMES)}"
+    )
+
+
 # ---------------------------------------------------------------- digits
 
 
 def read_digits() -> Dataset:
-    """Return scikit-learn's 1,797 digits, 8 x 8 in 17 greys, always split 60/20/20 % into train, val and test."""
+    """Return scikit-learn's 1,797 digits, 8 x 8 in 17 greys, always split 60/20/20 %."""
     from sklearn.datasets import load_digits
 
     stored = load_digits()
     images = np.rint(stored.images * (255 / 16)).astype(np.uint8)
-    labels = torch.from_numpy(stored.target.astype(np.int64))
-    digits = MemorySplit(from_numpy(images[..., None]), labels)
-    rest, test = hold_out(labels, 0.2, seed=0)
-    train, val = hold_out(labels[rest], 0.25, seed=0)
+    digits = from_arrays(images, stored.target)
+    rest, test = hold_out(digits.labels, 0.2, seed=0)
+    train, val = hold_out(digits.labels[rest], 0.25, seed=0)
     return Dataset(
         "digits",
         DIGITS,
@@ -58,20 +145,26 @@ def read_digits() -> Dataset:
 
 
 def read_torchvision(name: str, root: Path, download: bool) -> Dataset:
-    """Read the train and test parts of one of `TORCHVISION` in `root`, with `download` after fetching what is missing.
+    """Read one of `TORCHVISION` in `root`, with `download` after fetching what is missing.
 
     Raises:
         UserError: files are missing, or differ from what was published.
     """
     stored = {part: _open_torchvision(name, part, root, download) for part in ("train", "test")}
     classes = DIGITS if name in ("mnist", "svhn") else tuple(stored["test"].classes)
-    return Dataset(name, classes, **{part: _to_split(data) for part, data in stored.items()})
+    splits = {
+        # SVHN's labels have a name of their own.
+        part: from_arrays(np.asarray(data.data), data.labels if name == "svhn" else data.targets)
+        for part, data in stored.items()
+    }
+    return Dataset(name, classes, **splits)
 
 
 def _open_torchvision(name: str, part: str, root: Path, download: bool) -> Any:
-    """Let torchvision open one part; of CIFAR-10 and SVHN it checks the MD5 sums before it unpickles or parses any.
+    """Let torchvision open one part.
 
-    Of the others it checks nothing. What is no file, or larger than any that was published, is refused before.
+    Of CIFAR-10 and SVHN it checks the MD5 sums before it unpickles or parses any, of the others
+    nothing. What is no file, or larger than any that was published, is refused before.
     """
     from torchvision import datasets
 
@@ -79,7 +172,8 @@ def _open_torchvision(name: str, part: str, root: Path, download: bool) -> Any:
     path = root.absolute() / place.format(part=part)
     if not download and not path.exists():
         raise UserError(
-            f"{path} is not there: pass --download to fetch {name}, or give the folder that holds it."
+            f"{path} is not there: pass --download to fetch {name}, "
+            "or give the folder that holds it."
         )
     _check_files(path)
     which: dict[str, Any] = {"split": part} if name == "svhn" else {"train": part == "train"}
@@ -97,7 +191,8 @@ def _check_files(path: Path) -> None:
     """Refuse files that torchvision would wait for, take whole into memory, or read unasked."""
     if (old := path.parent / "processed").exists():
         raise UserError(
-            f"{old} was written by an old torchvision, and would be read instead of {path}: remove it."
+            f"{old} was written by an old torchvision, and would be read instead of {path}: "
+            "remove it."
         )
     for file in sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []:
         try:
@@ -109,49 +204,31 @@ def _check_files(path: Path) -> None:
             ) from error
 
 
-def _to_split(stored: Any) -> MemorySplit:
-    images = np.asarray(stored.data)
-    if hasattr(stored, "labels"):  # SVHN, whose images have their channels first already
-        return MemorySplit(torch.from_numpy(images.copy()), torch.from_numpy(stored.labels))
-    if images.ndim == 3:
-        images = images[..., None]
-    return MemorySplit(from_numpy(images), torch.as_tensor(stored.targets))
-
-
 # ---------------------------------------------------------------- .npz
 
 
 def read_npz(name: str, file: Path) -> Dataset:
-    """Read {train,val,test}_{images,labels}, of which only test is needed, and the class names `classes` if present.
+    """Read {train,val,test}_{images,labels} and the class names `classes`; only test is needed.
 
-    Images are (n, h, w) or (n, h, w, c), c being 1 or 3, uint8 or float in [0, 1]; labels (n,) or (n, 1), integers.
-    Nothing is ever unpickled.
+    Images are (n, h, w) or (n, h, w, c), c being 1 or 3, uint8 or float in [0, 1]; labels (n,) or
+    (n, 1), integers. Nothing is ever unpickled.
 
     Raises:
-        UserError: the file or a key is missing, damaged, or not as above; or the file unpacks to far more than its size
-            (``reading.check_archive``): what is written with numpy.savez, not packed, always passes.
+        UserError: the file or a key is missing, damaged, or not as above; or the file unpacks to
+            far more than its size (``reading.check_archive``): what is written with numpy.savez,
+            not packed, always passes.
     """
     if not file.is_file():
         raise UserError(f"There is no file {file.absolute()}: give an .npz file.")
-    with _open_npz(file) as archive:
-        keys = set(archive.files)
-        splits = {
-            part: _read_part(archive, part, file)
-            for part in ("train", "val", "test")
-            if part == "test" or keys & {f"{part}_images", f"{part}_labels"}
-        }
-        if "classes" in keys:
-            classes = _read_classes(archive, file)
-        else:
-            classes = number_classes(splits.values())
-    return Dataset(name, classes, **splits)
-
-
-@contextmanager
-def _open_npz(file: Path) -> Iterator[Arrays]:
     try:
         with open_arrays(file) as archive:
-            yield archive
+            keys = set(archive.files)
+            splits = {
+                part: _read_part(archive, part, file)
+                for part in ("train", "val", "test")
+                if part == "test" or keys & {f"{part}_images", f"{part}_labels"}
+            }
+            names = _read_array(archive, "classes", file) if "classes" in keys else None
     except UserError:
         raise
     except Exception as error:  # zipfile's, and what is said of an archive before it is read
@@ -159,46 +236,29 @@ def _open_npz(file: Path) -> Iterator[Arrays]:
             f"{file} cannot be read as an .npz file ({error}): "
             "write test_images and test_labels with numpy.savez."
         ) from error
+    if names is None:
+        return Dataset(name, number_classes(splits.values()), **splits)
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise UserError(
+            f"classes in {file} must be a list of names, as numpy.array(['cat', 'dog']) is."
+        )
+    return Dataset(name, tuple(names.tolist()), **splits)
 
 
 def _read_part(archive: Arrays, part: str, file: Path) -> MemorySplit:
     images = _read_array(archive, f"{part}_images", file)
     labels = _read_array(archive, f"{part}_labels", file)
-    if images.ndim != 3 and (images.ndim != 4 or images.shape[-1] not in (1, 3)):
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise UserError(
             f"{part}_images in {file} must have the shape (n, h, w) or (n, h, w, c) "
             f"with 1 or 3 channels c, not {images.shape}."
         )
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
-        raise UserError(
-            f"{part}_images in {file} must be uint8, or float in [0, 1], not {images.dtype}: "
-            "convert them."
-        )
-    if labels.dtype.kind not in "iu":
-        raise UserError(
-            f"{part}_labels in {file} must be whole numbers, not {labels.dtype}: convert them."
-        )
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if images.ndim == 3:
-        images = images[..., None]
     try:
-        if labels.shape != images.shape[:1]:  # before either is copied
-            raise UserError(
-                f"Labels must have the shape ({len(images)},), one per image, not {labels.shape}."
-            )
-        return MemorySplit(from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
+        return from_arrays(np.moveaxis(images, -1, 1), labels)
     except UserError as error:
         raise UserError(f"{file}, {part} part: {error}") from error
-
-
-def _read_classes(archive: Arrays, file: Path) -> tuple[str, ...]:
-    names = _read_array(archive, "classes", file)
-    if names.ndim != 1 or names.dtype.kind != "U":
-        raise UserError(
-            f"classes in {file} must be a list of names, as numpy.array(['cat', 'dog']) is."
-        )
-    return tuple(names.tolist())
 
 
 def _read_array(archive: Arrays, key: str, file: Path) -> NDArray[Any]:
@@ -221,13 +281,14 @@ def _read_array(archive: Arrays, key: str, file: Path) -> NDArray[Any]:
 def read_folder(
     name: str, folder: Path, image_size: int | None = None, stream: bool | None = None
 ) -> Dataset:
-    """List `folder`/{train,val,test}/<class>/*, of which only test is needed, or `folder`/<class>/* as the test part.
+    """List `folder`/{train,val,test}/<class>/*, or `folder`/<class>/* as the test part.
 
-    Classes are the class folders of train (of test where there is no train), in alphabetical order; a
-    part may lack some of them. Names with a leading dot are left out, and so are other files beside
-    images. Links to folders and to files are followed, as people link their data. No image is decoded:
-    the size is that of the first, and the folder is grey if all are, of which up to `GLANCES` are looked
-    at (every one if `stream` is False). An image that is not as they are is refused when it is read.
+    Only test is needed. Classes are the class folders of train (of test if there is no train), in
+    alphabetical order; a part may lack some. Names with a leading dot and files other than images
+    are left out. Links to folders and to files are followed, as people link their data. No image is
+    decoded: the size is that of the first, and the folder is grey if all are, of which up to
+    `GLANCES` are looked at (every one if `stream` is False). An image that differs is refused when
+    it is read.
 
     Raises:
         UserError: a folder is missing or has no images, or the first image cannot be read.
@@ -267,7 +328,8 @@ def _list_parts(folder: Path) -> tuple[tuple[str, ...], dict[str, _Listing]]:
     parts = {part: part for part in ("train", "val", "test") if _list_folders(folder / part)}
     if parts and "test" not in parts:
         raise UserError(
-            f"{folder} has {' and '.join(parts)} but no test: add {folder / 'test'}, or name one part."
+            f"{folder} has {' and '.join(parts)} but no test: "
+            f"add {folder / 'test'}, or name one part."
         )
     parts = parts or {"test": ""}
     classes = _list_folders(folder / parts.get("train", parts["test"]))

@@ -1,4 +1,4 @@
-"""Choices made by chance: a sample that keeps the shares of the classes, and the augmentation of training images."""
+"""Random choices: samples that keep the shares of the classes, and augmentation."""
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +10,12 @@ from channelscope.errors import UserError
 def sample_stratified(
     labels: Int[Tensor, "images"], n: int, seed: int | Generator = 0
 ) -> Int[Tensor, "chosen"]:
-    """Choose `n` images at random so that each class keeps its share as evenly as whole images allow.
+    """Choose `n` images at random so that each class keeps its share.
 
-    The images of class k, in random order, are ranked r = 0, 1, ... and those with the n smallest (r + 1/2) / n_k are
-    taken, n_k being the size of the class: the apportionment of Webster and Sainte-Laguë. Under one seed a smaller
-    sample is part of every larger one, and a class's only image is never among the first half.
+    The images of class k, in random order, are ranked r = 0, 1, ... and those with the n smallest
+    (r + 1/2) / n_k are taken, n_k being the size of the class: the apportionment of Webster and
+    Sainte-Laguë. Under one seed a smaller sample is part of every larger one, and a class's only
+    image is never among the first half.
 
     Args:
         labels: (images,), the class of each image.
@@ -29,7 +30,7 @@ def sample_stratified(
     """
     if not 0 <= n <= len(labels):
         raise UserError(
-            f"Cannot choose {n} images: ask for a number from 0 to {len(labels)}, which is all there are."
+            f"Cannot choose {n} images: ask for a number from 0 to {len(labels)}, all there are."
         )
     order = torch.randperm(len(labels), generator=_generator(seed))
     labels = labels.cpu()
@@ -43,8 +44,8 @@ def sample_stratified(
 
 def hold_out(
     labels: Int[Tensor, "images"], share: float, seed: int | Generator
-) -> tuple[Int[Tensor, "kept"], Int[Tensor, "held"]]:
-    """Divide the images in two, stratified: the held-out ones are round(share * images), but never none.
+) -> tuple[Int[Tensor, "rest"], Int[Tensor, "held_out"]]:
+    """Split images in two, stratified; round(share * images), but at least 1, are held out.
 
     Raises:
         UserError: nothing would be left to train on.
@@ -54,10 +55,10 @@ def hold_out(
         raise UserError(
             f"{len(labels)} training images are too few to hold out {share:g} of them: add images."
         )
-    held = sample_stratified(labels, n, seed)
-    kept = torch.ones(len(labels), dtype=torch.bool)
-    kept[held] = False
-    return kept.nonzero().flatten(), held
+    held_out = sample_stratified(labels, n, seed)
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[held_out] = False
+    return rest.nonzero().flatten(), held_out
 
 
 def augment(
@@ -69,19 +70,20 @@ def augment(
     whole: int | None = None,
     first: int = 0,
 ) -> Float[Tensor, "n c h w"]:
-    """Shift each image by up to `crop` pixels each way, zeros coming in, and mirror every other one, by chance.
+    """Shift each image by up to `crop` pixels each way, zeros coming in, and mirror half of them.
 
-    The random crop with padding and horizontal flip of CIFAR training (He et al., CVPR 2016, section 4.2), with one
-    offset and one toss per image, for the whole batch at once. Where the images are on another device than the
-    generator, these draws alone travel there, together; all else is computed where the images are.
+    The random crop with padding and horizontal flip of CIFAR training (He et al., CVPR 2016,
+    section 4.2), with one offset and one toss per image, for the whole batch at once. Where the
+    images are on another device than the generator, these draws alone travel there, together; all
+    else is computed where the images are.
 
     Args:
         images: (n, c, h, w), on any device.
         generator: the source of chance; on the CPU it gives the same result on every device.
         crop: the largest shift, in pixels; 0 for none.
         flip: whether to mirror.
-        whole: the size of the batch that `images` are a part of, from number `first` on; they are treated as they would
-            be among all of it. None: they are all of it.
+        whole: the size of the batch that `images` are a part of, from number `first` on; they are
+            treated as they would be among all of it. None: they are all of it.
         first: see `whole`.
 
     Returns:
@@ -94,23 +96,20 @@ def augment(
         raise UserError(f"The crop must be 0 pixels or more, not {crop}.")
     n, channels, height, width = images.shape
     choices = [2 * crop + 1, 2 * crop + 1] + [2] * flip
-    draws = torch.cat(
-        [_draw(each, n if whole is None else whole, generator) for each in choices], 1
-    )
-    draws = draws[first : first + n].to(images.device)
-    rows = draws[:, :1] + torch.arange(height, device=images.device)
-    columns = draws[:, 1:2] + torch.arange(width, device=images.device)
+    shape = (n if whole is None else whole, 1)
+    draws = [
+        torch.randint(each, shape, generator=generator, device=generator.device) for each in choices
+    ]
+    offsets = torch.cat(draws, 1)[first : first + n].to(images.device)
+    rows = offsets[:, :1] + torch.arange(height, device=images.device)
+    columns = offsets[:, 1:2] + torch.arange(width, device=images.device)
     if flip:
-        columns = torch.where(draws[:, 2:].bool(), columns.flip(1), columns)
+        columns = torch.where(offsets[:, 2:].bool(), columns.flip(1), columns)
     padded = torch.nn.functional.pad(images, (crop,) * 4)
-    # Each pixel's place in its padded image; one gather from these is quicker than indexing by row and column.
+    # Each pixel's place in its padded image: one gather is quicker than an index of two dimensions.
     places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
     places = places.view(n, 1, height * width).expand(-1, channels, -1)
     return padded.flatten(2).gather(2, places).view_as(images)
-
-
-def _draw(choices: int, n: int, generator: Generator) -> Tensor:
-    return torch.randint(choices, (n, 1), generator=generator, device=generator.device)
 
 
 def _generator(seed: int | Generator) -> Generator:

@@ -43,11 +43,11 @@ class Split(ABC):
 
     @abstractmethod
     def subset(self, indices: Int[Tensor, " m"]) -> Self:
-        """Return the images at `indices`, in that order, reading none; UserError for an index that is not there."""
+        """Return the images at `indices`, in that order, reading none; or UserError."""
 
     @abstractmethod
     def load(self, progress: bool = False) -> "Split":
-        """Return the images in memory, or the split itself if they are there or are to stay where they are."""
+        """Return the images in memory, or the split itself if they are there or should not be."""
 
     @abstractmethod
     def to(self, device: str | torch.device) -> Self:
@@ -55,9 +55,10 @@ class Split(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Identify the contents, in hexadecimal: SHA-256 of the images' type, shape and bytes and of the labels.
+        """Return the SHA-256, in hex, of the images' type, shape and bytes and of the labels.
 
-        The bytes of image files are those of the files, not of the pixels, also after they have been loaded.
+        The bytes of image files are those of the files, not of the pixels, also after they have
+        been loaded.
         """
 
     def sample(self, n: int | None, seed: int | Generator = 0) -> "Split":
@@ -70,14 +71,14 @@ class Split(ABC):
         device: str | torch.device = "cpu",
         indices: Int[Tensor, " m"] | None = None,
     ) -> Iterator[Batch]:
-        """Go through the images in order, or in that of `indices`, `size` at a time; the last batch may be smaller.
+        """Go through the images, or those at `indices`, in order; the last batch may be smaller.
 
         Yields:
             images (b, c, h, w), float32 in [0, 1], and labels (b,), both on `device`.
 
         Raises:
-            UserError: `size` below 1, or an index that is not there; of an image that is read and cannot be used, in
-                its turn.
+            UserError: `size` below 1, or an index that is not there; of an image that is read and
+                cannot be used, in its turn.
         """
         if size < 1:
             raise UserError(f"A batch needs at least 1 image, not {size}.")
@@ -94,16 +95,17 @@ class Split(ABC):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MemorySplit(Split):
-    """Images in memory, of the machine or of a device, kept as they were stored: a byte a pixel where possible.
+    """Images in memory, of the machine or of a device, as they were stored: mostly a byte a pixel.
 
     Args:
         images: (n, c, h, w), uint8 or float in [0, 1]; n may be 0.
         labels: (n,), int64, each at least 0.
-        source: the image files that were loaded, if they come from any, which the fingerprint is of.
+        source: the image files that were loaded, if they come from any, which the fingerprint is
+            of.
 
     Raises:
-        UserError: wrong dimensions or type, pixels that are NaN or outside [0, 1], negative labels, unequal lengths or
-            devices.
+        UserError: wrong dimensions or type, pixels that are NaN or outside [0, 1], negative labels,
+            unequal lengths or devices.
     """
 
     images: Tensor
@@ -115,7 +117,8 @@ class MemorySplit(Split):
         _check_labels(self.labels, len(self.images))
         if self.images.device != self.labels.device:
             raise UserError(
-                f"Images are on {self.images.device}, labels on {self.labels.device}: move them to one."
+                f"Images are on {self.images.device}, labels on {self.labels.device}: "
+                "move them to one."
             )
 
     def __repr__(self) -> str:
@@ -152,7 +155,8 @@ class MemorySplit(Split):
         return digest.hexdigest()
 
     def _batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Batch]:
-        # The images are picked out where they lie; that device is told the indices once, at the beginning.
+        # The images are picked out where they lie; that device is told the indices once, at the
+        # beginning.
         return (self._batch(rows, device) for rows in _split(order.to(self.images.device), size))
 
     def _batch(self, rows: Tensor, device: torch.device) -> Batch:
@@ -176,7 +180,7 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Tensor:
-        """Return an image (c, h, w), or (1, h, w) where it is grey; UserError if it cannot be used."""
+        """Return an image (c, h, w), or (1, h, w) if it is grey; UserError if it cannot be used."""
 
     @abstractmethod
     def digest(self, index: int) -> bytes:
@@ -188,16 +192,16 @@ class LazySplit(Split):
     """Images on disk, or in somebody's dataset, each of which is read when it is needed.
 
     Every pass of `batches` reads its images: `load` those that are passed over more than once. Many
-    files are decoded by processes, which are forked (Linux, macOS) with the first batch, keep one batch
-    ahead, and end with the iterator, also one that is dropped. Values are those of a `MemorySplit`, to
-    the bit.
+    files are decoded by processes, which are forked (Linux, macOS) with the first batch, keep one
+    batch ahead, and end with the iterator, also one that is dropped. Values are those of a
+    `MemorySplit`, to the bit.
 
     Args:
         reader: reads an image by its index.
         labels: (n,), int64, each at least 0.
         rows: (n,), int64, the reader's index of each image.
-        stream: whether `load` leaves the images where they are; None: where they would take more than
-            half of the machine's memory.
+        stream: whether `load` leaves the images where they are; None: where they would take more
+            than half of the machine's memory.
         workers: how many processes decode, 0 for this one alone; None: one for each processor.
 
     Raises:
@@ -346,13 +350,14 @@ def _check_range(images: Tensor) -> None:
 
 
 def _check_labels(labels: Tensor, n: int) -> None:
-    if labels.dtype != torch.int64:
-        raise UserError(
-            f"Labels must be int64, not {labels.dtype}: convert the numbers of the classes with .long()."
-        )
     if labels.shape != (n,):
         raise UserError(
             f"Labels must have the shape ({n},), one per image, not {tuple(labels.shape)}."
+        )
+    if labels.dtype != torch.int64:
+        raise UserError(
+            f"Labels must be int64, not {labels.dtype}: "
+            "convert the numbers of the classes with .long()."
         )
     if n and (smallest := int(labels.min())) < 0:
         raise UserError(
@@ -363,7 +368,8 @@ def _check_labels(labels: Tensor, n: int) -> None:
 def _check_indices(indices: Tensor, n: int) -> Tensor:
     if indices.ndim != 1 or indices.dtype != torch.int64:
         raise UserError(
-            "Indices must be a one-dimensional int64 tensor: of a mask, pass mask.nonzero().flatten()."
+            "Indices must be a one-dimensional int64 tensor: "
+            "of a mask, pass mask.nonzero().flatten()."
         )
     if len(indices):
         low, high = torch.stack(indices.aminmax()).tolist()  # at once: a GPU is waited for once
@@ -385,5 +391,5 @@ def _buffer(tensor: Tensor) -> Any:
 
 
 def _memory() -> int:
-    """Return the bytes of the machine's memory, of which what is free would differ from run to run."""
+    """Return the bytes of the machine's memory; what is free of it differs from run to run."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -19,7 +19,7 @@ MAX_WORKERS = 16  # decode some thousand images a second; starting more takes lo
 
 
 def count_workers() -> int:
-    """Count the processors for this process; those of a machine are shared by its torchrun processes."""
+    """Count the processors for this process; the torchrun processes of a machine share its own."""
     if hasattr(os, "sched_getaffinity"):
         available = len(os.sched_getaffinity(0))
     else:
@@ -31,9 +31,9 @@ def count_workers() -> int:
 class Pass(torch.utils.data.Dataset[int | str]):
     """A pass over images: processes decode them, chunk by chunk, into memory shared with this one.
 
-    A task is a place in that memory and the indices of a chunk. A process returns the place or, of an
-    image that cannot be used, the sentence that says so, because torch makes a traceback of what a
-    process raises. Nothing larger is sent: torch would send tensors through /dev/shm, of which a
+    A task is a place in that memory and the indices of a chunk. A process returns the place or, of
+    an image that cannot be used, the sentence that says so, because torch makes a traceback of what
+    a process raises. Nothing larger is sent: torch would send tensors through /dev/shm, of which a
     container has little.
 
     Args:
@@ -70,7 +70,7 @@ class Pass(torch.utils.data.Dataset[int | str]):
         return place
 
     def chunks(self) -> Iterator[UInt8[Tensor, "k c h w"]]:
-        """Yield the images chunk by chunk, in order, in memory that is used again after the next step."""
+        """Yield the images chunk by chunk, in order, in memory that is soon used again."""
         for place in self._start():
             if isinstance(place, str):
                 raise UserError(place)
@@ -83,7 +83,7 @@ class Pass(torch.utils.data.Dataset[int | str]):
                 yield self.free.popleft(), chunk.tolist()
 
     def _start(self) -> Iterator[int | str]:
-        """Start the processes, forked, so that they begin at once; they end with the iterator or with this process."""
+        """Fork the processes; they begin at once and end with the iterator or this process."""
         loader = DataLoader(
             self,
             batch_size=None,  # a chunk is a task
@@ -94,8 +94,9 @@ class Pass(torch.utils.data.Dataset[int | str]):
             worker_init_fn=_await_end,
             generator=torch.Generator(),  # else it would draw from the global one
         )
-        # A terminal and torchrun send these signals to all processes alike. The workers inherit that they are
-        # blocked: torch would report a worker ended by a signal as a fault, and this process ends them anyway.
+        # A terminal and torchrun send these signals to all processes alike. The workers inherit
+        # that they are blocked: torch would report a worker ended by a signal as a fault, and this
+        # process ends them anyway.
         earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             return iter(loader)
@@ -104,6 +105,6 @@ class Pass(torch.utils.data.Dataset[int | str]):
 
 
 def _await_end(_: int) -> None:
-    """Let SIGTERM, which torch sends to a process that does not end by itself, end this one silently."""
+    """Let SIGTERM, which torch sends to a process that does not end, end this one silently."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
