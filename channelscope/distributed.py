@@ -158,9 +158,11 @@ def all_gather(rows: Shaped[Tensor, "own *row"]) -> Shaped[Tensor, "all *row"]:
     return torch.cat([part[:count] for part, count in zip(_gather(padded), counts, strict=True)])
 
 
-def all_gather_words(words: Iterable[str]) -> set[str]:
-    """Return the words, which hold no NUL, that any of the processes has."""
-    return set(_gather_words(words))
+def all_gather_words(words: Iterable[str]) -> list[str]:
+    """Gather the processes' words, which hold no NUL, in the order of the processes."""
+    encoded = "".join(f"{word}\0" for word in words).encode()
+    letters = all_gather(torch.tensor(list(encoded), dtype=torch.uint8))
+    return bytes(letters.tolist()).decode().split("\0")[:-1]
 
 
 def check_same(digests: Mapping[str, str]) -> None:
@@ -176,7 +178,7 @@ def check_same(digests: Mapping[str, str]) -> None:
     if not _has_joined():
         return
     short = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in digests.items()}
-    jobs: list[dict[str, str]] = [json.loads(job) for job in _gather_words([json.dumps(short)])]
+    jobs: list[dict[str, str]] = [json.loads(job) for job in all_gather_words([json.dumps(short)])]
     names = dict.fromkeys(name for job in jobs for name in job)
     different = [name for name in names if len({job.get(name) for job in jobs}) > 1]
     if different:
@@ -252,13 +254,6 @@ def _gather(value: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(value) for _ in range(world_size())]
     dist.all_gather(parts, value)
     return parts
-
-
-def _gather_words(words: Iterable[str]) -> list[str]:
-    """Gather the processes' words, which hold no NUL, in the order of the processes."""
-    encoded = "".join(f"{word}\0" for word in words).encode()
-    letters = all_gather(torch.tensor(list(encoded), dtype=torch.uint8))
-    return bytes(letters.tolist()).decode().split("\0")[:-1]
 
 
 def _join(words: Sequence[str]) -> str:

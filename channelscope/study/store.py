@@ -274,7 +274,7 @@ def in_megabytes(size: int) -> str:
 def _make_temporary() -> str:
     """Make a temporary folder in the first process; return its path in all of them."""
     words: Sequence[str] = [tempfile.mkdtemp(prefix="channelscope-")] if is_first() else []
-    return next(iter(all_gather_words(words)))
+    return all_gather_words(words)[0]
 
 
 def _checksum(parts: Iterator[ndarray]) -> int:
