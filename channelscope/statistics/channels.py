@@ -146,7 +146,7 @@ def _measure_class(
     )
     absent = weights.sum(0) == 0
     for name, values in (("natural", natural), ("adversarial", adversarial)):
-        frequency = weighted_means(active(values, threshold), weights)
+        frequency = weighted_means(active(values, threshold).astype(float), weights)
         measured[f"uniformity_{name}"] = uniformity(frequency)
     return {name: np.where(absent, np.nan, column)[back] for name, column in measured.items()}
 

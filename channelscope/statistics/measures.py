@@ -29,13 +29,13 @@ BOUNDS = {
 }
 
 
-def cosine(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+def cosine(a: Float[ndarray, "*n c"], b: Float[ndarray, "*#n c"]) -> Float[ndarray, "*n"]:
     """Cosine similarity, in [-1, 1]: a . b / (|a| |b|); NaN where either is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
-def pearson(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+def pearson(a: Float[ndarray, "*n c"], b: Float[ndarray, "*#n c"]) -> Float[ndarray, "*n"]:
     """Pearson correlation, in [-1, 1]: cosine of the centred vectors; NaN for a constant one."""
     return cosine(a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True))
 
@@ -61,7 +61,7 @@ def shift(
 
 
 def nr_share(
-    magnitude: Float[ndarray, "*n c"], relevance: Float[ndarray, "*n c"]
+    magnitude: Float[ndarray, "*n c"], relevance: Float[ndarray, "*#n c"]
 ) -> Float[ndarray, "*n"]:
     """Share of the activation mass on negatively relevant channels, in [0, 1].
 
