@@ -1,4 +1,4 @@
-"""Capture: the features that the layer returned, of any network, and the network none the wiser; and ablation."""
+"""Capture: the features that the layer returned, of any network left as found; and ablation."""
 
 from collections.abc import Callable
 

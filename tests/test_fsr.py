@@ -1,4 +1,4 @@
-"""FSR: the paper's separation and recalibration, to the last gradient, and the noise of its mask."""
+"""FSR: the paper's separation and recalibration, to the last gradient, and its mask's noise."""
 
 import math
 
@@ -82,9 +82,7 @@ def test_every_element_is_either_robust_or_recalibrated() -> None:
     torch.testing.assert_close(answer.features - z, (1 - answer.mask) * made.recalibration(other))
 
 
-def test_robust_and_recalibrated_parts_are_trained_on_labels_and_the_other_on_the_strongest_rival() -> (
-    None
-):
+def test_robust_and_recalibrated_parts_learn_labels_and_the_other_the_strongest_rival() -> None:
     cnn, (x, y) = resnet("resnet18"), images()
     net = Selective(cnn, {"layer4": FeatureRecalibrator(16, CLASSES)}).eval()
     answer = net.probed(x, y)
@@ -115,7 +113,7 @@ def test_rival_is_the_answer_itself_where_that_is_wrong() -> None:
 def test_an_element_is_separated_as_robust_as_often_as_its_robustness_says(
     robustness: float, dtype: torch.dtype
 ) -> None:
-    """The Gumbel softmax exceeds 1/2 with probability p, whatever its temperature; also where p needs fine draws."""
+    """The Gumbel softmax exceeds 1/2 with probability p, also where p needs fine draws."""
     made, draws = gate(tau=0.3).train(), 40_000
     r = torch.full((1, 1, 200, 200), math.log(robustness / (1 - robustness)), dtype=dtype)
     share, wanted = (

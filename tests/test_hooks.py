@@ -54,7 +54,7 @@ def fail(_: Tensor) -> None:
 
 
 class Around(nn.Module):
-    """Puts one layer, that returns anything, between an input and what is taken out of its output."""
+    """A network of one layer that returns anything."""
 
     def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def test_named_tuple_keeps_its_fields() -> None:
 
 @dataclass(frozen=True)
 class Cached:
-    """As networks of tokens return it: what they attend to, and what to go on with; strict about its fields."""
+    """As networks of tokens return it: attention, and a cache; strict about its fields."""
 
     words: str
     attended: tuple[Tensor, Tensor]

@@ -23,9 +23,11 @@ from channelscope.gates import (
     TwoLayerProbe,
     attached,
     mask_share,
+    register_gate,
 )
 from channelscope.layers.features import capture
 from channelscope.layers.hooks import LayerError
+from channelscope.weights import Gate
 from networks import (
     CLASSES,
     CallsAutograd,
@@ -50,7 +52,7 @@ MODES = ("training with labels", "training", "evaluation with labels")
 
 
 def features(n: int = 3) -> tuple[Tensor, Tensor]:
-    """Draw features (n, c, 3, 2) in double precision and labels, one of them the largest logit's rival."""
+    """Draw features (n, c, 3, 2) in double precision, and labels."""
     return torch.randn(n, CHANNELS, 3, 2, dtype=torch.float64), torch.arange(n) % LOGITS
 
 
@@ -286,6 +288,30 @@ def values(selection: Selection) -> list[Tensor]:
 
 def test_there_is_a_test_for_every_kind() -> None:
     assert WHERE.keys() == KINDS.keys()
+
+
+class Half(nn.Module):
+    """A kind of gate of somebody else's."""
+
+    def __init__(self, channels: int, classes: int, *, factor: float = 0.5) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Selection:
+        return Selection(self.factor * z)
+
+
+def test_a_new_kind_is_registered_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(KINDS, "kap")
+    assert register_gate("kap", help="halves features")(Half) is Half
+    kind = KINDS["kap"]
+    assert (kind.name, kind.help, kind.options) == ("kap", "halves features", {"factor": float})
+    gate = Gate(layer="layer4", channels=16, kind="kap", options={"factor": 0.25}).build(CLASSES)
+    assert gate(torch.ones(1, 16)).features.mean() == 0.25
+    with pytest.raises(UserError, match="no option 'tau': choose from factor"):
+        Gate(layer="layer4", channels=16, kind="kap", options={"tau": 1.0})
+    with pytest.raises(UserError, match="There is a gate 'kap' already"):
+        register_gate("kap", help="again")
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

@@ -1,1 +1,32 @@
 """Layers of any network, by name: hooked, captured, edited."""
+
+from channelscope.layers.channels import channel_axis
+from channelscope.layers.features import ablated, capture, capture_activations, pool_features
+from channelscope.layers.hooks import (
+    LayerError,
+    eval_mode,
+    get_layer,
+    get_logits,
+    hooked,
+    match_layers,
+    named_layers,
+    trace,
+)
+from channelscope.layers.penultimate import LastLayer
+
+__all__ = [
+    "LastLayer",
+    "LayerError",
+    "ablated",
+    "capture",
+    "capture_activations",
+    "channel_axis",
+    "eval_mode",
+    "get_layer",
+    "get_logits",
+    "hooked",
+    "match_layers",
+    "named_layers",
+    "pool_features",
+    "trace",
+]

@@ -109,13 +109,15 @@ _COST = Cost(once=1, per_channel=1)
 register_scorer("ablation", cost=_COST, help="how the logit falls when the channel is set to zero")(
     Ablation()
 )
-register_scorer("ablation-mean", cost=_COST, help="... to its mean over the classes")(
-    Ablation("mean")
-)
+register_scorer(
+    "ablation-mean",
+    cost=_COST,
+    help="how it falls when the channel is set to its mean over the classes",
+)(Ablation("mean"))
 register_scorer(
     "ablation-class-mean",
     cost=_COST,
-    help="... to its mean over the image's class: what its spread does",
+    help="how it falls when the channel is set to its mean over the image's class",
 )(Ablation("class-mean"))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +28,44 @@ _STEPS = 50
 
 
 @dataclass(frozen=True)
-class IntegratedGradients:
+class _PathMethod:
+    """A scorer that integrates along a path of images or features.
+
+    Args:
+        steps: points, or intervals, of the path.
+    """
+
+    steps: int = _STEPS
+    method: ClassVar[str]  # its name in captum
+
+    def __call__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        x: Float[Tensor, "n *image"],
+        y: Int[Tensor, " n"],
+    ) -> dict[str, Float[Tensor, "n c"]]:
+        """Score layers for each image's own class; the network is left as found."""
+        # Of so few images at a time that the points of their paths are about a batch.
+        images = max(1, max(_ROWS, len(x)) // (self.steps + 1))
+
+        def attribute(tapped: _Tapped) -> Tensor:
+            captum = getattr(import_module("captum.attr"), self.method)(tapped, tapped.tap)
+            parts = []
+            for image, label in zip(x.split(images), y.split(images), strict=True):
+                black = torch.zeros_like(image)
+                scores = captum.attribute(image, black, target=label, n_steps=self.steps)
+                # Conductance keeps the graph of its pass, and those of two passes, or of all
+                # images, would not fit in memory.
+                scores = scores.detach()
+                parts.append(scores)
+            return torch.cat(parts)
+
+        return _score_each(model, layers, attribute)
+
+
+@dataclass(frozen=True)
+class IntegratedGradients(_PathMethod):
     """Score by integrated gradients of the layer, from the black image's features z' straight to z.
 
         r[i, c] = sum over positions of (z - z') *
@@ -41,21 +78,11 @@ class IntegratedGradients:
         steps: points of the Gauss-Legendre quadrature.
     """
 
-    steps: int = _STEPS
-
-    def __call__(
-        self,
-        model: nn.Module,
-        layers: Sequence[str],
-        x: Float[Tensor, "n *image"],
-        y: Int[Tensor, " n"],
-    ) -> dict[str, Float[Tensor, "n c"]]:
-        """Score layers for each image's own class; the network is left as found."""
-        return _score_along_path("LayerIntegratedGradients", model, layers, x, y, self.steps)
+    method = "LayerIntegratedGradients"
 
 
 @dataclass(frozen=True)
-class Conductance:
+class Conductance(_PathMethod):
     """Score by conductance: the logit's change through the channel, from the black image to x.
 
         r[i, c] = sum over positions of the integral from 0 to 1 of d logit_{y_i} / dz * dz / dt dt,
@@ -69,23 +96,13 @@ class Conductance:
         steps: intervals of the line.
     """
 
-    steps: int = _STEPS
-
-    def __call__(
-        self,
-        model: nn.Module,
-        layers: Sequence[str],
-        x: Float[Tensor, "n *image"],
-        y: Int[Tensor, " n"],
-    ) -> dict[str, Float[Tensor, "n c"]]:
-        """Score layers for each image's own class; the network is left as found."""
-        return _score_along_path("LayerConductance", model, layers, x, y, self.steps)
+    method = "LayerConductance"
 
 
 register_scorer(
     "integrated-gradients",
     cost=Cost(per_layer=2 * _STEPS + 2),  # there and back a step, and there at both ends
-    help="that, integrated from the features of a black image",
+    help="the gradient, integrated from the features of a black image",
 )(IntegratedGradients())
 register_scorer(
     "conductance",
@@ -177,26 +194,6 @@ def _score_each(
             z = attribute(_Tapped(model, layer).eval())
             scores[layer] = summed(z, channel_axis(model, layer, z.shape))
     return scores
-
-
-def _score_along_path(
-    method: str, model: nn.Module, layers: Sequence[str], x: Tensor, y: Tensor, steps: int
-) -> dict[str, Float[Tensor, "n c"]]:
-    """Attribute along the paths of a few images at a time: their points are about a batch."""
-    images = max(1, max(_ROWS, len(x)) // (steps + 1))
-
-    def attribute(tapped: _Tapped) -> Tensor:
-        captum = getattr(import_module("captum.attr"), method)(tapped, tapped.tap)
-        parts = []
-        for image, label in zip(x.split(images), y.split(images), strict=True):
-            black = torch.zeros_like(image)
-            # Detached at once: conductance keeps the graph of its pass, and those of all images, or
-            # of two passes, would not fit in memory.
-            scores = captum.attribute(image, black, target=label, n_steps=steps).detach()
-            parts.append(scores)
-        return torch.cat(parts)
-
-    return _score_each(model, layers, attribute)
 
 
 @contextmanager
