@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt32
 from numpy import ndarray
 
 from channelscope.distributed import all_gather_words, barrier, is_first
@@ -154,10 +154,10 @@ class Rows:
         finally:
             os.close(opened)
 
-    def _stored_checksums(self) -> Int[ndarray, " n"]:
+    def _stored_checksums(self) -> UInt32[ndarray, " n"]:
         return np.asarray(self.array(_CHECKSUMS))
 
-    def _checksums(self) -> Int[ndarray, " n"]:
+    def _checksums(self) -> UInt32[ndarray, " n"]:
         """Return the checksum of every row that is noted as written, 0 for the others."""
         arrays = [self.array(name) for name in self.spec]
         checksums = np.zeros(self.n, np.uint32)
