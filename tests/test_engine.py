@@ -593,7 +593,7 @@ def test_when_one_process_is_killed_the_other_says_so_and_the_best_network_is_ke
     words += ["--batch-size", "8", "--epochs", "9999", "--set", "attack.steps=1", "--device", "cpu"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     started = subprocess.Popen(
-        [sys.executable, *torchrun, str(TESTS / "lost.py"), str(tmp_path), "command", *words],
+        [sys.executable, *torchrun, str(TESTS / "lost.py"), str(tmp_path), *words],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

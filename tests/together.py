@@ -1,6 +1,6 @@
-"""Training by several processes, for ``test_engine``: ``together.py FOLDER NUMBER PORT PORT``, started once for each.
+"""Training by several processes, for ``test_engine``: ``together.py FOLDER NUMBER PORT PORT``.
 
-The one process that they are compared with uses the same functions.
+It is started once for each process; the one that they are compared with uses the same functions.
 """
 
 import os
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from channelscope import distributed
+from helpers.expect import mistake
 from helpers.runs import interrupted, run
 
 # Rounding in 64 bits does not grow to 1e-9 in a few steps.
@@ -43,7 +44,7 @@ def trained(folder: Path, case: str) -> Path:
 
 
 def stopped(out: Path, at: int, **options: Any) -> None:
-    """Train by turns: begin or go on until a Ctrl-C, which every process gets, at some step."""
+    """Begin or go on until a Ctrl-C, which every process gets, at some step."""
     method, changes = CHAIN
     interrupted(method, out, at, **changes, **options)
 
@@ -59,6 +60,8 @@ def main() -> None:
             for case in CASES:
                 trained(Path(folder), case)
             stopped(Path(folder) / "chain.pt", 4, resume=True)
+            with mistake("do not share one job", "the seed differ between processes 0 and 1"):
+                run("at", Path(folder) / "different.pt", seed=int(number))
     os.environ.update(WORLD_SIZE="3", MASTER_PORT=ports[1])
     with distributed.join_processes("cpu"):
         trained(Path(folder), "few")

@@ -81,6 +81,7 @@ def train(
     recipe = find_recipe(recipe, dataset.name).override(**overrides)
     # Read once, not in every epoch.
     job = Job(recipe, dataset.load("train", "val", progress=shown), Path(out), seed)
+    distributed.check_same({f"the {name}": repr(value) for name, value in job.settings.items()})
     with lock_path(job.out, job.partial, job.log):
         distributed.barrier()  # the first process has recovered from a kill before any looks
         state = State.resume(job, device) if resume else State.start(job, device)
