@@ -95,7 +95,7 @@ def page(head: str, shown: Sequence[Mapping[str, Any]]) -> str:
 
 def _shown(figure: Mapping[str, Any]) -> str:
     name = figure["name"]
-    picture = f'<img src="{name}.png" width="480" alt="{escape(" ".join(figure["seen"].split()))}">'
+    picture = f'<img src="{name}.png" width="480" alt="{escape(" ".join(figure["alt_text"].split()))}">'
     return f"### {name}\n\n{picture}\n\n{escaped(figure['caption'])} [Data]({name}.csv), [PDF]({name}.pdf)."
 
 

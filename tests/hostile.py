@@ -79,7 +79,7 @@ def comparison(words: str) -> Comparison:
 
 def captions(words: str) -> list[dict[str, Any]]:
     """Say of a figure what a folder of somebody else's may say."""
-    said = {"caption": words, "seen": words, "claims": [words, "c1"]}
+    said = {"caption": words, "alt_text": words, "claims": [words, "c1"]}
     return [
         {"name": name, "section": "claims", "main": name != "later", **said}
         for name in ("relevance", "later")

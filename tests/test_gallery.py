@@ -8,18 +8,18 @@ FIGURES = [
     {
         "name": "training",
         "caption": "Loss.",
-        "seen": 'at: "ends" <here>',
+        "alt_text": 'at: "ends" <here>',
         "section": "training",
         "main": True,
     },
     {
         "name": "magnitude-cat",
         "caption": "Of cat.",
-        "seen": "one",
+        "alt_text": "one",
         "section": "claims",
         "main": True,
     },
-    {"name": "relevance", "caption": "Of all.", "seen": "two", "section": "claims", "main": True},
+    {"name": "relevance", "caption": "Of all.", "alt_text": "two", "section": "claims", "main": True},
 ]
 
 

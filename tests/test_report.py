@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 def entry(name: str, main: bool = True, caption: str | None = None) -> dict[str, object]:
     """What the list of figures says of one."""
-    words = {"caption": caption or f"About {name}. More & more.", "seen": f"{name} rises."}
+    words = {"caption": caption or f"About {name}. More & more.", "alt_text": f"{name} rises."}
     return {"name": name, **words, "section": "claims", "claims": ["c1"], "main": main}
 
 
@@ -303,7 +303,7 @@ def test_nothing_in_the_data_breaks_out_of_its_text(tmp_path: Path) -> None:
     comparison.meta["data"] |= {"name": evil, "fingerprint": evil}
     add_figures(tmp_path, relevance=True)
     listing = tmp_path / "figures" / "captions.json"
-    listing.write_text(json.dumps([entry("relevance", caption=evil) | {"seen": evil}]))
+    listing.write_text(json.dumps([entry("relevance", caption=evil) | {"alt_text": evil}]))
     page = Page(write_report(comparison, tmp_path))
     assert len(page.attributes("script")) == len(page.attributes("img")) == 1
     assert not any("onerror" in attributes for _, attributes in page.tags)

@@ -274,7 +274,8 @@ def _draw_layer(
     parts |= {name: shift * (1 + place) / 5 for place, name in enumerate(strengths)}
     for data, part in parts.items():
         mixed = (1 - part) * means[labels] + part * moved[labels]
-        arrays[f"activations/{index}/{data}/{layer}"] = mixed * spread
+        # As after a ReLU: each channel is silent on some images.
+        arrays[f"activations/{index}/{data}/{layer}"] = np.maximum(mixed * spread - 0.2, 0)
     return {key: array.astype(np.float32) for key, array in arrays.items()}
 
 
