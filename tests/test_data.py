@@ -31,7 +31,9 @@ from channelscope.data import (
     MemorySplit,
     as_dataset,
     augment,
+    block_size,
     images,
+    iterate_blocks,
     load,
     sample_stratified,
     splits,
@@ -426,6 +428,36 @@ def test_held_out_and_kept_are_disjoint_and_cover_all(
     again = hold_out(labels, share, seed)
     assert torch.equal(kept, again[0])
     assert torch.equal(held, again[1])
+
+
+# ---------------------------------------------------------------- blocks
+
+
+@pytest.mark.parametrize(
+    ("side", "size"),
+    [(8, 128), (64, 128), (65, 64), (91, 32), (96, 32), (128, 32), (129, 16), (224, 16), (999, 16)],
+)
+def test_blocks_of_large_images_have_fewer(side: int, size: int) -> None:
+    assert block_size(some_split(1, size=(1, side, side))) == size
+
+
+@given(
+    st.lists(st.integers(1, 9), max_size=5), st.integers(1, 40), st.randoms(use_true_random=False)
+)
+def test_blocks_are_the_same_however_many_images_are_read(
+    sizes: list[int], batch_size: int, chance: Any
+) -> None:
+    images, order = some_split(50), list(range(50))
+    chance.shuffle(order)
+    blocks = torch.tensor(order)[: sum(sizes)].split(sizes)
+    visited = list(iterate_blocks(images, blocks if sizes else (), batch_size, torch.device("cpu")))
+    assert [rows.tolist() for rows, _, _ in visited] == [
+        rows.tolist() for rows in (blocks if sizes else ())
+    ]
+    for rows, x, y in visited:
+        assert torch.equal(x, images.images[rows] / 255)
+        assert torch.equal(y, images.labels[rows])
+        assert x.untyped_storage().nbytes() == x.nbytes
 
 
 # ---------------------------------------------------------------- augment
@@ -1206,6 +1238,7 @@ def test_names_and_datasets_pass() -> None:
     digits = as_dataset("digits")
     assert digits.image_size == (8, 8)
     assert as_dataset(digits) is digits
+    assert as_dataset(lambda: digits) is digits
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])

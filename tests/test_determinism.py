@@ -9,13 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from channelscope.attacks import LibraryAttack, Square
 from channelscope.cli import main
-from channelscope.data import MemorySplit, block_size, iterate_blocks
 from channelscope.evaluation import Evaluation, evaluate
 from channelscope.evaluation.results import COLUMNS
 from channelscope.files import DIGESTS
@@ -172,41 +168,6 @@ def test_an_evaluation_is_the_same_for_any_batch_size(
 
 
 # ---------------------------------------------------------------- what does it
-
-
-def part(n: int, side: int = 3) -> MemorySplit:
-    chance = torch.Generator().manual_seed(n)
-    return MemorySplit(
-        torch.randint(256, (n, 1, side, side), generator=chance, dtype=torch.uint8),
-        torch.arange(n) % 3,
-    )
-
-
-@pytest.mark.parametrize(
-    ("side", "size"),
-    [(8, 128), (64, 128), (65, 64), (91, 32), (96, 32), (128, 32), (129, 16), (224, 16), (999, 16)],
-)
-def test_blocks_of_large_images_have_fewer(side: int, size: int) -> None:
-    assert block_size(part(1, side)) == size
-
-
-@given(
-    st.lists(st.integers(1, 9), max_size=5), st.integers(1, 40), st.randoms(use_true_random=False)
-)
-def test_blocks_are_the_same_however_many_images_are_read(
-    sizes: list[int], fetched: int, chance: Any
-) -> None:
-    images, order = part(50), list(range(50))
-    chance.shuffle(order)
-    blocks = torch.tensor(order)[: sum(sizes)].split(sizes)
-    found = list(iterate_blocks(images, blocks if sizes else (), fetched, torch.device("cpu")))
-    assert [rows.tolist() for rows, _, _ in found] == [
-        rows.tolist() for rows in (blocks if sizes else ())
-    ]
-    for rows, x, y in found:
-        assert torch.equal(x, images.images[rows] / 255)
-        assert torch.equal(y, images.labels[rows])
-        assert x.untyped_storage().nbytes() == x.nbytes
 
 
 @pytest.mark.skipif(

@@ -8,17 +8,17 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from channelscope.statistics.alignment import measures
 from PIL import Image
 from torch import Tensor, nn
 
 import reference
 from channelscope.attacks import FGSM, PGD, make_generators
-from channelscope.data import MemorySplit, StreamedSplit
+from channelscope.data import ImageFiles, LazySplit, MemorySplit
 from channelscope.errors import UserError
 from channelscope.layers.features import capture, pool_features
 from channelscope.layers.hooks import LayerError
 from channelscope.scorers import gradient
-from channelscope.statistics.alignment import measures
 from channelscope.statistics.streaming import bootstrap_weights
 from channelscope.study.measurement import Measurement, measure
 from networks import (
@@ -55,15 +55,10 @@ def write_images(folder: Path) -> None:
         Image.fromarray(image[0].numpy()).save(folder / f"{index}.png")
 
 
-def streamed(folder: Path, workers: int) -> StreamedSplit:
-    """Give the same images, to be read from a folder as they are needed."""
-    return StreamedSplit(
-        folder,
-        tuple(f"{k}.png" for k in range(N)),
-        split().labels,
-        image_shape=(1, 8, 8),
-        workers=workers,
-    )
+def streamed(folder: Path, workers: int) -> LazySplit:
+    """Return the same images, to be read from a folder as they are needed."""
+    files = ImageFiles(folder, tuple(f"{k}.png" for k in range(N)), (1, 8, 8))
+    return LazySplit(files, split().labels, torch.arange(N), workers=workers)
 
 
 def measured(net: nn.Module, block: int = 4, **options: Any) -> Measurement:

@@ -105,8 +105,8 @@ OPTIONS: dict[str, Option] = {
     "download": Option("download the data set if it is missing", default=False, settings=_ON),
     "image_size": Option("scale and crop images to S x S", "S", positive),
     "stream": Option(
-        "decode the images of a folder when they are needed, not at the start (default: if they "
-        "would fill half of the memory)",
+        "decode the images of a folder anew in every pass, instead of keeping those used in memory "
+        "(default: if they would fill half of it)",
         settings={"action": argparse.BooleanOptionalAction},
     ),
     "images": Option("number of test images", "N", positive, unset="all"),

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -88,7 +88,14 @@ class Split(ABC):
     @abstractmethod
     def _batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Batch]: ...
 
-    def _describe(self, ending: Any) -> str:
+    def _hash(self, dtype: torch.dtype, contents: Iterable[Any]) -> str:
+        digest = hashlib.sha256(f"{dtype} {(len(self), *self.image_shape)}".encode())
+        for content in contents:
+            digest.update(content)
+        digest.update(_to_bytes(self.labels))
+        return digest.hexdigest()
+
+    def _describe(self, ending: object) -> str:
         shape = " x ".join(map(str, self.image_shape))
         return f"{type(self).__name__}({len(self)} images of {shape}, {ending})"
 
@@ -100,8 +107,7 @@ class MemorySplit(Split):
     Args:
         images: (n, c, h, w), uint8 or float in [0, 1]; n may be 0.
         labels: (n,), int64, each at least 0.
-        source: the image files that were loaded, if they come from any, which the fingerprint is
-            of.
+        source: the image files that were loaded, if there are any: the fingerprint is theirs.
 
     Raises:
         UserError: wrong dimensions or type, pixels that are NaN or outside [0, 1], negative labels,
@@ -149,14 +155,10 @@ class MemorySplit(Split):
     def fingerprint(self) -> str:
         if self.source is not None:
             return self.source.fingerprint()
-        digest = _start_fingerprint(self.images.dtype, tuple(self.images.shape))
-        digest.update(_buffer(self.images))
-        digest.update(_buffer(self.labels))
-        return digest.hexdigest()
+        return self._hash(self.images.dtype, [_to_bytes(self.images)])
 
     def _batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Batch]:
-        # The images are picked out where they lie; that device is told the indices once, at the
-        # beginning.
+        # The images are picked out where they lie, on a device that is sent the indices once.
         return (self._batch(rows, device) for rows in _split(order.to(self.images.device), size))
 
     def _batch(self, rows: Tensor, device: torch.device) -> Batch:
@@ -276,11 +278,7 @@ class LazySplit(Split):
         return self
 
     def fingerprint(self) -> str:
-        digest = _start_fingerprint(self.reader.dtype, (len(self), *self.image_shape))
-        for row in self.rows.tolist():
-            digest.update(self.reader.digest(row))
-        digest.update(_buffer(self.labels))
-        return digest.hexdigest()
+        return self._hash(self.reader.dtype, map(self.reader.digest, self.rows.tolist()))
 
     def _batches(self, order: Tensor, size: int, device: torch.device) -> Iterator[Batch]:
         # A pass of one task is over before a process has started.
@@ -304,9 +302,9 @@ class LazySplit(Split):
             yield in_unit_range(images.to(device, non_blocking=True)), y
 
     def _count_workers(self) -> int:
-        if self.workers is None:
-            return streams.count_workers() if self.reader.on_disk else 0
-        return self.workers
+        if not self.reader.on_disk:
+            return 0
+        return streams.count_workers() if self.workers is None else self.workers
 
 
 def in_unit_range(images: Tensor) -> Tensor:
@@ -382,11 +380,7 @@ def _split(order: Tensor, size: int) -> tuple[Tensor, ...]:
     return order.split(size) if len(order) else ()
 
 
-def _start_fingerprint(dtype: torch.dtype, shape: tuple[int, ...]) -> Any:
-    return hashlib.sha256(f"{dtype} {shape}".encode())
-
-
-def _buffer(tensor: Tensor) -> Any:
+def _to_bytes(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
 
 

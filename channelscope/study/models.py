@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from channelscope.attacks.folding import same_randomness
-from channelscope.data import Dataset
-from channelscope.data.sources import NAMES
+from channelscope.data import NAMES, Dataset
 from channelscope.errors import UserError
 from channelscope.layers.features import capture_activations
 from channelscope.layers.hooks import eval_mode, get_logits, get_parameter, match_layers

@@ -121,7 +121,7 @@ def _standard(name: str) -> Callable[[Path], None]:
 
 
 def _images(stream: bool) -> Callable[[Path], None]:
-    return lambda folder: _look(load(f"imagefolder:{folder}", image_size=8, stream=stream))
+    return lambda folder: _look(load(f"imagefolder:{folder}", image_size=8, stream=stream).load())
 
 
 def _recipe(folder: Path) -> None:
