@@ -101,8 +101,7 @@ def list_figures(result: "Result") -> dict[str, Picture]:
     plots = [plot for analysis in analyses_of(result.kind) for plot in analysis.plots]
     pictures: dict[str, Picture] = {}
     for plot in sorted(plots, key=lambda plot: (SECTIONS.index(plot.section), plot.order)):
-        table = result.tables.get(plot.table)
-        for subject in plot.subjects(result) if table is not None and len(table) else ():
+        for subject in plot.subjects(result) if _can_draw(result, plot) else ():
             values = [value for value in subject.arguments.values() if value is not None]
             name = stem = "-".join(filter(None, [plot.name, *map(_make_slug, values)]))
             repeat = 1
@@ -110,6 +109,11 @@ def list_figures(result: "Result") -> dict[str, Picture]:
                 name = f"{stem}-{(repeat := repeat + 1)}"
             pictures[name] = Picture(result, plot, subject)
     return pictures
+
+
+def _can_draw(result: "Result", plot: Plot) -> bool:
+    """Return whether the tables of a plot are there, and what it draws has rows."""
+    return {plot.table, *plot.needs} <= set(result.tables) and len(result.tables[plot.table]) > 0
 
 
 def _make_slug(text: str) -> str:
@@ -142,7 +146,11 @@ def find_drawing(result: "Result", name: str, arguments: Mapping[str, Any]) -> C
             return pictures[name].draw
         choices = suggest(name, dict.fromkeys([*plots, *pictures]))
         raise UserError(f"No figure {name!r} in this {result.kind}.{choices}")
-    draw = plots[name].draw
+    plot = plots[name]
+    for table in (plot.table, *plot.needs):
+        if table not in result.tables:
+            raise UserError(f"The figure {name!r} needs the table {table!r}: run its analysis too.")
+    draw = plot.draw
     try:
         signature(draw).bind(result, **arguments)
     except TypeError as error:

@@ -415,6 +415,7 @@ register(
                 order=10,
                 claims=("c2", "c3"),
                 table="activations",
+                needs=("alignment", "robustness"),
                 subjects=by_layer,
             ),
             Plot(
@@ -431,6 +432,7 @@ register(
                 order=50,
                 claims=("c1",),
                 table="activations",
+                needs=("robustness",),
                 subjects=by_class,
             ),
             Plot(
@@ -448,6 +450,7 @@ register(
                 order=60,
                 claims=("c1",),
                 table="activations",
+                needs=("robustness",),
                 subjects=by_class,
             ),
             Plot(
@@ -466,6 +469,7 @@ register(
                 order=80,
                 claims=("c1",),
                 table="activations",
+                needs=("alignment",),
                 subjects=by_layer,
             ),
         ),

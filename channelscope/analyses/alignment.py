@@ -376,6 +376,7 @@ register(
                 order=20,
                 claims=("c2",),
                 table="alignment",
+                needs=("robustness",),
                 subjects=by_layer,
             ),
             Plot(
@@ -393,6 +394,7 @@ register(
                 order=30,
                 claims=("c3",),
                 table="alignment",
+                needs=("robustness",),
                 subjects=by_layer,
             ),
             Plot(
@@ -411,6 +413,7 @@ register(
                 order=20,
                 claims=("c1", "c2", "c3"),
                 table="alignment",
+                needs=("robustness",),
                 subjects=by_layer,
             ),
         ),

@@ -309,6 +309,7 @@ class Plot:
         order: its place there, the lower the earlier.
         claims: those on which it bears, such as "c1".
         table: the table without whose rows there is no such figure.
+        needs: tables of other analyses that it reads too: there is no such figure without them.
         subjects: what single figures of the plot are about.
         alt_text: from the table of what is drawn, what is to be seen, in words.
     """
@@ -320,6 +321,7 @@ class Plot:
     section: Section
     order: int = 100
     table: str
+    needs: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
     subjects: "Callable[[Result], Iterable[Subject]]" = whole
     alt_text: Callable[[pd.DataFrame], str]

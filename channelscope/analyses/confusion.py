@@ -188,6 +188,7 @@ register(
                 "part in many. {layers} {adversarial}",
                 section="network",
                 table="confusion",
+                needs=("activations", "robustness"),
                 subjects=by_layer,
             ),
         ),

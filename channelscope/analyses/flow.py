@@ -29,6 +29,7 @@ from channelscope.figures.words import (
     extreme_classes,
     format_percent,
     list_groups,
+    measured_layers,
     select_array,
     select_rows,
     shorten,
@@ -281,10 +282,9 @@ def describe_flow_share(drawn: pd.DataFrame) -> str:
 
 def check_flow(result: "Result") -> None:
     """Raise ValueError where the flow is not that of the measured layers."""
-    activations = list_groups(result, "activations")
-    measured = {(model, layer) for model, _, layer in activations}
+    measured = {(model, name) for model, names in measured_layers(result).items() for name in names}
     if not set(list_groups(result, "flow")) <= measured:
-        raise ValueError("flow is of other layers than activations")
+        raise ValueError("flow is of layers that were not measured")
 
 
 register(
@@ -323,6 +323,7 @@ register(
                 section="network",
                 claims=("c1", "c2"),
                 table="flow",
+                needs=("activations", "robustness"),
                 subjects=by_layer,
             ),
             Plot(
@@ -338,6 +339,7 @@ register(
                 section="network",
                 claims=("c1", "c2"),
                 table="flow",
+                needs=("activations",),
                 subjects=by_layer,
             ),
         ),

@@ -292,6 +292,7 @@ register(
                 "above as below, are left out here, not in the table. {adversarial}",
                 section="gates",
                 table="masks",
+                needs=("robustness",),
                 subjects=by_gate,
             ),
             Plot(
@@ -306,6 +307,7 @@ register(
                 "{bars}",
                 section="gates",
                 table="spread",
+                needs=("robustness",),
             ),
         ),
     )

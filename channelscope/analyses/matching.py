@@ -375,6 +375,8 @@ def check_matching(result: "Result") -> None:
             for owner, of_layer in set(zip(table[model], table[layer], strict=True)):
                 if of_layer not in result.meta["models"][owner]["layers"]:
                     raise ValueError(f"{name} is of layers that were not measured")
+        if "activations" not in result.tables:
+            continue
         for (owner, of_layer), rows in result.matched.groupby([model, layer]):
             magnitude = select_array(result, "activations", "magnitude", owner, "natural", of_layer)
             if not rows[channel].isin(range(magnitude.shape[1])).all():
@@ -444,6 +446,7 @@ register(
                 "were made for each model by itself.",
                 section="models",
                 table="matched",
+                needs=("activations",),
                 subjects=by_matched_layers,
             ),
         ),
