@@ -1,12 +1,12 @@
 """One run at a time for each file or folder that is written; a killed run is cleaned up first."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from channelscope.distributed import is_first
 from channelscope.errors import UserError
 from channelscope.files import hidden_name, recover
 
@@ -28,7 +28,7 @@ def lock_path(path: Path, *others: Path) -> Iterator[None]:
     Raises:
         UserError: where another run writes there.
     """
-    if not is_first():
+    if not _is_first():
         yield
         return
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
@@ -80,3 +80,11 @@ def _release(lock: FileLock) -> None:
         with suppress(OSError):
             Path(lock.lock_file).unlink()
     lock.release()
+
+
+def _is_first() -> bool:
+    """Tell whether this is the first of a run's processes, without importing torch for it."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        return True
+    return bool(distributed.get_rank() == 0)
