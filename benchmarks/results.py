@@ -110,22 +110,18 @@ def compare(data: Path) -> None:
         *(f"zoo:{name_of(method)}" for method in METHODS),
         "--images",
         str(IMAGES),
-        *_on(data),
-    )
-    run(
-        "evaluate",
-        *shared,
         "--attacks",
         "fgsm",
         "adaptive",
-        "--out",
-        str(evaluation),
-        processes=CORES,
+        "--run-folder",
+        str(RUNS / "run"),
+        *_on(data),
     )
+    run("evaluate", *shared, "--out", str(evaluation), processes=CORES)
     labels = ("--labels", *METHODS.values())
     options = (
-        "--evaluation",
-        str(evaluation),
+        "--attack",
+        "pgd-20",
         "--layers",
         *LAYERS,
         "--no-thumbnails",
@@ -138,14 +134,14 @@ def compare(data: Path) -> None:
 def intervene(data: Path, name: str) -> None:
     """Suppress channels of the zoo's networks."""
     methods, layers, scorers = INTERVENTIONS[name]
-    options = ("--images", str(RANKED_IMAGES), *layers, "--scorer", *scorers, "--random", "2")
+    options = ("--images", str(RANKED_IMAGES), *layers, "--scorers", *scorers, "--random", "2")
     run("intervene", *_labelled(methods), *options, *_on(data), "--out", str(RUNS / name))
 
 
 def rank(data: Path) -> None:
     """Ask the scorers of the league how relevant the channels of the adversarially trained network are."""
     methods, _, scorers = INTERVENTIONS["league"]
-    options = ("--images", str(RANKED_IMAGES), "--layers", *RANKINGS, "--scorer", *scorers)
+    options = ("--images", str(RANKED_IMAGES), "--layers", *RANKINGS, "--scorers", *scorers)
     run("relevance", *_labelled(methods), *options, *_on(data), "--out", str(RUNS / "rankings"))
 
 

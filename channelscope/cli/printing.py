@@ -135,7 +135,7 @@ def _describe_verdicts(result: "Result") -> Iterator[str]:
 def _describe_evaluation(result: "Result") -> Iterator[str]:
     """Describe the attacks, the worst cases, and what the checks found."""
     meta = result.meta
-    level = f"{meta['level']:.0%} CI"
+    level = f"{100 * meta['level']:.0f} % CI"
     rows: list[Cells] = [("model", "attack", "natural", "robust", level, "worst case so far")]
     for row in _rows(result, "attacks"):
         shares = (f"{row.natural:.1%}", f"{row.robust:.1%}", _interval(row.low, row.high))
@@ -180,7 +180,7 @@ def _describe_intervention(result: "Result") -> Iterator[str]:
     yield (
         "\nAccuracy kept when the negatively relevant channels go first (NR), and lost when the "
         "positively\nrelevant ones do (PR), beyond random order: mean over all numbers of "
-        f"channels, in points, with {result.meta['level']:.0%} CI;\n{_describe_attack(result)}.\n"
+        f"channels, in points, with {100 * result.meta['level']:.0f} % CI;\n{_describe_attack(result)}.\n"
     )
     yield from _describe_verdicts(result)
 

@@ -29,7 +29,7 @@ def test_a_clock_that_jumps(
 def test_a_log_that_goes_on_after_the_clock_went_back_follows_the_earlier_one(
     place: Place, record: Record
 ) -> None:
-    words, folder = (*COMMANDS["train"].words, "--log-to", "tensorboard"), place.fresh()
+    words, folder = (*COMMANDS["train"].words, "--logs", "tensorboard"), place.fresh()
     assert place.machine.run(words, folder, ("full_disk", 5)).status == 2
     (earlier,) = (folder / "net.pt.tensorboard").iterdir()
     earlier.rename(late := Path(f"{earlier.parent}/events.out.tfevents.{10**10}.000000"))
@@ -38,4 +38,4 @@ def test_a_log_that_goes_on_after_the_clock_went_back_follows_the_earlier_one(
         late.name,
         f"events.out.tfevents.{10**10 + 1}.000000",
     ]
-    record.survived("a clock that jumps", "train --log-to tensorboard")
+    record.survived("a clock that jumps", "train --logs tensorboard")
