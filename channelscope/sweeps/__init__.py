@@ -13,14 +13,15 @@ import torch
 from tqdm.auto import tqdm
 
 from channelscope import distributed
+from channelscope.analyses.sweeps import ACCURACIES
 from channelscope.api import compare
 from channelscope.attacks import APGD, FGSM, PGD, JointSweep, parse_attack
 from channelscope.data import Dataset, as_dataset, sample_stratified
 from channelscope.errors import UserError
 from channelscope.files import check_writable
 from channelscope.locks import lock_path
-from channelscope.result import Result
-from channelscope.sweeps.record import ACCURACIES, Record, Row, Training
+from channelscope.result import Result, check_folder
+from channelscope.sweeps.record import Record, Row, Training
 from channelscope.sweeps.variants import list_settings, make_variants, parse_values, shorten_names
 from channelscope.training import Diverged, Recipe, find_recipe, train
 from channelscope.training.job import Job
@@ -76,11 +77,12 @@ def sweep(
         **overrides: settings of the recipe to change in all variants: see ``Recipe.override``.
 
     Returns:
-        The table ``sweep``, a row for each network: variant, seed and the varied settings; accuracies on the test part,
-        each with a 95 % interval (_low, _high): natural, attacked, and robust, which is the worst
-        case over natural and attacked images (the attack is repeated on the joint loss, with seven
-        weights); val_natural and val_robust of the best epoch, best_epoch, trained_epochs, seconds
-        of training; trouble, why there is no result, or ""; file, the checkpoint's.
+        The table ``sweep``, a row for each network: variant, seed and the varied settings;
+        accuracies on the test part, each with a 95 % interval (_low, _high): natural, attacked, and
+        robust, which is the worst case over natural and attacked images (the attack is repeated on
+        the joint loss, with seven weights); val_natural and val_robust of the best epoch,
+        best_epoch, trained_epochs, seconds of training; trouble, why there is no result, or "";
+        file, the checkpoint's.
 
     Raises:
         UserError: for settings that do not fit, or a sweep of other settings in ``out``.
@@ -140,6 +142,7 @@ def _check(trainings: Sequence[Training], dataset: Dataset, folder: Path) -> Non
     check_writable(folder / "sweep.json")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --out.")
+    check_folder(folder / "result")
     # With one image of each class, the pixels' mean and standard deviation are soon computed.
     train_part = dataset.require_train()
     firsts = [(train_part.labels == k).nonzero()[0, 0] for k in range(len(dataset.classes))]

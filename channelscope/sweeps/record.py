@@ -10,6 +10,7 @@ from typing import Any, Self
 import pandas as pd
 
 from channelscope import distributed
+from channelscope.analyses.sweeps import TABLE
 from channelscope.data import Dataset
 from channelscope.errors import UserError
 from channelscope.files import atomic_write
@@ -18,15 +19,10 @@ from channelscope.sweeps.variants import Variant, to_words
 
 Row = dict[str, Any]
 
-ACCURACIES = ("natural", "attacked", "robust")
-# The numbers of the table, and their types.
-COLUMNS = {
-    **{f"{name}{end}": "float64" for name in ACCURACIES for end in ("", "_low", "_high")},
-    "val_natural": "float64",
-    "val_robust": "float64",
+# The numbers of the table but for the seed, and their types.
+COLUMNS = {name: "float64" for name in TABLE.numbers if name != "seed"} | {
     "best_epoch": "Int64",
     "trained_epochs": "Int64",
-    "seconds": "float64",
 }
 
 
@@ -123,7 +119,7 @@ class Record:
 
     def describe(self, dataset: Dataset) -> dict[str, Any]:
         """Return the settings of the sweep's result, as plain values."""
-        models = {training.variant.name: {} for training in self.trainings}
+        models: dict[str, Any] = {training.variant.name: {} for training in self.trainings}
         data = {
             "name": dataset.name,
             "images": len(dataset.test),
