@@ -8,7 +8,7 @@ import pytest
 
 from channelscope.analyses.base import analyses_of
 from channelscope.result import Result
-from helpers.first_version import KINDS, read_first_study, read_first_table
+from helpers.first_version import FOLDER, KINDS, read_first_study, read_first_table
 from helpers.studies import make_result
 
 RUNS = (
@@ -96,8 +96,17 @@ def test_verdicts_agree(case: str, kind: str) -> None:
 def test_verdicts_by_intervention_agree() -> None:
     result = compute("digits", "intervention")
     first = read_first_table("digits", "intervention", "verdicts")
-    columns = ["estimate", "low", "high"]
-    for table in (result.verdicts, result.suppression):
+    numbers = [*result.suppression.columns[3:]]
+    for table, columns in ((result.verdicts, numbers[:3]), (result.suppression, numbers)):
         values = table[columns].to_numpy(float)
         np.testing.assert_allclose(values, first[columns].to_numpy(float), rtol=0, atol=1e-12)
-    assert result.verdicts["verdict"].tolist() == first["verdict"].tolist()
+    columns = ["claim", "layer", "verdict", "statement"]
+    assert result.verdicts[columns].to_numpy().tolist() == first[columns].to_numpy().tolist()
+
+
+def test_pictures_of_the_images_that_excite_channels_agree() -> None:
+    arrays = compute("digits", "comparison").arrays
+    with np.load(FOLDER / "digits" / "comparison" / "thumbnails.npz") as first:
+        assert {name for name in arrays if name.startswith("thumbnails")} == set(first.files)
+        for name in first.files:
+            np.testing.assert_array_equal(arrays[name], first[name])

@@ -42,7 +42,7 @@ def compute_excitation(study: Study) -> dict[str, Any]:
 
 
 def _list_images(
-    study: Study, tops: dict[tuple[str, str, str], Int[ndarray, "c _"]]
+    study: Study, tops: dict[tuple[str, str, str], Int[ndarray, "_ _"]]
 ) -> Iterator[dict[str, Any]]:
     for (model, layer, data), images in tops.items():
         where = {"model": model, "layer": layer, "data": data}
@@ -54,7 +54,7 @@ def _list_images(
 
 
 def _collect_pictures(
-    study: Study, name: str, model: str, tops: Sequence[Int[ndarray, "c _"]]
+    study: Study, name: str, model: str, tops: Sequence[Int[ndarray, "_ _"]]
 ) -> dict[str, ndarray]:
     """Return the pictures of as many images as there is room for, and the images' numbers."""
     images = rank_images(tops)
@@ -68,7 +68,7 @@ def _collect_pictures(
     return {f"thumbnails/{name}": np.asarray(pictures), f"thumbnails/{name}/images": numbers}
 
 
-def rank_images(tops: Sequence[Int[ndarray, "c _"]]) -> list[int]:
+def rank_images(tops: Sequence[Int[ndarray, "_ _"]]) -> list[int]:
     """Return the images that excite any channel, once each: by their best rank, then number."""
     best: dict[int, int] = {}
     for top in tops:
