@@ -1,11 +1,12 @@
-"""What capturing costs beside the bare forward passes, ours and other libraries', in time and in memory.
+"""What capturing costs beside bare forward passes, ours and other libraries': time and memory.
 
     python -m benchmarks.capture [--images N] [--rounds R] [--threads T] [--json FILE]
 
-The task: the activations of all 8 blocks of a ResNet-18 of width 16 over N random images of 32 x 32, and of them, by
-class and channel, magnitude and frequency. Every contender has a process of its own, in which it runs in turn with the
-bare forward passes, R times each. `ratio` is the median of the R ratios of CPU time, `peak_mb` how far the first run's
-peak of memory exceeds that of the bare passes before it. All contenders' statistics are compared with the first's.
+The task: the activations of all 8 blocks of a ResNet-18 of width 16 over N random images of 32 x
+32, and of them, by class and channel, magnitude and frequency. Every contender has a process of its
+own, in which it runs in turn with the bare forward passes, R times each. `ratio` is the median of
+the R ratios of CPU time, `peak_mb` how far the first run's peak of memory exceeds that of the bare
+passes before it. All contenders' statistics are compared with the first's.
 """
 
 import argparse
@@ -30,30 +31,32 @@ from tqdm.auto import tqdm
 from benchmarks.training import CLASSES, machine, resnet18, seconds, spread
 from channelscope.layers.features import capture_activations, pool_features
 from channelscope.layers.hooks import eval_mode
-from channelscope.statistics.streaming import ChannelStats
+from channelscope.statistics.channels import frequency_by_class, mean_by_class
 
 WIDTH, BATCH = 16, 128
 BLOCKS = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
 BOUNDS = {"ratio": 1.10, "peak_mb": 50.0}  # of ours
-# glibc gives large blocks back to the system whenever they are free, and fetching them again takes a good part of the
-# bare passes' time; whoever happens to hold more memory is spared that, and would look faster than they are.
+# glibc gives large blocks back to the system whenever they are free, and fetching them again takes
+# a good part of the bare passes' time; whoever happens to hold more memory is spared that, and
+# would look faster than they are.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 MB = 1024 if sys.platform == "linux" else 1024**2  # what ru_maxrss counts, per MB
 
 Batches = list[tuple[Tensor, Tensor]]
-Found = dict[str, Tensor]  # block -> activations or features of a batch
+Captured = dict[str, Tensor]  # block -> activations or features of a batch
+Statistics = dict[str, tuple[Tensor, Tensor]]  # block -> magnitude and frequency (k, c)
 
-# ---------------------------------------------------------------- the contenders: network, batches -> (found, labels)
+# ---------------------------------------- the contenders: network, batches -> (captured, labels)
 
 
-def ours(net: nn.Module, batches: Batches) -> Iterator[tuple[Found, Tensor]]:
-    with eval_mode(net), torch.no_grad(), capture_activations(net, *BLOCKS) as found:
+def ours(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]]:
+    with eval_mode(net), torch.no_grad(), capture_activations(net, *BLOCKS) as activations:
         for x, y in batches:
             net(x)
-            yield found, y
+            yield activations, y
 
 
-def captum(net: nn.Module, batches: Batches) -> Iterator[tuple[Found, Tensor]]:
+def captum(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]]:
     layers = [net.get_submodule(block) for block in BLOCKS]
     activation = importlib.import_module("captum.attr").LayerActivation(net, layers)
     with torch.no_grad():
@@ -61,20 +64,20 @@ def captum(net: nn.Module, batches: Batches) -> Iterator[tuple[Found, Tensor]]:
             yield dict(zip(BLOCKS, activation.attribute(x), strict=True)), y
 
 
-def nnsight(net: nn.Module, batches: Batches) -> Iterator[tuple[Found, Tensor]]:
+def nnsight(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]]:
     model = importlib.import_module("nnsight").NNsight(net)
     with torch.no_grad():
         for x, y in batches:
-            found = {}
+            features = {}
             with model.trace(x):
                 for block in BLOCKS:
-                    found[block] = model.get(block).output.save()
-            yield found, y
+                    features[block] = model.get(block).output.save()
+            yield features, y
 
 
-def torchlens(net: nn.Module, batches: Batches) -> Iterator[tuple[Found, Tensor]]:
+def torchlens(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]]:
     library = importlib.import_module("torchlens")
-    # It leaves torch's functions wrapped unless told otherwise, which would slow the bare passes down.
+    # By default it leaves torch's functions wrapped, which would slow the bare passes down.
     options = library.options.CaptureOptions(layers_to_save=BLOCKS, unwrap_when_done=True)
     with torch.no_grad():
         for x, y in batches:
@@ -82,7 +85,7 @@ def torchlens(net: nn.Module, batches: Batches) -> Iterator[tuple[Found, Tensor]
             yield {block: trace[block].out for block in BLOCKS}, y
 
 
-def store_everything(net: nn.Module, batches: Batches) -> Iterator[tuple[Found, Tensor]]:
+def store_everything(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]]:
     """Hooks that append every feature map to a list, as one writes them by hand."""
     kept: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
     hooks = [
@@ -100,7 +103,7 @@ def store_everything(net: nn.Module, batches: Batches) -> Iterator[tuple[Found, 
         yield {block: kept[block][number] for block in BLOCKS}, y
 
 
-Contender = Callable[[nn.Module, Batches], Iterator[tuple[Found, Tensor]]]
+Contender = Callable[[nn.Module, Batches], Iterator[tuple[Captured, Tensor]]]
 CONTENDERS: dict[str, Contender] = {
     "channelscope": ours,
     "captum": captum,
@@ -112,18 +115,22 @@ CONTENDERS: dict[str, Contender] = {
 # ---------------------------------------------------------------- measuring
 
 
-def statistics_of(
-    contender: Contender, net: nn.Module, batches: Batches
-) -> dict[str, ChannelStats]:
-    """Keep what a contender captures as statistics by class and channel; all contenders' in the same way."""
-    kept: dict[str, ChannelStats] = {}
-    for found, y in contender(net, batches):
-        for block, z in found.items():
-            a = pool_features(z)
-            if block not in kept:
-                kept[block] = ChannelStats(classes=CLASSES, channels=a.shape[1])
-            kept[block].update(a, y)
-    return kept
+def statistics_of(contender: Contender, net: nn.Module, batches: Batches) -> Statistics:
+    """Compute magnitude and frequency of what a contender captures, of all in the same way."""
+    activations: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
+    labels = []
+    for features, y in contender(net, batches):
+        labels.append(y)
+        for block, z in features.items():
+            activations[block].append(pool_features(z))
+    y_all = torch.cat(labels).numpy()
+    statistics = {}
+    for block, parts in activations.items():
+        a = torch.cat(parts).numpy()
+        magnitude = mean_by_class(a, y_all, CLASSES)
+        frequency = frequency_by_class(a, y_all, CLASSES, 0.01)
+        statistics[block] = torch.from_numpy(magnitude), torch.from_numpy(frequency)
+    return statistics
 
 
 def task(images: int) -> tuple[nn.Module, Batches]:
@@ -148,26 +155,23 @@ def measure(name: str, images: int, rounds: int, statistics: Path) -> dict[str, 
             for x, _ in batches:
                 net(x)
 
-    def captured(own: nn.Module) -> dict[str, ChannelStats]:
-        return statistics_of(CONTENDERS[name], own, batches)
+    def captured(copied: nn.Module) -> Statistics:
+        return statistics_of(CONTENDERS[name], copied, batches)
 
-    if name in ("captum", "nnsight", "torchlens"):
-        importlib.import_module(
-            "captum.attr" if name == "captum" else name
-        )  # its own size is not counted
+    if name in ("captum", "nnsight", "torchlens"):  # its own size is not counted
+        importlib.import_module("captum.attr" if name == "captum" else name)
     bare()
     before = peak()
-    kept = captured(copy.deepcopy(net))
+    by_block = captured(copy.deepcopy(net))
     above = peak() - before
-    torch.save(
-        {block: (stats.magnitude, stats.frequency) for block, stats in kept.items()}, statistics
-    )
+    torch.save(by_block, statistics)
     times: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
     for number in range(rounds):
-        # Some contenders leave hooks behind, which would slow the bare passes down: each run has its own network.
-        own = copy.deepcopy(net)
+        # Some contenders leave hooks behind, which would slow the bare passes down: each run has
+        # its own network.
+        copied = copy.deepcopy(net)
         ways: list[tuple[str, Callable[[], Any]]] = [
-            ("ours", partial(captured, own)),
+            ("ours", partial(captured, copied)),
             ("bare", bare),
         ]
         for way, work in ways if number % 2 else reversed(ways):
@@ -273,12 +277,13 @@ def main() -> None:
         return
     report: dict[str, Any] = {}
     made = {
-        "command": f"python -m benchmarks.capture --images {options.images} --rounds {options.rounds} "
-        f"--threads {options.threads}",
+        "command": f"python -m benchmarks.capture --images {options.images} "
+        f"--rounds {options.rounds} --threads {options.threads}",
         "machine": machine(),
     }
     print(
-        f"{'':17}  time beside the bare passes  memory above them, {options.images} images, {options.rounds} rounds"
+        f"{'':17}  time beside the bare passes  memory above them, {options.images} images, "
+        f"{options.rounds} rounds"
     )
     with tempfile.TemporaryDirectory() as folder:
         for name in tqdm(CONTENDERS, leave=False, disable=None):
@@ -296,7 +301,8 @@ def main() -> None:
     mine = report["channelscope"]
     holds = all(mine[key] <= bound for key, bound in BOUNDS.items())
     print(
-        f"ours {'keeps' if holds else 'does NOT keep'} to {BOUNDS['ratio']:.2f} x and {BOUNDS['peak_mb']:.0f} MB"
+        f"ours {'keeps' if holds else 'does NOT keep'} to {BOUNDS['ratio']:.2f} x and "
+        f"{BOUNDS['peak_mb']:.0f} MB"
     )
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")

@@ -1,10 +1,11 @@
-"""What scorers of relevance cost, measured beside a forward pass, and beside the count of passes that they state.
+"""What scorers of relevance cost beside a forward pass, and beside the passes that they state.
 
     python -m benchmarks.relevance [--images N] [--rounds R] [--threads T] [--json FILE]
 
-The task: the relevance of the channels of the 8 blocks of a ResNet-18 of width 16 with a gate behind its last two
-blocks, over N random images of 32 x 32, for every scorer over those of these layers that it applies to. Scorers and
-forward passes run in turn, R times; `ratio` is the median of the R ratios of CPU time, `stated` what the scorer's cost says.
+The task: the relevance of the channels of the 8 blocks of a ResNet-18 of width 16 with a gate
+behind its last two blocks, over N random images of 32 x 32, for every scorer over those of these
+layers that it applies to. Scorers and forward passes run in turn, R times; `ratio` is the median of
+the R ratios of CPU time, `stated` what the scorer's cost says.
 """
 
 import argparse
@@ -32,7 +33,7 @@ OF = {
 
 
 def costs(net: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
-    """Measure every scorer beside a forward pass: scorer -> layers, stated, ratio and the quartiles of the rounds."""
+    """Measure every scorer beside a forward pass: scorer -> layers, stated, ratio, quartiles."""
     channels = {
         call.name: call.output.shape[channel_axis(net, call.name, call.output.shape)]
         for call in trace(net, x[:2])[0]
@@ -76,14 +77,15 @@ def main() -> None:
         with_gates(resnet18(WIDTH), WIDTH).eval(), x, torch.arange(len(x)) % CLASSES, options.rounds
     )
     print(
-        f"{'scorer':23}  layers  measured  stated  (forward passes of {options.images} images, {options.rounds} rounds)"
+        f"{'scorer':23}  layers  measured  stated  (forward passes of {options.images} images, "
+        f"{options.rounds} rounds)"
     )
     for name, row in found.items():
         print(f"{name:23}  {row['layers']:6}  {row['ratio']:8.1f}  {row['stated']:6}")
     if options.json:
         made = {
-            "command": f"python -m benchmarks.relevance --images {options.images} --rounds {options.rounds} "
-            f"--threads {options.threads}",
+            "command": f"python -m benchmarks.relevance --images {options.images} "
+            f"--rounds {options.rounds} --threads {options.threads}",
             "machine": machine(),
         }
         options.json.write_text(

@@ -17,9 +17,5 @@ def test_contenders_of_capture_find_the_same_statistics(name: str) -> None:
     )
     assert list(ours) == list(theirs) == BLOCKS
     for block in BLOCKS:
-        assert torch.equal(ours[block].count, theirs[block].count)
-        for found, expected in (
-            (ours[block].magnitude, theirs[block].magnitude),
-            (ours[block].active, theirs[block].active),
-        ):
-            assert torch.allclose(found, expected, rtol=1e-6, equal_nan=True)
+        for one, other in zip(ours[block], theirs[block], strict=True):
+            assert torch.allclose(one, other, rtol=1e-6, equal_nan=True)
