@@ -146,14 +146,8 @@ def read_table(
     """
     import pandas as pd
 
-    with check_regular(path, within=path.parent).open("rb") as file:
-        head = file.readline(LARGEST_LINE + 1)
-    if len(head) > LARGEST_LINE:
-        raise ValueError(f"the first line of {path.name} is too long")
     columns = len(names) + len(numbers)
-    most = 2 * columns if open_ended else columns
-    if not columns <= head.count(b",") + 1 <= most:  # the columns' names have no commas
-        raise ValueError(f"{path.name} has other columns")
+    _check_head(path, columns, 2 * columns if open_ended else columns)
     if not path.read_bytes().endswith(b"\n"):
         raise ValueError(f"{path.name} is cut short")
     try:
@@ -166,17 +160,32 @@ def read_table(
         names = (*names, *(name for name in frame.columns if name not in {*names, *numbers}))
     if set(frame.columns) != {*names, *numbers}:
         raise ValueError(f"{path.name} has other columns")
-    if any(has_controls(name) for column in names for name in frame[column].unique()):
+    if has_controls([*names, *(word for name in names for word in frame[name].unique())]):
         raise ValueError(f"{path.name} has names with control characters")
     for column in numbers:
-        words = frame[column]
-        parsed = pd.to_numeric(words.replace("", None))
-        if parsed.dtype == float:  # of which older versions of pandas drop the last digit
-            parsed = words.replace("", "nan").astype(float)
-        frame[column] = parsed
+        frame[column] = _parse_numbers(frame[column])
     if frame.duplicated([*names, *(column for column in numbers if column in _KEYS)]).any():
         raise ValueError(f"{path.name} has a row twice")
     return frame
+
+
+def _check_head(path: Path, least: int, most: int) -> None:
+    """Check the number of columns in a table's first line, of which the names have no commas."""
+    with check_regular(path, within=path.parent).open("rb") as file:
+        head = file.readline(LARGEST_LINE + 1)
+    if len(head) > LARGEST_LINE:
+        raise ValueError(f"the first line of {path.name} is too long")
+    if not least <= head.count(b",") + 1 <= most:
+        raise ValueError(f"{path.name} has other columns")
+
+
+def _parse_numbers(words: "pd.Series[str]") -> "pd.Series[Any]":
+    import pandas as pd
+
+    numbers = pd.to_numeric(words.replace("", None))
+    if numbers.dtype == float:  # of which older versions of pandas drop the last digit
+        numbers = words.replace("", "nan").astype(float)
+    return numbers
 
 
 class Arrays:

@@ -196,3 +196,19 @@ def test_tables_of_endless_or_uneven_lines_are_refused(tmp_path: Path) -> None:
             read_table(path, *columns)
     path.write_text("name,value\nNA,1\n")
     assert read_table(path, *columns).values.tolist() == [["NA", 1]]
+
+
+def test_tables_may_have_further_columns_of_words(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("name,value,seed\nat,1,07\n")
+    assert read_table(path, ("name",), ("value",), open_ended=True).values.tolist() == [
+        ["at", 1, "07"]
+    ]
+    for content in (
+        "name,value,a,b,c\nat,1,2,3,4\n",
+        "name,value,a\x1b\nat,1,2\n",
+        "name,a\nat,1\n",
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"other columns|control characters"):
+            read_table(path, ("name",), ("value",), open_ended=True)
