@@ -426,12 +426,11 @@ def test_names_functions_and_scorers_are_taken_alike() -> None:
 @pytest.mark.parametrize(
     ("scorers", "words"),
     [
-        ("gradient", r"as a list, such as \['gradient'\], not 'gradient'"),
-        (constant, "as a list"),
-        ([], "as a list"),
+        ("gradient", r"scorers: give a list of names or functions, such as \['gradient'\]"),
+        (constant, "scorers: give a list"),
         ([3], "a name or a function .*, not 3"),
-        (["gradient", "gradient"], "Two scorers are called 'gradient': give each its own name"),
-        ([constant, constant], "Two scorers are called 'constant'"),
+        (["gradient", "gradient"], "there are two of the name 'gradient': rename one"),
+        ([constant, constant], "two of the name 'constant'"),
     ],
     ids=str,
 )

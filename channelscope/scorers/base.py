@@ -133,12 +133,12 @@ def get_scorers(scorers: Sequence[str | ScoreFunction]) -> dict[str, Scorer]:
     Raises:
         UserError: for what is not a list of names and functions, and for two of one name.
     """
-    if isinstance(scorers, str) or callable(scorers) or not scorers:
-        raise UserError(f"Scorers are given as a list, such as ['gradient'], not {scorers!r}.")
+    if isinstance(scorers, str) or callable(scorers):
+        raise UserError(f"scorers: give a list of names or functions, such as [{scorers!r}].")
     by_name: dict[str, Scorer] = {}
     for scorer in map(get_scorer, scorers):
         if scorer.name in by_name:
-            raise UserError(f"Two scorers are called {scorer.name!r}: give each its own name.")
+            raise UserError(f"scorers: there are two of the name {scorer.name!r}: rename one.")
         by_name[scorer.name] = scorer
     return by_name
 
