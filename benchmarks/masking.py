@@ -28,7 +28,7 @@ from channelscope.study.masking import LEVEL, MATERIAL, STRAY, findings
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from masked import EPS, MASKED, digits, honest, masked
+from helpers.masked import EPS, MASKED, digits, honest, masked
 
 ANSWERS = 9
 

@@ -23,7 +23,7 @@ from channelscope.attacks import (
     find_correct,
     make_generators,
 )
-from channelscope.attacks.adaptive import BETAS, in_turn
+from channelscope.attacks.adaptive import BETAS, run_cascade
 from channelscope.gates import (
     KINDS,
     Selection,
@@ -46,8 +46,8 @@ ADAPTIVE: dict[str, Attack] = {
     "detached sweep": Detached(attack=JointSweep(attack=BASE)),
     "frozen natural": MaskFrozen(attack=BASE),
     "frozen label": MaskFrozen(attack=BASE, at="label"),
-    "probe": dataclasses.replace(BASE, objective=ProbeLoss(0, "layer4.0")),
-    "other probe": dataclasses.replace(BASE, objective=ProbeLoss(1, "layer4.1")),
+    "probe": dataclasses.replace(BASE, objective=ProbeLoss("layer4.0")),
+    "other probe": dataclasses.replace(BASE, objective=ProbeLoss("layer4.1")),
 }
 
 
@@ -107,7 +107,7 @@ def test_sweep_attacks_the_joint_loss_at_every_weight() -> None:
 
 
 def test_each_attack_gets_what_those_before_it_left() -> None:
-    """``in_turn`` returns the first image that breaks the network, and the natural one where nothing does."""
+    """A cascade returns the first image that breaks the network, and the natural one where nothing does."""
 
     class Given:
         eps = 0.1
@@ -117,8 +117,8 @@ def test_each_attack_gets_what_those_before_it_left() -> None:
 
         def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Any = None) -> Tensor:
             self.given += x.flatten().tolist()
-            assert [own.initial_seed() for own in generator.own] == x.flatten().int().tolist()
-            assert generator.initial_seed() == generator.own[0].initial_seed()
+            assert [own.initial_seed() for own in generator.each] == x.flatten().int().tolist()
+            assert generator.initial_seed() == generator.each[0].initial_seed()
             return torch.where(x == self.breaks, -x, x)
 
     class Sign(nn.Module):
@@ -128,7 +128,7 @@ def test_each_attack_gets_what_those_before_it_left() -> None:
     x, y = torch.tensor([1.0, 2, 3, 4, 5]).view(-1, 1, 1, 1), torch.tensor([0, 0, 0, 0, 1])
     first, second = Given(2), Given(3)
     generators = ImageGenerators(torch.Generator().manual_seed(int(value)) for value in x.flatten())
-    found = in_turn([first, second], Sign(), x, y, generators)
+    found = run_cascade([first, second], Sign(), x, y, generators)
     assert found.flatten().tolist() == [1, -2, -3, 4, 5]
     assert first.given == [1, 2, 3, 4]  # the fifth is wrong as it is
     assert second.given == [1, 3, 4]
@@ -137,11 +137,13 @@ def test_each_attack_gets_what_those_before_it_left() -> None:
 def test_probe_loss_is_the_cross_entropy_of_one_probe() -> None:
     model, (x, y) = gated().eval(), batch()
     probed = model.probed(x)
-    for index, layer in enumerate(("layer4.0", "layer4.1")):
+    for layer in ("layer4.0", "layer4.1"):
         wanted = F.cross_entropy(probed.probes[layer], y, reduction="none")
-        torch.testing.assert_close(ProbeLoss(index, layer)(model, x, y), wanted)
+        torch.testing.assert_close(ProbeLoss(layer)(model, x, y), wanted)
     bare = resnet().eval()
-    torch.testing.assert_close(ProbeLoss(0, "layer4")(bare, x, y), cross_entropy(bare, x, y))
+    torch.testing.assert_close(ProbeLoss("layer4")(bare, x, y), cross_entropy(bare, x, y))
+    with mistake("no gate at layer 'layer4'", "Did you mean 'layer4."):
+        ProbeLoss("layer4")(model, x, y)
 
 
 # ---------------------------------------------------------------- masks
@@ -213,9 +215,15 @@ def test_every_gate_with_a_mask_can_be_frozen(kind: str) -> None:
     assert takes_labels(gate) == (kind in ("cifs", "eas"))
 
 
-def test_frozen_masks_take_no_early_stop() -> None:
+@pytest.mark.parametrize("attack", [PGD(early_stop=0), APGD()], ids=str)
+def test_frozen_masks_take_no_early_stop(attack: Attack) -> None:
     with mistake("early_stop"):
-        MaskFrozen(attack=PGD(early_stop=0))
+        MaskFrozen(attack=attack)
+
+
+def test_sweep_needs_an_attack_with_an_objective() -> None:
+    with mistake("pgd-20:detached has no objective"):
+        JointSweep(attack=Detached(attack=PGD()))
 
 
 def test_hidden_gradients() -> None:

@@ -1,7 +1,10 @@
 """Attacks: the papers' own steps, inside the ball, as strong as other libraries', and nothing left behind."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +13,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import channelscope
 import reference
 from channelscope.attacks import (
     APGD,
     FGSM,
     PGD,
     Attack,
+    Detached,
+    JointSweep,
+    MaskFrozen,
+    Search,
+    Square,
+    attack_name,
+    describe_attacks,
+    estimate_cost,
     find_correct,
     make_generators,
     parse_attack,
+    register,
+    registry,
 )
+from channelscope.attacks.adaptive import ProbeLoss
+from channelscope.attacks.fallback import Averaged, Estimated, Noise
 from channelscope.data import load
 from channelscope.errors import UserError
 from channelscope.objectives import Joint, cross_entropy, dlr, margin
@@ -132,7 +148,8 @@ stops = st.fixed_dictionaries({"early_stop": st.integers(0, 3)})
 @st.composite
 def attacks(draw: st.DrawFn) -> PGD | FGSM:
     norm = draw(st.sampled_from(["inf", "2"]))
-    eps = draw(st.sampled_from([0, 1e-4, 8 / 255, 0.5, 3]) | st.floats(1e-6, 2))
+    largest = 1 if norm == "inf" else 3
+    eps = draw(st.sampled_from([0, 1e-4, 8 / 255, 0.5, largest]) | st.floats(1e-6, largest))
     if draw(st.booleans()):
         return FGSM(eps=eps, norm=norm)
     return PGD(
@@ -203,6 +220,78 @@ def test_networks_under_autocast_do_not_overshoot() -> None:
         adversarial = PGD()(net, x, y, seed())
     assert_inside(x, adversarial, PGD())
     assert not torch.equal(x, adversarial)
+
+
+# ---------------------------------------------------------------- the contract
+
+
+class Wild(Attack):
+    """Ends far outside the ball, with pixels that are no numbers."""
+
+    def __init__(self, eps: float, norm: Any) -> None:
+        self.eps, self.norm = eps, norm
+
+    def run(self, model: nn.Module, search: Search) -> Tensor:
+        points = 9 * search.exact - 4
+        points[:, :, 0, 0] = float("nan")
+        return points
+
+
+@norms
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_whatever_a_run_ends_with_is_brought_into_the_ball(norm: Any, dtype: torch.dtype) -> None:
+    net, (x, y) = mixed(plain().to(dtype)), images(dtype=dtype)
+    attack = Wild(0.1, norm)
+    with unchanged(net):
+        adversarial = attack(net, x, y)
+    assert_inside(x, adversarial, attack)
+    assert not torch.equal(adversarial, x)
+    assert str(attack) == "Wild"
+
+
+@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=2, early_stop=0), APGD(steps=2)], ids=str)
+def test_attack_works_in_inference_mode(attack: Attack) -> None:
+    net, (x, y) = gated(), images()
+    wanted = attack(net, x, y, seed())
+    with torch.inference_mode():
+        assert torch.equal(attack(net, x.clone(), y.clone(), seed()), wanted)
+
+
+class Probe(nn.Module):
+    """Notes how many functions of the package stand between its caller and its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.depths = plain(), list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        files = [Path(frame.filename) for frame in inspect.stack(context=0)]
+        here = files.index(Path(__file__), 1)  # the test, further down than this method
+        package = Path(channelscope.__file__).parent
+        self.depths.append(sum(file.is_relative_to(package) for file in files[:here]))
+        return self.net(x)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("attack", "deepest"),
+    [
+        (PGD(steps=3), 3),
+        (PGD(steps=3, norm="2", restarts=2, early_stop=0, objective=margin), 3),
+        (FGSM(), 3),
+        (APGD(steps=3, restarts=2), 4),
+    ],
+    ids=str,
+)
+def test_few_functions_stand_between_an_attack_and_the_network(
+    attack: Attack, deepest: int
+) -> None:
+    net, (x, y) = Probe().eval(), images()
+    attack(net, x, y, seed())
+    net.depths.clear()
+    net.net.linear.bias.data[0] += 0.1  # the plan to fold is known: what follows are the steps
+    attack(net, x, y, seed())
+    assert max(net.depths) <= deepest
 
 
 # ---------------------------------------------------------------- the papers' steps
@@ -378,7 +467,7 @@ def test_later_restarts_are_for_images_that_no_earlier_one_has_broken(
         eps=eps, step=step, steps=steps, norm=norm, objective=objective, early_stop=0, restarts=4
     )
     loss, predicts = losses_of(net, objective), predictions(net)
-    starts = attack._starts(x, seed(1)) - x
+    starts = attack.get_random_starts(x, seed(1)) - x
     options: dict[str, Any] = {"eps": eps, "step": step, "steps": steps, "norm": norm}
     with torch.enable_grad():
         runs = [
@@ -444,14 +533,12 @@ def test_what_only_the_folded_network_takes_for_broken_is_attacked_further(
     wanted = attack(net, x, y, seed())
     assert (wanted - x).abs().max() > 0.09
 
-    def lying(model: nn.Module, _x: Tensor, work: Callable[[torch.memory_format], Any]) -> Any:
-        handle = model.register_forward_hook(lambda _, __, logits: -logits)
-        try:
-            return work(torch.preserve_format)
-        finally:
-            handle.remove()
+    @contextmanager
+    def lying(model: nn.Module) -> Iterator[None]:
+        with model.register_forward_hook(lambda _, __, logits: -logits):
+            yield
 
-    monkeypatch.setattr("channelscope.attacks.runs.run_folded", lying)
+    monkeypatch.setattr("channelscope.attacks.base.prepare", lambda model, _: [lying(model)])
     torch.testing.assert_close(attack(net, x, y, seed()), wanted, rtol=0, atol=1e-9)
 
 
@@ -496,12 +583,13 @@ def runs_of(
     attack: PGD, net: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Run each restart of an attack by itself."""
-    return torch.stack(
-        [
-            attack._run(net, x, y, start, attack.objective).images
-            for start in attack._starts(x, generator)
-        ]
-    )
+    runs = []
+    for start in attack.get_random_starts(x, generator):
+        search = Search(x, y, start, attack.eps, attack.norm, attack.objective)
+        with torch.enable_grad():
+            search.end(attack.run(net, search))
+        runs.append(search.images)
+    return torch.stack(runs)
 
 
 @torch.no_grad()
@@ -594,7 +682,7 @@ def test_normal_start_is_spread_around_the_image_and_projected(norm: Any) -> Non
     x = 0.4 + 0.2 * x
     noise = reference.normal_starts(x, 0.01, seed(3))
     wide, narrow = (
-        PGD(eps=eps, step=0, steps=1, norm=norm, random_start=0.01) for eps in (9.0, 0.01)
+        PGD(eps=eps, step=0, steps=1, norm=norm, random_start=0.01) for eps in (1.0, 0.01)
     )
     torch.testing.assert_close(wide(net, x, y, seed(3)), x + noise, rtol=0, atol=1e-9)
     projected = torch.stack(
@@ -688,9 +776,10 @@ def test_network_without_gradient_is_refused() -> None:
         ({"steps": 0}, "at least one step"),
         ({"restarts": 0}, "at least one step and one restart"),
         ({"step": -0.1}, "step is a number from 0 up"),
-        ({"random_start": -0.1}, "random start is true, false or a spread from 0 up"),
-        ({"random_start": float("nan")}, "random start is true, false or a spread from 0 up"),
-        ({"early_stop": -1}, "stops early takes a number of further steps from 0 up"),
+        ({"random_start": -0.1}, "random_start .* from 0 up, not -0.1"),
+        ({"random_start": float("nan")}, "random_start .* from 0 up, not nan"),
+        ({"early_stop": -1}, "early_stop .* from 0 up, not -1"),
+        ({"eps": 8}, r"eps is in \[0, 1\] .*, not 8: write 8/255"),
     ],
     ids=str,
 )
@@ -764,25 +853,95 @@ def test_margin_and_auto_pgd_have_the_names_of_the_literature() -> None:
         " fgsm",
         "cw",
         "cw-",
-        "apgd",
-        "apgd-50",
+        "apgd-x5",
         "apgd-cex5",
         "apgd-ce-x5",
         "apgd-dlr-l1",
+        "pgd-20:",
+        "pgd-20:other",
+        "pgd-20:joint:joint-sweep:joint",
+        "square:joint",
+        "pgd-20:frozen-label:from-other",
     ],
 )
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(
-        UserError,
-        match=f"There is no attack '{name}': write fgsm, pgd-20 or pgd-100x5 .*, cw-30, apgd-ce, apgd-dlr",
-    ):
+    with pytest.raises(UserError, match=f"There is no attack '{name}'") as caught:
         parse_attack(name)
+    assert "pgd-100x5" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["pgd-0", "pgd-20x0", "cw-0", "apgd-ce-0", "apgd-ce-50x0"])
 def test_names_of_impossible_attacks_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="at least one step"):
         parse_attack(name)
+
+
+CHANGED = [
+    JointSweep(attack=PGD()),
+    JointSweep(attack=APGD(steps=50, norm="2", eps=0.1)),
+    Detached(attack=PGD(steps=7)),
+    Detached(attack=JointSweep(attack=FGSM())),
+    MaskFrozen(attack=PGD(restarts=2)),
+    MaskFrozen(attack=PGD(), at="label"),
+    PGD(objective=ProbeLoss("layer4.0")),
+    PGD(objective=dlr, steps=10, early_stop=0),
+    APGD(objective=Joint(0.5)),
+    FGSM(objective=Joint(float("inf"))),
+    PGD(objective=Averaged(objective=margin)),
+    PGD(eps=0.2, steps=50, objective=Estimated(objective=margin, spread=0.1)),
+    Noise(tries=30, norm="2"),
+    Square(queries=1000, norm="2", eps=0.5),
+]
+
+
+@pytest.mark.parametrize("attack", CHANGED, ids=str)
+def test_whatever_an_attack_prints_is_parsed(attack: Any) -> None:
+    assert parse_attack(str(attack), eps=attack.eps) == attack
+
+
+def test_change_alone_is_one_of_pgd_20() -> None:
+    assert parse_attack("joint-sweep", eps=0.1) == JointSweep(attack=PGD(eps=0.1))
+    assert parse_attack("detached-l2") == Detached(attack=PGD(norm="2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("pdg-20", "pgd-20"), ("sqare", "square"), ("pgd-20:joint-swep", ":joint-sweep")],
+)
+def test_close_names_are_suggested(name: str, close: str) -> None:
+    with pytest.raises(UserError, match=f"Did you mean '{close}'"):
+        parse_attack(name)
+
+
+def test_attack_is_entered_where_it_is_written() -> None:
+    template = "stay-TIMES[-l2]"
+    try:
+
+        @register(template, "goes nowhere", cost=lambda stay: 2 * stay.times)
+        @dataclass(frozen=True, kw_only=True)
+        class Stay(Attack):
+            eps: float = 0.1
+            norm: Any = "inf"
+            times: int = 3
+
+            def run(self, model: nn.Module, search: Search) -> Tensor:
+                return search.x
+
+        attack = parse_attack("stay-5-l2", eps=0.3)
+        assert attack == Stay(eps=0.3, norm="2", times=5)
+        assert str(attack) == attack_name(attack) == "stay-5-l2"
+        assert estimate_cost(attack) == 10
+        assert "goes nowhere (stay-3: 6 passes)" in describe_attacks()
+    finally:
+        registry.ATTACKS.pop(template, None)
+    with pytest.raises(UserError, match="There is no attack 'stay-5'"):
+        parse_attack("stay-5")
+
+
+def test_costs_are_forward_and_backward_passes() -> None:
+    costs = {"fgsm": 1, "pgd-20x5": 100, "apgd-ce": 100, "joint-sweep": 7 * 20, "noise-30": 10}
+    assert {name: estimate_cost(parse_attack(name)) for name in costs} == costs
+    assert estimate_cost(lambda *_: _) is None  # type: ignore[arg-type]
 
 
 def test_function_as_objective_gives_its_own_name() -> None:
@@ -921,9 +1080,7 @@ def test_folding_changes_nothing_but_rounding(
 ) -> None:
     net, x, y = trained
     folded = attack(net, x, y, seed())
-    monkeypatch.setattr(
-        "channelscope.attacks.runs.run_folded", lambda _model, _x, work: work(torch.preserve_format)
-    )
+    monkeypatch.setattr("channelscope.attacks.base.prepare", lambda *_: [nullcontext()])
     plainly = attack(net, x, y, seed())
     assert (distance(folded, plainly, "inf") < 1e-5).float().mean() >= 0.99
     assert robust(net, folded, y) == robust(net, plainly, y)

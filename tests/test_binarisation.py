@@ -13,7 +13,7 @@ from channelscope.evaluation import binarisation as module
 from channelscope.objectives import dlr, margin
 from channelscope.study.binarisation import Binarisation, binarisation
 from helpers.expect import mistake
-from masked import EPS, digits, honest, masked
+from helpers.masked import EPS, digits, honest, masked
 from networks import images, mixed, plain, unchanged
 
 pytestmark = pytest.mark.usefixtures("unchecked")

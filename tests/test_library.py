@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import channelscope.attacks.library as library_module
 from channelscope.attacks import ImageGenerators, find_correct
-from channelscope.attacks.adaptive import in_turn
+from channelscope.attacks.adaptive import run_cascade
 from channelscope.attacks.library import (
     AttackWarning,
     AutoAttack,
@@ -146,7 +146,7 @@ def test_agrees_with_the_library_image_by_image(
     wanted = raw(net, x, y, attack, seed)
     *parts, square = attack.parts
     parts.append(replace(square, iterations=300))
-    found = in_turn(parts, net, x, y, seeded(seed) if seed else None)
+    found = run_cascade(parts, net, x, y, seeded(seed) if seed else None)
     broken = (wanted != x).flatten(1).any(1)
     assert 2 <= broken.sum() <= 9  # some resist
     assert torch.equal((found != x).flatten(1).any(1), broken)

@@ -15,7 +15,7 @@ from channelscope.evaluation import masking
 from channelscope.objectives import cross_entropy, margin
 from channelscope.study.masking import LEVEL, Checks, exceeds, findings
 from helpers.expect import mistake
-from masked import EPS, MASKED, SEEDS, digits, honest, masked
+from helpers.masked import EPS, MASKED, SEEDS, digits, honest, masked
 from networks import Linear, images, mixed, plain, unchanged
 
 pytestmark = pytest.mark.usefixtures("unchecked")

@@ -1,4 +1,11 @@
-"""Attacks on images in [0, 1]: frozen, configured callables (model, x, y) -> adversarial x."""
+"""Attacks on images in [0, 1]: frozen, configured callables (model, x, y) -> adversarial x.
+
+An attack is one class in one module of this package: a subclass of ``Attack`` that implements
+``run``, under a decorator ``register`` that gives it a short name.
+"""
+
+import importlib
+import pkgutil
 
 from channelscope.attacks.adaptive import (
     Detached,
@@ -9,15 +16,15 @@ from channelscope.attacks.adaptive import (
     stop_early,
 )
 from channelscope.attacks.apgd import APGD
-from channelscope.attacks.ball import (
+from channelscope.attacks.ball import ImageGenerators, Norm, make_generators
+from channelscope.attacks.base import (
     Attack,
-    ImageGenerators,
-    Norm,
-    attack_name,
+    AttackLike,
+    NoGradient,
+    Search,
     check_images,
     find_correct,
     is_correct,
-    make_generators,
 )
 from channelscope.attacks.library import (
     AttackWarning,
@@ -26,15 +33,23 @@ from channelscope.attacks.library import (
     Square,
     collect_warnings,
 )
-from channelscope.attacks.names import parse_attack
 from channelscope.attacks.pgd import FGSM, PGD
-from channelscope.attacks.runs import NoGradient
+from channelscope.attacks.registry import (
+    ATTACKS,
+    attack_name,
+    describe_attacks,
+    estimate_cost,
+    parse_attack,
+    register,
+)
 
 __all__ = [
     "APGD",
+    "ATTACKS",
     "FGSM",
     "PGD",
     "Attack",
+    "AttackLike",
     "AttackWarning",
     "AutoAttack",
     "Detached",
@@ -45,14 +60,22 @@ __all__ = [
     "NoGradient",
     "Norm",
     "ProbeLoss",
+    "Search",
     "Square",
     "Transfer",
     "attack_name",
     "check_images",
     "collect_warnings",
+    "describe_attacks",
+    "estimate_cost",
     "find_correct",
     "is_correct",
     "make_generators",
     "parse_attack",
+    "register",
     "stop_early",
 ]
+
+# Attacks register when their module is imported.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

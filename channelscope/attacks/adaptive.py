@@ -1,80 +1,142 @@
 """Attacks made for gated networks: they go where the gates may hide something.
 
-The sweep of the joint loss and the attack on it: Yan et al., ICML 2021 (arXiv 2102.05311), section 5. Why an evaluation
-has to be adaptive: Tramer et al., NeurIPS 2020 (arXiv 2002.08347).
+The sweep of the joint loss and the attack on it: Yan et al., ICML 2021 (arXiv 2102.05311), section
+5. Why an evaluation has to be adaptive: Tramer et al., NeurIPS 2020 (arXiv 2002.08347).
 """
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks.apgd import APGD
-from channelscope.attacks.ball import Attack, ImageGenerators, find_correct
-from channelscope.attacks.pgd import FGSM, PGD
-from channelscope.errors import UserError
-from channelscope.gates import Selective, detached, freeze_masks
-from channelscope.layers.hooks import eval_mode
-from channelscope.objectives import Gated, Joint, cross_entropy
+from channelscope.attacks.ball import Norm, select_generators
+from channelscope.attacks.base import Attack, AttackLike, Search, find_correct
+from channelscope.attacks.pgd import PGD
+from channelscope.attacks.registry import attack_name, estimate_cost, register
+from channelscope.errors import UserError, suggest
+from channelscope.gates import Probed, Selective, detached, freeze_masks
+from channelscope.objectives import (
+    OBJECTIVES,
+    Gated,
+    Images,
+    Joint,
+    Labels,
+    PerImage,
+    cross_entropy,
+)
 
 BETAS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0, inf)
 
 
-def in_turn(
-    attacks: Sequence[Attack],
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    generator: torch.Generator | None = None,
-) -> Float[Tensor, "n *image"]:
-    """Run attacks one after the other, each on the images that are still classified correctly; x where all fail."""
-    adversarial, left = x.clone(), torch.arange(len(x), device=x.device)
-    with eval_mode(model):
-        left = left[find_correct(model, x, y)]
-        for attack in attacks:
-            own = generator.only(left) if isinstance(generator, ImageGenerators) else generator
-            found = attack(model, x[left], y[left], own)
-            standing = find_correct(model, found, y[left])
-            adversarial[left[~standing]] = found[~standing]
-            left = left[standing]
-    return adversarial
-
-
 @dataclass(frozen=True)
 class ProbeLoss:
-    """Cross-entropy of what one gate is trained to tell (its probe's logits), per image, summed over its heads.
+    """Cross-entropy of the logits that one gate is trained on (its probe's), per image.
+
+    Summed over the gate's heads; the cross-entropy for a network without gates.
 
     Args:
-        gate: number of the gate, in the order of the network.
-        layer: name of the gated layer, for the objective's own name.
+        layer: name of the gated layer.
     """
 
-    gate: int
     layer: str
 
-    def __call__(
-        self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
-    ) -> Float[Tensor, " n"]:
+    def __call__(self, model: nn.Module, x: Images, y: Labels) -> PerImage:
         if not isinstance(model, Gated):
             return cross_entropy(model, x, y)
-        heads = model.probed(x).heads(y)[self.gate]
-        return torch.stack(
-            [F.cross_entropy(logits, targets, reduction="none") for logits, targets in heads]
-        ).sum(0)
+        answer: Probed = model.probed(x)
+        if self.layer not in answer.selections:
+            gates = answer.selections
+            raise UserError(
+                f"There is no gate at layer {self.layer!r}: the gates are at {', '.join(gates)}."
+                f"{suggest(self.layer, gates)}"
+            )
+        heads = answer.selections[self.layer].heads(y, answer.logits)
+        losses = [F.cross_entropy(logits, targets, reduction="none") for logits, targets in heads]
+        return torch.stack(losses).sum(0)
 
     def __str__(self) -> str:
         return f"probe-{self.layer}"
 
 
+OBJECTIVES["probe-(?P<layer>.+)"] = lambda match, _eps: ProbeLoss(match["layer"])
+
+
+# ---------------------------------------------------------------- attacks made of others
+
+
+class Cascade(Attack):
+    """Attacks one after the other, each on the images that are still classified correctly.
+
+    An image keeps what first breaks it, or stays as it is where all fail.
+    """
+
+    folds: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[AttackLike, ...]:
+        """The attacks, in their order."""
+
+    def run(self, model: nn.Module, search: Search) -> Tensor:
+        return run_cascade(self.parts, model, search.x, search.y, search.generator)
+
+
+def run_cascade(
+    attacks: Sequence[AttackLike],
+    model: nn.Module,
+    x: Images,
+    y: Labels,
+    generator: torch.Generator | None = None,
+) -> Images:
+    """Run attacks in turn on a network in eval mode; see ``Cascade``."""
+    x_adv, rows = x.clone(), find_correct(model, x, y).nonzero().squeeze(1)
+    for attack in attacks:
+        points = attack(model, x[rows], y[rows], select_generators(generator, rows))
+        correct = find_correct(model, points, y[rows])
+        x_adv[rows[~correct]] = points[~correct]
+        rows = rows[correct]
+    return x_adv
+
+
+class _Changed(Attack):
+    """An attack that changes another, of the same ball."""
+
+    attack: AttackLike
+    folds: ClassVar[bool] = False
+
+    @property
+    def eps(self) -> float:  # type: ignore[override]  # not to be set
+        return self.attack.eps
+
+    @property
+    def norm(self) -> Norm:  # type: ignore[override]
+        return norm_of(self.attack)
+
+
+def norm_of(attack: AttackLike, default: Norm = "inf") -> Norm:
+    """Return the norm of an attack's ball; the default for your own without a ``norm``."""
+    norm: Norm = getattr(attack, "norm", default)
+    return norm
+
+
+def _count_passes(changed: Any) -> float:
+    return estimate_cost(changed.attack) or 0
+
+
+@register(
+    ":joint-sweep",
+    "on the joint loss, for each of seven weights of the gates' probes",
+    cost=lambda sweep: len(sweep.betas) * _count_passes(sweep),
+)
 @dataclass(frozen=True, kw_only=True)
-class JointSweep:
-    """An attack on the joint loss, once for each weight beta of the probes; an image keeps the first that breaks it.
+class JointSweep(_Changed, Cascade):
+    """An attack on the joint loss, once for each weight beta of the probes, in turn.
 
     beta = 0 attacks the logits alone, infinity the probes alone.
 
@@ -83,109 +145,73 @@ class JointSweep:
         betas: the weights, each >= 0.
     """
 
-    attack: PGD | FGSM | APGD
+    attack: Attack
     betas: tuple[float, ...] = BETAS
 
-    @property
-    def eps(self) -> float:
-        """Radius of the ball, in image units."""
-        return self.attack.eps
+    def __post_init__(self) -> None:
+        if "objective" not in vars(self.attack):
+            raise UserError(
+                f"{attack_name(self.attack)} has no objective to sweep: sweep pgd, apgd or fgsm."
+            )
 
     @property
-    def parts(self) -> tuple[Attack, ...]:
-        """The attack on each loss: each is for the images that are left by those before it."""
-        return tuple(dataclasses.replace(self.attack, objective=Joint(beta)) for beta in self.betas)
-
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "n *image"],
-        y: Int[Tensor, " n"],
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "n *image"]:
-        """Attack images x (n, c, h, w) with labels y (n,)."""
-        return in_turn(self.parts, model, x, y, generator)
-
-    def __str__(self) -> str:
-        return f"{self.attack}:joint-sweep"
+    def parts(self) -> tuple[AttackLike, ...]:
+        """The attack on each loss."""
+        attack: PGD = self.attack  # type: ignore[assignment]  # or another with an objective
+        return tuple(dataclasses.replace(attack, objective=Joint(beta)) for beta in self.betas)
 
 
+@register(":detached", "without the gradient through the gates' masks", cost=_count_passes)
 @dataclass(frozen=True, kw_only=True)
-class Detached:
-    """An attack that is not shown the gradient through the masks: how the authors of CIFS attack their networks."""
+class Detached(_Changed):
+    """An attack that is not shown the gradient through the masks: how CIFS's authors attack."""
 
-    attack: Attack
-
-    @property
-    def eps(self) -> float:
-        """Radius of the ball, in image units."""
-        return self.attack.eps
+    attack: AttackLike
 
     @property
-    def parts(self) -> tuple[Attack, ...]:
+    def parts(self) -> tuple[AttackLike, ...]:
         """The attack's own parts, not shown the gradient either."""
-        return tuple(Detached(attack=part) for part in getattr(self.attack, "parts", ())) or (self,)
+        return tuple(Detached(attack=part) for part in getattr(self.attack, "parts", [self.attack]))
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "n *image"],
-        y: Int[Tensor, " n"],
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "n *image"]:
-        """Attack images x (n, c, h, w) with labels y (n,)."""
+    def run(self, model: nn.Module, search: Search) -> Tensor:
         with detached(model):
-            return self.attack(model, x, y, generator)
-
-    def __str__(self) -> str:
-        return f"{self.attack}:detached"
+            return self.attack(model, search.x, search.y, search.generator)
 
 
+@register(":frozen-natural", "on the natural image's masks", cost=_count_passes, at="natural")
+@register(":frozen-label", "on the masks that the label gives", cost=_count_passes, at="label")
 @dataclass(frozen=True, kw_only=True)
-class MaskFrozen:
-    """An attack that holds every gate's mask where it is for the natural image, or where the label would put it.
+class MaskFrozen(_Changed):
+    """An attack that holds every gate's mask where it is for the natural image, or for the label.
 
-    The gradient is then that of a network without gates, and the attack need not follow masks that jump from one
-    choice of logits to the next. What it finds counts only if the network itself, masks free, is wrong there.
+    The gradient is then that of a network without gates, and the attack need not follow masks that
+    jump from one choice of logits to the next. What it finds counts only if the network itself,
+    masks free, is wrong there. On a network without gates it is the attack alone.
 
     Args:
-        attack: PGD without early stopping, as the masks are those of the whole batch.
-        at: "natural", or "label" for gates that are told the label in training.
+        attack: without early stopping, as the masks are those of the whole batch.
+        at: "natural", or "label" for gates that get the label in training.
     """
 
-    attack: PGD
+    attack: Attack
     at: Literal["natural", "label"] = "natural"
 
     def __post_init__(self) -> None:
         if self.attack.early_stop is not None:
             raise UserError(
-                "An attack on frozen masks does not stop early: leave its early_stop at None."
+                f"An attack on frozen masks does not stop early, as {self.attack} does: "
+                "use PGD, with early_stop at None."
             )
 
-    @property
-    def eps(self) -> float:
-        """Radius of the ball, in image units."""
-        return self.attack.eps
-
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "n *image"],
-        y: Int[Tensor, " n"],
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "n *image"]:
-        """Attack images x (n, c, h, w) with labels y (n,); of a network without gates, as the attack alone would."""
-        if not isinstance(model, Selective) or not len(x):
-            return self.attack(model, x, y, generator)
-        with eval_mode(model), freeze_masks(model, x, y if self.at == "label" else None):
-            return self.attack(model, x, y, generator)
-
-    def __str__(self) -> str:
-        return f"{self.attack}:frozen-{self.at}"
+    def run(self, model: nn.Module, search: Search) -> Tensor:
+        if not isinstance(model, Selective):
+            return self.attack(model, search.x, search.y, search.generator)
+        with freeze_masks(model, search.x, search.y if self.at == "label" else None):
+            return self.attack(model, search.x, search.y, search.generator)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer:
+class Transfer(_Changed):
     """Images made against another network, such as a twin without gates.
 
     Args:
@@ -194,31 +220,19 @@ class Transfer:
         name: what to call it.
     """
 
-    attack: Attack
+    attack: AttackLike
     source: nn.Module
     name: str
 
-    @property
-    def eps(self) -> float:
-        """Radius of the ball, in image units."""
-        return self.attack.eps
-
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "n *image"],
-        y: Int[Tensor, " n"],
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "n *image"]:
-        """Attack images x (n, c, h, w) with labels y (n,), without a look at the model."""
-        return self.attack(self.source, x, y, generator)
+    def run(self, _model: nn.Module, search: Search) -> Tensor:
+        return self.attack(self.source, search.x, search.y, search.generator)
 
     def __str__(self) -> str:
-        return f"{self.attack}:from-{self.name}"
+        return f"{attack_name(self.attack)}:from-{self.name}"
 
 
-def stop_early(attack: Attack) -> Attack:
-    """Let an attack drop each image once it is broken, where the attack knows how to."""
+def stop_early(attack: AttackLike) -> AttackLike:
+    """Return the attack that drops each image once it is broken, where the attack can do so."""
     if isinstance(attack, PGD) and attack.early_stop is None:
         return dataclasses.replace(attack, early_stop=0)
     if isinstance(attack, Detached):

@@ -1,56 +1,61 @@
-"""Auto-PGD: a projected gradient attack that finds its own step length (Croce & Hein, ICML 2020, arXiv 2003.01690)."""
+"""Auto-PGD: gradient ascent that finds its own step length.
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Self
+Croce & Hein, ICML 2020 (arXiv 2003.01690).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks.ball import (
-    Norm,
-    check_ball,
-    check_images,
-    draw_uniform,
-    is_correct,
-    make_projection,
-    to_normal,
-    working_dtype,
-)
-from channelscope.attacks.pgd import suffix
-from channelscope.attacks.runs import Points, View, direction, look, narrowed, restarted, seen
+from channelscope.attacks.ball import Norm, check_ball, draw_uniform, to_normal
+from channelscope.attacks.base import Attack, Search, mean_over
+from channelscope.attacks.registry import register
 from channelscope.errors import UserError
-from channelscope.objectives import Objective, cross_entropy, dlr, margin
+from channelscope.objectives import Images, Objective, PerImage, cross_entropy, dlr, margin
 
 MOMENTUM = 0.75  # alpha of the paper
-_SHORT = [(cross_entropy, "-ce"), (dlr, "-dlr"), (margin, "-margin")]
+_STEPS = "[-STEPS[xRESTARTS]][-l2]"
 
 
+def _count_passes(apgd: "APGD") -> float:
+    return apgd.steps * apgd.restarts * apgd.eot
+
+
+@register(
+    f"apgd-ce{_STEPS}", "Auto-PGD on cross-entropy", cost=_count_passes, objective=cross_entropy
+)
+@register(f"apgd-dlr{_STEPS}", "Auto-PGD on DLR", cost=_count_passes, objective=dlr)
+@register(f"apgd-margin{_STEPS}", "Auto-PGD on the margin", cost=_count_passes, objective=margin)
+@register(f"apgd{_STEPS}", "Auto-PGD on another objective, as in apgd:joint", cost=_count_passes)
 @dataclass(frozen=True, kw_only=True)
-class APGD:
-    """Auto-PGD: ascent of an objective f with momentum, whose step eta, 2 eps at first, is halved where it stalls.
+class APGD(Attack):
+    """Auto-PGD: ascent of an objective f with momentum and a step eta, 2 eps at first.
 
         z       = project(x_k + eta * direction(grad f(x_k)))
         x_(k+1) = project(x_k + 3/4 (z - x_k) + 1/4 (x_k - x_(k-1)))
 
-    At checkpoints w_0 = 0 < w_1 < ... an image's eta is halved, and its best point so far taken up again, if fewer than
-    rho of the steps since the last checkpoint have raised f, or if neither eta has been halved then nor the best f
-    risen since. An image that the network takes for another class leaves at once: this is an attack for evaluation.
-    An image that is never broken ends at its point of the largest f. (Algorithm 1; as in the authors' code, a
-    checkpoint follows the evaluation of its point. Theirs differs in halving at exactly rho, too, and, for other steps
-    than 100, in the rounding of the checkpoints.)
+    At checkpoints w_0 = 0 < w_1 < ... an image's eta is halved, and its best point so far taken up
+    again, if fewer than rho of the steps since the last checkpoint have raised f, or if neither eta
+    was halved then nor the best f has risen since. An image that the network takes for another
+    class leaves at once: this is an attack for evaluation. An image that is never broken ends at
+    its point of the largest f. (Algorithm 1; as in the authors' code, a checkpoint follows the
+    evaluation of its point. Theirs also halves at exactly rho, and rounds the checkpoints otherwise
+    for other steps than 100.)
 
     Args:
-        eps: radius of the ball in image units, >= 0; 0 returns the images.
+        eps: radius of the ball in image units, >= 0, at most 1 for L-inf; 0 returns the images.
         steps: number of steps, >= 1.
-        restarts: number of runs, >= 1, each from another random point: on the surface of the ball, before the range
-            of images cuts it. Later ones are for the images that no earlier one has broken.
+        restarts: number of runs, >= 1, each from another random point on the surface of the ball,
+            before it is cut to [0, 1]. Later ones are for images that no earlier one has broken.
         norm: "inf" or "2".
-        objective: (model, x, y) -> loss per image; see ``PGD.early_stop`` for one that knows its batch.
+        objective: (model, x, y) -> loss per image; see ``PGD.early_stop`` for one that knows its
+            batch.
         rho: share of the steps that must raise f, in [0, 1].
-        eot: number of forward passes, >= 1, over which gradient, f and logits are averaged (Athalye et al., ICML
-            2018, arXiv 1802.00420): more than one for a network that draws random numbers.
+        eot: number of forward passes, >= 1, over which gradient, f and logits are averaged (Athalye
+            et al., ICML 2018, arXiv 1802.00420): for networks that draw random numbers.
     """
 
     eps: float = 8 / 255
@@ -61,172 +66,124 @@ class APGD:
     rho: float = 0.75
     eot: int = 1
 
+    early_stop = 0  # a broken image leaves at once
+
     def __post_init__(self) -> None:
         check_ball(self.eps, self.norm)
         if self.steps < 1 or self.restarts < 1 or self.eot < 1:
-            raise UserError("APGD needs at least one step, one restart and one forward pass (eot).")
+            raise UserError(
+                "APGD needs at least one step, one restart and one forward pass, "
+                f"not steps {self.steps}, restarts {self.restarts} and eot {self.eot}."
+            )
         if not 0 <= self.rho <= 1:
             raise UserError(f"APGD's rho is a share of its steps, from 0 to 1, not {self.rho}.")
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "n *image"],
-        y: Int[Tensor, " n"],
-        generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "n *image"]:
-        """Attack images x (n, c, h, w) with labels y (n,); the random starts come from ``generator``.
-
-        Raises:
-            UserError: for images outside [0, 1] or with NaN.
-        """
-        check_images(x)
-        x = x.detach()
-        if self.eps == 0 or not len(x):
-            return x.clone()
-
-        def run(x: Tensor, y: Tensor, start: Tensor, objective: Objective) -> Points:
-            return self._run(model, x, y, start, objective)
-
-        return restarted(
-            model,
-            x,
-            y,
-            self._starts(x.to(working_dtype(x.dtype)), generator),
-            run,
-            self.objective,
-            drops=True,
-        )
-
-    def _starts(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Give the restarts' points: x + eps t / |t|, t uniform in [-1, 1) for L-inf and normal for L2."""
-        u = draw_uniform((len(x), self.restarts, x.shape[1:].numel()), x, generator).transpose(0, 1)
-        t = 2 * u - 1 if self.norm == "inf" else to_normal(u)
-        size = (
-            t.abs().amax(-1, keepdim=True) if self.norm == "inf" else t.norm(dim=-1, keepdim=True)
-        )
+    def get_random_starts(
+        self, x: Images, generator: torch.Generator | None
+    ) -> Float[Tensor, "restarts n *image"]:
+        """Return x + eps t / |t|, with t uniform in [-1, 1) for L-inf and normal for L2."""
+        u = draw_uniform((len(x), self.restarts, x.shape[1:].numel()), x, generator)
+        if self.norm == "inf":
+            t = 2 * u.transpose(0, 1) - 1
+            size = t.abs().amax(-1, keepdim=True)
+        else:
+            t = to_normal(u.transpose(0, 1))
+            size = t.norm(dim=-1, keepdim=True)
         return x + (self.eps * t / size.clamp_min(1e-12)).reshape(-1, *x.shape)
 
-    def _run(
-        self, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, objective: Objective
-    ) -> Points:
-        """Take the steps from one start; what is broken leaves, and its row of everything with it."""
-        images, broken = torch.empty_like(x), torch.zeros_like(y, dtype=torch.bool)
-        origin, of_rows, last = x.to(start.dtype), objective, 0
-        project = make_projection(origin, self.eps, self.norm)
-        state = _State.begin(y, project(start), 2 * self.eps)
-        for k in range(self.steps + 1):
+    def run(self, model: nn.Module, search: Search) -> Tensor:
+        state, last = _State.begin(search.project(search.start), 2 * self.eps), 0
+        for k in search.steps(self.steps + 1):
             if k:
-                state.points, state.previous = (
-                    self._next(state, project, momentum=k > 1),
-                    state.points,
-                )
-            at = seen(x[state.rows], state.points)
-            view = self._look(model, at, state.y, of_rows, gradient=k < self.steps)
-            state.take(view)
-            right = is_correct(view.logits, state.y)
-            if not right.all():
-                out = state.rows[~right]
-                images[out], broken[out] = at[~right], True
-                state = state.only(right)
-                if not len(state.rows):
-                    break
-                project = make_projection(origin[state.rows], self.eps, self.norm)
-                of_rows = narrowed(objective, state.rows)
-            if k in self._checkpoints:
-                state.check(self.rho * (k - last))
-                last = k
-        images[state.rows] = seen(x[state.rows], state.best)
-        return Points(images, broken)
+                state = self._move(search, state, momentum=k > 1)
+            state = state.update(*self._look(model, search, state.points, is_last=k == self.steps))
+            state = _State(*search.drop_broken(*state))
+            if k in self.checkpoints:
+                state, last = state.check(self.rho * (k - last)), k
+        return state.best
 
-    def _next(
-        self, state: "_State", project: Callable[[Tensor], Tensor], *, momentum: bool
-    ) -> Tensor:
-        """Give the points of the next step; the first one has no momentum."""
-        at = state.points
-        z = project(at + state.step * direction(state.gradient, self.norm))
-        return (
-            project(at + MOMENTUM * (z - at) + (1 - MOMENTUM) * (at - state.previous))
-            if momentum
-            else z
-        )
+    def _move(self, search: Search, state: "_State", *, momentum: bool) -> "_State":
+        """Take a step; the first one has no momentum."""
+        x = state.points
+        z = search.project(x + state.step * search.direction(state.gradient))
+        if momentum:
+            z = search.project(x + MOMENTUM * (z - x) + (1 - MOMENTUM) * (x - state.previous))
+        return state._replace(points=z, previous=x)
 
     def _look(
-        self, model: nn.Module, x: Tensor, y: Tensor, objective: Objective, *, gradient: bool
-    ) -> View:
-        """Look at points as often as the expectation over the network's own randomness asks for."""
-        views = [look(model, x, y, objective, gradient=gradient) for _ in range(self.eot)]
-        means = (
-            torch.stack(values).to(working_dtype(x.dtype)).mean(0)
-            for values in zip(*views, strict=True)
-        )
-        return View(*means)
+        self, model: nn.Module, search: Search, points: Tensor, *, is_last: bool
+    ) -> tuple[PerImage, Images]:
+        """Return the objective and its gradient at some points, averaged over ``eot`` passes."""
+        losses, gradients = [], []
+        for _ in range(self.eot):
+            x_in = search.as_input(points)
+            with search.watch(model, x_in), torch.set_grad_enabled(not is_last):
+                losses.append(search.objective(model, x_in, search.y))
+            gradients.append(points if is_last else search.gradient(losses[-1], x_in))
+        return mean_over(losses).detach().to(points.dtype), mean_over(gradients)
 
     @property
-    def _checkpoints(self) -> set[int]:
-        """The steps w_j = ceil(p_j * steps): p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06)."""
-        percent, gap, found = 0, 22, set[int]()
+    def checkpoints(self) -> set[int]:
+        """The steps w_j = ceil(p_j * steps), whose shares p_j lie closer and closer.
+
+        p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06).
+        """
+        percent, gap, steps = 0, 22, set[int]()
         while percent <= 100:
-            found.add(-(-percent * self.steps // 100))
+            steps.add(-(-percent * self.steps // 100))
             percent, gap = percent + gap, max(gap - 3, 6)
-        return found
-
-    def __str__(self) -> str:
-        name = next((name for known, name in _SHORT if known is self.objective), None)
-        steps = f"-{self.steps}" if self.steps != 100 or self.restarts > 1 else ""
-        restarts = f"x{self.restarts}" if self.restarts > 1 else ""
-        return f"apgd{name or ''}{steps}{restarts}{suffix(self.norm, cross_entropy if name else self.objective)}"
+        return steps
 
 
-@dataclass
-class _State:
-    """What is known of the images that are under attack, a row each."""
+class _State(NamedTuple):
+    """What is known of the images under attack, a row each."""
 
-    rows: Tensor  # where they are in the batch
-    y: Tensor
-    points: Tensor
-    previous: Tensor
-    gradient: Tensor
-    loss: Tensor
-    best: Tensor
-    best_gradient: Tensor
-    best_loss: Tensor
-    step: Tensor
-    rises: Tensor  # steps since the last checkpoint that have raised the loss
-    halved: Tensor  # whether the step was halved there
-    checked: Tensor  # the best loss there
+    points: Images
+    previous: Images
+    gradient: Images
+    loss: PerImage
+    best: Images
+    best_gradient: Images
+    best_loss: PerImage
+    step: Tensor  # (n, 1, ...)
+    rises: Int[Tensor, " n"]  # steps since the last checkpoint that have raised the loss
+    is_halved: Bool[Tensor, " n"]  # the step, at the last checkpoint
+    checked_loss: PerImage  # the best loss then
 
     @classmethod
-    def begin(cls, y: Tensor, points: Tensor, step: float) -> Self:
-        """Start with a loss above which nothing rises, and a best one below which nothing falls."""
-        infinite, none = torch.full_like(y, torch.inf, dtype=points.dtype), torch.zeros_like(y)
-        zero = torch.zeros_like(points)
-        return cls(
-            rows=torch.arange(len(y), device=y.device), y=y,
-            points=points, previous=points, gradient=zero, loss=infinite,
-            best=points.clone(), best_gradient=zero.clone(), best_loss=-infinite,
-            step=torch.full_like(infinite, step).view(-1, *[1] * (points.ndim - 1)),
-            rises=none, halved=none.bool(), checked=-infinite,
-        )  # fmt: skip
+    def begin(cls, points: Images, step: float) -> Self:
+        """Return a state whose loss no other exceeds, and whose best loss every other exceeds."""
+        least = points.new_full((len(points),), -torch.inf)
+        steps = points.new_full((len(points), *[1] * (points.ndim - 1)), step)
+        rises, gradient = torch.zeros_like(least, dtype=torch.int64), torch.zeros_like(points)
+        best = (points, gradient, least)
+        return cls(points, points, gradient, -least, *best, steps, rises, rises.bool(), least)
 
-    def take(self, view: View) -> None:
-        """Take in what the network shows of the points."""
-        self.rises = self.rises + (view.loss > self.loss)
-        self.gradient, self.loss = view.gradient, view.loss
-        better = self.loss > self.best_loss
-        self.best[better], self.best_gradient[better] = self.points[better], self.gradient[better]
-        self.best_loss = torch.where(better, self.loss, self.best_loss)
+    def update(self, loss: PerImage, gradient: Images) -> Self:
+        is_better = loss > self.best_loss
+        of_image = is_better.view(self.step.shape)
+        return self._replace(
+            gradient=gradient,
+            loss=loss,
+            best=torch.where(of_image, self.points, self.best),
+            best_gradient=torch.where(of_image, gradient, self.best_gradient),
+            best_loss=torch.where(is_better, loss, self.best_loss),
+            rises=self.rises + (loss > self.loss),
+        )
 
-    def check(self, wanted: float) -> None:
-        """Halve the step of images that do not get on, of too few rises for one, and take them back to their best."""
-        stalled = ~self.halved & (self.best_loss <= self.checked)
-        self.halved = (self.rises < wanted) | stalled
-        back = self.halved.view(self.step.shape)
-        self.step = torch.where(back, self.step / 2, self.step)
-        self.points = torch.where(back, self.best, self.points)
-        self.gradient = torch.where(back, self.best_gradient, self.gradient)
-        self.checked, self.rises = self.best_loss, torch.zeros_like(self.rises)
+    def check(self, wanted: float) -> Self:
+        """Return the state after a checkpoint, at which ``wanted`` steps should have raised f.
 
-    def only(self, which: Tensor) -> Self:
-        """Keep some of the images."""
-        return replace(self, **{own.name: getattr(self, own.name)[which] for own in fields(self)})
+        Images that stall get half the step and go back to their best point.
+        """
+        has_stalled = ~self.is_halved & (self.best_loss <= self.checked_loss)
+        is_halved = (self.rises < wanted) | has_stalled
+        of_image = is_halved.view(self.step.shape)
+        return self._replace(
+            points=torch.where(of_image, self.best, self.points),
+            gradient=torch.where(of_image, self.best_gradient, self.gradient),
+            step=torch.where(of_image, self.step / 2, self.step),
+            rises=torch.zeros_like(self.rises),
+            is_halved=is_halved,
+            checked_loss=self.best_loss,
+        )

@@ -1,132 +1,176 @@
-"""Which attacks an evaluation makes: suites by name, and what is added for gated networks."""
+"""Which attacks an evaluation makes: suites by name, and the attacks for gated networks."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import signature
-from typing import Any
+from typing import NamedTuple
 
 from torch import nn
 
-from channelscope.attacks import (
-    PGD,
-    Attack,
-    AutoAttack,
-    Detached,
-    JointSweep,
-    MaskFrozen,
-    Norm,
-    ProbeLoss,
-    Transfer,
-    attack_name,
-    parse_attack,
-)
+from channelscope.attacks.adaptive import Transfer, norm_of
+from channelscope.attacks.ball import Norm
+from channelscope.attacks.base import AttackLike
+from channelscope.attacks.library import AutoAttack
+from channelscope.attacks.pgd import PGD
+from channelscope.attacks.registry import attack_name, parse_attack
 from channelscope.errors import UserError
 from channelscope.gates import Selective, hides_gradient, takes_labels
 from channelscope.objectives import margin
 
-STANDARD = ("fgsm", "pgd-20", "pgd-100x5", "cw-30", "apgd-ce", "apgd-dlr")
-PAPER = ("fgsm", "pgd-20", "pgd-100", "cw-30")
-PLAIN = ("pgd-20", "cw-30", "apgd-ce", "apgd-dlr")  # what the adaptive attacks are set beside
-SUITES = {
-    "standard": "FGSM, PGD-20, PGD-100 with 5 restarts, C&W-inf, APGD on the cross-entropy and on DLR",
-    "paper": "FGSM, PGD-20, PGD-100, C&W-inf as in the CIFS paper; on gated networks also the sweep of the joint loss",
-    "adaptive": "PGD-20, C&W-inf, APGD on both losses; on gated networks also the attacks made for them",
-    "auto": "standard AutoAttack (APGD-CE, APGD-T, FAB-T, Square) by the package pyautoattack",
-    "all": "all of these",
-}
+# Label -> network without gates, on which the images of a transfer are made.
+Twins = Mapping[str, nn.Module]
+# (network, its twins, PGD-20 in the ball) -> short names, and attacks that have none to parse.
+Expand = Callable[[nn.Module, Twins, PGD], Iterator[str | AttackLike]]
+
+
+class Suite(NamedTuple):
+    """Attacks that go by one name."""
+
+    name: str
+    help: str
+    expand: Expand
+
+
+SUITES: dict[str, Suite] = {}
+
+
+def suite(name: str, help: str) -> Callable[[Expand], Expand]:
+    """Enter a function as a suite, with one line of help."""
+
+    def enter(expand: Expand) -> Expand:
+        SUITES[name] = Suite(name, help, expand)
+        return expand
+
+    return enter
+
+
+@suite("standard", "FGSM, PGD-20, PGD-100 with 5 restarts, C&W-inf, APGD on cross-entropy and DLR")
+def _standard(_network: nn.Module, _twins: Twins, _pgd: PGD) -> Iterator[str]:
+    yield from ("fgsm", "pgd-20", "pgd-100x5", "cw-30", "apgd-ce", "apgd-dlr")
+
+
+@suite("paper", "as in the CIFS paper: FGSM, PGD-20, PGD-100, C&W-inf; with gates joint-sweep too")
+def _paper(network: nn.Module, _twins: Twins, _pgd: PGD) -> Iterator[str]:
+    yield from ("fgsm", "pgd-20", "pgd-100", "cw-30", *_list_sweeps(network))
+
+
+@suite("adaptive", "PGD-20, C&W-inf, APGD on both losses; with gates the attacks made for them")
+def _adaptive(network: nn.Module, twins: Twins, pgd: PGD) -> Iterator[str | AttackLike]:
+    yield from ("pgd-20", "cw-30", "apgd-ce", "apgd-dlr", *_list_sweeps(network))
+    if not isinstance(network, Selective):
+        return
+    # Where gates may hide something: their masks, their probes, and around them.
+    if any(hasattr(gate, "importance") for gate in network.gates.values()):
+        yield "pgd-20:frozen-natural"
+    if any(takes_labels(gate) for gate in network.gates.values()):
+        yield "pgd-20:frozen-label"
+    for layer, gate in network.gates.items():
+        if hasattr(gate, "probe") or hasattr(gate, "classifier"):
+            yield f"pgd-20:probe-{layer}"
+    for name, twin in twins.items():
+        yield Transfer(attack=dataclasses.replace(pgd, objective=margin), source=twin, name=name)
+
+
+def _list_sweeps(network: nn.Module) -> list[str]:
+    if not isinstance(network, Selective):
+        return []
+    detached = ["pgd-20:joint-sweep:detached"] if hides_gradient(network) else []
+    return ["pgd-20:joint-sweep", *detached]
+
+
+@suite("auto", "standard AutoAttack (needs: pip install 'channelscope[autoattack]')")
+def _auto(_network: nn.Module, _twins: Twins, _pgd: PGD) -> Iterator[str]:
+    yield "autoattack"
+
+
+@suite("all", "all of these")
+def _all(network: nn.Module, twins: Twins, pgd: PGD) -> Iterator[str | AttackLike]:
+    for expand in (_standard, _paper, _adaptive, _auto):
+        yield from expand(network, twins, pgd)
 
 
 def attacks_on(
     network: nn.Module,
-    wanted: Sequence[str | Attack],
+    wanted: Sequence[str | AttackLike],
     *,
     eps: float,
     norm: Norm,
     classes: int,
-    twins: Mapping[str, nn.Module],
-) -> dict[str, Attack]:
-    """Name the attacks on one network, in the order in which they are made; each once.
+    twins: Twins,
+) -> dict[str, AttackLike]:
+    """Return the attacks on one network by name, in the order in which they are made; each once.
 
     Args:
         network: gated or not.
-        wanted: suites, short names as ``attacks.parse`` knows them, and attacks as such.
-        eps, norm: the ball, for all but attacks as such. Of the L2 norm, "-l2" at the end of a name may be left out.
+        wanted: suites, short names (see ``parse_attack``) and attacks as such.
+        eps, norm: the ball. In the L2 norm, "-l2" at the end of a name may be left out.
         classes: number of classes; APGD on DLR, which needs three, is on the margin for two.
         twins: label -> network without gates that the images of a transfer are made on.
 
     Raises:
         UserError: for an unknown name, a name of another norm, or AutoAttack without its package.
     """
-    found: dict[str, Attack] = {}
+    pgd = PGD(eps=eps, norm=norm)
+    attacks: dict[str, AttackLike] = {}
     for item in wanted:
-        for attack in _expanded(network, item, eps, norm, twins):
-            if isinstance(attack, str):
-                attack = _parsed(
-                    attack.replace("dlr", "margin") if classes < 3 else attack, eps, norm
-                )
-            elif attack.eps != eps:
-                attack = resized(attack, eps)
-            if found.setdefault(attack_name(attack), attack) != attack:
+        named = SUITES.get(item) if isinstance(item, str) else None
+        for choice in named.expand(network, twins, pgd) if named else (item,):
+            attack = _make_attack(choice, eps, norm, classes)
+            name = attack_name(attack)
+            if attacks.setdefault(name, attack) != attack:
                 raise UserError(
-                    f"Two different attacks are called {attack_name(attack)}: evaluate one after the other."
+                    f"Two different attacks are called {name}: evaluate one after the other."
                 )
-            if isinstance(attack, AutoAttack) and classes < 4:
-                raise UserError(
-                    f"AutoAttack needs at least four classes, not {classes}: name other attacks."
-                )
-    return found
+    return attacks
+
+
+def _make_attack(choice: str | AttackLike, eps: float, norm: Norm, classes: int) -> AttackLike:
+    if isinstance(choice, str):
+        name = choice.replace("dlr", "margin") if classes < 3 else choice
+        attack: AttackLike = parse_attack(name, eps=eps, norm=norm, suites=SUITES)
+        if norm_of(attack) != norm:
+            raise UserError(
+                f"{name} is of the L2 norm, whose radii are others: "
+                "evaluate it by itself, with the norm '2'."
+            )
+    else:
+        attack = choice if choice.eps == eps else resized(choice, eps)
+    if isinstance(attack, AutoAttack) and classes < 4:
+        raise UserError(
+            f"AutoAttack needs at least four classes, not {classes}: name other attacks."
+        )
+    return attack
 
 
 def ball_of(
-    attacks: Sequence[str | Attack], eps: float | None, norm: Norm
+    attacks: Sequence[str | AttackLike], eps: float | None, norm: Norm
 ) -> tuple[float | None, Norm]:
-    """Give the ball that all attacks as such share, or else the one that is asked for.
+    """Return the ball that all attacks as such share, or else the one that is asked for.
 
     Raises:
-        UserError: for attacks that are none, and for those on different balls.
+        UserError: for objects that are no attacks, and for attacks on different balls.
     """
-    own = [attack for attack in attacks if not isinstance(attack, str)]
-    for attack in own:
+    balls = set()
+    for attack in attacks:
+        if isinstance(attack, str):
+            continue
         radius = getattr(attack, "eps", None)
         if not isinstance(radius, int | float) or not 0 <= radius < math.inf or not _takes(attack):
             raise UserError(
-                "An attack is a name such as 'pgd-20', or an object such as cs.PGD(): with an eps, and called with "
-                "(model, x, y, generator)."
+                "An attack is a name such as 'pgd-20', or an object such as cs.PGD(): with an eps, "
+                f"and called with (model, x, y, generator), not {attack!r}."
             )
-    balls = {(float(attack.eps), norm_of(attack, norm)) for attack in own}
+        balls.add((float(radius), norm_of(attack, norm)))
     if len(balls) > 1 or any(eps not in (None, radius) for radius, _ in balls):
         raise UserError(
-            "The attacks are on different balls: give all of them, and the evaluation, one eps and norm."
+            "The attacks are on different balls: "
+            "give all of them, and the evaluation, one eps and norm."
         )
     return balls.pop() if balls else (eps, norm)
 
 
-def norm_of(attack: Attack, default: Norm = "inf") -> Norm:
-    """Give the norm of an attack's ball, looking into one that changes another."""
-    within: Any = getattr(attack, "attack", None)
-    own: Norm | None = getattr(attack, "norm", None)
-    return own or (default if within is None else norm_of(within, default))
-
-
-def resized(attack: Attack, eps: float) -> Attack:
-    """Give an attack with another radius.
-
-    Raises:
-        UserError: for one that has no eps to set.
-    """
-    if dataclasses.is_dataclass(attack) and not isinstance(attack, type):
-        names = {item.name for item in dataclasses.fields(attack)}
-        if "eps" in names:
-            return dataclasses.replace(attack, eps=eps)
-        if "attack" in names:
-            return dataclasses.replace(attack, attack=resized(attack.attack, eps))
-    raise UserError(
-        f"{attack_name(attack)} has no eps that can be set: leave it out of a sweep of eps."
-    )
-
-
-def _takes(attack: Attack) -> bool:
+def _takes(attack: AttackLike) -> bool:
     """Tell whether an attack can be called with a network, images, labels and a generator."""
     try:
         signature(attack).bind(None, None, None, None)
@@ -135,58 +179,18 @@ def _takes(attack: Attack) -> bool:
     return True
 
 
-def _parsed(name: str, eps: float, norm: Norm) -> Attack:
-    if norm == "inf" and name.endswith("-l2"):
-        raise UserError(
-            f"{name} is of the L2 norm, whose radii are others: evaluate it by itself, with the norm '2'."
-        )
-    return parse_attack(name, eps=eps, norm=norm)
+def resized(attack: AttackLike, eps: float) -> AttackLike:
+    """Return an attack with another radius.
 
-
-def _expanded(
-    network: nn.Module, item: str | Attack, eps: float, norm: Norm, twins: Mapping[str, nn.Module]
-) -> Iterator[str | Attack]:
-    gated = network if isinstance(network, Selective) else None
-    match item:
-        case "standard":
-            yield from STANDARD
-        case "paper":
-            yield from PAPER
-            if gated:
-                yield from _sweeps(gated, eps, norm)
-        case "adaptive":
-            yield from PLAIN
-            if gated:
-                yield from _adaptive(gated, eps, norm, twins)
-        case "auto":
-            yield "autoattack"
-        case "all":
-            for suite in ("standard", "paper", "adaptive", "auto"):
-                yield from _expanded(network, suite, eps, norm, twins)
-        case _:
-            yield item
-
-
-def _sweeps(network: Selective, eps: float, norm: Norm) -> Iterator[Attack]:
-    sweep = JointSweep(attack=PGD(eps=eps, norm=norm))
-    yield sweep
-    if hides_gradient(network):
-        yield Detached(attack=sweep)
-
-
-def _adaptive(
-    network: Selective, eps: float, norm: Norm, twins: Mapping[str, nn.Module]
-) -> Iterator[Attack]:
-    """Attack where gates may hide something: their probes, their masks, and around them."""
-    base = PGD(eps=eps, norm=norm)
-    yield from _sweeps(network, eps, norm)
-    gates = list(network.gates.items())
-    if any(hasattr(gate, "importance") for _, gate in gates):
-        yield MaskFrozen(attack=base, at="natural")
-    if any(takes_labels(gate) for _, gate in gates):
-        yield MaskFrozen(attack=base, at="label")
-    for index, (layer, gate) in enumerate(gates):
-        if hasattr(gate, "probe") or hasattr(gate, "classifier"):
-            yield dataclasses.replace(base, objective=ProbeLoss(index, layer))
-    for name, twin in twins.items():
-        yield Transfer(attack=dataclasses.replace(base, objective=margin), source=twin, name=name)
+    Raises:
+        UserError: for one that has no eps to set.
+    """
+    if dataclasses.is_dataclass(attack) and not isinstance(attack, type):
+        names = {field.name for field in dataclasses.fields(attack)}
+        if "eps" in names:
+            return dataclasses.replace(attack, eps=eps)
+        if "attack" in names:
+            return dataclasses.replace(attack, attack=resized(attack.attack, eps))
+    raise UserError(
+        f"{attack_name(attack)} has no eps that can be set: leave it out of a sweep of eps."
+    )

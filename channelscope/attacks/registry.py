@@ -1,0 +1,208 @@
+"""Attacks by their short names, which each registers where it is written."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from channelscope.attacks.ball import Norm
+from channelscope.attacks.base import Attack, AttackLike
+from channelscope.errors import UserError, suggest
+from channelscope.objectives import Objective, cross_entropy, name_objective, parse_objective
+
+A = TypeVar("A", bound=type[Attack])
+_FIELD = re.compile("[A-Z_]+")
+
+
+@dataclass(frozen=True)
+class AttackName:
+    """A short name, from which an attack is made and which it prints.
+
+    Args:
+        template: capitals stand for a whole number, the field of that name; what is in brackets is
+            left out where its fields have their defaults; ``[-l2]`` is the norm. A template that
+            begins with a colon is a change: it follows the name of the attack that it changes.
+        help: one line.
+        cost: attack -> forward and backward passes an image, at most (a forward pass alone: 1/3).
+        kind: the class of the attack.
+        preset: fields that the name stands for.
+    """
+
+    template: str
+    help: str
+    cost: Callable[[Any], float]
+    kind: type[Attack]
+    preset: Mapping[str, Any]
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """The names as a regular expression, with a group for each field and for the norm."""
+        pattern = _FIELD.sub(
+            lambda field: f"(?P<{field[0].lower()}>[0-9]{{1,6}})", re.escape(self.template)
+        )
+        pattern = pattern.replace(r"\[\-l2\]", "(?P<l2>-l2)?")
+        return re.compile(pattern.replace(r"\[", "(?:").replace(r"\]", ")?"))
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """The fields of an attack of which the name says nothing more."""
+        fields = dataclasses.fields(self.kind)  # type: ignore[arg-type]  # a dataclass, see register
+        return {field.name: field.default for field in fields} | dict(self.preset)
+
+    @cached_property
+    def example(self) -> str:
+        """The name with all defaults."""
+        return self._fill(SimpleNamespace(**self.defaults))
+
+    def parse(self, name: str, **fields: Any) -> Attack | None:
+        """Return the attack of a name, with further fields where it has them; None if none fits."""
+        match = self.pattern.fullmatch(name)
+        if match is None:
+            return None
+        texts = {field: text for field, text in match.groupdict().items() if text and field != "l2"}
+        numbers = {field: int(text) for field, text in texts.items()}
+        fields = {field: value for field, value in fields.items() if field in self.defaults}
+        return self.kind(**fields | dict(self.preset) | numbers)
+
+    def fits(self, attack: Attack) -> bool:
+        """Tell whether an attack's fields are those that the name stands for."""
+        return all(getattr(attack, field) == value for field, value in self.preset.items())
+
+    def format(self, attack: Any) -> str:
+        """Return an attack's name."""
+        name = self._fill(attack)
+        if name.startswith(":"):
+            return attack_name(attack.attack) + name
+        is_said = "objective" in self.preset or attack.objective is cross_entropy
+        return name if is_said else f"{name}:{name_objective(attack.objective)}"
+
+    def _fill(self, attack: Any) -> str:
+        """Put an attack's fields into the template, from the innermost brackets outwards."""
+
+        def fill(part: str) -> str:
+            return _FIELD.sub(lambda field: str(getattr(attack, field[0].lower())), part)
+
+        def fill_option(option: re.Match[str]) -> str:
+            fields = [field.lower() for field in _FIELD.findall(option[1])]
+            is_default = all(getattr(attack, field) == self.defaults[field] for field in fields)
+            if option[1] == "-l2":
+                is_default = attack.norm == "inf"
+            # \0 marks an option that is shown, and so shows the one around it.
+            return "" if is_default and "\0" not in option[1] else f"{fill(option[1])}\0"
+
+        name = self.template
+        while "[" in name:
+            name = re.sub(r"\[([^\[\]]*)\]", fill_option, name)
+        return fill(name).replace("\0", "")
+
+
+ATTACKS: dict[str, AttackName] = {}  # by template
+
+
+def register(
+    template: str, help: str, *, cost: Callable[[Any], float] | float, **preset: Any
+) -> Callable[[A], A]:
+    """Enter a class of attacks under a name; see ``AttackName``.
+
+    Of several names an attack prints the first that fits.
+    """
+
+    def enter(kind: A) -> A:
+        count = cost if callable(cost) else lambda _: cost
+        ATTACKS[template] = AttackName(template, help, count, kind, preset)
+        # Of several decorators the last is applied first. A subclass has names of its own.
+        kind.names = (ATTACKS[template], *vars(kind).get("names", ()))
+        return kind
+
+    return enter
+
+
+def attack_name(attack: AttackLike | str) -> str:
+    """Return an attack's short name or, without one, that of its class or function."""
+    if isinstance(attack, str):
+        return attack
+    kind = type(attack)
+    has_text = kind.__str__ is not object.__str__ or kind.__repr__ is not object.__repr__
+    if hasattr(attack, "__name__") or not has_text:
+        return str(getattr(attack, "__name__", kind.__name__))
+    return str(attack)
+
+
+def parse_attack(
+    name: str,
+    *,
+    eps: float = 8 / 255,
+    norm: Norm = "inf",
+    objective: Objective = cross_entropy,
+    suites: Iterable[str] = (),
+) -> Attack:
+    """Return the attack of a short name, such as an attack prints.
+
+    Names are the templates of ``ATTACKS``. A colon is followed by the objective (``pgd-20:joint``)
+    or by what changes the attack (``pgd-20:joint-sweep:detached``); such a change alone is one of
+    PGD-20 (``joint-sweep``).
+
+    >>> str(parse_attack("pgd-100x5-l2"))
+    'pgd-100x5-l2'
+
+    Args:
+        name: the short name.
+        eps: radius of the ball in image units.
+        norm: of a name without ``-l2``.
+        objective: what is maximised where the name does not say it.
+        suites: further names to suggest for one that is unknown.
+
+    Raises:
+        UserError: for any other name.
+    """
+    head, *changes = name.split(":")
+    change, l2, _ = head.partition("-l2")
+    if any(entry.pattern.fullmatch(f":{change}") for entry in ATTACKS.values()):
+        head, changes = f"pgd-20{l2}", [change, *changes]
+    fields = {"eps": eps, "norm": "2" if l2 else norm, "objective": objective}
+    attack, examples = _parse(head, **fields), [entry.example for entry in ATTACKS.values()]
+    if attack is None:
+        raise _unknown(name, suggest(head, [*examples, *suites]))
+    for change in changes:
+        changed = _parse(f":{change}", attack=attack)
+        if changed is None and "objective" in vars(attack):
+            loss = parse_objective(change, eps)
+            changed = loss and dataclasses.replace(attack, objective=loss)  # type: ignore[type-var]
+        if changed is None:
+            raise _unknown(name, suggest(f":{change}", examples))
+        attack = changed
+    return attack
+
+
+def _parse(name: str, **fields: Any) -> Attack | None:
+    attacks = (entry.parse(name, **fields) for entry in ATTACKS.values())
+    return next((attack for attack in attacks if attack), None)
+
+
+def _unknown(name: str, suggestion: str) -> UserError:
+    names = sorted(entry.example for entry in ATTACKS.values() if "/" not in entry.template)
+    return UserError(
+        f"There is no attack {name!r}.{suggestion} The names are {', '.join(names)}, with other "
+        "numbers too, as in pgd-100x5 (5 restarts), and -l2 at the end for the L2 norm; those that "
+        "begin with a colon follow another, as in pgd-20:detached."
+    )
+
+
+def estimate_cost(attack: AttackLike) -> float | None:
+    """Return how many forward and backward passes an image takes at most; None if unknown."""
+    names = (name for name in getattr(attack, "names", ()) if name.fits(attack))
+    return next((name.cost(attack) for name in names), None)
+
+
+def describe_attacks() -> str:
+    """Return two lines for each name: its template, and what it is with the cost of its example."""
+    lines = []
+    for template, entry in sorted(ATTACKS.items()):
+        change = template.startswith(":")
+        fields = entry.defaults | ({"attack": parse_attack("pgd-20")} if change else {})
+        cost = entry.cost(SimpleNamespace(**fields))
+        lines += [f"  {template}", f"      {entry.help} ({entry.example}: {cost:.0f} passes)"]
+    return "\n".join(lines)
