@@ -45,7 +45,6 @@ from channelscope.figures.words import (
     format_number,
     format_percent,
     list_groups,
-    select_array,
     select_rows,
     shorten,
 )
@@ -102,7 +101,7 @@ def check_activations(result: "Result") -> None:
     if not wanted or set(groups) != set(wanted):
         raise ValueError("activations is of other layers than meta.json")
     for column, group in product(TABLE.numbers, groups):
-        if np.isinf(select_array(result, "activations", column, *group)).any():
+        if np.isinf(result.array("activations", column, *group)).any():
             raise ValueError("activations holds values that are not finite")
 
 
@@ -119,8 +118,7 @@ def _profile_data(
     parts = []
     for model, name in choose_layers(result, layer).items():
         values = {
-            data: select_array(result, "activations", quantity, model, data, name)[k]
-            for data in COLOURS
+            data: result.array("activations", quantity, model, data, name)[k] for data in COLOURS
         }
         order = np.argsort(-values["natural"], kind="stable")
         columns: dict[str, Any] = {
@@ -243,7 +241,7 @@ def relevance_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
             rho = find_interval(alignment, measure=f"relevance_spearman_{data}")[0]
             columns = {"robust_accuracy": accuracy, "data": data, "spearman": rho}
             arrays = {
-                column: select_array(result, "activations", column, model, data, name)[
+                column: result.array("activations", column, model, data, name)[
                     classes.index(class_name)
                 ]
                 for column in ("relevance", "magnitude")
@@ -324,7 +322,7 @@ def uniformity_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
     """
     parts = []
     for (model, name), data in product(choose_layers(result, layer).items(), COLOURS):
-        by_class = select_array(result, "activations", "frequency", model, data, name)
+        by_class = result.array("activations", "frequency", model, data, name)
         by_class = by_class[~np.isnan(by_class).any(1)]
         mean = (-np.sort(-by_class, axis=1)).mean(0) if len(by_class) else []
         where = {"model": model, "layer": name, "class": "all"}

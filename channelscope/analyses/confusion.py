@@ -24,7 +24,6 @@ from channelscope.figures.words import (
     describe_layers,
     format_number,
     format_percent,
-    select_array,
     select_rows,
     shorten,
 )
@@ -67,7 +66,7 @@ def confusion_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
         counts = select_rows(result.confusion, model=model, data="adversarial")
         table = counts.pivot(index="class", columns="answer", values="count").reindex(index=names)
         shares = table.div(table.sum(axis=1), axis=0).reindex(columns=names).fillna(0).to_numpy()
-        relevance = select_array(result, "activations", "relevance", model, "natural", layer_name)
+        relevance = result.array("activations", "relevance", model, "natural", layer_name)
         shared = overlap(relevance[places])
         rho, p = mantel(shares.astype(float), shared, permutations=_PERMUTATIONS)
         part = pd.DataFrame(product(names, names), columns=["class", "answer"])

@@ -29,7 +29,6 @@ from channelscope.figures.words import (
     describe_each,
     describe_layers,
     format_percent,
-    select_array,
     select_rows,
     shorten,
 )
@@ -48,10 +47,7 @@ def embedding_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
     parts = []
     for model, name in choose_layers(result, layer).items():
         means = np.stack(
-            [
-                select_array(result, "activations", "magnitude", model, data, name)
-                for data in COLOURS
-            ],
+            [result.array("activations", "magnitude", model, data, name) for data in COLOURS],
             1,
         )
         present = ~np.isnan(means).any((1, 2))

@@ -30,7 +30,6 @@ from channelscope.figures.words import (
     format_percent,
     list_groups,
     measured_layers,
-    select_array,
     select_rows,
     shorten,
 )
@@ -204,9 +203,9 @@ def flow_share_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
     """
     parts = []
     for model, name in choose_layers(result, layer).items():
-        relevance = select_array(result, "activations", "relevance", model, "natural", name)
-        change = select_array(result, "flow", "change", model, name)
-        q = select_array(result, "flow", "q", model, name)
+        relevance = result.array("activations", "relevance", model, "natural", name)
+        change = result.array("flow", "change", model, name)
+        q = result.array("flow", "q", model, name)
         for kind, of_kind in (("PR", relevance > 0), ("NR", relevance < 0)):
             tested = of_kind & ~np.isnan(q)
             significant = tested & (q <= SIGNIFICANT)

@@ -31,7 +31,6 @@ from channelscope.figures.words import (
     format_percent,
     list_groups,
     require_rows,
-    select_array,
     select_rows,
     shorten,
     shorten_layer,
@@ -109,9 +108,7 @@ def masks_data(result: "Result", model: str, gate: str) -> pd.DataFrame:
         raise UserError(f"No gate {gate!r} of {model!r} here.{choice}")
     names = classes_with_images(result)
     places = [result.meta["data"]["classes"].index(name) for name in names]
-    masks = {
-        data: select_array(result, "masks", "mask", model, gate, data)[places] for data in COLOURS
-    }
+    masks = {data: result.array("masks", "mask", model, gate, data)[places] for data in COLOURS}
     natural = masks["natural"]
     largest = np.abs(list(masks.values())).max((0, 1))
     shown = largest >= _NEGLIGIBLE * largest.max()
@@ -250,7 +247,7 @@ def check_masks(result: "Result") -> None:
     for model, gate in _list_gates(result):
         if {data for *key, data in groups if key == [model, gate]} != set(COLOURS):
             raise ValueError(f"masks lacks data of {gate} of {model}")
-        masks = [select_array(result, "masks", "mask", model, gate, data) for data in COLOURS]
+        masks = [result.array("masks", "mask", model, gate, data) for data in COLOURS]
         blank = np.isnan(masks)
         of_class = blank.all((0, 2))
         if of_class.all() or (blank.any((0, 2)) != of_class).any():

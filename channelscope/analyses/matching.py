@@ -35,7 +35,6 @@ from channelscope.figures.words import (
     format_interval,
     format_number,
     require_rows,
-    select_array,
     shorten,
     shorten_layer,
 )
@@ -262,8 +261,8 @@ def _relative_change(result: "Result", model: str, layer: str) -> Float[ndarray,
     """
     means = []
     for data in ("natural", "adversarial"):
-        magnitude = select_array(result, "activations", "magnitude", model, data, layer)
-        count = select_array(result, "activations", "count", model, data, layer)
+        magnitude = result.array("activations", "magnitude", model, data, layer)
+        count = result.array("activations", "count", model, data, layer)
         means.append(np.nansum(magnitude * count, 0) / count.sum(0))
     natural, adversarial = means
     change: ndarray = (adversarial - natural) / np.abs(natural).mean()
@@ -378,7 +377,7 @@ def check_matching(result: "Result") -> None:
         if "activations" not in result.tables:
             continue
         for (owner, of_layer), rows in result.matched.groupby([model, layer]):
-            magnitude = select_array(result, "activations", "magnitude", owner, "natural", of_layer)
+            magnitude = result.array("activations", "magnitude", owner, "natural", of_layer)
             if not rows[channel].isin(range(magnitude.shape[1])).all():
                 raise ValueError(f"matched has channels that {of_layer} of {owner} does not have")
 

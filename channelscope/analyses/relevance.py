@@ -19,7 +19,6 @@ from channelscope.figures.words import (
     describe_each,
     format_number,
     list_groups,
-    select_array,
     shorten,
     shorten_layer,
 )
@@ -89,7 +88,7 @@ def count_signs(result: "Result") -> pd.DataFrame:
     """
     rows = []
     for group in list_groups(result, "relevance"):
-        relevance = select_array(result, "relevance", "relevance", *group)
+        relevance = result.array("relevance", "relevance", *group)
         present = relevance[~np.isnan(relevance).any(1)]
         row = dict(zip(("model", "layer", "scorer"), group, strict=True))
         counts = {"positive": (present > 0).sum(1), "negative": (present < 0).sum(1)}

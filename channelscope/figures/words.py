@@ -41,13 +41,6 @@ def list_groups(result: "Result", table: str) -> list[tuple[str, ...]]:
     return list(channels.groups)
 
 
-def select_array(result: "Result", table: str, column: str, *group: str) -> np.ndarray:
-    """Return a column of a group of a channel table, by class and channel (k, c)."""
-    channels: Any = result.tables[table]
-    array: np.ndarray = channels.array(column, *group)
-    return array
-
-
 def find_interval(
     table: pd.DataFrame, value: str = "value", **wanted: str
 ) -> tuple[float, float, float]:
