@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from channelscope.statistics.measures import measure_all, uniformity
@@ -92,7 +92,7 @@ def measure_replicates(
     adversarial: Float[ndarray, "n c"],
     relevance: Float[ndarray, "n c"],
     labels: Int[ndarray, " n"],
-    weights: Num[ndarray, "n r"],
+    weights: Float[ndarray, "n r"],
     classes: int,
     threshold: float,
 ) -> dict[str, Float[ndarray, "r k"]]:
@@ -163,7 +163,7 @@ def weighted_means(
 def accuracy_replicates(
     correct: Bool[ndarray, " n"],
     labels: Int[ndarray, " n"],
-    weights: Num[ndarray, "n r"],
+    weights: Float[ndarray, "n r"],
     classes: int,
 ) -> tuple[Float[ndarray, " r"], Float[ndarray, "r k"]]:
     """Compute the accuracy over all images (r,) and by class (r, k); NaN for a class without any."""
