@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from matplotlib.figure import Figure
 
 from channelscope import gallery, report
@@ -165,7 +165,7 @@ class Result:
         """The names of all figures of this result."""
         return list(gallery.list_figures(self))
 
-    def array(self, table: str, column: str, *group: str) -> Float[np.ndarray, "k c"]:
+    def array(self, table: str, column: str, *group: str) -> Num[np.ndarray, "k c"]:
         """Return a column of a table of single channels, by class and channel.
 
         Args:
@@ -357,7 +357,9 @@ class Result:
             raise ValueError("meta.json names no model")
         for name, table in self.tables.items():
             words = columns[name].words
-            for column in {"model", "other"} & set(words):
+            # Beside a scorer, "other" is another scorer.
+            compared = {"model"} if "scorer" in words else {"model", "other"}
+            for column in compared & set(words):
                 if not _words_in(table, column) <= models:
                     raise ValueError(f"{name} is of other models")
             for column in {"class", "answer"} & set(words):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from channelscope.statistics.alignment import mean_over_classes
 from scipy.stats import binomtest, norm
 
 import networks
@@ -16,7 +17,6 @@ from channelscope.attacks import parse_attack
 from channelscope.comparison import Comparison, compare
 from channelscope.comparison.differences import MEASURES
 from channelscope.data import as_dataset
-from channelscope.statistics.alignment import mean_over_classes
 from channelscope.statistics.streaming import bootstrap_weights
 from channelscope.study.measurement import measure
 

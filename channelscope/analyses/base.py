@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from matplotlib.figure import Figure
 from numpy import ndarray
 
@@ -216,13 +216,13 @@ class ChannelTable:
     words: tuple[str, ...]
     numbers: tuple[str, ...]
     classes: tuple[str, ...]
-    groups: Mapping[tuple[str, ...], Mapping[str, Float[ndarray, "k _"]]] = field(repr=False)
+    groups: Mapping[tuple[str, ...], Mapping[str, Num[ndarray, "k _"]]] = field(repr=False)
 
     def __len__(self) -> int:
         """Return the number of rows of the whole frame."""
         return sum(len(self.classes) * self._channels(group) for group in self.groups.values())
 
-    def array(self, column: str, *group: str) -> Float[ndarray, "k c"]:
+    def array(self, column: str, *group: str) -> Num[ndarray, "k c"]:
         """Return one column of one group, by class and channel."""
         arrays = self.groups[group]
         shape = (len(self.classes), self._channels(arrays))

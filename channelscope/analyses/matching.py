@@ -279,7 +279,7 @@ def draw_matched_channels(result: "Result", model: str, other: str, layer: str) 
     """
     drawn = matched_channels_data(result, model, other, layer)
     named = drawn[drawn["numbered"]]
-    heights = (1.7, 0.4 + 0.13 * max(2, len(named)))
+    heights = (1.7, 0.4 + 0.13 * max(4, len(named)))
     figure, axes = make_grid(2, 1, sum(heights) / 2, 1.35, height_ratios=heights)
     above, below = axes[:, 0]
     one, two = shorten(model, 16), shorten(other, 16)
