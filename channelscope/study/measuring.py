@@ -80,8 +80,8 @@ class Observation:
     """
 
     answers: Int[Tensor, " n"]
-    activations: dict[str, Float[Tensor, "n c"]]
-    masks: dict[str, Float[Tensor, "n c"]]
+    activations: dict[str, Float[Tensor, "n _"]]
+    masks: dict[str, Float[Tensor, "n _"]]
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from channelscope.distributed import check_same, is_first, resolve_device, world
 from channelscope.errors import UserError, suggest
 from channelscope.layers.hooks import get_layer, get_parameter
 from channelscope.result import Result, adversarial_name
-from channelscope.scorers import ScoreFunction, Scorer, get_scorer
+from channelscope.scorers import ScoreFunction, get_scorers
 from channelscope.statistics.intervals import FEWEST_REPLICATES
 from channelscope.study.evaluation import (
     AttackRunner,
@@ -185,7 +185,7 @@ class Study:
     ) -> None:
         _check_numbers(images, checks, seed, replicates, level, threshold, batch_size)
         self.kind: Kind = kind
-        self.scorers = _name_scorers(scorers)
+        self.scorers = get_scorers(scorers)
         named = list_attacks(attacks)
         _check_attack_names([*named, *([attack] if attack is not None else [])])
         self._models = load_models(models, methods or {}, resolve_device(device))
@@ -197,7 +197,10 @@ class Study:
         self._show_progress = progress and is_first()
         dataset = as_dataset(data, progress=self._show_progress)
         self.dataset = self._fit_classes(dataset)
-        split = self.dataset.test.sample(images, seed).load(self._show_progress)
+        test = self.dataset.test
+        if kind == "intervention" and images is not None:
+            images = min(images, len(test))  # of those judged, and of those ranked on
+        split = test.sample(images, seed).load(self._show_progress)
         self.images = Images(
             split=split,
             fingerprint=split.fingerprint(),
@@ -733,22 +736,6 @@ def _check_attack_names(attacks: Sequence[str | AttackLike]) -> None:
                 f"attacks: {attack!r} is no attack: give a name such as 'pgd-20', or an object such "
                 "as cs.PGD(), callable with (model, x, y, generator) and with an eps."
             )
-
-
-def _name_scorers(scorers: Scorers) -> dict[str, Scorer]:
-    """Return scorers by name.
-
-    Raises:
-        UserError: for an unknown name, or two of one name.
-    """
-    if isinstance(scorers, str):
-        raise UserError(f"scorers: give a list of names, such as [{scorers!r}].")
-    named: dict[str, Scorer] = {}
-    for scorer in map(get_scorer, scorers):
-        if scorer.name in named:
-            raise UserError(f"scorers: there are two of the name {scorer.name!r}: rename one.")
-        named[scorer.name] = scorer
-    return named
 
 
 def _check_numbers(
