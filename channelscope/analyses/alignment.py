@@ -85,7 +85,7 @@ _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 
 def compute_alignment(study: Study) -> dict[str, Any]:
     """Compute each measure with its interval, for each class, their mean, and across them."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model in study.models:
         _, robust = measure_robustness(study, model)
         for layer in study.layers(model):
@@ -242,7 +242,7 @@ def _draw_classes(ax: Axes, data: pd.DataFrame, index: int, numbered: bool) -> N
     value, low, high = (float(across[column]) for column in _SPEARMAN)
     rho = "undefined" if np.isnan(value) else format_interval(value, low, high)
     size = {"markersize": 8, "mfc": "white"} if numbered else {"markersize": 2, "mew": 0.5}
-    look = model_look(index) | size | {"linestyle": "none"}
+    look: dict[str, Any] = model_look(index) | size | {"linestyle": "none"}
     bars: dict[str, Any] = {"elinewidth": 0.5, "alpha": 0.6 if numbered else 0.2, "zorder": 2}
     ax.errorbar(x, y, above, beside, fmt="none", ecolor=look["color"], **bars)
     ax.plot([], [], label=f"{shorten(across['model'])}: ρ over classes {rho}", **look)

@@ -153,7 +153,7 @@ def by_swept_layer(varied: str, result: "Result") -> Iterator[Subject]:
         yield from by_layer(result)
 
 
-def _plot(varied: str, order: int, caption: str) -> Plot:
+def _plot(varied: Literal["eps", "step"], order: int, caption: str) -> Plot:
     return Plot(
         name=f"decay-{varied}",
         draw=partial(draw_decay, varied=varied),

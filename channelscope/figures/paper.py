@@ -179,8 +179,8 @@ def save_figure(figure: Figure, path: Path) -> Path:
         raise UserError(
             f"Cannot write a figure as {path.name}; end its name in {', '.join(METADATA)}."
         )
-    settings = ["default", current_style().settings]
-    with context(settings), atomic_write(path) as part, tex.readable_failures():
+    styles: list[str | dict[str, Any]] = ["default", current_style().settings]
+    with context(styles), atomic_write(path) as part, tex.readable_failures():
         figure.savefig(part, metadata=METADATA[path.suffix])
         if path.suffix == ".png":
             _reduce_colours(part)
