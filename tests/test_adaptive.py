@@ -36,7 +36,7 @@ from channelscope.gates import (
 )
 from channelscope.objectives import Joint, cross_entropy
 from helpers.expect import mistake, randomness_untouched
-from networks import CLASSES, gated, images, plain, resnet, settle
+from helpers.networks import CLASSES, gated, images, plain, randomise_batchnorm, resnet
 
 BASE = PGD(eps=0.1, steps=3)
 ADAPTIVE: dict[str, Attack] = {
@@ -200,7 +200,7 @@ def _masked(cnn: Any, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
 def test_every_gate_with_a_mask_can_be_frozen(kind: str) -> None:
     """Whatever would change the masks inside, the gate's own weights too, they stay; afterwards they are free."""
     gate = KINDS[kind].build(16, CLASSES, **({"height": 1, "width": 1} if kind == "eas" else {}))
-    model, (x, _) = settle(Selective(resnet("resnet18"), {"layer4.1": gate})), batch()
+    model, (x, _) = randomise_batchnorm(Selective(resnet("resnet18"), {"layer4.1": gate})), batch()
     masks = {layer: mask.clone() for layer, mask in model.probed(x).masks.items()}
     with freeze_masks(model, x):
         with torch.no_grad():

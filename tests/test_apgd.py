@@ -15,7 +15,7 @@ import reference
 from channelscope.attacks import APGD, find_correct, make_generators
 from channelscope.errors import UserError
 from channelscope.objectives import Joint, cross_entropy, dlr, margin
-from networks import (
+from helpers.networks import (
     CLASSES,
     FORMS,
     CallsAutograd,

@@ -39,7 +39,7 @@ from channelscope.attacks.fallback import Averaged, Estimated, Noise
 from channelscope.data import load
 from channelscope.errors import UserError
 from channelscope.objectives import Joint, cross_entropy, dlr, margin
-from networks import (
+from helpers.networks import (
     CLASSES,
     FORMS,
     CallsAutograd,

@@ -10,7 +10,7 @@ from channelscope.attacks import PGD
 from channelscope.errors import UserError
 from channelscope.layers.features import ablated, capture, capture_activations, pool_features
 from channelscope.layers.hooks import LayerError, hooked
-from networks import (
+from helpers.networks import (
     CLASSES,
     FORMS,
     Brittle,

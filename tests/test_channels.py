@@ -10,7 +10,7 @@ from torchvision.ops import Permute
 
 from channelscope.errors import UserError
 from channelscope.layers.channels import channel_axis, positions, summed
-from networks import gated, plain, resnet
+from helpers.networks import gated, plain, resnet
 
 
 class LayerNorm2d(nn.LayerNorm):

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import nn
 
-import networks
 from channelscope import cli
 from channelscope.errors import UserError
 from channelscope.gates import Selective
@@ -32,6 +31,7 @@ from channelscope.weights import (
     log_columns,
 )
 from channelscope.weights.tensors import load_tensors, save_tensors
+from helpers import networks
 from helpers.expect import (
     Hostile,
     contents,
@@ -79,7 +79,7 @@ GATES = {
 
 def fresh(arch: str = "resnet18", gates: tuple[Gate, ...] = (), channels: int = 1) -> Checkpoint:
     known = architecture(arch, channels=channels)
-    network = networks.settle(build(known, gates))
+    network = networks.randomise_batchnorm(build(known, gates))
     return Checkpoint(
         architecture=known,
         gates=gates,

@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
-
-import networks
-import reference
-from channelscope.attacks import FGSM, PGD, JointSweep, make_generators
 from channelscope.comparison import Comparison, check_folder, compare
 from channelscope.comparison.frames import COLUMNS
+from torch import Tensor, nn
+
+import reference
+from channelscope.attacks import FGSM, PGD, JointSweep, make_generators
 from channelscope.data import Dataset, MemorySplit
 from channelscope.errors import UserError
 from channelscope.explorer import explore
@@ -27,9 +26,19 @@ from channelscope.report import write_report
 from channelscope.training import Recipe
 from channelscope.weights import GATE_LOG, LOG, Checkpoint
 from comparisons import synthetic
+from helpers import networks
 from helpers.expect import contents, mistake, randomness_untouched, refusal_allowed
+from helpers.networks import (
+    FORMS,
+    Returns,
+    TrainsInPassing,
+    TrainsItself,
+    gated,
+    mixed,
+    plain,
+    unchanged,
+)
 from helpers.runs import METHODS, digits, run, trained
-from networks import FORMS, Returns, TrainsInPassing, TrainsItself, gated, mixed, plain, unchanged
 
 QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 20, "progress": False}
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import channelscope as cs
-import networks
 from channelscope.gates import Selective
 from channelscope.networks import Architecture
 from channelscope.weights import Checkpoint, Gate, build, load
 from channelscope.weights.converters import CONVERTERS, from_cifs_release
+from helpers import networks
 from helpers.expect import Hostile, contents, mistake, same_state
 
 CLASSES = 7
@@ -74,7 +74,7 @@ def network(
     known = Architecture(
         arch=arch, width=width, classes=CLASSES, mean=(0.0,) * channels, std=(1.0,) * channels
     )
-    return networks.settle(build(known, KINDS[kind][0](known.channels)))
+    return networks.randomise_batchnorm(build(known, KINDS[kind][0](known.channels)))
 
 
 def as_release(ours: torch.nn.Module, kind: str, prefix: str = "") -> dict[str, Tensor]:
@@ -154,7 +154,7 @@ def test_gates_on_a_deeper_network(tmp_path: Path) -> None:
         Gate(layer="layer4.1", channels=8, options=two_layer),
         Gate(layer="layer4.2", channels=8),
     )
-    ours = networks.settle(build(known, gates))
+    ours = networks.randomise_batchnorm(build(known, gates))
     state = {}
     for name, tensor in ours.state_dict().items():
         if name.startswith("selectors."):

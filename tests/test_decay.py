@@ -5,13 +5,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from channelscope.comparison import Comparison, compare
+from channelscope.comparison.decay import Stopped
 from channelscope.statistics.alignment import BOUNDS
 from torch import Tensor
 
-import networks
 from channelscope.attacks import FGSM, PGD, make_generators
-from channelscope.comparison import Comparison, compare
-from channelscope.comparison.decay import Stopped
+from helpers import networks
 from helpers.expect import mistake
 
 QUICK: dict[str, Any] = {

@@ -7,7 +7,7 @@ from torch import Tensor
 import reference
 from channelscope.errors import UserError
 from channelscope.gates import ElementScaler, FeatureSelector, LinearProbe, Selective
-from networks import CLASSES, images, resnet
+from helpers.networks import CLASSES, images, resnet
 
 CHANNELS, LOGITS, HEIGHT, WIDTH = 3, 4, 2, 5
 

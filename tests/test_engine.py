@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 
 import channelscope as cs
 import reference
-import together
 from channelscope import distributed
 from channelscope.attacks import PGD
 from channelscope.data import Dataset, augment
@@ -29,6 +28,7 @@ from channelscope.training import engine
 from channelscope.training.job import Job
 from channelscope.training.state import State
 from channelscope.weights import LOG, Checkpoint, load, log_columns
+from helpers import lost, together
 from helpers.expect import contents, mistake, same_state
 from helpers.runs import after_steps, digits, interrupted, run, same_run, tiny_job, write_npz
 
@@ -536,10 +536,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     together.stopped(folder / "chain.pt", 4)
     ports = [free_port(), free_port()]
-    command = [sys.executable, str(TESTS / "together.py"), str(folder)]
+    command = [sys.executable, "-m", "helpers.together", str(folder)]
     started = [
         subprocess.Popen(
-            [*command, str(number), *ports], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+            [*command, str(number), *ports],
+            cwd=TESTS,
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for number in range(3)
     ]
@@ -593,7 +597,7 @@ def test_when_one_process_is_killed_the_other_says_so_and_the_best_network_is_ke
     words += ["--batch-size", "8", "--epochs", "9999", "--set", "attack.steps=1", "--device", "cpu"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     started = subprocess.Popen(
-        [sys.executable, *torchrun, str(TESTS / "lost.py"), str(tmp_path), *words],
+        [sys.executable, *torchrun, lost.__file__, str(tmp_path), *words],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

@@ -22,7 +22,7 @@ from channelscope.gates import Selective
 from channelscope.layers.features import capture
 from channelscope.layers.hooks import eval_mode, get_logits, hooked
 from channelscope.objectives import Joint, cross_entropy
-from networks import (
+from helpers.networks import (
     CLASSES,
     FORMS,
     Brittle,
@@ -34,8 +34,8 @@ from networks import (
     images,
     mixed,
     plain,
+    randomise_batchnorm,
     resnet,
-    settle,
     unchanged,
 )
 
@@ -52,7 +52,7 @@ class Two(nn.Module):
         for name, layer in layers.items():
             setattr(self, name, layer)
         self.body = body
-        settle(self)
+        randomise_batchnorm(self)
         for numbers in self.norm.parameters():
             nn.init.uniform_(numbers, 0.5, 2)
 
@@ -156,7 +156,7 @@ STRANGERS = {
 
 @pytest.mark.parametrize(("name", "pairs"), STRANGERS.items(), ids=STRANGERS.keys())
 def test_torchvisions_networks_answer_as_they_do_unfolded(name: str, pairs: int) -> None:
-    net = settle(getattr(torchvision.models, name)(weights=None, num_classes=CLASSES))
+    net = randomise_batchnorm(getattr(torchvision.models, name)(weights=None, num_classes=CLASSES))
     compare(net.double(), double(2, 3, 32), pairs)
 
 
@@ -167,7 +167,7 @@ def test_folded_weights_are_those_of_the_equation(bias: bool, affine: bool) -> N
         nn.Conv2d(2, 5, 3, bias=bias).double(),
         nn.BatchNorm2d(5, affine=affine).double(),
     )
-    settle(batchnorm)
+    randomise_batchnorm(batchnorm)
     for numbers in batchnorm.parameters():
         nn.init.normal_(numbers)
     pair = folding._Pair(convolution, batchnorm, torch.channels_last)
@@ -400,7 +400,7 @@ def test_weights_shared_by_two_convolutions_stay_apart() -> None:
     )
     net.other = nn.BatchNorm2d(4)
     net.second.weight = net.third.weight
-    compare(settle(net).double(), double(), 2)
+    compare(randomise_batchnorm(net).double(), double(), 2)
 
 
 # ---------------------------------------------------------------- hooks

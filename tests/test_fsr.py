@@ -10,7 +10,7 @@ import reference
 from channelscope.errors import UserError
 from channelscope.gates import FeatureRecalibrator, Selection, Selective
 from helpers.expect import randomness_untouched
-from networks import CLASSES, images, resnet
+from helpers.networks import CLASSES, images, resnet
 
 CHANNELS, LOGITS = 5, 4
 

@@ -26,7 +26,7 @@ from channelscope.layers.hooks import (
     named_layers,
     trace,
 )
-from networks import (
+from helpers.networks import (
     FORMS,
     Answer,
     Brittle,

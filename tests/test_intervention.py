@@ -14,6 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from channelscope.figures.interventions import curves_data, league_data
+from channelscope.intervention import Interventions
+from channelscope.intervention.results import COLUMNS
+from channelscope.intervention.run import Run
+from channelscope.intervention.suppression import Plan, suppressed
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,16 +33,11 @@ from channelscope.cli import main, parser
 from channelscope.data import Dataset, MemorySplit
 from channelscope.errors import UserError
 from channelscope.figures import interventions
-from channelscope.figures.interventions import curves_data, league_data
 from channelscope.figures.paper import COLOURS
 from channelscope.files import DIGESTS
-from channelscope.intervention import Interventions
-from channelscope.intervention.results import COLUMNS
-from channelscope.intervention.run import Run
-from channelscope.intervention.suppression import Plan, suppressed
 from channelscope.objectives import Gated
+from helpers.networks import CLASSES, gated, images, plain, unchanged
 from helpers.runs import trained, write_npz
-from networks import CLASSES, gated, images, plain, unchanged
 
 ATTACK = PGD(eps=0.1, steps=4, random_start=False)
 QUICK: dict[str, Any] = {"attack": ATTACK, "replicates": 30, "progress": False, "random": 2}

@@ -10,7 +10,7 @@ import reference
 from channelscope.errors import UserError
 from channelscope.gates import KernelAveragePool, Selective
 from helpers.expect import randomness_untouched
-from networks import CLASSES, images, resnet
+from helpers.networks import CLASSES, images, resnet
 
 
 def features(channels: int, height: int = 3, width: int = 2) -> Tensor:

@@ -24,7 +24,7 @@ from channelscope.attacks.library import (
 from channelscope.data import load
 from channelscope.errors import UserError
 from channelscope.layers.hooks import get_logits
-from networks import (
+from helpers.networks import (
     FORMS,
     CallsAutograd,
     Linear,

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from channelscope.statistics.alignment import measures
+from channelscope.statistics.streaming import bootstrap_weights
+from channelscope.study.measurement import Measurement, measure
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,9 +21,7 @@ from channelscope.errors import UserError
 from channelscope.layers.features import capture, pool_features
 from channelscope.layers.hooks import LayerError
 from channelscope.scorers import gradient
-from channelscope.statistics.streaming import bootstrap_weights
-from channelscope.study.measurement import Measurement, measure
-from networks import (
+from helpers.networks import (
     CLASSES,
     FORMS,
     Brittle,

@@ -25,7 +25,16 @@ from channelscope.objectives import (
     kl_divergence,
     margin,
 )
-from networks import CLASSES, FORMS, Returns, gated, images, plain, resnet, settle
+from helpers.networks import (
+    CLASSES,
+    FORMS,
+    Returns,
+    gated,
+    images,
+    plain,
+    randomise_batchnorm,
+    resnet,
+)
 
 BETAS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0)
 EXACT: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-9}
@@ -206,7 +215,7 @@ def test_objectives_have_short_names(beta: float, name: str) -> None:
 def selective(kind: str, layers: dict[str, dict[str, Any]]) -> Selective:
     """Make a small ResNet-18 with gates of a kind, each with the number of channels of its layer."""
     gates = {layer: KINDS[kind].build(16, CLASSES, **options) for layer, options in layers.items()}
-    return settle(Selective(resnet("resnet18"), gates))
+    return randomise_batchnorm(Selective(resnet("resnet18"), gates))
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -215,7 +224,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "cas": lambda: gated(k=1, imgf="identity"),
     "fsr": lambda: selective("fsr", {"layer4": {"hidden": 3, "tau": 1.0}}),
     "eas": lambda: selective("eas", {"layer4.0": {"height": 1, "width": 1}}),
-    "cifs and fsr": lambda: settle(
+    "cifs and fsr": lambda: randomise_batchnorm(
         Selective(
             resnet("resnet18"),
             {

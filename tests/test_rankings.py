@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from channelscope.figures.scorers import scorer_agreement, scorer_agreement_data
+from channelscope.rankings import Rankings, rank
 from torch import Tensor, nn
 
 import reference
 from channelscope.errors import UserError
-from channelscope.figures.scorers import scorer_agreement, scorer_agreement_data
 from channelscope.files import DIGESTS
-from channelscope.rankings import Rankings, rank
 from channelscope.scorers import relevance
-from networks import CLASSES, deciding, gated, images, plain, resnet
+from helpers.networks import CLASSES, deciding, gated, images, plain, resnet
 
 QUICK = {"replicates": 20, "progress": False}
 

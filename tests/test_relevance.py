@@ -13,7 +13,7 @@ from channelscope.gates import FeatureSelector, Selective, TwoLayerProbe
 from channelscope.layers.hooks import LayerError, hooked
 from channelscope.layers.penultimate import LastLayer
 from channelscope.scorers import gradient, weights
-from networks import (
+from helpers.networks import (
     CLASSES,
     FORMS,
     CallsAutograd,

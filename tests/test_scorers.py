@@ -27,7 +27,7 @@ from channelscope.scorers import (
     list_scorers,
     register_scorer,
 )
-from networks import (
+from helpers.networks import (
     CLASSES,
     FORMS,
     Returns,

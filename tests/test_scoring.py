@@ -9,7 +9,7 @@ from channelscope.data import as_dataset
 from channelscope.errors import UserError
 from channelscope.layers.features import capture
 from channelscope.scorers import Scorer, fit_scorers, get_scorers, gradient, score_block
-from networks import CLASSES, gated, images, mixed, plain, resnet, unchanged
+from helpers.networks import CLASSES, gated, images, mixed, plain, resnet, unchanged
 
 
 def data(n: int = 20) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from channelscope.gates import (
 from channelscope.layers.features import capture
 from channelscope.layers.hooks import LayerError
 from channelscope.weights import Gate
-from networks import (
+from helpers.networks import (
     CLASSES,
     CallsAutograd,
     Twice,
@@ -36,8 +36,8 @@ from networks import (
     hooks,
     images,
     plain,
+    randomise_batchnorm,
     resnet,
-    settle,
     unchanged,
 )
 
@@ -271,7 +271,7 @@ def of_kind(kind: str, channels: int = 16, classes: int = CLASSES, **options: An
 
 
 def gated_by(kind: str) -> Selective:
-    return settle(Selective(resnet("resnet18"), {WHERE[kind]: of_kind(kind)}))
+    return randomise_batchnorm(Selective(resnet("resnet18"), {WHERE[kind]: of_kind(kind)}))
 
 
 def values(selection: Selection) -> list[Tensor]:

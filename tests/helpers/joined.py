@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import networks
 from channelscope import distributed
 from channelscope.errors import UserError
+from helpers import networks
 
 SEED = 3
 # Type, momentum, images.

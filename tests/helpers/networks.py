@@ -25,7 +25,7 @@ def images(
     return x, torch.randint(0, CLASSES, (n,), generator=generator)
 
 
-def settle(model: nn.Module) -> nn.Module:
+def randomise_batchnorm(model: nn.Module) -> nn.Module:
     """Give BatchNorm statistics other than those of a fresh network, and put the network in eval mode."""
     with torch.no_grad():
         for module in model.modules():
@@ -47,7 +47,7 @@ def plain(channels: int = 1) -> nn.Sequential:
         flatten=nn.Flatten(),
         linear=nn.Linear(8, CLASSES),
     )
-    return settle(nn.Sequential(parts))
+    return randomise_batchnorm(nn.Sequential(parts))
 
 
 def resnet(
@@ -55,7 +55,9 @@ def resnet(
 ) -> nn.Module:
     """Make a small CIFAR-style network."""
     mean, std = (0.4,) * channels, (0.3,) * channels
-    return settle(Architecture(arch=arch, width=width, classes=classes, mean=mean, std=std).build())
+    return randomise_batchnorm(
+        Architecture(arch=arch, width=width, classes=classes, mean=mean, std=std).build()
+    )
 
 
 def gated(**options: Any) -> Selective:
@@ -64,7 +66,7 @@ def gated(**options: Any) -> Selective:
         "layer4.0": FeatureSelector(TwoLayerProbe(16, CLASSES, hidden=12), **options),
         "layer4.1": FeatureSelector(LinearProbe(16, CLASSES), **options),
     }
-    return settle(Selective(resnet("resnet18"), gates))
+    return randomise_batchnorm(Selective(resnet("resnet18"), gates))
 
 
 class Twice(nn.Module):

@@ -15,17 +15,17 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
-
-import networks
-import test_measurement
-from channelscope import distributed, files
-from channelscope.attacks import PGD
 from channelscope.comparison import Comparison, compare
-from channelscope.errors import UserError
 from channelscope.evaluation import evaluate
 from channelscope.evaluation.progress import Progress
 from channelscope.study.measurement import Measurement
+from torch import Tensor, nn
+
+import test_measurement
+from channelscope import distributed, files
+from channelscope.attacks import PGD
+from channelscope.errors import UserError
+from helpers import networks
 
 SEED = 3
 ATTACK = PGD(eps=0.1, steps=2, restarts=3)
