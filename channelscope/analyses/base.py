@@ -55,7 +55,7 @@ class Study(Protocol):
         """The models' labels."""
 
     @property
-    def weights(self) -> Float[ndarray, "n r"]:
+    def weights(self) -> Num[ndarray, "n r"]:
         """How often each image counts in each bootstrap replicate; column 0 is all 1."""
 
     def describe(self, model: str) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -66,7 +66,7 @@ def compute_matching(study: Study) -> dict[str, Any]:
 
 
 def _compare_layers(
-    study: Study, activations: dict[_Layer, ndarray], weights: Float[ndarray, "n r"]
+    study: Study, activations: dict[_Layer, ndarray], weights: Num[ndarray, "n r"]
 ) -> list[dict[str, Any]]:
     """Compare each pair of models once, every layer with every one of the other."""
     if len(study.models) < 2:

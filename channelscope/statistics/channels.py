@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from numpy import ndarray
 
 from channelscope.statistics.measures import measure_all, uniformity
@@ -92,7 +92,7 @@ def measure_replicates(
     adversarial: Float[ndarray, "n c"],
     relevance: Float[ndarray, "n c"],
     labels: Int[ndarray, " n"],
-    weights: Float[ndarray, "n r"],
+    weights: Num[ndarray, "n r"],
     classes: int,
     threshold: float,
 ) -> dict[str, Float[ndarray, "r k"]]:
@@ -128,7 +128,7 @@ def _measure_class(
     natural: Float[ndarray, "n c"],
     adversarial: Float[ndarray, "n c"],
     relevance: Float[ndarray, "n c"],
-    weights: Float[ndarray, "n r"],
+    weights: Num[ndarray, "n r"],
     threshold: float,
 ) -> dict[str, Float[ndarray, " r"]]:
     """Measure one class, in each replicate."""
@@ -152,7 +152,7 @@ def _measure_class(
 
 
 def weighted_means(
-    values: Float[ndarray, "n c"], weights: Float[ndarray, "n r"]
+    values: Float[ndarray, "n c"], weights: Num[ndarray, "n r"]
 ) -> Float[ndarray, "r c"]:
     """Return the mean of the rows under each column of weights; NaN where these sum to 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -163,7 +163,7 @@ def weighted_means(
 def accuracy_replicates(
     correct: Bool[ndarray, " n"],
     labels: Int[ndarray, " n"],
-    weights: Float[ndarray, "n r"],
+    weights: Num[ndarray, "n r"],
     classes: int,
 ) -> tuple[Float[ndarray, " r"], Float[ndarray, "r k"]]:
     """Compute the accuracy over all images (r,) and by class (r, k); NaN for a class without any."""

@@ -6,7 +6,7 @@ Pure functions of activations: row i of both arguments is image i.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from numpy import ndarray
 from scipy.optimize import linear_sum_assignment
 
@@ -47,7 +47,7 @@ def normalise_hsic(
 
 
 def compute_hsic(
-    a: Float[ndarray, "n c"], b: Float[ndarray, "n d"], weights: Float[ndarray, "n r"]
+    a: Float[ndarray, "n c"], b: Float[ndarray, "n d"], weights: Num[ndarray, "n r"]
 ) -> Float[ndarray, " r"]:
     """Unbiased HSIC of two linear kernels, by replicate of the bootstrap.
 

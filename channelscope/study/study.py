@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from numpy import ndarray
 from tqdm.auto import tqdm
 
@@ -261,7 +261,7 @@ class Study:
         return tuple(model.label for model in self._models)
 
     @cached_property
-    def weights(self) -> Float[ndarray, "n r"]:
+    def weights(self) -> Num[ndarray, "n r"]:
         """How often each image counts in each bootstrap replicate: column 0 is all 1.
 
         The others are independent Poisson(1) draws, the streaming form of resampling with
