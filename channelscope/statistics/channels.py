@@ -166,7 +166,7 @@ def accuracy_replicates(
     weights: Num[ndarray, "n r"],
     classes: int,
 ) -> tuple[Float[ndarray, " r"], Float[ndarray, "r k"]]:
-    """Compute the accuracy over all images (r,) and by class (r, k); NaN for a class without any."""
+    """Compute the accuracy over all images (r,) and by class (r, k); NaN for an empty class."""
     weights = np.asarray(weights, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         overall = (weights.T @ correct.astype(float)) / weights.sum(0)

@@ -1,4 +1,4 @@
-"""How alike two networks' channels are on the same images: linear CKA of layers, and channels matched one to one.
+"""How alike two networks' channels are: linear CKA of layers, channels matched one to one.
 
 Pure functions of activations: row i of both arguments is image i.
 """
@@ -14,13 +14,14 @@ FEWEST = 4  # images: an unbiased HSIC needs as many
 
 
 def cka(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> float:
-    """Linear CKA of two layers' activations, with unbiased HSIC: 1 for equal up to rotation and scale, 0 for unrelated.
+    """Linear CKA of two layers: 1 for equal up to rotation and scale, about 0 for unrelated.
 
         CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)),    K = A A^T, L = B B^T
 
-    (Kornblith et al., ICML 2019, arXiv 1905.00414). HSIC is Song et al.'s unbiased estimator (JMLR 2012), as in Nguyen
-    et al. (ICLR 2021, arXiv 2010.15327): the biased one calls unrelated layers alike when images are not many more than
-    channels. So CKA lies in [-1, 1], about 0, not above it, where layers have nothing in common.
+    (Kornblith et al., ICML 2019, arXiv 1905.00414). HSIC is Song et al.'s unbiased estimator (JMLR
+    2012), as in Nguyen et al. (ICLR 2021, arXiv 2010.15327): the biased one calls unrelated layers
+    alike when images are not many more than channels. So CKA lies in [-1, 1], about 0, not above
+    it, where layers have nothing in common.
 
     >>> rng = np.random.default_rng(0)
     >>> a = rng.normal(size=(50, 3))
@@ -29,7 +30,8 @@ def cka(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> float:
     1.0
 
     Args:
-        a, b: activations of the same n images; NaN for fewer than four, and for a layer that is constant.
+        a, b: activations of the same n images; NaN for fewer than four, and for a layer that is
+            constant.
     """
     once = np.ones((len(a), 1))
     return float(
@@ -42,7 +44,7 @@ def cka(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> float:
 def normalise_hsic(
     between: Float[ndarray, " r"], own: Float[ndarray, " r"], others: Float[ndarray, " r"]
 ) -> Float[ndarray, " r"]:
-    """Make CKA of HSIC(K, L), HSIC(K, K) and HSIC(L, L), by replicate; NaN where K or L is constant."""
+    """Make CKA of HSIC(K, L), HSIC(K, K), HSIC(L, L), by replicate; NaN for a constant K or L."""
     return between / np.sqrt(np.where((own > 0) & (others > 0), own * others, np.nan))
 
 
@@ -53,18 +55,20 @@ def compute_hsic(
 
         HSIC = 1 / (n (n - 3)) sum_{i != j} K~_ij L~_ij
 
-    with K~ the U-centred kernel, whose rows and columns have the sum 0 without their diagonal. It is the mean of the
-    images' parts h_i = sum_j K~_ij L~_ij / (n - 3), and a replicate moves it to first order (HSIC is a U-statistic, and
-    its derivative by an image's weight 2 h_i / n, as moving the centre adds nothing):
+    with K~ the U-centred kernel, whose rows and columns have the sum 0 without their diagonal. It
+    is the mean of the images' parts h_i = sum_j K~_ij L~_ij / (n - 3), and a replicate moves it to
+    first order (HSIC is a U-statistic, and its derivative by an image's weight 2 h_i / n, as moving
+    the centre adds nothing):
 
         HSIC_r = HSIC + 2 sum_i (w_ir / sum_j w_jr - 1 / n) h_i
 
-    Drawing images repeatedly instead would count their likeness to their own copies, which is what the unbiased
-    estimator leaves out. Time and memory grow with n c d and n r, not with n^2.
+    Drawing images repeatedly instead would count their likeness to their own copies, which is what
+    the unbiased estimator leaves out. Time and memory grow with n c d and n r, not with n^2.
 
     Args:
         a, b: activations of the same images.
-        weights: of each image in each replicate; see ``stats.bootstrap_weights``. Column 0, all 1, is the estimate.
+        weights: of each image in each replicate; see ``stats.bootstrap_weights``. Column 0, all 1,
+            is the estimate.
     """
     n = len(a)
     if n < FEWEST:
@@ -75,17 +79,17 @@ def compute_hsic(
 
 
 def _standard(a: Float[ndarray, "n c"]) -> Float[ndarray, "n c"]:
-    """Centre activations and give them a total variance of 1, which CKA does not depend on; zeros for constant ones."""
+    """Centre activations and scale them to a total variance of 1; zeros for constant ones."""
     centred = a.astype(np.float64) - a.mean(0, dtype=np.float64)
     size = np.sqrt((centred**2).sum(1).mean())
     return centred / size if size > 1e-12 * np.abs(a).max(initial=0) else np.zeros_like(centred)
 
 
 def _parts(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-    """Sum each image's row of the product of the U-centred kernels: sum_{j != i} K~_ij L~_ij, for centred a and b.
+    """Sum each image's row of the U-centred kernels' product: sum_{j != i} K~_ij L~_ij.
 
-    With d and e the kernels' diagonals, K~_ij = K_ij + (d_i + d_j) / (n - 2) - sum(d) / ((n - 1) (n - 2)), as the rows
-    of K = A A^T have the sum 0; multiplied out, no kernel is ever made.
+    With d and e the kernels' diagonals, K~_ij = K_ij + (d_i + d_j) / (n - 2) - sum(d) / ((n - 1) (n
+    - 2)), as the rows of K = A A^T have the sum 0; multiplied out, no kernel is ever made.
     """
     n = len(a)
     d, e = (a**2).sum(1), (b**2).sum(1)
@@ -104,7 +108,8 @@ class Match(NamedTuple):
 
     Args:
         channel, other: numbers of the matched channels (m,), no number twice.
-        correlation: Pearson's, of each pair's activations over the images (m,); NaN where one of them is constant.
+        correlation: Pearson's, of each pair's activations over the images (m,); NaN where one of
+            them is constant.
     """
 
     channel: Int[ndarray, " m"]
@@ -113,9 +118,10 @@ class Match(NamedTuple):
 
 
 def match_channels(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Match:
-    """Match channels one to one, so that the sum of the pairs' correlations over images is the largest possible.
+    """Match channels one to one, with the largest possible sum of correlations over images.
 
-    Li et al. (ICLR 2016, arXiv 1511.07543), bipartite matching; of layers of unequal width, min(c, d) channels each.
+    Li et al. (ICLR 2016, arXiv 1511.07543), bipartite matching; of layers of unequal width, min(c,
+    d) channels each.
 
     >>> rng = np.random.default_rng(0)
     >>> a = rng.normal(size=(50, 3))

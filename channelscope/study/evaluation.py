@@ -1,4 +1,4 @@
-"""Attacks on networks: which images withstand them, the checks for masking, and the sweep of eps."""
+"""Attacks on networks: which images withstand them, checks for masking, the sweep of eps."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -302,7 +302,8 @@ def identify_attack(attack: object, digests: Mapping[int, str]) -> str:
         return f"{attack.__module__}.{attack.__qualname__}"
     if isinstance(attack, str | int | float | None):
         return repr(attack)
-    return f"{attack_name(attack)} {sorted(vars(attack).items()) if hasattr(attack, '__dict__') else ''}"  # type: ignore[arg-type]
+    settings = sorted(getattr(attack, "__dict__", {}).items())
+    return f"{type(attack).__qualname__} {settings}"
 
 
 def evaluate_model(

@@ -319,7 +319,7 @@ def trained_on(trainings: Sequence[Mapping[str, Any]]) -> str:
         )
     if name.partition(":")[0] not in {known.partition(":")[0] for known in NAMES}:
         raise UserError(
-            f"data: the models were trained on {name}, which cannot be found by that name: name the "
-            "data, as cifar10 or imagefolder:DIR."
+            f"data: the models were trained on {name}, which cannot be found by that name: name "
+            "the data, as cifar10 or imagefolder:DIR."
         )
     return str(name)

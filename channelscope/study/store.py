@@ -194,8 +194,8 @@ class RunFolder:
         barrier()
         if not self.path.is_dir():
             raise UserError(
-                f"The processes do not share a disk: {self.path} is not there for all of them. Name "
-                "a run folder that all see."
+                f"The processes do not share a disk: {self.path} is not there for all of them. "
+                "Name a run folder that all see."
             )
         if path is None and is_first():
             self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)

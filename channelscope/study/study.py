@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, UInt8
 from numpy import ndarray
 from tqdm.auto import tqdm
 
@@ -114,9 +114,9 @@ class Study:
     and number of processes (see ``distributed``), if each process has as many threads.
 
     Args:
-        models: label -> network, or path of a checkpoint; or a sequence of paths, whose stems become
-            the labels; or one of these. A network takes images in [0, 1], is used in eval mode where
-            it is, and left as it was.
+        models: label -> network, or path of a checkpoint; or a sequence of paths, whose stems
+            become the labels; or one of these. A network takes images in [0, 1], is used in eval
+            mode where it is, and left as it was.
         data: a data set, its name, or what else ``data.as_dataset`` takes; its test split is used.
             None for the data set that the models were trained on, where their checkpoints name it.
         attack: makes the adversarial data on which activations are measured; a short name (see
@@ -337,7 +337,7 @@ class Study:
     def masks(
         self, model: str, gate: str, data: str = "natural", told: Labels = "none"
     ) -> Float[ndarray, "n c"]:
-        """Return a gate's mask, an image a row; of masks of single elements, the mean over space."""
+        """Return a gate's mask, an image a row; the mean over space where it is of elements."""
         return self._rows(model, data).array(f"masks/{told}/{gate}")
 
     def told(self, model: str) -> Mapping[Labels, Int[ndarray, " n"]]:
@@ -350,7 +350,7 @@ class Study:
 
     def thumbnails(
         self, model: str, data: str, images: Sequence[int]
-    ) -> Int[ndarray, "m _ h w"] | None:
+    ) -> UInt8[ndarray, "m _ h w"] | None:
         """Return small pictures (uint8) of some images; None where none were kept."""
         if not self._thumbnails:
             return None
@@ -733,8 +733,8 @@ def _check_attack_names(attacks: Sequence[str | AttackLike]) -> None:
             parse_attack(attack)
         elif not isinstance(attack, str) and (not callable(attack) or not hasattr(attack, "eps")):
             raise UserError(
-                f"attacks: {attack!r} is no attack: give a name such as 'pgd-20', or an object such "
-                "as cs.PGD(), callable with (model, x, y, generator) and with an eps."
+                f"attacks: {attack!r} is no attack: give a name such as 'pgd-20', or an object "
+                "such as cs.PGD(), callable with (model, x, y, generator) and with an eps."
             )
 
 

@@ -207,7 +207,7 @@ def suppress(network: nn.Module, layer: str, masks: Bool[Tensor, "*k c"]) -> Sup
 
 
 class _Batch(NamedTuple):
-    """Images, their indices and labels, and what an attack on the untouched network made of them."""
+    """Images, their indices and labels, and what an attack on the whole network made of them."""
 
     rows: Int[Tensor, " n"]
     x: Float[Tensor, "n *image"]
