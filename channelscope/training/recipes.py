@@ -149,7 +149,7 @@ def catalogue() -> dict[str, tuple[str, ...]]:
     >>> catalogue()["svhn-resnet18-at-fast"]
     ('settings/svhn-resnet18', 'methods/at', 'fast')
     """
-    files = {}
+    files: dict[str, tuple[str, ...]] = {}
     for setting, method in product(SETTINGS, METHODS):
         if (setting, method) not in _IMPOSSIBLE:
             name, parts = f"{setting}-{method}", (f"settings/{setting}", f"methods/{method}")
