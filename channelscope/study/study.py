@@ -31,7 +31,7 @@ from channelscope.analyses.base import (
 )
 from channelscope.attacks import AttackLike, Norm, attack_name, parse_attack
 from channelscope.attacks.adaptive import norm_of
-from channelscope.attacks.suites import SUITES, ball_of
+from channelscope.attacks.suites import SUITES, resolve_ball
 from channelscope.data import Dataset, as_dataset
 from channelscope.distributed import check_same, is_first, resolve_device, world_size
 from channelscope.errors import UserError, suggest
@@ -635,7 +635,7 @@ class Study:
     ) -> tuple[AttackLike, Plan]:
         """Return the attack that makes the adversarial data, and the plan of all attacks."""
         every = ([attack] if attack is not None else []) + list(attacks)
-        eps, norm = ball_of(every, eps, norm)
+        eps, norm = resolve_ball(every, eps, norm)
         if isinstance(attack, str) and attack.endswith("-l2") and norm == "inf":
             norm = "2"
         eps = default_eps(self.dataset.name, norm) if eps is None else eps
@@ -730,7 +730,13 @@ def _check_attack_names(attacks: Sequence[str | AttackLike]) -> None:
     """Refuse unknown names before any file is read."""
     for attack in attacks:
         if isinstance(attack, str) and attack not in SUITES:
-            parse_attack(attack)
+            try:
+                parse_attack(attack)
+            except UserError as error:
+                near = suggest(attack, SUITES)
+                if not near or "Did you mean" in str(error):
+                    raise
+                raise UserError(f"There is no attack or suite {attack!r}.{near}") from error
         elif not isinstance(attack, str) and (not callable(attack) or not hasattr(attack, "eps")):
             raise UserError(
                 f"attacks: {attack!r} is no attack: give a name such as 'pgd-20', or an object "
