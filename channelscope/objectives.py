@@ -160,15 +160,15 @@ class TrainingLoss(ABC):
     needs_natural: ClassVar[bool] = True
 
     def attacked(self, _model: nn.Module, _x: Images) -> Objective:
-        """Return what adversarial images maximise: the joint loss (without gates its first term)."""
+        """Return what adversarial images maximise: the joint loss."""
         return Joint(self.beta_atk)
 
     def __call__(self, model: nn.Module, x: Images, x_adv: Images, y: Labels) -> PerImage:
         """Return the loss of natural images x, adversarial images x_adv (n, c, h, w) and labels."""
         natural = _get_heads(model, x, y) if self.needs_natural else None
         adversarial = _get_heads(model, x_adv, y)
-        heads = _pair(natural or adversarial, adversarial)
-        return _sum_heads(self.compare, self.beta, heads, self.scaled)
+        pairs = _pair(natural or adversarial, adversarial)
+        return _sum_heads(self.compare, self.beta, pairs, self.scaled)
 
     @abstractmethod
     def compare(self, natural: Head, adversarial: Head) -> PerImage:
@@ -190,7 +190,6 @@ class CrossEntropy(TrainingLoss):
     needs_natural: ClassVar[bool] = False
 
     def compare(self, _natural: Head, adversarial: Head) -> PerImage:
-        """Return the cross-entropy."""
         return self.fit(*adversarial)
 
 
@@ -235,7 +234,6 @@ class TRADES(TrainingLoss):
             return _Divergence(_get_answers(model, x), self.beta_atk)
 
     def compare(self, natural: Head, adversarial: Head) -> PerImage:
-        """Return the equation's loss."""
         return self.fit(*natural) + self.trade_off * kl_divergence(natural[0], adversarial[0])
 
 
@@ -258,11 +256,11 @@ class MART(TrainingLoss):
     trade_off: float = 5.0
 
     def compare(self, natural: Head, adversarial: Head) -> PerImage:
-        """Return the equation's loss."""
         logits, targets = adversarial
+        fit = self.fit(logits, targets)  # first: gradients are added in this order
         wrong = 1 - natural[0].softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
         divergence = self.trade_off * kl_divergence(natural[0], logits) * wrong
-        return self.fit(logits, targets) - _log_rest(logits, targets) + divergence
+        return fit - _log_rest(logits, targets) + divergence
 
 
 def kl_divergence(p: Logits, q: Logits) -> PerImage:

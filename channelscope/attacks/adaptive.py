@@ -7,7 +7,7 @@ The sweep of the joint loss and the attack on it: Yan et al., ICML 2021 (arXiv 2
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any, ClassVar, Literal
 
@@ -104,19 +104,17 @@ def run_cascade(
     return x_adv
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Changed(Attack):
     """An attack that changes another, of the same ball."""
 
     attack: AttackLike
+    eps: float = field(init=False, repr=False)
+    norm: Norm = field(init=False, repr=False)
     folds: ClassVar[bool] = False
 
-    @property
-    def eps(self) -> float:  # type: ignore[override]  # not to be set
-        return self.attack.eps
-
-    @property
-    def norm(self) -> Norm:  # type: ignore[override]
-        return norm_of(self.attack)
+    def __post_init__(self) -> None:
+        vars(self).update(eps=self.attack.eps, norm=norm_of(self.attack))
 
 
 def norm_of(attack: AttackLike, default: Norm = "inf") -> Norm:
@@ -149,6 +147,7 @@ class JointSweep(_Changed, Cascade):
     betas: tuple[float, ...] = BETAS
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if "objective" not in vars(self.attack):
             raise UserError(
                 f"{attack_name(self.attack)} has no objective to sweep: sweep pgd, apgd or fgsm."
@@ -165,8 +164,6 @@ class JointSweep(_Changed, Cascade):
 @dataclass(frozen=True, kw_only=True)
 class Detached(_Changed):
     """An attack that is not shown the gradient through the masks: how CIFS's authors attack."""
-
-    attack: AttackLike
 
     @property
     def parts(self) -> tuple[AttackLike, ...]:
@@ -197,6 +194,7 @@ class MaskFrozen(_Changed):
     at: Literal["natural", "label"] = "natural"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.attack.early_stop is not None:
             raise UserError(
                 f"An attack on frozen masks does not stop early, as {self.attack} does: "
@@ -220,7 +218,6 @@ class Transfer(_Changed):
         name: what to call it.
     """
 
-    attack: AttackLike
     source: nn.Module
     name: str
 

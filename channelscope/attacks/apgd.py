@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from channelscope.attacks.ball import Norm, check_ball, draw_uniform, to_normal
+from channelscope.attacks.ball import draw_uniform, to_normal
 from channelscope.attacks.base import Attack, Search, mean_over
 from channelscope.attacks.registry import register
 from channelscope.errors import UserError
@@ -46,11 +46,9 @@ class APGD(Attack):
     for other steps than 100.)
 
     Args:
-        eps: radius of the ball in image units, >= 0, at most 1 for L-inf; 0 returns the images.
         steps: number of steps, >= 1.
         restarts: number of runs, >= 1, each from another random point on the surface of the ball,
             before it is cut to [0, 1]. Later ones are for images that no earlier one has broken.
-        norm: "inf" or "2".
         objective: (model, x, y) -> loss per image; see ``PGD.early_stop`` for one that knows its
             batch.
         rho: share of the steps that must raise f, in [0, 1].
@@ -58,10 +56,8 @@ class APGD(Attack):
             et al., ICML 2018, arXiv 1802.00420): for networks that draw random numbers.
     """
 
-    eps: float = 8 / 255
     steps: int = 100
     restarts: int = 1
-    norm: Norm = "inf"
     objective: Objective = cross_entropy
     rho: float = 0.75
     eot: int = 1
@@ -69,7 +65,7 @@ class APGD(Attack):
     early_stop = 0  # a broken image leaves at once
 
     def __post_init__(self) -> None:
-        check_ball(self.eps, self.norm)
+        super().__post_init__()
         if self.steps < 1 or self.restarts < 1 or self.eot < 1:
             raise UserError(
                 "APGD needs at least one step, one restart and one forward pass, "

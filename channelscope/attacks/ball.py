@@ -29,21 +29,13 @@ def check_ball(eps: float, norm: str) -> None:
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the precision in which a ball around images of this type is searched: 32 bits or more.
-
-    Half precision cannot hold the ball: its steps are as long as those of an attack.
-    """
+    """Return the precision of a search, 32 bits or more: half precision would lose its steps."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def l2_norms(delta: Float[Tensor, "n *image"]) -> Tensor:
     """Return the L2 norm of each image's perturbation, shaped (n, 1, ...) to divide it by."""
     return delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.ndim - 1))
-
-
-def find_direction(gradient: Float[Tensor, "n *image"], norm: Norm) -> Float[Tensor, "n *image"]:
-    """Return the direction of steepest ascent: the gradient's signs or, in L2, unit gradients."""
-    return gradient.sign() if norm == "inf" else gradient / l2_norms(gradient).clamp_min(1e-12)
 
 
 def make_projection(x: Tensor, eps: float, norm: Norm) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from channelscope.attacks.ball import (
     Norm,
-    find_direction,
+    check_ball,
     l2_norms,
     make_projection,
     round_towards,
@@ -28,7 +28,7 @@ from channelscope.attacks.ball import (
 from channelscope.attacks.folding import prepare
 from channelscope.errors import UserError
 from channelscope.layers.hooks import eval_mode, get_logits, logits_for
-from channelscope.objectives import Images, Labels, Objective, PerImage, cross_entropy
+from channelscope.objectives import Images, Labels, Objective, cross_entropy
 
 if TYPE_CHECKING:
     from channelscope.attacks.registry import AttackName
@@ -54,21 +54,28 @@ class AttackLike(Protocol):
         """Attack images x (n, c, h, w) in [0, 1] with labels y (n,)."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """An attack: a frozen dataclass of its settings, with eps and norm, and a method ``run``.
+    """An attack: a frozen dataclass of its settings, which implements ``run``.
 
     A call checks the images, holds the network in eval mode with its parameters frozen, and runs on
     the network with its BatchNorms folded (see ``folding``); what only the folded network takes for
     broken is attacked once more on the network itself. Points are searched in 32 bits or more and
     returned in the precision of the images, inside the ball and [0, 1].
+
+    Args:
+        eps: radius of the ball in image units, >= 0, at most 1 for L-inf; 0 returns the images.
+        norm: "inf" or "2".
     """
 
-    eps: float  # radius of the ball in image units
-    norm: Norm
-    objective: Objective = staticmethod(cross_entropy)  # by which several runs are compared
-    early_stop: int | None = None  # further steps of a broken image; None for all of them
+    eps: float = 8 / 255
+    norm: Norm = "inf"
+
     folds: ClassVar[bool] = True  # False for attacks made of others, which fold by themselves
     names: ClassVar[tuple["AttackName", ...]] = ()  # set by ``register``
+
+    def __post_init__(self) -> None:
+        check_ball(self.eps, self.norm)
 
     @abstractmethod
     def run(self, model: nn.Module, search: "Search") -> Tensor:
@@ -79,6 +86,16 @@ class Attack(ABC):
     ) -> Float[Tensor, "restarts n *image"]:
         """Return where each run begins: one run, from the images, unless a subclass has others."""
         return x.unsqueeze(0)
+
+    @property
+    def objective(self) -> Objective:
+        """What is maximised, and what several runs are compared by."""
+        return cross_entropy
+
+    @property
+    def early_stop(self) -> int | None:
+        """How many further steps a broken image takes; None for all of them."""
+        return None
 
     @property
     def parts(self) -> tuple[AttackLike, ...]:
@@ -239,7 +256,9 @@ class Search:
 
     def direction(self, gradient: Tensor) -> Tensor:
         """Return the direction of steepest ascent: the signs, or in L2 the unit gradients."""
-        return find_direction(gradient, self.norm)
+        if self.norm == "inf":
+            return gradient.sign()
+        return gradient / l2_norms(gradient).clamp_min(1e-12)
 
     @contextmanager
     def watch(self, model: nn.Module, x: Tensor) -> Iterator[None]:

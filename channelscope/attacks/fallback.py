@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from channelscope.attacks.ball import Norm, check_ball, draw_uniform, l2_norms, to_normal
+from channelscope.attacks.ball import draw_uniform, l2_norms, to_normal
 from channelscope.attacks.base import Attack, Search
 from channelscope.attacks.registry import register
 from channelscope.errors import UserError
@@ -36,19 +36,15 @@ class Noise(Attack):
     both cut to [0, 1]. An image that is never fooled ends at the last of its points.
 
     Args:
-        eps: radius of the ball in image units, >= 0, at most 1 for L-inf; 0 returns the images.
         tries: number of points, >= 1.
-        norm: "inf" or "2".
     """
 
-    eps: float = 8 / 255
     tries: int = 100
-    norm: Norm = "inf"
 
     early_stop = 0  # a broken image leaves at once
 
     def __post_init__(self) -> None:
-        check_ball(self.eps, self.norm)
+        super().__post_init__()
         if self.tries < 1:
             raise UserError(f"Random search needs at least one try, not {self.tries}.")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from channelscope.attacks.adaptive import Cascade
-from channelscope.attacks.ball import Norm, check_ball, l2_norms, round_towards
+from channelscope.attacks.ball import l2_norms, round_towards
 from channelscope.attacks.base import Attack, AttackLike, Search, find_correct, is_correct
 from channelscope.attacks.registry import register
 from channelscope.errors import UserError
@@ -56,8 +56,6 @@ class LibraryAttack(Attack):
         name: "apgd-ce", "apgd-t" (targeted, DLR loss), "fab-t" (targeted) or "square" (random
             search, no gradients). The targeted ones aim at the nine strongest wrong classes one
             after the other, or at all that there are.
-        eps: radius of the ball in image units, >= 0, at most 1 for L-inf; 0 returns the images.
-        norm: "inf" or "2".
         iterations: steps, per target class where there are any; Square's queries; None for
             AutoAttack's own number.
 
@@ -68,13 +66,11 @@ class LibraryAttack(Attack):
     """
 
     name: Component
-    eps: float = 8 / 255
-    norm: Norm = "inf"
     iterations: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_installed()
-        check_ball(self.eps, self.norm)
         if self.name not in get_args(Component):
             raise UserError(
                 f"AutoAttack consists of {', '.join(get_args(Component))}; it has no {self.name!r}."
@@ -139,32 +135,22 @@ class LibraryAttack(Attack):
 
 
 for _name in _ITERATIONS:
-    register(
-        f"autoattack[-l2]/{_name}[-ITERATIONS]",
-        "a component of AutoAttack",
-        cost=_count_passes,
-        name=_name,
-    )(LibraryAttack)
+    _template = f"autoattack[-l2]/{_name}[-ITERATIONS]"
+    register(_template, "a part of AutoAttack", cost=_count_passes, name=_name)(LibraryAttack)
 
 
-@register(
-    "square[-QUERIES][-l2]", "Square, a random search", cost=lambda square: square.queries / 3
-)
+@register("square[-QUERIES][-l2]", "Square, a random search", cost=lambda it: it.queries / 3)
 @dataclass(frozen=True, kw_only=True)
 class Square(Attack):
     """Square alone: a random search that asks the network for its logits and for no gradient.
 
     Args:
-        eps: radius of the ball in image units, >= 0, at most 1 for L-inf; 0 returns the images.
-        norm: "inf" or "2".
         queries: forward passes per image at most, >= 1.
 
     Raises:
         UserError: where the package pyautoattack is missing.
     """
 
-    eps: float = 8 / 255
-    norm: Norm = "inf"
     queries: int = _ITERATIONS["square"]
 
     def __post_init__(self) -> None:
@@ -186,20 +172,15 @@ class AutoAttack(Cascade):
     see ``LibraryAttack``.
 
     Args:
-        eps: radius of the ball in image units, >= 0, at most 1 for L-inf; 0 returns the images.
-        norm: "inf" or "2".
 
     Raises:
         UserError: where the package pyautoattack is missing; when called, for networks of fewer
             than four classes.
     """
 
-    eps: float = 8 / 255
-    norm: Norm = "inf"
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_installed()
-        check_ball(self.eps, self.norm)
 
     @property
     def parts(self) -> tuple[AttackLike, ...]:
@@ -288,28 +269,17 @@ def _warn(sentence: str) -> None:
 
 def _examine(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor, *, gradients: bool) -> None:
     """Warn of what makes AutoAttack unreliable, as its authors list it, on correct images."""
+    random = "The network answers the same images differently each time"
     if any(_differ(logits, get_logits(model(x))) for _ in range(2)):
-        _warn(
-            "The network answers the same images differently each time: "
-            "AutoAttack takes it to be deterministic."
-        )
+        _warn(f"{random}: AutoAttack takes it to be deterministic.")
     if ((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-5)).all():
-        _warn(
-            "The network returns probabilities: "
-            "return logits, as the gradients of probabilities vanish."
-        )
+        _warn("The network returns probabilities, whose gradients vanish: return logits.")
     with _GraphWatch() as watch:
         model(x[:1])
     if watch.has_graph:
-        _warn(
-            "The network takes gradients in its forward pass: "
-            "such a defence needs an attack made for it."
-        )
+        _warn("The network takes gradients in its forward pass: it needs an attack made for it.")
     if gradients and (_compute_gradient(model, x, y).flatten(1) == 0).all(1).any():
-        _warn(
-            "Some images have a gradient of zero: "
-            "attacks by gradients say little about them, Square says more."
-        )
+        _warn("Some images have a gradient of zero: Square says more about them.")
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:

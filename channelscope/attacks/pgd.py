@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from channelscope.attacks.ball import Norm, check_ball, draw_uniform, to_normal, working_dtype
+from channelscope.attacks.ball import draw_uniform, to_normal, working_dtype
 from channelscope.attacks.base import Attack, Search
 from channelscope.attacks.registry import register
 from channelscope.errors import UserError
@@ -35,14 +35,12 @@ class PGD(Attack):
     The direction is the gradient's signs for the L-inf norm, the gradient over its L2 norm for L2.
 
     Args:
-        eps: radius of the ball in image units, >= 0, at most 1 for L-inf; 0 returns the images.
         step: step length; None for eps * max(2 / steps, 1 / 10): the paper's 0.8/255 at eps 8/255
             for 20 steps or more.
         steps: number of steps, >= 1.
         random_start: begin at a point drawn uniformly from the ball instead of x; a number s for
             x + s * N(0, 1), projected (0.001 in TRADES and MART).
         restarts: number of runs, >= 1.
-        norm: "inf" or "2".
         objective: (model, x, y) -> loss per image.
         early_stop: tau of FAT's PGD-K-tau, >= 0 (Zhang et al., Algorithm 1): an image that the
             network takes for another class takes tau more steps and stops. 0 spares an evaluation
@@ -52,17 +50,15 @@ class PGD(Attack):
             objective of some of them.
     """
 
-    eps: float = 8 / 255
     step: float | None = None
     steps: int = 20
     random_start: bool | float = True
     restarts: int = 1
-    norm: Norm = "inf"
     objective: Objective = cross_entropy
     early_stop: int | None = None
 
     def __post_init__(self) -> None:
-        check_ball(self.eps, self.norm)
+        super().__post_init__()
         if self.steps < 1 or self.restarts < 1:
             raise UserError(
                 "PGD needs at least one step and one restart, "
@@ -128,17 +124,10 @@ class FGSM(Attack):
     """Fast gradient sign method, one step: x + eps * direction(grad_x L(model, x, y)).
 
     Args:
-        eps: radius of the ball and length of the step in image units, >= 0, at most 1 for L-inf.
-        norm: "inf" (direction: the signs) or "2" (the gradient over its norm).
         objective: (model, x, y) -> loss per image.
     """
 
-    eps: float = 8 / 255
-    norm: Norm = "inf"
     objective: Objective = cross_entropy
-
-    def __post_init__(self) -> None:
-        check_ball(self.eps, self.norm)
 
     def run(self, model: nn.Module, search: Search) -> Tensor:
         x_in = search.as_input(search.start)

@@ -49,7 +49,7 @@ class AttackName:
     @cached_property
     def defaults(self) -> dict[str, Any]:
         """The fields of an attack of which the name says nothing more."""
-        fields = dataclasses.fields(self.kind)  # type: ignore[arg-type]  # a dataclass, see register
+        fields = dataclasses.fields(self.kind)
         return {field.name: field.default for field in fields} | dict(self.preset)
 
     @cached_property
@@ -170,7 +170,7 @@ def parse_attack(
         changed = _parse(f":{change}", attack=attack)
         if changed is None and "objective" in vars(attack):
             loss = parse_objective(change, eps)
-            changed = loss and dataclasses.replace(attack, objective=loss)  # type: ignore[type-var]
+            changed = loss and dataclasses.replace(attack, objective=loss)  # type: ignore[call-arg]
         if changed is None:
             raise _unknown(name, suggest(f":{change}", examples))
         attack = changed
@@ -187,7 +187,7 @@ def _unknown(name: str, suggestion: str) -> UserError:
     return UserError(
         f"There is no attack {name!r}.{suggestion} The names are {', '.join(names)}, with other "
         "numbers too, as in pgd-100x5 (5 restarts), and -l2 at the end for the L2 norm; those that "
-        "begin with a colon follow another, as in pgd-20:detached."
+        "begin with a colon follow another, as in pgd-20:detached, and so do objectives (:joint)."
     )
 
 

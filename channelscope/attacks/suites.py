@@ -135,7 +135,7 @@ def _make_attack(choice: str | AttackLike, eps: float, norm: Norm, classes: int)
                 "evaluate it by itself, with the norm '2'."
             )
     else:
-        attack = choice if choice.eps == eps else resized(choice, eps)
+        attack = choice if choice.eps == eps else with_eps(choice, eps)
     if isinstance(attack, AutoAttack) and classes < 4:
         raise UserError(
             f"AutoAttack needs at least four classes, not {classes}: name other attacks."
@@ -143,7 +143,7 @@ def _make_attack(choice: str | AttackLike, eps: float, norm: Norm, classes: int)
     return attack
 
 
-def ball_of(
+def resolve_ball(
     attacks: Sequence[str | AttackLike], eps: float | None, norm: Norm
 ) -> tuple[float | None, Norm]:
     """Return the ball that all attacks as such share, or else the one that is asked for.
@@ -179,18 +179,18 @@ def _takes(attack: AttackLike) -> bool:
     return True
 
 
-def resized(attack: AttackLike, eps: float) -> AttackLike:
+def with_eps(attack: AttackLike, eps: float) -> AttackLike:
     """Return an attack with another radius.
 
     Raises:
         UserError: for one that has no eps to set.
     """
     if dataclasses.is_dataclass(attack) and not isinstance(attack, type):
-        names = {field.name for field in dataclasses.fields(attack)}
+        names = {field.name for field in dataclasses.fields(attack) if field.init}
         if "eps" in names:
             return dataclasses.replace(attack, eps=eps)
         if "attack" in names:
-            return dataclasses.replace(attack, attack=resized(attack.attack, eps))
+            return dataclasses.replace(attack, attack=with_eps(attack.attack, eps))
     raise UserError(
         f"{attack_name(attack)} has no eps that can be set: leave it out of a sweep of eps."
     )
