@@ -25,7 +25,7 @@ from channelscope.attacks import (
     stop_early,
 )
 from channelscope.attacks.adaptive import norm_of
-from channelscope.attacks.suites import attacks_on, resized
+from channelscope.attacks.suites import attacks_on, with_eps
 from channelscope.data import Split, block_size, iterate_blocks, sample_stratified
 from channelscope.distributed import barrier, shard, world_size
 from channelscope.errors import UserError
@@ -208,7 +208,7 @@ class AttackRunner:
         name = attack_name(attack)
         everything = np.ones(len(self.images), bool)
         keys = self._keys(name, self._identify(attack), everything, images=True)
-        if not self.folder.path.joinpath(*keys).is_dir():
+        if not self.folder.holds(*keys):
             return None
         rows = self.folder.rows(len(self.images), self._spec(images=True), *keys)
         return rows if rows.done.all() else None
@@ -438,7 +438,7 @@ def _sweep(
     for eps in sorted(set(plan.eps_sweep)):
         if eps >= plan.eps:
             robust = robust & worst_of(correct)
-        further = {name: resized(attack, eps) for name, attack in fallbacks.items()}
+        further = {name: with_eps(attack, eps) for name, attack in fallbacks.items()}
         for name, attack in {**attacks_at(eps), **further}.items():
             runner.progress.start(f"{model.label}: {name}, eps {eps:.3g}")
             robust = search.find_robust(attack, robust, f"{name}@{eps!r}")

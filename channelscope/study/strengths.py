@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from channelscope.attacks import PGD, AttackLike, attack_name
-from channelscope.attacks.suites import resized
+from channelscope.attacks.suites import with_eps
 from channelscope.errors import UserError
 
 
@@ -74,7 +74,7 @@ def list_strengths(
         )
     if wrong := [after for after in step_sweep if after < 1]:
         raise UserError(f"step_sweep: {wrong[0]} is no number of steps from 1 up.")
-    strengths = [Strength("eps", eps, resized(attack, eps)) for eps in sorted(set(eps_sweep))]
+    strengths = [Strength("eps", eps, with_eps(attack, eps)) for eps in sorted(set(eps_sweep))]
     for after in sorted(set(step_sweep)):
         if not isinstance(attack, PGD) or attack.restarts > 1 or attack.early_stop is not None:
             raise UserError(
