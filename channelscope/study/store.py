@@ -210,9 +210,15 @@ class RunFolder:
                 "fewer images or layers."
             )
 
+    def holds(self, *names: str) -> bool:
+        """Tell whether there are rows of this name, whole or not."""
+        return self.path.joinpath(*map(slug, names)).is_dir()
+
     def rows(self, n: int, spec: Spec, *names: str) -> Rows:
         """Open the rows of this name, made of parts, as they were left."""
-        return Rows(self.path.joinpath(*map(slug, names)), n, spec)
+        # The first process's name: an attack of the user's may not describe itself the same in all.
+        place = all_gather_words(["/".join(map(slug, names))])[0]
+        return Rows(self.path / place, n, spec)
 
 
 def check_run_folder(path: Path) -> None:
