@@ -23,7 +23,7 @@ from channelscope.figures import paper, tex
 from channelscope.report import write_report
 from comparisons import synthetic
 from figures import markdown
-from figures.make import HEADS, page
+from figures.make import HEADS, format_page
 from hostile import EVIL, HARMLESS, captions, comparison
 from test_report import add_figures
 
@@ -151,7 +151,7 @@ def test_in_a_browser_no_script_of_the_datas_runs_and_nothing_is_asked_for(
 
 def gallery(words: str) -> str:
     figures = [entry | {"name": f"figure-{place}"} for place, entry in enumerate(captions(words))]
-    return page(HEADS["digits"], figures)
+    return format_page(HEADS["digits"], figures)
 
 
 def test_galleries_hold_captions_as_text() -> None:
@@ -188,18 +188,18 @@ def test_words_are_words_in_markdown(words: str) -> None:
         .MarkdownIt("commonmark")
         .enable(["table", "strikethrough"])
     )
-    (_, inline, _) = parser.parse(markdown.escaped(words))
+    (_, inline, _) = parser.parse(markdown.escape(words))
     assert {part.type for part in inline.children} <= {"text", "text_special"}
     assert "".join(part.content for part in inline.children) == " ".join(words.split())
-    assert "](" not in markdown.table([{"a": words, "b": words}]).replace("\\](", "")
+    assert "](" not in markdown.format_table([{"a": words, "b": words}]).replace("\\](", "")
 
 
 def test_intervals_and_names_are_left_as_they_are() -> None:
-    assert markdown.escaped("-3.6 [-5.8, -1.4] points (pgd-20:joint-sweep)") == (
+    assert markdown.escape("-3.6 [-5.8, -1.4] points (pgd-20:joint-sweep)") == (
         "-3.6 [-5.8, -1.4] points (pgd-20:joint-sweep)"
     )
     assert (
-        markdown.table([{"a": markdown.Marked("`zoo:at`"), "b": "a|b"}])
+        markdown.format_table([{"a": markdown.Markdown("`zoo:at`"), "b": "a|b"}])
         == "| a | b |\n| --- | --- |\n| `zoo:at` | a\\|b |"
     )
 

@@ -2,7 +2,7 @@
 
 import re
 
-from figures.make import HEADS, WORDS, page
+from figures.make import HEADS, WORDS, format_page
 
 FIGURES = [
     {
@@ -19,12 +19,18 @@ FIGURES = [
         "section": "claims",
         "main": True,
     },
-    {"name": "relevance", "caption": "Of all.", "alt_text": "two", "section": "claims", "main": True},
+    {
+        "name": "relevance",
+        "caption": "Of all.",
+        "alt_text": "two",
+        "section": "claims",
+        "main": True,
+    },
 ]
 
 
-def test_figures_stand_in_their_sections_with_caption_data_and_what_is_seen() -> None:
-    text = page(HEADS["digits"], FIGURES)
+def test_figures_are_in_their_sections_with_caption_data_and_alt_text() -> None:
+    text = format_page(HEADS["digits"], FIGURES)
     assert text.startswith(HEADS["digits"])
     assert WORDS.strip() in text
     titles = re.findall(r"^##+ (.*)$", text, re.MULTILINE)
