@@ -141,7 +141,7 @@ def answer(args: argparse.Namespace) -> None:
     question = getattr(api, args.name)
     names = {*signature(question).parameters, *api.Options.__annotations__} - {"models", "data"}
     options = {name: value for name, value in vars(args).items() if name in names}
-    options["methods"] = dict(_split_pairs(args.methods, "--methods mine=at"))
+    options["methods"] = dict(_split_pairs(args.methods, "--methods mine=at")) or None
     with join(args):
         models = _read_models(args)
 

@@ -180,7 +180,8 @@ def _describe_intervention(result: "Result") -> Iterator[str]:
     yield (
         "\nAccuracy kept when the negatively relevant channels go first (NR), and lost when the "
         "positively\nrelevant ones do (PR), beyond random order: mean over all numbers of "
-        f"channels, in points, with {100 * result.meta['level']:.0f} % CI;\n{_describe_attack(result)}.\n"
+        f"channels, in points, with {100 * result.meta['level']:.0f} % CI;\n"
+        f"{_describe_attack(result)}.\n"
     )
     yield from _describe_verdicts(result)
 
