@@ -171,13 +171,7 @@ def _run(
     repeated = [JointSweep(attack=attack)] if isinstance(attack, PGD | FGSM | APGD) else []
     try:
         train(
-            variant.recipe,
-            dataset,
-            out=file,
-            seed=training.seed,
-            resume=True,
-            logs=logs,
-            **options,
+            variant.recipe, dataset, out=file, seed=training.seed, resume=True, logs=logs, **options
         )
         if earlier is not None:
             return earlier

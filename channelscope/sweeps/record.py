@@ -120,11 +120,7 @@ class Record:
     def describe(self, dataset: Dataset) -> dict[str, Any]:
         """Return the settings of the sweep's result, as plain values."""
         models: dict[str, Any] = {training.variant.name: {} for training in self.trainings}
-        data = {
-            "name": dataset.name,
-            "images": len(dataset.test),
-            "classes": list(dataset.classes),
-        }
+        data = {"name": dataset.name, "images": len(dataset.test), "classes": list(dataset.classes)}
         meta = {name: value for name, value in self.meta.items() if name != "results"}
         described: dict[str, Any] = json.loads(json.dumps({"models": models, "data": data, **meta}))
         return described

@@ -94,9 +94,12 @@ def _open_tensorboard(
     from torch.utils.tensorboard.summary import scalar, text
 
     folder.mkdir(parents=True, exist_ok=True)
-    continues = bool(history) and any(folder.iterdir())
+    earlier = sorted(folder.glob("events.out.tfevents.*"))
+    continues = bool(history and earlier)
     missing = history[-1:] if continues else history
-    with (folder / f"events.out.tfevents.{_next_time(folder):.6f}").open("xb") as file:
+    # TensorBoard reads the files of a folder in the order of their names.
+    number = int(earlier[-1].suffix[1:]) + 1 if earlier else 0
+    with (folder / f"events.out.tfevents.{number:010}").open("xb") as file:
         records = RecordWriter(file)
 
         def add(step: int, **content: Any) -> None:
@@ -117,16 +120,6 @@ def _open_tensorboard(
         for row in missing:
             write(row)
         yield write
-
-
-def _next_time(folder: Path) -> float:
-    """Return a time for a file's name, later than those of the files there.
-
-    TensorBoard reads the files of a folder in the order of their names.
-    """
-    names = [path.name for path in folder.glob("events.out.tfevents.*.*")]
-    times = [float(".".join(name.rsplit(".", 2)[1:])) for name in names]
-    return max([time(), *(earlier + 1 for earlier in times)])
 
 
 @contextmanager

@@ -194,39 +194,48 @@ def _read_value(name: str, value: Any, kind: Any) -> Any:
         return kind.from_values(value, name)
     if origin in (Union, UnionType):  # a number or true; a value or left out
         return True if value is True and bool in args else _read_value(name, value, args[0])
-    if origin is Annotated:
-        return _read_number(name, value, *args)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{name} must be a list, as in [0.5, 0.75], not {shorten(value)}.")
+    if origin is tuple and isinstance(value, list | tuple):
         return tuple(_read_value(name, item, args[0]) for item in value)
+    if origin is Annotated and args[0] is float:
+        return _read_number(name, value, *args[1])
+    if wanted := _find_misfit(value, kind):
+        hint = suggest(value, args) if origin is Literal and isinstance(value, str) else ""
+        raise UserError(f"{name} must be {wanted}, not {shorten(value)}.{hint}")
+    return dict(value) if origin is dict else value
+
+
+def _find_misfit(value: Any, kind: Any) -> str:
+    """Say what values a setting takes if it does not take this one, else return ""."""
+    origin, args = get_origin(kind), get_args(kind)
+    is_word = isinstance(value, str)
+    if origin is Annotated:
+        low, high = args[1]
+        fits = type(value) is int and low <= value <= high
+        return "" if fits else f"a whole number from {low} to {high:,.0f}"
+    if origin is Literal:
+        return "" if is_word and value in args else f"one of {', '.join(args)}"
+    if origin is tuple:
+        return "a list, as in [0.5, 0.75]"
     if kind is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"{name} must be true or false, not {shorten(value)}.")
-        return value
-    if origin is dict:
-        return _read_options(name, value)
-    if not isinstance(value, str) or (args and value not in args):
-        choices = f"one of {', '.join(args)}" if args else "a word"
-        hint = suggest(value, args) if isinstance(value, str) else ""
-        raise UserError(f"{name} must be {choices}, not {shorten(value)}.{hint}")
-    return value
+        return "" if isinstance(value, bool) else "true or false"
+    if kind is str:
+        return "" if is_word else "a word"
+    # The options of a gate, which checks them itself.
+    plain = bool | int | float | str
+    fits = isinstance(value, dict) and all(isinstance(item, plain) for item in value.values())
+    return "" if fits else "numbers, words, true or false by name"
 
 
-def _read_number(
-    name: str, value: Any, kind: type[int] | type[float], limits: tuple[float, float]
-) -> float:
-    low, high = limits
-    if kind is int:
-        if type(value) is not int or not low <= value <= high:
-            raise UserError(
-                f"{name} must be a whole number from {low} to {high:,.0f}, not {shorten(value)}."
-            )
-        return value
+def _read_number(name: str, value: Any, low: float, high: float) -> float:
+    """Read a number, or a fraction such as 8/255, which is rounded once."""
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = _read_fraction(value) if isinstance(value, str) else float(value)
+        if isinstance(value, str):
+            above, _, below = value.partition("/")
+            number = float(above) / float(below or 1)
+        else:
+            number = float(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise UserError(
             f"{name} must be a number such as 0.1 or 8/255, not {shorten(value)}."
@@ -234,18 +243,3 @@ def _read_number(
     if not low <= number <= high:
         raise UserError(f"{name} must be between {low:g} and {high:g}, not {number:g}.")
     return number
-
-
-def _read_fraction(text: str) -> float:
-    """Read 0.1 or 8/255; whole numbers that floats can hold have a correctly rounded quotient."""
-    numerator, _, denominator = text.partition("/")
-    return float(numerator) / float(denominator or 1)
-
-
-def _read_options(name: str, value: Any) -> dict[str, Any]:
-    plain = bool | int | float | str
-    if not isinstance(value, dict) or not all(isinstance(item, plain) for item in value.values()):
-        raise UserError(
-            f"{name} must be numbers, words, true or false by name, not {shorten(value)}."
-        )
-    return dict(value)

@@ -1,6 +1,5 @@
 """The state of a training run between two epochs: begun, resumed, saved."""
 
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import pandas as pd
@@ -38,34 +37,41 @@ class LossModule(nn.Module):
         return self.loss(self.network, x, x_adv, y)
 
 
-@dataclass
 class State:
-    """The state of a run.
+    """The state of a run, ``job``, on a device: at first with fresh weights."""
 
-    Args:
-        job: what the run is to do.
-        network: the network that is trained.
-        loss: the network with its loss, over all processes.
-        optimizer: of the weights.
-        scaler: of the loss, for half precision.
-        average: the average of the weights, if the recipe asks for one.
-        train, val: the images, on the network's device unless they are streamed or too many.
-        device: of the network.
-        history: a row for each complete epoch.
-        best: the weights of the best epoch.
-    """
-
-    job: Job
-    network: nn.Module
-    loss: nn.Module
-    optimizer: torch.optim.SGD
-    scaler: torch.amp.GradScaler
-    average: AveragedModel | None
-    train: Split
-    val: Split
-    device: str
-    history: list[Row] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(self, job: Job, device: str) -> None:
+        recipe, averaging = job.recipe.optimizer, job.recipe.averaging
+        # Initial weights come from torch's global generator: its state is restored afterwards.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(job.seed)
+            network = build(job.architecture, job.gates)
+        kind = torch.device(device).type
+        layout = torch.channels_last if kind == "cuda" else torch.preserve_format
+        network = network.to(device, job.dtype).to(memory_format=layout)
+        network = distributed.synchronise_batchnorm(network)
+        loss: nn.Module = LossModule(network, job.loss)
+        if distributed.world_size() > 1:
+            loss = DistributedDataParallel(loss)
+        self.job, self.device = job, device
+        self.network = network
+        self.loss = loss  # the network with its loss, over all processes
+        self.optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+        )
+        half = job.recipe.engine.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(kind, enabled=half)
+        self.average: AveragedModel | None = None
+        if averaging.kind != "none":
+            ema = get_ema_multi_avg_fn(averaging.decay) if averaging.kind == "ema" else None
+            self.average = AveragedModel(network, multi_avg_fn=ema)
+        self.train, self.val = _move(job.train, device), _move(job.val, device)
+        self.history: list[Row] = []  # a row for each complete epoch
+        self.best: dict[str, Tensor] = {}  # the weights of the best epoch
 
     @classmethod
     def start(cls, job: Job, device: str) -> Self:
@@ -80,7 +86,7 @@ class State:
                     f"{path} exists: choose another --out, go on with --resume, or delete it first."
                 )
         distributed.barrier()  # all processes have looked before one writes
-        return cls._initialise(job, device)
+        return cls(job, device)
 
     @classmethod
     def resume(cls, job: Job, device: str) -> Self | None:
@@ -104,50 +110,13 @@ class State:
         content = load_tensors(job.partial)
         meta = content.get("meta") if isinstance(content, dict) else None
         _check_settings(job, meta, job.partial)
-        state = cls._initialise(job, device)
+        state = cls(job, device)
         try:
             state._load(content)
         except Exception as error:
             raise UserError(f"{job.partial} is damaged: delete it and train again.") from error
         distributed.barrier()
         return state
-
-    @classmethod
-    def _initialise(cls, job: Job, device: str) -> Self:
-        recipe, averaging = job.recipe.optimizer, job.recipe.averaging
-        # Initial weights come from torch's global generator: its state is restored afterwards.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(job.seed)
-            network = build(job.architecture, job.gates)
-        on_gpu = torch.device(device).type == "cuda"
-        network = network.to(device, job.dtype).to(
-            memory_format=torch.channels_last if on_gpu else torch.preserve_format
-        )
-        network = distributed.synchronise_batchnorm(network)
-        loss: nn.Module = LossModule(network, job.loss)
-        optimizer = torch.optim.SGD(
-            network.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-        )
-        average = None
-        if averaging.kind != "none":
-            ema = get_ema_multi_avg_fn(averaging.decay) if averaging.kind == "ema" else None
-            average = AveragedModel(network, multi_avg_fn=ema)
-        fp16 = job.recipe.engine.precision == "fp16"
-        return cls(
-            job=job,
-            network=network,
-            loss=DistributedDataParallel(loss) if distributed.world_size() > 1 else loss,
-            optimizer=optimizer,
-            scaler=torch.amp.GradScaler(torch.device(device).type, enabled=fp16),
-            average=average,
-            train=_move(job.train, device),
-            val=_move(job.val, device),
-            device=device,
-        )
 
     def _load(self, content: dict[str, Any]) -> None:
         """Take over what ``save`` wrote; raises any error where it does not fit."""
