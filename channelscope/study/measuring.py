@@ -217,9 +217,15 @@ class Measurer:
         spec = self._spec(masks=masks)
         return self._run(attack_name(attack), identity, spec, measure, folder, progress)
 
-    def bytes_of_row(self) -> int:
-        """Return how much disk an image takes, once."""
-        return row_bytes(self._spec(masks=True))
+    def count_bytes(self, *, relevance: bool = False) -> int:
+        """Return how much disk an image of one kind of data takes, with its relevance or not."""
+        scores = self.count_score_bytes(1) if relevance else 0
+        return row_bytes(self._spec(masks=True)) + 4 + scores
+
+    def count_score_bytes(self, scorers: int) -> int:
+        """Return how much disk the relevance by so many scorers takes for an image."""
+        widths = (a.shape[1] for a in self._tried.activations.values())
+        return 4 * scorers * sum(widths) + 4
 
     def _spec(self, *, masks: bool) -> dict[str, tuple[tuple[int, ...], str]]:
         spec: dict[str, tuple[tuple[int, ...], str]] = {"answers": ((), "<i4")}

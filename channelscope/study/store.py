@@ -212,13 +212,15 @@ class RunFolder:
 
     def holds(self, *names: str) -> bool:
         """Tell whether there are rows of this name, whole or not."""
-        return self.path.joinpath(*map(slug, names)).is_dir()
+        return self._place(names).is_dir()
 
     def rows(self, n: int, spec: Spec, *names: str) -> Rows:
         """Open the rows of this name, made of parts, as they were left."""
-        # The first process's name: an attack of the user's may not describe itself the same in all.
-        place = all_gather_words(["/".join(map(slug, names))])[0]
-        return Rows(self.path / place, n, spec)
+        return Rows(self._place(names), n, spec)
+
+    def _place(self, names: Sequence[str]) -> Path:
+        # The first process's name: a user's attack may describe itself differently in each process.
+        return self.path / all_gather_words(["/".join(map(slug, names))])[0]
 
 
 def check_run_folder(path: Path) -> None:

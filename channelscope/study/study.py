@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from tqdm.auto import tqdm
 
 from channelscope import analyses as _registered  # noqa: F401  # entering them in the registry
 from channelscope.analyses.base import (
-    ANALYSES,
     Analysis,
     Kind,
     Labels,
@@ -413,18 +413,21 @@ class Study:
     def _choose_analyses(self, names: Sequence[str]) -> list[Analysis]:
         of_kind = {analysis.name: analysis for analysis in analyses_of(self.kind)}
         for name in names:
-            if name not in ANALYSES:
+            if name not in of_kind:
                 raise UserError(
-                    f"There is no analysis {name!r}: choose from {', '.join(of_kind)}."
-                    f"{suggest(name, of_kind)}"
+                    f"There is no analysis {name!r} of this kind of study: choose from "
+                    f"{', '.join(of_kind)}.{suggest(name, of_kind)}"
                 )
-        return [ANALYSES[name] for name in names] or list(of_kind.values())
+        return [of_kind[name] for name in names] or list(of_kind.values())
 
     @cached_property
     def folder(self) -> RunFolder:
         """The run folder, which is made when it is first needed."""
         folder = RunFolder(self._named_folder)
         folder.check_space(self.disk_needed)
+        if self._show_progress and self._named_folder is not None:
+            needed = in_megabytes(self.disk_needed)
+            tqdm.write(f"run folder {self._named_folder}: at most {needed}", file=sys.stderr)
         return folder
 
     @property
@@ -434,20 +437,23 @@ class Study:
         image = 4 * math.prod(self.images.split.image_shape)
         total = 0
         for model in self._models:
-            if self.kind == "comparison":
-                row = self._measurers[model.label].bytes_of_row()
-                total += n * row * (2 + len(self._strengths))
+            attacks = self._attacks_on(model, self.plan.eps)
+            total += 5 * n * (1 + count_parts(list(attacks.values())))  # a byte and a checksum
             if self.plan.save_adversarial:
-                total += n * image * len(self._attacks_on(model, self.plan.eps))
-        return total + 5 * n * len(self._models)
+                total += n * image * len(attacks)
+            if self.kind == "evaluation":
+                continue
+            measurer = self._measurers[model.label]
+            if self.kind == "comparison":
+                total += n * measurer.count_bytes(relevance=True)
+                total += n * measurer.count_bytes() * (1 + len(self._strengths))
+            else:
+                total += len(self._ranking_images) * measurer.count_score_bytes(len(self.scorers))
+        return total
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Progress]:
-        shown = self._show_progress
-        if shown and self._named_folder is not None and total:
-            needed = in_megabytes(self.disk_needed)
-            tqdm.write(f"run folder {self._named_folder}: {needed} at most", file=None)
-        with tqdm(total=total, unit="img", disable=not shown) as bar:
+        with tqdm(total=total, unit="img", disable=not self._show_progress) as bar:
             yield Progress(bar)
 
     @cached_property
@@ -472,7 +478,9 @@ class Study:
             for model in self._models:
                 measurer = self._measurers[model.label]
                 place = self.folder, progress
-                made = self._runner(model, progress).open_adversarial(self.attack)
+                made = None
+                if self._named_folder is not None:  # another command may have made them
+                    made = self._runner(model, progress).open_adversarial(self.attack)
                 rows = {
                     "natural": measurer.measure_natural(*place),
                     "adversarial": measurer.measure_attacked(
