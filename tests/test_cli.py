@@ -292,6 +292,17 @@ def test_relevance_is_scored_written_and_printed(
     assert printed.keys() == {"out", "counts", "agreement", "refused"}
 
 
+def test_scorers_that_all_refuse_are_answered_in_a_line(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--models", work / "at.pt", "--out", tmp_path / "out")
+    assert main(f"relevance --scorers probe {FEW}", *words) == 2
+    output = capsys.readouterr()
+    assert "has no gates" in output.err
+    assert (output.out, output.err.count("\n")) == ("", 1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_listed_layer_can_be_scored(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("layers", work / "cifs.pt") == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
@@ -790,7 +801,6 @@ BAD: dict[str, str] = {
     "layers of an unknown timm network": "layers timm:resnet51",
     "layers of a library without a network": "layers timm:",
     "an unknown scorer": f"relevance {NET} --scorers slope {NPZ} -q",
-    "a scorer of gates without gates": f"relevance {NET} --scorers probe {NPZ} -q",
     "relevance of an unknown layer": f"relevance {NET} --layers layer5 {NPZ} -q",
     "relevance with too few replicates": f"relevance {NET} --replicates 3 {NPZ} -q",
     "relevance written over other files": f"relevance {NET} --out mine {NPZ} -q",
@@ -1012,7 +1022,7 @@ def _(folder: Path) -> str:
 
 @prepared("a text for an image")
 def _(folder: Path) -> str:
-    (image_folder(folder) / "test" / "dog" / "9.jpg").write_text("mine")
+    (image_folder(folder) / "train" / "dog" / "9.jpg").write_text("mine")
     return f"{TRAIN} {PICTURES}"
 
 

@@ -1,31 +1,29 @@
-"""What comes from files and users is text wherever it is shown: pages, notebooks, galleries, figures, terminals."""
+"""Text from files and users is text wherever it is shown: pages, galleries, terminals."""
 
 import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
 import channelscope as cs
-from browser import PROGRAM, Tab, browsing
 from channelscope.cli import main
-from channelscope.cli.terminal import Shown
-from channelscope.comparison.frames import Comparison
+from channelscope.cli.printing import SafeStream
 from channelscope.data import Dataset, MemorySplit
 from channelscope.errors import UserError, escape, has_controls
-from channelscope.figures import paper, tex
+from channelscope.figures import save_figure, tex
 from channelscope.report import write_report
-from comparisons import synthetic
+from channelscope.result import Result
 from figures import markdown
 from figures.make import HEADS, format_page
-from hostile import EVIL, HARMLESS, captions, comparison
-from test_report import add_figures
+from helpers.browser import PROGRAM, Tab, browsing
+from helpers.hostile import EVIL, HARMLESS, list_captions, make_hostile
+from helpers.pages import add_figures
+from helpers.studies import make_result, replace_tables, synthetic_study
 
 CONTROLS = "\x00\x07\x1b[2J\x9b31m\r\n\t\u202e\u2066\u2028\ud800\ufeff"
 
@@ -54,17 +52,17 @@ class Skeleton(HTMLParser):
 
 def report(words: str, folder: Path) -> str:
     add_figures(folder, relevance=True, later=False)
-    (folder / "figures" / "captions.json").write_text(json.dumps(captions(words)), "utf-8")
-    return write_report(comparison(words), folder).read_text("utf-8")
+    (folder / "figures" / "captions.json").write_text(json.dumps(list_captions(words)), "utf-8")
+    return write_report(make_hostile(words), folder).read_text("utf-8")
 
 
 def explored(words: str, folder: Path) -> str:
-    """What a notebook shows, with and without a kernel: the chart of a class, the table, what silencing does."""
-    explorer = cs.explore(comparison(words), class_name=f"class1{words}")
+    """Return what a notebook shows, with and without a kernel: chart, table, silencing."""
+    explorer = cs.explore(make_hostile(words), class_name=f"class1{words}")
     explorer.controls["first"].value = 2
     bundle = explorer._repr_mimebundle_()
     return "".join(
-        [bundle["text/html"], explorer.style.value, explorer.chart.value, explorer.result.value]
+        [bundle["text/html"], explorer.style.value, explorer.chart.value, explorer.silencing.value]
     )
 
 
@@ -88,10 +86,16 @@ def test_no_element_and_no_attribute_is_born_of_data(
             assert "taken" not in value
 
 
-def test_controls_are_spelt_on_pages(tmp_path: Path) -> None:
-    found = synthetic(("nat",), ("a", "b"), channels=2)
-    found.meta["data"]["name"] = f"images {CONTROLS}"
-    text = write_report(found, tmp_path).read_text("utf-8")
+def make_small(model: str, class_name: str) -> Result:
+    """Return a comparison of two models and classes."""
+    study = synthetic_study((model, "at"), (class_name, "b"), channels=2, count=4, replicates=4)
+    return make_result(study, "activations", "alignment", "robustness", "claims")
+
+
+def test_controls_are_escaped_on_pages(tmp_path: Path) -> None:
+    result = make_small("nat", "a")
+    result.meta["data"]["name"] = f"images {CONTROLS}"
+    text = write_report(result, tmp_path).read_text("utf-8")
     assert not has_controls(text.replace("\n", ""))
     assert "\\u001b[2J\\u009b31m" in text
 
@@ -109,7 +113,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 def bare(words: str, folder: Path) -> str:
     """The explorer on a page without any policy, as in a notebook."""
-    return f"<!DOCTYPE html><html><head><meta charset=utf-8><title>page</title></head><body>{explored(words, folder)}"
+    head = "<head><meta charset=utf-8><title>page</title></head>"
+    return f"<!DOCTYPE html><html>{head}<body>{explored(words, folder)}"
 
 
 @pytest.mark.parametrize("make", [report, bare])
@@ -120,12 +125,9 @@ def test_in_a_browser_no_script_of_the_datas_runs_and_nothing_is_asked_for(
     place.write_text(make(EVIL, tmp_path), "utf-8")
     browser.open(place)
     browser.run("for (const details of document.querySelectorAll('details')) details.open = true")
-    browser.run(
-        "for (const part of document.querySelectorAll('a, button, summary, [tabindex]')) part.focus()"
-    )
-    browser.run(
-        "for (const part of document.querySelectorAll('a, button, summary, [tabindex]')) part.click()"
-    )
+    parts = "document.querySelectorAll('a, button, summary, [tabindex]')"
+    for action in ("focus", "click"):
+        browser.run(f"for (const part of {parts}) part.{action}()")
     assert browser.run(
         "window.taken === undefined && !document.title.includes('taken') || document.title"
     )
@@ -150,7 +152,9 @@ def test_in_a_browser_no_script_of_the_datas_runs_and_nothing_is_asked_for(
 
 
 def gallery(words: str) -> str:
-    figures = [entry | {"name": f"figure-{place}"} for place, entry in enumerate(captions(words))]
+    figures = [
+        entry | {"name": f"figure-{place}"} for place, entry in enumerate(list_captions(words))
+    ]
     return format_page(HEADS["digits"], figures)
 
 
@@ -207,9 +211,8 @@ def test_intervals_and_names_are_left_as_they_are() -> None:
 @pytest.mark.parametrize("ending", [".svg", ".pdf"])
 def test_figures_show_signs_as_they_are(ending: str, tmp_path: Path) -> None:
     words = "</text><script>x</script> $x_1^2$ \\frac{a}{b} & %"
-    figure = synthetic(("nat", "at"), (words, "b"), channels=2).plot_alignment_robustness()
-    assert isinstance(figure, Figure)
-    path = paper.save(figure, tmp_path / f"figure{ending}")
+    figure = make_small("nat", words).plot("alignment-robustness")
+    path = save_figure(figure, tmp_path / f"figure{ending}")
     if ending == ".svg":
         parts = list(ET.fromstring(path.read_text("utf-8")).iter())
         assert not [part for part in parts if part.tag.endswith("script")]
@@ -222,7 +225,7 @@ def test_figures_show_signs_as_they_are(ending: str, tmp_path: Path) -> None:
 
 
 def test_no_sign_is_a_command_to_latex() -> None:
-    spoken = tex.escaped("".join(map(chr, range(32, 127))))
+    spoken = tex.escape_latex("".join(map(chr, range(32, 127))))
     for command in (
         "\\#",
         "\\$",
@@ -235,7 +238,7 @@ def test_no_sign_is_a_command_to_latex() -> None:
         "\\textasciitilde{}",
     ):
         assert command in spoken
-    assert tex.escaped("\\write18{rm}\\input{x}") == (
+    assert tex.escape_latex("\\write18{rm}\\input{x}") == (
         "\\textbackslash{}write18\\{rm\\}\\textbackslash{}input\\{x\\}"
     )
 
@@ -244,13 +247,9 @@ def test_no_sign_is_a_command_to_latex() -> None:
 
 
 @pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1", "@SUM(A1)", "-2", 'a "b", c; d'])
-def test_tables_keep_names_to_the_letter(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are data for programs, and are read again: a sign put before a name would be another name."""
-    found = synthetic((name, "at"), (name, "b"), channels=2)
-    monkeypatch.setattr(Comparison, "draw", lambda *_, **__: None)  # figures take long
-    again = Comparison.load(found.save(tmp_path / "out", progress=False))
+def test_tables_keep_names_to_the_letter(name: str, tmp_path: Path, undrawn: None) -> None:
+    """They are data for programs: a sign put before a name would make another name of it."""
+    again = Result.load(make_small(name, name).save(tmp_path / "out", progress=False))
     assert list(again.meta["models"]) == [name, "at"]
     assert list(again.activations["class"].unique()) == [name, "b"]
 
@@ -273,14 +272,15 @@ def test_no_text_steers_the_terminal(capsys: pytest.CaptureFixture[str], tmp_pat
 
 def test_json_on_the_terminal_reads_as_the_name(capsys: pytest.CaptureFixture[str]) -> None:
     words = CONTROLS.replace("\ud800", "")
-    print(json.dumps({words: words}, ensure_ascii=False), file=Shown(sys.stdout))
+    print(json.dumps({words: words}, ensure_ascii=False), file=SafeStream(sys.stdout))
     out = capsys.readouterr().out
     assert not has_controls(out.replace("\n", ""))
     assert json.loads(out) == {words: words}
 
 
 def test_a_terminal_that_lacks_letters_shows_all_that_it_has(tmp_path: Path) -> None:
-    code = "from channelscope.cli import main; import sys; sys.exit(main(['recipes', 'cifar10-resnet18-at', 'ü→']))"
+    words = ["recipes", "cifar10-resnet18-at", "ü→"]
+    code = f"from channelscope.cli import main; import sys; sys.exit(main({words}))"
     ascii_only = {
         "PYTHONIOENCODING": "ascii",
         "PATH": "",
@@ -308,17 +308,17 @@ def test_controls_are_found_wherever_they_are() -> None:
 
 @pytest.mark.parametrize("place", ["table", "meta"])
 def test_a_comparison_whose_words_have_controls_is_refused(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, tmp_path: Path, undrawn: None
 ) -> None:
-    found = synthetic(("nat",), ("a", "b"), channels=2)
+    result = make_small("nat", "a")
     if place == "meta":
-        found.meta["created"] = "now\x1b[2J"
+        result.meta["created"] = "now\x1b[2J"
     else:
-        found = replace(found, verdicts=found.verdicts.assign(statement="It is so.\u202e"))
-    monkeypatch.setattr(Comparison, "draw", lambda *_, **__: None)  # figures take long
-    folder = found.save(tmp_path / "out", progress=False)
+        verdicts = result.verdicts.assign(statement="It is so.\u202e")
+        result = replace_tables(result, verdicts=verdicts)
+    folder = result.save(tmp_path / "out", progress=False)
     with pytest.raises(UserError, match="control characters"):
-        Comparison.load(folder)
+        Result.load(folder)
 
 
 def test_data_whose_name_cannot_be_printed_is_refused(tmp_path: Path) -> None:
