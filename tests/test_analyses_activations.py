@@ -193,7 +193,7 @@ def test_numbers_of_crowded_classes_hide_neither_dots_nor_each_other() -> None:
     assert min(text.get_fontsize() for text in numbers) >= 6.5
     boxes = [Text.get_window_extent(text, renderer).padded(-1.5) for text in numbers]
     assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
-    dots = [ax.transData.transform(line.get_xydata()[0]) for line in ax.lines]
+    dots = [dot for line in ax.lines for dot in ax.transData.transform(line.get_xydata())]
     assert not [dot for dot in dots for box in boxes if box.contains(*dot)]
 
 

@@ -41,10 +41,10 @@ from channelscope.figures.words import (
     describe_worst_case,
     extreme_classes,
     find_interval,
-    find_robust_accuracy,
     format_number,
     format_percent,
     list_groups,
+    robust_by_class,
     select_rows,
     shorten,
 )
@@ -124,7 +124,7 @@ def _profile_data(
         columns: dict[str, Any] = {
             "model": model,
             "layer": name,
-            "robust_accuracy": find_robust_accuracy(result, model, class_name)[0],
+            "robust_accuracy": robust_by_class(result, model, [class_name])[0, 0],
             "place": np.arange(1, len(order) + 1),
             "channel": order,
         }
@@ -234,7 +234,7 @@ def relevance_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
     layers = choose_layers(result, layer)
     parts = []
     for (model, name), class_name in product(layers.items(), extreme_classes(result)):
-        accuracy = find_robust_accuracy(result, model, class_name)[0]
+        accuracy = robust_by_class(result, model, [class_name])[0, 0]
         where = {"model": model, "layer": name, "class": class_name}
         alignment = select_rows(result.alignment, **where)
         for data in COLOURS:

@@ -47,13 +47,13 @@ from channelscope.figures.words import (
     describe_worst_case,
     error_bars,
     extreme_classes,
-    find_interval,
-    find_robust_accuracy,
     format_interval,
     format_number,
     format_percent,
+    intervals_by_class,
     measured_layers,
     rank_classes,
+    robust_by_class,
     select_rows,
     shorten,
 )
@@ -74,7 +74,7 @@ TABLE = Table(
 COSINE_NOTE = "cosine: of a layer's mean activations, natural with adversarial"
 NR_NOTE = "NR channels: negatively relevant, they speak against the class"
 RHO_NOTE = "ρ: Spearman's rank correlation"
-_COLUMNS_OF_CLASSES = {
+_PANELS = {
     "robust_accuracy": "robust\naccuracy",
     "cosine": "cosine of mean\nactivations",
     "nr_ratio": "NR share:\nadversarial\n/ natural",
@@ -125,14 +125,16 @@ def check_alignment(result: "Result") -> None:
 
 def nr_share_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
     """Return model, layer, class ("mean" last), data -> share, low, high."""
-    rows = []
-    for model, name in choose_layers(result, layer).items():
-        table = select_rows(result.alignment, model=model, layer=name)
-        for data, class_name in product(COLOURS, [*classes_to_name(result), "all"]):
-            where = {"class": class_name, "measure": f"nr_share_{data}"}
-            shown = MEAN if class_name == "all" else class_name
-            rows.append((model, name, shown, data, *find_interval(table, **where)))
-    return pd.DataFrame(rows, columns=["model", "layer", "class", "data", "share", "low", "high"])
+    classes = classes_to_name(result)
+    parts = []
+    for (model, name), data in product(choose_layers(result, layer).items(), COLOURS):
+        where = {"model": model, "layer": name, "measure": f"nr_share_{data}"}
+        intervals = intervals_by_class(select_rows(result.alignment, **where), [*classes, "all"])
+        part = pd.DataFrame(intervals, columns=["share", "low", "high"])
+        words = {"model": model, "layer": name, "class": [*classes, MEAN], "data": data}
+        parts.append(part.assign(**words))
+    columns = ["model", "layer", "class", "data", "share", "low", "high"]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 @styled
@@ -189,17 +191,20 @@ def alignment_robustness_data(result: "Result", layer: str | None = None) -> pd.
 
     The row of the class "across" has, in place of a class's correlation, the one across them.
     """
-    rows: list[tuple[Any, ...]] = []
+    classes = result.meta["data"]["classes"]
+    parts = []
     for model, name in choose_layers(result, layer).items():
         table = select_rows(result.alignment, model=model, layer=name)
         by_class = select_rows(table, measure="relevance_spearman_adversarial")
-        for class_name in result.meta["data"]["classes"]:
-            spearman = find_interval(by_class, **{"class": class_name})
-            robust = find_robust_accuracy(result, model, class_name)
-            rows.append((model, name, class_name, *spearman, *robust))
-        across = find_interval(table, **{"class": "across"})
-        rows.append((model, name, "across", *across, *NO_INTERVAL))
-    return pd.DataFrame(rows, columns=["model", "layer", "class", *_SPEARMAN, *_ACCURACY])
+        across = select_rows(table, measure="relevance_robust_correlation")
+        spearman = np.vstack(
+            [intervals_by_class(by_class, classes), intervals_by_class(across, ["across"])]
+        )
+        robust = np.vstack([robust_by_class(result, model, classes), NO_INTERVAL])
+        part = pd.DataFrame(np.hstack([spearman, robust]), columns=[*_SPEARMAN, *_ACCURACY])
+        parts.append(part.assign(model=model, layer=name, **{"class": [*classes, "across"]}))
+    columns = ["model", "layer", "class", *_SPEARMAN, *_ACCURACY]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 @styled
@@ -246,14 +251,16 @@ def _draw_classes(ax: Axes, data: pd.DataFrame, index: int, numbered: bool) -> N
     bars: dict[str, Any] = {"elinewidth": 0.5, "alpha": 0.6 if numbered else 0.2, "zorder": 2}
     ax.errorbar(x, y, above, beside, fmt="none", ecolor=look["color"], **bars)
     ax.plot([], [], label=f"{shorten(across['model'])}: ρ over classes {rho}", **look)
+    if not numbered:
+        ax.plot(x, y, **look)
+        return
     for number in np.flatnonzero(np.isfinite(x + y)):
         # Each marker hides the number of the one below it.
         order = 3 + index + number / len(classes)
         ax.plot(x[number], y[number], zorder=order, **look)
-        if numbered:
-            centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": order}
-            at = float(x[number]), float(y[number])
-            ax.text(*at, str(number), size=current_style().small, **centre)
+        centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": order}
+        at = float(x[number]), float(y[number])
+        ax.text(*at, str(number), size=current_style().small, **centre)
 
 
 def describe_alignment_robustness(data: pd.DataFrame) -> str:
@@ -282,17 +289,17 @@ def classes_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
     names = rank_classes(result) or result.meta["data"]["classes"]
     if len(names) > LABELLED:
         names = extreme_classes(result, LABELLED // 2)
-    rows = []
-    for model, name in choose_layers(result, layer).items():
-        table = select_rows(result.alignment, model=model, layer=name)
-        for class_name in names:
-            robust = find_robust_accuracy(result, model, class_name)
-            rows.append((model, name, class_name, "robust_accuracy", *robust))
-            for measure in ("cosine", "nr_ratio"):
-                interval = find_interval(table, **{"class": class_name, "measure": measure})
-                rows.append((model, name, class_name, measure, *interval))
+    parts = []
+    for (model, name), measure in product(choose_layers(result, layer).items(), _PANELS):
+        if measure == "robust_accuracy":
+            intervals = robust_by_class(result, model, names)
+        else:
+            where = {"model": model, "layer": name, "measure": measure}
+            intervals = intervals_by_class(select_rows(result.alignment, **where), names)
+        part = pd.DataFrame(intervals, columns=["value", "low", "high"])
+        parts.append(part.assign(model=model, layer=name, measure=measure, **{"class": names}))
     columns = ["model", "layer", "class", "measure", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 @styled
@@ -330,7 +337,7 @@ def join_notes(result: "Result", notes: Sequence[str], attack: str | None = None
 
 
 def _label_column(ax: Axes, measure: str, rows: int) -> None:
-    words = _COLUMNS_OF_CLASSES[measure]
+    words = _PANELS[measure]
     ax.xaxis.set_major_locator(MaxNLocator(3))
     ax.set_xlabel(words)
     if measure == "robust_accuracy":

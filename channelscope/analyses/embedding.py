@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Affine2D, BboxBase
 from numpy import ndarray
+from scipy.linalg import eigh
 
 from channelscope.analyses.base import Analysis, Plot, register
 from channelscope.analyses.subjects import by_layer
@@ -67,15 +69,24 @@ def embedding_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
 
 
 def _project(means: Float[ndarray, "n c"]) -> tuple[Float[ndarray, "n 2"], Float[ndarray, " 2"]]:
-    """Project rows on their first two principal components; also the variance's shares."""
-    from sklearn.decomposition import PCA  # which takes a second to import
+    """Project rows on their first two principal components; also the variance's shares.
 
+    By the inner products of the rows, which are fewer than the channels of most layers.
+    """
     places, explained, count = np.zeros((len(means), 2)), np.zeros(2), min(2, *means.shape)
-    if count and np.ptp(means, axis=0).any():
-        pca = PCA(n_components=count, svd_solver="full").fit(means)
-        places[:, :count] = pca.transform(means)
-        explained[:count] = pca.explained_variance_ratio_
-        places[:, explained < 1e-9] = 0  # rounding is no direction
+    if not count or not np.ptp(means, axis=0).any():
+        return places, explained
+    centred = means - means.mean(0)
+    products = centred @ centred.T
+    last = len(means) - 1
+    values, vectors = eigh(products, subset_by_index=[last - count + 1, last])
+    values, vectors = values[::-1].clip(0), vectors[:, ::-1]
+    # A component's largest weight is positive: its sign is arbitrary.
+    weights = centred.T @ vectors
+    largest = weights[np.abs(weights).argmax(0), range(count)]
+    places[:, :count] = np.where(largest < 0, -1, 1) * vectors * np.sqrt(values)
+    explained[:count] = values / np.trace(products)
+    places[:, explained < 1e-9] = 0  # rounding is no direction
     return places, explained
 
 
@@ -120,12 +131,11 @@ def draw_embedding(result: "Result", layer: str | None = None) -> Figure:
 
 
 def _draw_moves(ax: Axes, data: pd.DataFrame) -> None:
-    for _, both in data.groupby("class", sort=False):
-        ends = {name: both[both["data"] == name][["x", "y"]].to_numpy()[0] for name in COLOURS}
-        line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
-        ax.annotate("", ends["adversarial"], ends["natural"], arrowprops=line, zorder=1)
-        for name, place in ends.items():
-            ax.plot(*place, marker="o", markersize=3, color=COLOURS[name], linestyle="none")
+    ends = [select_rows(data, data=name)[["x", "y"]].to_numpy() for name in COLOURS]
+    look: dict[str, Any] = {"colors": "0.7", "linewidths": 0.7, "zorder": 1}
+    ax.add_collection(LineCollection(list(np.stack(ends, 1)), **look))
+    for places, colour in zip(ends, COLOURS.values(), strict=True):
+        ax.plot(*places.T, marker="o", markersize=3, color=colour, linestyle="none")
 
 
 def _number_classes(

@@ -2,11 +2,13 @@
 
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
 
 from channelscope.errors import UserError, suggest
 
@@ -54,7 +56,7 @@ def find_interval(
 
 def error_bars(
     table: pd.DataFrame, value: str = "value", low: str = "low", high: str = "high"
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[ndarray, ndarray]:
     """Return values (n,) and the lengths of their error bars (2, n), as matplotlib wants them."""
     middle, below, above = table[[value, low, high]].to_numpy(float).T
     return middle, np.clip([middle - below, above - middle], 0, None)
@@ -79,12 +81,17 @@ def choose_layers(result: "Result", layer: str | None = None) -> dict[str, str]:
     return chosen
 
 
-def find_robust_accuracy(
-    result: "Result", model: str, class_name: str
-) -> tuple[float, float, float]:
-    """Return a model's worst-case accuracy on a class, over the attacks: value, low, high."""
-    wanted = {"model": model, "attack": "worst", "class": class_name}
-    return find_interval(result.robustness, "accuracy", **wanted)
+def intervals_by_class(
+    table: pd.DataFrame, classes: Sequence[str], value: str = "value"
+) -> Float[ndarray, "k 3"]:
+    """Return value, low and high of each class's row; NaN where there is none."""
+    return table.set_index("class")[[value, "low", "high"]].reindex(list(classes)).to_numpy(float)
+
+
+def robust_by_class(result: "Result", model: str, classes: Sequence[str]) -> Float[ndarray, "k 3"]:
+    """Return a model's worst-case accuracy on classes, over the attacks: value, low, high."""
+    rows = select_rows(result.robustness, model=model, attack="worst")
+    return intervals_by_class(rows, classes, "accuracy")
 
 
 def rank_classes(result: "Result") -> list[str]:
@@ -138,13 +145,13 @@ def break_name(name: str, length: int = 22) -> str:
 
 
 def format_percent(value: float, digits: int = 1) -> str:
-    """Return a share as in "51.0 %"; a dash for NaN."""
-    return "–" if np.isnan(value) else f"{100 * value:.{digits}f} %"
+    """Return a share as in "51.0 %", with a true minus sign; a dash for NaN."""
+    return "–" if np.isnan(value) else f"{100 * value:z.{digits}f} %".replace("-", "−")
 
 
-def format_number(value: float) -> str:
-    """Return a number with two decimals and a true minus sign; a dash for NaN."""
-    return "–" if np.isnan(value) else f"{value:z.2f}".replace("-", "−")
+def format_number(value: float, digits: int = 2) -> str:
+    """Return a number with so many decimals and a true minus sign; a dash for NaN."""
+    return "–" if np.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def format_interval(value: float, low: float, high: float) -> str:
