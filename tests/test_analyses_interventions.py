@@ -50,11 +50,9 @@ def make_weights(n: int, replicates: int = 200) -> ndarray:
 def make_study(
     suppression: dict[str, dict[str, SuppressedLayer]], n: int, **settings: Any
 ) -> KeptStudy:
-    known = {
-        name: {"layers": [*layers], "gates": [{"kind": "cifs"}] if name == "gated" else []}
-        for name, layers in suppression.items()
-    }
+    known = {name: {"layers": [*layers]} for name, layers in suppression.items()}
     arrays = {"labels": np.zeros(n, np.int64), "weights": make_weights(n)}
+    arrays["masks/1/natural/none/layer4.0"] = np.ones((n, 16))  # the second model has a gate
     return KeptStudy(
         arrays,
         known,

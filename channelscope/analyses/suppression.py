@@ -107,7 +107,8 @@ def judge_suppression(study: Study) -> Iterator[Verdict]:
                 if study.settings["ranked_on"]["part"] == "test":
                     statement += " The channels were ranked on the very images that are judged: "
                     statement += "there are no others."
-                if study.describe(model).get("gates") and "joint" not in study.settings["attack"]:
+                is_gated = study.gates(model) or study.describe(model).get("gates")
+                if is_gated and "joint" not in study.settings["attack"]:
                     statement += " No attack made for gates was run."
                 yield Verdict(
                     claim=CLAIM,
