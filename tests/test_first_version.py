@@ -55,8 +55,6 @@ def test_tables_agree(case: str, kind: str, name: str) -> None:
         now = now[now["at"].isin(first["at"])]
     if (kind, name) == ("evaluation", "robustness"):
         now = now[now["class"] != "all"]
-    if name == "training":  # yes and no are numbers now
-        first["best"] = (first["best"].astype(str) == "True").astype(int)
     words = [column for column in list_words(kind, name) if column in first]
     keys = [*words, *(column for column in NUMBERED if column in first)]
     assert len(now) == len(first)

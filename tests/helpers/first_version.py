@@ -21,6 +21,7 @@ KINDS: dict[str, Kind] = {
     "intervention": "intervention",
     "rankings": "relevance",
 }
+_NUMBERS = {"": "nan", "True": "1", "False": "0"}
 _WORDS = {
     "answer",
     "attack",
@@ -53,7 +54,7 @@ def read_first_table(case: str, kind: str, name: str) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     for column in set(table) - _WORDS:
         # Not by pandas, older versions of which drop the last digit.
-        table[column] = table[column].replace("", "nan").astype(float)
+        table[column] = table[column].replace(_NUMBERS).astype(float)
     return table
 
 
