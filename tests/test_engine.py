@@ -28,7 +28,7 @@ from channelscope.training import engine
 from channelscope.training.job import Job
 from channelscope.training.state import State
 from channelscope.weights import LOG, Checkpoint, load, log_columns
-from helpers import lost, together
+from helpers import together
 from helpers.expect import contents, mistake, same_state
 from helpers.runs import after_steps, digits, interrupted, run, same_run, tiny_job, write_npz
 
@@ -597,8 +597,8 @@ def test_when_one_process_is_killed_the_other_says_so_and_the_best_network_is_ke
     words += ["--batch-size", "8", "--epochs", "9999", "--set", "attack.steps=1", "--device", "cpu"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     started = subprocess.Popen(
-        [sys.executable, *torchrun, lost.__file__, str(tmp_path), *words],
-        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, *torchrun, "-m", "helpers.processes", str(tmp_path), *words],
+        cwd=TESTS, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         log = tmp_path / "net.pt.csv"
