@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -121,15 +121,17 @@ def _make_slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
 
 
-def find_picture(result: "Result", name: str) -> Picture:
-    """Return a figure by its full name.
+def find_picture(result: "Result", name: str, further: Iterable[str] = ()) -> Picture:
+    """Return a figure by its full name; ``further`` are names to suggest besides.
 
     Raises:
         UserError: for a figure that this result does not have.
     """
     pictures = list_figures(result)
     if name not in pictures:
-        raise UserError(f"No figure {name!r} in this {result.kind}.{suggest(name, pictures)}")
+        raise UserError(
+            f"No figure {name!r} in this {result.kind}.{suggest(name, [*further, *pictures])}"
+        )
     return pictures[name]
 
 
@@ -141,11 +143,9 @@ def find_drawing(result: "Result", name: str, arguments: Mapping[str, Any]) -> C
     """
     plots = {plot.name: plot for item in analyses_of(result.kind) for plot in item.plots}
     if name not in plots:
-        pictures = list_figures(result)
-        if name in pictures and not arguments:
-            return pictures[name].draw
-        choices = suggest(name, dict.fromkeys([*plots, *pictures]))
-        raise UserError(f"No figure {name!r} in this {result.kind}.{choices}")
+        if arguments:
+            raise UserError(f"No kind of figure {name!r}.{suggest(name, plots)}")
+        return find_picture(result, name, plots).draw
     plot = plots[name]
     for table in (plot.table, *plot.needs):
         if table not in result.tables:

@@ -160,6 +160,14 @@ class Result:
         with paper.style(style):
             return gallery.find_drawing(self, name, arguments)()
 
+    def caption(self, name: str) -> str:
+        """Return the caption of a figure, by its full name: plain text, ready to paste."""
+        return gallery.find_picture(self, name).caption()
+
+    def plot_data(self, name: str) -> pd.DataFrame:
+        """Return the table of what a figure draws, by its full name."""
+        return gallery.find_picture(self, name).data()
+
     @property
     def figures(self) -> list[str]:
         """The names of all figures of this result."""

@@ -250,15 +250,13 @@ def test_draw_writes_each_figure_beside_its_data_and_the_same_bytes_again(
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     listed = json.loads((tmp_path / "one" / "captions.json").read_text("utf-8"))
     assert [entry["name"] for entry in listed] == names
-    assert all(
-        entry["caption"] == find_picture(result, entry["name"]).caption() for entry in listed
-    )
+    assert all(entry["caption"] == result.caption(entry["name"]) for entry in listed)
 
 
 def test_the_data_beside_a_figure_is_its_table_to_the_last_digit(tmp_path: Path) -> None:
     draw(SMALL, tmp_path, only=["nr-share", "alignment-robustness"], formats=["svg"])
     for name in ("nr-share", "alignment-robustness"):
-        wanted = find_picture(SMALL, name).data()
+        wanted = SMALL.plot_data(name)
         # Older versions of pandas drop a last digit where they read numbers.
         written = pd.read_csv(tmp_path / f"{name}.csv", dtype=str).astype(wanted.dtypes)
         pd.testing.assert_frame_equal(written, wanted, check_exact=True)
@@ -307,7 +305,7 @@ def test_captions_list_what_lies_there_and_the_page_the_pictures(tmp_path: Path)
     draw(SMALL, tmp_path, only=["training"], formats=["png"])
     assert "training.png" in draw(SMALL, tmp_path, only=["nr-share", "gates"], formats=["svg"])
     captions = [
-        f"{name}\n{find_picture(SMALL, name).caption()}\n"
+        f"{name}\n{SMALL.caption(name)}\n"
         for name in NAMES
         if name in ("training", "nr-share", "gates")
     ]

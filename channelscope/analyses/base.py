@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int, Num, UInt8
 from matplotlib.figure import Figure
 from numpy import ndarray
 
+from channelscope.figures.words import describe_ranges
 from channelscope.statistics.channels import accuracy_replicates, measure_replicates
 from channelscope.statistics.intervals import Estimate
 
@@ -324,7 +325,7 @@ class Plot:
     needs: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
     subjects: "Callable[[Result], Iterable[Subject]]" = whole
-    alt_text: Callable[[pd.DataFrame], str]
+    alt_text: Callable[[pd.DataFrame], str] = describe_ranges
 
 
 Judgement = Literal["supported", "not supported", "inconclusive"]
