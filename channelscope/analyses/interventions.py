@@ -100,12 +100,11 @@ def measure_curves(study: Study, model: str, layer: str) -> dict[_Key, Float[nda
     """
 
     def compute() -> dict[_Key, ndarray]:
-        weights = np.asarray(study.weights, float)
         curves = {}
         for (scorer, order), rankings in study.suppressed(model)[layer].correct.items():
             for data in _DATA:
                 correct = np.mean([ranking[data] for ranking in rankings], axis=0)
-                curves[scorer, order, data] = weighted_means(correct.T, weights)
+                curves[scorer, order, data] = weighted_means(correct.T, study.weights)
         return curves
 
     curves: dict[_Key, ndarray] = study.memo(("curves", model, layer), compute)

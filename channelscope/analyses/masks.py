@@ -67,10 +67,9 @@ def compute_masks(study: Study) -> dict[str, Any]:
 def _estimate_share(study: Study, masks: Float[ndarray, "n c"]) -> Iterator[dict[str, Any]]:
     """Estimate the mean share of the mask in effect, over all images and by class."""
     share = mask_share(masks)[:, None].astype(float)
-    weights = np.asarray(study.weights, float)
     by_class = rows_by_class(study.labels, len(study.classes))
-    means = [weighted_means(share, weights)]
-    means += [weighted_means(share[rows], weights[rows]) for rows in by_class]
+    means = [weighted_means(share, study.weights)]
+    means += [weighted_means(share[rows], study.weights[rows]) for rows in by_class]
     estimates = estimate_columns(np.hstack(means), study.settings["level"], (0.0, 1.0))
     for name, value, low, high in zip(("all", *study.classes), *estimates, strict=True):
         yield {"class": name, "value": value, "low": low, "high": high}

@@ -64,12 +64,11 @@ def _compare_scorers(study: Study, scores: dict[str, ndarray]) -> Iterator[dict[
 
     The ranks of one class's replicates at a time: memory does not grow with classes.
     """
-    weights = np.asarray(study.weights, float)
-    shape = (weights.shape[1], len(study.classes))
+    shape = (study.weights.shape[1], len(study.classes))
     correlations = {pair: np.full(shape, np.nan) for pair in combinations(scores, 2)}
     for k, rows in enumerate(rows_by_class(study.labels, len(study.classes))):
         ranks = {
-            scorer: rank(weighted_means(np.asarray(relevance[rows], float), weights[rows]))
+            scorer: rank(weighted_means(np.asarray(relevance[rows], float), study.weights[rows]))
             for scorer, relevance in scores.items()
         }
         for (one, other), columns in correlations.items():
