@@ -9,26 +9,33 @@ the R ratios of CPU time, `peak_mb` how far the first run's peak of memory excee
 passes before it. All contenders' statistics are compared with the first's.
 """
 
-import argparse
 import copy
 import importlib
-import json
 import os
+import pickle
 import resource
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from benchmarks.training import CLASSES, machine, resnet18, seconds, spread
+from benchmarks.timing import (
+    CLASSES,
+    compare_times,
+    describe_machine,
+    find_version,
+    make_parser,
+    make_resnet18,
+    measure_time,
+    summarise,
+    write_report,
+)
 from channelscope.layers.features import capture_activations, pool_features
 from channelscope.layers.hooks import eval_mode
 from channelscope.statistics.channels import frequency_by_class, mean_by_class
@@ -37,26 +44,26 @@ WIDTH, BATCH = 16, 128
 BLOCKS = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
 BOUNDS = {"ratio": 1.10, "peak_mb": 50.0}  # of ours
 # glibc gives large blocks back to the system whenever they are free, and fetching them again takes
-# a good part of the bare passes' time; whoever happens to hold more memory is spared that, and
-# would look faster than they are.
+# a good part of the bare passes' time: without this, whoever happens to hold more memory would look
+# faster than they are.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 MB = 1024 if sys.platform == "linux" else 1024**2  # what ru_maxrss counts, per MB
 
 Batches = list[tuple[Tensor, Tensor]]
-Captured = dict[str, Tensor]  # block -> activations or features of a batch
-Statistics = dict[str, tuple[Tensor, Tensor]]  # block -> magnitude and frequency (k, c)
+Captured = Iterator[tuple[dict[str, Tensor], Tensor]]  # by batch: block -> features, and labels
+Statistics = dict[str, tuple[np.ndarray, np.ndarray]]  # block -> magnitude and frequency (k, c)
 
-# ---------------------------------------- the contenders: network, batches -> (captured, labels)
+# ---------------------------------------------------------------- the contenders
 
 
-def ours(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]]:
+def capture_ours(net: nn.Module, batches: Batches) -> Captured:
     with eval_mode(net), torch.no_grad(), capture_activations(net, *BLOCKS) as activations:
         for x, y in batches:
             net(x)
             yield activations, y
 
 
-def captum(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]]:
+def capture_by_captum(net: nn.Module, batches: Batches) -> Captured:
     layers = [net.get_submodule(block) for block in BLOCKS]
     activation = importlib.import_module("captum.attr").LayerActivation(net, layers)
     with torch.no_grad():
@@ -64,7 +71,7 @@ def captum(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]
             yield dict(zip(BLOCKS, activation.attribute(x), strict=True)), y
 
 
-def nnsight(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]]:
+def capture_by_nnsight(net: nn.Module, batches: Batches) -> Captured:
     model = importlib.import_module("nnsight").NNsight(net)
     with torch.no_grad():
         for x, y in batches:
@@ -75,7 +82,7 @@ def nnsight(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor
             yield features, y
 
 
-def torchlens(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]]:
+def capture_by_torchlens(net: nn.Module, batches: Batches) -> Captured:
     library = importlib.import_module("torchlens")
     # By default it leaves torch's functions wrapped, which would slow the bare passes down.
     options = library.options.CaptureOptions(layers_to_save=BLOCKS, unwrap_when_done=True)
@@ -85,12 +92,12 @@ def torchlens(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tens
             yield {block: trace[block].out for block in BLOCKS}, y
 
 
-def store_everything(net: nn.Module, batches: Batches) -> Iterator[tuple[Captured, Tensor]]:
+def capture_everything(net: nn.Module, batches: Batches) -> Captured:
     """Hooks that append every feature map to a list, as one writes them by hand."""
-    kept: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
+    features: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
     hooks = [
         net.get_submodule(block).register_forward_hook(
-            lambda _m, _i, z, block=block: kept[block].append(z)
+            lambda _module, _inputs, z, block=block: features[block].append(z)
         )
         for block in BLOCKS
     ]
@@ -100,26 +107,26 @@ def store_everything(net: nn.Module, batches: Batches) -> Iterator[tuple[Capture
     for hook in hooks:
         hook.remove()
     for number, (_, y) in enumerate(batches):
-        yield {block: kept[block][number] for block in BLOCKS}, y
+        yield {block: features[block][number] for block in BLOCKS}, y
 
 
-Contender = Callable[[nn.Module, Batches], Iterator[tuple[Captured, Tensor]]]
-CONTENDERS: dict[str, Contender] = {
-    "channelscope": ours,
-    "captum": captum,
-    "nnsight": nnsight,
-    "torchlens": torchlens,
-    "store-everything": store_everything,
+CONTENDERS: dict[str, Callable[[nn.Module, Batches], Captured]] = {
+    "channelscope": capture_ours,
+    "captum": capture_by_captum,
+    "nnsight": capture_by_nnsight,
+    "torchlens": capture_by_torchlens,
+    "store-everything": capture_everything,
 }
+MODULES = {"captum": "captum.attr", "nnsight": "nnsight", "torchlens": "torchlens"}
 
 # ---------------------------------------------------------------- measuring
 
 
-def statistics_of(contender: Contender, net: nn.Module, batches: Batches) -> Statistics:
+def compute_statistics(name: str, net: nn.Module, batches: Batches) -> Statistics:
     """Compute magnitude and frequency of what a contender captures, of all in the same way."""
     activations: dict[str, list[Tensor]] = {block: [] for block in BLOCKS}
     labels = []
-    for features, y in contender(net, batches):
+    for features, y in CONTENDERS[name](net, batches):
         labels.append(y)
         for block, z in features.items():
             activations[block].append(pool_features(z))
@@ -128,184 +135,116 @@ def statistics_of(contender: Contender, net: nn.Module, batches: Batches) -> Sta
     for block, parts in activations.items():
         a = torch.cat(parts).numpy()
         magnitude = mean_by_class(a, y_all, CLASSES)
-        frequency = frequency_by_class(a, y_all, CLASSES, 0.01)
-        statistics[block] = torch.from_numpy(magnitude), torch.from_numpy(frequency)
+        statistics[block] = magnitude, frequency_by_class(a, y_all, CLASSES, 0.01)
     return statistics
 
 
-def task(images: int) -> tuple[nn.Module, Batches]:
+def make_task(images: int) -> tuple[nn.Module, Batches]:
     """Make the network and the images, the same in every process."""
     torch.manual_seed(0)
-    net = resnet18(WIDTH).eval()
+    net = make_resnet18(WIDTH).eval()
     x, y = torch.rand(images, 3, 32, 32), torch.randint(CLASSES, (images,))
     return net, list(zip(x.split(BATCH), y.split(BATCH), strict=True))
 
 
-def peak() -> float:
-    """The largest memory that this process has held so far, in MB."""
+def measure_peak() -> float:
+    """Return the largest memory that this process has held so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB
 
 
-def measure(name: str, images: int, rounds: int, statistics: Path) -> dict[str, Any]:
-    """Measure one contender in this process, and leave its statistics in a file."""
-    net, batches = task(images)
+def measure(name: str, images: int, rounds: int, threads: int) -> tuple[dict[str, Any], Statistics]:
+    """Measure one contender in this process; return times and memory, and its statistics."""
+    torch.set_num_threads(threads)
+    net, batches = make_task(images)
 
-    def bare() -> None:
+    def run_bare() -> None:
         with torch.no_grad():
             for x, _ in batches:
                 net(x)
 
-    def captured(copied: nn.Module) -> Statistics:
-        return statistics_of(CONTENDERS[name], copied, batches)
-
-    if name in ("captum", "nnsight", "torchlens"):  # its own size is not counted
-        importlib.import_module("captum.attr" if name == "captum" else name)
-    bare()
-    before = peak()
-    by_block = captured(copy.deepcopy(net))
-    above = peak() - before
-    torch.save(by_block, statistics)
+    if name in MODULES:  # its own size is not counted
+        importlib.import_module(MODULES[name])
+    run_bare()
+    before = measure_peak()
+    statistics = compute_statistics(name, copy.deepcopy(net), batches)
+    above = measure_peak() - before
     times: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
     for number in range(rounds):
-        # Some contenders leave hooks behind, which would slow the bare passes down: each run has
-        # its own network.
+        # Some contenders leave hooks behind: each run has a network of its own.
         copied = copy.deepcopy(net)
-        ways: list[tuple[str, Callable[[], Any]]] = [
-            ("ours", partial(captured, copied)),
-            ("bare", bare),
-        ]
-        for way, work in ways if number % 2 else reversed(ways):
-            times[way].append(seconds(work))
-    ratios = {
-        clock: [
-            ours[clock] / bare[clock]
-            for ours, bare in zip(times["ours"], times["bare"], strict=True)
-        ]
-        for clock in ("cpu", "wall")
-    }
-    return {
-        "ratio": spread(ratios["cpu"])["median"],
-        "peak_mb": above,
-        "cpu": spread(ratios["cpu"]),
-        "wall": spread(ratios["wall"]),
-        "bare_s": spread([one["wall"] for one in times["bare"]]),
-    }
+        ways: dict[str, Callable[[], Any]] = {
+            "ours": lambda copied=copied: compute_statistics(name, copied, batches),
+            "bare": run_bare,
+        }
+        for way in ways if number % 2 else reversed(ways):
+            times[way].append(measure_time(ways[way]))
+    cpu, wall = (compare_times(times["ours"], times["bare"], clock) for clock in ("cpu", "wall"))
+    bare = summarise([time["wall"] for time in times["bare"]])
+    report = {"ratio": cpu["median"], "peak_mb": above, "cpu": cpu, "wall": wall, "bare_s": bare}
+    return report, statistics
 
 
-def in_its_own_process(name: str, options: argparse.Namespace, statistics: Path) -> dict[str, Any]:
-    words = [
-        "--contender",
-        name,
-        "--images",
-        options.images,
-        "--rounds",
-        options.rounds,
-        "--threads",
-        options.threads,
-    ]
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "benchmarks.capture",
-        *map(str, words),
-        "--statistics",
-        statistics,
-    ]
-    answer = subprocess.run(
-        [str(word) for word in command],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env=os.environ | ALLOCATOR,
-    ).stdout
-    return json.loads(answer.splitlines()[-1])
+def measure_alone(*task: Any) -> tuple[dict[str, Any], Statistics]:
+    """Measure one contender in a new process; torchlens refuses those of multiprocessing."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "measured")
+        code = (
+            "import pickle; from benchmarks.capture import measure; "
+            f"pickle.dump(measure{task!r}, open({str(file)!r}, 'wb'))"
+        )
+        # Warnings are other libraries'.
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        subprocess.run(command, check=True, env=os.environ | ALLOCATOR)
+        return pickle.loads(file.read_bytes())
 
 
-def difference(a: Path, b: Path) -> float:
-    """The largest difference between two contenders' statistics."""
-    one, other = (torch.load(path, weights_only=True) for path in (a, b))
-    pairs = [
-        (left, right)
-        for block in BLOCKS
-        for left, right in zip(one[block], other[block], strict=True)
-    ]
-    return max(float((left - right).nan_to_num().abs().max()) for left, right in pairs)
+def measure_difference(ours: Statistics, others: Statistics) -> float:
+    """Return the largest difference between two contenders' statistics."""
+    differences = [np.nan_to_num(np.subtract(ours[block], others[block])) for block in BLOCKS]
+    return max(float(np.abs(difference).max()) for difference in differences)
 
 
-def version_of(name: str) -> str | None:
-    """A contender's version; None where it is not installed."""
-    try:
-        return version(name) if name != "store-everything" else torch.__version__
-    except PackageNotFoundError:
-        return None
-
-
-def line(name: str, found: dict[str, Any]) -> str:
-    low, high = found["cpu"]["quartile_1"], found["cpu"]["quartile_3"]
+def format_line(name: str, report: dict[str, Any]) -> str:
+    low, high = report["cpu"]["quartile_1"], report["cpu"]["quartile_3"]
     return (
-        f"{name:17}  {found['ratio']:7.3f} x [{low:.3f}, {high:.3f}]  {found['peak_mb']:8.1f} MB  "
-        f"(wall {found['wall']['median']:.3f} x; differs by {found['difference']:.1g})"
+        f"{name:17}  {report['ratio']:7.3f} x [{low:.3f}, {high:.3f}]  {report['peak_mb']:8.1f} MB "
+        f" (wall {report['wall']['median']:.3f} x; differs by {report['difference']:.1g})"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument(
         "--images", type=int, default=5000, help="images, 128 to a batch (default: %(default)s)"
     )
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="runs of each, 2 at least (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=1, help="threads of torch (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--statistics", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.images < 1 or options.rounds < 2:
         parser.error("at least one image and two rounds are needed")
     torch.set_num_threads(options.threads)
-    if options.contender:
-        print(
-            json.dumps(
-                measure(options.contender, options.images, options.rounds, options.statistics)
-            )
-        )
-        return
-    report: dict[str, Any] = {}
-    made = {
-        "command": f"python -m benchmarks.capture --images {options.images} "
-        f"--rounds {options.rounds} --threads {options.threads}",
-        "machine": machine(),
-    }
+    machine = describe_machine()
     print(
         f"{'':17}  time beside the bare passes  memory above them, {options.images} images, "
         f"{options.rounds} rounds"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        for name in tqdm(CONTENDERS, leave=False, disable=None):
-            if (installed := version_of(name)) is None:
-                print(
-                    f"{name} is not installed (pip install -e '.[test]'): left out.",
-                    file=sys.stderr,
-                )
-                continue
-            statistics = {known: Path(folder, f"{known}.pt") for known in (*report, name)}
-            found = in_its_own_process(name, options, statistics[name])
-            found["difference"] = difference(statistics[name], statistics[next(iter(statistics))])
-            report[name] = found | {"version": installed, "made": made}
-            tqdm.write(line(name, report[name]), file=sys.stdout)
+    report: dict[str, Any] = {}
+    first: Statistics | None = None
+    for name in CONTENDERS:
+        installed = torch.__version__ if name == "store-everything" else find_version(name)
+        if installed is None:
+            print(f"{name} is not installed (pip install -e '.[test]'): left out.", file=sys.stderr)
+            continue
+        times, statistics = measure_alone(name, options.images, options.rounds, options.threads)
+        first = statistics if first is None else first
+        difference = measure_difference(first, statistics)
+        report[name] = times | {"difference": difference, "version": installed}
+        print(format_line(name, report[name]), flush=True)
     mine = report["channelscope"]
     holds = all(mine[key] <= bound for key, bound in BOUNDS.items())
     print(
         f"ours {'keeps' if holds else 'does NOT keep'} to {BOUNDS['ratio']:.2f} x and "
         f"{BOUNDS['peak_mb']:.0f} MB"
     )
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    write_report(report, machine, options.json)
 
 
 if __name__ == "__main__":

@@ -2,95 +2,85 @@
 
     python -m benchmarks.relevance [--images N] [--rounds R] [--threads T] [--json FILE]
 
-The task: the relevance of the channels of the 8 blocks of a ResNet-18 of width 16 with a gate
-behind its last two blocks, over N random images of 32 x 32, for every scorer over those of these
-layers that it applies to. Scorers and forward passes run in turn, R times; `ratio` is the median of
-the R ratios of CPU time, `stated` what the scorer's cost says.
+The task: the relevance of the channels of the 8 blocks of ``zoo:cifar10-cifs``, a ResNet-18 of
+width 16 with a gate behind each of its last two blocks, over N random images, for every scorer over
+those of these layers that it applies to. Scorers and forward passes run in turn, R times; `ratio`
+is the median of the R ratios of CPU time, `stated` what the scorer's cost says.
 """
 
-import argparse
-import json
-import statistics
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.training import CLASSES, machine, resnet18, seconds, spread, with_gates
+import channelscope as cs
+from benchmarks.timing import (
+    compare_times,
+    describe_machine,
+    make_parser,
+    measure_in_turn,
+    write_report,
+)
 from channelscope.layers.channels import channel_axis
 from channelscope.layers.hooks import eval_mode, trace
 from channelscope.scorers import list_scorers
 
-WIDTH, SIZE = 16, 32
 BLOCKS = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
-OF = {
+# Of the scorers that do not apply to all blocks.
+LAYERS = {
     "weights": ["layer4.1.gated"],
     "probe": ["layer4.0", "layer4.1"],
     "deeplift": ["layer4.1.gated"],
 }
 
 
-def costs(net: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
+def measure_costs(net: nn.Module, x: Tensor, y: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
     """Measure every scorer beside a forward pass: scorer -> layers, stated, ratio, quartiles."""
     channels = {
         call.name: call.output.shape[channel_axis(net, call.name, call.output.shape)]
         for call in trace(net, x[:2])[0]
     }
-    found = {}
+
+    def run_forward() -> None:
+        with eval_mode(net), torch.no_grad():
+            net(x)
+
+    costs = {}
     for scorer in list_scorers():
-        layers = OF.get(scorer.name, BLOCKS)
+        layers = LAYERS.get(scorer.name, BLOCKS)
         scorer(net, layers, x[:2], y[:2])  # captum's import is no part of it
-        ratios = []
-        for _ in range(rounds):
-            with eval_mode(net), torch.no_grad():
-                bare = seconds(lambda: net(x))["cpu"]
-            ratios.append(seconds(partial(scorer, net, layers, x, y))["cpu"] / bare)
+        ways = {"forward": run_forward, "scorer": partial(scorer, net, layers, x, y)}
+        times = measure_in_turn(ways, rounds)
+        ratio = compare_times(times["scorer"], times["forward"], "cpu")
         stated = scorer.cost.of([channels[layer] for layer in layers])
-        found[scorer.name] = {
-            "layers": len(layers),
-            "stated": stated,
-            "ratio": statistics.median(ratios),
-        } | spread(ratios)
-    return found
+        costs[scorer.name] = {"layers": len(layers), "stated": stated, "ratio": ratio.pop("median")}
+        costs[scorer.name] |= ratio
+    return costs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument(
         "--images", type=int, default=128, help="images, all in one batch (default: %(default)s)"
     )
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="runs of each, 2 at least (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=1, help="threads of torch (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     if options.images < 2 or options.rounds < 2:
         parser.error("at least two images and two rounds are needed")
+    torch.manual_seed(0)
     torch.set_num_threads(options.threads)
-    x = torch.rand(options.images, 3, SIZE, SIZE)
-    found = costs(
-        with_gates(resnet18(WIDTH), WIDTH).eval(), x, torch.arange(len(x)) % CLASSES, options.rounds
-    )
+    machine = describe_machine()
+    x = torch.rand(options.images, 3, 32, 32)
+    net = cs.load("zoo:cifar10-cifs")
+    with cs.attached(net):  # the costlier way: gradients through the masks
+        costs = measure_costs(net, x, torch.arange(len(x)) % 10, options.rounds)
     print(
         f"{'scorer':23}  layers  measured  stated  (forward passes of {options.images} images, "
         f"{options.rounds} rounds)"
     )
-    for name, row in found.items():
+    for name, row in costs.items():
         print(f"{name:23}  {row['layers']:6}  {row['ratio']:8.1f}  {row['stated']:6}")
-    if options.json:
-        made = {
-            "command": f"python -m benchmarks.relevance --images {options.images} "
-            f"--rounds {options.rounds} --threads {options.threads}",
-            "machine": machine(),
-        }
-        options.json.write_text(
-            json.dumps({"made": made, "scorers": found}, indent=1) + "\n", "utf-8"
-        )
+    write_report({"scorers": costs}, machine, options.json)
 
 
 if __name__ == "__main__":

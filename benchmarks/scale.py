@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torchvision
 
-from benchmarks.training import machine
+from benchmarks.timing import describe_machine
 from channelscope.analyses.base import Outcome, analyses_of, make_tables
 from channelscope.networks import build
 from channelscope.result import Result
@@ -246,7 +246,7 @@ def main() -> None:
             print(f"{case:10} {name:32} {value:12.3f}", flush=True)
         broken += check(case, found[case])
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"machine": describe_machine(), **found}, indent=1) + "\n")
     if broken:
         sys.exit("\n".join(broken))
 
