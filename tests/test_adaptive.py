@@ -107,7 +107,7 @@ def test_sweep_attacks_the_joint_loss_at_every_weight() -> None:
 
 
 def test_each_attack_gets_what_those_before_it_left() -> None:
-    """A cascade returns the first image that breaks the network, and the natural one where nothing does."""
+    """A cascade returns what first breaks the network, and the natural image where nothing does."""
 
     class Given:
         eps = 0.1
@@ -198,7 +198,7 @@ def _masked(cnn: Any, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_gate_with_a_mask_can_be_frozen(kind: str) -> None:
-    """Whatever would change the masks inside, the gate's own weights too, they stay; afterwards they are free."""
+    """Masks stay whatever would change them, the gate's weights too; afterwards they are free."""
     gate = KINDS[kind].build(16, CLASSES, **({"height": 1, "width": 1} if kind == "eas" else {}))
     model, (x, _) = randomise_batchnorm(Selective(resnet("resnet18"), {"layer4.1": gate})), batch()
     masks = {layer: mask.clone() for layer, mask in model.probed(x).masks.items()}
@@ -227,7 +227,7 @@ def test_sweep_needs_an_attack_with_an_objective() -> None:
 
 
 def test_hidden_gradients() -> None:
-    """An attached gate shows the gradient through its mask, a detached one does not, and each is left as it was."""
+    """Only an attached gate shows the gradient through its mask; each is left as it was."""
     model, (x, _) = gated().eval(), batch()
     model.gates["layer4.1"].detach = False
 
@@ -270,10 +270,10 @@ def test_transferred_images_are_those_of_the_other_network() -> None:
 
 
 def test_adaptive_attacks_break_a_gate_that_hides() -> None:
-    """A gate whose mask falls steeply with the input, its gradient hidden: only who sees through it finds the fall."""
+    """A mask that falls steeply with the input, its gradient hidden, is seen through."""
 
     class Cliff(nn.Module):
-        """The mask of both channels swings with the mean of the first, which the first logit is made of."""
+        """The mask of both channels swings with the mean of the first, the first logit."""
 
         labelled = False
 
@@ -303,7 +303,7 @@ def test_adaptive_attacks_break_a_gate_that_hides() -> None:
     x = torch.full((4, 1, 3, 3), 0.5)
     y = torch.zeros(4, dtype=torch.int64)
     model = Selective(Backbone(), {"features": Cliff()})
-    # Without the mask's gradient, raising the second logit means lowering x as well: both find it, and must not fail.
+    # Without the mask's gradient, raising the second logit means lowering x as well.
     for attack in (BASE, Detached(attack=BASE), JointSweep(attack=BASE), MaskFrozen(attack=BASE)):
         assert not find_correct(
             model, attack(model, x, y, torch.Generator().manual_seed(0)), y

@@ -1,4 +1,4 @@
-"""Auto-PGD: the paper's algorithm and the authors' code, point by point; who takes part; nothing left behind."""
+"""Auto-PGD: the paper's algorithm and the authors' code, point by point; who takes part."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -210,10 +210,10 @@ def test_starts_are_points_of_the_surface(norm: Any) -> None:
 def authors(
     net: nn.Module, x: Tensor, y: Tensor, attack: APGD, start: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Give the best points and the misclassified ones that the authors' code finds from the same start."""
+    """Return the authors' best points from the same start, and which are still right."""
     theirs = pytest.importorskip("pyautoattack.autopgd_base").APGDAttack(
-        net, n_iter=attack.steps, norm={"inf": "Linf", "2": "L2"}[attack.norm], eps=attack.eps, rho=attack.rho,
-        loss="ce" if attack.objective is cross_entropy else "dlr", device="cpu",
+        net, n_iter=attack.steps, norm={"inf": "Linf", "2": "L2"}[attack.norm], eps=attack.eps,
+        rho=attack.rho, loss="ce" if attack.objective is cross_entropy else "dlr", device="cpu",
     )  # fmt: skip
     theirs.init_hyperparam(x)
     best, right, _, broken = theirs.attack_single_run(x, y, x_init=start)
@@ -223,7 +223,7 @@ def authors(
 @norms
 @pytest.mark.parametrize("objective", [cross_entropy, dlr], ids=["ce", "dlr"])
 def test_apgd_is_the_authors_point_by_point(objective: Any, norm: Any) -> None:
-    # No share of any number of steps between their checkpoints is 0.74: there they halve, and the paper does not.
+    # At a share of exactly rho the authors halve and the paper does not: none is 0.74.
     net, (x, _) = plain().double(), images(40, dtype=torch.float64)
     with torch.no_grad():
         net.conv1.weight.mul_(3)
@@ -291,7 +291,7 @@ def test_gradients_are_averaged_over_passes() -> None:
     y = net(x).argmax(1)
     attack = APGD(eps=1e-3, steps=1, eot=2, objective=objective)
     start = attack.get_random_starts(x, seed())[0]
-    # Mean slope -1: the step of 2 eps takes every pixel to the lower end, where the objective is then the larger.
+    # Mean slope -1: the step of 2 eps takes every pixel to the lower end of its interval.
     torch.testing.assert_close(attack(net, x, y, seed()), x - 1e-3)
     assert (start > x - 1e-3).any()
 

@@ -1,4 +1,4 @@
-"""Attacks: the papers' own steps, inside the ball, as strong as other libraries', and nothing left behind."""
+"""Attacks: the papers' steps, inside the ball, as strong as other libraries'."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -228,9 +228,6 @@ def test_networks_under_autocast_do_not_overshoot() -> None:
 class Wild(Attack):
     """Ends far outside the ball, with pixels that are no numbers."""
 
-    def __init__(self, eps: float, norm: Any) -> None:
-        self.eps, self.norm = eps, norm
-
     def run(self, model: nn.Module, search: Search) -> Tensor:
         points = 9 * search.exact - 4
         points[:, :, 0, 0] = float("nan")
@@ -241,7 +238,7 @@ class Wild(Attack):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_whatever_a_run_ends_with_is_brought_into_the_ball(norm: Any, dtype: torch.dtype) -> None:
     net, (x, y) = mixed(plain().to(dtype)), images(dtype=dtype)
-    attack = Wild(0.1, norm)
+    attack = Wild(eps=0.1, norm=norm)
     with unchanged(net):
         adversarial = attack(net, x, y)
     assert_inside(x, adversarial, attack)
@@ -421,7 +418,7 @@ def test_early_stop_takes_no_forward_pass_of_its_own() -> None:
 
 @dataclass
 class Apart:
-    """How far the logits are from those given, one row an image: an objective that knows its batch."""
+    """How far the logits are from others, a row an image: an objective that knows its batch."""
 
     natural: Tensor
 
@@ -562,8 +559,16 @@ def test_images_are_returned_as_they_were_seen_broken(attack: Any, dtype: torch.
     assert all(any(torch.equal(row, one) for one in seen) for row in broken)
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=4, eps=0.1, early_stop=0, restarts=2), APGD(steps=6, eps=0.1, restarts=2),
-                                    PGD(steps=4, eps=0.5, early_stop=0, norm="2"), PGD(steps=2)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(steps=4, eps=0.1, early_stop=0, restarts=2),
+        APGD(steps=6, eps=0.1, restarts=2),
+        PGD(steps=4, eps=0.5, early_stop=0, norm="2"),
+        PGD(steps=2),
+    ],
+    ids=str,
+)
 def test_with_a_generator_each_images_are_attacked_alike_in_any_company(attack: Any) -> None:
     x, _ = images(9, dtype=torch.float64)
     net = undecided(plain().double(), x)
@@ -575,7 +580,7 @@ def test_with_a_generator_each_images_are_attacked_alike_in_any_company(attack: 
 
 
 def opposed(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Be largest where the network is surest of the label: what fools it has the smaller objective."""
+    """Be largest where the network is surest: what fools it has the smaller objective."""
     return -margin_of(model, x, y)
 
 
@@ -1042,7 +1047,7 @@ DETERMINISTIC = [
     PGD(eps=EPS, step=EPS / 10, steps=20, random_start=False),
     PGD(eps=0.7, step=0.07, steps=20, norm="2", random_start=False),
 ]
-# In L2 each library has its own way to begin at random, and they differ more from each other than from ours.
+# In L2 each library begins at random in its own way.
 RANDOM = [PGD(eps=EPS, step=EPS / 10, steps=20)]
 
 

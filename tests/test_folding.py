@@ -43,7 +43,7 @@ Body = Callable[[Any, Tensor], Tensor]
 
 
 class Two(nn.Module):
-    """Two convolutions and a BatchNorm of as many channels, put together by the body, and a linear layer."""
+    """Two convolutions and a BatchNorm, put together by the body, and a linear layer."""
 
     def __init__(self, body: Body, **layers: nn.Module) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def test_batchnorm_of_several_processes_is_folded_too() -> None:
     compare(net, double(), 1)
 
 
-# ---------------------------------------------------------------- networks that do something else with their features
+# ---------------------------------------------------------------- other uses of the features
 
 
 def ordinary(net: Two, x: Tensor) -> Tensor:
@@ -660,7 +660,7 @@ class Casts(nn.Module):
 
 
 def trivial() -> nn.Module:
-    """Make a network that would answer the same to the bit if it were folded, whatever its precision."""
+    """Make a network that answers the same to the bit when folded, in any precision."""
     net = Two(alone, norm=nn.BatchNorm2d(4, eps=0, affine=False))
     net.norm.reset_running_stats()
     return net

@@ -1,4 +1,4 @@
-"""AutoAttack and its components: what the library itself would find, checked, and nothing left behind."""
+"""AutoAttack and its components: what the library itself would find, checked."""
 
 import sys
 from collections.abc import Callable
@@ -54,7 +54,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 def fitted(net: nn.Module, steps: int = 60) -> tuple[nn.Module, Tensor, Tensor]:
-    """Train a network of digits for a moment; give it with images and labels, a wrong one among them."""
+    """Train a network of digits for a moment; return it, images and labels, one of them wrong."""
     data = load("digits").test
     x, y = data.images[:100].float() / 255, data.labels[:100].long()
     optimiser = torch.optim.Adam(net.parameters(), 0.01)
@@ -68,14 +68,15 @@ def fitted(net: nn.Module, steps: int = 60) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def perceptron() -> nn.Module:
-    """Make a network that there is nothing to fold in, so that all its numbers are the library's own."""
+    """Make a network with nothing to fold, so that all its numbers are the library's own."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 
 
 def convolutional() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.BatchNorm2d(8),
-        nn.ReLU(), nn.Flatten(), nn.Linear(72, 10),
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Flatten(), nn.Linear(72, 10),
     )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def answers(net: nn.Module, x: Tensor) -> Tensor:
-    """Take the network's own answers for the labels, so that there is something to break in each image."""
+    """Take the network's own answers for labels, so that each image can be broken."""
     return get_logits(net.eval()(x)).argmax(1).detach()
 
 
@@ -285,7 +286,7 @@ def one_hot(y: Tensor) -> Tensor:
 
 
 class Scripted:
-    """Stands in for the library's attacks: gives what it is told to, and keeps what it was given."""
+    """Stands in for the library's attacks: returns an answer, and keeps what it gets."""
 
     def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
         self.answer, self.given = answer, list[Tensor]()

@@ -1,4 +1,4 @@
-"""Losses: per image, the papers' own, of gated and of plain networks, with their gradients, whatever the logits."""
+"""Losses: per image, the papers' own, of gated and plain networks, with their gradients."""
 
 from collections.abc import Callable
 from itertools import permutations, product
@@ -213,7 +213,7 @@ def test_objectives_have_short_names(beta: float, name: str) -> None:
 
 
 def selective(kind: str, layers: dict[str, dict[str, Any]]) -> Selective:
-    """Make a small ResNet-18 with gates of a kind, each with the number of channels of its layer."""
+    """Make a small ResNet-18 with gates of a kind, each of its layer's number of channels."""
     gates = {layer: KINDS[kind].build(16, CLASSES, **options) for layer, options in layers.items()}
     return randomise_batchnorm(Selective(resnet("resnet18"), gates))
 
@@ -356,7 +356,7 @@ def test_label_smoothing_mixes_the_label_with_all_classes(smoothing: float) -> N
     )
 
 
-# ---------------------------------------------------------------- the divergence, and logits without measure
+# ---------------------------------------------------------------- extreme logits
 
 
 logits = st.lists(st.lists(st.floats(-30, 30), min_size=3, max_size=3), min_size=2, max_size=2)
@@ -377,8 +377,11 @@ CORNERS = sorted({order for row in EXTREME for order in permutations(row)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropy(smoothing=0.1), TRADES(), TRADES(smoothing=0.1), MART(),
-                                  MART(smoothing=0.1)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "loss",
+    [kind(smoothing=s) for kind in (CrossEntropy, TRADES, MART) for s in (0.0, 0.1)],
+    ids=str,
+)
 def test_losses_and_gradients_are_finite_whatever_the_logits(
     loss: TrainingLoss, dtype: torch.dtype
 ) -> None:

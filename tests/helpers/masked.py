@@ -1,4 +1,4 @@
-"""Networks built to mask their gradients, around an honestly trained one, and the honest ones beside them.
+"""Networks built to mask their gradients, around an honest one, and the honest ones.
 
 Each answers natural images about as well as the network within, and is no more robust than it.
 """
@@ -84,7 +84,7 @@ class Gated(Masked):
 
 
 class ShatteredGate(Gated):
-    """A gate that hangs on the last digits of the activation: nearly constant, with a gradient of no meaning."""
+    """A gate made of an activation's last digits: nearly constant, its gradient meaningless."""
 
     def gate(self, z: Tensor) -> Tensor:
         return 0.95 + 0.1 * (2000 * z.mean((2, 3), keepdim=True)).frac()
