@@ -1,6 +1,5 @@
-"""Comparisons: the numbers against naive ones, networks of any kind left as found, and folders that stay whole."""
+"""Results: the numbers against naive ones, networks of any kind left as found, and folders that stay whole."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,22 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from channelscope.comparison import Comparison, check_folder, compare
-from channelscope.comparison.frames import COLUMNS
 from torch import Tensor, nn
 
 import reference
+from channelscope.api import compare
 from channelscope.attacks import FGSM, PGD, JointSweep, make_generators
 from channelscope.data import Dataset, MemorySplit
 from channelscope.errors import UserError
-from channelscope.explorer import explore
 from channelscope.files import DIGESTS
 from channelscope.gates import Selective
 from channelscope.layers.hooks import LayerError
-from channelscope.report import write_report
+from channelscope.result import Result, check_folder
 from channelscope.training import Recipe
 from channelscope.weights import GATE_LOG, LOG, Checkpoint
-from comparisons import synthetic
 from helpers import networks
 from helpers.expect import contents, mistake, randomness_untouched, refusal_allowed
 from helpers.networks import (
@@ -57,12 +53,13 @@ def net() -> nn.Module:
         return plain()
 
 
-def some(**changes: Any) -> Comparison:
+def some(**changes: Any) -> Result:
     return compare({"net": net()}, images(), **{**QUICK, **changes})
 
 
-def equal(a: Comparison, b: Comparison) -> None:
-    for name in COLUMNS:
+def equal(a: Result, b: Result) -> None:
+    assert list(a.tables) == list(b.tables)
+    for name in a.tables:
         one, other = getattr(a, name), getattr(b, name)
         pd.testing.assert_frame_equal(
             one, other, check_dtype=bool(len(one))
@@ -158,7 +155,7 @@ def naive_gradient(network: nn.Module, layer: str, x: Tensor, y: Tensor) -> list
     return rows
 
 
-def column(found: Comparison, name: str, data: str, layer: str, k: int) -> list[float]:
+def column(found: Result, name: str, data: str, layer: str, k: int) -> list[float]:
     rows = found.activations
     rows = rows[(rows["data"] == data) & (rows["layer"] == layer) & (rows["class"] == str(k))]
     assert list(rows["channel"]) == list(range(len(rows)))
@@ -210,7 +207,7 @@ def test_the_tables_agree_with_naive_ones(arch: str) -> None:
     )
 
 
-def check_alignment(found: Comparison, layer: str) -> None:
+def check_alignment(found: Result, layer: str) -> None:
     rows = found.alignment[found.alignment["layer"] == layer].set_index(["class", "measure"])
     table, robust, links = rows["value"], [], []
     for k in range(networks.CLASSES):
@@ -256,7 +253,7 @@ def check_alignment(found: Comparison, layer: str) -> None:
     assert table["across", "relevance_robust_correlation"] == pytest.approx(link, nan_ok=True)
 
 
-def check_accuracy(found: Comparison, hits: dict[str, Tensor], y: Tensor) -> None:
+def check_accuracy(found: Result, hits: dict[str, Tensor], y: Tensor) -> None:
     worst = torch.stack(list(hits.values())).all(0)
     for attack, right in {**hits, "worst": worst}.items():
         rows = found.robustness[found.robustness["attack"] == attack].set_index("class")
@@ -443,11 +440,11 @@ def test_a_network_without_a_last_linear_layer_needs_layers() -> None:
 
 
 @pytest.fixture(scope="module")
-def four() -> Comparison:
+def four() -> Result:
     return compare([trained(method) for method in METHODS], digits(), **QUICK)
 
 
-def test_checkpoints_bring_what_is_known_of_their_training(four: Comparison) -> None:
+def test_checkpoints_bring_what_is_known_of_their_training(four: Result) -> None:
     assert list(four.meta["models"]) == [trained(method).stem for method in METHODS]
     assert [known["method"] for known in four.meta["models"].values()] == list(METHODS)
     assert list(four.training["model"].unique()) == list(four.meta["models"])
@@ -466,7 +463,7 @@ def test_checkpoints_bring_what_is_known_of_their_training(four: Comparison) -> 
     assert four.meta["eps"] == Recipe.suited_to("digits").attack.eps
 
 
-def test_the_logs_of_gates_are_a_table_of_their_own(four: Comparison) -> None:
+def test_the_logs_of_gates_are_a_table_of_their_own(four: Result) -> None:
     rows = []
     for method in ("cifs", "cas"):
         log = pd.read_csv(f"{trained(method)}.csv")
@@ -724,20 +721,7 @@ def test_damaged_weights_are_told() -> None:
 WEIRD = ("NA", "nan", "<script>alert(1)</script>", "../x", 'a "b", c; d', " ")
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take long: put a file in their place."""
-
-    def draw(_self: Comparison, folder: Path, *, progress: bool = True) -> None:
-        (Path(folder) / "figures").mkdir(exist_ok=True)
-        for ending in ("csv", "png"):
-            (Path(folder) / "figures" / f"drawn.{ending}").write_bytes(b"drawn")
-        (Path(folder) / "report.html").write_text("report")
-
-    monkeypatch.setattr(Comparison, "draw", draw)
-
-
-def weird() -> Comparison:
+def weird() -> Result:
     """Compare on classes of difficult names, the last of which have no images."""
     few = MemorySplit(*images(12, classes=3))
     data = Dataset("mine <b>", WEIRD, few)
@@ -749,44 +733,44 @@ def weird() -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def saved(few_figures: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     """Draw one comparison."""
     torch.manual_seed(0)
     found = weird()
     return found, found.save(tmp_path_factory.mktemp("saved") / "out", progress=False)
 
 
-def test_a_comparison_comes_back_as_it_was(saved: tuple[Comparison, Path]) -> None:
+def test_a_comparison_comes_back_as_it_was(saved: tuple[Result, Path]) -> None:
     found, folder = saved
-    again = Comparison.load(folder)
+    again = Result.load(folder)
     equal(found, again)
     assert again.meta["created"] == found.meta["created"]
     assert list(again.activations["class"].unique()) == list(WEIRD)
 
 
 def test_a_comparison_of_checkpoints_comes_back(
-    four: Comparison, undrawn: None, tmp_path: Path
+    four: Result, undrawn: None, tmp_path: Path
 ) -> None:
     four.save(tmp_path / "out", progress=False)
-    again = Comparison.load(str(tmp_path / "out"))
+    again = Result.load(str(tmp_path / "out"))
     equal(four, again)
     assert again.training["best"].dtype == bool
     again.save(tmp_path / "again", progress=False)
-    for name in COLUMNS:
+    for name in four.tables:
         assert (tmp_path / "out" / f"{name}.csv").read_bytes() == (
             tmp_path / "again" / f"{name}.csv"
         ).read_bytes()
 
 
-def test_a_folder_holds_tables_figures_and_a_page(saved: tuple[Comparison, Path]) -> None:
-    _, folder = saved
+def test_a_folder_holds_tables_figures_and_a_page(saved: tuple[Result, Path]) -> None:
+    found, folder = saved
     names = {
         "arrays.npz",
         "meta.json",
         DIGESTS,
         "figures",
         "report.html",
-        *(f"{name}.csv" for name in COLUMNS),
+        *(f"{name}.csv" for name in found.tables),
     }
     assert {path.name for path in folder.iterdir()} == names
     assert {path.name for path in folder.parent.iterdir()} == {"out"}
@@ -799,7 +783,7 @@ def test_a_folder_holds_tables_figures_and_a_page(saved: tuple[Comparison, Path]
     assert "mine <b>" not in page
 
 
-def test_a_class_without_images_is_nan_and_counts_0(saved: tuple[Comparison, Path]) -> None:
+def test_a_class_without_images_is_nan_and_counts_0(saved: tuple[Result, Path]) -> None:
     found, _ = saved
     for name in WEIRD[3:]:
         rows = found.activations[found.activations["class"] == name]
@@ -833,7 +817,7 @@ def test_an_earlier_comparison_is_replaced(undrawn: None, tmp_path: Path) -> Non
     for ending in ("csv", "png"):
         (tmp_path / "out" / "figures" / f"magnitude-old.{ending}").write_bytes(b"old")
     some(seed=2).save(tmp_path / "out", progress=False)
-    assert Comparison.load(tmp_path / "out").meta["seed"] == 2
+    assert Result.load(tmp_path / "out").meta["seed"] == 2
     assert not (tmp_path / "out" / "figures" / "magnitude-old.png").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
@@ -841,7 +825,7 @@ def test_an_earlier_comparison_is_replaced(undrawn: None, tmp_path: Path) -> Non
 def test_an_empty_folder_is_filled(undrawn: None, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     some().save(tmp_path / "out", progress=False)
-    assert Comparison.load(tmp_path / "out")
+    assert Result.load(tmp_path / "out")
 
 
 def test_the_working_folder_can_be_filled(
@@ -850,7 +834,7 @@ def test_the_working_folder_can_be_filled(
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
     some().save(".", progress=False)
-    assert Comparison.load(tmp_path / "out")
+    assert Result.load(tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
@@ -887,7 +871,7 @@ def test_a_file_is_no_folder(undrawn: None, tmp_path: Path) -> None:
 
 
 FAILURES: dict[str, Any] = {
-    "while drawing": (Comparison, "draw"),
+    "while drawing": (Result, "draw"),
     "in a table": (pd.DataFrame, "to_csv"),
     "in the arrays": (np, "savez_compressed"),
     "at the end": (Path, "chmod"),
@@ -968,21 +952,21 @@ def rearranged(folder: Path, name: str, how: Callable[[np.ndarray], np.ndarray])
 
 
 SPOILT: dict[str, Any] = {
-    "no tables": lambda folder: [(folder / f"{name}.csv").unlink() for name in COLUMNS],
+    "no tables": lambda folder: [path.unlink() for path in folder.glob("*.csv")],
     "a missing table": lambda folder: (folder / "alignment.csv").unlink(),
     "an empty table": lambda folder: (folder / "robustness.csv").write_text(""),
     "bytes for a table": lambda folder: (folder / "robustness.csv").write_bytes(bytes(range(256))),
-    "other columns": lambda folder: rewrite(folder, "activations.csv", "magnitude", "size"),
+    "other columns": lambda folder: rewrite(folder, "alignment.csv", "measure", "size"),
     "words for numbers": lambda folder: rewrite(folder, "alignment.csv", ",cosine,", ",cosine,x"),
     "lines of unequal length": lambda folder: append(
         folder / "alignment.csv", "1,2,3,4,5,6,7,8,9\n"
     ),
-    "a table cut short": lambda folder: (folder / "flow.csv").write_text(
-        (folder / "flow.csv").read_text()[:-3]
+    "a table cut short": lambda folder: (folder / "confusion.csv").write_text(
+        (folder / "confusion.csv").read_text()[:-3]
     ),
     "a table of other models": lambda folder: rewrite(folder, "confusion.csv", "net,", "nobody,"),
-    "a table that lacks channels": lambda folder: (folder / "flow.csv").write_text(
-        "".join((folder / "flow.csv").read_text().splitlines(keepends=True)[:4])
+    "an array that lacks channels": lambda folder: rearranged(
+        folder, "tables/flow/0/change", lambda array: array[:, 1:]
     ),
     "alignment of another layer": lambda folder: change(folder, "alignment", "layer", "elsewhere"),
     "a layer that was not measured": lambda folder: change(
@@ -995,10 +979,15 @@ SPOILT: dict[str, Any] = {
     ),
     "an unknown class": lambda folder: change(folder, "robustness", "class", "elsewhere"),
     "an unknown answer": lambda folder: change(folder, "confusion", "answer", "elsewhere"),
-    "a channel of no number": lambda folder: change(folder, "flow", "channel", -1),
-    "half a channel": lambda folder: change(folder, "activations", "channel", 1.5),
-    "an infinite magnitude": lambda folder: change(folder, "activations", "magnitude", np.inf),
-    "data of another kind": lambda folder: change(folder, "activations", "data", "sound"),
+    "a channel of no number": lambda folder: change(folder, "excitation", "channel", -1),
+    "half a channel": lambda folder: change(folder, "excitation", "channel", 1.5),
+    "an infinite magnitude": lambda folder: rearranged(
+        folder, "tables/activations/0/magnitude", lambda array: array + np.inf
+    ),
+    "words for magnitudes": lambda folder: rearranged(
+        folder, "tables/activations/0/magnitude", lambda array: array.astype(str)
+    ),
+    "data of another kind": lambda folder: rewrite(folder, "meta.json", '"adversarial"', '"sound"'),
     "half an image": lambda folder: change(folder, "excitation", "image", 0.5),
     "the image before the first": lambda folder: change(folder, "excitation", "image", -1),
     "pictures of two sizes": lambda folder: rearranged(
@@ -1039,71 +1028,22 @@ def test_a_damaged_comparison_is_told(case: str, undrawn: None, tmp_path: Path) 
     (folder / DIGESTS).unlink()  # by which any change shows
     SPOILT[case](folder)
     with mistake(str(folder)):
-        Comparison.load(folder)
-
-
-GATED = synthetic(("at", "cifs"), ("cat", "dog"), gates=("layer4",), channels=3, whole=True)
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        lambda masks: masks.assign(mask=np.nan),
-        lambda masks: masks.assign(mask=masks["mask"].where(masks["channel"] > 0)),
-        lambda masks: masks[masks["data"] != "natural"],
-        lambda masks: masks[masks["class"] != "cat"],
-    ],
-)
-def test_masks_that_are_not_whole_are_refused(
-    how: Callable[[pd.DataFrame], pd.DataFrame], undrawn: None, tmp_path: Path
-) -> None:
-    folder = GATED.save(tmp_path / "out", progress=False)
-    Comparison.load(folder)
-    (folder / DIGESTS).unlink()  # by which any change shows
-    how(GATED.masks).to_csv(folder / "masks.csv", index=False)
-    with mistake("masks.csv lacks"):
-        Comparison.load(folder)
-
-
-@pytest.mark.parametrize(
-    "settings", [None, {"recipe": None}, {"recipe": {"attack": {"eps": 1, "steps": None}}}], ids=str
-)
-def test_settings_that_say_little_are_read_and_shown(
-    settings: Any, undrawn: None, tmp_path: Path
-) -> None:
-    found = synthetic(("at",), ("cat", "dog"), channels=3)
-    found.meta["models"]["at"] |= {
-        "settings": settings,
-        "gates": None,
-        "penultimate": None,
-        "digest": None,
-    }
-    again = Comparison.load(found.save(tmp_path / "out", progress=False))
-    again.plot_training()
-    explore(again)
-
-
-def test_leakage_that_says_little_is_read_and_shown(undrawn: None, tmp_path: Path) -> None:
-    little = GATED.leakage[GATED.leakage["measure"] == "accuracy"]
-    found = Comparison.load(
-        dataclasses.replace(GATED, leakage=little).save(tmp_path / "out", progress=False)
-    )
-    write_report(found, tmp_path / "out")
+        Result.load(folder)
 
 
 def test_a_radius_may_be_a_whole_number(undrawn: None, tmp_path: Path) -> None:
-    again = Comparison.load(
+    again = Result.load(
         some(eps=1, attacks="fgsm", attack="fgsm").save(tmp_path / "out", progress=False)
     )
     assert again.meta["eps"] == 1
-    again.plot_relevance()
+    again.plot("relevance")
 
 
 def test_what_is_no_comparison(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path, tmp_path / "none", tmp_path / "file"):
-        with mistake(str(path), "holds no comparison"):
-            Comparison.load(path)
+        with mistake(str(path), "holds no result"):
+            Result.load(path)
 
 
 def test_a_link_to_a_folder_stays_a_link(undrawn: None, tmp_path: Path) -> None:

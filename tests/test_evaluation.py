@@ -2,13 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import channelscope as cs
-import masked
+from channelscope import evaluate
+from channelscope.analyses.evaluation import robustbench_entry
 from channelscope.attacks import APGD, FGSM, PGD, find_correct, stop_early
-from channelscope.attacks.suites import attacks_on
+from channelscope.attacks.suites import SUITES, attacks_on
 from channelscope.cli import main
-from channelscope.evaluation import SUITES, Evaluation, evaluate
-from channelscope.evaluation.progress import Gallery, Progress
 from channelscope.files import DIGESTS
+from helpers import masked
 from helpers.expect import contents, mistake, randomness_untouched
 from helpers.runs import digits, trained, write_npz
 
@@ -77,13 +70,15 @@ def test_known_network_has_the_known_accuracies() -> None:
     found = cs.evaluate(
         {"net": Brightness()}, data, attacks=["fgsm", "pgd-5", "cw-5", "apgd-ce-8"], **ALL
     )
-    assert list(found.table["attack"]) == ["fgsm", "pgd-5", "cw-5", "apgd-ce-8"]
-    assert set(found.table["natural"]) == {1.0}
-    assert set(found.table["robust"]) == {5 / 8}
-    assert found.worst[["natural", "robust", "count"]].values.tolist() == [[1.0, 5 / 8, 8]]
-    low, high = found.worst.iloc[0][["low", "high"]]
+    assert list(found.attacks["attack"]) == ["fgsm", "pgd-5", "cw-5", "apgd-ce-8"]
+    assert set(found.attacks["natural"]) == {1.0}
+    assert set(found.attacks["robust"]) == {5 / 8}
+    assert found.worst_case[["natural", "robust", "count"]].values.tolist() == [[1.0, 5 / 8, 8]]
+    low, high = found.worst_case.iloc[0][["low", "high"]]
     assert 0 <= low < 5 / 8 < high <= 1
-    by_class = found.classes[found.classes["attack"] == "worst"].set_index("class")["accuracy"]
+    by_class = found.robustness[found.robustness["attack"] == "worst"].set_index("class")[
+        "accuracy"
+    ]
     assert by_class.to_dict() == {"0": 2 / 4, "1": 3 / 4}
 
 
@@ -103,9 +98,9 @@ def test_worst_case_is_per_image() -> None:
     found = evaluate(
         {"net": Brightness()}, data, attacks=[Half(name="dark"), Half(name="bright")], **ALL
     )
-    assert list(found.table["robust"]) == [0.5, 0.5]
-    assert list(found.table["worst"]) == [0.5, 0.0]
-    assert found.worst["robust"].item() == 0
+    assert list(found.attacks["robust"]) == [0.5, 0.5]
+    assert list(found.attacks["worst"]) == [0.5, 0.0]
+    assert found.worst_case["robust"].item() == 0
 
 
 def test_images_that_are_broken_are_not_attacked() -> None:
@@ -115,14 +110,14 @@ def test_images_that_are_broken_are_not_attacked() -> None:
     first, second = Breaks(), Breaks(name="second")
     found = evaluate({"net": Brightness()}, (x, y), attacks=[first, second], **ALL)
     assert sum(first.given) == sum(second.given) == 5
-    assert list(found.table["robust"]) == [4 / 6, 4 / 6]
+    assert list(found.attacks["robust"]) == [4 / 6, 4 / 6]
     first, second = Breaks(), Breaks(name="second")
     chained = evaluate({"net": Brightness()}, (x, y), attacks=[first, second], cascade=True, **ALL)
     assert sum(first.given) == 5
     assert sum(second.given) == 4
     assert chained.parts["attacked"].tolist() == [5, 4]
     assert chained.parts["broken"].tolist() == [1, 0]
-    assert chained.worst["robust"].item() == found.worst["robust"].item()
+    assert chained.worst_case["robust"].item() == found.worst_case["robust"].item()
 
 
 def test_dropping_broken_images_changes_no_outcome_but_by_chance() -> None:
@@ -148,7 +143,7 @@ def test_outcomes_do_not_depend_on_the_batch_size(cascade: bool) -> None:
     large = evaluate(
         models, digits(), attacks=[*WEAK, "joint-sweep"], **(options | {"batch_size": 50})
     )
-    pd.testing.assert_frame_equal(small.table, large.table, check_exact=True)
+    pd.testing.assert_frame_equal(small.attacks, large.attacks, check_exact=True)
     pd.testing.assert_frame_equal(small.parts, large.parts, check_exact=True)
 
 
@@ -207,8 +202,8 @@ def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:
     found = evaluate(
         models, digits(), attacks=WEAK, eps_sweep=[0.05, 0.3], out=tmp_path / "out", **QUICK
     )
-    loaded = Evaluation.load(tmp_path / "out")
-    for name in ("table", "classes", "worst", "parts", "warnings", "eps_sweep"):
+    loaded = cs.Result.load(tmp_path / "out")
+    for name in ("attacks", "robustness", "worst_case", "parts", "warnings", "eps_sweep"):
         pd.testing.assert_frame_equal(
             getattr(loaded, name), getattr(found, name), check_dtype=False
         )
@@ -216,7 +211,8 @@ def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:
     assert all(np.array_equal(loaded.arrays[name], array) for name, array in found.arrays.items())
     held = {path.name for path in (tmp_path / "out").iterdir()}
     assert held == {
-        f"{name}.csv" for name in ("table", "classes", "worst", "parts", "warnings", "eps_sweep")
+        f"{name}.csv"
+        for name in ("attacks", "robustness", "worst_case", "parts", "warnings", "eps_sweep")
     } | {
         "arrays.npz",
         "meta.json",
@@ -228,7 +224,7 @@ def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:
     assert found.meta["attacks"] == list(WEAK)
     assert {"torch", "channelscope", "python"} <= found.meta["versions"].keys()
     evaluate(models, digits(), attacks=["fgsm"], out=tmp_path / "out", **QUICK)  # takes its place
-    assert list(Evaluation.load(tmp_path / "out").table["attack"]) == ["fgsm", "fgsm"]
+    assert list(cs.Result.load(tmp_path / "out").attacks["attack"]) == ["fgsm", "fgsm"]
 
 
 def test_accuracy_falls_with_eps() -> None:
@@ -237,18 +233,18 @@ def test_accuracy_falls_with_eps() -> None:
     )
     assert list(found.eps_sweep["eps"]) == [0, 0.02, 0.1, 0.5]
     assert found.eps_sweep["robust"].is_monotonic_decreasing
-    assert found.eps_sweep["robust"].iloc[0] == found.worst["natural"].item()
-    assert found.eps_sweep["robust"].iloc[2] == found.worst["robust"].item()
-    assert found.eps_sweep["robust"].iloc[3] < found.worst["robust"].item()
+    assert found.eps_sweep["robust"].iloc[0] == found.worst_case["natural"].item()
+    assert found.eps_sweep["robust"].iloc[2] == found.worst_case["robust"].item()
+    assert found.eps_sweep["robust"].iloc[3] < found.worst_case["robust"].item()
 
 
 def test_robustbench_form() -> None:
     found = evaluate(
         {"at": trained("at")}, digits(), attacks=["fgsm", "pgd-3"], **QUICK | {"eps": 8 / 255}
     )
-    known = found.robustbench("at")
-    assert known["clean_acc"] == f"{100 * found.worst['natural'].item():.2f}"
-    assert known["reported"] == f"{100 * found.worst['robust'].item():.2f}"
+    known = robustbench_entry(found, "at")
+    assert known["clean_acc"] == f"{100 * found.worst_case['natural'].item():.2f}"
+    assert known["reported"] == f"{100 * found.worst_case['robust'].item():.2f}"
     assert (known["eps"], known["dataset"], known["architecture"]) == (
         "8/255",
         "digits",
@@ -258,48 +254,7 @@ def test_robustbench_form() -> None:
     assert known["unreliable"] is False
     assert json.loads(json.dumps(known)) == known
     with mistake("'cifs'"):
-        found.robustbench("cifs")
-
-
-def test_comparison_takes_over_outcomes_and_images(tmp_path: Path) -> None:
-    """A comparison that is given an evaluation attacks nothing, and finds what one that attacks itself finds."""
-    models, common = (
-        {"at": trained("at"), "cifs": trained("cifs")},
-        {"images": 12, "progress": False, "seed": 3},
-    )
-    options: dict[str, Any] = {"attacks": ["pgd-3", "cw-3"], "eps": 0.1}
-    evaluate(
-        models, digits(), checks=0, save_adversarial=True, out=tmp_path / "out", **common, **options
-    )
-    own = cs.compare(models, digits(), attack="pgd-3", replicates=40, **common, **options)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(PGD, "__call__", None)
-        taken = cs.compare(
-            models, digits(), attack="pgd-3", evaluation=tmp_path / "out", replicates=40, **common
-        )
-    pd.testing.assert_frame_equal(taken.activations, own.activations)
-    pd.testing.assert_frame_equal(taken.robustness, own.robustness)
-    pd.testing.assert_frame_equal(taken.verdicts, own.verdicts)
-    with mistake("other images"):
-        cs.compare(models, digits(), evaluation=tmp_path / "out", replicates=40, progress=False)
-    with mistake("not of the network standard"):
-        cs.compare(
-            [trained("standard")], digits(), evaluation=tmp_path / "out", replicates=40, **common
-        )
-    with mistake("of eps 0.1", "eps 0.2"):
-        cs.compare(
-            models,
-            digits(),
-            attack="pgd-3",
-            eps=0.2,
-            evaluation=tmp_path / "out",
-            replicates=40,
-            **common,
-        )
-    with mistake("no adversarial images of pgd-4", "--save-adversarial"):
-        cs.compare(
-            models, digits(), attack="pgd-4", evaluation=tmp_path / "out", replicates=40, **common
-        )
+        robustbench_entry(found, "cifs")
 
 
 def test_verdict_c4_names_the_attack_that_decided() -> None:
@@ -351,7 +306,7 @@ def test_attacks_as_such_keep_their_ball() -> None:
         **ANY_EPS | {"eps": 0.3},
     )
     assert found.meta["eps"] == 0.3
-    pd.testing.assert_frame_equal(found.table, named.table)
+    pd.testing.assert_frame_equal(found.attacks, named.attacks)
     pd.testing.assert_frame_equal(found.eps_sweep, named.eps_sweep)
     assert found.eps_sweep["robust"].iloc[0] > found.eps_sweep["robust"].iloc[1]
     round_ball = evaluate(
@@ -379,7 +334,7 @@ def test_attacks_that_do_not_go_together_are_refused(
     model = trained("at", 3) if words == "four classes" else trained("at")
     asked: list[int] = []
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Progress, "record", lambda *_: asked.append(1))
+        patched.setattr("channelscope.study.store.Rows.write", lambda *_: asked.append(1))
         with mistake(words):
             evaluate({"at": model}, data, attacks=attacks, **QUICK)
     assert not asked  # before the first image
@@ -413,8 +368,8 @@ def test_networks_of_any_precision_are_evaluated(dtype: torch.dtype) -> None:
     found = evaluate(
         {"net": network}, digits(), attacks=["pgd-2", "apgd-ce-3"], **QUICK | {"checks": 20}
     )
-    assert found.worst["natural"].item() >= found.worst["robust"].item()
-    assert found.meta["models"]["net"]["unchecked"].keys() <= {
+    assert found.worst_case["natural"].item() >= found.worst_case["robust"].item()
+    assert found.meta["models"]["net"]["skipped"].keys() <= {
         "binarisation"
     }  # a tiny network may have no readout
 
@@ -425,19 +380,19 @@ def test_few_images_are_evaluated_on_a_network_of_many_classes() -> None:
     y = network(x).argmax(1).clamp(max=1)
     found = evaluate({"net": network}, (x, y), attacks="fgsm", **ALL)
     assert found.meta["data"]["classes"] == ["0", "1", "2", "3"]
-    assert found.classes[found.classes["class"] == "3"]["accuracy"].isna().all()
+    assert found.robustness[found.robustness["class"] == "3"]["accuracy"].isna().all()
 
 
 def test_in_a_cascade_the_attack_that_broke_the_most_decides() -> None:
     data = greys(0.1, 0.42, 0.45, 0.48, 0.9)
     found = evaluate({"net": Brightness()}, data, attacks=["pgd-5", "fgsm"], cascade=True, **ALL)
-    assert found.worst["decided_by"].item() == "pgd-5"
+    assert found.worst_case["decided_by"].item() == "pgd-5"
     unharmed = evaluate({"net": Brightness()}, greys(0.1, 0.9), attacks=["pgd-5", "fgsm"], **ALL)
-    assert unharmed.worst["decided_by"].item() == "no attack"
+    assert unharmed.worst_case["decided_by"].item() == "no attack"
     assert (
-        unharmed.worst["low"].item()
-        < unharmed.worst["robust"].item()
-        == unharmed.worst["high"].item()
+        unharmed.worst_case["low"].item()
+        < unharmed.worst_case["robust"].item()
+        == unharmed.worst_case["high"].item()
         == 1
     )
 
@@ -452,7 +407,7 @@ def test_robustbench_takes_autoattacks_figure_from_autoattack_alone(
     found = evaluate(
         {"at": trained("at")}, digits(), attacks=attacks, cascade=cascade, **QUICK | {"images": 6}
     )
-    assert (found.robustbench("at")["autoattack_acc"] is not None) == known
+    assert (robustbench_entry(found, "at")["autoattack_acc"] is not None) == known
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
@@ -512,10 +467,10 @@ def test_settings_of_another_kind_are_refused(changed: dict[str, Any], tmp_path:
     found.save(tmp_path / "out")
     (tmp_path / "out" / DIGESTS).unlink()  # by which any change shows
     (tmp_path / "out" / "meta.json").write_text(json.dumps(found.meta))
-    Evaluation.load(tmp_path / "out")
+    cs.Result.load(tmp_path / "out")
     (tmp_path / "out" / "meta.json").write_text(json.dumps(found.meta | changed))
     with mistake("damaged"):
-        Evaluation.load(tmp_path / "out")
+        cs.Result.load(tmp_path / "out")
 
 
 def test_outcomes_that_are_none_are_refused(tmp_path: Path) -> None:
@@ -523,14 +478,14 @@ def test_outcomes_that_are_none_are_refused(tmp_path: Path) -> None:
     found.save(tmp_path / "out")
     (tmp_path / "out" / DIGESTS).unlink()  # by which any change shows
     np.savez(tmp_path / "out" / "arrays.npz", **found.arrays)
-    Evaluation.load(tmp_path / "out")
+    cs.Result.load(tmp_path / "out")
     for how in (lambda array: array * 0.5, lambda array: array[:, None]):
         np.savez(
             tmp_path / "out" / "arrays.npz",
             **{name: how(array) for name, array in found.arrays.items()},
         )
         with mistake("damaged"):
-            Evaluation.load(tmp_path / "out")
+            cs.Result.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("eps", "norm", "words"), [(1, "inf", "1"), (2, "2", "2")])
@@ -539,26 +494,19 @@ def test_a_radius_may_be_a_whole_number(eps: int, norm: Any, words: str, tmp_pat
         {"at": trained("at")}, digits(), attacks=["fgsm"], **QUICK | {"eps": eps, "norm": norm}
     )
     found.save(tmp_path / "out")
-    assert Evaluation.load(tmp_path / "out").robustbench("at")["eps"] == words
+    assert robustbench_entry(cs.Result.load(tmp_path / "out"), "at")["eps"] == words
 
 
-def test_switches_may_be_numbers(tmp_path: Path) -> None:
-    options = QUICK | {"cascade": 1, "checks": 0}
-    found = evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], **options)
-    found.save(tmp_path / "out")
-    assert Evaluation.load(tmp_path / "out").meta["cascade"] is True
-
-
-@pytest.mark.parametrize("name", ["meta.json", "table.csv", "arrays.npz", "worst.csv"])
+@pytest.mark.parametrize("name", ["meta.json", "attacks.csv", "arrays.npz", "worst_case.csv"])
 def test_damaged_evaluations_are_refused(name: str, tmp_path: Path) -> None:
     evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], out=tmp_path / "out", **QUICK)
     (tmp_path / "out" / DIGESTS).unlink()  # by which any change shows
     damaged = tmp_path / "out" / name
     damaged.write_bytes(damaged.read_bytes()[:-30])
     with mistake("damaged"):
-        Evaluation.load(tmp_path / "out")
-    with mistake("no evaluation"):
-        Evaluation.load(tmp_path)
+        cs.Result.load(tmp_path / "out")
+    with mistake("no result"):
+        cs.Result.load(tmp_path)
 
 
 # ---------------------------------------------------------------- masked gradients
@@ -579,12 +527,12 @@ def test_masked_network_is_warned_of_and_broken(
     with randomness_untouched():
         found = evaluate({"net": network}, data, out=tmp_path / "out", **options)
     assert len(found.warnings)
-    assert found.worst["robust"].item() < found.table["robust"].iloc[0] / 2
-    assert set(found.meta["models"]["net"]["escalated"]) <= set(found.table["attack"])
-    assert found.worst["decided_by"].item() in found.meta["models"]["net"]["escalated"]
-    assert found.robustbench("net")["unreliable"] is True
+    assert found.worst_case["robust"].item() < found.attacks["robust"].iloc[0] / 2
+    assert set(found.meta["models"]["net"]["fallbacks"]) <= set(found.attacks["attack"])
+    assert found.worst_case["decided_by"].item() in found.meta["models"]["net"]["fallbacks"]
+    assert robustbench_entry(found, "net")["unreliable"] is True
     assert all(json.loads(evidence) for evidence in found.warnings["evidence"])
-    pd.testing.assert_frame_equal(Evaluation.load(tmp_path / "out").warnings, found.warnings)
+    pd.testing.assert_frame_equal(cs.Result.load(tmp_path / "out").warnings, found.warnings)
 
 
 def test_network_without_any_gradient_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -592,7 +540,7 @@ def test_network_without_any_gradient_is_not_the_end(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("channelscope.data.blocks.MOST", 128)
     options = {"attacks": ["pgd-20", "apgd-ce"], "eps": masked.EPS, "checks": 0, "progress": False}
     found = evaluate({"net": masked.masked("detached purification")}, masked.digits(32), **options)
-    assert list(found.table["robust"]) == [found.worst["natural"].item()] * 2
+    assert list(found.attacks["robust"]) == [found.worst_case["natural"].item()] * 2
     assert any("pgd-20 could not be made" in note for note in found.meta["models"]["net"]["notes"])
     honest = masked.honest("at")
     with mistake("inference_mode"), torch.inference_mode():
@@ -604,43 +552,23 @@ def test_honest_network_is_not_warned_of(monkeypatch: pytest.MonkeyPatch) -> Non
     options = {"attacks": "pgd-20", "eps": masked.EPS, "checks": 64, "progress": False}
     found = evaluate({"net": masked.honest("at")}, masked.digits(64), **options)
     assert found.warnings.empty
-    assert found.meta["models"]["net"]["escalated"] == []
-    assert list(found.table["attack"]) == ["pgd-20"]
+    assert found.meta["models"]["net"]["fallbacks"] == []
+    assert list(found.attacks["attack"]) == ["pgd-20"]
 
 
 # ---------------------------------------------------------------- figures
-
-
-def test_figure_shows_every_accuracy_with_its_interval() -> None:
-    models = {"at": trained("at"), "cifs": trained("cifs")}
-    found = evaluate(models, digits(), attacks=["fgsm", "pgd-3", "joint-sweep"], **QUICK)
-    figure = found.plot()
-    for ax, model in zip(figure.axes, models, strict=True):
-        rows, worst = (
-            found.table[found.table["model"] == model],
-            found.worst[found.worst["model"] == model].iloc[0],
-        )
-        shown = [float(line.get_xdata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
-        assert shown == pytest.approx([worst["natural"], *rows["robust"], worst["robust"]])
-        names = [label.get_text() for label in ax.get_yticklabels()]
-        assert names == ["natural images", "FGSM", "PGD-3", "PGD-20:joint-sweep", "worst case"]
-        assert ax.get_title(loc="left") == model
-        reach = [segment for bars in ax.collections for segment in bars.get_segments()]
-        ends = [(segment[:, 0].min(), segment[:, 0].max()) for segment in reach]
-        wanted = [(row.low, row.high) for row in rows.itertuples()]
-        assert np.allclose(ends[1:-1], wanted)
 
 
 def test_figure_of_eps_shows_the_sweep() -> None:
     found = evaluate(
         {"at": trained("at")}, digits(), attacks=["fgsm"], eps_sweep=[0.05, 0.2], **QUICK
     )
-    (line,) = found.plot_eps().axes[0].lines
+    (line,) = found.plot("eps").axes[0].lines
     assert list(line.get_xdata()) == pytest.approx([0, 255 * 0.05, 255 * 0.2])
     robust = found.eps_sweep["robust"]
-    assert list(line.get_ydata()) == pytest.approx([found.worst["natural"].item(), *robust])
+    assert list(line.get_ydata()) == pytest.approx([found.worst_case["natural"].item(), *robust])
     with mistake("--eps-sweep"):
-        evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], **QUICK).plot_eps()
+        evaluate({"at": trained("at")}, digits(), attacks=["fgsm"], **QUICK).plot("eps")
 
 
 # ---------------------------------------------------------------- at the command line
@@ -691,7 +619,7 @@ def test_command_prints_a_table_and_writes_the_folder(
         "8 test images",
     ):
         assert part in said
-    held = Evaluation.load(tmp_path / "out")
+    held = cs.Result.load(tmp_path / "out")
     assert held.meta["command"].startswith("channelscope evaluate --models")
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
         f"{name}.{ending}" for name in ("attacks", "eps") for ending in ("csv", "pdf", "png")
@@ -701,7 +629,7 @@ def test_command_prints_a_table_and_writes_the_folder(
     words[words.index("--checks") + 1] = "0"
     assert main(words) == 0
     values = json.loads(capsys.readouterr().out)
-    assert [row["model"] for row in values["worst"]] == ["AT", "CIFS"]
+    assert [row["model"] for row in values["worst_case"]] == ["AT", "CIFS"]
 
 
 @pytest.mark.parametrize(
@@ -743,191 +671,14 @@ def test_wrong_words_get_a_sentence(
 # ---------------------------------------------------------------- stopped and gone on
 
 
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-def stopping(monkeypatch: pytest.MonkeyPatch, after: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Let the process be stopped after so many batches have been noted; list what is noted."""
-    noted: list[tuple[str, tuple[int, ...]]] = []
-    record = Progress.record
-
-    def note(self: Progress, key: Any, images: list[int], stood: list[bool]) -> None:
-        if len(noted) == after:
-            raise Killed
-        record(self, key, images, stood)
-        noted.append((key[2], tuple(images)))
-
-    monkeypatch.setattr(Progress, "record", note)
-    return noted
-
-
-def stopped(after: int, models: Any, **options: Any) -> None:
-    """Evaluate, and be stopped after so many batches."""
-    with pytest.MonkeyPatch.context() as patched:
-        stopping(patched, after)
-        with pytest.raises(Killed):
-            evaluate(models, digits(), **options)
-
-
-def test_stopped_evaluation_goes_on_with_the_images_that_are_left(tmp_path: Path) -> None:
-    options = QUICK | {
-        "attacks": [*WEAK, "joint-sweep"],
-        "eps_sweep": [0.05],
-        "save_adversarial": False,
-    }
-    models = {"at": trained("at"), "cifs": trained("cifs")}
-    wanted = evaluate(models, digits(), out=tmp_path / "whole", **options)
-    every: list[tuple[str, tuple[int, ...]]] = []
-    for stop in (0, 7, 10**6):
-        with pytest.MonkeyPatch.context() as patched:
-            noted = stopping(patched, stop)
-            try:
-                found = evaluate(models, digits(), out=tmp_path / "out", **options)
-            except Killed:
-                assert not (tmp_path / "out").exists()
-        every += noted
-    pd.testing.assert_frame_equal(found.table, wanted.table)
-    pd.testing.assert_frame_equal(found.parts, wanted.parts)
-    pd.testing.assert_frame_equal(found.eps_sweep, wanted.eps_sweep)
-    per_image = [(part, index) for part, images in every for index in images]
-    counted = pd.Series(per_image).value_counts()
-    assert (
-        counted.max() <= 4
-    )  # two models, and of each the radius and the sweep of eps: never the same work twice
-    assert not (tmp_path / "out.partial").exists()
-
-
-def test_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
-    options = QUICK | {"attacks": list(WEAK)}
-    wanted = evaluate({"at": trained("at")}, digits(), **options)
-    stopped(6, {"at": trained("at")}, out=tmp_path / "out", **options)
-    (noted,) = (tmp_path / "out.partial").glob("met-*.jsonl")
-    noted.write_bytes(noted.read_bytes()[:-9])
-    found = evaluate({"at": trained("at")}, digits(), out=tmp_path / "out", **options)
-    pd.testing.assert_frame_equal(found.table, wanted.table)
-
-
-def test_going_on_with_something_else_is_refused(tmp_path: Path) -> None:
-    options = QUICK | {"attacks": list(WEAK), "out": tmp_path / "out"}
-    stopped(2, {"at": trained("at")}, **options)
-    before = contents(tmp_path)
-    for models, changes in (
-        ({"at": trained("cifs")}, {}),
-        ({"at": trained("at")}, {"seed": 1}),
-        ({"at": trained("at")}, {"eps": 0.2}),
-        ({"at": trained("at")}, {"attacks": ["fgsm"]}),
-        (
-            {"at": trained("at")},
-            {"attacks": [WEAK[0], PGD(eps=0.1, step=1e-6, steps=3), *WEAK[2:]]},
-        ),
-    ):
-        with mistake("interrupted", "delete it"):
-            evaluate(models, digits(), **options | changes)
-    assert contents(tmp_path) == before
-
-
-KILLED = """
-import os, signal, sys
-from channelscope.cli import main
-from channelscope.evaluation.progress import Progress
-
-record, left = Progress.record, int(sys.argv[1])
-
-def dies(*words):
-    global left
-    record(*words)
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Progress.record = dies
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-def test_killed_command_goes_on(tmp_path: Path) -> None:
-    """Kill -9 after 3 batches, and after 2 more; the same command then ends with the table of a run left alone."""
-    words = ["evaluate", "--models", str(trained("at")), "--attacks", *WEAK]
-    words += ["--images", "8", "--checks", "0", "--eps", "0.1", "-q", "--device", "cpu"]
-    words += ["--data", write_npz(tmp_path, 4)]
-    partial, command = tmp_path / "out.partial", [*words, "--out", str(tmp_path / "out")]
-    for more, lines in ((3, 3), (2, 5)):
-        ended = subprocess.run(
-            [sys.executable, "-c", KILLED, str(more), *command], timeout=300, capture_output=True
-        )
-        assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-        assert sum(path.read_bytes().count(b"\n") for path in partial.glob("met-*")) == lines
-    assert main(command) == 0
-    assert not partial.exists()
-    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
-    a, b = Evaluation.load(tmp_path / "out"), Evaluation.load(tmp_path / "whole")
-    pd.testing.assert_frame_equal(a.table, b.table)
-    pd.testing.assert_frame_equal(a.parts, b.parts)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "5",
-        '{"a": 1}',
-        '[[], "a", "b", [0], [1]]',
-        '[0, "a", "b", [0, 1], [1]]',
-        '[0, "a", "b", [true], [1]]',
-    ],
-)
-def test_progress_of_another_kind_is_left_out_or_refused(line: str, tmp_path: Path) -> None:
-    Progress(tmp_path, {}).record((0, "a", "b"), [0], [True])
-    (tmp_path / "met-1.jsonl").write_text(line)
-    assert Progress(tmp_path, {}).met == {(0, "a", "b"): {0: True}}
-    if isinstance(content := json.loads(line), list):  # somebody may have added its checksum
-        (tmp_path / "met-1.jsonl").write_text(
-            json.dumps([*content, zlib.crc32(json.dumps(content).encode())])
-        )
-        with mistake("met-1.jsonl is damaged", "delete"):
-            Progress(tmp_path, {})
-
-
-def test_a_record_that_never_ends_is_refused(tmp_path: Path) -> None:
-    Progress(tmp_path, {}).record((0, "a", "b"), [0], [True])
-    os.truncate(tmp_path / "met-0.jsonl", 2**40)
-    with mistake("met-0.jsonl is damaged", "more than", "delete"):
-        Progress(tmp_path, {})
-
-
-def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
-    Progress(tmp_path, {}).record((0, "a", "b"), [0, 1], [True, False])
-    with (tmp_path / "met-0.jsonl").open("a") as file:
-        file.write('[0, "a", "b", [2')
-    assert Progress(tmp_path, {}).met == {(0, "a", "b"): {0: True, 1: False}}
-
-
 def test_links_out_of_an_evaluation_are_refused(tmp_path: Path) -> None:
     cs.evaluate({"net": Brightness()}, greys(0.1, 0.9), attacks=["fgsm"], **ALL).save(
         tmp_path / "out"
     )
-    for name in ("meta.json", "arrays.npz", "table.csv"):
+    for name in ("meta.json", "arrays.npz", "attacks.csv"):
         moved = (tmp_path / "out" / name).rename(tmp_path / name)
         (tmp_path / "out" / name).symlink_to(moved)
         with mistake("damaged", "a link out of the folder"):
-            Evaluation.load(tmp_path / "out")
+            cs.Result.load(tmp_path / "out")
         moved.rename(tmp_path / "out" / name)
-    Evaluation.load(tmp_path / "out")
-
-
-def test_images_that_two_keep_at_once_are_all_kept(tmp_path: Path) -> None:
-    """Processes that share an attack begin its file at the same moment."""
-    together, n = threading.Barrier(2), 8
-    x = torch.rand(n, 1, 2, 2)
-
-    def keep(gallery: Gallery, rows: list[int]) -> None:
-        together.wait()
-        gallery.keep(0, "a", rows, x[rows])
-
-    with ThreadPoolExecutor(2) as pool:
-        for turn in range(50):
-            galleries = [
-                Gallery(tmp_path / str(turn) / "adversarial", tuple(x.shape)) for _ in range(2)
-            ]
-            list(pool.map(keep, galleries, ([0, 1, 2, 3], [4, 5, 6, 7])))
-            assert galleries[0].whole(0, "a") == [True] * n
+    cs.Result.load(tmp_path / "out")
