@@ -1,10 +1,12 @@
 """Attacks: the papers' steps, inside the ball, as strong as other libraries'."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
@@ -941,6 +943,12 @@ def test_attack_is_entered_where_it_is_written() -> None:
         registry.ATTACKS.pop(template, None)
     with pytest.raises(UserError, match="There is no attack 'stay-5'"):
         parse_attack("stay-5")
+
+
+def test_every_module_of_attacks_is_found() -> None:
+    package = channelscope.attacks
+    modules = {f"{package.__name__}.{module.name}" for module in iter_modules(package.__path__)}
+    assert modules <= sys.modules.keys()
 
 
 def test_costs_are_forward_and_backward_passes() -> None:

@@ -1,7 +1,22 @@
 """Attacks on images in [0, 1]: frozen, configured callables (model, x, y) -> adversarial x.
 
-An attack is one class in one module of this package: a subclass of ``Attack`` that implements
-``run``, under a decorator ``register`` that gives it a short name.
+A new attack is one file in this package, found by itself:
+
+    @register("away-STEPS[-l2]", "walks away from the label", cost=lambda away: away.steps)
+    @dataclass(frozen=True, kw_only=True)
+    class Away(Attack):
+        steps: int = 10
+
+        def run(self, model: nn.Module, search: Search) -> Tensor:
+            x_adv = search.start
+            for _ in search.steps(self.steps):
+                x_in = search.as_input(x_adv)
+                gradient = search.gradient(search.objective(model, x_in, search.y), x_in)
+                x_adv = search.project(x_adv + self.eps * search.direction(gradient) / self.steps)
+            return x_adv
+
+``Attack`` does the rest, ``Search`` is what the loop is made of, and ``parse_attack("away-10")``,
+the command line and its help know the name.
 """
 
 import importlib

@@ -105,7 +105,7 @@ def run_cascade(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Changed(Attack):
+class _Wrapper(Attack):
     """An attack that changes another, of the same ball."""
 
     attack: AttackLike
@@ -123,8 +123,8 @@ def norm_of(attack: AttackLike, default: Norm = "inf") -> Norm:
     return norm
 
 
-def _count_passes(changed: Any) -> float:
-    return estimate_cost(changed.attack) or 0
+def _count_passes(wrapper: Any) -> float:
+    return estimate_cost(wrapper.attack) or 0
 
 
 @register(
@@ -133,7 +133,7 @@ def _count_passes(changed: Any) -> float:
     cost=lambda sweep: len(sweep.betas) * _count_passes(sweep),
 )
 @dataclass(frozen=True, kw_only=True)
-class JointSweep(_Changed, Cascade):
+class JointSweep(_Wrapper, Cascade):
     """An attack on the joint loss, once for each weight beta of the probes, in turn.
 
     beta = 0 attacks the logits alone, infinity the probes alone.
@@ -162,7 +162,7 @@ class JointSweep(_Changed, Cascade):
 
 @register(":detached", "without the gradient through the gates' masks", cost=_count_passes)
 @dataclass(frozen=True, kw_only=True)
-class Detached(_Changed):
+class Detached(_Wrapper):
     """An attack that is not shown the gradient through the masks: how CIFS's authors attack."""
 
     @property
@@ -178,7 +178,7 @@ class Detached(_Changed):
 @register(":frozen-natural", "on the natural image's masks", cost=_count_passes, at="natural")
 @register(":frozen-label", "on the masks that the label gives", cost=_count_passes, at="label")
 @dataclass(frozen=True, kw_only=True)
-class MaskFrozen(_Changed):
+class MaskFrozen(_Wrapper):
     """An attack that holds every gate's mask where it is for the natural image, or for the label.
 
     The gradient is then that of a network without gates, and the attack need not follow masks that
@@ -209,7 +209,7 @@ class MaskFrozen(_Changed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transfer(_Changed):
+class Transfer(_Wrapper):
     """Images made against another network, such as a twin without gates.
 
     Args:
