@@ -48,6 +48,7 @@ def compare(
     layers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     eps_sweep: Sequence[float] = (),
     step_sweep: Sequence[int] = (),
+    checks: int = 0,
     threshold: float = 0.01,
     thumbnails: bool = True,
     **options: Unpack[Options],
@@ -69,6 +70,7 @@ def compare(
         layers: names or patterns such as ``layer4.*``; None for each penultimate layer.
         eps_sweep, step_sweep: further radii, and numbers of steps, of ``attack`` at which alignment
             is measured.
+        checks: how many images the checks for gradient masking are made on; 0 for no checks.
         threshold: share of an image's largest channel above which a channel is active.
         thumbnails: keep small pictures of the images that excite channels most.
         **options: images, methods, seed, replicates, level, batch_size, device, folder, progress,
@@ -92,6 +94,7 @@ def compare(
         layers=layers,
         eps_sweep=eps_sweep,
         step_sweep=step_sweep,
+        checks=checks,
         threshold=threshold,
         thumbnails=thumbnails,
     )

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from channelscope.evaluation import binarisation as module
 from torch import nn
 
 from channelscope.attacks import PGD, find_correct
 from channelscope.attacks.apgd import APGD
 from channelscope.attacks.fallback import Noise
 from channelscope.objectives import dlr, margin
+from channelscope.study import binarisation as module
 from channelscope.study.binarisation import Binarisation, binarisation
 from helpers.expect import mistake
 from helpers.masked import EPS, digits, honest, masked

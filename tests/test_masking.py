@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from channelscope.evaluation import masking
 from torch import Tensor, nn
 
 from channelscope.attacks import PGD, Attack, find_correct
 from channelscope.attacks.fallback import Averaged, Estimated, Noise
 from channelscope.objectives import cross_entropy, margin
+from channelscope.study import masking
 from channelscope.study.masking import LEVEL, Checks, exceeds, findings
 from helpers.expect import mistake
 from helpers.masked import EPS, MASKED, SEEDS, digits, honest, masked

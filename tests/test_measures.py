@@ -13,26 +13,23 @@ from hypothesis.extra import numpy as arrays
 from numpy import ndarray
 
 import reference
-from channelscope.statistics import alignment
-from channelscope.statistics.alignment import (
+from channelscope.analyses.base import judge_estimate
+from channelscope.statistics import measures
+from channelscope.statistics.intervals import FEWEST_REPLICATES, Estimate, estimate, wilson
+from channelscope.statistics.measures import (
     BOUNDS,
-    FEWEST_REPLICATES,
-    Estimate,
     across_classes,
-    estimate,
-    judge,
     mean_over_classes,
-    measures,
-    wilson,
+    measure_all,
 )
 
 # Few different values make ties; their negatives and 0 make empty sums.
 values = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]) | st.floats(-5, 5, width=16)
 PAIRS: dict[str, tuple[Callable[..., ndarray], Callable[..., float]]] = {
-    "cosine": (alignment.cosine, reference.cosine),
-    "spearman": (alignment.spearman, reference.spearman),
-    "shift": (alignment.shift, reference.shift),
-    "nr_share": (alignment.nr_share, reference.nr_share),
+    "cosine": (measures.cosine, reference.cosine),
+    "spearman": (measures.spearman, reference.spearman),
+    "shift": (measures.shift, reference.shift),
+    "nr_share": (measures.nr_share, reference.nr_share),
 }
 
 
@@ -64,7 +61,7 @@ def test_measure_is_the_papers_along_the_last_axis(
 @given(pairs())
 def test_uniformity_is_the_normalised_entropy(pair: tuple[ndarray, ndarray]) -> None:
     frequency = np.clip(pair[0], 0, 1)
-    found = alignment.uniformity(frequency)
+    found = measures.uniformity(frequency)
     for index in np.ndindex(found.shape):
         wanted = reference.uniformity(frequency[index].tolist())
         assert found[index] == pytest.approx(wanted, abs=1e-9, nan_ok=True)
@@ -73,12 +70,12 @@ def test_uniformity_is_the_normalised_entropy(pair: tuple[ndarray, ndarray]) -> 
 
 def test_uniformity_is_1_where_all_channels_are_alike_and_0_where_one_is_alone() -> None:
     frequency = np.array([[0.2, 0.2, 0.2], [0.7, 0, 0], [0, 0, 0], [0.5, np.nan, 0.5]])
-    assert alignment.uniformity(frequency) == pytest.approx([1, 0, np.nan, np.nan], nan_ok=True)
+    assert measures.uniformity(frequency) == pytest.approx([1, 0, np.nan, np.nan], nan_ok=True)
 
 
 @given(pairs())
 def test_overlap_is_the_jaccard_index_of_pr_channels(pair: tuple[ndarray, ndarray]) -> None:
-    found = alignment.overlap(pair[0])
+    found = measures.overlap(pair[0])
     for index in np.ndindex(found.shape[:-2]):
         for j, k in np.ndindex(found.shape[-2:]):
             wanted = reference.overlap(pair[0][index][j].tolist(), pair[0][index][k].tolist())
@@ -87,11 +84,11 @@ def test_overlap_is_the_jaccard_index_of_pr_channels(pair: tuple[ndarray, ndarra
 
 def test_overlap_with_an_unknown_class_is_unknown() -> None:
     relevance = np.array([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [np.nan, 1.0, 1.0]])
-    assert alignment.overlap(relevance)[:2, :2].tolist() == [
+    assert measures.overlap(relevance)[:2, :2].tolist() == [
         [1, pytest.approx(1 / 3)],
         [pytest.approx(1 / 3), 1],
     ]
-    assert np.isnan(alignment.overlap(relevance)[2]).all()
+    assert np.isnan(measures.overlap(relevance)[2]).all()
 
 
 @settings(max_examples=15)
@@ -99,7 +96,7 @@ def test_overlap_with_an_unknown_class_is_unknown() -> None:
 def test_all_measures_follow_from_activation_and_relevance(pair: tuple[ndarray, ndarray]) -> None:
     natural, adversarial = np.abs(pair)
     relevance = pair[0] - pair[1]
-    found = measures(natural, adversarial, relevance)
+    found = measure_all(natural, adversarial, relevance)
     others = {"relevance_robust_correlation", "uniformity_natural", "uniformity_adversarial"}
     assert found.keys() == BOUNDS.keys() - others
     for index in np.ndindex(natural.shape[:-1]):
@@ -122,7 +119,7 @@ def test_all_measures_follow_from_activation_and_relevance(pair: tuple[ndarray, 
 
 @given(pair=pairs())
 def test_measures_stay_in_their_bounds(pair: tuple[ndarray, ndarray]) -> None:
-    for name, value in measures(np.abs(pair[0]), np.abs(pair[1]), pair[0]).items():
+    for name, value in measure_all(np.abs(pair[0]), np.abs(pair[1]), pair[0]).items():
         low, high = BOUNDS[name]
         defined = value[~np.isnan(value)]
         assert (defined >= low - 1e-9).all(), name
@@ -131,37 +128,37 @@ def test_measures_stay_in_their_bounds(pair: tuple[ndarray, ndarray]) -> None:
 
 def test_equal_activation_is_fully_aligned() -> None:
     a = rng().random((2, 3, 6))
-    found = measures(a, a, rng().standard_normal((2, 3, 6)))
+    found = measure_all(a, a, rng().standard_normal((2, 3, 6)))
     for name, value in {"cosine": 1, "spearman": 1, "shift": 0, "nr_ratio": 1}.items():
         np.testing.assert_allclose(found[name], value, atol=1e-12)
 
 
 def test_spearman_is_scipys() -> None:
     a, b = rng().integers(0, 4, (2, 1, 9)).astype(float)
-    assert alignment.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a[0], b[0]).statistic)
+    assert measures.spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a[0], b[0]).statistic)
 
 
 def test_pearson_is_numpys() -> None:
     a, b = rng().random((2, 1, 9))
-    assert alignment.pearson(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert measures.pearson(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
 
 
 def test_nr_share_counts_negative_relevance_only() -> None:
     magnitude, relevance = np.array([[1.0, 2.0, 3.0, 4.0]]), np.array([[-1.0, 0.0, 1.0, -0.1]])
-    assert alignment.nr_share(magnitude, relevance) == 0.5
+    assert measures.nr_share(magnitude, relevance) == 0.5
 
 
 def test_class_without_images_stays_nan() -> None:
     a, g = rng().random((2, 3, 6)), rng().standard_normal((2, 3, 6))
     a[:, 1], g[:, 1] = np.nan, np.nan
-    for name, value in measures(a, a, g).items():
+    for name, value in measure_all(a, a, g).items():
         assert np.isnan(value[:, 1]).all(), name
         assert not np.isnan(value[:, [0, 2]]).any(), name
 
 
 def test_channels_that_are_never_active_align_with_nothing() -> None:
     a, g = np.zeros((1, 3, 4)), rng().standard_normal((1, 3, 4))
-    for name, value in measures(a, 1 - a, g).items():
+    for name, value in measure_all(a, 1 - a, g).items():
         assert np.isnan(value).all() or name == "nr_share_adversarial", name
 
 
@@ -268,15 +265,15 @@ def test_interval_of_nothing_is_nan(replicates: list[float]) -> None:
 def test_verdict_follows_from_where_the_interval_lies(
     low: float, high: float, null: float, verdict: str
 ) -> None:
-    assert judge(Estimate((low + high) / 2, low, high), null) == verdict
+    assert judge_estimate(Estimate((low + high) / 2, low, high), null) == verdict
 
 
 def test_few_replicates_and_intervals_of_no_width_decide_nothing() -> None:
     few = estimate(np.linspace(0.4, 0.6, FEWEST_REPLICATES))  # one of them is the estimate itself
     assert np.isnan([few.low, few.high]).all()
-    assert judge(few) == "inconclusive"
-    assert judge(estimate(np.zeros(201))) == "inconclusive"
-    assert judge(estimate(np.full(201, 0.3))) == "inconclusive"
+    assert judge_estimate(few) == "inconclusive"
+    assert judge_estimate(estimate(np.zeros(201))) == "inconclusive"
+    assert judge_estimate(estimate(np.full(201, 0.3))) == "inconclusive"
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
