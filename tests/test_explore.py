@@ -1,4 +1,4 @@
-"""The explorer: what it draws, what its controls do, and what it says where channels are silenced."""
+"""The explorer: what it draws, what its controls do, what it says of silenced channels."""
 
 import base64
 import html
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 import channelscope as cs
-from browser import PROGRAM, Tab, browsing
-from channelscope.explorer import Still, tables
-from channelscope.explorer.pictures import ACROSS, Sheet
-from comparisons import synthetic
+from channelscope.explorer import StaticExplorer, tables
+from channelscope.explorer.page import ACROSS, Sheet
+from channelscope.result import Result
+from helpers.browser import PROGRAM, Tab, browsing
+from helpers.studies import make_result, replace_tables, synthetic_study
 
 in_a_browser = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
 
@@ -43,7 +43,7 @@ def mean_colour() -> nn.Sequential:
 
 
 @pytest.fixture(scope="module")
-def found() -> cs.Comparison:
+def compared() -> Result:
     models = {"colour": mean_colour(), "other": mean_colour()}
     layers = {"colour": ["0"], "other": ["1", "0"]}
     return cs.compare(
@@ -51,18 +51,14 @@ def found() -> cs.Comparison:
     )
 
 
+RESULT = make_result(synthetic_study(), "activations", "excitation")
+
+
 def order_of(chart: str) -> list[int]:
     return [
         int(channel)
         for channel in re.findall(r'<div class="column[^>]*aria-label="channel (\d+)"', chart)
     ]
-
-
-def values_of(comparison: cs.Comparison, quantity: str, data: str, **wanted: str) -> np.ndarray:
-    frame = comparison.activations
-    for column, value in {"data": data, **wanted}.items():
-        frame = frame[frame[column] == value]
-    return frame.sort_values("channel")[quantity].to_numpy()
 
 
 SORTED = {
@@ -76,52 +72,51 @@ SORTED = {
 
 @pytest.mark.parametrize("order", tables.ORDERS)
 def test_channels_are_sorted_as_asked(order):
-    comparison = synthetic()
     where = {"model": "at", "layer": "layer4", "class": "cat"}
-    rows = tables.channels(comparison, "at", "layer4", "cat", order)
-    natural, adversarial = (
-        values_of(comparison, "magnitude", data, **where) for data in ("natural", "adversarial")
+    rows = tables.list_channels(RESULT, "at", "layer4", "cat", order)
+    before, after = (
+        RESULT.select("activations", data=data, **where) for data in ("natural", "adversarial")
     )
-    relevance = values_of(comparison, "relevance", "natural", **where)
+    natural, adversarial = before["magnitude"].to_numpy(), after["magnitude"].to_numpy()
+    relevance = before["relevance"].to_numpy()
     expected = np.argsort(SORTED[order](natural, adversarial, relevance), kind="stable")
     np.testing.assert_array_equal(rows["channel"], expected)
     np.testing.assert_array_equal(rows["natural"], natural[expected])
     np.testing.assert_array_equal(rows["change"], (adversarial - natural)[expected])
-    shares = values_of(comparison, "frequency", "adversarial", **where)
+    shares = after["frequency"].to_numpy()
     np.testing.assert_array_equal(rows["frequency_adversarial"], shares[expected])
-    assert (
-        order_of(cs.explore(comparison, model="at", class_name="cat", order=order)._repr_html_())
-        == expected.tolist()
-    )
+    explorer = cs.explore(RESULT, model="at", class_name="cat", order=order)
+    assert order_of(explorer._repr_html_()) == expected.tolist()
 
 
 def test_bars_and_lines_are_as_high_as_the_magnitudes():
-    comparison = synthetic()
-    rows = tables.channels(comparison, "cifs", "layer4", "dog", "channel number")
-    chart = cs.explore(
-        comparison, model="cifs", class_name="dog", order="channel number"
-    ).chart.value
+    rows = tables.list_channels(RESULT, "cifs", "layer4", "dog", "channel number")
+    explorer = cs.explore(RESULT, model="cifs", class_name="dog", order="channel number")
+    chart = explorer.chart.value
     high = rows[["natural", "adversarial"]].to_numpy().max()
     bars = re.findall(r'class="bar" style="bottom:0.00%;height:([\d.]+)%"', chart)
     lines = re.findall(r'class="line" style="bottom:([\d.]+)%"', chart)
     np.testing.assert_allclose(np.array(bars, float), 100 * rows["natural"] / high, atol=0.01)
     np.testing.assert_allclose(np.array(lines, float), 100 * rows["adversarial"] / high, atol=0.01)
-    speaks = re.findall(r'class="speaks[^"]*" style="(top|bottom):50.00%;height:([\d.]+)%"', chart)
-    signed = [float(height) * (1 if side == "bottom" else -1) for side, height in speaks]
+    style = r'class="relevance-bar[^"]*" style="(top|bottom):50.00%;height:([\d.]+)%"'
+    sides = re.findall(style, chart)
+    signed = [float(height) * (1 if side == "bottom" else -1) for side, height in sides]
     np.testing.assert_allclose(
         signed, 50 * rows["relevance"] / rows["relevance"].abs().max(), atol=0.01
     )
 
 
 def test_magnitudes_below_zero_hang_from_it():
-    comparison = synthetic(channels=4)
-    comparison.activations["magnitude"] -= 0.5
-    chart = cs.explore(comparison, order="channel number").chart.value
-    rows = tables.channels(comparison, "nat", "layer4", "airplane", "channel number")
-    low, high = (
-        rows[["natural", "adversarial"]].to_numpy().min(),
-        rows[["natural", "adversarial"]].to_numpy().max(),
-    )
+    activations = RESULT.tables["activations"]
+    lower = {
+        group: columns | {"magnitude": columns["magnitude"] - 0.5}
+        for group, columns in activations.groups.items()
+    }
+    result = replace_tables(RESULT, activations=replace(activations, groups=lower))
+    chart = cs.explore(result, order="channel number").chart.value
+    rows = tables.list_channels(result, "nat", "layer4", "airplane", "channel number")
+    values = rows[["natural", "adversarial"]].to_numpy()
+    low, high = values.min(), values.max()
     bars = np.array(
         re.findall(r'class="bar" style="bottom:([\d.]+)%;height:([\d.]+)%"', chart), float
     )
@@ -131,15 +126,16 @@ def test_magnitudes_below_zero_hang_from_it():
 
 
 def test_a_class_without_images_has_a_chart_without_bars():
-    explorer = cs.explore(synthetic(empty=("cat",)), class_name="cat")
+    study = synthetic_study(("nat",), ("bird", "cat"), empty=("cat",), channels=3)
+    explorer = cs.explore(make_result(study, "activations"), class_name="cat")
     assert 'class="bar" style="display:none"' in explorer.chart.value
     assert 'class="bar" style="bottom' not in explorer.chart.value
 
 
-def test_what_excites_a_channel_most_is_shown(found):
+def test_what_excites_a_channel_most_is_shown(compared):
     x, y = colours()
     most = x[:, 1].mean((1, 2)).argsort(descending=True)[:4].tolist()
-    chart = cs.explore(found, order="channel number").chart.value
+    chart = cs.explore(compared, order="channel number").chart.value
     card = chart[chart.index('aria-label="channel 1"') : chart.index('aria-label="channel 2"')]
     shown = [
         re.search(r"image (\d+), class (\d): ", title)
@@ -151,15 +147,17 @@ def test_what_excites_a_channel_most_is_shown(found):
     assert card.count('class="tile pictured"') == 8
 
 
-def test_each_tile_is_its_picture(found):
-    wanted = {("natural", int(image)) for image in found.arrays["thumbnails/natural/images"]}
-    sheet = Sheet.of(found, "colour", wanted)
+def test_each_tile_is_its_picture(compared):
+    wanted = {("natural", int(image)) for image in compared.arrays["thumbnails/natural/images"]}
+    sheet = Sheet.of(compared, "colour", wanted)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.picture))))
     width, height = sheet.tile
     for image, picture in zip(
-        found.arrays["thumbnails/natural/images"], found.arrays["thumbnails/natural"], strict=True
+        compared.arrays["thumbnails/natural/images"],
+        compared.arrays["thumbnails/natural"],
+        strict=True,
     ):
-        left, top = sheet.place("natural", int(image))
+        left, top = sheet.find("natural", int(image))
         column, row = left // width, top // height
         np.testing.assert_array_equal(
             pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4], picture.transpose(1, 2, 0)
@@ -167,15 +165,15 @@ def test_each_tile_is_its_picture(found):
     assert sheet.size == (ACROSS * width, -(-len(wanted) // ACROSS) * height)
 
 
-def test_without_pictures_the_images_are_named(found):
-    bare = replace(found, arrays={"labels": found.arrays["labels"]})
+def test_without_pictures_the_images_are_named(compared):
+    bare = replace(compared, arrays={"labels": compared.arrays["labels"]})
     chart = cs.explore(bare).chart.value
     assert "pictured" not in chart
     assert chart.count("(no picture kept)") > 0
 
 
-def test_the_controls_choose_the_chart(found):
-    explorer = cs.explore(found)
+def test_the_controls_choose_the_chart(compared):
+    explorer = cs.explore(compared)
     controls = explorer.controls
     assert "colour, 0: its 3 channels" in explorer.chart.value
     controls["model"].value = "other"
@@ -190,15 +188,17 @@ def test_the_controls_choose_the_chart(found):
     )
     assert (
         order_of(explorer.chart.value)
-        == tables.channels(found, "other", "1", "1", "natural magnitude")["channel"].tolist()
+        == tables.list_channels(compared, "other", "1", "1", "natural magnitude")[
+            "channel"
+        ].tolist()
     )
     assert explorer._repr_html_().startswith(explorer.style.value)
     controls["model"].value = "colour"
     assert (controls["layer"].value, explorer.layer) == ("0", "0")
 
 
-def test_the_channel_chosen_is_described_and_stays_chosen(found):
-    explorer = cs.explore(found)
+def test_the_channel_chosen_is_described_and_stays_chosen(compared):
+    explorer = cs.explore(compared)
     explorer.controls["channel"].value = 2
     for order in ("channel number", "natural magnitude"):
         explorer.controls["order"].value = order
@@ -207,43 +207,49 @@ def test_the_channel_chosen_is_described_and_stays_chosen(found):
         )
 
 
-def test_the_estimate_of_silencing_is_exact_at_the_penultimate_layer(found):
+def test_the_estimate_of_silencing_is_exact_at_the_penultimate_layer(compared):
     x, y = colours()
     net, silenced = mean_colour(), [0, 2]
     with torch.no_grad():
         before = net(x)
         net[3].weight[:, silenced] = 0
         change = (net(x) - before)[y == 1, 1].mean()
-    rows = tables.channels(found, "colour", "0", "1", "relevance")
-    assert tables.shift(rows, silenced)["natural"] == pytest.approx(float(change), abs=1e-6)
-    assert tables.is_exact(found, "colour", "0")
+    rows = tables.list_channels(compared, "colour", "0", "1", "relevance")
+    assert tables.estimate_shift(rows, silenced)["natural"] == pytest.approx(
+        float(change), abs=1e-6
+    )
+    explorer = cs.explore(compared, model="colour", layer="0")
+    explorer.controls["silenced"].value = (0, 2)
+    assert "exactly" in explorer.silencing.value
 
 
 def test_the_estimate_says_where_it_is_of_first_order():
-    explorer = cs.explore(synthetic())
+    study = synthetic_study(("nat",), ("bird", "cat"), ("layer3", "layer4"), channels=8)
+    result = make_result(study, "activations")
+    explorer = cs.explore(result, layer="layer3")
     explorer.controls["silenced"].value = (3, 5)
-    rows = tables.channels(synthetic(), "nat", "layer4", "airplane", "channel number")
+    rows = tables.list_channels(result, "nat", "layer3", "bird", "channel number")
     expected = -(rows["relevance"] * rows["adversarial"])[[3, 5]].sum()
-    assert f"{expected:.3g}".replace("-", "−") in explorer.result.value
-    assert "first order" in explorer.result.value
-    assert "Run on" not in explorer.result.value
+    assert f"{expected:.3g}".replace("-", "−") in explorer.silencing.value
+    assert "first order" in explorer.silencing.value
+    assert "Run on" not in explorer.silencing.value
 
 
-def test_the_slider_silences_from_the_left(found):
-    explorer = cs.explore(found)
+def test_the_slider_silences_from_the_left(compared):
+    explorer = cs.explore(compared)
     explorer.controls["first"].value = 2
     assert list(explorer.controls["silenced"].value) == order_of(explorer.chart.value)[:2]
     assert explorer.chart.value.count("column silenced") == 2
-    assert "2 of 3 channels of 0 silenced" in explorer.result.value
-    assert "exactly" in explorer.result.value
+    assert "2 of 3 channels of 0 silenced" in explorer.silencing.value
+    assert "exactly" in explorer.silencing.value
     explorer.controls["none"].click()
     assert explorer.controls["silenced"].value == ()
     assert explorer.controls["first"].value == 0
-    assert "Nothing is silenced" in explorer.result.value
+    assert "Nothing is silenced" in explorer.silencing.value
 
 
-def test_channels_stay_silenced_in_another_order_and_not_in_another_layer(found):
-    explorer = cs.explore(found, model="other")
+def test_channels_stay_silenced_in_another_order_and_not_in_another_layer(compared):
+    explorer = cs.explore(compared, model="other")
     explorer.controls["silenced"].value = (1,)
     explorer.controls["order"].value = "channel number"
     explorer.controls["class_name"].value = "1"
@@ -252,64 +258,56 @@ def test_channels_stay_silenced_in_another_order_and_not_in_another_layer(found)
     assert explorer.controls["silenced"].value == ()
 
 
-def test_networks_are_run_with_the_channels_silenced(found):
+def test_networks_are_run_with_the_channels_silenced(compared):
     x, y = colours()
     net = mean_colour().train()
-    explorer = cs.explore(found, models={"colour": net}, data=colours())
+    explorer = cs.explore(compared, models={"colour": net}, data=colours())
     explorer.controls["silenced"].value = (1,)
     silent = mean_colour()
     silent[3].weight.data[:, 1] = 0
-    pictures = torch.from_numpy(found.arrays["thumbnails/adversarial/0"]) / 255
-    labels = y[torch.from_numpy(found.arrays["thumbnails/adversarial/0/images"])]
+    pictures = torch.from_numpy(compared.arrays["thumbnails/adversarial/0"]) / 255
+    labels = y[torch.from_numpy(compared.arrays["thumbnails/adversarial/0/images"])]
     for data, images, classes in (("natural", x, y), ("adversarial", pictures, labels)):
         shares = [
             float((model(images).argmax(1) == classes).float().mean())
             for model in (mean_colour(), silent)
         ]
         before, after = (f"{100 * share:.1f} %" for share in shares)
-        said = re.sub("<[^>]*>", "", explorer.result.value)
+        said = re.sub("<[^>]*>", "", explorer.silencing.value)
         assert re.search(f"Run on {len(classes)} {data} images.*accuracy {before} → {after}", said)
     assert net.training
     explorer.controls["model"].value = "other"  # whose network is not there
     explorer.controls["silenced"].value = (1,)
-    assert "Run on" not in explorer.result.value
+    assert "Run on" not in explorer.silencing.value
 
 
-def test_adversarial_pictures_of_another_size_are_not_run(found):
+def test_adversarial_pictures_of_another_size_are_not_run(compared):
     pictures = ("thumbnails/natural", "thumbnails/adversarial/0")
     small = replace(
-        found, arrays=found.arrays | {name: found.arrays[name][..., :2, :2] for name in pictures}
+        compared,
+        arrays=compared.arrays | {name: compared.arrays[name][..., :2, :2] for name in pictures},
     )
     explorer = cs.explore(small, models={"colour": mean_colour()}, data=colours())
     explorer.controls["first"].value = 1
-    said = re.sub("<[^>]*>", "", explorer.result.value)
+    said = re.sub("<[^>]*>", "", explorer.silencing.value)
     assert "Run on 24 natural" in said
     assert "adversarial images of all" not in said
 
 
 def test_names_from_files_are_escaped():
     name, label = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'
-    comparison = synthetic(models=(label,), classes=("cat", name), layers=("<b>layer</b>",))
-    comparison.arrays["labels"][:] = 1
-    images = [
-        (label, "<b>layer</b>", data, channel, 1, 0, 0.5)
-        for data in tables.DATA
-        for channel in range(24)
-    ]
-    columns = ["model", "layer", "data", "channel", "rank", "image", "activation"]
-    explorer = cs.explore(
-        replace(comparison, excitation=pd.DataFrame(images, columns=columns)), class_name=name
-    )
+    study = synthetic_study((label,), ("cat", name), ("<b>layer</b>",), empty=("cat",), channels=3)
+    explorer = cs.explore(make_result(study, "activations", "excitation"), class_name=name)
     explorer.controls["first"].value = 3
-    for page in (explorer._repr_html_(), explorer.chart.value, explorer.result.value):
+    for page in (explorer._repr_html_(), explorer.chart.value, explorer.silencing.value):
         assert "<script" not in page
         assert "<img" not in page
         assert "<b>layer" not in page
         assert html.escape("<b>layer</b>") in page
 
 
-def test_readers_without_a_kernel_get_the_chart(found):
-    explorer = cs.explore(found)
+def test_readers_without_a_kernel_get_the_chart(compared):
+    explorer = cs.explore(compared)
     bundle = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert bundle["text/html"] == explorer._repr_html_()
@@ -321,18 +319,18 @@ def test_readers_without_a_kernel_get_the_chart(found):
     assert "http" not in bundle["text/html"]  # nothing is fetched
 
 
-def test_without_ipywidgets_the_same_stands_still(found, monkeypatch):
+def test_without_ipywidgets_the_chart_is_static(compared, monkeypatch):
     expected = cs.explore(
-        found, model="other", layer="1", class_name="1", order="change"
+        compared, model="other", layer="1", class_name="1", order="change"
     )._repr_html_()
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     monkeypatch.delitem(sys.modules, "channelscope.explorer.widgets")
-    still = cs.explore(found, model="other", layer="1", class_name="1", order="change")
-    assert type(still) is Still
-    assert still._repr_html_() == expected
+    static = cs.explore(compared, model="other", layer="1", class_name="1", order="change")
+    assert type(static) is StaticExplorer
+    assert static._repr_html_() == expected
     assert (
         order_of(expected)
-        == tables.channels(found, "other", "1", "1", "change")["channel"].tolist()
+        == tables.list_channels(compared, "other", "1", "1", "change")["channel"].tolist()
     )
 
 
@@ -343,11 +341,11 @@ def test_without_ipywidgets_the_same_stands_still(found, monkeypatch):
         ({"layer": "9"}, "no layer '9'.*It has 0"),
         ({"class_name": "cat"}, "no class 'cat'.*It has 0, 1"),
         ({"order": "size"}, "no order 'size'"),
-        ({"models": {"colour": mean_colour()}}, "both the networks and the data"),
-        ({"data": "digits"}, "both the networks and the data"),
+        ({"models": {"colour": mean_colour()}}, "both networks and data"),
+        ({"data": "digits"}, "both networks and data"),
         (
             {"models": {"mine": mean_colour()}, "data": colours()},
-            "no model 'mine' in the comparison",
+            "no model 'mine' in this comparison",
         ),
         (
             {"models": {"colour": mean_colour()}, "data": "digits"},
@@ -362,39 +360,41 @@ def test_without_ipywidgets_the_same_stands_still(found, monkeypatch):
         ),
     ],
 )
-def test_mistakes_are_told(found, options, words):
+def test_mistakes_are_answered_by_a_sentence(compared, options, words):
     with pytest.raises(cs.UserError, match=words):
-        cs.explore(found, **options)
+        cs.explore(compared, **options)
 
 
-def test_what_is_no_comparison_is_refused(found, unchecked):
-    with pytest.raises(cs.UserError, match=r"load one that was saved with cs\.Comparison\.load"):
+def test_what_is_no_comparison_is_refused(compared, unchecked):
+    with pytest.raises(cs.UserError, match=r"load a saved one with cs\.Result\.load"):
         cs.explore("comparison")
+    with pytest.raises(cs.UserError, match="with its activations"):
+        cs.explore(replace(compared, tables={"robustness": compared.robustness}))
     with pytest.raises(cs.UserError, match="by their labels"):
-        cs.explore(found, models=["at.pt"], data="digits")
+        cs.explore(compared, models=["at.pt"], data="digits")
 
 
 @pytest.fixture(scope="module")
-def tab(found: cs.Comparison, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+def tab(compared: Result, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     """A browser that shows the chart of a page without a kernel."""
     folder = tmp_path_factory.mktemp("explorer")
     page = folder / "page.html"
-    page.write_text(
-        f"<!DOCTYPE html><meta charset=utf-8>{cs.explore(found, order='channel number')._repr_html_()}"
-    )
+    chart = cs.explore(compared, order="channel number")._repr_html_()
+    page.write_text(f"<!DOCTYPE html><meta charset=utf-8>{chart}")
     with browsing(folder / "profile") as tab:
         tab.open(page)
         yield tab
 
 
-OPEN = "[...document.querySelectorAll('.column .card')].filter(card => card.checkVisibility()).map(card => card.innerText)"
+OPEN = (
+    "[...document.querySelectorAll('.column .card')]"
+    ".filter(card => card.checkVisibility()).map(card => card.innerText)"
+)
 
 
 def middle_of(tab: Tab, selector: str) -> dict[str, float]:
-    x, y = tab.run(
-        f"(box => [box.x + box.width / 2, box.y + box.height / 2])(document.querySelector('{selector}')"
-        ".getBoundingClientRect())"
-    )
+    box = f"document.querySelector('{selector}').getBoundingClientRect()"
+    x, y = tab.run(f"(box => [box.x + box.width / 2, box.y + box.height / 2])({box})")
     return {"x": x, "y": y}
 
 
@@ -426,7 +426,8 @@ def test_the_tabulator_key_goes_through_the_channels(tab):
 @in_a_browser
 def test_every_tile_shows_its_part_of_the_sheet_and_nothing_is_fetched(tab):
     shown = tab.run(
-        "[...document.querySelectorAll('.tile')].map(tile => getComputedStyle(tile).backgroundImage.slice(0, 20))"
+        "[...document.querySelectorAll('.tile')]"
+        ".map(tile => getComputedStyle(tile).backgroundImage.slice(0, 20))"
     )
     assert shown
     assert {picture[:9] for picture in shown} == {'url("data'}

@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing fails or leaves it, tables sort, figures enlarge, a phone and paper hold it."""
+"""The page in a real browser: it asks for nothing, sorts, enlarges, fits a phone and paper."""
 
 import json
 import re
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from browser import PROGRAM, Tab, browsing
 from channelscope.report import write_report
-from comparisons import synthetic
-from test_report import add_figures
+from helpers.browser import PROGRAM, Tab, browsing
+from helpers.pages import add_figures
+from helpers.studies import make_result, synthetic_study
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium here")
 LONG = "a-model-with-a-name-that-no-phone-has-room-for-in-one-line"
@@ -21,9 +21,10 @@ LONG = "a-model-with-a-name-that-no-phone-has-room-for-in-one-line"
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     add_figures(folder, relevance=True, training=True, later=False)
-    return write_report(
-        synthetic(("nat", "at", LONG), gates=("layer4.0",), empty=("bird",)), folder
+    study = synthetic_study(
+        ("nat", "at", LONG), gates=("layer4.0",), empty=("bird",), channels=6
     )
+    return write_report(make_result(study), folder)
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +157,12 @@ def test_a_screen_reader_finds_its_way(tab: Tab) -> None:
     tab.send("Accessibility.enable")
     nodes = tab.send("Accessibility.getFullAXTree")["nodes"]
     tab.send("Accessibility.disable")
-    found = [
+    named = [
         (node["role"]["value"], node.get("name", {}).get("value", ""))
         for node in nodes
         if not node["ignored"]
     ]
-    roles = [role for role, _ in found]
+    roles = [role for role, _ in named]
     for landmark in ("banner", "main", "navigation", "contentinfo"):
         assert roles.count(landmark) == 1
     headings = [
@@ -175,9 +176,9 @@ def test_a_screen_reader_finds_its_way(tab: Tab) -> None:
     assert levels.count(1) == 1
     assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
     assert all(
-        name for role, name in found if role in ("image", "table", "region", "link", "button")
+        name for role, name in named if role in ("image", "table", "region", "link", "button")
     )
-    assert ("image", "relevance: relevance rises.") in found
+    assert ("image", "relevance: relevance rises.") in named
 
 
 def test_it_is_whole_without_its_script(tab: Tab, page: Path) -> None:
@@ -185,7 +186,7 @@ def test_it_is_whole_without_its_script(tab: Tab, page: Path) -> None:
     try:
         tab.open(page)
         tree = json.dumps(tab.send("DOMSnapshot.captureSnapshot", computedStyles=[])["strings"])
-        for words in ("What was found", "worst case over all attacks", "relevance rises."):
+        for words in ("Findings", "worst case over all attacks", "relevance rises."):
             assert words in tree
     finally:
         tab.send("Emulation.setScriptExecutionDisabled", value=False)
@@ -203,19 +204,15 @@ def test_what_is_folded_is_printed(tab: Tab) -> None:
 
 def test_paper_holds_the_tables_of_six_models_with_long_names(browser: Tab, tmp_path: Path) -> None:
     names = [f"{LONG}-{index}".replace("-", "_" if index % 2 else "-") for index in range(6)]
-    browser.open(
-        write_report(synthetic(tuple(names)), tmp_path), width=718
-    )  # A4 less Chromium's margins
+    study = synthetic_study(names, channels=6)
+    page = write_report(make_result(study, "alignment", "robustness", "differences"), tmp_path)
+    browser.open(page, width=718)  # A4 less Chromium's margins
     browser.send("Emulation.setEmulatedMedia", media="print")
     try:
         browser.run(
             "for (const details of document.querySelectorAll('details')) details.open = true"
         )
-        assert (
-            browser.run(
-                "[...document.querySelectorAll('.table')].filter((t) => t.scrollWidth > t.clientWidth).length"
-            )
-            == 0
-        )
+        fits = "(table) => table.scrollWidth <= table.clientWidth"
+        assert browser.run(f"[...document.querySelectorAll('.table')].every({fits})")
     finally:
         browser.send("Emulation.setEmulatedMedia", media="")

@@ -1,239 +1,279 @@
-"""The page: what it says, that it needs nothing else, and that nothing in the data can break out of its text."""
+"""The page: what it says, that it needs nothing else, and that it refuses damaged figures."""
 
 import base64
 import hashlib
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
-from channelscope.claims import CLAIMS
-from channelscope.comparison.frames import COLUMNS, Comparison, tidy
+from channelscope.analyses.base import ANALYSES, VERDICTS, ChannelTable
+from channelscope.analyses.claims import CLAIMS
 from channelscope.errors import UserError
 from channelscope.report import write_report
-from comparisons import synthetic
+from channelscope.result import Result
+from helpers.pages import Page, add_figures
+from helpers.studies import make_result, replace_tables, synthetic_study
 
-VOID = {"meta", "img", "br", "link"}
-
-
-class Page(HTMLParser):
-    """Tags, attributes and visible text of a page; fails where tags are not closed in order."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.pieces: list[str] = []
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-        assert not self.open
-        self.text = " ".join(" ".join(self.pieces).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not {"style", "script"} & {*self.open}:
-            self.pieces.append(data)
-
-    def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+CASES = (
+    ("C1", "supported", 0.31),
+    ("C2", "not supported", -0.04),
+    ("C3", "inconclusive", 0.12),
+    ("C4", "supported", 0.047),
+)
+TABLES = {name: table for analysis in ANALYSES.values() for name, table in analysis.tables.items()}
 
 
-def entry(name: str, main: bool = True, caption: str | None = None) -> dict[str, object]:
-    """What the list of figures says of one."""
-    words = {"caption": caption or f"About {name}. More & more.", "alt_text": f"{name} rises."}
-    return {"name": name, **words, "section": "claims", "claims": ["c1"], "main": main}
+def make_verdicts() -> pd.DataFrame:
+    """Return a verdict of each claim for two pairs of models."""
+    return VERDICTS.frame(
+        {
+            "claim": claim,
+            "models": f"{model} - nat",
+            "layer": "layer4",
+            "verdict": verdict,
+            "estimate": estimate,
+            "low": estimate - 0.06,
+            "high": estimate + 0.06,
+            "statement": f"The difference of {model} - nat was measured on the same images.",
+        }
+        for claim, verdict, estimate in CASES
+        for model in ("at", "cifs")
+    )
 
 
-def add_figures(folder: Path, **main: bool) -> None:
-    """Tiny pictures and their list, as drawing leaves them."""
-    (folder / "figures").mkdir(parents=True)
-    for shade, name in enumerate(main):
-        Image.new("RGB", (2, 2), (shade, 0, 0)).save(folder / "figures" / f"{name}.png")
-    listed = [entry(name, shown) for name, shown in main.items()]
-    (folder / "figures" / "captions.json").write_text(json.dumps(listed))
+def make_rows(name: str, *rows: tuple[object, ...]) -> pd.DataFrame:
+    """Return a table of these rows, their columns in order."""
+    columns = TABLES[name].columns
+    return TABLES[name].frame(dict(zip(columns, row, strict=True)) for row in rows)
 
 
-def test_the_page_names_the_file_that_lies_there(tmp_path: Path) -> None:
-    add_figures(tmp_path, relevance=True, training=True)
-    (tmp_path / "figures" / "training.svg").write_text("<svg/>")
-    page = Page(write_report(synthetic(), tmp_path))
-    assert "About relevance. More & more. figures/relevance.png" in page.text
-    assert "About training. More & more. figures/training.svg" in page.text
+RESULT = replace_tables(
+    make_result(
+        synthetic_study(
+            classes=("bird", "cat", "dog"), layers=("layer3", "layer4"), channels=6
+        )
+    ),
+    verdicts=make_verdicts(),
+)
+
+
+def read_text(result: Result, folder: Path) -> str:
+    """Write the page, and return its visible text."""
+    return Page(write_report(result, folder)).text
+
+
+# ---------------------------------------------------------------- what the page says
 
 
 def test_page_has_its_parts_in_order(tmp_path: Path) -> None:
     add_figures(tmp_path, relevance=True, training=True, later=False)
-    path = write_report(synthetic(), tmp_path)
+    path = write_report(RESULT, tmp_path)
     assert path == tmp_path / "report.html"
-    page = Page(path)
-    parts = [
-        "nat, at, cifs on cifar10",
-        "3 models were compared",
-        *(
-            "What was found",
-            "Verdicts",
-            "Robustness",
-            "Evidence for the claims",
-            "How it was made",
-        ),  # the contents
-        "What was found",
-        "keeps the most accuracy",
-        "Verdicts",
-        *CLAIMS,
-        "Robustness",
-        "Worst case by class",
-    ]
-    parts += [
-        "Evidence for the claims",
-        "About relevance.",
-        "About training.",
-        "Further figures",
-        "About later.",
-    ]
-    parts += [
-        "Alignment at layer layer4",
-        "How it was made",
-        "torch 2.9.0",
-        "are in meta.json beside this page",
-    ]
-    place = 0
+    parts = ["nat, at, cifs on cifar10", "3 models compared"]
+    titles = ("Findings", "Verdicts", "Robustness", "Evidence for the claims", "How it was made")
+    parts += titles  # the contents
+    parts += ["Findings", "Worst-case accuracy", "Verdicts", *CLAIMS, "Robustness"]
+    parts += ["Worst case by class", "Evidence for the claims", "About relevance."]
+    parts += ["About training.", "Further figures", "About later.", "Alignment at layer layer3"]
+    parts += ["Alignment at layer layer4", "How it was made", "channelscope 0.1.0"]
+    parts += ["are in meta.json beside this page"]
+    page, place = Page(path), 0
     for part in parts:
-        place = page.text.index(part, place)
+        place = page.text.index(part, place) + len(part)
 
 
-def test_summary_says_models_data_attack_best_and_verdicts(tmp_path: Path) -> None:
-    comparison = synthetic()
-    robustness = comparison.robustness
-    worst = robustness[(robustness["attack"] == "worst") & (robustness["class"] == "all")]
+def test_findings_name_models_data_attack_best_model_and_verdicts(tmp_path: Path) -> None:
+    worst = RESULT.select("robustness", attack="worst", **{"class": "all"})
     best = worst.loc[worst["accuracy"].idxmax()]
-    text = Page(write_report(comparison, tmp_path)).text
-    assert "3 models were compared (nat, at, cifs) on 1,000 images of cifar10, 10 classes" in text
-    assert "pgd-20 with ε = 8/255" in text
-    assert f"{best['model']} keeps the most accuracy: {100 * best['accuracy']:.1f} %" in text
-    assert (
-        "supported C1 Adversarial training brings the activations of attacked images closer" in text
-    )
-    assert "of natural ones (at − nat; cifs − nat)." in text
-    assert "not supported C2 Channels that speak against the class take no larger share" in text
-    assert "inconclusive C3 It cannot be told here whether the classes" in text
+    text = read_text(RESULT, tmp_path)
+    assert "3 models compared (nat, at, cifs) on 90 images of cifar10 (3 classes)" in text
+    assert "adversarial (by PGD-20, ε = 8/255)" in text
+    assert f"over all attacks: {best['model']} {100 * best['accuracy']:.1f} % [" in text
+    assert "supported C1 Adversarial training aligns the activations" in text
+    assert "(at − nat; cifs − nat)." in text
+    assert "not supported C2 Negatively relevant channels have no larger share" in text
+    assert "inconclusive C3 It remains open whether an adversarially trained network" in text
 
 
-def test_summary_says_which_network_follows_a_wrong_label(tmp_path: Path) -> None:
-    comparison = synthetic(("at", "cifs"), ("a", "b"), gates=("layer4",), whole=True)
-    shares = {"accuracy": 0.5, "accuracy_true": 0.9, "accuracy_wrong": 0.1, "follows_untold": 0.2}
-    frame = comparison.leakage
-    value = frame["measure"].map(shares).fillna((frame["model"] == "cifs") * 0.7 + 0.21)
-    leakage = frame.assign(value=value, low=value - 0.02, high=value + 0.02)
-    text = Page(write_report(replace(comparison, leakage=leakage), tmp_path)).text
-    assert "cifs reads the label in its gates" in text
-    assert "it answers that class for 91.0 % [89.0, 93.0] of the natural images" in text
-    assert "it is right on 50.0 % [48.0, 52.0]" in text
-    assert "at reads the label" not in text
+def test_findings_name_a_network_that_follows_a_wrong_label(tmp_path: Path) -> None:
+    shares = {"accuracy": 0.5, "follows_untold": 0.2}
+    rows = [
+        (model, "", "natural", measure, share, share - 0.02, share + 0.02)
+        for model, wrong in (("at", 0.21), ("cifs", 0.91))
+        for measure, share in {**shares, "follows_wrong": wrong}.items()
+    ]
+    text = read_text(replace_tables(RESULT, leakage=make_rows("leakage", *rows)), tmp_path)
+    assert "cifs relies on the labels" in text
+    assert "it answers that label on 91.0 % [89.0, 93.0] of the natural images" in text
+    assert "its accuracy is 50.0 % [48.0, 52.0]" in text
+    assert "at relies on the labels" not in text
 
 
 def test_verdicts_have_claim_badge_estimate_interval_and_statement(tmp_path: Path) -> None:
-    comparison = synthetic()
-    page = Page(write_report(comparison, tmp_path))
-    badges = [a["class"] for a in page.attributes("span") if (a["class"] or "").startswith("badge")]
-    assert badges[4:] == [
-        f"badge {verdict.replace(' ', '-')}" for verdict in comparison.verdicts["verdict"]
+    page = Page(write_report(RESULT, tmp_path))
+    badges = [
+        str(span["class"])
+        for span in page.attributes("span")
+        if str(span["class"]).startswith("badge")
     ]
+    verdicts = [f"badge {verdict.replace(' ', '-')}" for verdict in RESULT.verdicts["verdict"]]
+    assert badges[len(CASES) :] == verdicts
     assert all(words in page.text for words in CLAIMS.values())
     assert "not supported cifs - nat, layer4 −0.040 [−0.100, 0.020]" in page.text
-    assert comparison.verdicts["statement"][0] in page.text
+    assert RESULT.verdicts["statement"][0] in page.text
 
 
 def test_robustness_has_natural_first_worst_last_and_every_class(tmp_path: Path) -> None:
-    comparison = synthetic(empty=("bird",))
-    shuffled = comparison.robustness.sort_values("attack", ascending=False, ignore_index=True)
-    text = Page(write_report(replace(comparison, robustness=shuffled), tmp_path)).text
-    table = text[text.index("attack nat at cifs") : text.index("Worst case by class")]
-    assert re.findall("natural images|pgd-20|worst case", table) == [
-        "natural images",
-        "pgd-20",
-        "worst case",
+    rows = [
+        (model, attack, name, share, share - 0.05, share + 0.05, 9)
+        for attack, share in (("worst", 0.2), ("pgd-20", 0.3), ("natural", 0.9))
+        for name in ("dog", "all", "cat")
+        for model in ("nat", "at", "cifs")
     ]
-    assert "95.0 % [90.0, 100.0] 84.0 % [79.0, 89.0] 82.0 % [77.0, 87.0]" in table
-    assert "bird – – – cat" in text
+    text = read_text(replace_tables(RESULT, robustness=make_rows("robustness", *rows)), tmp_path)
+    table = text[text.index("attack nat at cifs") : text.index("Worst case by class")]
+    attacks = re.findall("natural images|pgd-20|worst case", table)
+    assert attacks == ["natural images", "pgd-20", "worst case"]
+    assert "90.0 % [85.0, 95.0] 90.0 % [85.0, 95.0] 90.0 % [85.0, 95.0]" in table
+    by_class = text[text.index("class nat at cifs") :]
+    assert by_class.index("cat 20.0 %") < by_class.index("dog 20.0 %")
 
 
 def test_alignment_has_every_measure_of_every_layer(tmp_path: Path) -> None:
-    comparison = synthetic(layers=("layer3", "layer4"))
-    deep = comparison.alignment.query("not (model == 'nat' and layer == 'layer3')")
-    comparison = replace(comparison, alignment=deep.replace({"layer": {"layer4": "last"}}))
-    text = Page(write_report(comparison, tmp_path)).text
+    table = RESULT.alignment.query("not (model == 'nat' and layer == 'layer3')")
+    result = replace_tables(RESULT, alignment=table.replace({"layer": {"layer4": "last"}}))
+    text = read_text(result, tmp_path)
     first, second = (text.index(f"Alignment at layer {layer}") for layer in ("layer3", "last"))
-    row = comparison.alignment.query("model == 'at' and measure == 'cosine' and layer == 'layer3'")
+    row = table.query("model == 'at' and measure == 'cosine' and layer == 'layer3'")
     row = row[row["class"] == "all"].iloc[0]
-    assert (
-        f"cosine of natural and adversarial magnitude – {row['value']:.3f} [{row['low']:.3f},"
-        in text[first:second]
-    )
+    shown = f"cosine of natural and adversarial magnitude – {row['value']:.3f} [{row['low']:.3f},"
+    assert shown in text[first:second]
     assert text[second:].count("across classes") == 1
 
 
-def test_page_is_the_same_whenever_and_however_the_result_is_found(tmp_path: Path) -> None:
-    one, other = synthetic(), synthetic()
-    changes = {
-        "created": "later",
-        "command": "another",
-        "batch_size": 7,
-        "hardware": {"device": "cpu", "processes": 2},
-    }
-    one.meta.update({"hardware": {"device": "cpu", "processes": 1}})
-    other.meta.update(changes)
-    pages = [
-        write_report(found, tmp_path / name).read_bytes()
-        for name, found in (("a", one), ("b", other))
+def test_page_is_the_same_whenever_and_however_the_result_was_made(tmp_path: Path) -> None:
+    how = {"created": "later", "command": "another", "batch_size": 7}
+    hardware = [{"device": "cpu", "processes": count} for count in (1, 2)]
+    results = [
+        replace(RESULT, meta=RESULT.meta | {"hardware": hardware[0]}),
+        replace(RESULT, meta=RESULT.meta | how | {"hardware": hardware[1]}),
     ]
-    assert pages[0] == pages[1]
+    pages = {write_report(result, tmp_path).read_bytes() for result in results}
+    assert len(pages) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_settings_are_all_told(tmp_path: Path) -> None:
-    text = Page(write_report(synthetic(), tmp_path)).text
-    for word in (
+def test_all_settings_are_listed(tmp_path: Path) -> None:
+    text = read_text(RESULT, tmp_path)
+    for words in (
         "ab" * 32,
         "seed 0",
-        "replicates 200",
-        "torch: 2.9.0",
+        "replicates 40",
+        "versions channelscope: 0.1.0",
         "eps 8/255",
-        "nat: method: nat; arch: resnet18; width: 16; layers: layer4; gates: none; versions: torch: 2.9.0",
+        "at: method: at; arch: resnet18; width: 16; layers: layer3, layer4; penultimate: layer4; "
+        "gates: none; compute: epochs: 12;",
     ):
-        assert word in text
+        assert words in text
+
+
+def test_missing_numbers_are_dashes_and_missing_verdicts_a_sentence(tmp_path: Path) -> None:
+    result = make_result(synthetic_study(("only",), ("a", "b"), channels=1, epochs=0))
+    nothing = {"estimate": np.nan, "low": np.nan, "high": np.nan, "models": "", "layer": ""}
+    verdicts = make_verdicts().assign(**nothing)
+    text = read_text(replace_tables(result, verdicts=verdicts), tmp_path)
+    assert "1 model measured (only)" in text
+    assert "Worst-case accuracy over all attacks: only " in text
+    assert "supported – The difference" in text
+    unknown = result.robustness.assign(accuracy=np.nan, low=np.nan, high=np.nan)
+    result = replace_tables(result, verdicts=verdicts.iloc[:0], robustness=unknown)
+    text = read_text(result, tmp_path)
+    assert "No claim was judged." in text
+    assert "worst case over all attacks –" in text
+
+
+def test_some_analyses_alone_have_a_page_without_the_other_sections(tmp_path: Path) -> None:
+    study = synthetic_study(("nat", "at"), ("a", "b"), channels=3)
+    page = Page(write_report(make_result(study, "activations", "confusion"), tmp_path))
+    sections = [section["id"] for section in page.attributes("section")]
+    assert sections == ["findings", "verdicts", "robustness", "network", "provenance"]
+    assert "No accuracy was measured, and no claim was judged." in page.text
+
+
+# ---------------------------------------------------------------- figures
 
 
 def test_pictures_are_inside_with_captions_and_alternative_texts(tmp_path: Path) -> None:
     add_figures(tmp_path, relevance=True, later=False)
-    page = Page(write_report(synthetic(), tmp_path))
+    (tmp_path / "figures" / "later.svg").write_text("<svg/>")
+    page = Page(write_report(RESULT, tmp_path))
     images = page.attributes("img")
-    assert [image["alt"] for image in images] == [
-        "relevance: relevance rises.",
-        "later: later rises.",
-    ]
+    texts = ["relevance: relevance rises.", "later: later rises."]
+    assert [image["alt"] for image in images] == texts
     for image, name in zip(images, ("relevance", "later"), strict=True):
         kind, content = str(image["src"]).split(",")
         assert kind == "data:image/png;base64"
         assert base64.b64decode(content) == (tmp_path / "figures" / f"{name}.png").read_bytes()
     assert "About relevance. More & more. figures/relevance.png" in page.text
+    assert "About later. More & more. figures/later.svg" in page.text
+
+
+def test_verdicts_link_the_main_figures_that_bear_on_them(tmp_path: Path) -> None:
+    add_figures(tmp_path, relevance=True, later=False)
+    source = Page(write_report(RESULT, tmp_path)).source
+    card = source[source.index('id="c1"') : source.index('id="c2"')]
+    assert '<a href="#figure-relevance">relevance</a>' in card
+    assert "figure-later" not in card
+    assert "Evidence" not in source[source.index('id="c2"') : source.index('id="c3"')]
+
+
+def test_page_without_figures_says_so(tmp_path: Path) -> None:
+    assert "No figures have been drawn" in read_text(RESULT, tmp_path / "new" / "folder")
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        "not json",
+        '{"name": "relevance"}',
+        '[{"name": "relevance"}]',
+        "3",
+        {"name": "absent"},
+        {"name": "../relevance"},
+        {"name": 3},
+        {"caption": 3},
+        {"section": "none"},
+        {"claims": [3]},
+    ],
+)
+def test_damaged_figures_are_refused_and_the_old_page_stays(
+    tmp_path: Path, listing: str | dict[str, object]
+) -> None:
+    add_figures(tmp_path, relevance=True)
+    (tmp_path / "relevance.png").touch()
+    write_report(RESULT, tmp_path)
+    before = (tmp_path / "report.html").read_bytes()
+    captions = tmp_path / "figures" / "captions.json"
+    if isinstance(listing, dict):
+        (entry,) = json.loads(captions.read_text())
+        listing = json.dumps([entry | listing])
+    captions.write_text(listing)
+    with pytest.raises(UserError, match="incomplete or damaged; draw them again"):
+        write_report(RESULT, tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == before
+
+
+# ---------------------------------------------------------------- HTML
 
 
 def test_page_needs_nothing_else(tmp_path: Path) -> None:
     add_figures(tmp_path, relevance=True)
-    page = Page(write_report(synthetic(), tmp_path))
+    page = Page(write_report(RESULT, tmp_path))
     assert {tag for tag, _ in page.tags} & {"link", "iframe", "object", "base", "form"} == set()
     for _, attributes in page.tags:
         assert not attributes.keys() & {"srcset", "style", "onload", "onerror"}
@@ -243,7 +283,7 @@ def test_page_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_policy_allows_the_pages_own_style_and_script_alone(tmp_path: Path) -> None:
-    page = Page(write_report(synthetic(), tmp_path))
+    page = Page(write_report(RESULT, tmp_path))
     policy = page.attributes("meta")[1]
     assert policy["http-equiv"] == "Content-Security-Policy"
     rules = dict(rule.split(" ", 1) for rule in str(policy["content"]).split("; "))
@@ -256,229 +296,125 @@ def test_policy_allows_the_pages_own_style_and_script_alone(tmp_path: Path) -> N
     assert not rules
 
 
-def test_links_lead_to_parts_of_the_page_and_names_are_there_once(tmp_path: Path) -> None:
+def test_links_lead_to_parts_of_the_page_and_ids_are_unique(tmp_path: Path) -> None:
     add_figures(tmp_path, relevance=True, later=False)
-    page = Page(write_report(synthetic(), tmp_path))
-    names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(names) == len(set(names))
-    assert {str(link["href"])[1:] for link in page.attributes("a")} <= {*names}
-    assert {attributes["aria-labelledby"] for attributes in page.attributes("section")} <= {*names}
-
-
-def test_verdicts_link_the_main_figures_that_bear_on_them(tmp_path: Path) -> None:
-    add_figures(tmp_path, relevance=True, later=False)
-    source = Page(write_report(synthetic(), tmp_path)).source
-    card = source[source.index('id="c1"') : source.index('id="c2"')]
-    assert '<a href="#figure-relevance">relevance</a>' in card
-    assert "figure-later" not in card
-    assert "Evidence" not in source[source.index('id="c2"') : source.index('id="c3"')]
+    page = Page(write_report(RESULT, tmp_path))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {str(link["href"])[1:] for link in page.attributes("a")} <= {*ids}
+    assert {section["aria-labelledby"] for section in page.attributes("section")} <= {*ids}
 
 
 def test_tables_have_captions_scopes_and_numbers_to_sort_by(tmp_path: Path) -> None:
-    comparison = synthetic(empty=("bird",))
-    page = Page(write_report(comparison, tmp_path))
+    unknown = RESULT.robustness["accuracy"].where(RESULT.robustness["class"] != "bird")
+    result = replace_tables(RESULT, robustness=RESULT.robustness.assign(accuracy=unknown))
+    page = Page(write_report(result, tmp_path))
     assert page.source.count("<caption>") == len(page.attributes("table"))
     assert {head["scope"] for head in page.attributes("th")} == {"col", "row"}
     values = [cell["data-value"] for cell in page.attributes("td") if "data-value" in cell]
-    worst = comparison.robustness.query("attack == 'worst' and model == 'at' and `class` == 'cat'")[
-        "accuracy"
-    ].item()
-    assert repr(worst) in values
+    worst = result.select("robustness", attack="worst", model="at", **{"class": "cat"})
+    assert repr(worst["accuracy"].item()) in values
     assert "" in values
-    assert (
-        len(page.attributes("h1"))
-        == len(page.attributes("main"))
-        == len(page.attributes("nav"))
-        == 1
-    )
+    assert {len(page.attributes(tag)) for tag in ("h1", "main", "nav")} == {1}
 
 
-def test_nothing_in_the_data_breaks_out_of_its_text(tmp_path: Path) -> None:
-    evil = "</style><script>alert('1')</script>\"><img src=x onerror=alert(2)>&amp;{{ 7*7 }}"
-    comparison = synthetic((evil, "at"), (evil, "b"), (evil,), channels=2)
-    verdicts = comparison.verdicts.assign(statement=evil, models=evil, layer=evil, verdict=evil)
-    robustness = comparison.robustness.replace({"attack": {"pgd-20": evil}})
-    comparison = replace(comparison, verdicts=verdicts, robustness=robustness)
-    comparison.meta.update({"command": evil, "attack": evil, "created": evil, evil: evil})
-    comparison.meta["data"] |= {"name": evil, "fingerprint": evil}
-    add_figures(tmp_path, relevance=True)
-    listing = tmp_path / "figures" / "captions.json"
-    listing.write_text(json.dumps([entry("relevance", caption=evil) | {"alt_text": evil}]))
-    page = Page(write_report(comparison, tmp_path))
-    assert len(page.attributes("script")) == len(page.attributes("img")) == 1
-    assert not any("onerror" in attributes for _, attributes in page.tags)
-    assert page.text.count(" ".join(evil.split())) > 20
+# ---------------------------------------------------------------- the further tables
 
 
-def test_page_without_figures_says_so(tmp_path: Path) -> None:
-    assert (
-        "No figures have been drawn"
-        in Page(write_report(synthetic(), tmp_path / "new" / "folder")).text
-    )
-
-
-@pytest.mark.parametrize(
-    "listing",
-    [
-        "not json",
-        '{"name": "relevance"}',
-        '[{"name": "relevance"}]',
-        '[{"name": "absent", "caption": "", "main": true}]',
-        '[{"name": "../relevance", "caption": "", "main": true}]',
-        '[{"name": 3, "caption": "", "main": true}]',
-        '[{"name": "relevance", "caption": 3, "main": true}]',
-        "3",
-    ],
-)
-def test_damaged_figures_are_told_and_the_old_page_stays(tmp_path: Path, listing: str) -> None:
-    add_figures(tmp_path, relevance=True)
-    (tmp_path / "relevance.png").touch()
-    write_report(synthetic(), tmp_path)
-    before = (tmp_path / "report.html").read_bytes()
-    (tmp_path / "figures" / "captions.json").write_text(listing)
-    with pytest.raises(UserError, match="incomplete or damaged; draw them again"):
-        write_report(synthetic(), tmp_path)
-    assert (tmp_path / "report.html").read_bytes() == before
-
-
-def test_the_same_comparison_gives_the_same_bytes_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    first = write_report(synthetic(), tmp_path).read_bytes()
-    assert write_report(synthetic(), tmp_path).read_bytes() == first
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_missing_numbers_and_missing_verdicts_are_dashes_and_a_sentence(tmp_path: Path) -> None:
-    comparison = synthetic(("only",), ("a", "b"), channels=1, epochs=0)
-    unknown = comparison.verdicts.assign(
-        estimate=np.nan, low=np.nan, high=np.nan, models="", layer=""
-    )
-    text = Page(write_report(replace(comparison, verdicts=unknown), tmp_path)).text
-    assert "1 model was measured (only)" in text
-    assert "In the worst case over all attacks only keeps " in text
-    assert "supported – The difference" in text
-    robustness = comparison.robustness.assign(accuracy=np.nan, low=np.nan, high=np.nan)
-    text = Page(
-        write_report(
-            replace(comparison, verdicts=unknown.iloc[:0], robustness=robustness), tmp_path
-        )
-    ).text
-    assert "No claim was judged." in text
-    assert "worst case over all attacks –" in text
-
-
-# ------------------------------------------------------------------------- the tables of flow, answers, gates, pairs
-
-
-def rows_of(name: str, *rows: tuple[object, ...]) -> pd.DataFrame:
-    return tidy(name, [dict(zip(sum(COLUMNS[name], ()), row, strict=True)) for row in rows])
-
-
-def small() -> Comparison:
-    """Two models of one channel that speaks for class a, and one that speaks against it."""
-    made = synthetic(("at", "cifs"), ("a", "b"), channels=2)
-    signs = made.activations["channel"].map({0: 1.0, 1: -1.0})
-    flow = [
-        ("at", "layer4", "a", 0, 9, -1.0, 0.5, 0.0, 0.001, 0.002),
-        ("at", "layer4", "a", 1, 9, 0.1, 0.0, 0.25, 0.5, 0.5),
-    ]
-    flow += [
-        ("cifs", "layer4", "a", 0, 9, -0.1, 0.1, 0.0, 0.9, 0.9),
-        ("cifs", "layer4", "a", 1, 9, 2.0, 0.0, 1.0, 0.0, 0.0),
-    ]
-    answers = [
-        ("at", "adversarial", "a", "a", 3),
-        ("at", "adversarial", "a", "b", 1),
-        ("cifs", "adversarial", "a", "a", 4),
-    ]
+def make_small() -> Result:
+    """Return two models of a channel relevant for class a, and one relevant against it."""
+    study = synthetic_study(("at", "cifs"), ("a", "b"), channels=2)
+    result = make_result(study, "activations", "alignment", "robustness")
+    # By model: count, change, silenced, awakened, p, q of the two channels, for class a.
+    flow = {
+        "at": [(9, -1.0, 0.5, 0.0, 0.001, 0.002), (9, 0.1, 0.0, 0.25, 0.5, 0.5)],
+        "cifs": [(9, -0.1, 0.1, 0.0, 0.9, 0.9), (9, 2.0, 0.0, 1.0, 0.0, 0.0)],
+    }
+    table = TABLES["flow"]
+    groups = {}
+    for model, channels in flow.items():
+        columns = np.array(channels, float).T
+        # Class b has no images.
+        groups[model, "layer4"] = {
+            name: np.stack([column, np.full(2, np.nan)])
+            for name, column in zip(table.numbers, columns, strict=True)
+        }
+    activations = result.tables["activations"]
+    signed = {
+        group: {**columns, "relevance": np.array([[1.0, -1.0]] * 2)}
+        for group, columns in activations.groups.items()
+    }
     decay = [
         ("at", "layer4", "eps", "cosine", 8 / 255, 0.5, 0.4, 0.6),
         ("cifs", "layer4", "eps", "cosine", 8 / 255, 0.7, 0.6, 0.8),
-    ]
-    decay += [
         ("at", "", "step", "robust_accuracy", 5, 0.25, 0.2, 0.3),
         ("at", "layer4", "eps", "cosine", 2 / 255, 0.9, 0.8, 1.0),
         ("at", "early", "eps", "cosine", 2 / 255, 0.1, 0.1, 0.1),
     ]
     leakage = [
-        ("cifs", "", "natural", "accuracy", 0.5, 0.4, 0.6),
         ("cifs", "", "natural", "follows_wrong", 0.75, 0.7, 0.8),
+        ("cifs", "layer4", "adversarial", "chance", 0.1, 0.1, 0.1),
     ]
-    leakage += [("cifs", "", "natural", "follows_untold", 0.1, 0.05, 0.2)]
-    leakage += [("cifs", "layer4", "adversarial", "chance", 0.1, 0.1, 0.1)]
     differences = [
-        ("cifs", "at", "layer4", "layer4", "all", "cosine", -0.25, -0.5, 0.0, 0.01, 0.04)
-    ]
-    differences += [
+        ("cifs", "at", "layer4", "layer4", "all", "cosine", -0.25, -0.5, 0.0, 0.01, 0.04),
         ("cifs", "at", "", "", "all", "robust_accuracy", 0.02, -0.1, 0.1, 0.5, 0.6),
         ("cifs", "at", "", "", "a", "cosine", 9, 9, 9, 0, 0),
     ]
-    return replace(
-        made,
-        activations=made.activations.assign(relevance=signs),
-        flow=rows_of("flow", *flow),
-        confusion=rows_of("confusion", *answers),
-        decay=rows_of("decay", *decay),
-        leakage=rows_of("leakage", *leakage),
-        spread=rows_of("spread", ("cifs", "layer4", "natural", "all", 0.4, 0.3, 0.5)),
-        differences=rows_of("differences", *differences),
-        matching=rows_of("matching", ("at", "layer4", "cifs", "layer3", 0.875, 0.8, 0.9)),
+    answers = [("at", "adversarial", "a", "a", 3), ("at", "adversarial", "a", "b", 1)]
+    answers += [("cifs", "adversarial", "a", "a", 4), ("cifs", "adversarial", "a", "b", 0)]
+    return replace_tables(
+        result,
+        activations=replace(activations, groups=signed),
+        flow=ChannelTable(table.words, table.numbers, ("a", "b"), groups),
+        confusion=make_rows("confusion", *answers),
+        decay=make_rows("decay", *decay),
+        leakage=make_rows("leakage", *leakage),
+        spread=make_rows("spread", ("cifs", "layer4", "natural", "all", 0.4, 0.3, 0.5)),
+        differences=make_rows("differences", *differences),
+        matching=make_rows("matching", ("at", "layer4", "cifs", "layer3", 0.875, 0.8, 0.9)),
     )
 
 
-def test_channels_that_an_attack_silences_and_awakens_are_told_by_what_they_speak_for(
-    tmp_path: Path,
-) -> None:
-    text = Page(write_report(small(), tmp_path)).text
-    assert "at, layer4 50.0 % 25.0 % 50.0 % 0.0 % cifs, layer4 10.0 % 100.0 % 0.0 % 50.0 %" in text
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The page of a small result."""
+    return Page(write_report(make_small(), tmp_path_factory.mktemp("small")))
 
 
-def test_the_wrong_answer_given_most_often_is_told_with_its_share(tmp_path: Path) -> None:
-    text = Page(write_report(small(), tmp_path)).text
-    assert "class at cifs a b 25.0 % – b – –" in text[text.rindex("Wrong answer given") :]
+def test_flow_is_of_channels_relevant_for_the_class_and_against_it(small: Page) -> None:
+    rows = "at, layer4 50.0 % 25.0 % 25.0 % 0.0 % cifs, layer4 10.0 % 100.0 % 0.0 % 25.0 %"
+    assert rows in small.text
 
 
-def test_decay_is_by_strength_at_the_last_layer(tmp_path: Path) -> None:
-    text = Page(write_report(small(), tmp_path)).text
-    wanted = (
+def test_the_most_frequent_wrong_answer_has_its_share(small: Page) -> None:
+    caption = "Most frequent wrong answer under attack"
+    assert "class at cifs a b 25.0 % – b – –" in small.text[small.text.rindex(caption) :]
+
+
+def test_decay_is_by_strength_at_the_last_layer(small: Page) -> None:
+    rows = (
         "eps at cifs 2/255 0.900 [0.800, 1.000] – 8/255 0.500 [0.400, 0.600] 0.700 [0.600, 0.800]"
     )
-    assert wanted in text
-    assert "Accuracy under this attack, by attack's step" in text
-    assert "attack's step at cifs 5 25.0 % [20.0, 30.0] –" in text
+    assert rows in small.text
+    assert "Accuracy under this attack, by attack's step" in small.text
+    assert "attack's step at cifs 5 25.0 % [20.0, 30.0] –" in small.text
 
 
-def test_gates_say_what_they_let_know(tmp_path: Path) -> None:
-    text = Page(write_report(small(), tmp_path)).text
-    assert "measure cifs effective channels, layer4, natural images 40.0 % [30.0, 50.0]" in text
-    assert (
-        "answers the wrong class that its gates are told, natural images 75.0 % [70.0, 80.0]"
-        in text
-    )
-    assert "share of the most frequent class, layer4, adversarial images 10.0 %" in text
+def test_gates_have_their_shares(small: Page) -> None:
+    spread = "measure cifs effective channels, layer4, natural images 40.0 % [30.0, 50.0]"
+    assert spread in small.text
+    follows = "answers the wrong label that its gates are given, natural images 75.0 % [70.0, 80.0]"
+    assert follows in small.text
+    assert "share of the most frequent class, layer4, adversarial images 10.0 %" in small.text
 
 
-def test_differences_between_models_have_their_corrected_significance(tmp_path: Path) -> None:
-    page = Page(write_report(small(), tmp_path))
+def test_differences_between_models_have_their_corrected_significance(small: Page) -> None:
     pair = (
         "cifs − at, cosine of natural and adversarial magnitude, layer4 −0.250 [−0.500, 0.000] 0.04"
     )
-    assert f"{pair} cifs − at, robust accuracy, worst case 2.0 % [−10.0, 10.0] 0.6" in page.text
-    assert '<tr class="strong"><th scope="row">cifs − at, cosine' in page.source
-    assert '<tr><th scope="row">cifs − at, robust accuracy' in page.source
-    assert "9.000" not in page.text
-    assert "cifs − at 2 of 3 2 of 2 0 of 0 0 of 0 0 of 1" in page.text
-    assert "at layer4 – cifs layer3 0.875 [0.800, 0.900]" in page.text
-
-
-def test_what_was_not_measured_has_no_section(tmp_path: Path) -> None:
-    bare = replace(
-        synthetic(), **{name: tidy(name, []) for name in ("flow", "confusion", "differences")}
-    )
-    page = Page(write_report(bare, tmp_path))
-    assert [a["id"] for a in page.attributes("section")] == [
-        "found",
-        "verdicts",
-        "robustness",
-        "claims",
-        "made",
-    ]
+    assert f"{pair} cifs − at, robust accuracy, worst case 2.0 % [−10.0, 10.0] 0.6" in small.text
+    assert '<tr class="strong"><th scope="row">cifs − at, cosine' in small.source
+    assert '<tr><th scope="row">cifs − at, robust accuracy' in small.source
+    assert "9.000" not in small.text
+    assert "cifs − at 2 of 3 2 of 2 0 of 0 0 of 0 0 of 1" in small.text
+    assert "at layer4 – cifs layer3 0.875 [0.800, 0.900]" in small.text

@@ -1,70 +1,78 @@
-"""Explore a comparison by hand: channels with their numbers and the images that excite them, silenced on demand."""
+"""Explore a comparison by hand: channels, the images that excite them, and silencing on demand."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from channelscope.errors import UserError
-from channelscope.explorer import tables
-from channelscope.explorer.live import live
-from channelscope.explorer.still import Still
+from channelscope.explorer.page import StaticExplorer
+from channelscope.explorer.tables import ORDERS, choose_name
 from channelscope.figures.words import measured_layers
 from channelscope.result import Result
-from channelscope.study.models import Network
 
-__all__ = ["Still", "explore"]
+if TYPE_CHECKING:
+    from channelscope.study.models import Network
+
+__all__ = ["StaticExplorer", "explore"]
 
 
 def explore(
-    comparison: Result,
+    result: Result,
     *,
-    models: Mapping[str, Network] | None = None,
+    models: "Mapping[str, Network] | None" = None,
     data: Any = None,
     model: str | None = None,
     layer: str | None = None,
     class_name: str | None = None,
     order: str = "relevance",
-) -> Still:
-    """Explore a comparison in a notebook: choose model, layer, class and order, point at channels, silence some.
+) -> StaticExplorer:
+    """Explore a comparison in a notebook: choose a layer and a class, point at channels.
 
-    Pointing at a channel tells its magnitudes, frequencies and relevance, and shows the images that excite it most.
-    Silencing channels tells how the class's mean logit changes, by the tables: exact for the penultimate layer, of
-    first order for others. With the networks themselves it also tells their accuracy with the channels set to zero.
+    Pointing at a channel shows its magnitudes, frequencies and relevance, and the images that
+    excite it most. Silencing channels shows how the class's mean logit changes, estimated from the
+    tables: exactly for the penultimate layer, to first order for others. With the networks
+    themselves, it also shows their accuracy with the channels set to zero.
 
-    Where ipywidgets is missing, or the notebook is read without a kernel, the chart that the arguments choose is shown,
-    still with all that pointing at it tells, and a table of the classes: one piece of HTML without a script.
+    Without ipywidgets, or in a notebook that is read without a kernel, the chart that the arguments
+    choose is shown, with all that pointing shows, and a table of the classes: HTML without scripts.
 
     Args:
-        comparison: made by ``compare`` or loaded.
-        models: label in the comparison -> the network or the path of its checkpoint, to silence channels live.
+        result: a comparison.
+        models: label in the comparison -> network or path of its checkpoint, to run it with
+            channels silenced.
         data: with ``models``: the data that was compared on.
-        model, layer, class_name: shown at first; None for the first model, its last layer, the first class.
+        model, layer, class_name: shown first; None for the first model, its last layer, the first
+            class.
         order: what channels are sorted by at first; see ``tables.ORDERS``.
 
     Raises:
-        UserError: for names that the comparison does not have, networks without data or of other weights.
+        UserError: for names that the comparison does not have, for networks without data, or with
+            other weights than those that were compared.
     """
-    if not isinstance(comparison, Result):
+    if not isinstance(result, Result) or "activations" not in result.tables:
         raise UserError(
-            "What is explored is a comparison: load one that was saved with cs.Result.load(folder)."
+            "Only a comparison with its activations can be explored: load a saved one with "
+            "cs.Result.load(folder)."
         )
     if not isinstance(models, Mapping | None):
-        raise UserError(
-            "Networks are given by their labels in the comparison, as in models={'at': 'at.pt'}."
-        )
+        raise UserError("Name networks by their labels in the comparison: models={'at': 'at.pt'}.")
     if (models is None) != (data is None):
         raise UserError(
-            "To silence channels live, give both the networks and the data: models={...}, data=..."
+            "Running networks takes both networks and data: pass models={...} and data=..."
         )
-    by_model = measured_layers(comparison)
-    model = tables.chosen("model", model, by_model)
+    layers = measured_layers(result)
+    model = choose_name("model", model, layers)
     start = {
         "model": model,
-        "layer": tables.chosen("layer", layer, by_model[model][::-1]),
-        "class_name": tables.chosen("class", class_name, comparison.meta["data"]["classes"]),
-        "order": tables.chosen("order", order, tables.ORDERS),
+        "layer": choose_name("layer", layer, layers[model][::-1]),
+        "class_name": choose_name("class", class_name, result.meta["data"]["classes"]),
+        "order": choose_name("order", order, ORDERS),
     }
     try:
         from channelscope.explorer.widgets import Explorer
     except ImportError:
-        return Still(comparison, **start)
-    return Explorer(comparison, live(comparison, models or {}, data) if models else {}, **start)
+        return StaticExplorer(result, **start)
+    if not models:
+        return Explorer(result, {}, **start)
+    from channelscope.explorer.live import load_networks  # needs torch
+
+    return Explorer(result, load_networks(result, models, data), **start)

@@ -1,139 +1,215 @@
-"""The explorer's page: a chart of the channels that tells about the one beneath the mouse; HTML, no script."""
+"""The explorer's page: a chart of channels that describes the one pointed at; HTML, no script."""
 
+import base64
 import hashlib
+import io
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image
 
-from channelscope.errors import escape_value
-from channelscope.explorer import tables
-from channelscope.explorer.live import Live
-from channelscope.explorer.pictures import Sheet
+from channelscope.explorer.tables import DATA, estimate_shift, list_channels, list_images
 from channelscope.figures.paper import COLOURS
 from channelscope.figures.words import describe_attack, describe_class, format_percent
+from channelscope.report import load_template
 from channelscope.result import Result
 
-BEST = 3  # channels that the table of the classes shows for each
+if TYPE_CHECKING:
+    from channelscope.explorer.live import LiveNetwork
 
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent.parent / "templates"),
-    autoescape=True,
-    finalize=escape_value,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_BEST = 3  # channels that the table of classes shows for each
+ACROSS = 16  # tiles in a row of a sheet
+_TILE = 48  # pixels of a tile's longer side on the page
+
+
+@dataclass
+class StaticExplorer:
+    """A chart of a model's layer for one class, and a table of all classes, as HTML."""
+
+    result: Result = field(repr=False)
+    model: str
+    layer: str
+    class_name: str
+    order: str
+
+    def _repr_html_(self) -> str:
+        """Show both in a notebook."""
+        page = Page(self.result, self.model, self.layer)
+        chart = page.render_chart(self.class_name, self.order)
+        return page.render_style() + chart + page.render_classes()
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures side by side in one image: a page then holds each once, however often it shows it.
+
+    Args:
+        picture: the sheet as a PNG in base64; empty without pictures.
+        numbers: kind of data, image -> number of its tile.
+        tile: width and height of a tile on the page, in pixels.
+    """
+
+    picture: str
+    numbers: Mapping[tuple[str, int], int]
+    tile: tuple[int, int]
+
+    @classmethod
+    def of(cls, result: Result, model: str, wanted: set[tuple[str, int]]) -> Self:
+        """Lay out the pictures that a result keeps of the wanted (kind of data, image)."""
+        index = list(result.meta["models"]).index(model)
+        tiles: dict[tuple[str, int], ndarray] = {}
+        for data, name in (("natural", "natural"), ("adversarial", f"adversarial/{index}")):
+            images = result.arrays.get(f"thumbnails/{name}/images", np.array([], int)).tolist()
+            pictures = result.arrays.get(f"thumbnails/{name}", ())
+            pairs = zip(images, pictures, strict=True)
+            tiles |= {(data, image): tile for image, tile in pairs if (data, image) in wanted}
+        if not tiles:
+            return cls("", {}, (_TILE, _TILE))
+        _, height, width = next(iter(tiles.values())).shape
+        scale = _TILE / max(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        numbers = {key: number for number, key in enumerate(tiles)}
+        return cls(_encode_sheet(np.stack([*tiles.values()])), numbers, size)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the whole sheet on the page, in pixels."""
+        width, height = self.tile
+        return width * ACROSS, height * -(-len(self.numbers) // ACROSS)
+
+    def find(self, data: str, image: int) -> tuple[int, int] | None:
+        """Return where a tile begins, in pixels from left and top; None for one not there."""
+        number = self.numbers.get((data, image))
+        width, height = self.tile
+        return None if number is None else (number % ACROSS * width, number // ACROSS * height)
+
+
+def _encode_sheet(pictures: UInt8[ndarray, "n c h w"]) -> str:
+    """Put pictures in rows of ``ACROSS``; unless of three channels, the first one in grey."""
+    n, channels, height, width = pictures.shape
+    shown = pictures if channels == 3 else pictures[:, :1]
+    rows = -(-n // ACROSS)
+    sheet = np.zeros((rows * ACROSS, *shown.shape[1:]), np.uint8)
+    sheet[:n] = shown
+    sheet = sheet.reshape(rows, ACROSS, -1, height, width).transpose(0, 3, 1, 4, 2)
+    sheet = sheet.reshape(rows * height, ACROSS * width, -1)
+    png = io.BytesIO()
+    Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet).save(png, "PNG")
+    return base64.b64encode(png.getvalue()).decode()
 
 
 class Page:
-    """One layer of one model, ready to be drawn: its images are found and laid out once for all classes and orders."""
+    """One layer of one model; its pictures are laid out once for all classes and orders."""
 
-    def __init__(self, comparison: Result, model: str, layer: str) -> None:
-        self.comparison, self.model, self.layer = comparison, model, layer
-        self._images = tables.images(comparison, model, layer)
+    def __init__(self, result: Result, model: str, layer: str) -> None:
+        self.result, self.model, self.layer = result, model, layer
+        self._images = list_images(result, model, layer)
         wanted = {
-            (data, image) for (_, data), found in self._images.items() for image, _, _ in found
+            (data, image) for (_, data), entries in self._images.items() for image, _, _ in entries
         }
-        self._sheet = Sheet.of(comparison, model, wanted)
-        # Pages of other pictures may stand in the same notebook: each has its own style.
+        self._sheet = Sheet.of(result, model, wanted)
+        # Pages of other pictures may be in the same notebook: each has its own style.
         self._name = f"channelscope-{hashlib.sha256(self._sheet.picture.encode()).hexdigest()[:12]}"
 
-    def style(self) -> str:
-        """Give the style and the sheet of pictures, which all charts of the layer share."""
+    def render_style(self) -> str:
+        """Return the style and the sheet of pictures, which all charts of the layer share."""
         return self._render("style", sheet=self._sheet, colours=COLOURS)
 
-    def chart(
-        self, class_name: str, order: str, shown: int | None = None, silenced: Collection[int] = ()
+    def render_chart(
+        self,
+        class_name: str,
+        order: str,
+        described: int | None = None,
+        silenced: Collection[int] = (),
     ) -> str:
-        """Draw the channels for a class; ``shown`` is the one that is described while the mouse is elsewhere."""
-        rows = tables.channels(self.comparison, self.model, self.layer, class_name, order)
+        """Draw the channels for a class; ``described`` is the one shown without pointing."""
+        rows = list_channels(self.result, self.model, self.layer, class_name, order)
         axes = _Axes.of(rows)
-        cards = [self._card(row) | axes.drawn(row) for row in tables.listed(rows)]
-        first = next((card for card in cards if card["channel"] == shown), cards[0])
-        words = {
-            "class_name": describe_class(class_name),
-            "attack": describe_attack(self.comparison),
-        }
+        cards = [self._make_card(row) | axes.place(row) for row in rows.to_dict("records")]
+        first = next((card for card in cards if card["channel"] == described), cards[0])
         return self._render(
-            "chart", cards=cards, first=first, silenced=silenced, order=order, axes=axes, **words
+            "chart",
+            cards=cards,
+            first=first,
+            silenced=silenced,
+            order=order,
+            axes=axes,
+            class_name=describe_class(class_name),
+            attack=describe_attack(self.result),
         )
 
-    def classes(self) -> str:
-        """Draw a table of the classes: for each the channels that are activated most, with their images."""
-        return self._render("classes", rows=list(self._rows_of_classes()), best=BEST)
+    def render_classes(self) -> str:
+        """Draw a table of the classes: the channels that each activates most, with images."""
+        return self._render("classes", rows=list(self._list_classes()), best=_BEST)
 
-    def result(
-        self, class_name: str, rows: pd.DataFrame, silenced: Collection[int], live: Live | None
+    def _list_classes(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        for name in self.result.meta["data"]["classes"]:
+            rows = list_channels(self.result, self.model, self.layer, name, "natural magnitude")
+            best = rows.head(_BEST).to_dict("records")
+            yield describe_class(name), [self._make_card(row) for row in best]
+
+    def render_silencing(
+        self,
+        class_name: str,
+        rows: pd.DataFrame,
+        silenced: Collection[int],
+        network: "LiveNetwork | None",
     ) -> str:
-        """Tell what silencing channels does: by the tables, and by running the network where it is there."""
-        after = live.accuracy({self.layer: tuple(silenced)}) if live and silenced else {}
+        """Say what silencing channels does: by the tables, and by the network where it is there."""
+        runs = []
+        if network and silenced:
+            accuracy = network.measure_accuracy({self.layer: tuple(silenced)})
+            for data, after in accuracy.items():
+                before = format_percent(network.untouched[data])
+                images = len(network.images[data][1])
+                runs.append((data, images, before, format_percent(after)))
+        shift = estimate_shift(rows, silenced)
         return self._render(
-            "result",
+            "silencing",
             class_name=describe_class(class_name),
             channels=len(rows),
             silenced=len(silenced),
-            shift={data: number(value) for data, value in tables.shift(rows, silenced).items()},
-            exact=tables.is_exact(self.comparison, self.model, self.layer),
-            runs=[
-                (
-                    data,
-                    len(live.images[data][1]),
-                    format_percent(live.untouched[data]),
-                    format_percent(share),
-                )
-                for data, share in after.items()
-                if live
-            ],
+            shift={data: format_value(value) for data, value in shift.items()},
+            exact=self.layer in self.result.meta["models"][self.model].get("penultimate", ()),
+            runs=runs,
         )
 
-    def _rows_of_classes(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        for name in self.comparison.meta["data"]["classes"]:
-            rows = tables.channels(
-                self.comparison, self.model, self.layer, name, "natural magnitude"
-            ).head(BEST)
-            yield describe_class(name), [self._card(row) for row in tables.listed(rows)]
-
-    def _card(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Put what is known of a channel into words."""
+    def _make_card(self, row: Mapping[Any, Any]) -> dict[str, Any]:
+        """Describe a channel in words."""
         channel = int(row["channel"])
-        shares = {
-            name: format_percent(row[name])
-            for name in ("frequency_natural", "frequency_adversarial")
-        }
+        numbers = ("natural", "adversarial", "change", "relevance")
+        shares = ("frequency_natural", "frequency_adversarial")
         return {
             "channel": channel,
-            "relevant": _sign(row["relevance"]),
-            **{
-                name: number(row[name])
-                for name in ("natural", "adversarial", "change", "relevance")
-            },
-            **shares,
-            "images": {data: self._tiles(channel, data) for data in tables.DATA},
+            "relevant": _describe_sign(row["relevance"]),
+            **{name: format_value(row[name]) for name in numbers},
+            **{name: format_percent(row[name]) for name in shares},
+            "images": {data: self._list_tiles(channel, data) for data in DATA},
         }
 
-    def _tiles(self, channel: int, data: str) -> list[dict[str, Any]]:
+    def _list_tiles(self, channel: int, data: str) -> list[dict[str, Any]]:
         return [
             {
-                "place": self._sheet.place(data, image),
-                "words": f"image {image}, {describe_class(name)}: {number(activation)}",
+                "place": self._sheet.find(data, image),
+                "words": f"image {image}, {describe_class(name)}: {format_value(activation)}",
             }
             for image, name, activation in self._images.get((channel, data), ())
         ]
 
     def _render(self, template: str, **values: Any) -> str:
-        page = _TEMPLATES.get_template(f"explore-{template}.html.j2")
-        return page.render(name=self._name, model=self.model, layer=self.layer, **values)
+        names = {"name": self._name, "model": self.model, "layer": self.layer}
+        return load_template(f"explore-{template}.html.j2").render(names | values)
 
 
 @dataclass(frozen=True)
 class _Axes:
-    """Magnitude from low to high, and relevance to both sides of 0, up to reach."""
+    """Magnitude from ``low`` to ``high``; relevance to both sides of 0, up to ``reach``."""
 
     low: float
     high: float
@@ -141,49 +217,40 @@ class _Axes:
 
     @classmethod
     def of(cls, rows: pd.DataFrame) -> Self:
-        magnitudes = np.nan_to_num(rows[list(tables.DATA)].to_numpy())
+        magnitudes = np.nan_to_num(rows[list(DATA)].to_numpy())
         low, high = min(0.0, magnitudes.min()), max(0.0, magnitudes.max())
-        return cls(
-            low, high if high > low else low + 1, float(rows["relevance"].abs().max()) or 1.0
-        )
+        reach = float(rows["relevance"].abs().max()) or 1.0
+        return cls(low, high if high > low else low + 1, reach)
 
-    def drawn(self, row: dict[str, Any]) -> dict[str, str]:
-        """Place a channel's bar, line and relevance, in percent of the panels' height; hide what has no value."""
+    def place(self, row: Mapping[Any, Any]) -> dict[str, str]:
+        """Return the styles of a channel's bar, line and relevance, in percent of the panel."""
         span = self.high - self.low
-        natural, adversarial, relevance = (
-            row[name] for name in ("natural", "adversarial", "relevance")
-        )
+        natural, relevance = row["natural"], row["relevance"]
+        start = (min(natural, 0) - self.low) / span
+        side = "top" if relevance < 0 else "bottom"
+        length = abs(relevance) / self.reach / 2
         return {
-            "bar": _percents(
-                bottom=(min(natural, 0) - self.low) / span, height=abs(natural) / span
-            ),
-            "line": _percents(bottom=(adversarial - self.low) / span),
-            "speaks": _percents(
-                **{
-                    "top" if relevance < 0 else "bottom": 0.5,
-                    "height": abs(relevance) / self.reach / 2,
-                }
-            ),
+            "bar": _format_style(bottom=start, height=abs(natural) / span),
+            "line": _format_style(bottom=(row["adversarial"] - self.low) / span),
+            "relevance_bar": _format_style(**{side: 0.5, "height": length}),
         }
 
 
-def _percents(**places: float) -> str:
-    """Write a style, as in "bottom:0.00%;height:31.25%"; hidden where a place is no number."""
+def _format_style(**places: float) -> str:
+    """Return a style such as "bottom:0.00%;height:31.25%"; hidden where a place is NaN."""
     if any(math.isnan(place) for place in places.values()):
         return "display:none"
     return ";".join(f"{side}:{100 * place:z.2f}%" for side, place in places.items())
 
 
-def _sign(relevance: float) -> str:
+def _describe_sign(relevance: float) -> str:
     if math.isnan(relevance) or relevance == 0:
         return "neither for nor against"
-    return (
-        "positively relevant (PR), it speaks for"
-        if relevance > 0
-        else "negatively relevant (NR), it speaks against"
-    )
+    if relevance > 0:
+        return "positively relevant (PR), evidence for"
+    return "negatively relevant (NR), evidence against"
 
 
-def number(value: float) -> str:
-    """Three digits and a true minus sign; a dash for NaN."""
+def format_value(value: float) -> str:
+    """Return a number with three digits and a true minus sign; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:z.3g}".replace("-", "−")

@@ -22,9 +22,10 @@ NO_INTERVAL = (float("nan"), float("nan"), float("nan"))
 
 def select_rows(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
     """Return the rows whose columns have the wanted values."""
+    matches = np.ones(len(table), bool)
     for column, value in wanted.items():
-        table = table[table[column] == value]
-    return table
+        matches &= (table[column] == value).to_numpy(bool)
+    return table[matches]
 
 
 def require_rows(table: pd.DataFrame, message: str, **wanted: str) -> pd.DataFrame:

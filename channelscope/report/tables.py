@@ -1,15 +1,23 @@
 """The page's tables: what each says, as text and, for sorting, as numbers."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import pandas as pd
+
+from channelscope.figures.words import (
+    format_number,
+    format_percent,
+    format_radius,
+    list_groups,
+    measured_layers,
+)
 
 if TYPE_CHECKING:
     from channelscope.result import Result
-
 
 MEASURES = {
     "cosine": "cosine of natural and adversarial magnitude",
@@ -19,48 +27,99 @@ MEASURES = {
     "nr_share_adversarial": "share of magnitude on NR channels, adversarial",
     "nr_ratio": "that share, adversarial / natural",
     "relevance_spearman_natural": "Spearman correlation of magnitude and relevance, natural",
-    "relevance_spearman_adversarial": "Spearman correlation of magnitude and relevance, adversarial",
-    "relevance_robust_correlation": "Spearman correlation, across classes, of the line above with robust accuracy",
+    "relevance_spearman_adversarial": (
+        "Spearman correlation of magnitude and relevance, adversarial"
+    ),
+    "relevance_robust_correlation": (
+        "Spearman correlation, across classes, of the line above with robust accuracy"
+    ),
     "uniformity_natural": "evenness of activation frequency over the channels, natural",
     "uniformity_adversarial": "evenness of activation frequency over the channels, adversarial",
 }
-# What tells most of an attack's strength.
-BY_STRENGTH = (
-    "robust_accuracy",
-    "cosine",
-    "nr_share_adversarial",
-    "relevance_spearman_adversarial",
-)
-TOLD = {
-    "accuracy": "answers the true class, gates told nothing",
-    "accuracy_true": "answers the true class, gates told that class",
-    "accuracy_wrong": "answers the true class, gates told a wrong class",
-    "follows_wrong": "answers the wrong class that its gates are told",
-    "follows_untold": "answers that wrong class, gates told nothing",
-    "readable": "class read from the mask alone, gates told nothing",
-    "readable_true": "class read from the mask alone, gates told the true class",
+# Those that depend most on an attack's strength.
+_BY_STRENGTH = {
+    "robust_accuracy": "accuracy under this attack",
+    **{
+        name: MEASURES[name]
+        for name in ("cosine", "nr_share_adversarial", "relevance_spearman_adversarial")
+    },
+}
+_LEAKAGE = {
+    "accuracy": "accuracy, gates without a label",
+    "accuracy_true": "accuracy, gates given the true label",
+    "accuracy_wrong": "accuracy, gates given a wrong label",
+    "follows_wrong": "answers the wrong label that its gates are given",
+    "follows_untold": "answers that wrong label, gates without a label",
+    "readable": "class decoded from the mask alone, gates without a label",
+    "readable_true": "class decoded from the mask alone, gates given the true label",
     "chance": "share of the most frequent class",
 }
-SIGNIFICANT = 0.05  # share of false discoveries
+_DIFFERENCES = MEASURES | {
+    "robust_accuracy": "robust accuracy, worst case",
+    "nr_ratio": "share on NR channels, adversarial / natural",
+}
+# Measures whose significant differences are counted.
+_COUNTED = {
+    "cosine": "cosine",
+    "nr_ratio": "NR share, adversarial / natural",
+    "relevance_spearman_adversarial": "Spearman with relevance",
+    "robust_accuracy": "robust accuracy",
+}
+_SIGNIFICANT = 0.05  # false discovery rate
+# These do not change the numbers: the page is the same bytes without them.
+_OF_THE_RUN = {"command", "created", "hardware", "batch_size"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, its interval, and its number for sorting; NaN for none."""
+    """A number and its interval, as text.
 
-    text: str
-    interval: str = ""
+    Args:
+        value, low, high: NaN for none.
+        share: whether it is shown in percent.
+        words: shown instead of the number.
+    """
+
     value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    share: bool = False
+    words: str = ""
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any], column: str = "value", share: bool = False) -> Self:
+        """Make the cell of a row's column, with the row's interval."""
+        return cls(float(row[column]), float(row["low"]), float(row["high"]), share)
+
+    @property
+    def text(self) -> str:
+        """The number, or its words."""
+        return self.words or self._format(self.value)
+
+    @property
+    def interval(self) -> str:
+        """As in "[0.300, 0.900]"; empty for none."""
+        if math.isnan(self.low):
+            return ""
+        low, high = (self._format(bound).removesuffix(" %") for bound in (self.low, self.high))
+        return f"[{low}, {high}]"
 
     @property
     def key(self) -> str:
-        """The number as the page keeps it; nothing for none."""
+        """The number as the page sorts it; empty for none."""
         return "" if math.isnan(self.value) else repr(self.value)
+
+    def __str__(self) -> str:
+        """Write number and interval."""
+        return f"{self.text} {self.interval}".rstrip()
+
+    def _format(self, value: float) -> str:
+        return format_percent(value) if self.share else format_number(value, 3)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: what it is of, and its cells; `strong` stands out."""
+    """A row: what it is of, and its cells; ``strong`` stands out."""
 
     head: str
     cells: Sequence[Cell]
@@ -69,7 +128,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: what it shows, its columns' names (the first is that of the rows), and its rows; `note` explains it."""
+    """A table.
+
+    Args:
+        caption: what it shows.
+        columns: their names, first that of the rows' heads.
+        rows: from top to bottom.
+        note: explains it.
+        folded: whether it is shown on demand.
+    """
 
     caption: str
     columns: Sequence[str]
@@ -78,326 +145,273 @@ class Table:
     folded: bool = field(default=False, kw_only=True)
 
 
-def number(value: float) -> str:
-    """Three decimals and a true minus sign; a dash for NaN."""
-    return "–" if math.isnan(value) else f"{value:z.3f}".replace("-", "−")
+def has_rows(result: "Result", *names: str) -> bool:
+    """Return whether a result has all these tables, none empty."""
+    return all(len(result.tables.get(name, ())) > 0 for name in names)
 
 
-def percent(value: float) -> str:
-    """As in "51.0 %"; a dash for NaN."""
-    return "–" if math.isnan(value) else f"{100 * value:z.1f} %".replace("-", "−")
-
-
-def radius(eps: float) -> str:
-    """As papers have it: "8/255", or a decimal number where it is no such fraction."""
-    levels = round(eps * 255, 4)
-    return f"{levels:g}/255" if levels.is_integer() and 0 < eps < 1 else f"{eps:.4g}"
-
-
-def bounded(row: pd.Series, value: str, share: bool = False) -> tuple[str, str]:
-    """The value and its interval, as text; dashes for NaN."""
-    text = percent if share else number
-    low, high = (text(float(row[bound])).removesuffix(" %") for bound in ("low", "high"))
-    return text(float(row[value])), f"[{low}, {high}]" if low != "–" else ""
-
-
-def _cell(row: pd.Series, value: str, share: bool = False) -> Cell:
-    return Cell(*bounded(row, value, share), float(row[value]))
-
-
-def _plain(value: float, share: bool = False) -> Cell:
-    return Cell((percent if share else number)(value), value=value)
-
-
-def _cells(
-    rows: pd.DataFrame, models: Iterable[str], value: str, share: bool = False
-) -> list[Cell]:
-    """One cell per model; a dash where the model has no such row."""
-    found = {str(row["model"]): _cell(row, value, share) for _, row in rows.iterrows()}
-    return [found.get(model, Cell("–")) for model in models]
-
-
-def robustness(result: "Result") -> Table:
-    """A row per attack, natural first and worst last: a cell per model."""
-    rows = result.robustness[result.robustness["class"] == "all"]
-    attacks = sorted(
-        rows["attack"].unique(), key=lambda name: (name == "worst") - (name == "natural")
-    )
+def list_robustness(result: "Result") -> list[Table]:
+    """Return accuracy by attack, natural first and worst last, and the worst case by class."""
+    if not has_rows(result, "robustness"):
+        return []
     models = list(result.meta["models"])
-    words = {"natural": "none (natural images)", "worst": "worst case over all attacks"}
-    laid = [
-        Row(
-            words.get(name, name),
-            _cells(rows[rows["attack"] == name], models, "accuracy", True),
-            name == "worst",
+    overall = result.select("robustness", **{"class": "all"})
+    names = {"natural": "none (natural images)", "worst": "worst case over all attacks"}
+    cells = _group_cells(overall, "attack", models, "accuracy")
+    rows = [
+        Row(names.get(attack, attack), of_attack, attack == "worst")
+        for attack, of_attack in sorted(
+            cells.items(), key=lambda item: (item[0] == "worst") - (item[0] == "natural")
         )
-        for name in attacks
     ]
-    return Table("Accuracy by attack", ["attack", *models], laid)
-
-
-def by_class(result: "Result") -> Table:
-    """A row per class: worst-case accuracy of each model."""
-    worst, models = (
-        result.robustness[result.robustness["attack"] == "worst"],
-        list(result.meta["models"]),
-    )
-    classes = result.meta["data"]["classes"]
-    laid = [
-        Row(name, _cells(worst[worst["class"] == name], models, "accuracy", True))
-        for name in classes
+    worst = result.select("robustness", attack="worst")
+    cells = _group_cells(worst, "class", models, "accuracy")
+    by_class = [Row(name, cells[name]) for name in result.meta["data"]["classes"] if name in cells]
+    return [
+        Table("Accuracy by attack", ["attack", *models], rows),
+        Table("Worst case by class", ["class", *models], by_class, folded=True),
     ]
-    return Table("Worst case by class", ["class", *models], laid, folded=True)
 
 
-def by_section(result: "Result") -> dict[str, list[Table]]:
-    """The further tables of each section; those that have nothing to say are left out."""
-    laid = {
-        "claims": [*_alignment(result)],
-        "network": [*_flow(result), *_confusion(result), *_decay(result)],
-        "gates": [*_masks(result), *_leakage(result)],
-        "models": [*_differences(result), *_matching(result)],
+def list_tables(result: "Result") -> dict[str, list[Table]]:
+    """Return the further tables of each section of the page."""
+    # The tables of the result that each is made of.
+    makers: dict[str, dict[Callable[[Result], Iterable[Table]], tuple[str, ...]]] = {
+        "claims": {_make_alignment: ("alignment",)},
+        "network": {
+            _make_flow: ("flow", "activations"),
+            _make_confusion: ("confusion",),
+            _make_strength: ("decay",),
+        },
+        "gates": {_make_spread: ("spread",), _make_leakage: ("leakage",)},
+        "models": {_make_differences: ("differences",), _make_matching: ("matching",)},
     }
-    return {name: tables for name, tables in laid.items() if tables}
+    tables: dict[str, list[Table]] = {}
+    for section, of_section in makers.items():
+        for make, names in of_section.items():
+            if has_rows(result, *names):
+                tables.setdefault(section, []).extend(make(result))
+    return tables
 
 
-def _alignment(result: "Result") -> Iterator[Table]:
-    """A table per depth, the deepest layers of all models in the last: a row per measure, a cell per model."""
-    summed = result.alignment[result.alignment["class"].isin(["all", "across"])]
+def _group_cells(
+    rows: pd.DataFrame,
+    by: str | list[str],
+    models: Iterable[str],
+    column: str = "value",
+    share: bool = True,
+) -> dict[Any, list[Cell]]:
+    """Return a cell for each model, by the value of a column; a dash where there is no row."""
+    groups: dict[Any, dict[str, Cell]] = {}
+    for row in rows.to_dict("records"):
+        key = row[by] if isinstance(by, str) else tuple(row[name] for name in by)
+        groups.setdefault(key, {})[row["model"]] = Cell.of(row, column, share)
+    return {
+        key: [of_model.get(model, Cell()) for model in models] for key, of_model in groups.items()
+    }
+
+
+def _make_alignment(result: "Result") -> Iterator[Table]:
+    """Make a table for each depth, the deepest layers of all models last: a row a measure."""
+    mean = result.alignment[result.alignment["class"].isin(["all", "across"])]
     layers = {
-        model: list(summed[summed["model"] == model]["layer"].unique())
+        model: list(mean.loc[mean["model"] == model, "layer"].unique())
         for model in result.meta["models"]
     }
     note = "Means over the classes; the rows of single classes are in alignment.csv."
     for depth in range(max(map(len, layers.values())), 0, -1):
         shown = {model: names[-depth] for model, names in layers.items() if len(names) >= depth}
-        rows = summed[summed["layer"] == summed["model"].map(shown)]
-        laid = [
-            Row(
-                words,
-                _cells(rows[rows["measure"] == measure], list(layers), "value", "share" in measure),
-            )
-            for measure, words in MEASURES.items()
-        ]
+        rows = mean[mean["layer"] == mean["model"].map(shown)]
+        is_share = rows["measure"].str.contains("share")
+        cells = {
+            **_group_cells(rows[is_share], "measure", layers),
+            **_group_cells(rows[~is_share], "measure", layers, share=False),
+        }
+        none = [Cell()] * len(layers)
         caption = f"Alignment at layer {', '.join(dict.fromkeys(shown.values()))}"
-        yield Table(caption, ["measure", *layers], laid, note=note)
+        table = [Row(words, cells.get(measure, none)) for measure, words in MEASURES.items()]
+        yield Table(caption, ["measure", *layers], table, note=note)
 
 
-def _flow(result: "Result") -> Iterator[Table]:
-    """What an attack does to channels that speak for the class, and to those that speak against it."""
-    if result.flow.empty:
-        return
-    keys = ["model", "layer", "class", "channel"]
-    natural = result.activations[result.activations["data"] == "natural"]
-    flow = result.flow.merge(natural[[*keys, "relevance"]], on=keys)
-    laid = []
-    for (model, layer), rows in flow.groupby(["model", "layer"], sort=False):
-        sure = rows[rows["q"] < SIGNIFICANT]
+def _make_flow(result: "Result") -> Iterator[Table]:
+    """Show what an attack does to positively and to negatively relevant channels."""
+    rows = []
+    for model, layer in list_groups(result, "flow"):
+        relevance = result.array("activations", "relevance", model, "natural", layer)
+        flow = {
+            column: result.array("flow", column, model, layer)
+            for column in ("silenced", "awakened", "change", "q")
+        }
+        certain = flow["q"] < _SIGNIFICANT
         shares = (
-            rows.loc[rows["relevance"] > 0, "silenced"].mean(),
-            rows.loc[rows["relevance"] < 0, "awakened"].mean(),
-            float((sure["change"] < 0).sum()) / len(rows),
-            float((sure["change"] > 0).sum()) / len(rows),
+            _mean_of(flow["silenced"][relevance > 0]),
+            _mean_of(flow["awakened"][relevance < 0]),
+            float((certain & (flow["change"] < 0)).mean()),
+            float((certain & (flow["change"] > 0)).mean()),
         )
-        laid.append(
-            Row(f"{model}, {layer}", [_plain(float(share), share=True) for share in shares])
-        )
+        rows.append(Row(f"{model}, {layer}", [Cell(share, share=True) for share in shares]))
     columns = [
+        "model and layer",
         "PR channels silenced",
         "NR channels awakened",
         "significantly weaker",
         "significantly stronger",
     ]
     note = (
-        "Silenced: active on an image and no longer on its adversarial one; awakened: the other way round. Means over "
-        "images, channels and classes. Significant: share of the channels and classes whose mean activation changes, "
-        f"at a false discovery rate of {SIGNIFICANT:.0%}. PR: the channel speaks for the class, NR: against it. Single "
+        "Silenced: active on an image and no longer on its adversarial one; awakened: the other "
+        "way round. Means over images, channels and classes. Significant: share of the channels "
+        "and classes whose mean activation changes, at a false discovery rate of "
+        f"{_SIGNIFICANT:.0%}. PR, NR: positively, negatively relevant to the class. Single "
         "channels are in flow.csv."
     )
-    yield Table("What the attack does to channels", ["model and layer", *columns], laid, note=note)
+    yield Table("What the attack does to channels", columns, rows, note=note)
 
 
-def _confusion(result: "Result") -> Iterator[Table]:
-    """The wrong answer that is given most often under attack."""
-    frame = result.confusion[result.confusion["data"] == "adversarial"]
-    if frame.empty:
+def _mean_of(values: np.ndarray) -> float:
+    """Return the mean, NaN left out; NaN of none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _make_confusion(result: "Result") -> Iterator[Table]:
+    """Show the most frequent wrong answer under attack."""
+    rows = result.select("confusion", data="adversarial")
+    if rows.empty:
         return
-    models, laid = list(result.meta["models"]), []
+    totals = rows.groupby(["class", "model"])["count"].sum()
+    wrong = rows[(rows["answer"] != rows["class"]) & (rows["count"] > 0)]
+    wrong = wrong.sort_values("count", ascending=False, kind="stable")
+    wrong = wrong.drop_duplicates(["class", "model"])
+    most = {(row["class"], row["model"]): row for row in wrong.to_dict("records")}
+    models = list(result.meta["models"])
+    table = []
     for name in result.meta["data"]["classes"]:
-        of_class = frame[frame["class"] == name]
-        laid.append(
-            Row(name, [_mistaken(of_class[of_class["model"] == model]) for model in models])
-        )
-    note = "Share of the class's adversarial images that get this answer. All answers are in confusion.csv."
-    caption = "Wrong answer given most often under attack"
-    yield Table(caption, ["class", *models], laid, note=note, folded=True)
+        cells = []
+        for model in models:
+            row = most.get((name, model))
+            share = float(row["count"] / totals[name, model]) if row else math.nan
+            words = f"{row['answer']} {format_percent(share)}" if row else ""
+            cells.append(Cell(share, words=words))
+        table.append(Row(name, cells))
+    note = "With its share of the class's images. All answers are in confusion.csv."
+    caption = "Most frequent wrong answer under attack"
+    yield Table(caption, ["class", *models], table, note=note, folded=True)
 
 
-def _mistaken(answers: pd.DataFrame) -> Cell:
-    wrong = answers[answers["answer"] != answers["class"]].sort_values(
-        "count", ascending=False, kind="stable"
-    )
-    if wrong.empty or not wrong["count"].iloc[0]:
-        return Cell("–")
-    share = float(wrong["count"].iloc[0] / answers["count"].sum())
-    return Cell(f"{wrong['answer'].iloc[0]} {percent(share)}", value=share)
-
-
-def _decay(result: "Result") -> Iterator[Table]:
-    """How a measure changes with the attack's strength, at each model's last layer."""
-    models = result.meta["models"]
-    last = {model: known["layers"][-1] for model, known in models.items()}
+def _make_strength(result: "Result") -> Iterator[Table]:
+    """Show measures by the attack's strength, at each model's last layer."""
+    models = list(result.meta["models"])
+    last = {model: layers[-1] for model, layers in measured_layers(result).items()}
     at_last = result.decay["layer"] == result.decay["model"].map(last)
-    frame = result.decay[at_last | (result.decay["measure"] == "robust_accuracy")]
-    frame = frame[frame["measure"].isin(BY_STRENGTH)]
-    for (varied, measure), rows in frame.groupby(["varied", "measure"], sort=False):
-        laid = []
-        for at in sorted(rows["at"].unique()):
-            is_share = "share" in str(measure) or measure == "robust_accuracy"
-            cells = _cells(rows[rows["at"] == at], models, "value", is_share)
-            laid.append(Row(radius(at) if varied == "eps" else f"{at:g}", cells))
-        words = (
-            "accuracy under this attack" if measure == "robust_accuracy" else MEASURES[str(measure)]
-        )
+    rows = result.decay[at_last | (result.decay["measure"] == "robust_accuracy")]
+    rows = rows[rows["measure"].isin(_BY_STRENGTH)]
+    for (varied, measure), of_measure in rows.groupby(["varied", "measure"], sort=False):
+        is_share = "share" in str(measure) or measure == "robust_accuracy"
+        cells = _group_cells(of_measure, "at", models, share=is_share)
+        write = format_radius if varied == "eps" else "{:g}".format
+        table = [Row(write(at), cells[at]) for at in sorted(cells)]
+        strength = "eps" if varied == "eps" else "attack's step"
+        words = _BY_STRENGTH[str(measure)]
+        caption = f"{words[0].upper()}{words[1:]}, by {strength}"
         note = "Other measures, and other layers, are in decay.csv."
-        of = "eps" if varied == "eps" else "attack's step"
-        yield Table(
-            f"{words[0].upper()}{words[1:]}, by {of}", [of, *models], laid, note=note, folded=True
-        )
+        yield Table(caption, [strength, *models], table, note=note, folded=True)
 
 
-def _masks(result: "Result") -> Iterator[Table]:
-    frame = result.spread[result.spread["class"] == "all"]
-    yield from _of_gates(
-        result,
-        frame.assign(measure="effective channels"),
-        "Share of the channels that a mask lets pass",
-        "100 %: all channels pass alike; mean over the images. Classes are in spread.csv.",
-    )
+def _make_spread(result: "Result") -> Iterator[Table]:
+    rows = result.select("spread", **{"class": "all"}).assign(measure="effective channels")
+    caption = "Share of the channels that a mask passes"
+    note = "100 %: all channels alike; mean over the images. Classes are in spread.csv."
+    yield from _make_gate_table(result, rows, caption, note)
 
 
-def _leakage(result: "Result") -> Iterator[Table]:
-    yield from _of_gates(
-        result,
-        result.leakage,
-        "What gates let know of the label",
-        "In training gates are given the label. If the answer follows a wrong label that they are told, they pass the "
-        "label on, and what the network learns with it is missing in use, when there is none.",
-    )
-
-
-def _of_gates(result: "Result", frame: pd.DataFrame, caption: str, note: str) -> Iterator[Table]:
-    models, laid = (
-        [model for model in result.meta["models"] if model in set(frame["model"])],
-        [],
-    )
-    for (measure, layer, data), rows in frame.groupby(["measure", "layer", "data"], sort=False):
-        head = [TOLD.get(str(measure), str(measure)), str(layer), f"{data} images"]
-        laid.append(
-            Row(", ".join(word for word in head if word), _cells(rows, models, "value", share=True))
-        )
-    if laid:
-        yield Table(caption, ["measure", *models], laid, note=note)
-
-
-def _differences(result: "Result") -> Iterator[Table]:
-    frame = result.differences[result.differences["class"] == "all"]
-    laid = []
-    for _, row in frame.iterrows():
-        layer = str(row["layer"])
-        words = {
-            "robust_accuracy": "robust accuracy, worst case",
-            "nr_ratio": "share on NR channels, adversarial / natural",
-        }
-        measure = words.get(
-            str(row["measure"]), MEASURES.get(str(row["measure"]), str(row["measure"]))
-        )
-        head = [f"{row['model']} − {row['other']}", measure, layer]
-        share = row["measure"] == "robust_accuracy"
-        cells = [_cell(row, "value", share), Cell(_small(row["q"]), value=float(row["q"]))]
-        laid.append(
-            Row(
-                ", ".join(word for word in head if word), cells, strong=bool(row["q"] < SIGNIFICANT)
-            )
-        )
-    if laid:
-        note = (
-            f"The same images in both. q: p corrected for all that is compared of a pair; bold: q below {SIGNIFICANT}. "
-            "Single classes are in differences.csv."
-        )
-        yield Table(
-            "Differences between models", ["models and measure", "difference", "q"], laid, note=note
-        )
-        yield _surviving(result.differences)
-
-
-def _surviving(differences: pd.DataFrame) -> Table:
-    """How many of the differences of each pair of models remain after the correction, by measure."""
-    words = {
-        "cosine": "cosine",
-        "nr_ratio": "NR share, adversarial / natural",
-        "relevance_spearman_adversarial": "Spearman with relevance",
-        "robust_accuracy": "robust accuracy",
-    }
-    laid = []
-    for (model, other), pair in differences.groupby(["model", "other"], sort=False):
-        parts = [pair, *(pair[pair["measure"] == measure] for measure in words)]
-        counts = [
-            (int((part["q"] < SIGNIFICANT).sum()), int(part["q"].notna().sum())) for part in parts
-        ]
-        laid.append(
-            Row(
-                f"{model} − {other}",
-                [Cell(f"{sure} of {n}", value=float(sure)) for sure, n in counts],
-            )
-        )
+def _make_leakage(result: "Result") -> Iterator[Table]:
+    caption = "What gates reveal of the label"
     note = (
-        "Of all classes and layers, and of the means over the classes: how many differences are significant at a false "
-        f"discovery rate of {SIGNIFICANT:.0%}, of how many that were tested. Alignment: paired bootstrap; accuracy: "
-        "McNemar's exact test."
+        "In training, gates are given the label. If the answer follows a wrong label, they pass "
+        "the label on, and what the network learns with it is missing in use, when there is none."
     )
-    return Table(
-        "Differences that remain significant", ["models", "all", *words.values()], laid, note=note
+    yield from _make_gate_table(result, result.leakage, caption, note)
+
+
+def _make_gate_table(
+    result: "Result", rows: pd.DataFrame, caption: str, note: str
+) -> Iterator[Table]:
+    gated = set(rows["model"])
+    models = [model for model in result.meta["models"] if model in gated]
+    cells = _group_cells(rows, ["measure", "layer", "data"], models)
+    table = []
+    for (measure, layer, data), of_measure in cells.items():
+        words = (_LEAKAGE.get(measure, measure), layer, f"{data} images")
+        table.append(Row(", ".join(filter(None, words)), of_measure))
+    if table:
+        yield Table(caption, ["measure", *models], table, note=note)
+
+
+def _make_differences(result: "Result") -> Iterator[Table]:
+    """Show the differences of the means over classes, and how many of all are significant."""
+    table = []
+    for row in result.select("differences", **{"class": "all"}).to_dict("records"):
+        measure, q = row["measure"], float(row["q"])
+        pair = f"{row['model']} − {row['other']}"
+        words = (pair, _DIFFERENCES.get(measure, measure), row["layer"])
+        text = "–" if math.isnan(q) else f"{q:.2g}" if q >= 1e-3 else "< 0.001"
+        cells = [Cell.of(row, share=measure == "robust_accuracy"), Cell(q, words=text)]
+        table.append(Row(", ".join(filter(None, words)), cells, strong=q < _SIGNIFICANT))
+    if not table:
+        return
+    note = (
+        "The same images in both. q: p corrected for all comparisons of a pair; bold: q below "
+        f"{_SIGNIFICANT}. Single classes are in differences.csv."
     )
+    columns = ["models and measure", "difference", "q"]
+    yield Table("Differences between models", columns, table, note=note)
+    yield _count_differences(result.differences)
 
 
-def _small(q: float) -> str:
-    return "–" if math.isnan(q) else f"{q:.2g}" if q >= 1e-3 else "< 0.001"
+def _count_differences(differences: pd.DataFrame) -> Table:
+    """Count each pair's differences that remain significant after the correction."""
+    table = []
+    for (model, other), pair in differences.groupby(["model", "other"], sort=False):
+        cells = []
+        for rows in (pair, *(pair[pair["measure"] == measure] for measure in _COUNTED)):
+            certain, tested = int((rows["q"] < _SIGNIFICANT).sum()), int(rows["q"].count())
+            cells.append(Cell(float(certain), words=f"{certain} of {tested}"))
+        table.append(Row(f"{model} − {other}", cells))
+    note = (
+        "Over all classes and layers, and the means over the classes: how many differences are "
+        f"significant at a false discovery rate of {_SIGNIFICANT:.0%}, of how many tested. "
+        "Alignment: paired bootstrap; accuracy: McNemar's exact test."
+    )
+    columns = ["models", "all", *_COUNTED.values()]
+    return Table("Differences that remain significant", columns, table, note=note)
 
 
-def _matching(result: "Result") -> Iterator[Table]:
-    frame = result.matching
-    laid = [
-        Row(
-            f"{row['model']} {row['layer']} – {row['other']} {row['other_layer']}",
-            [_cell(row, "cka")],
-        )
-        for _, row in frame.iterrows()
+def _make_matching(result: "Result") -> Iterator[Table]:
+    table = []
+    for row in result.matching.to_dict("records"):
+        head = f"{row['model']} {row['layer']} – {row['other']} {row['other_layer']}"
+        table.append(Row(head, [Cell.of(row, "cka")]))
+    note = (
+        "Linear CKA of natural activations: 1 where one layer's are the other's, rotated and "
+        "scaled; 0 where they have nothing in common. Channels that correspond are in matched.csv."
+    )
+    yield Table("How similar layers of two models are", ["layers", "CKA"], table, note=note)
+
+
+def list_settings(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return all settings that the numbers depend on, as (name, text)."""
+    return [
+        (key, format_radius(value) if key == "eps" else _format_value(value))
+        for key, value in meta.items()
+        if key not in _OF_THE_RUN
     ]
-    if laid:
-        note = (
-            "Linear CKA of natural activations: 1 where one layer's are the other's, turned and scaled; 0 where they "
-            "have nothing in common. Channels that correspond are in matched.csv."
-        )
-        yield Table("How alike layers of two models are", ["layers", "CKA"], laid, note=note)
 
 
-# The page is the same, to the byte, whenever and however the same result is found.
-_OF_THE_RUN = {"command", "created", "hardware", "batch_size"}
-
-
-def settings(meta: dict[str, Any]) -> list[tuple[str, str]]:
-    """All settings of the run that its numbers depend on, as (name, text)."""
-    shown = {key: value for key, value in meta.items() if key not in _OF_THE_RUN}
-    return [(key, radius(value) if key == "eps" else _text(value)) for key, value in shown.items()]
-
-
-def _text(value: Any) -> str:
-    """A value in words: a line for each entry of a dictionary, and within it all in one line."""
-    if isinstance(value, dict):
-        return "\n".join(
-            f"{key}: {_text(entry)}".replace("\n", "; ") for key, entry in value.items()
-        )
+def _format_value(value: Any) -> str:
+    """Write a value: a line for each entry of a dictionary, and within it all in one line."""
+    if isinstance(value, Mapping):
+        entries = [f"{key}: {_format_value(entry)}" for key, entry in value.items()]
+        return "\n".join(entry.replace("\n", "; ") for entry in entries)
     if isinstance(value, list):
-        return ", ".join(map(_text, value)).replace("\n", "; ") or "none"
+        return ", ".join(map(_format_value, value)).replace("\n", "; ") or "none"
     return str(value)

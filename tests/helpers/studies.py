@@ -8,7 +8,7 @@ told_labels/TOLD, pictures/DATA, pictures/M/DATA.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -326,3 +326,8 @@ def _draw_history(model: str, epochs: int, gates: Sequence[str]) -> list[dict[st
             }
         rows.append(row)
     return rows
+
+
+def replace_tables(result: Result, **tables: Any) -> Result:
+    """Return a result with other tables, by name."""
+    return replace(result, tables={**result.tables, **tables})

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by the DevTools protocol through a pipe: for the tests of the page."""
+"""A headless Chromium, driven through a pipe by the DevTools protocol: for tests of pages."""
 
 import base64
 import json
