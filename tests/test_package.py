@@ -45,8 +45,16 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     ids=" ".join,
 )
 def test_asking_for_help_loads_nothing_heavy(words: list[str]) -> None:
-    code = f"from channelscope.cli import main\ntry:\n    main({words!r})\nexcept SystemExit:\n    pass"
+    code = (
+        "from channelscope.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass"
+    )
     assert not loaded(code) & HEAVY
+
+
+@pytest.mark.parametrize("name", ["result", "gallery", "report", "explorer", "figures"])
+def test_what_shows_saved_tables_needs_no_torch(name: str) -> None:
+    assert "torch" not in loaded(f"import channelscope.{name}")
 
 
 @pytest.mark.parametrize("name", channelscope.__all__)
@@ -60,7 +68,10 @@ def test_every_public_name_is_there(name: str) -> None:
 @pytest.mark.parametrize("code", [
     "import channelscope.layers.features, channelscope as cs; assert callable(cs.capture)",
     "import channelscope.scorers, channelscope as cs; assert callable(cs.relevance)",
-    "from channelscope import capture; from channelscope.layers.features import capture as same; assert capture is same",
+    (
+        "from channelscope import capture; from channelscope.layers.features import capture as same; "
+        "assert capture is same"
+    ),
 ])  # fmt: skip
 def test_names_are_functions_whatever_was_imported_before(code: str) -> None:
     loaded(code)
