@@ -1,7 +1,7 @@
-"""Print the lower bounds of setup.cfg as constraints for pip, by which ``make test-oldest`` installs them.
+"""Print the lower bounds of setup.cfg as constraints for pip; ``make test-oldest`` installs them.
 
-They are those of what channelscope needs and of the extras that its users install; a bound of a tool for tests or
-development is no promise to anybody.
+They are those of what channelscope needs and of the extras that its users install; a bound of a
+tool for tests or development is no promise to anybody.
 """
 
 import re
@@ -14,7 +14,7 @@ EXTRAS = ("autoattack", "notebooks", "tensorboard", "wandb")
 
 
 def constraints(setup: str) -> Iterator[str]:
-    """Turn each requirement, as in "numpy>=1.26.4", into the oldest version that it allows, as in "numpy==1.26.4"."""
+    """Turn each requirement ("numpy>=1.26.4") into its oldest version ("numpy==1.26.4")."""
     config = ConfigParser()
     config.read_string(setup)
     lines = config["options"]["install_requires"].split("\n")

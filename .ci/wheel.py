@@ -1,8 +1,9 @@
-"""Build sdist and wheel, look into the wheel, install it where nothing else of channelscope is, and use it there.
+"""Build sdist and wheel, check the wheel's content, and use it in a clean environment.
 
-The clean environment has a Python and the wheel of its own; what channelscope needs it finds in the environment that
-runs this, as torch a second time would take gigabytes and minutes. That the wheel asks for all of it is what
-``channelscope doctor`` tells there, which goes by the wheel's own requirements.
+The clean environment has a Python and the wheel of its own; what channelscope needs it finds in
+the environment that runs this, as torch a second time would take gigabytes and minutes. That the
+wheel asks for all of it is checked there by ``channelscope doctor``, which reads the wheel's own
+requirements.
 """
 
 import os
@@ -49,7 +50,7 @@ MADE = (
 
 
 def run(*words: object, cwd: Path = HERE) -> str:
-    """Run a program that shall find nothing by the environment, and give what it says; end where it fails."""
+    """Run a program without Python's environment variables; return its output, exit on failure."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -85,7 +86,7 @@ def check_content(wheel: Path) -> None:
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """Make an environment with the wheel, which finds the packages of this one behind its own; give its Python."""
+    """Install the wheel in an environment that also finds our packages; return its Python."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
     run(
@@ -101,13 +102,14 @@ def install(wheel: Path, folder: Path) -> Path:
         wheel,
     )
     own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    # A path alone: the .pth files in it, and so this environment's editable channelscope, are not followed.
+    # A path alone: the .pth files in it, and so this environment's editable channelscope, are not
+    # followed.
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", "utf-8")
     return python
 
 
 def use(python: Path, folder: Path) -> None:
-    """Train, score and compare with the installed wheel, from a folder where there is nothing else."""
+    """Train, score and compare with the installed wheel, from a folder that holds nothing else."""
     where = run(
         python, "-P", "-c", "import channelscope; print(channelscope.__file__)", cwd=folder
     ).strip()
@@ -155,7 +157,8 @@ def main() -> None:
         check_content(wheel)
         use(install(wheel, Path(scratch) / "clean"), folder)
         print(
-            f"{wheel.name}: built, {wheel.stat().st_size / 1e6:.1f} MB, installed and used in a clean environment."
+            f"{wheel.name}: built, {wheel.stat().st_size / 1e6:.1f} MB, "
+            "installed and used in a clean environment."
         )
 
 

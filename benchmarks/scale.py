@@ -1,4 +1,4 @@
-"""Whether a comparison grows to 1,000 classes: memory, time of the statistics, size of what is saved.
+"""Measure how a comparison grows to 1,000 classes: memory, time of statistics, saved size.
 
     python -m benchmarks.scale [--case imagenet cifar100 doubling] [--images N] [--json FILE]
 
@@ -30,7 +30,7 @@ import torchvision
 
 from benchmarks.timing import describe_machine
 from channelscope.analyses.base import Outcome, analyses_of, make_tables
-from channelscope.networks import build
+from channelscope.networks import Architecture
 from channelscope.result import Result
 from channelscope.study.study import Study
 
@@ -52,7 +52,7 @@ def run_imagenet(images: int) -> dict[str, float]:
     x = torch.randint(0, 256, (images, 3, 64, 64), generator=generator, dtype=torch.uint8)
     y = torch.arange(images) % 1000
     with torch.random.fork_rng():
-        torch.manual_seed(0)  # noqa: TID251
+        torch.manual_seed(0)
         models = {name: torchvision.models.resnet50(num_classes=1000) for name in ("a", "b")}
     return _measure(models, (x, y), ["layer3", "layer4"], "pgd-2")
 
@@ -62,8 +62,9 @@ def run_cifar100(images: int) -> dict[str, float]:
     x = torch.randint(0, 256, (images, 3, 32, 32), generator=generator, dtype=torch.uint8)
     y = torch.arange(images) % 100
     with torch.random.fork_rng():
-        torch.manual_seed(0)  # noqa: TID251
-        models = {name: build("resnet18", classes=100, width=64) for name in "abc"}
+        torch.manual_seed(0)
+        architecture = Architecture(arch="resnet18", classes=100, width=64)
+        models = {name: architecture.build() for name in "abc"}
     return _measure(models, (x, y), ["layer?.?"], "pgd-2")
 
 
@@ -227,12 +228,16 @@ def check(case: str, measured: Mapping[str, float]) -> list[str]:
         for before, after in zip(names[:-2], names[2:], strict=True):
             same = before.rpartition(" ")[0] == after.rpartition(" ")[0]
             if same and measured[after] > MOST_PER_DOUBLING * max(measured[before], 0.05):
-                broken.append(f"{before} -> {after}: {measured[before]:.2f} -> {measured[after]:.2f} s")
+                broken.append(
+                    f"{before} -> {after}: {measured[before]:.2f} -> {measured[after]:.2f} s"
+                )
     return broken
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--json", type=Path)

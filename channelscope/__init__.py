@@ -67,12 +67,12 @@ _MODULES = {
 
 __all__ = [
     "APGD",
-    "Dataset",
     "FGSM",
+    "PGD",
+    "Dataset",
     "FeatureSelector",
     "Joint",
     "LinearProbe",
-    "PGD",
     "Recipe",
     "Result",
     "Selective",

@@ -1,10 +1,11 @@
-"""What holds for every test: shapes are checked, randomness is seeded, hypothesis repeats itself."""
+"""Settings of every test: shapes are checked, randomness is seeded, hypothesis repeats itself."""
 
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# The tests' tensors are small: more threads, here or in a process of a test, would cost more than they bring.
+# The tests' tensors are small: more threads, here or in a process of a test, would cost more than
+# they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jaxtyping
@@ -19,8 +20,9 @@ from jaxtyping import install_import_hook, jaxtyped
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Check a function's annotations at every call, shapes included.
 
-    Left unchecked are the few functions whose annotations cannot be looked into at run time: those with ``Self``
-    (each method is decorated alone, outside its class) and those with a protocol that is for type checkers only.
+    Left unchecked are the few functions whose annotations cannot be resolved at run time: those
+    with ``Self`` (each method is decorated alone, outside its class) and those with a protocol
+    that is for type checkers only.
     """
     try:
         return beartype(
@@ -31,7 +33,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def outermost(typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Prepare functions for their checks, but those within functions, which would be prepared at every call."""
+    """Prepare the checks, except of nested functions, which would be prepared at every call."""
     prepared = jaxtyped(typechecker=typechecker)
     return lambda made: made if "<locals>" in getattr(made, "__qualname__", "") else prepared(made)
 
@@ -47,7 +49,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
-    """Draw the weights of every test's networks from the same seed, and leave torch's global state alone."""
+    """Seed the weights of each test's networks, and restore torch's global state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -67,9 +69,10 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Leave annotations unchecked: to see what a mistake is answered with that a type checker would find.
+    """Leave annotations unchecked, to test the error for a mistake that a type checker would find.
 
-    Tests of long runs do without the checks too, which take as long as the runs; each part has tests that are checked.
+    Tests of long runs go without the checks too, which take as long as the runs; each part has
+    tests that are checked.
     """
     jaxtyping.config.update("jaxtyping_disable", True)
     yield

@@ -1,8 +1,9 @@
 """The papers, naively: one image, one class, one channel at a time, in the order of the text.
 
-CIFS: Yan et al., ICML 2021 (arXiv 2102.05311). CAS: Bai et al., ICLR 2021 (arXiv 2103.08307). PGD: Madry et al., ICLR
-2018 (arXiv 1706.06083). FGSM: Goodfellow et al., ICLR 2015 (arXiv 1412.6572). Nothing here is fast or shares code with
-channelscope: the fast code is compared with it in float64.
+CIFS: Yan et al., ICML 2021 (arXiv 2102.05311). CAS: Bai et al., ICLR 2021 (arXiv 2103.08307).
+PGD: Madry et al., ICLR 2018 (arXiv 1706.06083). FGSM: Goodfellow et al., ICLR 2015
+(arXiv 1412.6572). Nothing here is fast or shares code with channelscope: the fast code is compared
+with it in float64.
 """
 
 import math
@@ -32,14 +33,14 @@ def importance(g: Tensor, imgf: str) -> Tensor:
 
 
 def mask_share(mask: Tensor) -> float:
-    """Give the participation ratio of one image's mask m (c,): (sum of |m|)^2 / (c * sum of m^2); 0 of nothing."""
+    """Return the participation ratio of a mask m (c,): (sum |m|)^2 / (c * sum m^2), or 0."""
     values = [abs(value) for value in mask.tolist()]
     squares = sum(value**2 for value in values)
     return sum(values) ** 2 / (len(values) * squares) if squares else 0.0
 
 
 def chosen_logits(p: Tensor, k: int, label: int | None) -> list[int]:
-    """Choose the k largest logits; the label, where there is one, takes the place of the largest."""
+    """Choose the k largest logits; the label, if there is one, takes the place of the largest."""
     order = sorted(range(len(p)), key=lambda t: -p[t].item())
     first = order[0] if label is None else label
     return [first, *order[1:k]]
@@ -55,8 +56,9 @@ def gate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give z * m, the probe logits and the masks m; labels only in training.
 
-    The relevance is the gradient of the chosen logits with respect to a copy of z that is cut from the graph, or to z
-    itself without ``detach``; as it is kept in a graph of its own, a loss of the mask is differentiated twice.
+    The relevance is the gradient of the chosen logits with respect to a copy of z that is cut from
+    the graph, or to z itself without ``detach``; as it is kept in a graph of its own, a loss of the
+    mask is differentiated twice.
     """
     features, logits, masks = [], [], []
     for i in range(len(z)):
@@ -105,7 +107,7 @@ def project(x: Tensor, origin: Tensor, eps: float, norm: str) -> Tensor:
 
 
 def direction(loss: Loss, x: Tensor, label: int, norm: str) -> Tensor:
-    """Give the steepest ascent of one image's loss: the sign, or the unit vector, of its gradient."""
+    """Return the steepest ascent of an image's loss: its gradient's sign or unit vector."""
     x = x.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(x.unsqueeze(0), label), x)
     return (
@@ -143,7 +145,7 @@ def pgd(
 
 
 def random_starts(images: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
-    """Draw a point of each image's ball: uniform in each pixel, or a uniform direction at radius eps u^(1/d)."""
+    """Draw a point of each image's ball: uniform pixels, or a direction at radius eps u^(1/d)."""
     draws = {"generator": generator, "dtype": images.dtype}
     if norm == "inf":
         return (2 * torch.rand(images.shape, **draws) - 1) * eps
@@ -170,7 +172,7 @@ def channel_statistics(
     classes: int,
     threshold: float = 0.01,
 ) -> dict[str, list[list[float]]]:
-    """Give count, magnitude, variance and frequency by class and channel; NaN for a class without images."""
+    """Return count, magnitude, variance, frequency by class and channel; NaN without images."""
     found: dict[str, list[list[float]]] = {
         "count": [],
         "magnitude": [],
@@ -209,7 +211,7 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def ranks(values: Sequence[float]) -> list[float]:
-    """Rank from 1 up: one more than the number of smaller values, and tied values share their mean rank."""
+    """Rank from 1 up: one more than the number of smaller values; ties share their mean rank."""
     return [
         1
         + sum(other < value for other in values)
@@ -237,7 +239,7 @@ def nr_share(magnitude: Sequence[float], relevance: Sequence[float]) -> float:
 
 
 def uniformity(frequency: Sequence[float]) -> float:
-    """Give the entropy of the frequencies as shares of their sum, over the largest that so many channels can have."""
+    """Return the entropy of the frequencies as shares of their sum, over its largest value."""
     whole = math.fsum(frequency)
     if not whole or len(frequency) == 1:
         return math.nan
@@ -246,7 +248,7 @@ def uniformity(frequency: Sequence[float]) -> float:
 
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Give the Jaccard index of the sets of channels whose relevance to one and to the other class is positive."""
+    """Return the Jaccard index of the channels that are relevant (> 0) to one and other class."""
     sets = [{c for c, g in enumerate(relevance) if g > 0} for relevance in (one, other)]
     return _share(len(sets[0] & sets[1]), len(sets[0] | sets[1]))
 
@@ -254,7 +256,7 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
 def flow(
     natural: Sequence[Sequence[float]], adversarial: Sequence[Sequence[float]], threshold: float
 ) -> list[dict[str, float]]:
-    """Give by channel, of pairs of images, the mean change, and the shares on which it is silenced and awakened."""
+    """Return by channel, of pairs of images, mean change and the shares silenced and awakened."""
     found = []
     for c in range(len(natural[0])):
         states = [
@@ -273,7 +275,7 @@ def flow(
 
 
 def false_discovery(p: Sequence[float]) -> list[float]:
-    """Give the q of Benjamini and Hochberg: of all levels alpha at which the step-up rule rejects a test, the least.
+    """Return the q of Benjamini and Hochberg: the least level at which step-up rejects a test.
 
     The rule rejects the k tests of the smallest p, k the largest number with p_(k) <= alpha k / m.
     """
@@ -285,11 +287,11 @@ def false_discovery(p: Sequence[float]) -> list[float]:
     ]
 
 
-# ---------------- gates of the literature: FSR (arXiv 2303.13846), EAS (2202.11898), KAP (2210.00062)
+# ---------------- gates of the literature: FSR (2303.13846), EAS (2202.11898), KAP (2210.00062)
 
 
 def three_convolutions(z: Tensor, weights: Mapping[str, Tensor], train: bool) -> Tensor:
-    """Give three 3x3 convolutions, BatchNorm and ReLU between; weights by the place of each part in a sequence."""
+    """Apply three 3x3 convolutions, BatchNorm and ReLU between; weights are named by place."""
     for place in (0, 3):
         z = torch.conv2d(z, weights[f"{place}.weight"], padding=1)
         norm = {
@@ -315,7 +317,7 @@ def gumbel_softmax(r: Tensor, g1: Tensor, g2: Tensor, tau: float) -> Tensor:
 def separate_and_recalibrate(
     z: Tensor, weights: Mapping[str, Tensor], tau: float, noise: tuple[Tensor, Tensor] | None
 ) -> dict[str, Tensor]:
-    """Give FSR's features, mask and the logits of its three parts; Gumbel noise, a pair, only in training."""
+    """Return FSR's features, mask and its three parts' logits; Gumbel noise only in training."""
     inside = {
         part: {
             key.removeprefix(f"{part}."): value
@@ -379,7 +381,7 @@ def sheet(channels: int) -> tuple[int, int]:
 
 
 def average_kernels(z: Tensor, pool: int) -> Tensor:
-    """Give KAP of features (n, c, h, w): channel by channel, the mean of its neighbours in the sheet."""
+    """Return KAP of features (n, c, h, w): each channel is the mean of its sheet neighbours."""
     _, columns = sheet(z.shape[1])
     places, reach, pooled = [divmod(c, columns) for c in range(z.shape[1])], (pool - 1) // 2, []
     for row, column in places:
@@ -392,7 +394,7 @@ def average_kernels(z: Tensor, pool: int) -> Tensor:
     return torch.stack(pooled, 1)
 
 
-# ---------------------------------------------------------------- friendly attacks and folded networks
+# ---------------------------------------------------------- friendly attacks and folded networks
 
 
 def friendly_pgd(
@@ -408,7 +410,7 @@ def friendly_pgd(
     norm: str,
     starts: Tensor,
 ) -> Tensor:
-    """Follow Algorithm 1 of FAT (Zhang et al., ICML 2020, arXiv 2002.11242), PGD-K-tau, for each image."""
+    """Follow Algorithm 1 of FAT, PGD-K-tau (Zhang et al., ICML 2020, arXiv 2002.11242)."""
     found = []
     for origin, start, label in zip(images, starts, labels, strict=True):
         x, left, patience = project(origin + start, origin, eps, norm), steps, tau
@@ -424,7 +426,7 @@ def friendly_pgd(
 
 
 def apgd_checkpoints(steps: int) -> list[int]:
-    """Give w_j = ceil(p_j N), section 3.1 of Croce & Hein (ICML 2020, arXiv 2003.01690): p_1 = 0.22 and so on."""
+    """Return w_j = ceil(p_j N), section 3.1 of Croce & Hein (ICML 2020, arXiv 2003.01690)."""
     p = [Fraction(0), Fraction(22, 100)]
     while p[-1] <= 1:
         p.append(p[-1] + max(p[-1] - p[-2] - Fraction(3, 100), Fraction(6, 100)))
@@ -443,7 +445,7 @@ def apgd(
     starts: Tensor,
     rho: float = 0.75,
 ) -> Tensor:
-    """Follow Algorithm 1 of Croce & Hein for each image, to the first point that the network takes for another class.
+    """Follow Algorithm 1 of Croce & Hein for each image, up to the first misclassified point.
 
     The k-th point is judged at a checkpoint once it is known, as in the authors' code.
     """
@@ -486,7 +488,7 @@ def normal_starts(images: Tensor, spread: float, generator: torch.Generator) -> 
 
 @torch.no_grad()
 def folded_convolution(convolution: nn.Conv2d, batchnorm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Give the weight and the bias of the convolution that does the work of both in eval mode, channel by channel."""
+    """Return weight and bias of the convolution that equals both in eval mode, by channel."""
     weights, biases = [], []
     for c in range(convolution.out_channels):
         deviation = math.sqrt(float(batchnorm.running_var[c]) + batchnorm.eps)
@@ -498,7 +500,7 @@ def folded_convolution(convolution: nn.Conv2d, batchnorm: nn.BatchNorm2d) -> tup
     return torch.stack(weights), torch.tensor(biases, dtype=convolution.weight.dtype)
 
 
-# ---------------------------------------------------------------- training losses, one image and one head at a time
+# --------------------------------------------- training losses, one image and one head at a time
 
 
 def log_probabilities(logits: Tensor) -> list[Tensor]:
@@ -513,7 +515,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def smoothed_cross_entropy(logits: Tensor, label: int, smoothing: float) -> Tensor:
-    """Give -sum_k t_k log p_k, t the one-hot label mixed with the uniform distribution (Szegedy et al., 2016)."""
+    """Return -sum_k t_k log p_k, t the label mixed with a uniform one (Szegedy et al., 2016)."""
     k = len(logits)
     targets = [(1 - smoothing) * (index == label) + smoothing / k for index in range(k)]
     return -sum(t * log_p for t, log_p in zip(targets, log_probabilities(logits), strict=True))
@@ -522,7 +524,7 @@ def smoothed_cross_entropy(logits: Tensor, label: int, smoothing: float) -> Tens
 def trades(
     natural: Tensor, adversarial: Tensor, label: int, trade_off: float, smoothing: float = 0.0
 ) -> Tensor:
-    """Give the loss of TRADES (Zhang et al., ICML 2019): CE(f(x), y) + KL(f(x) || f(x')) / lambda."""
+    """Return TRADES (Zhang et al., ICML 2019): CE(f(x), y) + KL(f(x) || f(x')) / lambda."""
     return smoothed_cross_entropy(natural, label, smoothing) + trade_off * divergence(
         natural, adversarial
     )
@@ -531,7 +533,7 @@ def trades(
 def mart(
     natural: Tensor, adversarial: Tensor, label: int, trade_off: float, smoothing: float = 0.0
 ) -> Tensor:
-    """Give the loss of MART (Wang et al., ICLR 2020): BCE(p(x'), y) + lambda KL(p(x) || p(x')) (1 - p_y(x))."""
+    """Return MART (Wang et al., 2020): BCE(p(x'), y) + lambda KL(p(x) || p(x')) (1 - p_y(x))."""
     of_natural, of_adversarial = (
         [torch.exp(value) for value in log_probabilities(logits)]
         for logits in (natural, adversarial)
@@ -545,7 +547,7 @@ def mart(
 def of_all_heads(
     first: Tensor, gates: Sequence[Sequence[Tensor]], beta: float, scaled: bool
 ) -> Tensor:
-    """Add up the losses of the network's own head and of each gate's, as the joint loss of CIFS does."""
+    """Add the losses of the network's own head and of each gate's: the joint loss of CIFS."""
     loss = first
     for gate in gates:
         for head in gate:
@@ -557,7 +559,7 @@ def of_all_heads(
 
 
 def hsic(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
-    """Give the unbiased HSIC of linear kernels as the U-statistic that it is (Song et al., JMLR 2012, theorem 3).
+    """Return the unbiased HSIC of linear kernels, a U-statistic (Song et al., 2012, theorem 3).
 
     The mean over all ways to choose four images i, j, q, r of K_ij (M_ij + M_qr - 2 M_iq).
     """
@@ -572,12 +574,12 @@ def hsic(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
 
 
 def cka(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float:
-    """Give CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) (Kornblith et al., ICML 2019, arXiv 1905.00414)."""
+    """Return CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) (Kornblith et al., ICML 2019)."""
     return hsic(a, b) / math.sqrt(hsic(a, a) * hsic(b, b))
 
 
 def best_match(correlations: Sequence[Sequence[float]]) -> float:
-    """Give the largest sum of correlations of any way to pair the rows with as many columns, or the other way round."""
+    """Return the largest sum of correlations over all pairings of rows with columns."""
     rows, columns = len(correlations), len(correlations[0])
     if rows > columns:
         return best_match(list(zip(*correlations, strict=True)))
@@ -597,9 +599,10 @@ def ablation(
     labels: Sequence[int],
     values: Sequence[Sequence[float]],
 ) -> list[list[float]]:
-    """Give, for each image and channel, the fall of its class's logit when the channel has the value everywhere.
+    """Return by image and channel the fall of the class's logit if the channel has the value.
 
-    ``rest`` is the network behind the features (n, c, ...), for one image at a time; ``values`` are by image, channel.
+    ``rest`` is the network behind the features (n, c, ...), for one image at a time; ``values`` are
+    by image, channel, and are put everywhere in the channel.
     """
     found = []
     for z, label, row in zip(features, labels, values, strict=True):
@@ -644,11 +647,11 @@ def intervened(
     steps: int,
     oracle: bool,
 ) -> tuple[list[bool], list[bool]]:
-    """Tell which images are right, and which are robust, without the first ``count`` channels of a class's ranking.
+    """Return which images are right, and which robust, without a class's ``count`` top channels.
 
-    The class is the answer of the network untouched to the very image, or the true label of an oracle. Robust are the
-    images that are right as they are, as PGD on the network untouched leaves them, and all the way of PGD on the one
-    that goes without the channels; both start at the image.
+    The class is the answer of the network untouched to the very image, or the true label of an
+    oracle. Robust are the images that are right as they are, as PGD on the network untouched leaves
+    them, and all the way of PGD on the one that goes without the channels; both start at the image.
     """
 
     def untouched(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The binarisation test: strong attacks pass it, weak ones and masked networks fail, readouts keep their word."""
+"""The binarisation test: strong attacks pass, weak ones and masked networks fail."""
 
 from typing import Any
 

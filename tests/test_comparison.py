@@ -1,4 +1,4 @@
-"""Results: the numbers against naive ones, networks of any kind left as found, and folders that stay whole."""
+"""Comparisons: numbers against naive ones, networks left unchanged, folders that stay whole."""
 
 import math
 from collections.abc import Callable
@@ -146,7 +146,7 @@ def naive_activations(network: nn.Module, layer: str, x: Tensor) -> list[list[fl
 
 
 def naive_gradient(network: nn.Module, layer: str, x: Tensor, y: Tensor) -> list[list[float]]:
-    """Take image by image the gradient of the label's logit with respect to each channel, summed over space."""
+    """Return each image's gradient of its label's logit by channel, summed over space."""
     rows = []
     for image, label in zip(x, y.tolist(), strict=True):
         features, logits = naive_features(network, layer, image[None])
@@ -168,7 +168,7 @@ def close(values: list[float], expected: list[float], tolerance: float = 1e-5) -
 
 @pytest.mark.parametrize("arch", ["resnet10", "wrn-10-1"])
 def test_the_tables_agree_with_naive_ones(arch: str) -> None:
-    """Natural and adversarial magnitude and frequency, relevance, alignment and accuracy, one network, two layers."""
+    """Magnitude, frequency, relevance, alignment and accuracy of one network, two layers."""
     network, (x, y) = networks.resnet(arch), images(18)
     last = "layer4" if arch == "resnet10" else "features"
     layers = ["layer2", last]
@@ -362,7 +362,7 @@ def test_gated_and_plain_networks_mix() -> None:
 
 
 def test_gates_are_attacked_with_the_gradient_through_their_masks() -> None:
-    """Detached masks hide part of the gradient: a comparison is the same whether the network's are or not."""
+    """Detached masks hide part of the gradient: a comparison is the same with and without."""
     torch.manual_seed(1)
     one = gated(detach=True)
     torch.manual_seed(1)

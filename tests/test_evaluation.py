@@ -1,4 +1,4 @@
-"""Evaluations: attacks, the worst case, what is dropped, what is kept, and going on after a kill."""
+"""Evaluations: attacks, the worst case, what is dropped, what is kept, resuming after a kill."""
 
 import dataclasses
 import json
@@ -164,7 +164,7 @@ def test_networks_and_randomness_are_left_as_found() -> None:
 
 
 def test_suites() -> None:
-    """Each suite has its attacks; gated networks get more; whatever is asked for twice is made once."""
+    """Each suite has its attacks; gated networks get more; an attack named twice is made once."""
     gated, plain = cs.load(trained("cifs")), cs.load(trained("at"))
 
     def names(network: nn.Module, *wanted: str, **options: Any) -> list[str]:
@@ -518,7 +518,7 @@ FOUND_OUT = ("saturated logits", "quantised input", "detached purification", "ra
 def test_masked_network_is_warned_of_and_broken(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A warning fires, what revealed it is run on all images, and the worst case is below half of plain PGD-20."""
+    """A warning's attack is run on all images; the worst case is below half of plain PGD-20."""
     monkeypatch.setattr(
         "channelscope.data.blocks.MOST", 128
     )  # as in earnest: a random network draws by the block

@@ -1,4 +1,4 @@
-"""Gradient masking: every network built to mask is found out, no honest one is accused, and nothing is left behind."""
+"""Gradient masking: networks built to mask are detected, honest ones not, nothing is changed."""
 
 import copy
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def names(checks: Checks) -> set[str]:
 
 
 def standing(network: nn.Module, attack: Attack) -> float:
-    """Give the share that an attack leaves, by the majority of five answers, as a network may be random."""
+    """Return robust accuracy by the majority of five answers, as a network may be random."""
     x, y = digits(IMAGES)
     adversarial = attack(network, x, y, torch.Generator().manual_seed(1))
     votes = torch.stack([find_correct(network, adversarial, y) for _ in range(5)])

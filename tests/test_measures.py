@@ -1,4 +1,4 @@
-"""Alignment: the papers' measures to the last tie, intervals that hold their estimate, verdicts by where these lie."""
+"""Alignment: the papers' measures to the last tie, and intervals that hold their estimate."""
 
 import math
 from collections.abc import Callable

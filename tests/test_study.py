@@ -90,9 +90,12 @@ def test_what_is_kept_is_what_the_network_makes_of_each_block(
         generators = make_generators(0, attack_name(attack), rows.tolist())
         x_adv = attack(network, x[rows], y[rows], generators)
         for data, shown in (("natural", x[rows]), ("adversarial", x_adv)):
-            with eval_mode(network), torch.no_grad():
-                with capture_activations(network, "2", "4") as activations:
-                    logits = network(shown)
+            with (
+                eval_mode(network),
+                torch.no_grad(),
+                capture_activations(network, "2", "4") as activations,
+            ):
+                logits = network(shown)
             assert (study.answers("plain", data)[rows] == logits.argmax(1).numpy()).all()
             for layer in ("2", "4"):
                 kept = study.activations("plain", layer, data)[rows]

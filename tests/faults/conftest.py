@@ -1,4 +1,4 @@
-"""What the faults share: a machine that runs commands, data and networks, undisturbed results, and the record."""
+"""Fixtures of the faults: a machine for commands, data, networks, undisturbed results, a record."""
 
 import itertools
 import json
@@ -151,7 +151,7 @@ class Place:
         return self.whole[words]
 
     def earlier(self, command: Command, folder: Path) -> Outcome:
-        """Put another result of the command where it writes, if it may lie there; give what is there."""
+        """Put another result where the command writes, if allowed; return what is there."""
         if command.earlier:
             wanted, _ = self.undisturbed(command.earlier)
             ended = self.machine.run(command.earlier, folder)

@@ -1,4 +1,4 @@
-"""Runs of the command line that can be killed and troubled, quick to start: the client of ``faults.server``."""
+"""Runs of the command line that can be killed and troubled: the client of ``faults.server``."""
 
 import json
 import os
@@ -17,7 +17,7 @@ PATIENCE = 600.0  # seconds, after which a run counts as hanging
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: exit status (a signal's negative number), what it printed, how long it took."""
+    """How a run ended: exit status (a signal's number negated), what it printed, its duration."""
 
     status: int
     out: str
@@ -58,7 +58,7 @@ class Machine:
         *troubles: Sequence[Any],
         environment: dict[str, str] | None = None,
     ) -> "Run":
-        """Start a command in a folder, with troubles: the name of a function in ``troubles`` and its arguments."""
+        """Start a command in a folder, with troubles: functions of ``troubles`` with arguments."""
         self.runs += 1
         names = {name: str(self.folder / f"{self.runs}.{name}") for name in ("stdout", "stderr")}
         for name in names.values():  # a run may be killed before it has done anything
@@ -99,7 +99,7 @@ class Run:
     begun: float
 
     def kill_after(self, seconds: float) -> Ended:
-        """Kill the command and its processes (``kill -9``) at a moment, unless it has ended before."""
+        """Kill the command and its processes (``kill -9``) after a time, unless they have ended."""
         end = self.begun + seconds
         while (ended := self.look()) is None and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.02))

@@ -1,7 +1,7 @@
-"""Runs of the command line, each in a fork of one process that has imported everything: ``python -m faults.server``.
+"""Run commands in forks of one process that has imported everything: ``python -m faults.server``.
 
-Reads requests from its standard input, a line of JSON each, and answers each with a line. What is to go wrong in a run
-is done to the child, before its command begins.
+Reads requests from its standard input, a line of JSON each, and answers each with a line. What is
+to go wrong in a run is done to the child, before its command begins.
 """
 
 import importlib
@@ -16,7 +16,8 @@ import torch
 
 from faults import troubles
 
-# All that commands import late; nothing of it computes, so no pool of threads is there to be lost in the fork.
+# All that commands import late; nothing of it computes, so no pool of threads is there to be lost
+# in the fork.
 MODULES = [
     "channelscope.cli",
     "channelscope.sweeps",

@@ -1,4 +1,4 @@
-"""A clock that jumps, by up to a year and back: the same results, and no time below nothing in a log."""
+"""A clock that jumps, by up to a year and back: the same results, and no negative time in a log."""
 
 import csv
 from pathlib import Path

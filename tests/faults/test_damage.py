@@ -1,4 +1,4 @@
-"""Files with a bit flipped or their end cut off: the same is read from them, or one sentence says what is damaged."""
+"""Files with a bit flipped or their end cut off: read alike, or refused in one sentence."""
 
 import random
 import shutil
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from channelscope.comparison import Comparison
-from channelscope.data import load
 from channelscope.evaluation import Evaluation
 from channelscope.evaluation.progress import Progress
 from channelscope.intervention import Interventions
+
+from channelscope.data import load
 from channelscope.sweeps.record import read_record
 from channelscope.training import Recipe, train
 from channelscope.weights import Checkpoint
@@ -189,7 +189,7 @@ def outcome_of_bytes(folder: Path) -> dict[str, bytes]:
 def test_a_damaged_recipe_does_not_go_on_with_a_run(
     kills: int, fault_seed: int, place: Place, record: Record, tmp_path: Path
 ) -> None:
-    """A recipe is the user's text: another number is another recipe, which the run's own settings tell."""
+    """A recipe is the user's text: another number is another recipe, as the run's settings say."""
     recipe, path, out = (
         Recipe.named("digits-resnet18-cifs"),
         tmp_path / "mine.toml",

@@ -1,4 +1,4 @@
-"""A disk that is full, or closed: one sentence, nothing half written; with room, the run goes on to the same result."""
+"""A disk that is full or closed: one sentence, nothing half written, and the run can go on."""
 
 import random
 import subprocess
@@ -43,7 +43,7 @@ def refused(ended: Ended, *words: str) -> None:
 
 
 def nothing_lost(folder: Path, before: Outcome, command: Command) -> None:
-    """Assert that what was there before is there, and that nothing lies beside it but what a run goes on from."""
+    """Assert that what was there is there, with nothing beside it but what a run goes on from."""
     found = {name: held for name, held in outcome(folder).items() if name != "filler"}
     assert not [name for name in found if Path(name).name.startswith(".")]
     if command.earlier:

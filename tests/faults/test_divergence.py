@@ -1,4 +1,4 @@
-"""A loss that is no number in mid-training: the run stops, names the step, and keeps the last good checkpoint."""
+"""A loss that is no number: the run stops, names the step and keeps the last good checkpoint."""
 
 import re
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_a_loss_that_is_no_number(kind: str, step: int, place: Place, record: Re
 
 @pytest.mark.parametrize("kind", ["gated", "plain"])
 def test_gradients_that_are_no_numbers(kind: str, place: Place, record: Record) -> None:
-    """They spoil the weights, and so the next step's loss, or what is kept at the end of the epoch."""
+    """They spoil the weights, and so the next step's loss or the checkpoint of the epoch."""
     said = "The loss is no longer a number in epoch 2, at step 2 of 3"
     stopped_and_gone_on(place, KINDS[kind], 1, said, 4, 4, "gradients")
     stopped_and_gone_on(
@@ -68,7 +68,8 @@ def test_half_precision_leaves_out_a_step_whose_gradients_are_no_numbers(
 
 
 def test_half_precision_whose_gradients_are_never_numbers(place: Place, record: Record) -> None:
-    # At which step depends on how many of the first ones the processor's own half precision overflows at.
+    # At which step depends on how many of the first ones the processor's own half precision
+    # overflows at.
     said = "The gradients are no longer numbers, however scaled, in epoch 10, at step [123] of 3"
     folder = stopped(place, HALF, 9, said, 4, 999, "gradients")
     assert (

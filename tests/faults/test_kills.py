@@ -1,14 +1,14 @@
-"""``kill -9`` at random moments: the run killed again and again ends with the undisturbed result, to the byte."""
+"""``kill -9`` at random moments: a run killed repeatedly ends with the undisturbed result."""
 
 import random
 import signal
 from pathlib import Path
 
 import pytest
-
 from channelscope.comparison import Comparison
 from channelscope.evaluation import Evaluation
 from channelscope.intervention import Interventions
+
 from faults.conftest import Place, Record
 from faults.machine import Ended
 from faults.work import COMMANDS, Command, Outcome, different, outcome
@@ -41,7 +41,7 @@ def test_a_run_that_is_killed_ends_with_the_undisturbed_result(
 def killed(
     name: str, folder: Path, before: Outcome, times: int, chance: random.Random, place: Place
 ) -> int:
-    """Start a command and kill it, as often as said or until it comes to its end; give the number of kills."""
+    """Start and kill a command, up to a number of times or to its end; return the kills."""
     command = COMMANDS[name]
     for kill in range(times):
         ended = killed_once(command, folder, chance, place)
@@ -54,7 +54,7 @@ def killed(
 
 
 def killed_once(command: Command, folder: Path, chance: random.Random, place: Place) -> Ended:
-    """Start a command and kill it: at some moment of the time that it takes, or just as it does something to files."""
+    """Start a command and kill it at some moment, or just as it does something to files."""
     if chance.random() < 0.5:
         _, whole = place.undisturbed(command.words)
         moment = chance.uniform(0, whole.seconds)
@@ -78,7 +78,7 @@ def operations(command: Command, place: Place) -> int:
 
 
 def check_readable(name: str, folder: Path, before: Outcome, place: Place) -> None:
-    """Look at what is there after a kill: what is read is the earlier result or the new one, whole."""
+    """Check that what is read after a kill is the earlier result or the new one, whole."""
     command = COMMANDS[name]
     if name not in READERS or not before:
         return

@@ -1,4 +1,4 @@
-"""No memory, in one process alone, in one of two, in one that reads images: one sentence, and the run goes on."""
+"""No memory, in one process, in one of two, in an image reader: one sentence; the run goes on."""
 
 import random
 import signal
@@ -50,7 +50,7 @@ def test_no_memory_at_some_point(case: str, place: Place, record: Record) -> Non
 def test_a_limit_of_the_memory(
     name: str, kills: int, fault_seed: int, place: Place, record: Record
 ) -> None:
-    """The system refuses memory wherever it happens to be asked; compiled code may crash over that, which is a kill."""
+    """The system refuses memory at any request; if compiled code crashes, that counts as a kill."""
     command, chance = COMMANDS[name], random.Random(f"{fault_seed} memory {name}")
     whole, _ = place.undisturbed(command.words)
     for _ in range(max(1, kills // 5)):
@@ -105,8 +105,9 @@ def test_a_process_that_reads_images_is_killed(place: Place, record: Record) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0].numpy()).save(path)
     words = (
-        "evaluate", "--models", "../at.pt", "--data", "imagefolder:../images", "--stream", "--attacks", "fgsm",
-        "--checks", "0", "--eps", "0.1", "--batch-size", "4", "--out", "e", "--device", "cpu", "-q",
+        "evaluate", "--models", "../at.pt", "--data", "imagefolder:../images", "--stream",
+        "--attacks", "fgsm", "--checks", "0", "--eps", "0.1", "--batch-size", "4", "--out", "e",
+        "--device", "cpu", "-q",
     )  # fmt: skip
     whole, _ = place.undisturbed(words)
     ended = place.machine.run(words, folder, ("killed_reader", 1))

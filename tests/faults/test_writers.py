@@ -1,4 +1,4 @@
-"""Two runs that write to one place: one works, and the other says so, before it has done anything."""
+"""Two runs that write to one place: one works, and the other says so before it does anything."""
 
 import os
 import signal

@@ -29,7 +29,7 @@ FILE_EVENTS = {
 
 
 def kill_at_file_operation(number: int, folder: str) -> None:
-    """Let the system kill the process at its NUMBER-th operation on files in a folder, counted from 1."""
+    """Kill the process at its NUMBER-th operation on files in a folder, counted from 1."""
     seen = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -60,7 +60,7 @@ def file_limit(size: int) -> None:
 
 
 def failing_flush(number: int, code: int) -> None:
-    """Let the NUMBER-th file that is to be safe on disk fail with an error of the system's, and all after it."""
+    """Let the NUMBER-th flush of a file to disk, and all after it, fail with a system error."""
     fsync, calls = os.fsync, 0
 
     def refuse(handle: int) -> None:
@@ -74,7 +74,7 @@ def failing_flush(number: int, code: int) -> None:
 
 
 def few_figures(number: int) -> None:
-    """Let only some kinds of a comparison's figures be drawn: all are written alike, and most of the time is theirs."""
+    """Draw only some kinds of a comparison's figures: all are written alike, and they take long."""
     from channelscope.figures import catalogue
 
     _replace(catalogue.KINDS, catalogue.KINDS[:number])
@@ -86,7 +86,7 @@ def full_disk(number: int) -> None:
 
 
 def jumping_clock(seed: int) -> None:
-    """Let the clock of the wall jump by up to a year, forwards and back, at every other look at it."""
+    """Let the wall clock jump by up to a year, forwards and back, at every other reading."""
     chance, now, now_ns = random.Random(seed), time.time, time.time_ns
     shift = 0.0
 
@@ -117,11 +117,14 @@ def little_memory(more: int) -> None:
 
 
 def no_memory_at_step(number: int, rank: int, kind: str) -> None:
-    """Let the NUMBER-th step of training, in one of several processes, find no memory: as Python says it, or torch."""
+    """Let a step of training, in one process, find no memory, with Python's error or torch's."""
     from channelscope.training import engine
 
     step, calls = engine._step, 0
-    words = "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB"
+    words = (
+        "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 9 GB"
+    )
 
     def short(*given: Any) -> torch.Tensor:
         nonlocal calls
@@ -150,7 +153,7 @@ def no_memory_at_batch(number: int) -> None:
 
 
 def nan_at_steps(first: int, last: int, what: str) -> None:
-    """Let something be no number at some steps of training, counted from 1: the loss, or the gradients alone."""
+    """Let the loss, or the gradients alone, be NaN at some steps of training, counted from 1."""
     from channelscope.training import engine
 
     backward, calls = engine._backward, 0

@@ -1,4 +1,4 @@
-"""The commands whose runs are disturbed, the smallest that there are, and what their results come to."""
+"""The commands whose runs are disturbed, as small as possible, and how to read their results."""
 
 import csv
 import io
@@ -46,8 +46,8 @@ TRAIN = Command(
     "net.pt",
 )
 EVALUATE = _measuring(
-    "evaluate", "e", "--attacks", "fgsm", "pgd-3", "--checks", "0", "--eps", "0.1", "--batch-size", "4",
-    "--save-adversarial",
+    "evaluate", "e", "--attacks", "fgsm", "pgd-3", "--checks", "0", "--eps", "0.1",
+    "--batch-size", "4", "--save-adversarial",
 )  # fmt: skip
 COMPARE = _measuring("compare", "c", "--attack", "pgd-2", "--attacks", "fgsm", "--replicates", "20")
 SWEEP = Command(
@@ -90,7 +90,7 @@ COMMANDS = {
 
 
 def outcome(folder: Path) -> Outcome:
-    """Read everything in a folder, hidden files too, but for times of the clock and what follows from them."""
+    """Read all files of a folder, hidden ones too, without clock times and what depends on them."""
     found: Outcome = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

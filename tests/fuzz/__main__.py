@@ -1,7 +1,8 @@
-"""Feed everything that is read with files that are wrong: ``make fuzz``, or ``python tests/fuzz --help``.
+"""Feed every reader with wrong files: ``make fuzz``, or ``python tests/fuzz --help``.
 
-Each input is read in a process that is watched: the reader gives a value that can be used, or refuses in one sentence;
-in five seconds, within a gigabyte; and nothing is run, written or followed out of the folder.
+Each input is read in a process that is watched: the reader gives a value that can be used, or
+refuses in one sentence; in five seconds, within a gigabyte; and nothing is run, written or
+followed out of the folder.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def tasks(names: list[str], inputs: int, seed: int, generators: tuple[str, ...])
 
 
 def work(targets: dict[str, Target], todo: Any, done: Any) -> None:
-    """Do tasks until there is none; of each report the outcomes, with the inputs of those that are not well."""
+    """Do tasks until there is none; report the outcomes of each, with the inputs that fail."""
     with watched(targets) as read:
         while (task := todo.get()) is not None:
             name, generator, count, number = task
@@ -186,7 +187,8 @@ def replay(files: list[str], here: bool) -> int:
             outcome = read(name, tree)
             bad += not outcome.well
             print(
-                f"{name}: {outcome.kind} in {outcome.seconds:.2f} s, {outcome.peak / 2**20:.0f} MB: {outcome.said}"
+                f"{name}: {outcome.kind} in {outcome.seconds:.2f} s, "
+                f"{outcome.peak / 2**20:.0f} MB: {outcome.said}"
             )
     return bool(bad)
 
@@ -232,7 +234,8 @@ def fuzz(args: argparse.Namespace) -> int:
     generators = GENERATORS if guided.available() and not args.quick else GENERATORS[:2]
     if "guided" not in generators and not args.quick:
         print(
-            "atheris is not installed, or not made for this Python: inputs by hypothesis and mutation alone."
+            "atheris is not installed, or not made for this Python: "
+            "inputs by hypothesis and mutation alone."
         )
     targets = all_targets()
     names = [name for name in targets if not args.only or name in args.only]
@@ -262,7 +265,8 @@ def fuzz(args: argparse.Namespace) -> int:
     made = record(rows, args.seed, time.monotonic() - start, args.jobs)
     print(table(rows))
     print(
-        f"{made['survived']:,} of {made['inputs']:,} inputs survived, in {made['seconds']} s, seed {args.seed}"
+        f"{made['survived']:,} of {made['inputs']:,} inputs survived, "
+        f"in {made['seconds']} s, seed {args.seed}"
     )
     if made["survived"] < made["inputs"]:
         print(f"Read one again with: python tests/fuzz --replay {FAILING.relative_to(ROOT)}/FILE")

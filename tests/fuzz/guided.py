@@ -1,7 +1,8 @@
-"""Inputs that coverage leads to: atheris (libFuzzer) changes a file so that lines run which no file before reached.
+"""Inputs guided by coverage: atheris (libFuzzer) changes a file to reach lines not yet run.
 
-It is an extra (``fuzz``): where it cannot be installed, the other generators do alone. It works in a process of its
-own, in which the readers run unwatched from outside: libFuzzer ends what hangs, the rest is seen from within.
+It is an extra (``fuzz``): where it cannot be installed, the other generators do alone. It works in
+a process of its own, in which the readers run unwatched from outside: libFuzzer ends what hangs,
+the rest is seen from within.
 """
 
 import gc
@@ -72,7 +73,7 @@ def run(name: str, target: Target, count: int, seed: int) -> Iterator[tuple[Outc
 
 
 class Guided:
-    """A target as libFuzzer sees it: a function of some bytes, the first of which says which file they are."""
+    """A target as libFuzzer sees it: a function of bytes, the first of which selects the file."""
 
     def __init__(self, target: Target, folder: Path) -> None:
         self.target, self.folder, self.place = target, folder, folder / "work"

@@ -1,4 +1,4 @@
-"""Valid files with bits flipped, parts cut out, doubled, moved or put in: as a bad disk or a liar makes them."""
+"""Valid files with bits flipped, or parts cut out, doubled, moved or inserted."""
 
 import random
 import zipfile

@@ -1,4 +1,4 @@
-"""Files that are well formed outside and wrong inside, drawn by hypothesis: one strategy for each kind of file."""
+"""Files well formed outside and wrong inside, drawn by hypothesis: one strategy for each kind."""
 
 import io
 import json
@@ -147,7 +147,7 @@ def _changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 @st.composite
 def edited(draw: st.DrawFn, value: Any, other: st.SearchStrategy[Any]) -> Any:
-    """Change up to three places of plain values: put something else there, take them away, or add to them."""
+    """Change up to three places of plain values: replace them, remove them, or add to them."""
     for _ in range(draw(st.integers(1, 3))):
         path = draw(pick(_paths(value)))
         at = value
@@ -577,7 +577,7 @@ def unzipped(content: bytes) -> list[tuple[str, bytes]]:
 
 
 def _lying(content: bytes, sizes: tuple[int, int], flags: int) -> bytes:
-    """Let the directory of an archive promise other sizes, or that its first member is encrypted."""
+    """Let an archive's directory promise other sizes, or that its first member is encrypted."""
     at = content.find(b"PK\1\2")
     altered = bytearray(content)
     if at >= 0:
@@ -588,7 +588,7 @@ def _lying(content: bytes, sizes: tuple[int, int], flags: int) -> bytes:
 
 @st.composite
 def zips(draw: st.DrawFn, content: bytes, member: Callable[[bytes], Bytes], stored: bool) -> bytes:
-    """Draw an archive from a valid one, a member changed, doubled, renamed, or packed in other ways."""
+    """Draw an archive with a member changed, doubled, renamed, or packed in other ways."""
     members = unzipped(content)
     index = draw(st.integers(0, len(members) - 1))
     name, inside = members[index]
@@ -710,7 +710,7 @@ def _global(module: str, name: str, arguments: bytes) -> bytes:
 
 
 def _folded(depth: int, width: int, kind: type = list) -> Any:
-    """Make a value of few parts that are in one another so often that writing it out would fill any memory."""
+    """Make a value of few parts, nested so often that writing it out would fill any memory."""
     value: Any = "x"
     for _ in range(depth):
         value = (
@@ -842,7 +842,7 @@ def _written(content: Any, legacy: bool) -> bytes:
 
 
 def pt_files(content: bytes) -> Bytes:
-    """Draw networks' files: other values and tensors in them, pickles that call, archives that lie."""
+    """Draw networks' files with other values and tensors, pickles that call, archives that lie."""
     known = torch.load(io.BytesIO(content), weights_only=True)
     values = st.builds(_written, edited(known, _odd()), pick([False, False, False, True]))
     payload = pick(PAYLOADS)
@@ -969,7 +969,7 @@ def _picture_bombs() -> tuple[bytes, ...]:
 
 
 def pictures(content: bytes) -> Bytes:
-    """Draw pictures that claim to be enormous, are of other kinds than their names say, or are cut short."""
+    """Draw pictures that claim to be enormous, have another kind than their name, or are cut."""
     bombs = st.deferred(lambda: pick(_picture_bombs()))
     cut = st.integers(0, len(content)).map(lambda length: content[:length])
     swapped = st.builds(
@@ -1036,7 +1036,7 @@ def of_file(name: str, content: bytes) -> Bytes:
 
 @st.composite
 def _elsewhere(draw: st.DrawFn, target: Target, tree: Tree) -> Tree:
-    """Put something else in the place of a file: a link out of the folder, a pipe, a folder, a file of a terabyte."""
+    """Replace a file by a link out of the folder, a pipe, a folder or a file of a terabyte."""
     name = draw(pick(list(tree.entries)))
     depth = name.count("/")
     outside = f"outside/{name.removeprefix('in/')}"

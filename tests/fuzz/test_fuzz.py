@@ -1,4 +1,4 @@
-"""The fuzzing itself: a few inputs for every reader, and proof that what a reader must not do is noticed."""
+"""The fuzzing itself: a few inputs for every reader, and proof that forbidden acts are noticed."""
 
 import json
 import mmap
@@ -117,7 +117,8 @@ from watch import watched
 targets = {{name: Target((), reader) for name, (reader, _) in test_fuzz.FAULTS.items()}}
 with watched(targets, seconds=1.0) as read:
     tree = Tree({{"in/x": b"x"}})
-    print(json.dumps({{name: read(name, Tree(tree.entries, name == "let in")).kind for name in targets}}))
+    kinds = {{name: read(name, Tree(tree.entries, name == "let in")).kind for name in targets}}
+    print(json.dumps(kinds))
 """
 
 

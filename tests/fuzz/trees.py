@@ -1,4 +1,4 @@
-"""An input: a few files, folders, links and pipes, as a value that can be written out, kept and read again."""
+"""An input: a few files, folders, links and pipes, as a value that can be written and kept."""
 
 import base64
 import contextlib
@@ -21,7 +21,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Special:
-    """What is no file: a "fifo", a "socket" or a "folder"; or a "locked" file, or a "sparse" one of a terabyte."""
+    """No plain file: "fifo", "socket", "folder", a "locked" or a "sparse" file of a terabyte."""
 
     kind: str
 
@@ -35,14 +35,15 @@ class Tree:
 
     Args:
         entries: by name, below the folder that holds all of it.
-        refuse: whether a reader must refuse it, whatever else it finds: it lies where nothing may be taken from.
+        refuse: whether a reader must refuse it, whatever else it finds: it lies where nothing may
+            be taken from.
     """
 
     entries: Mapping[str, Entry] = field(default_factory=dict)
     refuse: bool = False
 
     def write(self, place: Path) -> None:
-        """Make the files, in a fresh folder; what the system has no room for or no name for stays away."""
+        """Make the files in a fresh folder, except those the system has no room or no name for."""
         remove(place)
         place.mkdir()
         for name, entry in self.entries.items():

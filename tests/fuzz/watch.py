@@ -1,4 +1,4 @@
-"""Watch a reader read: in a process of its own, so that a hang or a kill is an outcome like any other."""
+"""Watch a reader in a process of its own, so that a hang or a kill is an outcome like any other."""
 
 import gc
 import multiprocessing
@@ -25,7 +25,8 @@ SECONDS = 5.0  # more is a hang
 MEMORY = 2**30  # bytes above what the process had
 LONGEST = 4000  # letters of a sentence: more is a screenful
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
-# What no reader does: it runs nothing, sends nothing, changes nothing. Of events of the interpreter (sys.addaudithook).
+# What no reader does: it runs nothing, sends nothing, changes nothing. Of events of the interpreter
+# (sys.addaudithook).
 FORBIDDEN = re.compile(
     r"os\.(system|exec|posix_spawn|spawn|fork|forkpty|startfile|putenv|kill|chmod|chown|link|symlink|mkdir|rmdir|"
     r"rename|remove|truncate|setxattr)|subprocess\.Popen|socket\.(connect|bind|getaddrinfo|sendto)|pickle\.find_class|"
@@ -146,7 +147,7 @@ def _judged(outcome: Outcome, tree: Tree) -> Outcome:
 
 
 def _wants_memory(error: BaseException | None) -> bool:
-    """Tell whether an error, or one behind it, is that the memory did not suffice; but for Python's own parser's."""
+    """Return whether an error, or its cause, is a lack of memory other than the parser's own."""
     while error is not None:
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
             frames = traceback.extract_tb(error.__traceback__)
@@ -163,9 +164,8 @@ def _place_of(error: BaseException) -> str:
         if "channelscope" in frame.filename
     ]
     last = frames[-1]
-    return f"{type(error).__name__}: {error} (at {Path(last.filename).name}:{last.lineno}, by {' '.join(ours[-3:])})"[
-        :600
-    ]
+    place = f"{Path(last.filename).name}:{last.lineno}, by {' '.join(ours[-3:])}"
+    return f"{type(error).__name__}: {error} (at {place})"[:600]
 
 
 def _status(name: str) -> int:
@@ -175,7 +175,7 @@ def _status(name: str) -> int:
 
 
 def _computed(pid: int) -> tuple[float, bool]:
-    """Give the seconds that a process has computed for, and whether it waits for something else than a processor."""
+    """Return a process's seconds of computing, and whether it waits for other than a processor."""
     try:
         state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -212,7 +212,7 @@ class Watched:
         self.ours: Connection | None = None
 
     def read(self, target: str, tree: Tree) -> Outcome:
-        """Give the outcome of an input; where the process does not live through it, the next gets another."""
+        """Return the outcome of an input; if the process dies of it, the next gets another."""
         if self.process is None:
             self._start()
         assert self.ours is not None
@@ -232,7 +232,7 @@ class Watched:
         return outcome
 
     def _answers(self) -> bool:
-        """Wait for an answer: so long as it computes, for that much computing; so long as it waits, for that time.
+        """Wait for an answer, within limits of computing time and of waiting time.
 
         Other programs on the machine, which may keep it waiting for a processor, do not count.
         """

@@ -1,4 +1,4 @@
-"""Small networks for the tests, well-behaved and not, and checks that a network is left as it was found."""
+"""Small networks for the tests, well-behaved and not, and checks that a network is unchanged."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ def images(
 
 
 def randomise_batchnorm(model: nn.Module) -> nn.Module:
-    """Give BatchNorm statistics other than those of a fresh network, and put the network in eval mode."""
+    """Set BatchNorm statistics that a fresh network does not have, and eval mode."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
@@ -36,7 +36,7 @@ def randomise_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def plain(channels: int = 1) -> nn.Sequential:
-    """Make the smallest CNN: convolution, BatchNorm, ReLU in place, twice, mean and a linear layer."""
+    """Make the smallest CNN: convolution, BatchNorm, in-place ReLU, twice, mean, linear layer."""
     parts = OrderedDict(
         conv1=nn.Conv2d(channels, 6, 3, padding=1),
         bn1=nn.BatchNorm2d(6),
@@ -203,7 +203,7 @@ def hooks(model: nn.Module) -> int:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Note everything about a network that looking at it must not change, and the global random state."""
+    """Return everything that an analysis must not change: of a network, and the random state."""
     tensors = [*model.parameters(), *model.buffers()]
     return {
         "modes": [module.training for module in model.modules()],
@@ -219,7 +219,7 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Assert that what is done inside leaves the network, and the global random state, as they were."""
+    """Assert that the block leaves the network and the global random state as they were."""
     before = snapshot(model)
     yield
     after = snapshot(model)
@@ -254,9 +254,10 @@ def margin_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def deciding(classes: int = 6) -> tuple[nn.Sequential, Tensor, Tensor, Tensor]:
-    """Make a network in which channel k alone speaks for class k and channel k + 1 alone against it, and its data.
+    """Make a network in which only channel k speaks for class k, only k + 1 against it; and data.
 
-    Of an image of class k these two channels are bright, the others dark. Also give the sign of each (class, channel).
+    Of an image of class k these two channels are bright, the others dark. Also return the sign of
+    each (class, channel).
     """
     one = torch.eye(classes)
     other = one.roll(1, 1)
