@@ -432,7 +432,7 @@ def test_names_functions_and_scorers_are_taken_alike() -> None:
         (["gradient", "gradient"], "there are two of the name 'gradient': rename one"),
         ([constant, constant], "two of the name 'constant'"),
     ],
-    ids=str,
+    ids=["a text", "a function", "a number", "a name twice", "a function twice"],
 )
 def test_what_is_no_list_of_scorers_is_refused(scorers: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
