@@ -21,9 +21,7 @@ LONG = "a-model-with-a-name-that-no-phone-has-room-for-in-one-line"
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
     add_figures(folder, relevance=True, training=True, later=False)
-    study = synthetic_study(
-        ("nat", "at", LONG), gates=("layer4.0",), empty=("bird",), channels=6
-    )
+    study = synthetic_study(("nat", "at", LONG), gates=("layer4.0",), empty=("bird",), channels=6)
     return write_report(make_result(study), folder)
 
 

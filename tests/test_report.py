@@ -54,9 +54,7 @@ def make_rows(name: str, *rows: tuple[object, ...]) -> pd.DataFrame:
 
 RESULT = replace_tables(
     make_result(
-        synthetic_study(
-            classes=("bird", "cat", "dog"), layers=("layer3", "layer4"), channels=6
-        )
+        synthetic_study(classes=("bird", "cat", "dog"), layers=("layer3", "layer4"), channels=6)
     ),
     verdicts=make_verdicts(),
 )
