@@ -20,22 +20,23 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' own networks and frames
 
-from trees import Tree
-
-import channelscope as cs
-from channelscope.cli.commands import settings
 from channelscope.comparison import Comparison
 from channelscope.comparison.frames import COLUMNS as COMPARED
-from channelscope.data import LazySplit, load
 from channelscope.evaluation import Evaluation
 from channelscope.evaluation.progress import Progress
 from channelscope.evaluation.results import COLUMNS as EVALUATED
 from channelscope.evaluation.results import gallery_name
-from channelscope.figures import evaluations
-from channelscope.figures import interventions as interventions_plots
 from channelscope.figures.catalogue import _pictures
 from channelscope.intervention import Interventions
 from channelscope.intervention.results import COLUMNS as INTERVENED
+from comparisons import synthetic
+from trees import Tree
+
+import channelscope as cs
+from channelscope.cli.commands import read_settings
+from channelscope.data import LazySplit, load
+from channelscope.figures import evaluations
+from channelscope.figures import interventions as interventions_plots
 from channelscope.networks import Architecture
 from channelscope.reading import read_json
 from channelscope.report import write_report
@@ -46,7 +47,6 @@ from channelscope.training import Recipe
 from channelscope.training.state import State
 from channelscope.weights import Checkpoint, Gate, build, zoo
 from channelscope.weights.converters import from_cifs_release
-from comparisons import synthetic
 from helpers.runs import digits, tiny_job, write_npz
 
 
@@ -56,10 +56,13 @@ class Target:
 
     Args:
         trees: valid ones.
-        reader: reads the folder ``in`` of a tree, and uses what it has read as far as that costs little.
+        reader: reads the folder ``in`` of a tree, and uses what it has read as far as that costs
+            little.
         ours: whether such a folder is of our making, so that nothing in it leads out of it.
-        never: whether nothing but what was published is read: a change of a single byte must be refused.
-        files: whether it is files that are read, and not words of the command line that lie in one for these tests.
+        never: whether nothing but what was published is read: a change of a single byte must be
+            refused.
+        files: whether it is files that are read, and not words of the command line that lie in one
+            for these tests.
     """
 
     trees: tuple[Tree, ...] = field(repr=False)
@@ -133,7 +136,7 @@ def _recipe(folder: Path) -> None:
 def _settings(folder: Path) -> None:
     """Read what would stand behind ``--set`` and ``--vary``, which no NUL can be in."""
     words = os.fsdecode((folder / "words").read_bytes()).split("\0")
-    recipe = Recipe.suited_to("digits", "cifs").override(**settings(words))
+    recipe = Recipe.suited_to("digits", "cifs").override(**read_settings(words))
     assert Recipe.from_values(tomllib.loads(recipe.toml())) == recipe
     for word in words:
         parse_values(word.partition("=")[2])
