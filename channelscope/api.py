@@ -320,9 +320,10 @@ def _answer(kind: Kind, models: Models, data: Any, options: Options, **arguments
         study = Study(models, data, kind=kind, folder=folder or partial, **settings, **arguments)
         result = study.run()
         result.meta["command"] = command
+        adversarial = study.adversarial_files()  # which all processes open together
         if is_first():
             shown = bool(settings.get("progress", True))
-            result.save(target, adversarial=study.adversarial_files(), progress=shown)
+            result.save(target, adversarial=adversarial, progress=shown)
         barrier()
         if is_first() and not folder:
             remove_run_folder(partial)

@@ -10,8 +10,10 @@ KINDS = ("relevance", "robustness", "flow", "training", "gates", "masks")
 
 
 def list_few_figures(result: Result) -> dict[str, Picture]:
-    """Return the figures of these kinds alone."""
+    """Return a comparison's figures of these kinds; of other results, which have few, all."""
     pictures = list_figures(result)
+    if result.kind != "comparison":
+        return pictures
     return {name: picture for name, picture in pictures.items() if picture.plot.name in KINDS}
 
 
