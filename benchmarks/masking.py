@@ -4,7 +4,7 @@
 
 Counted are the masked networks that get a finding, by check and altogether, and the honest networks
 (standard and AT) that are accused. Of every masked network the robust accuracy under PGD-20 is set
-beside the worst case with the attacks that the findings name. Where a network is random, the
+beside the worst case with the attacks that the signs name. Where a network is random, the
 majority of nine answers decides; where PGD-20 finds no gradient at all, its figure is the natural
 accuracy.
 """
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from benchmarks.timing import describe_machine, write_report
 from channelscope.attacks import PGD, Attack, find_correct
 from channelscope.errors import UserError
-from channelscope.study.binarisation import binarisation
-from channelscope.study.masking import LEVEL, MATERIAL, STRAY, findings
+from channelscope.study.binarisation import run_binarisation_test
+from channelscope.study.masking import LEVEL, MATERIAL, STRAY, check_masking
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -50,21 +50,21 @@ def find_robust(network: nn.Module, attack: Attack, x: Tensor, y: Tensor) -> Ten
 
 
 def examine(network: nn.Module, images: int) -> dict[str, Any]:
-    """Check a network, and run on all images the attacks that the findings name."""
+    """Check a network, and run on all images the attacks that the signs name."""
     x, y = digits(images)
     start = time.process_time()
-    checks = findings(network, x, y, eps=EPS)
+    checks = check_masking(network, x, y, eps=EPS)
     seconds = time.process_time() - start
     natural = find_mostly_correct(network, x, y)
     pgd = natural & find_robust(network, PGD(eps=EPS), x, y)
     robust = {
-        finding.check: find_robust(network, finding.breaks, x, y)
-        for finding in checks.findings
-        if finding.breaks
+        check: find_robust(network, sign.breaks, x, y)
+        for check, sign in checks.signs.items()
+        if sign.breaks
     }
     worst = torch.stack([pgd, *robust.values()]).all(0)
     return {
-        "findings": [finding.check for finding in checks.findings],
+        "findings": list(checks.signs),
         "skipped": checks.skipped,
         "natural": _share(natural),
         "pgd-20": _share(pgd),
@@ -81,7 +81,7 @@ def _share(correct: Tensor) -> float:
 def binarise(network: nn.Module) -> dict[str, Any]:
     """Return PGD-20's outcome of the binarisation test."""
     try:
-        outcome = binarisation(network, *digits(64), PGD(eps=EPS, early_stop=0), images=24)
+        outcome = run_binarisation_test(network, *digits(64), PGD(eps=EPS, early_stop=0), images=24)
     except UserError as error:
         return {"skipped": str(error)}
     return {

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from channelscope.attacks import PGD, Attack, find_correct
 from channelscope.attacks.fallback import Averaged, Estimated, Noise
+from channelscope.errors import UserError
 from channelscope.objectives import cross_entropy, margin
 from channelscope.study import masking
-from channelscope.study.masking import LEVEL, Checks, exceeds, findings
+from channelscope.study.masking import LEVEL, Checks, check_masking, exceeds
 from helpers.expect import mistake
 from helpers.masked import EPS, MASKED, SEEDS, digits, honest, masked
 from helpers.networks import Linear, images, mixed, plain, unchanged
@@ -23,15 +24,11 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 IMAGES = 64
 
 
-def looked_at(network: nn.Module, **options: Any) -> Checks:
-    return findings(network, *digits(IMAGES), eps=EPS, **options)
+def check_digits(network: nn.Module, **options: Any) -> Checks:
+    return check_masking(network, *digits(IMAGES), eps=EPS, **options)
 
 
-def names(checks: Checks) -> set[str]:
-    return {finding.check for finding in checks.findings}
-
-
-def standing(network: nn.Module, attack: Attack) -> float:
+def measure_robust(network: nn.Module, attack: Attack) -> float:
     """Return robust accuracy by the majority of five answers, as a network may be random."""
     x, y = digits(IMAGES)
     adversarial = attack(network, x, y, torch.Generator().manual_seed(1))
@@ -44,12 +41,12 @@ def standing(network: nn.Module, attack: Attack) -> float:
 
 @pytest.mark.parametrize(("method", "seed"), [*(("at", seed) for seed in SEEDS), ("standard", 0)])
 def test_honest_networks_are_not_accused(method: str, seed: int) -> None:
-    checks = looked_at(honest(method, seed))
-    assert checks.findings == []
+    checks = check_digits(honest(method, seed))
+    assert not checks.signs
     assert set(checks.skipped) <= {"square"}
 
 
-SEEN = {
+EXPECTED = {
     "quantised input": {"zero-gradient", "unbounded-eps", "random-noise", "black-box"},
     "saturated logits": {"zero-gradient", "other-loss"},
     "shattered gate": {"rugged-loss", "black-box"},
@@ -65,21 +62,19 @@ SEEN = {
 def test_masked_network_is_found_out_and_broken(name: str) -> None:
     network = masked(name)
     assert find_correct(network, *digits(IMAGES)).float().mean() > 0.8
-    checks = looked_at(network)
-    assert SEEN[name] <= names(checks)
-    remedies = [finding.breaks for finding in checks.findings if finding.breaks]
-    assert min(standing(network, attack) for attack in remedies) < 0.3
-    for finding in checks.findings:
-        assert finding.sentence.endswith(".")
-        assert finding.evidence["images"] > 50
+    checks = check_digits(network)
+    assert EXPECTED[name] <= set(checks.signs)
+    attacks = [sign.breaks for sign in checks.signs.values() if sign.breaks]
+    assert min(measure_robust(network, attack) for attack in attacks) < 0.3
+    for sign in checks.signs.values():
+        assert sign.sentence.endswith(".")
+        assert sign.evidence["images"] > 50
 
 
 def test_saturated_logits_are_told_from_gradients_that_are_missing_altogether() -> None:
-    by_check = {
-        finding.check: finding for finding in looked_at(masked("saturated logits")).findings
-    }
-    assert by_check["zero-gradient"].breaks == PGD(eps=EPS, objective=margin, early_stop=0)
-    assert by_check["zero-gradient"].evidence["without_gradient_of_margin"] == 0
+    sign = check_digits(masked("saturated logits")).signs["zero-gradient"]
+    assert sign.breaks == PGD(eps=EPS, objective=margin, early_stop=0)
+    assert sign.evidence["without_gradient_of_margin"] == 0
 
 
 class Still(nn.Module):
@@ -95,12 +90,10 @@ class Still(nn.Module):
 
 
 def test_zero_gradients_are_counted_image_by_image() -> None:
-    found = {f.check: f for f in looked_at(Still(honest("standard"), 0.3)).findings}[
-        "zero-gradient"
-    ]
-    n = found.evidence["images"]
-    assert found.evidence["without_gradient"] == pytest.approx(0.3 * n, abs=1)
-    assert "zero-gradient" not in names(looked_at(Still(honest("standard"), 0.05)))
+    sign = check_digits(Still(honest("standard"), 0.3)).signs["zero-gradient"]
+    n = sign.evidence["images"]
+    assert sign.evidence["without_gradient"] == pytest.approx(0.3 * n, abs=1)
+    assert "zero-gradient" not in check_digits(Still(honest("standard"), 0.05)).signs
 
 
 def test_randomness_below_rounding_is_none() -> None:
@@ -113,8 +106,8 @@ def test_randomness_below_rounding_is_none() -> None:
             logits = self.within(x)
             return logits + self.size * torch.randn_like(logits)
 
-    assert "randomness" not in names(looked_at(Trembling(1e-5)))
-    assert "randomness" in names(looked_at(Trembling(1.0)))
+    assert "randomness" not in check_digits(Trembling(1e-5)).signs
+    assert "randomness" in check_digits(Trembling(1.0)).signs
 
 
 # ---------------------------------------------------------------- limits
@@ -138,61 +131,58 @@ def test_network_and_randomness_are_left_as_found_and_the_outcome_repeats_itself
     network = mixed(copy.deepcopy(masked(name) if name else honest("standard")))
     x, y = digits(32)
     with unchanged(network):
-        once = findings(network, x, y, eps=EPS)
+        once = check_masking(network, x, y, eps=EPS)
     torch.rand(7)
-    assert findings(network, x, y, eps=EPS) == once
+    assert check_masking(network, x, y, eps=EPS) == once
 
 
 def test_batches_are_of_any_size() -> None:
     network, (x, y) = masked("saturated logits"), digits(32)
-    assert (
-        findings(network, x, y, eps=EPS, batch_size=9).findings
-        == findings(network, x, y, eps=EPS).findings
-    )
+    in_batches = check_masking(network, x, y, eps=EPS, batch_size=9)
+    assert in_batches.signs == check_masking(network, x, y, eps=EPS).signs
 
 
 def test_progress_names_the_checks_in_turn() -> None:
-    told: list[str] = []
-    looked_at(honest("standard"), progress=told.append)
-    assert told == list(dict.fromkeys(told))
-    assert {"randomness", "rugged-loss", "more-steps", "black-box"} <= set(told)
+    names: list[str] = []
+    check_digits(honest("standard"), progress=names.append)
+    assert names == [check.name for check in masking.CHECKS]
 
 
 def test_nothing_is_said_where_no_image_is_right() -> None:
     net, (x, _) = Linear(64).eval(), images()
     wrong = (net(x).argmax(1) + 1) % 3
-    checks = findings(net, x, wrong, eps=0.1)
-    assert checks.findings == []
+    checks = check_masking(net, x, wrong, eps=0.1)
+    assert not checks.signs
     assert "all" in checks.skipped
 
 
 @pytest.mark.parametrize("options", [{"eps": 0.0}, {"eps": -1.0}])
 def test_what_is_no_ball_is_refused(options: dict[str, float]) -> None:
     with mistake("eps"):
-        findings(plain(), *images(), **options)
+        check_masking(plain(), *images(), **options)
 
 
 def test_images_outside_the_range_are_refused() -> None:
     x, y = images()
     with mistake("[0, 1]"):
-        findings(plain(), x * 255, y, eps=0.1)
+        check_masking(plain(), x * 255, y, eps=0.1)
 
 
 def test_without_the_optional_package_the_gradient_is_estimated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def missing(**_: Any) -> None:
-        raise masking.UserError("Install it.")
+        raise UserError("Install it.")
 
     monkeypatch.setattr(masking, "Square", missing)
-    checks = looked_at(masked("quantised input"))
+    checks = check_digits(masked("quantised input"))
     assert checks.skipped["square"] == "Install it."
-    black_box = next(finding for finding in checks.findings if finding.check == "black-box")
-    assert isinstance(black_box.breaks, PGD)
-    assert standing(masked("quantised input"), black_box.breaks) < 0.5
+    attack = checks.signs["black-box"].breaks
+    assert isinstance(attack, PGD)
+    assert measure_robust(masked("quantised input"), attack) < 0.5
 
 
-# ---------------------------------------------------------------- the remedies themselves
+# ---------------------------------------------------------------- fallback attacks
 
 
 @pytest.mark.parametrize("norm", ["inf", "2"])

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 from torch import Tensor, nn
 
-from channelscope.analyses.base import Finding, Outcome
+from channelscope.analyses.base import Outcome
 from channelscope.attacks import (
     PGD,
     AttackLike,
@@ -31,10 +31,10 @@ from channelscope.distributed import barrier, shard, world_size
 from channelscope.errors import UserError
 from channelscope.gates import Selective, attached
 from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
-from channelscope.study.binarisation import binarisation
-from channelscope.study.examined import seeded
-from channelscope.study.masking import ROUNDING, Checks, findings
+from channelscope.study.binarisation import run_binarisation_test
+from channelscope.study.masking import ROUNDING, Checks, check_masking
 from channelscope.study.models import Model
+from channelscope.study.seeding import seed_globally
 from channelscope.study.store import Rows, RunFolder, digest_of
 
 _ROUNDING = 1e-6  # by which an image may leave the ball: its pixels are numbers of 32 bits
@@ -178,7 +178,7 @@ class AttackRunner:
         like = get_parameter(network)
         first = torch.arange(min(block_size(self.images.split), len(self.images)))
         x, _ = self.images.read_some(first, like)
-        with seeded(x, self.images.seed), eval_mode(network), torch.no_grad():
+        with seed_globally(x, self.images.seed), eval_mode(network), torch.no_grad():
             one, other = (get_logits(network(x)) for _ in range(2))
         return bool((one - other).abs().max() > ROUNDING * (one.amax() - one.amin()))
 
@@ -242,7 +242,7 @@ class AttackRunner:
         blocks = self.images.read_blocks([block for block, _ in missing], like)
         for (block, x, y), (_, turn) in zip(blocks, missing, strict=True):
             with (
-                seeded(x, self.images.seed),
+                seed_globally(x, self.images.seed),
                 eval_mode(network),
                 attached(network),
                 collect_warnings() as warnings,
@@ -345,10 +345,7 @@ def evaluate_model(
         broken={key: value for key, value in runner.broken.items() if "@" not in key[0]},
         fallbacks=tuple(fallbacks),
         checked=checks is not None,
-        findings=tuple(
-            Finding(one.check, one.sentence, one.evidence)
-            for one in (checks.findings if checks else ())
-        ),
+        findings=checks.findings if checks else (),
         skipped=dict(checks.skipped) if checks else {},
         notes=tuple(runner.notes),
         sweep=swept,
@@ -373,7 +370,7 @@ def _check(
     rows = sample_stratified(images.split.labels.cpu(), count, images.seed)
     x, y = images.read_some(rows, get_parameter(network))
     with attached(network):
-        checks = findings(
+        checks = check_masking(
             network,
             x,
             y,
@@ -386,7 +383,7 @@ def _check(
         progress.start(f"{model.label}: check, binarisation")
         _binarise(network, x, y, attacks, checks, plan, images.seed)
     fallbacks: dict[str, AttackLike] = {}
-    for attack in (finding.breaks for finding in checks.findings if finding.breaks):
+    for attack in (sign.breaks for sign in checks.signs.values() if sign.breaks):
         if isinstance(attack, PGD):
             attack = dataclasses.replace(attack, early_stop=None)
         if (name := attack_name(attack)) in correct:
@@ -412,12 +409,12 @@ def _binarise(
     several = (one for one in attacks.values() if isinstance(one, PGD) and one.steps > 1)
     attack = next(several, PGD(eps=plan.eps, norm=plan.norm))
     try:
-        tested = binarisation(network, x, y, attack, images=_BINARISED, seed=seed)
+        tested = run_binarisation_test(network, x, y, attack, images=_BINARISED, seed=seed)
     except UserError as error:
         checks.skipped["binarisation"] = str(error)
         return
-    if tested.finding is not None:
-        checks.findings.append(tested.finding)
+    if tested.sign is not None:
+        checks.signs["binarisation"] = tested.sign
 
 
 def _sweep(

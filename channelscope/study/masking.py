@@ -1,26 +1,33 @@
-"""Signs that a network masks its gradients, so that gradient attacks find it more robust than it is.
+"""Checks for gradient masking, by which gradient attacks find a network more robust than it is.
 
-After Athalye et al., ICML 2018 (arXiv 1802.00420), Carlini et al. 2019 (arXiv 1902.06705) and the flags of AutoAttack
-(Croce et al. 2022, arXiv 2202.13711).
+After Athalye et al., ICML 2018 (arXiv 1802.00420), Carlini et al. 2019 (arXiv 1902.06705) and the
+flags of AutoAttack (Croce et al. 2022, arXiv 2202.13711).
 
 Two kinds of limits decide, neither of them fitted to networks:
 
-- How many images may a rival of PGD-20 break among those that PGD-20 leaves? What is *weaker* by its construction (one
-  step, random points, no gradients) finds nothing of its own on an honest network: ``STRAY``, 2 %, is left for chance.
-  What is *stronger* (more steps, more restarts, another loss) may find some: ``MATERIAL``, 5 % of the images, is what
-  the strongest attacks gain over PGD-20 on most honestly trained networks (Croce & Hein, ICML 2020, arXiv 2003.01690,
-  table 2), and by less than that a robust accuracy is not worth an accusation.
-- A share counts as larger than its limit if a binomial count as high has a probability under ``LEVEL`` at the limit.
+- How many images may a rival of PGD-20 break among those that withstand PGD-20? What is *weaker* by
+  its construction (one step, random points, no gradients) finds nothing of its own on an honest
+  network: ``STRAY``, 2 %, is left for chance. What is *stronger* (more steps, more restarts,
+  another loss) may find some: ``MATERIAL``, 5 % of the images, is what the strongest attacks gain
+  over PGD-20 on most honestly trained networks (Croce & Hein, ICML 2020, arXiv 2003.01690, table
+  2), and by less than that a robust accuracy is not worth an accusation.
+- A share counts as larger than its limit if a binomial count as high has a probability under
+  ``LEVEL`` at the limit.
+
+A check is a function of ``AttackedImages`` that returns a ``Sign`` or None, entered in ``CHECKS``
+by ``register_check``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
+from channelscope.analyses.base import Finding
 from channelscope.attacks import FGSM, PGD, Attack, Norm, check_images
 from channelscope.attacks.ball import check_ball
 from channelscope.attacks.fallback import Averaged, Estimated, Noise
@@ -28,48 +35,95 @@ from channelscope.attacks.library import Square, collect_warnings
 from channelscope.errors import UserError
 from channelscope.layers.hooks import eval_mode
 from channelscope.objectives import Objective, cross_entropy, margin
-from channelscope.study.examined import Examined, seeded
+from channelscope.study.attacked_images import AttackedImages
+from channelscope.study.seeding import seed_globally
 
-# Ten checks, each wrong in at most one of 1000 cases, together accuse at most one honest network of 100.
+# Ten checks, each wrong in at most one of 1000 cases, together accuse at most one honest network
+# of 100.
 LEVEL = 0.001
 STRAY = 0.02
 MATERIAL = 0.05
 
-# Where the gradient promises a rise of the loss, a quarter of it is what a useful gradient delivers at the very least.
-# It must fail in most images: that a network is curved here and there is no sign of masking.
-DELIVERED = 0.25
-MOST = 0.5
+# A useful gradient delivers at the very least a quarter of the rise of the loss that it promises.
+# It must fail in most images: a network that is curved here and there is no sign of masking.
+MIN_RISE = 0.25
+MAX_RUGGED = 0.5
 
-# Rounding moves logits by 1e-6 of their range, on GPUs too; whatever is to mislead an attack moves them by far more.
+# Rounding moves logits by 1e-6 of their range, on GPUs too; what misleads an attack, by far more.
 ROUNDING = 1e-3
 
 QUERIES = 1000
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A sign of gradient masking: what was seen, in a sentence and in numbers, and the attack that shows it."""
+class Sign:
+    """A sign of gradient masking: a sentence, its numbers, and the attack that shows it, if any."""
 
-    check: str
     sentence: str
-    evidence: dict[str, float | int]
+    evidence: Mapping[str, float | int]
     breaks: Attack | None = None
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What the checks found, and by name of the check why one of them could not be made."""
+    """What the checks showed.
 
-    findings: list[Finding] = field(default_factory=list)
+    Args:
+        signs: check -> the sign of gradient masking that it found.
+        skipped: check -> why it could not be made.
+    """
+
+    signs: dict[str, Sign] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The signs as results keep them."""
+        return tuple(
+            Finding(check, sign.sentence, sign.evidence) for check, sign in self.signs.items()
+        )
+
+
+CheckFunction = Callable[[AttackedImages], Sign | None]
+
+# What a check needs of a network to mean anything; the stages in which checks are made.
+Needs = Literal["nothing", "gradient", "determinism"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check: its name, what it needs, one line on what it looks for, and its function.
+
+    A check that needs a gradient needs determinism too, and is made before those without gradients.
+    """
+
+    name: str
+    needs: Needs
+    help: str
+    run: CheckFunction
+
+
+CHECKS: list[Check] = []
+
+
+def register_check(
+    name: str, *, needs: Needs, help: str
+) -> Callable[[CheckFunction], CheckFunction]:
+    """Enter a function in ``CHECKS``; checks of one stage are made in the order of registration."""
+
+    def register(run: CheckFunction) -> CheckFunction:
+        CHECKS.append(Check(name, needs, help, run))
+        return run
+
+    return register
 
 
 def exceeds(count: int, n: int, limit: float) -> bool:
-    """Tell whether ``count`` of n is beyond chance at a share ``limit``: P(Binomial(n, limit) >= count) < LEVEL."""
+    """Return whether a count is beyond chance: P(Binomial(n, limit) >= count) < LEVEL."""
     return count > 0 and float(bdtrc(count - 1, n, limit)) < LEVEL
 
 
-def findings(
+def check_masking(
     network: nn.Module,
     x: Float[Tensor, "n *image"],
     y: Int[Tensor, " n"],
@@ -83,246 +137,247 @@ def findings(
     """Look for signs that gradient attacks overestimate a network's robustness.
 
     Args:
-        network: any network; it, its gradients and the global random state are left as found.
-        x, y: some 64 to 128 images in [0, 1] and their labels; those that are classified correctly are used.
+        network: any network; it, its gradients and the global random state are left as they were.
+        x, y: some 64 to 128 images in [0, 1] and their labels; those that are classified correctly
+            are used.
         eps: radius of the ball in image units, above 0.
         norm: "inf" or "2".
-        seed: of all that is drawn by chance, by the network too.
+        seed: of all random numbers, the network's too.
         batch_size: images at a time.
-        progress: is told the name of each check as it begins.
+        progress: called with the name of each check as it begins.
 
     Returns:
-        The findings, each with the attack that should now be run on all images, where there is one; and what was
-        skipped.
+        The signs, each with the attack that should now be run on all images, where there is one;
+        and what was skipped.
 
     Raises:
-        UserError: for what is no ball, or images outside [0, 1] or with NaN.
+        UserError: for an eps or norm that makes no ball, and images outside [0, 1] or with NaN.
     """
     check_ball(eps, norm)
     check_images(x)
     if not eps:
-        raise UserError("Gradient masking is looked for inside a ball: give an eps above 0.")
-    with seeded(x, seed), eval_mode(network):
-        examined = Examined(network, x.detach(), y, eps, norm, seed, batch_size).of_correct()
-        if not len(examined.x):
-            return Checks([], {"all": "The network classifies none of the images correctly."})
-        return _checked(examined, progress or (lambda _check: None))
+        raise UserError(f"Gradient masking is checked in a ball: give an eps above 0, not {eps}.")
+    with seed_globally(x, seed), eval_mode(network):
+        images = AttackedImages(network, x.detach(), y, eps, norm, seed, batch_size).keep_correct()
+        if not len(images):
+            return Checks(skipped={"all": "The network classifies none of the images correctly."})
+        return _make_checks(images, progress or (lambda _check: None))
 
 
-def _checked(examined: Examined, progress: Callable[[str], None]) -> Checks:
+def _make_checks(images: AttackedImages, progress: Callable[[str], None]) -> Checks:
     """Make all checks: first of the network alone, then of attacks against each other."""
-    found, skipped = list[Finding | None](), dict[str, str]()
-    for check, look in {"randomness": _random, "zero-gradient": _zero_gradient}.items():
-        progress(check)
-        found.append(look(examined))
-    if found[0]:
-        skipped["rugged-loss, unbounded-eps, attacks compared"] = (
-            "The network is random: what one forward pass says against another is a matter of chance."
+    checks = Checks(skipped=images.skipped)
+
+    def make(stage: Needs) -> None:
+        for check in CHECKS:
+            if check.needs == stage:
+                progress(check.name)
+                if sign := check.run(images):
+                    checks.signs[check.name] = sign
+
+    make("nothing")
+    if "randomness" in checks.signs:
+        checks.skipped["rugged-loss, unbounded-eps, attacks compared"] = (
+            "The network is random: what one forward pass says against another is a matter of "
+            "chance."
         )
-    elif bool(examined.slopes(cross_entropy, examined.x).isnan().all()):
-        skipped["gradient attacks"] = "The network has no gradient in its input: see zero-gradient."
-        found.append(_found_blindly(examined, examined.rows, progress, skipped))
+        return checks
+    if images.compute_gradients(cross_entropy).isnan().all():
+        checks.skipped["gradient attacks"] = (
+            "The network has no gradient in its input: see zero-gradient."
+        )
     else:
-        for check, look in {"rugged-loss": _rugged, "unbounded-eps": _unbounded}.items():
-            progress(check)
-            found.append(look(examined))
-        found.extend(_compared(examined, progress, skipped))
-    return Checks([finding for finding in found if finding], skipped)
-
-
-def _compared(
-    examined: Examined, progress: Callable[[str], None], skipped: dict[str, str]
-) -> list[Finding | None]:
-    """Try the rivals on what PGD-20 leaves standing, and an attack without gradients on what they all leave."""
-    found = list[Finding | None]()
-    standing = left = examined.left_by(examined.pgd(), examined.rows)
-    for rival in _rivals(examined):
-        progress(rival.check)
-        after = examined.left_by(rival.attack, left)
-        found.append(_beaten(rival, len(examined.x), len(left), len(left) - len(after)))
-        standing = standing[torch.isin(standing, after)]
-    return [*found, _found_blindly(examined, standing, progress, skipped)]
+        make("gradient")
+    make("determinism")
+    return checks
 
 
 # ---------------------------------------------------------------- the network alone
 
 
-def _random(examined: Examined) -> Finding | None:
+@register_check("randomness", needs="nothing", help="two forward passes differ")
+def check_randomness(images: AttackedImages) -> Sign | None:
     """Compare two forward passes on the same images, on the scale of each image's logits."""
-    one, other = examined.logits(), examined.logits()
+    one, other = images.compute_logits(), images.compute_logits()
     spread = (one.amax(1) - one.amin(1)).clamp_min(torch.finfo(one.dtype).tiny)
     moved = (one - other).abs().amax(1) / spread
     n, count = len(one), int((moved > ROUNDING).sum())
     if not exceeds(count, n, MATERIAL):
         return None
-    return Finding(
-        "randomness",
-        f"Two forward passes on the same images differ, in {count} of {n} by more than rounding (at the median by "
-        f"{moved.median():.1%} of the logits' range): the network is random, and an attack must average over it.",
+    return Sign(
+        f"Two forward passes on the same images differ, in {count} of {n} by more than rounding "
+        f"(at the median by {moved.median():.1%} of the logits' range): the network is random, and "
+        "an attack must average over it.",
         {"images": n, "differing": count, "median_difference": float(moved.median())},
-        # Not done with an image at its first error, which may be due to chance.
-        replace(examined.pgd(objective=Averaged(objective=margin)), early_stop=None),
+        # An image stays after its first error, which may be due to chance.
+        replace(images.make_pgd(objective=Averaged(objective=margin)), early_stop=None),
     )
 
 
-def _zero_gradient(examined: Examined) -> Finding | None:
-    """Count the images on which the cross-entropy has no gradient, or one below the smallest normal number."""
-    n = len(examined.x)
-    count, of_margin = (_dead(examined, objective) for objective in (cross_entropy, margin))
+@register_check("zero-gradient", needs="nothing", help="the cross-entropy has no gradient")
+def check_zero_gradient(images: AttackedImages) -> Sign | None:
+    """Count the images whose cross-entropy has no gradient, or one below the normal numbers."""
+    n = len(images)
+    count = _count_without_gradient(images, cross_entropy)
+    of_margin = _count_without_gradient(images, margin)
     if not exceeds(count, n, MATERIAL):
         return None
-    saturated = not exceeds(of_margin, n, MATERIAL)
+    is_saturated = not exceeds(of_margin, n, MATERIAL)
     advice = (
         "attack the margin between the logits, which has one"
-        if saturated
+        if is_saturated
         else "the margin between the logits has none either: attack without gradients"
     )
-    return Finding(
-        "zero-gradient",
-        f"The cross-entropy's gradient in the image is zero or not a number on {count} of {n} images, so an attack on "
-        f"it stays where it starts; {advice}.",
+    return Sign(
+        f"The cross-entropy's gradient in the image is zero or not a number on {count} of {n} "
+        f"images, so an attack on it stays where it starts; {advice}.",
         {"images": n, "without_gradient": count, "without_gradient_of_margin": of_margin},
-        examined.pgd(objective=margin) if saturated else _black_box(examined)[0],
+        images.make_pgd(objective=margin) if is_saturated else _make_black_box(images)[0],
     )
 
 
-def _dead(examined: Examined, objective: Objective) -> int:
-    slopes = examined.slopes(objective, examined.x)
+def _count_without_gradient(images: AttackedImages, objective: Objective) -> int:
+    gradients = images.compute_gradients(objective)
     # The sign of a number that has lost its digits is no direction.
-    return int(
-        (~slopes.isfinite().all(1) | (slopes.abs().amax(1) < torch.finfo(slopes.dtype).tiny)).sum()
-    )
+    is_tiny = gradients.abs().amax(1) < torch.finfo(gradients.dtype).tiny
+    return int((~gradients.isfinite().all(1) | is_tiny).sum())
 
 
-def _rugged(examined: Examined) -> Finding | None:
-    """Compare the margin's rise along its gradient with the rise that the gradient predicts, at two lengths of step."""
-    slopes, before = examined.slopes(margin, examined.x), examined.values(margin, examined.x)
-    rounding = ROUNDING * examined.logits().abs().amax(1)
-    judged = torch.zeros_like(before, dtype=torch.bool)
-    rugged = judged.clone()
-    for step in (examined.eps / 100, examined.eps / 10):
-        move, promised = examined.along(slopes, step)
-        rise = examined.values(margin, examined.x + move) - before
-        here = promised > rounding  # less would drown; NaN is not more either
-        judged |= here
-        rugged |= here & ~(rise >= DELIVERED * promised)
-    n, count = int(judged.sum()), int(rugged.sum())
-    if not exceeds(count, n, MOST):
+@register_check("rugged-loss", needs="gradient", help="the loss rises less than its slope promises")
+def check_rugged_loss(images: AttackedImages) -> Sign | None:
+    """Compare the margin's rise along its gradient with the rise promised, for two step lengths."""
+    gradients, before = images.compute_gradients(margin), images.compute_values(margin, images.x)
+    rounding = ROUNDING * images.compute_logits().abs().amax(1)
+    is_judged = torch.zeros_like(before, dtype=torch.bool)
+    is_rugged = is_judged.clone()
+    for length in (images.eps / 100, images.eps / 10):
+        move, promised = images.step_along(gradients, length)
+        rise = images.compute_values(margin, images.x + move) - before
+        is_above = promised > rounding  # less would drown; NaN is not more either
+        is_judged |= is_above
+        is_rugged |= is_above & ~(rise >= MIN_RISE * promised)
+    n, count = int(is_judged.sum()), int(is_rugged.sum())
+    if not exceeds(count, n, MAX_RUGGED):
         return None
-    return Finding(
-        "rugged-loss",
-        f"On {count} of {n} images a short step along the gradient raises the margin by less than a quarter of what "
-        "the gradient promises: the loss is rugged, so take its slope from values further apart.",
+    return Sign(
+        f"On {count} of {n} images a short step along the gradient raises the margin by less than "
+        "a quarter of what the gradient promises: the loss is rugged, so take its slope from "
+        "values further apart.",
         {"images": n, "rugged": count},
-        examined.pgd(50, _estimated(examined)),
+        images.make_pgd(50, _estimate_margin(images)),
     )
 
 
-def _unbounded(examined: Examined) -> Finding | None:
+@register_check("unbounded-eps", needs="gradient", help="PGD-20 fails where it may change all")
+def check_unbounded_eps(images: AttackedImages) -> Sign | None:
     """Attack within a ball that holds every image."""
-    whole = 1.0 if examined.norm == "inf" else float(examined.x[0].numel()) ** 0.5
-    left = len(examined.left_by(replace(examined.pgd(), eps=whole), examined.rows))
-    n = len(examined.x)
-    if not exceeds(left, n, MATERIAL):
+    whole = 1.0 if images.norm == "inf" else float(images.x[0].numel()) ** 0.5
+    count = len(images.find_robust(replace(images.make_pgd(), eps=whole), images.rows))
+    n = len(images)
+    if not exceeds(count, n, MATERIAL):
         return None
-    return Finding(
-        "unbounded-eps",
-        f"PGD-20 leaves {left} of {n} images standing where it may change them into any other: its failure says "
-        "nothing about robustness, so do not trust PGD on the cross-entropy on this network.",
-        {"images": n, "left": left, "eps": whole},
+    return Sign(
+        f"PGD-20 leaves {count} of {n} images standing where it may change them into any other: "
+        "its failure says nothing about robustness, so do not trust PGD on the cross-entropy on "
+        "this network.",
+        {"images": n, "left": count, "eps": whole},
     )
 
 
 # ---------------------------------------------------------------- attacks against each other
 
-
-@dataclass(frozen=True)
-class _Rival:
-    """An attack that should not break what PGD-20 leaves standing."""
-
-    check: str
-    attack: Attack
-    limit: float
-    name: str
-    meaning: str
+_ASTRAY = "the gradient leads an attack of many steps astray"
 
 
-def _rivals(examined: Examined) -> list[_Rival]:
-    eps, norm = examined.eps, examined.norm
-    astray = "the gradient leads an attack of many steps astray"
-    jump = PGD(eps=eps, norm=norm, steps=1, step=1.25 * eps)
-    return [
-        _Rival("one-step", FGSM(eps=eps, norm=norm), STRAY, "FGSM, of one step,", astray),
-        _Rival("one-step-random", jump, STRAY, "One step from a random start", astray),
-        _Rival(
-            "random-noise",
-            Noise(eps=eps, norm=norm),
-            STRAY,
-            "Random noise",
-            "the gradient is worse than chance",
-        ),
-        _Rival(
-            "more-steps", examined.pgd(100), MATERIAL, "PGD of 100 steps", "20 steps are too few"
-        ),
-        _Rival(
-            "more-restarts",
-            examined.pgd(restarts=5),
-            MATERIAL,
-            "PGD-20 with 5 restarts",
-            "one restart is too few",
-        ),
-        _Rival(
-            "other-loss",
-            examined.pgd(objective=margin),
-            MATERIAL,
-            "PGD-20 on the margin between logits",
-            "the cross-entropy, saturated or not, guides the attack badly",
-        ),
-    ]
+@register_check("one-step", needs="gradient", help="FGSM breaks what PGD-20 does not")
+def check_one_step(images: AttackedImages) -> Sign | None:
+    """Compare FGSM with PGD-20."""
+    attack = FGSM(eps=images.eps, norm=images.norm)
+    return _compare_with_pgd(images, attack, STRAY, "FGSM, of one step,", _ASTRAY)
 
 
-def _beaten(rival: _Rival, n: int, left: int, broken: int) -> Finding | None:
-    """Judge an attack on the images that PGD-20 leaves standing."""
-    if not exceeds(broken, n, rival.limit):
+@register_check("one-step-random", needs="gradient", help="as one-step, from a random start")
+def check_one_step_random(images: AttackedImages) -> Sign | None:
+    """Compare one step from a random start with PGD-20."""
+    attack = PGD(eps=images.eps, norm=images.norm, steps=1, step=1.25 * images.eps)
+    return _compare_with_pgd(images, attack, STRAY, "One step from a random start", _ASTRAY)
+
+
+@register_check("random-noise", needs="gradient", help="noise breaks what PGD-20 does not")
+def check_random_noise(images: AttackedImages) -> Sign | None:
+    """Compare random points with PGD-20."""
+    attack = Noise(eps=images.eps, norm=images.norm)
+    meaning = "the gradient is worse than chance"
+    return _compare_with_pgd(images, attack, STRAY, "Random noise", meaning)
+
+
+@register_check("more-steps", needs="gradient", help="100 steps break what 20 do not")
+def check_more_steps(images: AttackedImages) -> Sign | None:
+    """Compare PGD of 100 steps with PGD-20."""
+    attack, meaning = images.make_pgd(100), "20 steps are too few"
+    return _compare_with_pgd(images, attack, MATERIAL, "PGD of 100 steps", meaning)
+
+
+@register_check("more-restarts", needs="gradient", help="five restarts break what one does not")
+def check_more_restarts(images: AttackedImages) -> Sign | None:
+    """Compare PGD-20 with 5 restarts with PGD-20."""
+    attack, meaning = images.make_pgd(restarts=5), "one restart is too few"
+    return _compare_with_pgd(images, attack, MATERIAL, "PGD-20 with 5 restarts", meaning)
+
+
+@register_check("other-loss", needs="gradient", help="the margin breaks what the CE does not")
+def check_other_loss(images: AttackedImages) -> Sign | None:
+    """Compare PGD-20 on the margin with PGD-20 on the cross-entropy."""
+    attack, name = images.make_pgd(objective=margin), "PGD-20 on the margin between logits"
+    meaning = "the cross-entropy, saturated or not, guides the attack badly"
+    return _compare_with_pgd(images, attack, MATERIAL, name, meaning)
+
+
+def _compare_with_pgd(
+    images: AttackedImages, attack: Attack, limit: float, name: str, meaning: str
+) -> Sign | None:
+    """Judge an attack on the images that withstand PGD-20."""
+    robust = images.find_robust(attack, images.robust_to_pgd)
+    images.robust = images.robust[torch.isin(images.robust, robust)]
+    n, count = len(images), len(images.robust_to_pgd)
+    broken = count - len(robust)
+    if not exceeds(broken, n, limit):
         return None
-    return Finding(
-        rival.check,
-        f"{rival.name} breaks {broken} of the {left} images that PGD-20 leaves standing (of {n}): {rival.meaning}.",
-        {"images": n, "left_by_pgd": left, "broken": broken, "limit": rival.limit},
-        rival.attack,
-    )
-
-
-def _black_box(examined: Examined) -> tuple[Attack, str]:
-    """Give an attack of some 1000 queries that asks for no gradient, and why it is not Square, if it is not."""
-    try:
-        return Square(eps=examined.eps, norm=examined.norm, queries=QUERIES), ""
-    except UserError as error:
-        return examined.pgd(objective=_estimated(examined)), str(error)
-
-
-def _estimated(examined: Examined) -> Objective:
-    """Give the margin with a slope from 50 values half the radius away, so that 20 steps are 1000 queries."""
-    return Estimated(objective=margin, spread=examined.eps / 2)
-
-
-def _found_blindly(
-    examined: Examined, standing: Tensor, progress: Callable[[str], None], skipped: dict[str, str]
-) -> Finding | None:
-    """Judge an attack without gradients on the images that every attack with gradients leaves standing."""
-    progress("black-box")
-    attack, missing = _black_box(examined)
-    if missing:
-        skipped["square"] = missing
-    n, left = len(examined.x), len(standing)
-    with collect_warnings():  # of Square's own, which these checks are to settle
-        broken = left - len(examined.left_by(attack, standing))
-    if not exceeds(broken, n, STRAY):
-        return None
-    return Finding(
-        "black-box",
-        f"{attack}, which asks for no gradient, breaks {broken} of the {left} images that all attacks with gradients "
-        f"leave standing (of {n}): the gradients mislead.",
-        {"images": n, "left_by_gradients": left, "broken": broken, "limit": STRAY},
+    return Sign(
+        f"{name} breaks {broken} of the {count} images that PGD-20 leaves standing (of {n}): "
+        f"{meaning}.",
+        {"images": n, "left_by_pgd": count, "broken": broken, "limit": limit},
         attack,
     )
+
+
+@register_check("black-box", needs="determinism", help="queries break what gradients do not")
+def check_black_box(images: AttackedImages) -> Sign | None:
+    """Judge an attack without gradients on the images that withstand all attacks with gradients."""
+    attack, reason = _make_black_box(images)
+    if reason:
+        images.skipped["square"] = reason
+    n, count = len(images), len(images.robust)
+    with collect_warnings():  # Square's own warnings are about what this check decides
+        broken = count - len(images.find_robust(attack, images.robust))
+    if not exceeds(broken, n, STRAY):
+        return None
+    return Sign(
+        f"{attack}, which asks for no gradient, breaks {broken} of the {count} images that all "
+        f"attacks with gradients leave standing (of {n}): the gradients mislead.",
+        {"images": n, "left_by_gradients": count, "broken": broken, "limit": STRAY},
+        attack,
+    )
+
+
+def _make_black_box(images: AttackedImages) -> tuple[Attack, str]:
+    """Return an attack of about 1000 queries without gradients; if not Square, the reason why."""
+    try:
+        return Square(eps=images.eps, norm=images.norm, queries=QUERIES), ""
+    except UserError as error:
+        return images.make_pgd(objective=_estimate_margin(images)), str(error)
+
+
+def _estimate_margin(images: AttackedImages) -> Objective:
+    """Return the margin with its slope from 50 values half a radius away: 1000 in 20 steps."""
+    return Estimated(objective=margin, spread=images.eps / 2)

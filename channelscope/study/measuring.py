@@ -21,8 +21,8 @@ from channelscope.layers.features import capture_activations, pool_features
 from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
 from channelscope.scorers import ScoreFunction, Scorer, fit_scorers, gradient, score_block, weights
 from channelscope.study.evaluation import Images, Progress, identify_attack
-from channelscope.study.examined import seeded
 from channelscope.study.models import Model, check_finite, choose_layers
+from channelscope.study.seeding import seed_globally
 from channelscope.study.store import Rows, RunFolder, Spec, digest_of, row_bytes
 
 _SIDE = 64  # pixels of a small picture's longer side, at most
@@ -167,7 +167,7 @@ class Measurer:
     @cached_property
     def _tried(self) -> Observation:
         network = self.model.network
-        with seeded(self.layers.few, 0), eval_mode(network):
+        with seed_globally(self.layers.few, 0), eval_mode(network):
             return observe(network, self.layers.names, self.layers.few)
 
     def measure_natural(self, folder: RunFolder, progress: Progress) -> Rows:
@@ -285,7 +285,7 @@ class Measurer:
         network = self.model.network
         blocks = self.images.read_blocks([block for block, _ in missing], get_parameter(network))
         for (block, x, y), (_, turn) in zip(blocks, missing, strict=True):
-            with seeded(x, self.images.seed), eval_mode(network), attached(network):
+            with seed_globally(x, self.images.seed), eval_mode(network), attached(network):
                 values = measure(x, y, block.numpy())
             rows.write(block.numpy(), {name: to_array(value) for name, value in values.items()})
             progress.advance(turn)
@@ -343,7 +343,7 @@ def score_model(
     refused: set[tuple[str, str]] = set()
     for block, x, y in images.read_blocks([block for block, _ in missing], like):
         values: dict[str, ndarray] = {}
-        with seeded(x, images.seed):
+        with seed_globally(x, images.seed):
             scored = score_block(scorers, network, layers.names, x, y)
         for scorer, by_layer in scored.items():
             for name, scores in by_layer.items():

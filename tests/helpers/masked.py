@@ -130,7 +130,7 @@ def _folder() -> Path:
 
 
 def honest(method: str, seed: int = 0) -> nn.Module:
-    """Train a small network on the digits, once for all tests."""
+    """Return a small network trained on the digits, once for all tests."""
     return _trained(method, seed)
 
 
@@ -143,13 +143,13 @@ def _trained(method: str, seed: int) -> nn.Module:
 
 
 def masked(name: str, seed: int = 0) -> nn.Module:
-    """Make a network that masks its gradients."""
+    """Return a network that masks its gradients."""
     return MASKED[name](honest("standard", seed)).eval()
 
 
 @cache
 def digits(n: int = 128) -> tuple[Tensor, Tensor]:
-    """Give test images and their labels."""
+    """Return test images and their labels."""
     test = load("digits").test
     x = test.images[:n]
     return x.float() / (255 if x.dtype == torch.uint8 else 1), test.labels[:n]
