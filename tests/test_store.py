@@ -89,13 +89,24 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     assert target.read_text() == "mine"
 
 
-def test_notes_are_kept_once_and_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_notes_are_kept_once(tmp_path: Path) -> None:
     rows = Rows(tmp_path, 1, SPEC)
     for sentence in ("b", "a", "b"):
         rows.note(sentence)
-    with (tmp_path / "notes.jsonl").open("a") as file:
-        file.write('"half of a sen')
-    assert rows.notes == ["a", "b"]
+    assert rows.notes == Rows(tmp_path, 1, SPEC).notes == ["a", "b"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"wenty", b"twentz", b"\xff"])
+def test_rows_whose_notes_were_damaged_are_made_again(damage: bytes, tmp_path: Path) -> None:
+    """A note may say that rows hold nothing, as of a scorer that refused a layer."""
+    rows = Rows(tmp_path, 2, {"x": ((), "<f4")})
+    rows.note("twenty")
+    rows.write(np.arange(2), {"x": np.ones(2)})
+    (note,) = tmp_path.glob("note-*")
+    note.write_bytes(damage)
+    rows = Rows(tmp_path, 2, {"x": ((), "<f4")})
+    assert rows.notes == []
+    assert not rows.done.any()
 
 
 def test_a_run_folder_takes_no_folder_of_other_files(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from channelscope.figures.words import (
     format_radius,
     select_rows,
 )
+from channelscope.reading import check_kinds
 
 if TYPE_CHECKING:
     from channelscope.result import Result
@@ -128,12 +129,21 @@ def describe_sweep(drawn: pd.DataFrame) -> str:
     return describe_each(drawn, ["variant"], describe)
 
 
+def check_sweep(result: "Result") -> None:
+    """Check that a sweep that was read says what its figure shows."""
+    number = int | float
+    settings = {"level": number, "attack": str, "eps": number}
+    kinds = {"title": str, "images": {"test": int}, "settings": settings}
+    check_kinds(result.meta, kinds, "meta.json")
+
+
 register(
     Analysis(
         name="sweeps",
         help="the accuracy of every variant of a recipe",
         kinds=("sweep",),
         tables={"sweep": TABLE},
+        check=check_sweep,
         plots=(
             Plot(
                 name="sweep",

@@ -11,7 +11,6 @@ serve any number of commands, and none takes what another computed of something 
 import contextlib
 import hashlib
 import io
-import json
 import os
 import re
 import shutil
@@ -28,6 +27,8 @@ from numpy import ndarray
 
 from channelscope.distributed import all_gather_words, barrier, is_first
 from channelscope.errors import UserError
+from channelscope.files import atomic_write
+from channelscope.reading import read_text
 
 Spec = Mapping[str, tuple[tuple[int, ...], str]]  # name -> shape and type of one row
 _CHECKSUMS = "checksums"
@@ -54,6 +55,7 @@ class Rows:
             with _explain_writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 intact = [self._create(name) for name in (*self.spec, _CHECKSUMS)]
+                intact += [_check_note(path) for path in self._note_files()]
                 if not all(intact):
                     self._erase(np.arange(n))
                 self._erase(np.flatnonzero(self._stored_checksums() != self._checksums()))
@@ -93,21 +95,16 @@ class Rows:
 
     def note(self, sentence: str) -> None:
         """Keep a sentence beside the rows; one that is there already is not kept twice."""
-        with (
-            _explain_writing(self.folder),
-            (self.folder / "notes.jsonl").open("a", encoding="utf-8") as file,
-        ):
-            file.write(json.dumps(sentence) + "\n")
+        with atomic_write(self.folder / f"note-{digest_of(sentence)}.txt") as part:
+            part.write_text(sentence, "utf-8")
 
     @property
     def notes(self) -> list[str]:
         """The sentences that any process has kept, in alphabetical order."""
-        path = self.folder / "notes.jsonl"
-        sentences = set()
-        for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError):  # a kill came while it was written
-                sentences.add(str(json.loads(line)))
-        return sorted(sentences)
+        return sorted(read_text(path, within=self.folder) for path in self._note_files())
+
+    def _note_files(self) -> list[Path]:
+        return list(self.folder.glob("note-*.txt"))
 
     def _row(self, name: str) -> tuple[tuple[int, ...], str]:
         return ((), "<u4") if name == _CHECKSUMS else self.spec[name]
@@ -297,6 +294,15 @@ def _runs(rows: Int[ndarray, " m"]) -> Iterator[tuple[int, int]]:
     ends = np.flatnonzero(np.diff(rows) != 1) + 1
     bounds = [0, *ends.tolist(), len(rows)] if len(rows) else [0]
     return pairwise(bounds)
+
+
+def _check_note(path: Path) -> bool:
+    """Remove a note that is not as it was written; return whether it was whole."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.name == f"note-{digest_of(read_text(path, within=path.parent))}.txt":
+            return True
+    path.unlink()
+    return False
 
 
 @contextlib.contextmanager

@@ -11,36 +11,30 @@ import tomllib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' own networks and frames
 
-from channelscope.comparison import Comparison
-from channelscope.comparison.frames import COLUMNS as COMPARED
-from channelscope.evaluation import Evaluation
-from channelscope.evaluation.progress import Progress
-from channelscope.evaluation.results import COLUMNS as EVALUATED
-from channelscope.evaluation.results import gallery_name
-from channelscope.figures.catalogue import _pictures
-from channelscope.intervention import Interventions
-from channelscope.intervention.results import COLUMNS as INTERVENED
-from comparisons import synthetic
 from trees import Tree
 
 import channelscope as cs
+from channelscope.analyses.evaluation import robustbench_entry
+from channelscope.analyses.sweeps import TABLE
 from channelscope.cli.commands import read_settings
 from channelscope.data import LazySplit, load
-from channelscope.figures import evaluations
-from channelscope.figures import interventions as interventions_plots
+from channelscope.gallery import list_figures
 from channelscope.networks import Architecture
 from channelscope.reading import read_json
-from channelscope.report import write_report
+from channelscope.result import adversarial_name
 from channelscope.study.models import Model
+from channelscope.study.store import Rows, RunFolder, Spec
 from channelscope.sweeps import parse_values
 from channelscope.sweeps.record import Record, compute_digest
 from channelscope.training import Recipe
@@ -48,6 +42,7 @@ from channelscope.training.state import State
 from channelscope.weights import Checkpoint, Gate, build, zoo
 from channelscope.weights.converters import from_cifs_release
 from helpers.runs import digits, tiny_job, write_npz
+from helpers.studies import make_result, synthetic_study
 
 
 @dataclass(frozen=True)
@@ -142,40 +137,44 @@ def _settings(folder: Path) -> None:
         parse_values(word.partition("=")[2])
 
 
+def _load(folder: Path, kind: str) -> cs.Result:
+    """Read a result, and use it as its figures, its page and its printed form do."""
+    result = cs.Result.load(folder, kind)
+    for name, picture in list_figures(result).items():
+        json.dumps(picture.describe(name)).encode()
+    json.dumps(result.meta, ensure_ascii=False).encode()
+    assert repr(result).count("\n") < 10
+    assert result._repr_html_()
+    for table in result.tables:
+        assert len(getattr(result, table)) == len(result.tables[table])
+    return result
+
+
 def _comparison(folder: Path) -> None:
-    comparison = Comparison.load(folder)
-    for name, picture in _pictures(comparison).items():
-        picture.entry(name)
-    cs.explore(comparison)
-    json.dumps(comparison.meta, ensure_ascii=False).encode()
-    write_report(comparison, folder)
+    result = _load(folder, "comparison")
+    cs.explore(result)
+    result.report(folder)
 
 
 def _evaluation(folder: Path) -> None:
-    evaluation = Evaluation.load(folder)
-    for model in evaluation.meta["models"]:
-        json.dumps(evaluation.robustbench(model)).encode()
-        evaluation.adversarial(folder, model, "fgsm")
-    evaluations.attacks_data(evaluation)
-    if len(evaluation.eps_sweep):
-        evaluations.eps_sweep_data(evaluation)
-    json.dumps(evaluation.meta, ensure_ascii=False).encode()
+    result = _load(folder, "evaluation")
+    for model in result.meta["models"]:
+        json.dumps(robustbench_entry(result, model)).encode()
+        result.open_adversarial(folder, model, "fgsm")
 
 
-def _progress(folder: Path) -> None:
-    for (model, attack, part), images in Progress(folder, _SETTINGS).met.items():
-        assert isinstance(model, int)
-        assert isinstance(attack, str)
-        assert isinstance(part, str)
-        assert all(type(image) is int and type(stood) is bool for image, stood in images.items())
-
-
-def _interventions(folder: Path) -> None:
-    interventions = Interventions.load(folder)
-    interventions_plots.league_data(interventions)
-    for scorer in interventions.league["scorer"].unique():
-        interventions_plots.curves_data(interventions, scorer=scorer)
-    json.dumps(interventions.meta, ensure_ascii=False).encode()
+def _run_folder(folder: Path) -> None:
+    """Open rows as they were left: those that count as written are what was written."""
+    rows = _open_rows(folder)
+    done = np.flatnonzero(rows.done)
+    for name, values in _ROWS.items():
+        assert (rows.array(name)[done] == values[done]).all()
+    assert set(rows.notes) <= {_NOTE}
+    assert _NOTE in rows.notes or not len(done)
+    missing = np.flatnonzero(~rows.done)
+    rows.note(_NOTE)
+    rows.write(missing, {name: values[missing] for name, values in _ROWS.items()})
+    assert _open_rows(folder).done.all()
 
 
 def _sweep(folder: Path) -> None:
@@ -204,7 +203,11 @@ def _results(folder: Path) -> None:
 
 # ---------------------------------------------------------------- valid files
 
-_SETTINGS = {"models": {"net": "ab" * 32}, "attacks": ["fgsm"], "eps": 0.1, "seed": 0}
+_ROWS: dict[str, np.ndarray] = {
+    "withstood": np.array([1, 0, 1, 1, 0], np.uint8),
+    "activations/layer4": np.linspace(0, 1, 15, dtype=np.float32).reshape(5, 3),
+}
+_NOTE = "pgd-20: a sentence"
 _SWEPT: dict[str, Any] = {
     "recipe": {"method": "at"},
     "vary": {"lr": [0.1, 0.2]},
@@ -385,30 +388,23 @@ def _words() -> tuple[Tree, ...]:
     )
 
 
-def _tables(result: Any, columns: Any, place: Path) -> None:
-    """Write a result as ``save`` does, but for the figures."""
-    for name in columns:
-        getattr(result, name).to_csv(place / f"{name}.csv", index=False)
-    if hasattr(result, "arrays"):
-        np.savez_compressed(place / "arrays.npz", **result.arrays)
-    (place / "meta.json").write_text(json.dumps(result.meta, indent=1, ensure_ascii=False), "utf-8")
+def _saved_result(result: cs.Result, place: Path) -> tuple[Tree, ...]:
+    """Write a result without figures, and without digests, which refuse any change."""
+    result.write_tables(place)
+    return (_contents(place),)
 
 
 def _comparisons(place: Path) -> tuple[Tree, ...]:
-    small = {
-        "models": ("at", "cifs"),
-        "classes": ("cat", "dog"),
-        "channels": 3,
-        "epochs": 2,
-        "count": 4,
-    }
-    _tables(synthetic(**small, gates=("layer4",), whole=True, swept=True), COMPARED, place)
+    small: dict[str, Any] = {"channels": 3, "epochs": 2, "count": 4, "replicates": 20}
+    study = synthetic_study(("at", "cifs"), ("cat", "dog"), gates=("layer4",), swept=True, **small)
+    pictures = np.zeros((8, 1, 4, 4), np.uint8)
+    study.arrays |= {"pictures/natural": pictures, "pictures/adversarial": pictures}
     (place / "figures").mkdir()
     shown = [
         {
             "name": "flow",
             "caption": "A.",
-            "seen": "B.",
+            "alt_text": "B.",
             "section": "claims",
             "claims": ["c1"],
             "main": True,
@@ -416,30 +412,60 @@ def _comparisons(place: Path) -> tuple[Tree, ...]:
     ]
     (place / "figures" / "captions.json").write_text(json.dumps(shown))
     (place / "figures" / "flow.png").write_bytes(_picture("PNG"))
-    return (_contents(place),)
+    return _saved_result(make_result(study), place)
 
 
 def _evaluations(place: Path) -> tuple[Tree, ...]:
-    quick = {"images": 4, "checks": 0, "progress": False, "eps": 0.1, "eps_sweep": (0.05,)}
-    found = cs.evaluate({"net": _network(classes=4).build()}, digits(), attacks=["fgsm"], **quick)
-    found.meta["save_adversarial"] = True
-    _tables(found, EVALUATED, place)
     (place / "adversarial").mkdir()
-    np.save(place / "adversarial" / gallery_name(0, "fgsm"), np.zeros((4, 1, 8, 8), np.float32))
-    return (_contents(place),)
+    images = np.zeros((4, 1, 8, 8), np.float32)
+    np.save(place / "adversarial" / adversarial_name(0, "fgsm"), images)
+    options: dict[str, Any] = {"attacks": ["fgsm"], "checks": 0, "eps_sweep": (0.05,)}
+    return _saved_result(_ask(cs.evaluate, eps=0.1, images=4, **options), place)
 
 
-def _progresses(place: Path) -> tuple[Tree, ...]:
-    progress = Progress(place, _SETTINGS)
-    progress.record((0, "fgsm", "fgsm"), [0, 1, 2], [True, False, True])
-    progress.record((0, "natural", "natural"), [0, 1, 2], [True, True, True])
-    return (_contents(place),)
+def _interventions(place: Path) -> tuple[Tree, ...]:
+    options: dict[str, Any] = {"attack": "pgd-1", "eps": 0.1, "random": 2}
+    return _saved_result(_ask(cs.intervene, images=8, **options), place)
 
 
-def _intervened(place: Path) -> tuple[Tree, ...]:
-    quick = {"attack": "pgd-1", "replicates": 30, "progress": False, "random": 2, "images": 8}
-    found = cs.intervene({"net": _network(classes=4).build()}, digits(), eps=0.1, **quick)
-    _tables(found, INTERVENED, place)
+def _relevances(place: Path) -> tuple[Tree, ...]:
+    return _saved_result(_ask(cs.relevance, images=8, scorers=["weights", "gradient"]), place)
+
+
+def _sweep_results(place: Path) -> tuple[Tree, ...]:
+    numbers = dict.fromkeys(TABLE.numbers, 0.5) | {"seed": 0, "best_epoch": 1, "trained_epochs": 2}
+    rows = [
+        {"variant": f"lr {lr}", "trouble": "", "file": f"lr-{lr}.pt", "lr": lr, **numbers}
+        for lr in (0.1, 0.2)
+    ]
+    settings = _SWEPT | {"level": 0.95, "attack": "pgd-20"}
+    meta = {
+        "models": {row["variant"]: {} for row in rows},
+        "data": {"name": "digits", "images": 20, "classes": ["0", "1"]},
+        "settings": settings,
+        "title": "at on digits, by lr",
+        "images": {"test": 20},
+    }
+    result = cs.Result("sweep", {"sweep": pd.DataFrame(rows)}, {}, meta)
+    return _saved_result(result, place)
+
+
+def _ask(question: Any, **options: Any) -> cs.Result:
+    models = {"net": _network(classes=4).build()}
+    result: cs.Result = question(models, digits(), replicates=30, progress=False, **options)
+    return result
+
+
+def _open_rows(folder: Path) -> Rows:
+    spec: Spec = {name: (values.shape[1:], values.dtype.str) for name, values in _ROWS.items()}
+    return RunFolder(folder).rows(5, spec, "net", "pgd-20")
+
+
+def _run_folders(place: Path) -> tuple[Tree, ...]:
+    rows = _open_rows(place)
+    rows.note(_NOTE)
+    some = np.array([0, 1, 3])
+    rows.write(some, {name: values[some] for name, values in _ROWS.items()})
     return (_contents(place),)
 
 
@@ -488,8 +514,12 @@ def _targets() -> dict[str, Target]:
             "settings": Target(_words(), _settings, ours=False, files=False),
             "comparison": Target(_comparisons(fresh("comparison")), _comparison),
             "evaluation": Target(_evaluations(fresh("evaluation")), _evaluation),
-            "progress": Target(_progresses(fresh("progress")), _progress),
-            "interventions": Target(_intervened(fresh("interventions")), _interventions),
-            "sweep": Target(_sweeps(), _sweep),
+            "intervention": Target(
+                _interventions(fresh("intervention")), partial(_load, kind="intervention")
+            ),
+            "relevance": Target(_relevances(fresh("relevance")), partial(_load, kind="relevance")),
+            "sweep": Target(_sweep_results(fresh("sweep")), partial(_load, kind="sweep")),
+            "record of a sweep": Target(_sweeps(), _sweep),
+            "run folder": Target(_run_folders(fresh("run")), _run_folder, ours=False),
             "zoo results": Target((Tree({"in/results.csv": zoo.RESULTS.read_bytes()}),), _results),
         }
