@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
@@ -30,18 +30,8 @@ def train(args: argparse.Namespace) -> None:
         "continue with --resume."
     )
     with join(args):
-        train(
-            name,
-            load_data(args, args.data),
-            out=out,
-            seed=args.seed,
-            images=args.images,
-            resume=args.resume,
-            device=args.device,
-            logs=args.logs,
-            progress=args.progress,
-            **_read_overrides(args),
-        )
+        options = _collect(args, train) | {"recipe": name, "out": out}
+        train(**options | {"data": load_data(args, args.data)}, **_read_overrides(args))
         if is_first():
             best = Checkpoint.read(out).meta["metrics"]
             print(
@@ -51,20 +41,20 @@ def train(args: argparse.Namespace) -> None:
             )
 
 
+def _collect(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the options that are arguments of a function, by their common names."""
+    names = signature(function).parameters
+    return {name: value for name, value in vars(args).items() if name in names}
+
+
 def load_data(args: argparse.Namespace, name: str) -> "Dataset":
     """Load the data set of a name, as the options say."""
     from channelscope.data import load
     from channelscope.distributed import run_first
 
+    options = _collect(args, load) | {"name": name, "root": Path(args.data_root)}
     with run_first() if args.download else nullcontext():  # one process downloads
-        return load(
-            name,
-            root=Path(args.data_root),
-            download=args.download,
-            seed=args.seed,
-            image_size=args.image_size,
-            stream=args.stream,
-        )
+        return load(**options)
 
 
 def _read_overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -105,23 +95,9 @@ def sweep(args: argparse.Namespace) -> None:
     if times > 1:
         raise UserError(f"{name} varies twice: name all of its values at once, as in {name}=1,2.")
     with join(args):
-        result = sweep(
-            args.recipe or args.method or "cifs",
-            load_data(args, args.data),
-            out=args.out,
-            ablation=args.ablation,
-            vary={name: parse_values(values) for name, values in varied},
-            seeds=args.seeds,
-            images=args.images,
-            test_images=args.test_images,
-            attack=args.attack,
-            test_eps=args.test_eps,
-            device=args.device,
-            logs=args.logs,
-            progress=args.progress,
-            command=args.command,
-            **_read_overrides(args),
-        )
+        options = _collect(args, sweep) | {"recipe": args.recipe or args.method or "cifs"}
+        options |= {"vary": {name: parse_values(values) for name, values in varied}}
+        result = sweep(**options | {"data": load_data(args, args.data)}, **_read_overrides(args))
         if is_first():
             print_result(result, Path(args.out) / "result")
     failed = result.sweep[result.sweep["trouble"] != ""]
@@ -139,8 +115,8 @@ def answer(args: argparse.Namespace) -> None:
     from channelscope.study.models import trained_on
 
     question = getattr(api, args.name)
-    names = {*signature(question).parameters, *api.Options.__annotations__} - {"models", "data"}
-    options = {name: value for name, value in vars(args).items() if name in names}
+    shared = {name: vars(args)[name] for name in api.Options.__annotations__}
+    options = _collect(args, question) | shared
     options["methods"] = dict(_split_pairs(args.methods, "--methods mine=at")) or None
     with join(args):
         models = _read_models(args)
@@ -149,7 +125,7 @@ def answer(args: argparse.Namespace) -> None:
             trainings = [checkpoint.meta for checkpoint in models.values()]
             return load_data(args, args.data or trained_on(trainings))
 
-        result = question(models, load, **options)
+        result = question(**options | {"models": models, "data": load})
         if is_first():
             print_result(result, Path(args.out), as_json=args.json)
 
@@ -191,8 +167,7 @@ def figures(args: argparse.Namespace) -> None:
     """Draw the figures and the report of a result again."""
     from channelscope.api import draw_figures
 
-    names = ("style", "wide", "latex", "only", "formats", "progress")
-    result = draw_figures(args.folder, **{name: getattr(args, name) for name in names})
+    result = draw_figures(**_collect(args, draw_figures))
     folder = Path(args.folder)
     page = f", report: {folder / 'report.html'}" if result.kind == "comparison" else ""
     print(f"figures: {folder / 'figures'}{page}")
