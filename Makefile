@@ -18,7 +18,7 @@ SEED ?= 2102
 IMAGES ?= $(if $(CHANNELSCOPE_DATA),$(CHANNELSCOPE_DATA),data)/cifar10-jpeg
 
 # Paths are relative, so that the folder's own path may have spaces in it.
-VENV := .venv
+VENV ?= .venv
 OLDEST := .venv-oldest
 RUN := $(VENV)/bin/python -m
 # --no-compile: most of the 6 GB is never imported, and what is gets compiled then.
@@ -31,7 +31,7 @@ unexport PYTHONDONTWRITEBYTECODE
 ifndef TOGETHER
 .NOTPARALLEL:
 endif
-.PHONY: help demo test test-oldest install lint format types floors wheel audit notebooks check coverage faults fuzz \
+.PHONY: help demo test test-quick test-oldest install lint format types floors wheel audit notebooks check coverage faults fuzz \
 	figures zoo results-small clean
 
 help: ## List these targets
@@ -42,6 +42,9 @@ demo: $(VENV)/.demo ## Run the demonstration: it trains, attacks and compares sm
 
 test: $(VENV)/.test ## Run the tests, the doctests and the notebooks
 	$(RUN) pytest -q $(SPREAD)
+
+test-quick: $(VENV)/.test ## Run the quick tests: those that train and attack for long are left out
+	$(RUN) pytest -q $(SPREAD) -m "not slow"
 
 test-oldest: $(OLDEST)/.test ## Run the tests with the oldest versions that setup.cfg allows, in .venv-oldest
 	$(OLDEST)/bin/python -m pytest -q $(SPREAD)

@@ -496,18 +496,8 @@ def test_values_are_read(text: str, values: list[Any]) -> None:
     assert parse_values(text) == values
 
 
-TINY = [
-    "--arch",
-    "resnet10",
-    "--width",
-    "2",
-    "--epochs",
-    "1",
-    "--batch-size",
-    "16",
-    "--device",
-    "cpu",
-]
+NETWORK = ("--arch", "resnet10", "--width", "2")
+TINY = [*NETWORK, *("--epochs", "1", "--batch-size", "16", "--device", "cpu")]
 QUICK = [*TINY, "--set", "attack.steps=1", "--attack", "fgsm"]
 
 
