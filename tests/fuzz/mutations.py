@@ -37,7 +37,7 @@ def mutated(target: Target, rng: random.Random) -> Tree:
 
 def of_file(content: bytes, rng: random.Random) -> bytes:
     """Damage a file; of half of the archives a member instead, with its checksum put right."""
-    if content.startswith(b"PK") and rng.random() < 0.6:
+    if content.startswith(b"PK\3\4") and rng.random() < 0.6:
         members = unzipped(content)
         index = rng.randrange(len(members))
         packed = any(info.compress_type for info in _infos(content))
