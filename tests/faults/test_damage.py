@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from channelscope.comparison import Comparison
-from channelscope.evaluation import Evaluation
-from channelscope.evaluation.progress import Progress
-from channelscope.intervention import Interventions
 
 from channelscope.data import load
+from channelscope.result import Result
+from channelscope.study.store import Rows, Spec
 from channelscope.sweeps.record import read_record
 from channelscope.training import Recipe, train
 from channelscope.weights import Checkpoint
@@ -32,18 +31,11 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
     return content[:at] + bytes([content[at] ^ 1 << chance.randrange(8)]) + content[at + 1 :]
 
 
-def frames(result: Any) -> Any:
-    """Give all that a result holds, in values that can be compared."""
-    held = {name: getattr(result, name) for name in result.__dataclass_fields__}
-    return {name: _value(value) for name, value in held.items()}
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _value(item) for name, item in value.items()}
-    if hasattr(value, "to_csv"):
-        return value.to_csv()
-    return (value.shape, value.tobytes()) if hasattr(value, "tobytes") else value
+def describe(result: Result) -> Any:
+    """Return all that a result holds, in values that can be compared."""
+    tables = {name: getattr(result, name).to_csv() for name in result.tables}
+    arrays = {name: (array.shape, array.tobytes()) for name, array in result.arrays.items()}
+    return result.kind, tables, arrays, result.meta
 
 
 def checkpoint(path: Path) -> Any:
@@ -61,36 +53,31 @@ def images(path: Path) -> Any:
 
 
 def adversarial(path: Path) -> Any:
-    evaluation = Evaluation.load(path.parent.parent)
-    labels, attacks = list(evaluation.meta["models"]), ["fgsm", "pgd-3"]
+    folder = path.parent.parent
+    result = Result.load(folder)
     return [
-        evaluation.adversarial(path.parent.parent, label, attack).tobytes()
-        for label in labels
-        for attack in attacks
+        result.open_adversarial(folder, model, attack).tobytes()
+        for model in result.meta["models"]
+        for attack in ("fgsm", "pgd-3")
     ]
 
 
-def read_by(kind: Any) -> Callable[[Path], Any]:
-    return lambda path: frames(kind.load(path.parent))
+def saved(path: Path) -> Any:
+    return describe(Result.load(path.parent))
 
 
+SAVED = {
+    "compare": "c/alignment.csv c/verdicts.csv c/arrays.npz c/meta.json c/SHA256SUMS",
+    "evaluate": "e/worst_case.csv e/arrays.npz e/meta.json",
+    "intervene": "i/curves.csv i/arrays.npz i/meta.json",
+    "relevance": "r/agreement.csv r/arrays.npz r/meta.json",
+    "sweep": "s/result/sweep.csv s/result/meta.json",
+}
 # file among the results -> which command made it, how it is read
 READ: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "net.pt": ("train", checkpoint),
     "digits.npz": ("", images),
-    **{
-        f"c/{name}": ("compare", read_by(Comparison))
-        for name in ("activations.csv", "verdicts.csv", "training.csv")
-    },
-    **{
-        f"c/{name}": ("compare", read_by(Comparison))
-        for name in ("arrays.npz", "meta.json", "SHA256SUMS")
-    },
-    **{
-        f"e/{name}": ("evaluate", read_by(Evaluation))
-        for name in ("worst.csv", "arrays.npz", "meta.json")
-    },
-    **{f"i/{name}": ("intervene", read_by(Interventions)) for name in ("curves.csv", "meta.json")},
+    **{file: (name, saved) for name, files in SAVED.items() for file in files.split()},
     "e/adversarial/0": ("evaluate", adversarial),
     "s/sweep.json": ("sweep", read_record),
 }
@@ -120,31 +107,38 @@ def test_what_is_read_of_a_damaged_file(
     record.survived("a bit flipped or an end cut off", name, EACH * kills)
 
 
-def test_the_record_of_an_evaluation_forgets_what_is_damaged(
+def test_rows_that_are_damaged_count_as_not_written(
     kills: int, fault_seed: int, record: Record, tmp_path: Path
 ) -> None:
-    progress = Progress(tmp_path / "e.partial", {"eps": 0.1})
-    for batch in range(20):
-        progress.record(
-            (0, "fgsm", "fgsm"),
-            [4 * batch + i for i in range(4)],
-            [batch % 2 == 0, True, False, True],
-        )
-    whole, (path,) = dict(progress.met[0, "fgsm", "fgsm"]), (tmp_path / "e.partial").glob("met-*")
-    content, chance = path.read_bytes(), random.Random(f"{fault_seed} damage progress")
+    spec: Spec = {"withstood": ((), "|u1"), "activations": ((3,), "<f4")}
+    values = {
+        "withstood": np.arange(20, dtype=np.uint8) % 2,
+        "activations": np.arange(60, dtype=np.float32).reshape(20, 3),
+    }
+    Rows(tmp_path, 20, spec).write(np.arange(20), values)
+    chance = random.Random(f"{fault_seed} damage rows")
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(whole) == 3
     for _ in range(EACH * kills):
-        path.write_bytes(damaged(content, chance))
-        known = Progress(tmp_path / "e.partial", {"eps": 0.1}).met
-        assert set(known) <= {(0, "fgsm", "fgsm")}
-        assert known[0, "fgsm", "fgsm"].items() <= whole.items()
-    record.survived("a bit flipped or an end cut off", "progress", EACH * kills)
+        path = chance.choice(sorted(whole))
+        path.write_bytes(damaged(whole[path], chance))
+        rows = Rows(tmp_path, 20, spec)
+        done = rows.done
+        for name, array in values.items():
+            assert (rows.array(name)[done] == array[done]).all()
+        for each, content in whole.items():
+            each.write_bytes(content)
+    record.survived("a bit flipped or an end cut off", "rows", EACH * kills)
 
 
-# file that a run goes on from -> its command, and the flush at which the disk is full
+# file that a run goes on from -> its command, and the row or flush at which the disk is full
 STOPPED = {
     "net.pt.partial": ("train", 5),
-    "e.partial/met-0.jsonl": ("evaluate", 11),
-    "e.partial/adversarial": ("evaluate", 11),
+    "e.partial/*/fgsm*/withstood.npy": ("evaluate", 10),
+    "e.partial/*/fgsm*/images.npy": ("evaluate", 10),
+    "e.partial/*/fgsm*/checksums.npy": ("evaluate", 10),
+    "c.partial/*/natural*/activations*.npy": ("compare", 30),
+    "i.partial/*/suppressed*/adversarial.npy": ("intervene", 15),
 }
 
 
@@ -153,16 +147,11 @@ def test_a_run_that_goes_on_from_a_damaged_file(
     start: str, kills: int, fault_seed: int, place: Place, record: Record
 ) -> None:
     """It ends with the undisturbed result, or refuses to go on and leaves the file."""
-    name, flushes = STOPPED[start]
+    name, writes = STOPPED[start]
     command, stopped = COMMANDS[name], place.fresh()
     whole, _ = place.undisturbed(command.words)
-    assert place.machine.run(command.words, stopped, ("full_disk", flushes)).status == 2
-    file = next(
-        path
-        for path in stopped.rglob("*")
-        if path.is_file() and str(path.relative_to(stopped)).startswith(start)
-    )
-    file = file.relative_to(stopped)
+    assert place.machine.run(command.words, stopped, ("full_disk", writes)).status == 2
+    file = sorted(stopped.glob(start))[0].relative_to(stopped)
     content, chance = (stopped / file).read_bytes(), random.Random(f"{fault_seed} damage {file}")
     for _ in range(max(1, kills // 3)):
         folder = place.fresh()

@@ -5,16 +5,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from channelscope.comparison import Comparison
-from channelscope.evaluation import Evaluation
-from channelscope.intervention import Interventions
 
+from channelscope.result import Result
 from faults.conftest import Place, Record
 from faults.machine import Ended
 from faults.work import COMMANDS, Command, Outcome, different, outcome
 
 PER_ROUND = 6  # kills, after which the run is left alone
-READERS = {"compare": Comparison, "evaluate": Evaluation, "intervene": Interventions}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -80,9 +77,9 @@ def operations(command: Command, place: Place) -> int:
 def check_readable(name: str, folder: Path, before: Outcome, place: Place) -> None:
     """Check that what is read after a kill is the earlier result or the new one, whole."""
     command = COMMANDS[name]
-    if name not in READERS or not before:
+    if not before:
         return
-    READERS[name].load(folder / command.out)
+    Result.load(folder / command.out)
     whole, _ = place.undisturbed(command.words)
     found = {
         path: held

@@ -7,6 +7,8 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -59,30 +61,35 @@ def file_limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def failing_flush(number: int, code: int) -> None:
-    """Let the NUMBER-th flush of a file to disk, and all after it, fail with a system error."""
-    fsync, calls = os.fsync, 0
+def failing_write(number: int, code: int) -> None:
+    """Let the NUMBER-th row or flush of a file, and all after it, fail with a system's error."""
+    calls = 0
 
-    def refuse(handle: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls >= number:
-            raise OSError(code, os.strerror(code))
-        fsync(handle)
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls >= number:
+                raise OSError(code, os.strerror(code))
+            return function(*arguments)
 
-    os.fsync = refuse
+        return refuse
+
+    os.fsync = refusing(os.fsync)
+    os.pwrite = refusing(os.pwrite)
 
 
 def few_figures(number: int) -> None:
-    """Draw only some kinds of a comparison's figures: all are written alike, and they take long."""
-    from channelscope.figures import catalogue
+    """Let a result have few figures: all are written alike, and drawing takes most of the time."""
+    from channelscope import gallery
 
-    _replace(catalogue.KINDS, catalogue.KINDS[:number])
+    list_all = gallery.list_figures
+    gallery.list_figures = lambda result: dict(islice(list_all(result).items(), number))
 
 
 def full_disk(number: int) -> None:
-    """Let the disk be full from the NUMBER-th flush on."""
-    failing_flush(number, errno.ENOSPC)
+    """Let the disk be full from the NUMBER-th row or flush on."""
+    failing_write(number, errno.ENOSPC)
 
 
 def jumping_clock(seed: int) -> None:

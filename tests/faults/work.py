@@ -78,7 +78,7 @@ INTERVENE = _measuring(
     "--random",
     "1",
 )
-RELEVANCE = _measuring("relevance", "r", "--scorer", "weights", "gradient", "--replicates", "20")
+RELEVANCE = _measuring("relevance", "r", "--scorers", "weights", "gradient", "--replicates", "20")
 COMMANDS = {
     "train": TRAIN,
     "evaluate": EVALUATE,
@@ -99,11 +99,11 @@ def outcome(folder: Path) -> Outcome:
 
 
 def _reader(path: Path) -> Callable[[bytes], Any]:
-    if path.name == "SHA256SUMS":  # meta.json, and so its digest, has the time
+    if path.name == "SHA256SUMS":  # these files, and so their digests, have times
         return lambda content: [
             line
             for line in content.splitlines()
-            if not line.endswith((b"meta.json", b"training.csv"))
+            if not line.endswith((b"meta.json", b"training.csv", b"sweep.csv"))
         ]
     return {
         ".json": lambda content: timeless(json.loads(content)),
