@@ -15,6 +15,8 @@ from channelscope.layers.features import capture_activations
 from channelscope.layers.hooks import hooked, match_layers
 from channelscope.scorers import gradient
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 3
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks.capture import BLOCKS, compute_statistics, make_task, measure_difference
 
+pytestmark = pytest.mark.slow
+
 # nnsight and torchlens take long to import: the benchmark itself compares theirs, in every run.
 OTHERS = ("captum", "store-everything")
 

@@ -16,7 +16,7 @@ from helpers.expect import mistake
 from helpers.masked import EPS, digits, honest, masked
 from helpers.networks import images, mixed, plain, unchanged
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 
 def run_on_digits(network: nn.Module, attack: Any, **options: Any) -> Binarisation:

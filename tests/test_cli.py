@@ -39,7 +39,7 @@ from helpers import networks
 from helpers.expect import Hostile, contents
 from helpers.runs import METHODS, digits, same_run, trained, write_npz
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 QUESTIONS = ("compare", "evaluate", "intervene", "relevance")
 LISTINGS = ("attacks", "scorers", "recipes", "zoo", "layers")

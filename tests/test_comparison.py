@@ -36,6 +36,8 @@ from helpers.networks import (
 )
 from helpers.runs import METHODS, digits, run, trained
 
+pytestmark = pytest.mark.slow
+
 QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 20, "progress": False}
 
 

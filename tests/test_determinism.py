@@ -19,7 +19,7 @@ from helpers.brief import list_few_figures
 from helpers.processes import assert_same_files, read_result, torchrun
 from helpers.runs import digits, trained
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 COMMANDS: dict[str, str] = {
     "evaluate": "--attacks fgsm pgd-2x2 apgd-ce-3 --eps 0.1 --checks 0 --save-adversarial",

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from channelscope import distributed
 from helpers import joined
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 Results = dict[str, Any]
 

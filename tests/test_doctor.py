@@ -15,6 +15,8 @@ from channelscope import doctor
 from channelscope.cli import main
 from channelscope.data.readers import TORCHVISION
 
+pytestmark = pytest.mark.slow
+
 Facts = dict[str, Any]
 
 

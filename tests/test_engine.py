@@ -32,7 +32,7 @@ from helpers import together
 from helpers.expect import contents, mistake, same_state
 from helpers.runs import after_steps, digits, interrupted, run, same_run, tiny_job, write_npz
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

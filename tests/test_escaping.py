@@ -25,6 +25,8 @@ from helpers.hostile import EVIL, HARMLESS, list_captions, make_hostile
 from helpers.pages import add_figures
 from helpers.studies import make_result, replace_tables, synthetic_study
 
+pytestmark = pytest.mark.slow
+
 CONTROLS = "\x00\x07\x1b[2J\x9b31m\r\n\t\u202e\u2066\u2028\ud800\ufeff"
 
 

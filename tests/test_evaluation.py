@@ -24,7 +24,7 @@ from helpers.runs import digits, trained, write_npz
 
 QUICK: dict[str, Any] = {"images": 12, "checks": 0, "progress": False, "eps": 0.1}
 
-pytestmark = pytest.mark.usefixtures("small_blocks", "unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_blocks", "unchecked")]
 ALL = QUICK | {"images": None}
 ANY_EPS = {name: value for name, value in QUICK.items() if name != "eps"}
 WEAK = ("fgsm", "pgd-3", "cw-3", "apgd-ce-5")

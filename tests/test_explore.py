@@ -21,6 +21,8 @@ from channelscope.result import Result
 from helpers.browser import PROGRAM, Tab, browsing
 from helpers.studies import make_result, replace_tables, synthetic_study
 
+pytestmark = pytest.mark.slow
+
 in_a_browser = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
 
 

@@ -35,6 +35,8 @@ from helpers.expect import mistake
 from helpers.figures import ADVERSARIAL, NATURAL, read_texts, rows_of
 from helpers.studies import make_result, synthetic_study
 
+pytestmark = pytest.mark.slow
+
 TRAINED = "training images, as trained on"
 SMALL = make_result(
     synthetic_study(("nat", "at"), ("bird", "cat", "dog"), channels=8, gates=("4.0", "4.1"))

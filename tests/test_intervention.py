@@ -21,6 +21,8 @@ from channelscope.study.study import Suppression
 from channelscope.study.suppression import plan_suppression, suppress
 from helpers.networks import CLASSES, gated, images, plain, unchanged
 
+pytestmark = pytest.mark.slow
+
 ATTACK = PGD(eps=0.1, steps=4, random_start=False)
 QUICK: dict[str, Any] = {"attack": ATTACK, "replicates": 30, "progress": False, "random": 2}
 

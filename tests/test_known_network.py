@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from channelscope import compare
 
+pytestmark = pytest.mark.slow
+
 QUICK: dict[str, Any] = {"attacks": (), "replicates": 20, "progress": False, "thumbnails": False}
 N = 80
 

@@ -27,6 +27,8 @@ from channelscope.statistics.intervals import wilson
 from channelscope.study.measuring import draw_wrong_labels
 from helpers.networks import CLASSES, gated, images, plain
 
+pytestmark = pytest.mark.slow
+
 K = 4
 QUICK: dict[str, Any] = {
     "attack": FGSM(eps=0.1),

@@ -38,6 +38,8 @@ from helpers.networks import (
     unchanged,
 )
 
+pytestmark = pytest.mark.slow
+
 NAMES: list[Component] = ["apgd-ce", "apgd-t", "fab-t", "square"]
 PARTS = [
     LibraryAttack(name=name, norm=norm, eps=eps, iterations=20)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from channelscope import distributed, locks
+from channelscope import locks
 from channelscope.files import hidden_name
 from channelscope.locks import lock_path, recover_unlocked
 from helpers.expect import contents, mistake
@@ -113,6 +113,6 @@ def test_a_folder_that_takes_no_files_is_not_said_to_be_busy() -> None:
 def test_the_other_processes_of_a_run_take_no_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(locks, "_is_first", lambda: False)
     with lock_path(tmp_path / "out"):
         assert contents(tmp_path) == {}

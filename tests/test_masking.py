@@ -19,7 +19,7 @@ from helpers.expect import mistake
 from helpers.masked import EPS, MASKED, SEEDS, digits, honest, masked
 from helpers.networks import Linear, images, mixed, plain, unchanged
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 IMAGES = 64
 

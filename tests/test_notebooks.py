@@ -9,6 +9,8 @@ import pytest
 from helpers import brief
 from notebooks.make import HERE, execute
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
 
 # What would take minutes, and what is done in its place: every cell runs all the same.

@@ -11,6 +11,8 @@ import pytest
 
 import channelscope
 
+pytestmark = pytest.mark.slow
+
 HEAVY = {
     "torch",
     "numpy",

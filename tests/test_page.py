@@ -13,7 +13,10 @@ from helpers.browser import PROGRAM, Tab, browsing
 from helpers.pages import add_figures
 from helpers.studies import make_result, synthetic_study
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium here"),
+]
 LONG = "a-model-with-a-name-that-no-phone-has-room-for-in-one-line"
 
 

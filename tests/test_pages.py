@@ -16,7 +16,7 @@ from channelscope.data import MemorySplit
 from channelscope.data import load as load_data
 from channelscope.weights import zoo
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["cifar10-standard", "cifar10-at", "cifar10-cas", "cifar10-cifs"]

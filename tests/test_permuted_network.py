@@ -11,6 +11,8 @@ from channelscope import compare
 from channelscope.result import Result
 from helpers.networks import CLASSES, images, plain
 
+pytestmark = pytest.mark.slow
+
 QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": (), "replicates": 30, "progress": False}
 ORDERS = {"relu1": [4, 0, 5, 2, 1, 3], "relu2": [7, 6, 0, 1, 3, 2, 5, 4]}
 

@@ -26,7 +26,7 @@ from helpers.processes import (
 )
 from helpers.runs import trained, write_npz
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 Findings = dict[str, Any]
 

@@ -13,6 +13,8 @@ from channelscope.errors import UserError
 from channelscope.files import DIGESTS
 from helpers.networks import CLASSES, deciding, gated, images, plain, resnet
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"replicates": 20, "progress": False}
 
 

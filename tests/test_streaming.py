@@ -43,7 +43,10 @@ from helpers.pictures import (
 )
 
 # Torch warns where there are fewer processors than the two processes that these tests ask for.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes"),
+]
 
 
 @pytest.fixture(autouse=True)

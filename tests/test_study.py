@@ -23,7 +23,7 @@ from channelscope.layers.features import capture_activations
 from channelscope.layers.hooks import eval_mode
 from channelscope.study.measuring import draw_wrong_labels
 
-pytestmark = pytest.mark.usefixtures("small_blocks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_blocks")]
 
 CLASSES = 3
 QUIET: dict[str, Any] = {"progress": False, "device": "cpu", "replicates": 20}

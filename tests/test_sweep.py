@@ -32,7 +32,7 @@ from helpers.expect import contents, mistake
 from helpers.figures import read_texts
 from helpers.runs import after_steps, digits, interrupted_at, write_npz
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 SMALL: dict[str, Any] = {
     "arch": "resnet10",

@@ -17,7 +17,7 @@ from channelscope.weights import Checkpoint, zoo
 from channelscope.weights.tensors import load_tensors
 from helpers.expect import mistake
 
-pytestmark = pytest.mark.usefixtures("unchecked")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["cifar10-standard", "cifar10-at", "cifar10-cas", "cifar10-cifs"]

@@ -125,8 +125,8 @@ def match_channels(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Match:
 
     >>> rng = np.random.default_rng(0)
     >>> a = rng.normal(size=(50, 3))
-    >>> found = match(a, a[:, [2, 0, 1]])
-    >>> dict(zip(found.channel.tolist(), found.other.tolist()))
+    >>> match = match_channels(a, a[:, [2, 0, 1]])
+    >>> dict(zip(match.channel.tolist(), match.other.tolist()))
     {0: 1, 1: 2, 2: 0}
 
     Args:
