@@ -65,7 +65,7 @@ def _memory(_: Path) -> None:
 
 def _taken(_: Path) -> None:
     """Take more than a gigabyte, of shared memory, which no limit forbids."""
-    with mmap.mmap(-1, 3 * 2**29) as held:
+    with mmap.mmap(-1, 9 * 2**27) as held:
         for place in range(0, len(held), mmap.PAGESIZE):
             held[place] = 1
 
@@ -115,7 +115,7 @@ from trees import Tree
 from watch import watched
 
 targets = {{name: Target((), reader) for name, (reader, _) in test_fuzz.FAULTS.items()}}
-with watched(targets, seconds=1.0) as read:
+with watched(targets, seconds=2.0) as read:
     tree = Tree({{"in/x": b"x"}})
     kinds = {{name: read(name, Tree(tree.entries, name == "let in")).kind for name in targets}}
     print(json.dumps(kinds))
