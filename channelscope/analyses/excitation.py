@@ -93,6 +93,13 @@ def check_excitation(result: "Result") -> None:
     _check_indices(labels, len(result.meta["data"]["classes"]), "labels in arrays.npz")
     for images in (result.excitation["image"].to_numpy(), *numbers.values()):
         _check_indices(images, len(labels), "images")
+    measured = {
+        (model, layer)
+        for model, described in result.meta["models"].items()
+        for layer in described.get("layers", ())
+    }
+    if not {*zip(result.excitation["model"], result.excitation["layer"], strict=True)} <= measured:
+        raise ValueError("excitation is of layers that were not measured")
     _check_indices(result.excitation["channel"].to_numpy(), 2**31, "channels in excitation")
 
 
