@@ -145,9 +145,9 @@ def no_memory_at_step(number: int, rank: int, kind: str) -> None:
 
 def no_memory_at_batch(number: int) -> None:
     """Let the NUMBER-th batch that is attacked find no memory."""
-    from channelscope.attacks import pgd
+    from channelscope.attacks.base import Attack
 
-    call, calls = pgd.PGD.__call__, 0
+    call, calls = Attack.__call__, 0
 
     def short(*given: Any, **options: Any) -> torch.Tensor:
         nonlocal calls
@@ -156,7 +156,7 @@ def no_memory_at_batch(number: int) -> None:
             raise MemoryError
         return call(*given, **options)
 
-    pgd.PGD.__call__ = short
+    Attack.__call__ = short
 
 
 def nan_at_steps(first: int, last: int, what: str) -> None:
@@ -182,9 +182,10 @@ def nan_at_steps(first: int, last: int, what: str) -> None:
 
 def killed_reader(after: int) -> None:
     """Let a process that reads images be killed at its AFTER-th chunk."""
-    from channelscope.data.streams import Pass
+    from channelscope.data import streams
 
-    read, calls = Pass.__getitem__, 0
+    streams.CHUNK = 2  # a few images are several chunks
+    read, calls = streams.Pass.__getitem__, 0
 
     def deadly(*given: Any) -> Any:
         nonlocal calls
@@ -193,4 +194,4 @@ def killed_reader(after: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return read(*given)
 
-    Pass.__getitem__ = deadly
+    streams.Pass.__getitem__ = deadly
