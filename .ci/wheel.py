@@ -27,7 +27,7 @@ COMMANDS = (
     ("recipes", "cifar10-resnet18-cifs-fast"),
     ("layers", "zoo:cifar10-cifs", "layer4*"),
     ("train", "--method", "cifs", "--width", "2", "--epochs", "1", "--out", "cifs.pt", *SMALL),
-    ("relevance", "--models", "cifs.pt", "--scorer", "weights", "--replicates", "20", *SMALL),
+    ("relevance", "--models", "cifs.pt", "--scorers", "weights", "--replicates", "20", *SMALL),
     (
         "compare",
         "--models",
