@@ -452,11 +452,13 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
+        {"versions": None},
         {"norm": "1"},
         {"eps": 10**400},
         {"level": float("nan")},
         {"attacks": "fgsm"},
         {"models": {"at": {"method": "at", "arch": "resnet18", "digest": "ab", "settings": [1]}}},
+        {"models": {"at": {"method": "at", "arch": "resnet18"}}},
     ],
     ids=str,
 )
@@ -615,8 +617,10 @@ def test_command_prints_a_table_and_writes_the_folder(
         assert part in said
     held = cs.Result.load(tmp_path / "out")
     assert held.meta["command"].startswith("channelscope evaluate --models")
-    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} >= {
-        f"{name}.{ending}" for name in ("attacks", "eps") for ending in ("csv", "pdf", "png")
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
+        "captions.json",
+        "captions.txt",
+        *(f"{name}.{ending}" for name in ("attacks", "eps") for ending in ("csv", "pdf", "png")),
     }
     assert len(list((tmp_path / "out" / "robustbench").glob("*.json"))) == 2
     words[words.index("pgd-2") : words.index("--out")] = ["fgsm", "--json"]

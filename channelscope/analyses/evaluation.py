@@ -153,6 +153,10 @@ def check_evaluation(result: "Result") -> None:
     """Check that tables, arrays and models belong together; raises ValueError where not."""
     models, n = list(result.meta["models"]), result.meta["data"]["images"]
     attacks = result.attacks
+    if result.meta.get("versions") is None:
+        raise ValueError("meta.json does not tell the versions")
+    if any(described.get("digest") is None for described in result.meta["models"].values()):
+        raise ValueError("meta.json does not tell the models' digests")
     if (
         list(result.worst_case["model"]) != models
         or list(dict.fromkeys(attacks["model"])) != models

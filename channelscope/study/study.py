@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float, Int, Num, UInt8
 from numpy import ndarray
 from tqdm.auto import tqdm
 
-from channelscope import analyses as _registered  # noqa: F401  # entering them in the registry
 from channelscope.analyses.base import (
     Analysis,
     Kind,

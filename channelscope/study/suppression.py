@@ -332,7 +332,7 @@ class Suppressor:
     def _attack(
         self, network: nn.Module, attack: AttackLike, x: Tensor, y: Tensor, rows: Tensor
     ) -> Tensor:
-        """AttackLike a network.
+        """Attack a network.
 
         One that runs ours twice in a pass is not folded by the attack, but ours is, here.
         """

@@ -150,6 +150,7 @@ def make_result(study: KeptStudy, *names: str) -> Result:
     meta = {
         "models": {model: {**study.describe(model), **attacks[model]} for model in study.models},
         "data": data | {"fingerprint": "ab" * 32},
+        "versions": {"channelscope": "0.1.0"},
         **study.settings,
     }
     return Result(study.kind, tables, arrays | further, meta)
