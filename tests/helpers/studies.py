@@ -148,7 +148,10 @@ def make_result(study: KeptStudy, *names: str) -> Result:
     data = {"name": "cifar10", "classes": list(study.classes), "images": len(study.labels)}
     attacks = {model: {"attacks": list(study.attacks(model))} for model in study.models}
     meta = {
-        "models": {model: {**study.describe(model), **attacks[model]} for model in study.models},
+        "models": {
+            model: {"digest": "ab" * 32, **study.describe(model), **attacks[model]}
+            for model in study.models
+        },
         "data": data | {"fingerprint": "ab" * 32},
         "versions": {"channelscope": "0.1.0"},
         **study.settings,
