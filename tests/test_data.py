@@ -435,7 +435,7 @@ def test_held_out_and_kept_are_disjoint_and_cover_all(
 
 @pytest.mark.parametrize(
     ("side", "size"),
-    [(8, 128), (64, 128), (65, 64), (91, 32), (96, 32), (128, 32), (129, 16), (224, 16), (999, 16)],
+    [(8, 512), (16, 512), (17, 256), (28, 128), (32, 128), (33, 64), (64, 32), (96, 16), (224, 16)],
 )
 def test_blocks_of_large_images_have_fewer(side: int, size: int) -> None:
     assert block_size(some_split(1, size=(1, side, side))) == size

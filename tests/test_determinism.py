@@ -136,7 +136,7 @@ def test_an_evaluation_with_checks_is_the_same_for_any_batch_size(
 )
 @pytest.mark.usefixtures("small_blocks")
 def test_attacks_that_draw_for_a_block_do_not_depend_on_the_batch_size() -> None:
-    attacks = [Square(eps=0.05, queries=30), LibraryAttack(name="apgd-ce", eps=0.05, iterations=2)]
+    attacks = [Square(eps=0.15, queries=30), LibraryAttack(name="apgd-ce", eps=0.15, iterations=2)]
     options: dict[str, Any] = {"attacks": attacks, "checks": 0, "progress": False}
     one, other = (
         cs.evaluate(trained("at"), digits(), batch_size=size, **options) for size in (2, 128)

@@ -174,7 +174,7 @@ def test_all_settings_are_listed(tmp_path: Path) -> None:
         "replicates 40",
         "versions channelscope: 0.1.0",
         "eps 8/255",
-        "at: method: at; arch: resnet18; width: 16; layers: layer3, layer4; penultimate: layer4; "
+        "method: at; arch: resnet18; width: 16; layers: layer3, layer4; penultimate: layer4; "
         "gates: none; compute: epochs: 12;",
     ):
         assert words in text

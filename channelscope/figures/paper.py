@@ -157,10 +157,11 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             if current_style().latex:
                 tex.escape_texts(figure)
             # Texts take their style, and the layout its room, when they are first drawn: now. The
-            # layout then stays, which saves half of the time of every save.
+            # layout then stays: a figure with a layout engine, "none" included, is drawn twice at
+            # every save.
             with tex.readable_failures():
                 figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+            figure.set_layout_engine(None)
         return figure
 
     return draw_in_style
