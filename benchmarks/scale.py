@@ -166,6 +166,9 @@ class RandomStudy:
     def outcome(self, model: str) -> Outcome:
         return Outcome()
 
+    def faults(self, model: str) -> tuple[()]:
+        return ()
+
     def suppressed(self, model: str) -> dict[str, Any]:
         return {}
 

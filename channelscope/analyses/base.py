@@ -113,6 +113,12 @@ class Study(Protocol):
     def outcome(self, model: str) -> "Outcome":
         """Return what the attacks and checks on a model did, beside ``correct``."""
 
+    def faults(self, model: str) -> "tuple[Finding, ...]":
+        """Return why a model's numbers cannot be trusted.
+
+        Gradients that are zero, a forward pass that is random or depends on the batch.
+        """
+
     def suppressed(self, model: str) -> Mapping[str, "SuppressedLayer"]:
         """Return what suppressing channels did, by layer; empty without interventions."""
 

@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from channelscope.analyses.base import Kind, Outcome, SuppressedLayer, analyses_of, make_tables
+from channelscope.analyses.base import (
+    Finding,
+    Kind,
+    Outcome,
+    SuppressedLayer,
+    analyses_of,
+    make_tables,
+)
 from channelscope.result import Result
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -41,6 +48,7 @@ class KeptStudy:
         settings: of the study.
         kind: of results.
         outcomes: of attacks and checks, by model.
+        faulty: why a model's numbers cannot be trusted, by model.
         suppression: of interventions, by model and layer.
     """
 
@@ -50,6 +58,7 @@ class KeptStudy:
     settings: Mapping[str, Any] = field(default_factory=dict)
     kind: Kind = "comparison"
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    faulty: Mapping[str, tuple[Finding, ...]] = field(default_factory=dict)
     suppression: Mapping[str, Mapping[str, SuppressedLayer]] = field(default_factory=dict)
     memory: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
@@ -119,6 +128,9 @@ class KeptStudy:
 
     def outcome(self, model: str) -> Outcome:
         return self.outcomes.get(model, Outcome())
+
+    def faults(self, model: str) -> tuple[Finding, ...]:
+        return self.faulty.get(model, ())
 
     def suppressed(self, model: str) -> Mapping[str, SuppressedLayer]:
         return self.suppression.get(model, {})
