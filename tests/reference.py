@@ -13,6 +13,7 @@ from itertools import permutations
 from statistics import NormalDist
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 # ---------------------------------------------------------------- the gate
@@ -683,3 +684,45 @@ def intervened(
         natural.append(right[0])
         robust.append(all(right))
     return natural, robust
+
+
+# ---------------------------------------------------------------- effects of methods
+
+
+def sample_variance(values: Sequence[float]) -> float:
+    """Return the variance with n - 1 in the denominator."""
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
+def effect(
+    groups: Sequence[Sequence[Sequence[float]]], signs: Sequence[float], level: float
+) -> tuple[float, float, float, float]:
+    """Estimate a signed sum of means over seeds: value, low, high, p.
+
+    Each group has a row a network: the estimate, then its replicates over the same images.
+    """
+    columns = []
+    for r in range(len(groups[0][0])):
+        means = [sum(network[r] for network in group) / len(group) for group in groups]
+        columns.append(sum(sign * mean for sign, mean in zip(signs, means, strict=True)))
+    images = sample_variance(columns[1:])
+    seeds = twice = 0.0
+    squares = images**2 / (len(columns) - 2)
+    for group, sign in zip(groups, signs, strict=True):
+        s = len(group)
+        if s == 1:
+            continue
+        between = sign**2 * sample_variance([network[0] for network in group]) / s
+        seeds += between
+        squares += between**2 / (s - 1)
+        alone = sum(sample_variance(network[1:]) for network in group) / s
+        mean = [sum(network[r] for network in group) / s for r in range(1, len(group[0]))]
+        of_one = (alone - sample_variance(mean)) * s / (s - 1)
+        twice += sign**2 * max(0.0, of_one / s)
+    variance = max(seeds + images - twice, seeds, images)
+    df = variance**2 / squares
+    value = columns[0]
+    reach = student.ppf((1 + level) / 2, df) * math.sqrt(variance)
+    p = 2 * student.sf(abs(value) / math.sqrt(variance), df)
+    return value, value - reach, value + reach, p
