@@ -10,7 +10,7 @@ with normal effects of the seed (a), of the image on all networks (d) and on tho
 and of the image on one network (e). The true mean accuracy of a method, over seeds and images, is
 then known: Phi(m_g / sqrt(1 + var a + var d)). The seeds' part is set against the images': the
 ratio of a network's variance between seeds to that between samples of n images. "no shared images"
-has only e: what the seeds share of the images is then nothing, the hardest case to tell from seeds.
+has only e, so that the seeds share nothing of the images: the hardest case to tell from seeds.
 
 Counted is how often the truth is in the interval of ``estimate_effect``, and in that of the plain
 two-level bootstrap, which resamples seeds and images and takes percentiles.

@@ -707,8 +707,7 @@ def effect(
         means = [sum(network[r] for network in group) / len(group) for group in groups]
         columns.append(sum(sign * mean for sign, mean in zip(signs, means, strict=True)))
     images = sample_variance(columns[1:])
-    seeds = twice = 0.0
-    squares = images**2 / (len(columns) - 2)
+    seeds = both = squares = 0.0
     for group, sign in zip(groups, signs, strict=True):
         s = len(group)
         if s == 1:
@@ -719,10 +718,16 @@ def effect(
         alone = sum(sample_variance(network[1:]) for network in group) / s
         mean = [sum(network[r] for network in group) / s for r in range(1, len(group[0]))]
         of_one = (alone - sample_variance(mean)) * s / (s - 1)
-        twice += sign**2 * max(0.0, of_one / s)
-    variance = max(seeds + images - twice, seeds, images)
-    df = variance**2 / squares
+        both += sign**2 * max(0.0, of_one / s)
+    df = seeds**2 / squares if squares else 1.0
+
+    def reach(p: float) -> float:
+        of_images = student.ppf(1 - p / 2, len(columns) - 2) ** 2 * images
+        return math.sqrt(of_images + student.ppf(1 - p / 2, df) ** 2 * max(0.0, seeds - both))
+
     value = columns[0]
-    reach = student.ppf((1 + level) / 2, df) * math.sqrt(variance)
-    p = 2 * student.sf(abs(value) / math.sqrt(variance), df)
-    return value, value - reach, value + reach, p
+    low, high = 0.0, 1.0  # p, by bisection: the larger it is the shorter the interval
+    for _ in range(45):
+        p = (low + high) / 2
+        low, high = (p, high) if reach(p) > abs(value) else (low, p)
+    return value, value - reach(1 - level), value + reach(1 - level), p

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
-from scipy.special import stdtr, stdtrit
+from scipy.optimize import brentq
+from scipy.special import stdtrit
 
 from channelscope.statistics.intervals import FEWEST_REPLICATES, UNBOUNDED, Bounds
 
 # What rounding leaves of the variance of replicates that are all alike; statistics are of order 1.
 _NO_VARIANCE = 1e-18
+_LEAST_P = 1e-15
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,28 @@ def estimate_effect(
 ) -> Effect:
     """Estimate a signed sum of methods' means over seeds, of any statistic of a network.
 
-        value = sum_g sign_g mean_s theta[g, s]
-        V = sum_g sign_g^2 s_g^2 / S_g  +  V_images  -  sum_g sign_g^2 interaction_g
-        interval = value +- t_df sqrt(V),    p = 2 P(T_df >= |value| / sqrt(V))
+        value = sum_g sign_g mean_s theta[g, s],    interval = value +- reach
+        reach^2 = t_b^2 V_images  +  t_df^2 max(0, V_seeds - V_both)
+        V_seeds = sum_g sign_g^2 s_g^2 / S_g
 
-    s_g^2 is the sample variance of the S_g estimates of a group, V_images the variance of the whole
-    sum over resamples of the images, in which the noise that networks share stays shared (Davison &
-    Hinkley, Bootstrap Methods, 1997, section 3.8, on hierarchical data). How differently the images
-    treat two seeds is in both, so it is taken off once (``_interaction``). V is at least the larger
-    of the two: nothing is known more exactly of methods than of the very networks that were
-    trained. df is that of Satterthwaite (Biometrics Bulletin 2, 1946), S_g - 1 for a group's seeds
-    and one less than the replicates for the images.
+    V_images is the variance of the whole sum over b resamples of the images, in which the noise
+    that networks share stays shared (Davison & Hinkley, Bootstrap Methods, 1997, section 3.8, on
+    hierarchical data). s_g^2 is the sample variance of the S_g estimates of a group. How
+    differently the images treat two seeds, V_both (``_interaction``), is in both, so it is taken
+    off once. t are Student's quantiles: the images' variance is known well (b - 1 degrees of
+    freedom), that of seeds from S_g - 1 a group (df by Satterthwaite, Biometrics Bulletin 2, 1946).
+    Each part has its own quantile, squared and added as in Newcombe's and Howe's intervals (JASA
+    69, 1974): one quantile for the sum would take its degrees of freedom from the very seeds that
+    agree by chance, and covers 91 % instead of 95 % where three seeds are most of the noise. p is
+    1 - level where the interval ends at 0.
+
+    No interval is narrower than the images alone make it: nothing is known more exactly of methods
+    than of the very networks that were trained.
 
     Seeds are not resampled: the variance of 3 resampled values is 2/3 of what it should be, and
-    percentiles know nothing of a t with few degrees of freedom. The two-level percentile bootstrap
-    then covers as little as 73 % instead of 95 % (``benchmarks/coverage.py``). See Agarwal et al.,
-    NeurIPS 2021, on conclusions from few runs. The price of the minimum of V is that intervals are
-    too wide where seeds hardly differ and images are all the noise: up to 98 %.
+    percentiles know nothing of so few degrees of freedom. The two-level percentile bootstrap covers
+    as little as 74 % instead of 95 %. See ``benchmarks/coverage.py`` for what is covered, and
+    Agarwal et al., NeurIPS 2021, on conclusions from few runs.
 
     A group of one network has no variance between seeds: its seed counts as fixed. Replicates that
     are NaN for any network do not count; of fewer than ``FEWEST_REPLICATES`` there is no interval.
@@ -80,34 +87,65 @@ def estimate_effect(
     usable = ~np.isnan(np.asarray(total)[1:])
     if math.isnan(value) or usable.sum() < FEWEST_REPLICATES:
         return Effect(value, math.nan, math.nan, math.nan, seeds)
-    variance, df = _compute_variance(groups, signs, usable)
-    if variance < _NO_VARIANCE:
+    spread = _measure_spread(groups, signs, usable)
+    if spread.images + spread.seeds < _NO_VARIANCE:
         return Effect(value, value, value, 1.0 if value == 0 else math.nan, seeds)
-    error = math.sqrt(variance)
-    reach = float(stdtrit(df, (1 + level) / 2)) * error
+    reach = spread.reach(1 - level)
     low = min(max(value - reach, bounds[0]), value)
     high = max(min(value + reach, bounds[1]), value)
-    return Effect(value, low, high, float(2 * stdtr(df, -abs(value) / error)), seeds)
+    return Effect(value, low, high, _find_p(abs(value), spread), seeds)
 
 
-def _compute_variance(
+@dataclass(frozen=True)
+class _Spread:
+    """Variances of an effect, and their degrees of freedom: of the images; of seeds beyond it."""
+
+    images: float
+    images_df: float
+    seeds: float
+    seeds_df: float
+
+    def reach(self, p: float) -> float:
+        """Return how far the interval of level 1 - p reaches."""
+        of_images = float(stdtrit(self.images_df, p / 2)) ** 2 * self.images
+        if not self.seeds:
+            return math.sqrt(of_images)
+        return math.sqrt(of_images + float(stdtrit(self.seeds_df, p / 2)) ** 2 * self.seeds)
+
+
+def _measure_spread(
     groups: Sequence[Float[ndarray, "_ r"]], signs: Sequence[float], usable: Bool[ndarray, " b"]
-) -> tuple[float, float]:
-    """Return the variance of an effect and its degrees of freedom; see ``estimate_effect``."""
-    replicates = [group[:, 1:][:, usable] for group in groups]
-    means = [sign * rows.mean(0) for sign, rows in zip(signs, replicates, strict=True)]
-    of_images = float(np.sum(means, axis=0).var(ddof=1))
-    of_seeds = 0.0
-    twice = 0.0
-    spread = of_images**2 / (usable.sum() - 1)
-    for group, rows, sign in zip(groups, replicates, signs, strict=True):
+) -> _Spread:
+    """Measure the variances of an effect; see ``estimate_effect``."""
+    total = np.zeros(usable.sum())
+    parts = []  # of V_seeds, each with its degrees of freedom
+    both = 0.0
+    for group, sign in zip(groups, signs, strict=True):
+        replicates = group[:, 1:][:, usable]
+        total += sign * replicates.mean(0)
         if len(group) > 1:
-            between = sign**2 * float(group[:, 0].var(ddof=1)) / len(group)
-            of_seeds += between
-            twice += sign**2 * _interaction(rows)
-            spread += between**2 / (len(group) - 1)
-    variance = max(of_seeds + of_images - twice, of_seeds, of_images)
-    return variance, variance**2 / spread if spread else math.inf
+            variance = sign**2 * float(group[:, 0].var(ddof=1)) / len(group)
+            parts.append((variance, len(group) - 1))
+            both += sign**2 * _interaction(replicates)
+    of_seeds = sum(variance for variance, _ in parts)
+    squares = sum(variance**2 / df for variance, df in parts)
+    return _Spread(
+        images=float(total.var(ddof=1)),
+        images_df=len(total) - 1,
+        seeds=max(0.0, of_seeds - both),
+        seeds_df=of_seeds**2 / squares if squares else math.inf,
+    )
+
+
+def _find_p(distance: float, spread: _Spread) -> float:
+    """Return the p whose interval reaches just so far; ``_LEAST_P`` for all that is smaller."""
+    if distance == 0:
+        return 1.0
+    if spread.reach(_LEAST_P) <= distance:
+        return _LEAST_P
+    # In logarithms, so that small p are as exact as large ones.
+    found = brentq(lambda log: spread.reach(math.exp(log)) - distance, math.log(_LEAST_P), 0.0)
+    return math.exp(float(found))
 
 
 def _interaction(replicates: Float[ndarray, "s b"]) -> float:
