@@ -1,5 +1,7 @@
 """Scores block by block: fitted on all images first, and refused layer by layer."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,8 @@ import reference
 from channelscope.data import as_dataset
 from channelscope.errors import UserError
 from channelscope.layers.features import capture
-from channelscope.scorers import Scorer, fit_scorers, get_scorers, gradient, score_block
+from channelscope.scorers import Scorer, fit_scorers, get_scorers, score_block
+from channelscope.scorers.gradients import gradient, gradient_x_activation
 from helpers.networks import CLASSES, gated, images, mixed, plain, resnet, unchanged
 
 
@@ -46,15 +49,22 @@ def test_scorer_that_refuses_a_layer_is_left_out_there_alone() -> None:
     ("scores", "words"),
     [
         ({}, "returns no tensor for layer 'bn1'"),
-        ({"bn1": torch.zeros(20)}, r"returns shape \(20,\)"),
-        ({"bn1": torch.zeros(19, 3)}, r"returns shape \(19, 3\) .* of 20 images"),
+        (torch.zeros(20, 6), "returns an object of type Tensor: return {layer: scores"),
+        (None, "returns an object of type NoneType: return {layer: scores"),
+        ({"bn1": torch.zeros(20)}, r"returns shape \(20,\) for layer 'bn1'"),
+        ({"bn1": torch.zeros(19, 6)}, r"returns shape \(19, 6\) .* here \(20, 6\)"),
+        ({"bn1": torch.zeros(20, 3)}, r"returns shape \(20, 3\) .* here \(20, 6\)"),
+        (
+            {"bn1": torch.full((20, 6), torch.nan)},
+            r"returns NaN for layer 'bn1' \(features of shape \(6, 8, 8\)\): return a number",
+        ),
+        ({"bn1": torch.full((20, 6), torch.inf)}, "returns infinity for layer 'bn1'"),
     ],
-    ids=["nothing", "vector", "images"],
+    ids=["nothing", "tensor", "none", "vector", "images", "channels", "nan", "infinity"],
 )
-def test_functions_that_return_something_else_are_refused(
-    scores: dict[str, Tensor], words: str
-) -> None:
-    def own(model: nn.Module, layers: list[str], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+@pytest.mark.usefixtures("unchecked")
+def test_functions_that_return_something_else_are_refused(scores: Any, words: str) -> None:
+    def own(model: nn.Module, layers: list[str], x: Tensor, y: Tensor) -> Any:
         return scores
 
     with pytest.raises(UserError, match=words):
@@ -105,13 +115,43 @@ def test_only_scorers_that_ask_for_it_are_fitted() -> None:
         def __call__(
             self, _model: nn.Module, layers: list[str], x: Tensor, y: Tensor
         ) -> dict[str, Tensor]:
-            return dict.fromkeys(layers, torch.zeros(len(x), 1))
+            return dict.fromkeys(layers, torch.zeros(len(x), 6))
 
     counts = Scorer("counts", Counts())
     scorers = get_scorers(["gradient", "ablation", counts])
     fitted = fit_scorers(scorers, plain(), as_dataset(data()).test, CLASSES, ["bn1"])
     assert fitted == scorers
     assert counts.score.seen == (20, CLASSES)
+
+
+class Careless:
+    """The gradient times the activation, as one writes it at first: in the mode there is."""
+
+    def fit(self, network: nn.Module, split: Any, _classes: int, _layers: object) -> "Careless":
+        network(torch.zeros_like(images()[0]))
+        return self
+
+    def __call__(
+        self, model: nn.Module, layers: list[str], x: Tensor, y: Tensor
+    ) -> dict[str, Tensor]:
+        with capture(model, *layers) as features:
+            logit = model(x).gather(1, y.unsqueeze(1)).sum()
+        slopes = torch.autograd.grad(logit, [features[layer] for layer in layers])
+        pairs = zip(layers, slopes, strict=True)
+        return {layer: (features[layer] * slope).sum((2, 3)) for layer, slope in pairs}
+
+
+@torch.no_grad()
+def test_a_careless_function_scores_the_network_of_evaluation_and_leaves_it_as_found() -> None:
+    net, (x, y) = plain().train(), data()
+    with unchanged(net):
+        scorers = fit_scorers(
+            get_scorers([Careless()]), net, as_dataset((x, y)).test, CLASSES, ["bn1", "conv2"]
+        )
+        scores = score_block(scorers, net, ["bn1", "conv2"], x, y)["Careless"]
+    wanted = gradient_x_activation(net, ["bn1", "conv2"], x, y)
+    assert all(torch.equal(scores[layer], wanted[layer]) for layer in wanted)
+    assert not any(tensor.requires_grad for tensor in (x, *scores.values()))
 
 
 def test_the_network_is_left_as_found() -> None:

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import getdoc
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from channelscope.data import Split
 from channelscope.errors import UserError, suggest
+from channelscope.layers.channels import channel_axis
+from channelscope.layers.features import capture
+from channelscope.layers.hooks import eval_mode
 
 # (model, layers, x, y) -> {layer: (n, c)}: the relevance of each channel to the class y of each
 # image x. Above 0, a channel speaks for the class.
@@ -47,6 +51,13 @@ class Cost:
     def __str__(self) -> str:
         parts = {"": self.once, " a layer": self.per_layer, " a channel": self.per_channel}
         return " + ".join(f"{passes}{each}" for each, passes in parts.items() if passes) or "0"
+
+
+class _Shape(NamedTuple):
+    """What an image's features are like in one layer."""
+
+    features: tuple[int, ...]
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,8 @@ def fit_scorers(
         method = getattr(scorer.score, "fit", None)
         return replace(scorer, score=method(network, split, classes, layers)) if method else scorer
 
-    return {name: fit(scorer) for name, scorer in scorers.items()}
+    with eval_mode(network):  # as in ``score_block``, whatever the user's function does
+        return {name: fit(scorer) for name, scorer in scorers.items()}
 
 
 def score_block(
@@ -172,7 +184,8 @@ def score_block(
 ) -> dict[str, dict[str, Tensor | UserError]]:
     """Score layers on a block of images by several scorers.
 
-    Each scorer gets all layers together or, where it refuses one of them, each alone.
+    Each scorer gets all layers together or, where it refuses one of them, each alone. It is called
+    with the network in eval mode, its parameters frozen, and images to which a gradient leads.
 
     Args:
         scorers: by name, fitted where they need it (see ``fit_scorers``).
@@ -184,27 +197,66 @@ def score_block(
         scorer -> layer -> relevance (n, c) of each channel to each image's class, or the sentence
         that says why the scorer has none of that layer.
     """
-    return {name: _score(scorer, network, layers, x, y) for name, scorer in scorers.items()}
+    shapes = _find_shapes(network, layers, x)
+    return {name: _score(scorer, network, shapes, x, y) for name, scorer in scorers.items()}
 
 
 def _score(
-    scorer: Scorer, network: nn.Module, layers: Sequence[str], x: Tensor, y: Tensor
+    scorer: Scorer, network: nn.Module, shapes: Mapping[str, _Shape], x: Tensor, y: Tensor
 ) -> dict[str, Tensor | UserError]:
     try:
-        scores = scorer(network, layers, x, y)
-        return {layer: _check_scores(scorer.name, layer, scores.get(layer), x) for layer in layers}
+        with eval_mode(network), torch.enable_grad():
+            # A graph is needed even where every parameter is frozen, so it starts at the input.
+            by_layer = scorer(network, list(shapes), x.detach().requires_grad_(), y)
+        return _check_scores(scorer.name, by_layer, shapes, len(x))
     except UserError as error:
-        if len(layers) == 1:
-            return {layers[0]: error}
-    single = (_score(scorer, network, [layer], x, y) for layer in layers)
-    return {layer: scores for by_layer in single for layer, scores in by_layer.items()}
+        if len(shapes) == 1:
+            return dict.fromkeys(shapes, error)
+    alone = (_score(scorer, network, {layer: shapes[layer]}, x, y) for layer in shapes)
+    return {layer: scores for by_layer in alone for layer, scores in by_layer.items()}
 
 
-def _check_scores(scorer: str, layer: str, scores: Tensor | None, x: Tensor) -> Tensor:
-    if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(x):
-        shape = "no tensor" if not isinstance(scores, Tensor) else f"shape {tuple(scores.shape)}"
+def _find_shapes(network: nn.Module, layers: Sequence[str], x: Tensor) -> dict[str, _Shape]:
+    """Return the shape of each layer's features, for an image, and how many channels it has."""
+    if not layers:
+        return {}
+    with eval_mode(network), torch.no_grad(), capture(network, *layers) as features:
+        network(x[:2])  # one image alone is what some networks squeeze away
+    shapes = {layer: tuple(features[layer].shape) for layer in layers}
+    return {
+        layer: _Shape(shape[1:], shape[channel_axis(network, layer, shape)])
+        for layer, shape in shapes.items()
+    }
+
+
+def _check_scores(
+    scorer: str, by_layer: object, shapes: Mapping[str, _Shape], images: int
+) -> dict[str, Tensor | UserError]:
+    """Return a scorer's scores (n, c) of each layer; raise a UserError for anything else."""
+    if not isinstance(by_layer, Mapping):
         raise UserError(
-            f"The scorer {scorer!r} returns {shape} for layer {layer!r}: it must return {{layer: "
-            f"(images, channels)}}, here of {len(x)} images."
+            f"The scorer {scorer!r} returns an object of type {type(by_layer).__name__}: return "
+            "{layer: scores (images, channels)}."
         )
-    return scores
+    checked: dict[str, Tensor | UserError] = {}
+    for layer, (shape, channels) in shapes.items():
+        scores = by_layer.get(layer)
+        start = f"The scorer {scorer!r} returns"
+        if not isinstance(scores, Tensor):
+            raise UserError(
+                f"{start} no tensor for layer {layer!r}: return {{layer: scores (images, "
+                "channels)}."
+            )
+        if tuple(scores.shape) != (images, channels):
+            raise UserError(
+                f"{start} shape {tuple(scores.shape)} for layer {layer!r}: return (images, "
+                f"channels), here ({images}, {channels})."
+            )
+        if not scores.isfinite().all():
+            what = "NaN" if scores.isnan().any() else "infinity"
+            raise UserError(
+                f"{start} {what} for layer {layer!r} (features of shape {shape}): return a number "
+                "for every channel."
+            )
+        checked[layer] = scores.detach()
+    return checked
