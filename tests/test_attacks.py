@@ -41,6 +41,7 @@ from channelscope.attacks.fallback import Averaged, Estimated, Noise
 from channelscope.data import load
 from channelscope.errors import UserError
 from channelscope.objectives import Joint, cross_entropy, dlr, margin
+from helpers.examples import run_example
 from helpers.networks import (
     CLASSES,
     FORMS,
@@ -561,9 +562,27 @@ def test_images_are_returned_as_they_were_seen_broken(attack: Any, dtype: torch.
     assert all(any(torch.equal(row, one) for one in seen) for row in broken)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shaken(Attack):
+    """Draws in every step, while images leave."""
+
+    early_stop = 1
+
+    def run(self, model: nn.Module, search: Search) -> Tensor:
+        points = search.start
+        for _ in search.steps(4):
+            points = search.project(points + self.eps * (search.uniform() - 0.5))
+            with search.watch(model, points):
+                model(points)
+            (points,) = search.drop_broken(points)
+        return points
+
+
 @pytest.mark.parametrize(
     "attack",
     [
+        Shaken(eps=0.1),
+        Noise(tries=4, eps=0.1),
         PGD(steps=4, eps=0.1, early_stop=0, restarts=2),
         APGD(steps=6, eps=0.1, restarts=2),
         PGD(steps=4, eps=0.5, early_stop=0, norm="2"),
@@ -943,6 +962,17 @@ def test_attack_is_entered_where_it_is_written() -> None:
         registry.ATTACKS.pop(template, None)
     with pytest.raises(UserError, match="There is no attack 'stay-5'"):
         parse_attack("stay-5")
+
+
+def test_the_docstrings_example_works() -> None:
+    try:
+        Away = run_example(channelscope.attacks)["Away"]
+        attack = parse_attack("away-4-l2:margin", eps=0.5)
+        assert attack == Away(steps=4, norm="2", eps=0.5, objective=margin)
+        net, (x, y) = plain(), images()
+        assert_inside(x, attack(net, x, y, seed()), attack)
+    finally:
+        registry.ATTACKS.pop("away-STEPS[-l2]", None)
 
 
 def test_every_module_of_attacks_is_found() -> None:

@@ -2,13 +2,23 @@
 
 A new attack is one file in this package, found by itself:
 
+    from dataclasses import dataclass
+
+    from torch import Tensor, nn
+
+    from channelscope.attacks.base import Attack, Search
+    from channelscope.attacks.registry import register
+    from channelscope.objectives import Objective, cross_entropy
+
+
     @register("away-STEPS[-l2]", "walks away from the label", cost=lambda away: away.steps)
     @dataclass(frozen=True, kw_only=True)
     class Away(Attack):
         steps: int = 10
+        objective: Objective = cross_entropy
 
         def run(self, model: nn.Module, search: Search) -> Tensor:
-            x_adv = search.start
+            x_adv = search.project(search.start + self.eps * (2 * search.uniform() - 1))
             for _ in search.steps(self.steps):
                 x_in = search.as_input(x_adv)
                 gradient = search.gradient(search.objective(model, x_in, search.y), x_in)
@@ -16,7 +26,10 @@ A new attack is one file in this package, found by itself:
             return x_adv
 
 ``Attack`` does the rest, ``Search`` is what the loop is made of, and ``parse_attack("away-10")``,
-the command line and its help know the name.
+the command line and its help know the name. Capitals in it are fields, whole numbers; ``[-l2]``
+lets it say the norm; a field ``objective`` makes ``away-10:margin`` work. Random numbers come from
+``search.uniform()``, whose numbers are an image's own whatever its batch: one generator for all
+images would give an image other numbers in other company.
 """
 
 import importlib

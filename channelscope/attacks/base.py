@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from channelscope.attacks.ball import (
     Norm,
     check_ball,
+    draw_uniform,
     l2_norms,
     make_projection,
     round_towards,
@@ -182,7 +183,8 @@ class Search:
         eps, norm: the ball.
         objective: what is maximised.
         patience: None to let no image leave.
-        generator: source of random numbers.
+        generator: source of random numbers, for ``uniform`` and for further attacks alone: whoever
+            draws from it directly gives an image other numbers in another batch.
         layout: the memory format.
     """
 
@@ -200,6 +202,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.rows = torch.arange(len(self.x), device=self.x.device)  # in the batch
+        self._size_of_batch = len(self.x)
         self._objective_of_batch, self._logits = self.objective, list[Tensor]()
         if self.patience is not None:
             self._patience = torch.full_like(self.y, self.patience)  # what each image has left
@@ -259,6 +262,12 @@ class Search:
         if self.norm == "inf":
             return gradient.sign()
         return gradient / l2_norms(gradient).clamp_min(1e-12)
+
+    def uniform(self) -> Tensor:
+        """Draw from [0, 1) a number for each pixel, an image's own whatever its batch."""
+        # Also for images that left, so that no image's numbers depend on the others.
+        shape = (self._size_of_batch, *self.start.shape[1:])
+        return draw_uniform(shape, self.start, self.generator)[self.rows]
 
     @contextmanager
     def watch(self, model: nn.Module, x: Tensor) -> Iterator[None]:

@@ -50,20 +50,16 @@ class Noise(Attack):
 
     @torch.no_grad()
     def run(self, model: nn.Module, search: Search) -> Tensor:
-        x, points = search.exact, search.exact
+        points = search.exact
         for _ in search.steps(self.tries):
-            # Drawn for all images, also those that left: no image's points depend on the others.
-            delta = self._draw(x, search.generator)[search.rows]
-            points = search.project(search.exact + delta)
+            u = to_normal(search.uniform())
+            delta = u.sign() if self.norm == "inf" else u / l2_norms(u).clamp_min(1e-12)
+            points = search.project(search.exact + self.eps * delta)
             x_in = search.as_input(points)
             with search.watch(model, x_in):
                 model(x_in)
             (points,) = search.drop_broken(points)
         return points
-
-    def _draw(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        u = to_normal(draw_uniform(tuple(x.shape), x, generator))
-        return self.eps * (u.sign() if self.norm == "inf" else u / l2_norms(u).clamp_min(1e-12))
 
 
 @dataclass(frozen=True, kw_only=True)
