@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 
 import reference
 from channelscope.analyses.base import measure_study, worst_case
 from channelscope.analyses.differences import MEASURES, check_differences
+from channelscope.statistics.intervals import paired_difference
 from channelscope.statistics.measures import mean_over_classes
 from helpers.figures import rows_of
 from helpers.studies import KeptStudy, make_result, synthetic_study
@@ -50,8 +51,13 @@ def test_every_pair_is_the_later_network_less_the_earlier() -> None:
 def test_copies_do_not_differ() -> None:
     rows = rows_of(RESULT.differences, model="copy", other="one")
     rows = rows[rows["class"] != "dog"]
-    assert (rows[["value", "low", "high"]] == 0).all().all()
+    assert (rows["value"] == 0).all()
     assert (rows[["p", "q"]] == 1).all().all()
+    of_accuracy = rows["measure"] == "robust_accuracy"
+    assert (rows.loc[~of_accuracy, ["low", "high"]] == 0).all().all()
+    # Among few images none differs: that others would is not excluded.
+    assert (rows.loc[of_accuracy, "low"] < 0).all()
+    assert (rows.loc[of_accuracy, "high"] > 0).all()
 
 
 def test_mcnemars_test_is_on_the_images_of_the_class() -> None:
@@ -64,7 +70,12 @@ def test_mcnemars_test_is_on_the_images_of_the_class() -> None:
             assert np.isnan(row["p"])
             continue
         gained, lost = int((other & ~one)[images].sum()), int((one & ~other)[images].sum())
-        p = binomtest(gained, gained + lost).pvalue if gained + lost else 1
+        n = gained + lost
+        p = 1.0
+        if gained != lost:  # mid-p: half of what was observed, on both sides
+            p = binomtest(gained, n).pvalue - binom.pmf(gained, n, 0.5)
+        interval = paired_difference(other[images], one[images])
+        assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
         assert row["value"] == pytest.approx((gained - lost) / images.sum())
         assert row["p"] == pytest.approx(p)
 

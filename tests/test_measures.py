@@ -15,7 +15,16 @@ from numpy import ndarray
 import reference
 from channelscope.analyses.base import judge_estimate
 from channelscope.statistics import measures
-from channelscope.statistics.intervals import FEWEST_REPLICATES, Estimate, estimate, wilson
+from channelscope.statistics.intervals import (
+    FEWEST_REPLICATES,
+    Estimate,
+    average_intervals,
+    estimate,
+    estimate_bounded_columns,
+    estimate_columns,
+    paired_difference,
+    wilson,
+)
 from channelscope.statistics.measures import (
     BOUNDS,
     across_classes,
@@ -290,3 +299,83 @@ def test_wilson_is_where_the_score_test_turns(count: int, n: int, level: float) 
 
 def test_wilson_of_nothing_is_unknown() -> None:
     assert all(math.isnan(value) for value in vars(wilson(0, 0)).values())
+
+
+def make_pair(counts: tuple[int, int, int, int]) -> tuple[ndarray, ndarray]:
+    """Make two classifiers' answers: how often both, only one, only the other, neither is right."""
+    ours = np.repeat([True, True, False, False], counts)
+    return ours, np.repeat([True, False, True, False], counts)
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        ((36, 12, 2, 0), 0.0569, 0.3404),
+        ((53, 1, 0, 0), -0.0496, 0.0977),
+        ((54, 0, 0, 0), -0.0664, 0.0664),
+        ((0, 30, 0, 0), 0.8395, 1.0),
+    ],
+)
+def test_paired_difference_is_newcombes_of_his_examples(
+    counts: tuple[int, int, int, int], low: float, high: float
+) -> None:
+    """Statistics in Medicine 17, 1998: method 10 on cases of the paper's table of examples."""
+    difference = paired_difference(*make_pair(counts))
+    assert (difference.low, difference.high) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(
+    st.tuples(*[st.integers(0, 20)] * 4).filter(any),
+    st.sampled_from([0.9, 0.95]),
+)
+def test_paired_difference_is_the_naive_one(
+    counts: tuple[int, int, int, int], level: float
+) -> None:
+    ours, theirs = make_pair(counts)
+    difference = paired_difference(ours, theirs, level)
+    expected = reference.paired_difference(ours.tolist(), theirs.tolist(), level)
+    assert (difference.value, difference.low, difference.high) == pytest.approx(expected, abs=1e-9)
+    assert -1 <= difference.low <= difference.value <= difference.high <= 1
+    assert difference.low < difference.high
+    turned = paired_difference(theirs, ours, level)
+    assert (turned.low, turned.high) == pytest.approx((-difference.high, -difference.low))
+
+
+@pytest.mark.parametrize(("images", "decides"), [(1, False), (4, False), (5, True), (30, True)])
+def test_few_images_that_differ_alike_decide_nothing(images: int, decides: bool) -> None:
+    """By chance four go to the same side in one of eight cases, and five in one of sixteen."""
+    difference = paired_difference(*make_pair((0, images, 0, 0)))
+    assert (difference.low > 0) == decides
+
+
+def test_paired_difference_of_nothing_is_unknown() -> None:
+    assert all(
+        math.isnan(value) for value in vars(paired_difference(*make_pair((0,) * 4))).values()
+    )
+
+
+def test_averaged_intervals_are_those_of_quantities_that_move_together() -> None:
+    each = Estimate(0.2, 0.1, 0.4)
+    assert vars(average_intervals([each, each])) == pytest.approx(vars(each))
+    mean = average_intervals([each, Estimate(0.0, -0.2, 0.2)])
+    assert (mean.value, mean.low, mean.high) == pytest.approx((0.1, -0.05, 0.3))
+    assert math.isnan(average_intervals([]).value)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
+def test_replicates_that_are_all_alike_have_the_interval_of_images_not_seen(value: float) -> None:
+    _, low, high = estimate_bounded_columns(np.full((60, 1), value), 30, 0.95, (0.0, 1.0))
+    unseen = wilson(0, 30).high
+    assert low[0] == pytest.approx((1 - unseen) * value)
+    assert high[0] == pytest.approx(value + unseen * (1 - value))
+    if value in (0, 1):
+        share = wilson(int(30 * value), 30)
+        assert (low[0], high[0]) == pytest.approx((share.low, share.high))
+
+
+def test_replicates_that_vary_have_the_bootstraps_interval() -> None:
+    replicates = np.random.default_rng(0).uniform(size=(60, 3))
+    bounded = estimate_bounded_columns(replicates, 30, 0.95, (0.0, 1.0))
+    assert np.array_equal(bounded, estimate_columns(replicates, 0.95, (0.0, 1.0)))
+    few = estimate_bounded_columns(replicates[:5], 30, 0.95, (0.0, 1.0))
+    assert np.isnan(few[1:]).all()

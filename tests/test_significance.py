@@ -72,12 +72,36 @@ def test_replicates_without_spread(replicates: list[float], p: float) -> None:
     assert bootstrap_p(np.array(replicates)) == pytest.approx(p, nan_ok=True)
 
 
+def of_discordant(first: int, second: int, alike: int = 5) -> float:
+    """Test two classifiers of which each alone is right on so many images."""
+    ours = np.repeat([True, False, True], [first, second, alike])
+    theirs = np.repeat([False, True, True], [first, second, alike])
+    return mcnemar(ours, theirs)
+
+
 @given(st.integers(0, 12), st.integers(0, 12))
-def test_mcnemar_is_the_binomial_tail(first: int, second: int) -> None:
-    n = first + second
-    tail = sum(math.comb(n, k) for k in range(min(first, second) + 1)) / 2**n
-    p = mcnemar(np.array([first]), np.array([second]))
-    assert p == pytest.approx(min(1.0, 2 * tail), rel=1e-12)
+def test_mcnemar_is_the_binomial_tail_with_half_of_what_was_observed(
+    first: int, second: int
+) -> None:
+    n, m = first + second, min(first, second)
+    tail = sum(math.comb(n, k) for k in range(m)) + math.comb(n, m) / 2
+    p = of_discordant(first, second)
+    assert p == pytest.approx(min(1.0, 2 * tail / 2**n), rel=1e-12)
+    assert p == of_discordant(second, first)
+    if n:
+        assert p == of_discordant(first, second, 0)
+
+
+def test_mcnemar_without_a_difference_is_1_and_of_nothing_unknown() -> None:
+    assert of_discordant(0, 0) == 1
+    assert math.isnan(of_discordant(0, 0, 0))
+
+
+@pytest.mark.parametrize("n", [5, 20, 60])
+def test_mcnemar_rejects_no_more_often_than_it_says(n: int) -> None:
+    """Of n images that differ, each to either side by chance; mid-p may exceed 5 % by little."""
+    size = sum(math.comb(n, k) / 2**n for k in range(n + 1) if of_discordant(k, n - k) <= 0.05)
+    assert size <= 0.0625
 
 
 @given(seeds, st.integers(3, 4))

@@ -12,13 +12,13 @@ from channelscope.analyses.base import (
     Analysis,
     Study,
     Table,
-    measure_robustness,
     measure_study,
     register,
     worst_case,
 )
 from channelscope.figures.words import measured_layers
-from channelscope.statistics.intervals import estimate_change_columns, estimate_columns
+from channelscope.statistics.channels import rows_by_class
+from channelscope.statistics.intervals import estimate_columns, paired_difference
 from channelscope.statistics.measures import mean_over_classes
 from channelscope.statistics.significance import bootstrap_p, correct_fdr, mcnemar
 
@@ -41,8 +41,8 @@ def compute_differences(study: Study) -> dict[str, Any]:
     """Compare each pair of networks: the later one less the earlier.
 
     Measures of alignment are compared layer by layer, in order, where both networks have as many:
-    interval and p from the bootstrap, in which both see the same images. The p of robust accuracy
-    is that of McNemar's exact test.
+    interval and p from the bootstrap, in which both see the same images. Robust accuracy has
+    Newcombe's interval for paired proportions and the p of McNemar's test (mid-p).
     """
     rows = []
     for other, model in combinations(study.models, 2):
@@ -69,23 +69,14 @@ def _compare_layers(study: Study, model: str, other: str) -> Iterator[dict[str, 
 
 
 def _compare_accuracy(study: Study, model: str, other: str) -> Iterator[dict[str, Any]]:
-    ours, theirs = measure_robustness(study, model), measure_robustness(study, other)
-    replicates = np.column_stack([ours[0] - theirs[0], ours[1] - theirs[1]])
-    intervals = estimate_change_columns(replicates, study.settings["level"])
-    correct, other_correct = worst_case(study, model), worst_case(study, other)
-    p = mcnemar(
-        _count(study, correct & ~other_correct),
-        _count(study, other_correct & ~correct),
-    )
-    p = np.where(_count(study, np.ones_like(correct)) > 0, p, np.nan)
+    ours, theirs = worst_case(study, model), worst_case(study, other)
+    images = [np.arange(len(ours)), *rows_by_class(study.labels, len(study.classes))]
+    level = study.settings["level"]
+    gains = [paired_difference(ours[chosen], theirs[chosen], level) for chosen in images]
+    p = [mcnemar(ours[chosen], theirs[chosen]) for chosen in images]
+    columns = np.array([(gain.value, gain.low, gain.high) for gain in gains]).T
     words = {"layer": "", "other_layer": "", "measure": "robust_accuracy"}
-    yield from _rows(study, words, *intervals, p)
-
-
-def _count(study: Study, images: ndarray) -> ndarray:
-    """Count the images that are set, over all and in each class."""
-    by_class = np.bincount(study.labels[images], minlength=len(study.classes))
-    return np.array([by_class.sum(), *by_class])
+    yield from _rows(study, words, *columns, np.array(p))
 
 
 def _rows(

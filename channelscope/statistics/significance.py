@@ -5,7 +5,7 @@ none; NaN where there is nothing to test. All tests are two-sided.
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy.special import bdtr, ndtr, stdtr
 from scipy.stats import false_discovery_control, rankdata
@@ -58,20 +58,25 @@ def bootstrap_p(replicates: Float[ndarray, "r *k"]) -> Float[ndarray, "*k"]:
     return np.where(np.isnan(value) | (count < 2), np.nan, p)
 
 
-def mcnemar(first: Int[ndarray, "*k"], second: Int[ndarray, "*k"]) -> Float[ndarray, "*k"]:
-    """Test two classifiers for equal accuracy: McNemar's exact test (Psychometrika, 1947).
+def mcnemar(ours: Bool[ndarray, " n"], theirs: Bool[ndarray, " n"]) -> float:
+    """Test two classifiers for equal accuracy on the same images: McNemar's exact test, mid-p.
 
-    Of the images that just one of them classifies correctly, each has it by chance with probability
-    1/2: p = min(1, 2 P(B <= min(first, second))), B binomial of first + second trials; 1 where
-    there are none.
+        p = 2 P(B < m) + P(B = m),    m = min(b, c),    B ~ Binomial(b + c, 1/2)
 
-    Args:
-        first, second: how many images only the one and only the other classifies correctly.
+    b and c images are classified correctly by just one of the two, each by chance with probability
+    1/2 (Psychometrika, 1947). Only half of the probability of what was observed counts: the exact
+    test, which counts it all, rejects far too rarely (Fagerland, Lydersen & Laake, BMC Medical
+    Research Methodology 13, 2013). 1 where no image differs, NaN without images.
     """
-    trials = first + second
-    return np.where(
-        trials == 0, 1.0, np.minimum(1.0, 2 * bdtr(np.minimum(first, second), trials, 0.5))
-    )
+    if not len(ours):
+        return float("nan")
+    b = int((ours & ~theirs).sum())
+    c = int((theirs & ~ours).sum())
+    if b == c:
+        return 1.0
+    m = min(b, c)
+    fewer = bdtr(m - 1, b + c, 0.5) if m else 0.0
+    return float(fewer + bdtr(m, b + c, 0.5))
 
 
 def mantel(
