@@ -26,7 +26,7 @@ from channelscope.analyses.interventions import (
 from channelscope.analyses.suppression import check_suppression, judge_suppression
 from channelscope.figures.paper import COLOURS
 from channelscope.result import Result
-from channelscope.statistics.intervals import estimate
+from channelscope.statistics.intervals import wilson
 from helpers.expect import mistake
 from helpers.figures import join_texts, rows_of
 from helpers.studies import KeptStudy, make_result
@@ -98,7 +98,7 @@ RESULT = make_result(STUDY)
 # ---------------------------------------------------------------- the tables
 
 
-def test_curves_are_the_accuracies_of_the_images_resampled() -> None:
+def test_curves_are_shares_of_the_images_with_wilsons_interval() -> None:
     random = STUDY.suppressed("plain")["relu2"].correct["random", "random"]
     correct = (random[0]["adversarial"] + random[1]["adversarial"].astype(float)) / 2
     rows = rows_of(RESULT.curves, model="plain", layer="relu2", scorer="random", curve="deletion")
@@ -106,8 +106,7 @@ def test_curves_are_the_accuracies_of_the_images_resampled() -> None:
     assert rows["channels"].tolist() == [0, 2, 5, 8]
     assert rows["fraction"].tolist() == [0, 0.25, 0.625, 1]
     for point, row in zip(correct, rows.to_dict("records"), strict=True):
-        replicates = point @ STUDY.weights / STUDY.weights.sum(0)
-        wanted = estimate(replicates, 0.95, (0.0, 1.0))
+        wanted = wilson(point.sum(), len(point))
         numbers = [row["accuracy"], row["low"], row["high"]]
         assert numbers == pytest.approx([wanted.value, wanted.low, wanted.high])
 
@@ -238,10 +237,14 @@ def test_the_verdict_follows_the_interval_of_the_change() -> None:
     )
 
 
-def test_images_that_all_say_the_same_support_nothing() -> None:
-    verdict, _ = judge(make_known(repair(24, 24), 24), 24)
+@pytest.mark.parametrize(("images", "outcome"), [(4, "inconclusive"), (24, "supported")])
+def test_images_that_all_say_the_same_support_a_claim_if_they_are_many(
+    images: int, outcome: str
+) -> None:
+    verdict, _ = judge(make_known(repair(images, images), images), images)
     assert verdict.estimate == 1
-    assert verdict.verdict == "inconclusive"  # the interval has no width
+    assert verdict.low < 1
+    assert verdict.verdict == outcome
 
 
 @pytest.mark.parametrize("images", [4, 60])

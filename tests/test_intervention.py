@@ -125,7 +125,7 @@ def test_without_a_harmful_channel_robust_accuracy_rises_to_a_known_value() -> N
     (verdict,) = result.verdicts.itertuples()
     assert verdict.estimate == 1
     assert verdict.claim == "C4 by intervention"
-    assert verdict.verdict == "inconclusive"  # every image says the same: the interval has no width
+    assert verdict.verdict == "supported"  # every image says the same, and they are many
 
 
 def test_attack_that_changes_the_answer_changes_what_is_suppressed() -> None:

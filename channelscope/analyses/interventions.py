@@ -46,7 +46,9 @@ from channelscope.figures.words import (
 from channelscope.statistics.channels import weighted_means
 from channelscope.statistics.intervals import (
     Bounds,
-    estimate_columns,
+    as_columns,
+    estimate_bounded_columns,
+    wilson,
 )
 
 if TYPE_CHECKING:
@@ -81,11 +83,12 @@ def compute_interventions(study: Study) -> dict[str, Any]:
             fractions = find_fractions(suppressed)
             areas = {key: trapezoid(curve, fractions, axis=1) for key, curve in curves.items()}
             level = study.settings["level"]
+            images = len(study.labels)
             scorers = list(suppressed.relevance)
             rows = {
-                "curves": _list_curves(curves, suppressed.counts, level),
-                "areas": _list_areas(areas, level),
-                "league": _rank_scorers(areas, scorers, level),
+                "curves": _list_curves(curves, suppressed.counts, images, level),
+                "areas": _list_areas(areas, images, level),
+                "league": _rank_scorers(areas, scorers, images, level),
             }
             for name, of_layer in rows.items():
                 tables[name] += [{"model": model, "layer": layer} | row for row in of_layer]
@@ -117,16 +120,16 @@ def find_fractions(suppressed: SuppressedLayer) -> Float[ndarray, " p"]:
 
 
 def _list_curves(
-    curves: Mapping[_Key, ndarray], counts: Sequence[int], level: float
+    curves: Mapping[_Key, ndarray], counts: Sequence[int], images: int, level: float
 ) -> Iterator[dict[str, Any]]:
-    """List the points of the deletion curves, and of the insertion curves.
+    """List the points of the deletion curves, and of the insertion curves, with Wilson's intervals.
 
     What the first channels of one order insert, the last of the opposite order have left: the
     insertion curves are the deletion curves, read from the other end.
     """
     channels = counts[-1]
     for (scorer, order, data), curve in curves.items():
-        estimates = list(zip(*estimate_columns(curve, level, _SHARE), strict=True))
+        estimates = [wilson(images * float(share), images, level) for share in curve[0]]
         deleted = list(zip(counts, estimates, strict=True))
         inserted = [(channels - count, values) for count, values in reversed(deleted)]
         for name, of_order, points in (
@@ -134,20 +137,23 @@ def _list_curves(
             ("insertion", _OPPOSITE[order], inserted),
         ):
             words = {"scorer": scorer, "curve": name, "order": of_order, "data": data}
-            for count, (accuracy, low, high) in points:
+            for count, accuracy in points:
                 place = {"channels": count, "fraction": count / channels}
-                yield words | place | {"accuracy": accuracy, "low": low, "high": high}
+                yield words | place | as_columns(accuracy, "accuracy")
 
 
-def _list_areas(areas: Mapping[_Key, ndarray], level: float) -> Iterator[dict[str, Any]]:
-    estimates = estimate_columns(np.stack(list(areas.values()), 1), level, _SHARE)
+def _list_areas(
+    areas: Mapping[_Key, ndarray], images: int, level: float
+) -> Iterator[dict[str, Any]]:
+    replicates = np.stack(list(areas.values()), 1)
+    estimates = estimate_bounded_columns(replicates, images, level, _SHARE)
     for (scorer, order, data), area, low, high in zip(areas, *estimates, strict=True):
         words = {"scorer": scorer, "order": order, "data": data}
         yield words | {"area": area, "low": low, "high": high}
 
 
 def _rank_scorers(
-    areas: Mapping[_Key, ndarray], scorers: Sequence[str], level: float
+    areas: Mapping[_Key, ndarray], scorers: Sequence[str], images: int, level: float
 ) -> Iterator[dict[str, Any]]:
     """Rank scorers by how far their curves lie from the random one, where a true ranking puts it.
 
@@ -160,7 +166,8 @@ def _rank_scorers(
             kept = areas[scorer, "nr", data] - random
             lost = random - areas[scorer, "pr", data]
             leads.append({"nr": kept, "pr": lost, "both": (kept + lost) / 2}[order])
-        values, lows, highs = estimate_columns(np.stack(leads, 1), level, (-1.0, 1.0))
+        replicates = np.stack(leads, 1)
+        values, lows, highs = estimate_bounded_columns(replicates, images, level, (-1.0, 1.0))
         for place, scorer in enumerate(scorers):
             row = {"scorer": scorer, "order": order, "data": data, "value": values[place]}
             rank = 1 + int((values > values[place]).sum())
@@ -424,7 +431,7 @@ register(
                 caption="Natural and robust accuracy against the share of a layer's channels that "
                 "is set to 0: the most negatively relevant ones for the class first, the most "
                 "positively relevant ones first, or in random order; relevance by {scorer}. The "
-                "attack sees the network without the channels. {layers} {adversarial} {bars}",
+                "attack sees the network without the channels. {layers} {adversarial} {wilson}",
                 section="network",
                 claims=("c4",),
                 table="curves",

@@ -32,8 +32,7 @@ from channelscope.figures.words import (
     format_attack,
     select_rows,
 )
-from channelscope.statistics.channels import accuracy_replicates
-from channelscope.statistics.intervals import as_columns, estimate
+from channelscope.statistics.intervals import as_columns, estimate, wilson
 from channelscope.statistics.measures import BOUNDS, mean_over_classes
 
 if TYPE_CHECKING:
@@ -84,8 +83,7 @@ def _measure_rows(
             interval = estimate(mean_over_classes(by_class), level, BOUNDS[measure])
             yield words | {"layer": layer, "measure": measure} | as_columns(interval)
     correct = study.answers(model, data) == study.labels
-    overall, _ = accuracy_replicates(correct, study.labels, study.weights, len(study.classes))
-    interval = estimate(overall, level, (0.0, 1.0))
+    interval = wilson(int(correct.sum()), len(correct), level)
     yield words | {"layer": "", "measure": "robust_accuracy"} | as_columns(interval)
 
 
@@ -179,14 +177,14 @@ register(
                 "eps",
                 30,
                 "What becomes of accuracy and alignment as the radius ε of the attack grows: "
-                f"{_PANELS} {{layers}} {{bars}}",
+                f"{_PANELS} {{layers}} {{mixed_bars}}",
             ),
             _plot(
                 "step",
                 31,
                 "What becomes of accuracy and alignment in the course of the attack, which is "
                 f"stopped after so many steps of the same length: {_PANELS} {{layers}} "
-                "{adversarial} {bars}",
+                "{adversarial} {mixed_bars}",
             ),
         ),
     )

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray
 
@@ -16,8 +18,8 @@ from channelscope.analyses.base import (
     judge_estimate,
     register,
 )
-from channelscope.analyses.interventions import find_fractions, measure_curves
-from channelscope.statistics.intervals import UNKNOWN, Estimate, estimate_change
+from channelscope.analyses.interventions import find_fractions
+from channelscope.statistics.intervals import Estimate, average_intervals, paired_difference
 
 if TYPE_CHECKING:
     from channelscope.result import Result
@@ -51,19 +53,20 @@ def measure_changes(study: Study, model: str, layer: str, scorer: str) -> dict[s
     """
 
     def compute() -> dict[str, Estimate]:
-        curves = measure_curves(study, model, layer)
-        within = _find_nr_points(study.suppressed(model)[layer], scorer)
-        adversarial = curves[scorer, "nr", "adversarial"]
-        natural = curves[scorer, "nr", "natural"]
-        gains = {
-            "estimate": adversarial - adversarial[:, :1],
-            "over_random": adversarial - curves["random", "random", "adversarial"],
-            "natural": natural - natural[:, :1],
+        suppressed = study.suppressed(model)[layer]
+        points = np.flatnonzero(_find_nr_points(suppressed, scorer))
+        (ranking,) = suppressed.correct[scorer, "nr"]
+        adversarial, natural = ranking["adversarial"], ranking["natural"]
+        orders = [order["adversarial"] for order in suppressed.correct["random", "random"]]
+        pairs = {
+            "estimate": [(adversarial[p], adversarial[0]) for p in points],
+            "over_random": [(adversarial[p], order[p]) for p, order in product(points, orders)],
+            "natural": [(natural[p], natural[0]) for p in points],
         }
         level = study.settings["level"]
         return {
-            name: estimate_change(gain[:, within].mean(1), level) if within.any() else UNKNOWN
-            for name, gain in gains.items()
+            name: average_intervals([paired_difference(*pair, level) for pair in of_points])
+            for name, of_points in pairs.items()
         }
 
     changes: dict[str, Estimate] = study.memo(("changes", model, layer, scorer), compute)
