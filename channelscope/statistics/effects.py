@@ -64,8 +64,9 @@ def estimate_effect(
 
     Seeds are not resampled: the variance of 3 resampled values is 2/3 of what it should be, and
     percentiles know nothing of so few degrees of freedom. The two-level percentile bootstrap covers
-    as little as 74 % instead of 95 %. See ``benchmarks/coverage.py`` for what is covered, and
-    Agarwal et al., NeurIPS 2021, on conclusions from few runs.
+    as little as 74 % instead of 95 % (Agarwal et al., NeurIPS 2021, on few runs). This interval
+    covers 92 to 97 % (``benchmarks/coverage.py``). Only of one method with three networks that find
+    no image easy or hard in common, which networks do not do, can it be as little as 90 %.
 
     A group of one network has no variance between seeds: its seed counts as fixed. Replicates that
     are NaN for any network do not count; of fewer than ``FEWEST_REPLICATES`` there is no interval.
