@@ -200,9 +200,30 @@ class Table:
         return [*self.words, *self.numbers]
 
     def frame(self, rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-        """Return rows as a frame, with its columns even where there is no row."""
+        """Return rows as a frame, with its columns even where there is no row.
+
+        Raises:
+            ValueError: for a row that lacks a column or has another, unless the table is open.
+        """
         rows = rows if isinstance(rows, pd.DataFrame) else list(rows)
+        for row in [rows.columns] if isinstance(rows, pd.DataFrame) else rows:
+            if not isinstance(row, Mapping | pd.Index):
+                raise ValueError(f"a row is a mapping of columns to values, not {row!r:.80}")
+            self.check_columns(row)
         return pd.DataFrame(rows, columns=self.columns)
+
+    def check_columns(self, names: Iterable[str]) -> None:
+        """Raise a ValueError for names of a row's columns that are not those of the table."""
+        if self.open:
+            return
+        columns = self.numbers if self.by_channel else self.columns
+        names = list(names)
+        unknown = [name for name in names if name not in columns]
+        missing = [name for name in columns if name not in names]
+        if unknown or missing:
+            faults = {"lacks": missing, "has an unknown": unknown}
+            told = [f"{what} {', '.join(map(repr, each))}" for what, each in faults.items() if each]
+            raise ValueError(f"a row {' and '.join(told)}: the columns are {', '.join(columns)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -433,14 +454,13 @@ def make_tables(
     verdicts: list[Verdict] = []
     judged = False
     for analysis in analyses:
-        for name, value in analysis.compute(study).items():
-            table = analysis.tables.get(name)
-            if table is None:
-                arrays[name] = value
-            elif table.by_channel:
-                tables[name] = ChannelTable(table.words, table.numbers, study.classes, value)
+        for name, value in _compute(analysis, study).items():
+            if name in analysis.tables:
+                tables[name] = _make_table(analysis, name, value, study.classes)
+            elif name in arrays:
+                raise ValueError(f"Two analyses make an array {name!r}: rename one.")
             else:
-                tables[name] = table.frame(value)
+                arrays[name] = value
         if analysis.judge is not None:
             judged = True
             verdicts += analysis.judge(study)
@@ -448,6 +468,47 @@ def make_tables(
         verdicts.sort(key=lambda verdict: verdict.claim)
         tables["verdicts"] = VERDICTS.frame(map(asdict, verdicts))
     return tables, arrays
+
+
+def _compute(analysis: Analysis, study: Study) -> Mapping[str, Any]:
+    """Return what an analysis makes of a study: all its tables, and else nothing but arrays."""
+    made = analysis.compute(study)
+    start = f"The analysis {analysis.name!r} returns"
+    if not isinstance(made, Mapping):
+        raise ValueError(f"{start} {made!r:.80}: return {{table: rows}}.")
+    names = ", ".join(map(repr, made)) or "nothing"
+    for name in analysis.tables:
+        if name not in made:
+            raise ValueError(f"{start} no table {name!r} but {names}: return all its tables.")
+    for name, value in made.items():
+        is_array = isinstance(value, ndarray) and not value.dtype.hasobject
+        if name not in analysis.tables and not is_array:
+            raise ValueError(
+                f"{start} {name!r}, which is neither one of its tables nor an array of numbers or "
+                f"texts, but {value!r:.80}."
+            )
+    return made
+
+
+def _make_table(
+    analysis: Analysis, name: str, value: Any, classes: tuple[str, ...]
+) -> pd.DataFrame | ChannelTable:
+    """Make a table of an analysis of its rows, or of its arrays by group; ValueError for others."""
+    table = analysis.tables[name]
+    try:
+        if not table.by_channel:
+            return table.frame(value)
+        for group, columns in value.items():
+            if len(group) != len(table.words):
+                raise ValueError(f"its groups are {', '.join(table.words)}, not {group}")
+            table.check_columns(columns)
+            if {array.shape[:-1] for array in columns.values()} != {(len(classes),)}:
+                raise ValueError(f"the arrays of {group} are not of (classes, channels)")
+        return ChannelTable(table.words, table.numbers, classes, value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The table {name!r} of the analysis {analysis.name!r}: {error}."
+        ) from error
 
 
 def measure_study(study: Study, model: str, layer: str, data: str = "adversarial") -> Any:

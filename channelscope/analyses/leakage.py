@@ -143,8 +143,9 @@ def _measure_gates(study: Study, model: str, data: str) -> Iterator[dict[str, An
             masks = np.asarray(study.masks(model, gate, data, told)[chosen], float)
             correct = read_class(masks, labels) == labels
             yield {"layer": gate, "measure": measures[told]} | _estimate(study, correct)
+    chance = {"value": np.bincount(labels).max() / len(labels), "low": np.nan, "high": np.nan}
     for gate in study.gates(model):
-        yield {"layer": gate, "measure": "chance", "value": np.bincount(labels).max() / len(labels)}
+        yield {"layer": gate, "measure": "chance"} | chance
 
 
 def _estimate(study: Study, images: Bool[ndarray, " n"]) -> dict[str, float]:

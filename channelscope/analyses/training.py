@@ -25,6 +25,8 @@ from channelscope.figures.words import (
 if TYPE_CHECKING:
     from channelscope.result import Result
 
+# What a log has of the network.
+LOGGED = ("epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds")
 # What a log has of each CIFS gate, as columns LAYER.NAME.
 GATE_COLUMNS = (
     "probe_natural",
@@ -36,16 +38,7 @@ GATE_COLUMNS = (
 TABLES = {
     "training": Table(
         words=("model",),
-        numbers=(
-            "best",
-            "epoch",
-            "loss",
-            "accuracy",
-            "lr",
-            "val_natural",
-            "val_robust",
-            "seconds",
-        ),
+        numbers=("best", *LOGGED),
         help=(
             "the training log by epoch: loss and accuracy on the training images as trained on, "
             "accuracy on natural and attacked validation images; best is 1 for the epoch whose "
@@ -75,7 +68,9 @@ def compute_training(study: Study) -> dict[str, Any]:
     for model in study.models:
         log = study.history(model)
         rows["training"] += [
-            {"model": model} | dict(row) | {"best": int(row["best"])} for row in log
+            {"model": model, "best": int(row["best"])}
+            | {name: row.get(name, float("nan")) for name in LOGGED}
+            for row in log
         ]
         rows["gates"] += _gate_rows(model, log)
     return rows
