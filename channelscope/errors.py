@@ -33,12 +33,12 @@ class UserError(ValueError):
 def suggest(name: str, names: Iterable[str]) -> str:
     """Return the end of an error message that suggests the names closest to an unknown one.
 
-    >>> suggest("layer5", ["layer4", "conv1"])
+    >>> suggest("layer5", ["layer4", "layer4", "conv1"])
     " Did you mean 'layer4'?"
     >>> suggest("zzz", ["layer4"])
     ''
     """
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 

@@ -964,6 +964,58 @@ def test_attack_is_entered_where_it_is_written() -> None:
         parse_attack("stay-5")
 
 
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("pgd-STEPS[xRESTARTS][-EARLY_STOP][-l2]", "that of another attack, 'pgd-STEPS"),
+        ("cw-STEPS", "that of another attack, 'cw-STEPS"),
+        ("pgd[-STEPS]-STOP", r"needs a field 'stop', which Stay does not have: capitals stand"),
+        ("stay-STEP", "needs a field 'step'"),
+        ("stay-STEPS-STEPS", "is no template"),
+        ("stay[-STEPS", "is no template"),
+        ("stay-TRIES", "is not parsed with its defaults, 'stay-None': a field outside brackets"),
+        ("stay-STEPS:far", "is not parsed with its defaults, 'stay-3:far'"),
+        (":detached", "that of another attack, ':detached'"),
+    ],
+)
+def test_names_that_would_not_be_parsed_as_their_attack_are_refused(
+    template: str, words: str
+) -> None:
+    before = dict(registry.ATTACKS)
+    with pytest.raises(ValueError, match=words):
+
+        @register(template, "goes nowhere", cost=1)
+        @dataclass(frozen=True, kw_only=True)
+        class Stay(Attack):
+            steps: int = 3
+            restarts: int = 1
+            early_stop: int | None = None
+            tries: int | None = None
+
+    assert before == registry.ATTACKS
+
+
+def test_a_name_says_why_it_takes_neither_an_objective_nor_a_norm() -> None:
+    template = "stay-TIMES"
+    try:
+
+        @register(template, "goes nowhere", cost=1)
+        @dataclass(frozen=True, kw_only=True)
+        class Stay(Attack):
+            times: int = 3
+
+            def run(self, model: nn.Module, search: Search) -> Tensor:
+                return search.x
+
+        for name in ("stay-5:margin", "stay-5:joint"):
+            with pytest.raises(UserError, match=f"no attack '{name}': stay-5 takes no objective"):
+                parse_attack(name)
+        with pytest.raises(UserError, match="no attack 'stay-5-l2': stay-5 has no -l2 in its name"):
+            parse_attack("stay-5-l2")
+    finally:
+        registry.ATTACKS.pop(template, None)
+
+
 def test_the_docstrings_example_works() -> None:
     try:
         Away = run_example(channelscope.attacks)["Away"]

@@ -108,16 +108,44 @@ def register(
     """Enter a class of attacks under a name; see ``AttackName``.
 
     Of several names an attack prints the first that fits.
+
+    Raises:
+        ValueError: for a name that stands for no fields of the class, or is another attack's.
     """
 
     def enter(kind: A) -> A:
         count = cost if callable(cost) else lambda _: cost
-        ATTACKS[template] = AttackName(template, help, count, kind, preset)
+        entry = AttackName(template, help, count, kind, preset)
+        _check_name(entry)
+        ATTACKS[template] = entry
         # Of several decorators the last is applied first. A subclass has names of its own.
-        kind.names = (ATTACKS[template], *vars(kind).get("names", ()))
+        kind.names = (entry, *vars(kind).get("names", ()))
         return kind
 
     return enter
+
+
+def _check_name(entry: AttackName) -> None:
+    """Raise a ValueError for a name that would not be parsed, or not as this attack."""
+    start, names = f"The attack's name {entry.template!r}", {*entry.preset}
+    names |= {field.lower() for field in _FIELD.findall(entry.template)}
+    if unknown := names - {field.name for field in dataclasses.fields(entry.kind)}:
+        raise ValueError(
+            f"{start} needs a field {min(unknown)!r}, which {entry.kind.__name__} does not have: "
+            "capitals stand for fields, and @register stands above @dataclass."
+        )
+    try:
+        is_parsed = entry.pattern.fullmatch(entry.example) and ":" not in entry.template[1:]
+    except re.error as error:
+        raise ValueError(f"{start} is no template ({error}).") from error
+    if not is_parsed:
+        raise ValueError(
+            f"{start} is not parsed with its defaults, {entry.example!r}: a field outside brackets "
+            "has a whole number as its default, and only a change begins with a colon."
+        )
+    for other in ATTACKS.values():
+        if other.pattern.fullmatch(entry.example) or entry.pattern.fullmatch(other.example):
+            raise ValueError(f"{start} is that of another attack, {other.template!r}: rename it.")
 
 
 def attack_name(attack: AttackLike | str) -> str:
@@ -164,15 +192,19 @@ def parse_attack(
         head, changes = f"pgd-20{l2}", [change, *changes]
     fields = {"eps": eps, "norm": "2" if l2 else norm, "objective": objective}
     attack, examples = _parse(head, **fields), [entry.example for entry in ATTACKS.values()]
+    if attack is None and l2 and _parse(change):
+        raise _unknown(name, f": {change} has no -l2 in its name, use --norm 2 (norm='2').")
     if attack is None:
-        raise _unknown(name, suggest(head, [*examples, *suites]))
+        raise _unknown(name, f".{suggest(head, [*examples, *suites])}")
     for change in changes:
         changed = _parse(f":{change}", attack=attack)
-        if changed is None and "objective" in vars(attack):
-            loss = parse_objective(change, eps)
-            changed = loss and dataclasses.replace(attack, objective=loss)  # type: ignore[call-arg]
+        loss = None if changed else parse_objective(change, eps)
+        if loss is not None:
+            if "objective" not in vars(attack):
+                raise _unknown(name, f": {attack} takes no objective.")
+            changed = dataclasses.replace(attack, objective=loss)  # type: ignore[call-arg]
         if changed is None:
-            raise _unknown(name, suggest(f":{change}", examples))
+            raise _unknown(name, f".{suggest(f':{change}', examples)}")
         attack = changed
     return attack
 
@@ -182,10 +214,10 @@ def _parse(name: str, **fields: Any) -> Attack | None:
     return next((attack for attack in attacks if attack), None)
 
 
-def _unknown(name: str, suggestion: str) -> UserError:
+def _unknown(name: str, reason: str) -> UserError:
     names = sorted(entry.example for entry in ATTACKS.values() if "/" not in entry.template)
     return UserError(
-        f"There is no attack {name!r}.{suggestion} The names are {', '.join(names)}, with other "
+        f"There is no attack {name!r}{reason} The names are {', '.join(names)}, with other "
         "numbers too, as in pgd-100x5 (5 restarts), and -l2 at the end for the L2 norm; those that "
         "begin with a colon follow another, as in pgd-20:detached, and so do objectives (:joint)."
     )
