@@ -51,6 +51,7 @@ def compare(
     checks: int = 0,
     threshold: float = 0.01,
     thumbnails: bool = True,
+    groups: Mapping[str, Sequence[str]] | None = None,
     **options: Unpack[Options],
 ) -> Result:
     """Compare networks channel by channel, and judge the claims of the CIFS paper on them.
@@ -73,6 +74,8 @@ def compare(
         checks: how many images the checks for gradient masking are made on; 0 for no checks.
         threshold: share of an image's largest channel above which a channel is active.
         thumbnails: keep small pictures of the images that excite channels most.
+        groups: name -> patterns of labels such as ``at-*``: networks of one method, whose seeds are
+            then what varies. Networks whose recipes differ in the seed alone are found without.
         **options: images, methods, seed, replicates, level, batch_size, device, folder, progress,
             out; see ``Study``.
 
@@ -97,6 +100,7 @@ def compare(
         checks=checks,
         threshold=threshold,
         thumbnails=thumbnails,
+        groups=groups,
     )
 
 

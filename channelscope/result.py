@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Self
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pandas as pd
@@ -69,6 +70,7 @@ _META = {
     "data": {"name": str, "images": int, "classes": [str], "fingerprint?": str},
     "tables": [str],
     "groups": {"*": [[str]]},
+    "shared": {"*": str},
     "attack?": str,
     "attacks?": [str],
     "eps?": int | float,
@@ -237,8 +239,10 @@ class Result:
                     arrays |= {f"tables/{name}/{index}/{key}": columns[key] for key in columns}
                 table = table.frame() if len(table) <= _MOST_ROWS else table.summary()
             table.to_csv(folder / f"{name}.csv", index=False)
-        np.savez_compressed(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
-        meta = self.meta | {"kind": self.kind, "tables": list(self.tables), "groups": groups}
+        shared = _find_shared(arrays)
+        _write_arrays(folder / "arrays.npz", {k: v for k, v in arrays.items() if k not in shared})
+        written = {"kind": self.kind, "tables": list(self.tables)}
+        meta = self.meta | written | {"groups": groups, "shared": shared}
         text = json.dumps(meta, indent=1, ensure_ascii=False)
         (folder / "meta.json").write_text(text, "utf-8")
         for analysis in analyses_of(self.kind):
@@ -337,12 +341,14 @@ class Result:
         }
         names = list(meta.pop("tables"))
         groups = dict(meta.pop("groups"))
+        shared: dict[str, str] = meta.pop("shared")
         if unknown := [name for name in names if name not in columns]:
             raise ValueError(f"it has an unknown table {unknown[0]!r}")
         plain = [name for name in names if not columns[name].by_channel]
         check_digests(folder, [f"{name}.csv" for name in plain])
         with open_arrays(folder / "arrays.npz", within=folder) as archive:
             arrays = {name: archive[name] for name in archive.files}
+        arrays |= {copy: arrays[first] for copy, first in shared.items()}
         tables: dict[str, pd.DataFrame | ChannelTable] = {}
         for name in names:
             table = columns[name]
@@ -439,6 +445,33 @@ class Result:
         return lines[:10]
 
 
+def _find_shared(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return the names of arrays that stand under an earlier name too, with that name.
+
+    A channel's relevance is the same on natural and on adversarial images.
+    """
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(array), name) for name, array in arrays.items()}
+    return {name: earlier for name, earlier in names.items() if earlier != name}
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as a compressed .npz, without loss, the same bytes for the same arrays.
+
+    Tables' numbers that 32 bits hold exactly, as a network's weights, are written in 32. Further
+    compression than the least takes many times as long for a few percent.
+    """
+    with ZipFile(path, "w", ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            array = np.asanyarray(array)
+            if array.dtype == np.float64 and name.startswith("tables/"):
+                with np.errstate(over="ignore", under="ignore"):
+                    small = array.astype(np.float32)
+                array = small if np.array_equal(small, array, equal_nan=True) else array
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
 def _take_channel_table(
     name: str,
     table: Table,
@@ -456,6 +489,10 @@ def _take_channel_table(
             raise ValueError(f"the arrays of {name} are of other classes or channels")
         if any(array.dtype.kind not in "fiu" for array in columns.values()):
             raise ValueError(f"the arrays of {name} are no numbers")
+        columns = {
+            key: array.astype(np.float64) if array.dtype == np.float32 else array
+            for key, array in columns.items()
+        }
         if len(words) != len(table.words) or tuple(words) in taken:
             raise ValueError(f"the groups of {name} do not fit its columns")
         taken[tuple(words)] = columns

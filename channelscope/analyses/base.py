@@ -10,10 +10,13 @@ Modules of this package are imported with it, so a new file is all that a new an
 Nothing here needs torch.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from string import Formatter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,6 +24,7 @@ from jaxtyping import Bool, Float, Int, Num, UInt8
 from matplotlib.figure import Figure
 from numpy import ndarray
 
+from channelscope.errors import suggest
 from channelscope.figures.words import describe_ranges
 from channelscope.statistics.channels import accuracy_replicates, measure_replicates
 from channelscope.statistics.intervals import Estimate
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 Kind = Literal["comparison", "evaluation", "intervention", "relevance", "sweep"]
 Labels = Literal["none", "true", "wrong"]  # what the gates are told
 Section = Literal["claims", "network", "gates", "models", "training"]  # of a page, in its order
+# What a caption may name besides the arguments of its figure, see ``Plot``.
+SENTENCES = ("extremes", "layers", "adversarial", "robust", "bars", "wilson", "mixed_bars")
 
 
 class Study(Protocol):
@@ -329,10 +335,11 @@ class Plot:
         name: its name, and the beginning of its files' names.
         draw, data: functions of (result, ...): the figure, and the table of what it draws.
         caption: plain words. May have {class_name}, {model} and the other arguments of its
-            subjects, {extremes} (the most and the least robust class), and the sentences {layers},
-            {adversarial} (the attack on the activations), {robust} (the attacks behind robust
-            accuracy), {bars}, {wilson} and {mixed_bars} (the intervals: of the bootstrap, Wilson's,
-            or Wilson's for accuracies alone).
+            subjects, {extremes} (the most and the least robust class), and the sentences {layers}
+            (the figure's layer, else each model's last), {adversarial} (the attack on the
+            activations), {robust} (the attacks behind robust accuracy), {bars}, {wilson} and
+            {mixed_bars} (the intervals: of the bootstrap, Wilson's, or Wilson's for accuracies
+            alone). A brace itself is doubled.
         section: where the page has it.
         order: its place there, the lower the earlier.
         claims: those on which it bears, such as "c1".
@@ -355,27 +362,50 @@ class Plot:
     alt_text: Callable[[pd.DataFrame], str] = describe_ranges
 
 
-Judgement = Literal["supported", "not supported", "inconclusive"]
+Judgement = Literal["supported", "not supported", "inconclusive", "not judged"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A claim, judged: the quantity's estimate and interval, the outcome, one plain sentence."""
+    """A claim, judged.
+
+    Args:
+        claim: its name.
+        models: the networks that it is judged on.
+        layer: where; empty for what is not about a layer.
+        verdict: the outcome; "not supported" says that the opposite was found.
+        statement: what was measured, in a plain sentence.
+        change: what would change the verdict.
+        estimate, low, high: the quantity and its interval.
+        p: of a two-sided test against 0, corrected for all verdicts of the run.
+        n: number of images (of C3: of classes).
+        seeds: number of networks of the method that has the fewest.
+        least: the least effect that counts.
+    """
 
     claim: str
     models: str
     layer: str
     verdict: Judgement
-    estimate: float
-    low: float
-    high: float
     statement: str
+    change: str = ""
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    n: float = math.nan
+    seeds: float = math.nan
+    least: float = math.nan
 
 
 VERDICTS = Table(
-    words=("claim", "models", "layer", "verdict", "statement"),
-    numbers=("estimate", "low", "high"),
-    help="a claim on a model or a pair of models, judged: supported, not supported, inconclusive",
+    words=("claim", "models", "layer", "verdict", "statement", "change"),
+    numbers=("estimate", "low", "high", "p", "n", "seeds", "least"),
+    help=(
+        "a claim on a model or a pair of models, judged: supported, not supported (the opposite "
+        "was found), inconclusive, not judged; the estimate with its interval, p corrected for all "
+        "verdicts of the run, images (or classes), seeds, the least effect that counts"
+    ),
 )
 
 
@@ -429,15 +459,61 @@ def register(analysis: Analysis) -> Analysis:
     """Enter an analysis in the registry.
 
     Raises:
-        ValueError: for a name, of the analysis or of a table, that is already there.
+        ValueError: for a name, of the analysis, a table or a figure, that is already there, and for
+            a figure that could not be drawn.
     """
     if analysis.name in ANALYSES:
         raise ValueError(f"There are two analyses called {analysis.name!r}.")
     taken = {name for other in ANALYSES.values() for name in other.tables}
     if doubled := taken & set(analysis.tables):
         raise ValueError(f"Two analyses make a table {min(doubled)!r}.")
+    if strange := set(analysis.kinds) - {*get_args(Kind)}:
+        raise ValueError(
+            f"The analysis {analysis.name!r} is of the kind {min(strange)!r}: choose from "
+            f"{', '.join(get_args(Kind))}."
+        )
+    drawn = [plot.name for other in ANALYSES.values() for plot in other.plots]
+    for plot in analysis.plots:
+        if plot.name in drawn:
+            raise ValueError(f"There are two figures called {plot.name!r}.")
+        drawn.append(plot.name)
+        _check_plot(plot)
     ANALYSES[analysis.name] = analysis
     return analysis
+
+
+def _check_plot(plot: Plot) -> None:
+    """Raise a ValueError for a section that no page has, and a caption that cannot be filled in."""
+    start = f"The figure {plot.name!r}"
+    if plot.section not in get_args(Section):
+        raise ValueError(
+            f"{start} is in the section {plot.section!r}: choose from "
+            f"{', '.join(get_args(Section))}."
+        )
+    arguments = list(signature(plot.draw).parameters)[1:]
+    allowed = [*SENTENCES, *arguments]
+    try:
+        named = [name for _, name, _, _ in Formatter().parse(plot.caption) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{start} has a caption with a single brace: double it.") from error
+    if unknown := [name for name in named if name not in allowed]:
+        raise ValueError(
+            f"{start} has a caption that names {{{unknown[0]}}}: it may name "
+            f"{', '.join(allowed)}; a brace itself is doubled."
+        )
+
+
+def check_needs() -> None:
+    """Raise a ValueError for a figure of a table that no analysis of its kind of result makes."""
+    for analysis in ANALYSES.values():
+        others = [item for item in ANALYSES.values() if {*item.kinds} & {*analysis.kinds}]
+        tables = ["verdicts", *(name for other in others for name in other.tables)]
+        for plot in analysis.plots:
+            if unknown := [name for name in (plot.table, *plot.needs) if name not in tables]:
+                raise ValueError(
+                    f"The figure {plot.name!r} of the analysis {analysis.name!r} needs the table "
+                    f"{unknown[0]!r}, which no analysis makes.{suggest(unknown[0], tables)}"
+                )
 
 
 def analyses_of(kind: Kind) -> list[Analysis]:
@@ -449,6 +525,7 @@ def make_tables(
     study: Study, analyses: Iterable[Analysis]
 ) -> tuple[dict[str, pd.DataFrame | ChannelTable], dict[str, ndarray]]:
     """Run analyses of a study; return their tables, and the arrays that they make besides."""
+    check_needs()  # of analyses that were registered later
     tables: dict[str, pd.DataFrame | ChannelTable] = {}
     arrays: dict[str, ndarray] = {}
     verdicts: list[Verdict] = []
@@ -528,6 +605,14 @@ def measure_study(study: Study, model: str, layer: str, data: str = "adversarial
             study.settings["threshold"],
         ),
     )
+
+
+def get_primary_layer(study: Study, model: str) -> str:
+    """Return the layer on which claims are judged: the penultimate one, else the deepest measured.
+
+    Other layers are exploratory: their measures are in the tables, without verdicts.
+    """
+    return (study.penultimate(model) or study.layers(model))[-1]
 
 
 def worst_case(study: Study, model: str) -> Bool[ndarray, " n"]:

@@ -130,7 +130,7 @@ def draw_robustness(result: "Result") -> Figure:
         ax.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0)
     ax.set_yticks([*places.values()], names)
     for label, name in zip(ax.get_yticklabels(), attacks, strict=True):
-        for_gates = any(_PARTS[part][1] for part in _find_parts(name))
+        for_gates = is_made_for_gates(name)
         label.set_fontstyle("italic" if for_gates else "normal")
     ax.set_ylim(len(attacks) - 0.5, -0.5)
     ax.set_xlim(-0.02, 1.02)
@@ -139,6 +139,11 @@ def draw_robustness(result: "Result") -> Figure:
     add_title(figure, f"Accuracy under each attack, ε = {radius}, {images:,} images")
     figure.legend(title=note, loc="outside lower center", ncols=3)
     return figure
+
+
+def is_made_for_gates(attack: str) -> bool:
+    """Tell whether an attack of this name can be made on networks with gates alone."""
+    return any(_PARTS[part][1] for part in _find_parts(attack))
 
 
 def _find_parts(attack: str) -> list[str]:

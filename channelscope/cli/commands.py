@@ -120,6 +120,10 @@ def answer(args: argparse.Namespace) -> None:
     question = getattr(api, args.name)
     shared = {name: vars(args)[name] for name in api.Options.__annotations__}
     options = _collect(args, question) | shared
+    if "groups" in options:
+        options["groups"] = {}
+        for name, pattern in _split_pairs(args.groups, "--group AT=at-*"):
+            options["groups"].setdefault(name, []).append(pattern)
     options["methods"] = dict(_split_pairs(args.methods, "--methods mine=at")) or None
     with join(args):
         models = _read_models(args)

@@ -95,6 +95,14 @@ OPTIONS: dict[str, Option] = {
         default=(),
         settings=_MANY,
     ),
+    "groups": Option(
+        "networks of one method that differ in their seed, by patterns of their labels, such as "
+        "AT=at-*; those whose recipes differ in the seed alone are found",
+        "NAME=PATTERN",
+        default=(),
+        flags=("--group",),
+        settings=_MANY,
+    ),
     "data": Option(
         "digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/ with a "
         "folder per class) or npz:FILE (train_images, train_labels, ...)",

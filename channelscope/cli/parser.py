@@ -163,7 +163,7 @@ def _add_questions(menu: Any) -> None:
         """,
         disk="about 4 bytes x images x channels of the measured layers x (3 + number of swept\n"
         "radii and steps) for each model, and the size of small pictures unless --no-thumbnails.",
-        options="attack attacks eps eps_sweep step_sweep layers checks threshold thumbnails",
+        options="attack attacks eps eps_sweep step_sweep layers groups checks threshold thumbnails",
         out="comparison",
         checks=0,
         attacks="adaptive",

@@ -67,7 +67,7 @@ def print_result(result: "Result", out: Path, *, as_json: bool = False) -> None:
 
 def _print_json(result: "Result", out: Path) -> None:
     names = {
-        "comparison": ("robustness", "verdicts"),
+        "comparison": ("robustness", "verdicts", "faults"),
         "evaluation": ("attacks", "worst_case", "warnings", "eps_sweep"),
         "intervention": ("areas", "league", "suppression", "verdicts"),
         "relevance": ("agreement",),
@@ -97,10 +97,9 @@ def _describe_comparison(result: "Result") -> Iterator[str]:
     """Describe accuracy and, at each model's last layer, alignment; then the verdicts."""
     attack = result.meta["attack"]
     names = ("natural", attack, "worst")
-    measures = ("cosine", "nr_ratio", "relevance_spearman_adversarial")
-    rows: list[Cells] = [
-        ("model", "natural", attack, "worst case", "cosine", "NR ratio", "relevance alignment")
-    ]
+    measures = ("cosine_centred", "nr_mass_natural", "nr_mass_adversarial")
+    heads = ("alignment", "NR mass", "attacked", "effective channels")
+    rows: list[Cells] = [("model", "natural", attack, "worst case", *heads)]
     for model, settings in result.meta["models"].items():
         accuracy = result.select("robustness", model=model, **{"class": "all"})
         alignment = result.select(
@@ -109,9 +108,19 @@ def _describe_comparison(result: "Result") -> Iterator[str]:
         shares = accuracy.set_index("attack")["accuracy"]
         values = alignment.set_index("measure")["value"]
         percent = (f"{shares[name]:.1%}" for name in names)
-        rows.append((model, *percent, *(f"{values[name]:.2f}" for name in measures)))
-    yield format_table(rows, align="l" + "r" * 6)
-    yield f"\n{_describe_attack(result)}\n"
+        cosine, natural, adversarial = (values[name] for name in measures)
+        channels = values["effective_channels_natural"]
+        shown = (f"{cosine:.2f}", f"{natural:.1%}", f"{adversarial:.1%}", f"{channels:.0f}")
+        rows.append((model, *percent, *shown))
+    yield format_table(rows, align="l" + "r" * 7)
+    yield (
+        f"\n{_describe_attack(result)}. alignment: cosine of a class's adversarial with its natural"
+        "\nactivations, beside the mean of all classes; NR mass: share of the relevant activation on"
+        "\nnegatively relevant channels, natural and attacked; effective channels: how many carry "
+        "the\nactivation.\n"
+    )
+    for row in _rows(result, "faults"):
+        yield f"WARNING, {row.model}: {row.sentence}"
     yield from _describe_verdicts(result)
 
 
@@ -129,11 +138,14 @@ def _describe_verdicts(result: "Result") -> Iterator[str]:
     several = len({row.layer for row in _rows(result, "verdicts")} - {""}) > 1
     for row in _rows(result, "verdicts"):
         where = f" at {row.layer}" if several and row.layer else ""
-        yield f"{row.claim} {row.verdict}{where}: {row.statement}"
+        change = f" {row.change}" if getattr(row, "change", "") else ""
+        yield f"{row.claim} {row.verdict}{where}: {row.statement}{change}"
 
 
 def _describe_evaluation(result: "Result") -> Iterator[str]:
     """Describe the attacks, the worst cases, and what the checks found."""
+    from channelscope.analyses.evaluation import describe_checks
+
     meta = result.meta
     level = f"{100 * meta['level']:.0f} % CI"
     rows: list[Cells] = [("model", "attack", "natural", "robust", level, "worst case so far")]
@@ -151,6 +163,9 @@ def _describe_evaluation(result: "Result") -> Iterator[str]:
     for row in _rows(result, "warnings"):
         yield f"WARNING, {row.model}: {row.sentence}"
     for model, settings in meta["models"].items():
+        if checked := describe_checks(result, model):
+            skipped = ", ".join(settings["skipped"])
+            yield f"{model}: {checked}{f' (not made: {skipped})' if skipped else ''}."
         yield from (f"note, {model}: {note}" for note in settings["notes"])
         for check, reason in settings["skipped"].items():
             yield f"not checked, {model}: {check}: {reason}"

@@ -17,24 +17,28 @@ _FINDINGS = {
     "C1": (
         "adversarial training aligns the activations of adversarial images with those of natural "
         "ones",
-        "adversarial training does not align the activations of adversarial images with those of "
+        "adversarial training makes the activations of adversarial images less like those of "
         "natural ones",
     ),
     "C2": (
-        "negatively relevant channels have a larger share of an adversarially trained network's "
-        "activation on adversarial images than on natural ones",
-        "negatively relevant channels have no larger share of an adversarially trained network's "
-        "activation on adversarial images than on natural ones",
+        "adversarial training leaves negatively relevant channels over-activated on adversarial "
+        "images",
+        "under attack, negatively relevant channels hold less of an adversarially trained network's "
+        "relevant activation, not more",
     ),
     "C3": (
         "an adversarially trained network is robust on those classes whose activations follow the "
         "relevance of the channels",
-        "the classes on which an adversarially trained network is robust are not those whose "
-        "activations follow the relevance of the channels",
+        "an adversarially trained network is robust on those classes whose activations do not "
+        "follow the relevance of the channels",
     ),
     "C4": (
-        "gates make adversarial training more robust",
-        "gates do not make adversarial training more robust",
+        "CIFS makes adversarial training more robust",
+        "CIFS makes adversarial training less robust",
+    ),
+    "C5": (
+        "CIFS suppresses negatively relevant channels under attack",
+        "CIFS leaves negatively relevant channels more active under attack",
     ),
 }
 
@@ -56,7 +60,11 @@ def list_findings(result: "Result") -> list[dict[str, str]]:
 
     ``claim`` and ``verdict`` are empty where there are none.
     """
-    texts = [*_describe_robustness(result), *_describe_leaks(result)]
+    texts = [
+        *_describe_faults(result),
+        *_describe_robustness(result),
+        *_describe_leaks(result),
+    ]
     findings = [{"claim": "", "verdict": "", "text": text} for text in texts]
     if not has_rows(result, "verdicts"):
         return findings
@@ -68,6 +76,13 @@ def list_findings(result: "Result") -> list[dict[str, str]]:
         text = _describe_verdict(str(claim), str(verdict), rows["who"])
         findings.append({"claim": str(claim), "verdict": str(verdict), "text": text})
     return findings
+
+
+def _describe_faults(result: "Result") -> Iterator[str]:
+    """Say whose numbers cannot be trusted, and why."""
+    if has_rows(result, "faults"):
+        for row in result.select("faults").to_dict("records"):
+            yield f"Do not trust {row['model']}. {row['sentence']}"
 
 
 def _describe_robustness(result: "Result") -> Iterator[str]:
@@ -106,7 +121,11 @@ def _describe_verdict(claim: str, verdict: str, names: "pd.Series[str]") -> str:
     if claim not in _FINDINGS:
         return f"{CLAIMS.get(claim, claim).rstrip('.')}: {verdict}{who}."
     holds, fails = _FINDINGS[claim]
-    texts = {"supported": holds, "not supported": fails}
+    texts = {
+        "supported": holds,
+        "not supported": fails,
+        "not judged": f"it was not judged whether {holds}",
+    }
     text = texts.get(verdict, f"it remains open whether {holds}")
     return f"{text[0].upper()}{text[1:]}{who}."
 
@@ -122,7 +141,7 @@ def list_claims(result: "Result") -> list[dict[str, Any]]:
                 "verdict": row["verdict"],
                 "subject": ", ".join(row[key] for key in ("models", "layer") if row[key]),
                 "estimate": Cell.of(row, "estimate"),
-                "statement": row["statement"],
+                "statement": f"{row['statement']} {row['change']}".strip(),
             }
             for row in rows.to_dict("records")
         ]

@@ -4,14 +4,16 @@ Everything is computed class by class in float64, so memory does not grow with t
 classes times replicates times channels: the replicates of one class are made, measured, dropped.
 """
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 from numpy import ndarray
 
-from channelscope.statistics.measures import measure_all, uniformity
+from channelscope.statistics.measures import measure_all, nr_mass, uniformity
 
 _FEW = 8  # images of a class: so few have few different weights, each of which is measured once
 
@@ -110,18 +112,48 @@ def measure_replicates(
         measure -> (r, k); see ``measures.measure_all`` and ``measures.uniformity``. NaN for a class
         without images, in the data or in a replicate.
     """
-    measures: dict[str, ndarray] = {}
-    for k, rows in _with_images(labels, classes):
-        for name, column in _measure_class(
+
+    def measure(class_rows: tuple[int, Int[ndarray, " n_k"]]) -> dict[str, Float[ndarray, " r"]]:
+        k, rows = class_rows
+        return _measure_class(
             np.asarray(natural[rows], np.float64),
             np.asarray(adversarial[rows], np.float64),
             np.asarray(relevance[rows], np.float64),
             np.asarray(weights[rows], np.float64),
             threshold,
-        ).items():
-            empty = np.full((weights.shape[1], classes), np.nan)
-            measures.setdefault(name, empty)[:, k] = column
+            centre,
+            float(distances[k]),
+        )
+
+    centre, distances = _place_classes(natural, labels, classes)
+    present = list(_with_images(labels, classes))
+    measures: dict[str, ndarray] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # sorting leaves the interpreter free
+        for (k, _), columns in zip(present, threads.map(measure, present), strict=True):
+            for name, column in columns.items():
+                if name not in measures:
+                    measures[name] = np.full((weights.shape[1], classes), np.nan)
+                measures[name][:, k] = column
     return measures
+
+
+def _place_classes(
+    natural: Float[ndarray, "n c"], labels: Int[ndarray, " n"], classes: int
+) -> tuple[Float[ndarray, " c"], Float[ndarray, " k"]]:
+    """Return the mean over the classes of their means, and each one's mean distance to the others.
+
+    NaN for a class without images, and for the distance of an only one.
+    """
+    means = mean_by_class(natural, labels, classes)
+    present = ~np.isnan(means).any(1)
+    own = means[present]
+    squares = (own**2).sum(1)
+    between = np.sqrt(np.maximum(squares[:, None] + squares - 2 * own @ own.T, 0))
+    np.fill_diagonal(between, 0)
+    distances = np.full(classes, np.nan)
+    if len(own) > 1:
+        distances[present] = between.sum(1) / (len(own) - 1)
+    return own.mean(0) if len(own) else means.mean(0), distances
 
 
 def _measure_class(
@@ -130,8 +162,13 @@ def _measure_class(
     relevance: Float[ndarray, "n c"],
     weights: Num[ndarray, "n r"],
     threshold: float,
+    centre: Float[ndarray, " c"],
+    distance: float,
 ) -> dict[str, Float[ndarray, " r"]]:
-    """Measure one class, in each replicate."""
+    """Measure one class, in each replicate.
+
+    Replicates share the centre and the distance: their own error is small beside a class's.
+    """
     back: ndarray | slice = slice(None)
     if len(weights) <= _FEW:
         # Replicates that weigh the images in the same proportion are equal: of two images some 17
@@ -147,12 +184,34 @@ def _measure_class(
         weighted_means(adversarial, weights),
         # The last layer's weights are the same for all images of a class: no replicate differs.
         relevance[:1] if constant else weighted_means(relevance, weights),
+        centre,
+        distance,
     )
     absent = weights.sum(0) == 0
     for name, values in (("natural", natural), ("adversarial", adversarial)):
         frequency = weighted_means(active(values, threshold).astype(float), weights)
         measured[f"uniformity_{name}"] = uniformity(frequency)
     return {name: np.where(absent, np.nan, column)[back] for name, column in measured.items()}
+
+
+def mass_replicates(
+    values: Float[ndarray, "n c"],
+    relevance: Float[ndarray, "n c"],
+    labels: Int[ndarray, " n"],
+    weights: Num[ndarray, "n r"],
+    classes: int,
+) -> Float[ndarray, "r k"]:
+    """Compute the NR mass (``measures.nr_mass``) of each class's mean activation, by replicate.
+
+    NaN for a class without images.
+    """
+    mass = np.full((weights.shape[1], classes), np.nan)
+    for k, rows in _with_images(labels, classes):
+        of_class = np.asarray(weights[rows], np.float64)
+        means = weighted_means(np.asarray(values[rows], np.float64), of_class)
+        relevant = weighted_means(np.asarray(relevance[rows], np.float64), of_class)
+        mass[:, k] = nr_mass(means, relevant)
+    return mass
 
 
 def weighted_means(

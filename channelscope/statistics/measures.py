@@ -13,6 +13,8 @@ from numpy import ndarray
 from scipy.special import entr
 from scipy.stats import rankdata
 
+from channelscope.statistics.intervals import UNBOUNDED
+
 # The range of each measure, which an interval does not leave.
 BOUNDS = {
     "cosine": (-1.0, 1.0),
@@ -26,13 +28,26 @@ BOUNDS = {
     "uniformity_natural": (0.0, 1.0),
     "uniformity_adversarial": (0.0, 1.0),
     "relevance_robust_correlation": (-1.0, 1.0),
+    "nr_mass_natural": (0.0, 1.0),
+    "nr_mass_adversarial": (0.0, 1.0),
+    "signed_mass_natural": (-1.0, 1.0),
+    "signed_mass_adversarial": (-1.0, 1.0),
+    "nr_fall": UNBOUNDED,
+    "effective_channels_natural": (0.0, np.inf),
+    "effective_channels_adversarial": (0.0, np.inf),
+    "dead_channels": (0.0, 1.0),
+    "cosine_centred": (-1.0, 1.0),
+    "displacement": (0.0, np.inf),
 }
 
 
 def cosine(a: Float[ndarray, "*n c"], b: Float[ndarray, "*#n c"]) -> Float[ndarray, "*n"]:
     """Cosine similarity, in [-1, 1]: a . b / (|a| |b|); NaN where either is zero."""
+    product, square_a, square_b = (
+        np.einsum("...c,...c", first, second) for first, second in ((a, b), (a, a), (b, b))
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+        return product / (np.sqrt(square_a) * np.sqrt(square_b))
 
 
 def pearson(a: Float[ndarray, "*n c"], b: Float[ndarray, "*#n c"]) -> Float[ndarray, "*n"]:
@@ -47,8 +62,19 @@ def spearman(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndar
 
 def rank(values: Float[ndarray, "*n c"]) -> Float[ndarray, "*n c"]:
     """Rank along the last axis, from 1, ties sharing their mean rank; NaN where any value is."""
-    undefined = np.isnan(values).any(-1, keepdims=True)
-    return np.where(undefined, np.nan, rankdata(np.nan_to_num(values), axis=-1))
+    rows = values.reshape(-1, values.shape[-1])
+    undefined = np.isnan(rows).any(1)
+    order = rows.argsort(1)
+    order += rows.shape[1] * np.arange(len(rows))[:, None]  # places in the flat array
+    ordered = rows.ravel()[order]
+    ranks = np.empty(rows.shape)
+    ranks.ravel()[order] = np.arange(1.0, rows.shape[1] + 1)
+    # Few rows have ties, and sharing ranks takes longer than sorting.
+    tied = (ordered[:, 1:] == ordered[:, :-1]).any(1) & ~undefined
+    if tied.any():
+        ranks[tied] = rankdata(rows[tied], axis=1)
+    ranks[undefined] = np.nan
+    return ranks.reshape(values.shape)
 
 
 def shift(
@@ -71,6 +97,61 @@ def nr_share(
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(relevance < 0, mass, 0).sum(-1) / mass.sum(-1)
     return np.where(np.isnan(relevance).any(-1), np.nan, share)
+
+
+def nr_mass(
+    magnitude: Float[ndarray, "*n c"], relevance: Float[ndarray, "*#n c"]
+) -> Float[ndarray, "*n"]:
+    """Share of the relevant activation mass on negatively relevant channels, in [0, 1].
+
+        sum_{c: g_c < 0} |g_c a_c| / sum_c |g_c a_c|
+
+    with a the magnitude and g the relevance: unlike ``nr_share``, a channel counts by how much it
+    says. NaN where no relevant channel is active.
+    """
+    mass = np.abs(relevance * magnitude)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(relevance < 0, mass, 0).sum(-1) / mass.sum(-1)
+
+
+def signed_mass(
+    magnitude: Float[ndarray, "*n c"], relevance: Float[ndarray, "*#n c"]
+) -> Float[ndarray, "*n"]:
+    """How far the active channels speak for the class, in [-1, 1]: sum g a / sum |g a|.
+
+    1 where all that is active is positively relevant. Of activations that are nowhere negative it
+    is 1 - 2 ``nr_mass``.
+    """
+    products = relevance * magnitude
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return products.sum(-1) / np.abs(products).sum(-1)
+
+
+def nr_fall(
+    natural: Float[ndarray, "*n c"],
+    adversarial: Float[ndarray, "*n c"],
+    relevance: Float[ndarray, "*#n c"],
+) -> Float[ndarray, "*n"]:
+    """Part of the logit's fall under an attack that comes from negatively relevant channels.
+
+        sum_{c: g_c < 0} g_c (a_c - a'_c) / sum_c g_c (a_c - a'_c)
+
+    with a the natural, a' the adversarial magnitude and g the relevance. At the penultimate layer
+    the denominator is the fall of the class's logit. NaN where it does not fall.
+    """
+    falls = relevance * (natural - adversarial)
+    fall = falls.sum(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(fall > 0, np.where(relevance < 0, falls, 0).sum(-1) / fall, np.nan)
+
+
+def effective_channels(magnitude: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
+    """Number of channels that carry the activation, in [1, C]: (sum |a|)^2 / sum a^2.
+
+    The participation ratio of the magnitudes; NaN where no channel is active.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.abs(magnitude).sum(-1) ** 2 / (magnitude**2).sum(-1)
 
 
 def uniformity(frequency: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"]:
@@ -121,9 +202,23 @@ def measure_all(
     natural: Float[ndarray, "*n c"],
     adversarial: Float[ndarray, "*n c"],
     relevance: Float[ndarray, "*#n c"],
+    centre: Float[ndarray, " c"],
+    distance: float,
 ) -> dict[str, Float[ndarray, "*n"]]:
-    """Compute every measure from natural and adversarial magnitude and relevance."""
+    """Compute every measure of a class.
+
+    Args:
+        natural, adversarial: magnitudes of the class's images.
+        relevance: of the channels to the class.
+        centre: mean over the classes of their natural magnitudes. What a class's magnitudes have
+            beside it is the class's own: ``cosine_centred`` is the cosine of that, and 0, not 1,
+            where the activation tells nothing of the class.
+        distance: mean distance of the class's natural magnitudes to those of the other classes, the
+            unit of ``displacement``, the distance by which the attack moves them.
+    """
     ranks = [rank(values) for values in (natural, adversarial, relevance)]
+    dead = ((natural == 0) & (adversarial == 0)).mean(-1)
+    unknown = np.isnan(natural).any(-1) | np.isnan(adversarial).any(-1)
     share_natural = nr_share(natural, relevance)
     share_adversarial = nr_share(adversarial, relevance)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -137,6 +232,16 @@ def measure_all(
         "nr_ratio": np.where(np.isinf(ratio), np.nan, ratio),
         "relevance_spearman_natural": pearson(ranks[0], ranks[2]),
         "relevance_spearman_adversarial": pearson(ranks[1], ranks[2]),
+        "nr_mass_natural": nr_mass(natural, relevance),
+        "nr_mass_adversarial": nr_mass(adversarial, relevance),
+        "signed_mass_natural": signed_mass(natural, relevance),
+        "signed_mass_adversarial": signed_mass(adversarial, relevance),
+        "nr_fall": nr_fall(natural, adversarial, relevance),
+        "effective_channels_natural": effective_channels(natural),
+        "effective_channels_adversarial": effective_channels(adversarial),
+        "dead_channels": np.where(unknown, np.nan, dead),
+        "cosine_centred": cosine(natural - centre, adversarial - centre),
+        "displacement": np.linalg.norm(adversarial - natural, axis=-1) / distance,
     }
 
 

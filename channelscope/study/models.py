@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,42 @@ def with_class_names(dataset: Dataset, models: Sequence[Model]) -> Dataset:
     except Exception:  # that they do not fit is found, and told, in its place
         return dataset
     return dataclasses.replace(dataset, classes=tuple(map(str, range(max(count, len(classes))))))
+
+
+def group_models(
+    groups: Mapping[str, Sequence[str]], models: Sequence[Model]
+) -> dict[str, list[str]]:
+    """Find the networks of each method, by patterns of their labels.
+
+    Args:
+        groups: name of a method -> patterns such as ``at-*``.
+        models: all networks.
+
+    Raises:
+        UserError: for a pattern without a network, a network in two groups or twice in one, and
+            for networks that were trained differently.
+    """
+    found: dict[str, list[str]] = {}
+    for name, patterns in groups.items():
+        chosen = [m for m in models if any(fnmatchcase(m.label, each) for each in patterns)]
+        labels = [model.label for model in chosen]
+        for pattern in patterns:
+            if not any(fnmatchcase(label, pattern) for label in labels):
+                known = ", ".join(model.label for model in models)
+                raise UserError(f"group: no model is called {pattern!r}: the labels are {known}.")
+        methods = sorted({str(model.method) for model in chosen})
+        if len(methods) > 1:
+            raise UserError(
+                f"group: {name} has models that were trained differently ({', '.join(methods)})."
+            )
+        digests = [model.digest for model in chosen]
+        if len(set(digests)) < len(digests):
+            raise UserError(f"group: {name} has the same network twice: name each seed once.")
+        for label in labels:
+            if other := next((key for key in found if label in found[key]), None):
+                raise UserError(f"group: {label} is in {other} and in {name}: name it once.")
+        found[name] = labels
+    return found
 
 
 def trained_on(trainings: Sequence[Mapping[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from channelscope.analyses.base import (
     Analysis,
+    Finding,
     Kind,
     Labels,
     Outcome,
@@ -39,6 +40,7 @@ from channelscope.scorers import ScoreFunction, get_scorers
 from channelscope.statistics.intervals import FEWEST_REPLICATES
 from channelscope.study.evaluation import (
     AttackRunner,
+    Evaluated,
     Images,
     Plan,
     Progress,
@@ -46,11 +48,13 @@ from channelscope.study.evaluation import (
     count_parts,
     evaluate_model,
 )
+from channelscope.study.faults import find_faults
 from channelscope.study.measuring import Layers, Measurer, Scores, find_layers, score_model
 from channelscope.study.models import (
     Model,
     Models,
     check_network,
+    group_models,
     layers_by_label,
     load_models,
     trained_on,
@@ -136,6 +140,8 @@ class Study:
         save_adversarial: keep the adversarial images of every attack.
         suppression: what an intervention suppresses.
         methods: label -> standard, at, cifs, ..., for networks whose checkpoints do not say so.
+        groups: name -> patterns of labels (``at-*``): networks of one method that differ in their
+            seed. Those whose recipes are on record and differ in the seed alone are found.
         seed: of the choice of images, the attacks' random starts and the bootstrap.
         replicates: number of bootstrap replicates behind intervals.
         level: coverage of the intervals, in (0, 1).
@@ -170,6 +176,7 @@ class Study:
         save_adversarial: bool = False,
         suppression: Suppression | None = None,
         methods: Mapping[str, str] | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
         seed: int = 0,
         replicates: int = 500,
         level: float = 0.95,
@@ -244,6 +251,7 @@ class Study:
             "level": level,
             "threshold": threshold,
             "batch_size": batch_size,
+            "method_groups": group_models(groups or {}, self._models),
         }
         if kind == "intervention":
             self.settings |= vars(self.suppression) | {"ranked_on": ranked_on}
@@ -318,15 +326,25 @@ class Study:
 
     def attacks(self, model: str) -> tuple[str, ...]:
         """Return the names of the attacks on the model, in their order."""
-        return tuple(name for name in self._evaluated[model][0] if name != "natural")
+        return tuple(name for name in self._evaluated[model].correct if name != "natural")
 
     def correct(self, model: str, attack: str = "natural") -> Bool[ndarray, " n"]:
         """Return which images are classified correctly: as they are, or under an attack."""
-        return self._evaluated[model][0][attack]
+        return self._evaluated[model].correct[attack]
 
     def outcome(self, model: str) -> Outcome:
         """Return what the attacks and checks on a model did, beside ``correct``."""
-        return self._evaluated[model][1]
+        return self._evaluated[model].outcome
+
+    def faults(self, model: str) -> tuple[Finding, ...]:
+        """Return why a model's numbers cannot be trusted, by the first block of images.
+
+        Gradients that are zero, a forward pass that is random or depends on the batch.
+        """
+        found: tuple[Finding, ...] = self.memo(
+            ("faults", model), lambda: find_faults(self._model(model), self.images)
+        )
+        return found
 
     def gates(self, model: str) -> tuple[str, ...]:
         """Return the gated layers that have a mask."""
@@ -393,7 +411,7 @@ class Study:
         arrays["labels"] = self.labels
         if self.kind in ("comparison", "evaluation"):
             for index, model in enumerate(self.models):
-                correct = self._evaluated[model][0]
+                correct = self._evaluated[model].correct
                 arrays |= {f"correct/{index}/{name}": mask for name, mask in correct.items()}
         return Result(self.kind, tables, arrays, self._meta())
 
@@ -401,6 +419,7 @@ class Study:
         """Run the networks, as far as that has not been done: all that analyses may ask for."""
         if self.kind == "comparison":
             _ = self._measured
+            _ = [self.faults(model) for model in self.models]
         if self.kind in ("comparison", "evaluation"):
             _ = self._evaluated
         if self.kind == "relevance":
@@ -496,7 +515,7 @@ class Study:
         return self._measured[model][data]
 
     @cached_property
-    def _evaluated(self) -> dict[str, tuple[dict[str, Bool[ndarray, " n"]], Outcome]]:
+    def _evaluated(self) -> dict[str, Evaluated]:
         """Label -> which images are correct under which attack, and what else there is to say."""
         plan = self.plan
         for eps in plan.eps_sweep:  # refuses attacks that have no eps to set
@@ -683,10 +702,11 @@ class Study:
         for model in self._models:
             described = model.description
             if self.kind == "evaluation" or self.kind == "comparison":
-                correct, outcome = self._evaluated[model.label]
+                correct, outcome, checked = self._evaluated[model.label]
                 described["attacks"] = [name for name in correct if name != "natural"]
                 described["fallbacks"] = list(outcome.fallbacks)
                 described["notes"] = list(outcome.notes)
+                described["checked"] = list(checked)
                 described["skipped"] = dict(outcome.skipped)
             if self.kind != "evaluation":
                 described["layers"] = list(self.layers(model.label))
