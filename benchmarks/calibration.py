@@ -78,8 +78,8 @@ class Recast:
         source: for each image the one whose outcomes it takes; None to leave outcomes alone.
         natural: whether it takes the natural outcome, too, or the attacks' alone.
 
-    All networks are said to have been trained with equal compute. Else C4 would be undecided for
-    want of a record, which would tell nothing of its rule.
+    All networks are said to have been trained with equal compute, so that no verdict is withheld
+    for want of a record: that would tell nothing of its rule.
     """
 
     def __init__(
@@ -1027,7 +1027,7 @@ In all of them the attack is PGD-5 (eps 0.15 on digits, 8/255 on CIFAR-10), each
 {fewest} to 359 test images, and intervals rest on {replicates} bootstrap replicates. Trained
 networks are ResNet-18 of width {width}, {epochs} epochs on digits, {seeds} seeds of each method:
 the cases of a null share them, and are not independent to that extent. All networks are said to
-have been trained with equal compute: else C4 would be undecided for want of a record.
+have been trained with equal compute, so that no verdict is withheld for want of a record.
 
 ## Where there is something to find
 
