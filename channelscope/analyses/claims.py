@@ -108,8 +108,10 @@ def judge_claims(study: Study) -> Iterator[Verdict]:
     methods = list_methods(study)
     questions = [*_ask_of_training(study, methods), *_ask_of_gates(study, methods)]
     asked = {question.claim for question in questions}
-    for claim in CLAIMS.keys() - asked:
-        questions.append(_Question(claim, "", "", "", blocked=f"The claim {_NEEDS[claim]}."))
+    questions += [
+        _Question(claim, "", "", "", blocked=f"The claim {_NEEDS[claim]}.")
+        for claim in CLAIMS.keys() - asked
+    ]
     corrected = correct_holm([question.p for question in questions])
     verdicts = [
         _judge(question, p, study.settings["level"], _count(corrected))
@@ -166,11 +168,11 @@ def _ask_c1(study: Study, trained: Method, standard: Method) -> _Question:
     effect = estimate_effect(cosines, (1, -1), study.settings["level"])
     moved = [100 * float(shift[:, 0].mean()) for shift in shifts]
     statement = (
-        "Alignment of the adversarial with the natural activations of a class (cosine of what they "
-        f"have beside the mean of all classes), {trained.label} minus {standard.label}: "
-        f"{_format(study, effect, '+.3f')}. The attack moves a class's activations by {moved[0]:.0f} "
-        f"% of the distance between classes in {trained.label}, by {moved[1]:.0f} % in "
-        f"{standard.label}."
+        "Alignment of a class's adversarial with its natural activations (cosine of what they have "
+        f"beside the mean of all classes), {trained.label} minus {standard.label}: "
+        f"{_format(study, effect, '+.3f')}. In {trained.label} the attack moves a class's "
+        f"activations by {moved[0]:.0f} % of the distance between classes, in {standard.label} by "
+        f"{moved[1]:.0f} %."
     )
     models = f"{trained.label} - {standard.label}"
     return _ask(study, "C1", models, statement, effect, trained, standard)
@@ -443,18 +445,21 @@ def _judge(question: _Question, p: float, level: float, tests: int) -> Verdict:
     effect = question.effect
     if question.blocked or effect is None:
         statement = " ".join(filter(None, [question.statement, f"Not judged: {question.blocked}"]))
-        verdict = Verdict(
+        effect = effect or Effect(math.nan, math.nan, math.nan, math.nan, 0)
+        return Verdict(
             claim=question.claim,
             models=question.models,
             layer=question.layer,
             verdict="not judged",
             statement=statement if question.statement else question.blocked,
             change="It is judged when that is mended." if question.statement else "",
+            estimate=effect.value,
+            low=effect.low,
+            high=effect.high,
+            n=question.n,
+            seeds=effect.seeds,
             least=question.least,
         )
-        if effect is None:
-            return verdict
-        return replace(verdict, n=question.n, seeds=effect.seeds, **_as_numbers(effect), p=math.nan)
     decided = p < 1 - level and abs(effect.value) >= question.least
     outcome: Judgement = "inconclusive"
     if decided:
@@ -466,16 +471,14 @@ def _judge(question: _Question, p: float, level: float, tests: int) -> Verdict:
         verdict=outcome,
         statement=f"{question.statement} {_describe_test(question, effect, p, tests)}",
         change=_describe_change(question, effect, p, level, decided),
+        estimate=effect.value,
+        low=effect.low,
+        high=effect.high,
         p=p,
         n=question.n,
         seeds=effect.seeds,
         least=question.least,
-        **_as_numbers(effect),
     )
-
-
-def _as_numbers(effect: Effect) -> dict[str, float]:
-    return {"estimate": effect.value, "low": effect.low, "high": effect.high}
 
 
 def _describe_test(question: _Question, effect: Effect, p: float, tests: int) -> str:

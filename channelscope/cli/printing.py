@@ -115,9 +115,9 @@ def _describe_comparison(result: "Result") -> Iterator[str]:
     yield format_table(rows, align="l" + "r" * 7)
     yield (
         f"\n{_describe_attack(result)}. alignment: cosine of a class's adversarial with its natural"
-        "\nactivations, beside the mean of all classes; NR mass: share of the relevant activation on"
-        "\nnegatively relevant channels, natural and attacked; effective channels: how many carry "
-        "the\nactivation.\n"
+        "\nactivations, beside the mean of all classes; NR mass: share of the relevant activation "
+        "on\nnegatively relevant channels, natural and attacked; effective channels: how many "
+        "carry the\nactivation.\n"
     )
     for row in _rows(result, "faults"):
         yield f"WARNING, {row.model}: {row.sentence}"

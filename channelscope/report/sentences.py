@@ -23,8 +23,8 @@ _FINDINGS = {
     "C2": (
         "adversarial training leaves negatively relevant channels over-activated on adversarial "
         "images",
-        "under attack, negatively relevant channels hold less of an adversarially trained network's "
-        "relevant activation, not more",
+        "under attack, negatively relevant channels hold less, not more, of an adversarially "
+        "trained network's relevant activation",
     ),
     "C3": (
         "an adversarially trained network is robust on those classes whose activations follow the "
