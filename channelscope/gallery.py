@@ -2,18 +2,18 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import pandas as pd
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from channelscope.analyses.base import ANALYSES, Plot, Section, Subject, analyses_of
+from channelscope.analyses.base import ANALYSES, SENTENCES, Plot, Section, Subject, analyses_of
 from channelscope.errors import UserError, suggest
 from channelscope.figures import paper, words
 from channelscope.figures.tex import escape_latex
@@ -22,6 +22,7 @@ from channelscope.files import atomic_write
 if TYPE_CHECKING:
     from channelscope.result import Result
 
+T = TypeVar("T")
 SECTIONS: tuple[Section, ...] = get_args(Section)
 
 
@@ -35,26 +36,57 @@ class Picture:
 
     def draw(self) -> Figure:
         """Draw it."""
-        return self.plot.draw(self.result, **self.subject.arguments)
+        with _naming(self.plot, "drawn"):
+            figure = self.plot.draw(self.result, **self.subject.arguments)
+            return _of_type(Figure, figure)
 
     def data(self) -> pd.DataFrame:
         """Return the table of what is drawn."""
-        return self.plot.data(self.result, **self.subject.arguments)
+        with _naming(self.plot, "put into a table"):
+            data = self.plot.data(self.result, **self.subject.arguments)
+            return _of_type(pd.DataFrame, data)
 
     def caption(self) -> str:
         """Return the caption, plain text ready to paste."""
-        return self.plot.caption.format_map(_Sentences(self.result, self.subject.arguments))
+        sentences = _Sentences(self.result, self.subject.arguments)
+        with _naming(self.plot, "captioned"):
+            return self.plot.caption.format_map(sentences)
+
+    def alt_text(self) -> str:
+        """Return in words what is to be seen."""
+        data = self.data()
+        with _naming(self.plot, "described"):
+            return _of_type(str, self.plot.alt_text(data))
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return what the page shows of it, as plain values."""
         return {
             "name": name,
             "caption": self.caption(),
-            "alt_text": self.plot.alt_text(self.data()),
+            "alt_text": self.alt_text(),
             "section": self.plot.section,
             "claims": list(self.plot.claims),
             "main": self.subject.main,
         }
+
+
+@contextmanager
+def _naming(plot: Plot, what: str) -> Iterator[None]:
+    """Name the figure in every error of its functions, which may be the user's own."""
+    try:
+        yield
+    except (UserError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"The figure {plot.name!r} cannot be {what}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _of_type(wanted: type[T], value: object) -> T:
+    if not isinstance(value, wanted):
+        raise TypeError(f"return a {wanted.__name__}, not an object of type {type(value).__name__}")
+    return value
 
 
 class _Sentences(dict[str, str]):
@@ -83,7 +115,7 @@ class _Sentences(dict[str, str]):
                 how = f"bootstrap over images, {meta['replicates']} replicates"
                 wilson = "; of accuracies Wilson's" if name == "mixed_bars" else ""
                 return f"Bars: {meta['level']:.0%} intervals ({how}{wilson})."
-        raise KeyError(name)
+        raise ValueError(f"{{{name}}} is unknown here: name {', '.join([*SENTENCES, *self])}")
 
 
 def _name_extremes(classes: Sequence[str]) -> str:
@@ -101,7 +133,7 @@ def list_figures(result: "Result") -> dict[str, Picture]:
     plots = [plot for analysis in analyses_of(result.kind) for plot in analysis.plots]
     pictures: dict[str, Picture] = {}
     for plot in sorted(plots, key=lambda plot: (SECTIONS.index(plot.section), plot.order)):
-        for subject in plot.subjects(result) if _can_draw(result, plot) else ():
+        for subject in _list_subjects(result, plot):
             values = [value for value in subject.arguments.values() if value is not None]
             name = stem = "-".join(filter(None, [plot.name, *map(_make_slug, values)]))
             repeat = 1
@@ -111,9 +143,13 @@ def list_figures(result: "Result") -> dict[str, Picture]:
     return pictures
 
 
-def _can_draw(result: "Result", plot: Plot) -> bool:
-    """Return whether the tables of a plot are there, and what it draws has rows."""
-    return {plot.table, *plot.needs} <= set(result.tables) and len(result.tables[plot.table]) > 0
+def _list_subjects(result: "Result", plot: Plot) -> list[Subject]:
+    """Return what figures of a plot are about; none where its tables lack, or have no rows."""
+    tables = result.tables
+    if not {plot.table, *plot.needs} <= set(tables) or not len(tables[plot.table]):
+        return []
+    with _naming(plot, "drawn"):
+        return [_of_type(Subject, subject) for subject in plot.subjects(result)]
 
 
 def _make_slug(text: str) -> str:
@@ -157,7 +193,7 @@ def find_drawing(result: "Result", name: str, arguments: Mapping[str, Any]) -> C
         parameters = [f"{part}" for part in list(signature(draw).parameters.values())[1:]]
         takes = f"takes {', '.join(parameters)}" if parameters else "takes no arguments"
         raise UserError(f"The figure {name!r} {takes} ({error}).") from error
-    return partial(draw, result, **arguments)
+    return Picture(result, plot, Subject(arguments)).draw
 
 
 def draw(

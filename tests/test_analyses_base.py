@@ -1,12 +1,27 @@
-"""What an analysis may return, and what registering one refuses."""
+"""What an analysis may return, what registering one refuses, and what is said of a bad figure."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
-from channelscope.analyses.base import Analysis, Table, make_tables
+from channelscope.analyses.base import (
+    ANALYSES,
+    Analysis,
+    Plot,
+    Subject,
+    Table,
+    check_needs,
+    make_tables,
+    register,
+)
+from channelscope.errors import UserError
+from channelscope.result import Result
 from helpers.studies import KeptStudy
 
 TABLES = {
@@ -79,3 +94,127 @@ def test_two_analyses_make_no_array_of_one_name() -> None:
 def test_an_open_table_takes_any_columns() -> None:
     table = Table(("model",), ("share",), "", open=True)
     assert len(table.frame([{"model": "at", "width": "8"}])) == 1
+
+
+# ---------------------------------------------------------------- the registry
+
+
+def draw_silence(result: Result, layer: str | None = None) -> Figure:
+    return Figure()
+
+
+PLOT = Plot(
+    name="silence",
+    draw=draw_silence,
+    data=lambda result, layer=None: result.silence,
+    caption="Silent channels of {layer}, {{sic}}. {layers}",
+    section="network",
+    table="silence",
+    subjects=lambda _: [Subject({"layer": "layer4"})],
+)
+QUIET = Analysis(name="quiet", help="silent channels", tables=TABLES, plots=(PLOT,))
+
+
+@pytest.fixture(autouse=True)
+def _registry() -> Iterator[None]:
+    """Forget what a test registers."""
+    before = dict(ANALYSES)
+    yield
+    ANALYSES.clear()
+    ANALYSES.update(before)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"section": "mine"}, "'silence' is in the section 'mine': choose from claims, network"),
+        ({"name": "depth"}, "There are two figures called 'depth'"),
+        ({"caption": "{percent} of {layers}"}, "names {percent}: it may name extremes, .*, layer;"),
+        ({"caption": "{}."}, "names {}: it may name"),
+        ({"caption": "{layers.x}"}, "names {layers.x}: it may name"),
+        ({"caption": "a set {1, 2"}, "has a caption with a single brace: double it"),
+    ],
+    ids=str,
+)
+def test_figures_that_could_not_be_shown_are_not_registered(
+    change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        register(replace(QUIET, plots=(replace(PLOT, **change),)))
+    assert "quiet" not in ANALYSES
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_analysis_is_of_known_kinds() -> None:
+    with pytest.raises(ValueError, match="'quiet' is of the kind 'comparisons': choose from comp"):
+        register(replace(QUIET, kinds=("comparisons",)))
+
+
+@pytest.mark.parametrize("change", [{"table": "silense"}, {"needs": ("silense",)}], ids=str)
+def test_a_figure_of_a_table_that_nobody_makes_is_refused(change: dict[str, Any]) -> None:
+    register(replace(QUIET, plots=(replace(PLOT, **change),)))
+    words = "'silence' of the analysis 'quiet' needs the table 'silense', .* Did you mean 'silenc"
+    for check in (check_needs, lambda: make_tables(STUDY, [])):
+        with pytest.raises(ValueError, match=words):
+            check()
+
+
+# ---------------------------------------------------------------- a figure that fails
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise KeyError("share")
+
+
+META = {
+    "models": {"at": {"layers": ["layer4"]}},
+    "data": {"name": "digits", "classes": ["a", "b"], "images": 2},
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"draw": fail}, "cannot be drawn: KeyError: 'share'"),
+        ({"draw": lambda _, layer: None}, "cannot be drawn: TypeError: return a Figure, not an"),
+        ({"data": fail}, "cannot be put into a table: KeyError: 'share'"),
+        (
+            {"data": lambda _, layer: []},
+            "put into a table: TypeError: return a DataFrame",
+        ),
+        ({"alt_text": fail}, "cannot be described: KeyError"),
+        ({"alt_text": lambda _: None}, "cannot be described: TypeError: return a str"),
+        ({"subjects": lambda _: ["layer4"]}, "cannot be drawn: TypeError: return a Subject"),
+        ({"subjects": fail}, "cannot be drawn: KeyError"),
+        (
+            {"subjects": lambda _: [Subject({"layer": None})]},
+            "captioned: ValueError: {layer} is unknown",
+        ),
+    ],
+)
+def test_a_figure_that_fails_is_named(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    register(replace(QUIET, plots=(replace(PLOT, **change),)))
+    result = Result("comparison", {"silence": pd.DataFrame(ROWS)}, {}, META)
+    with pytest.raises(ValueError, match=f"The figure 'silence' .*{words}"):
+        result.draw(tmp_path, progress=False)
+
+
+def test_a_figure_is_drawn_and_captioned(tmp_path: Path) -> None:
+    register(QUIET)
+    result = Result("comparison", {"silence": pd.DataFrame(ROWS)}, {}, META)
+    assert result.figures == ["silence-layer4"]
+    wanted = "Silent channels of layer4, {sic}. Layer: layer4."
+    assert result.caption("silence-layer4") == wanted
+    assert isinstance(result.plot("silence", layer="layer4"), Figure)
+
+
+def test_a_mistake_of_the_user_stays_one() -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise UserError("Only one layer was measured.")
+
+    register(replace(QUIET, plots=(replace(PLOT, draw=refuse),)))
+    result = Result("comparison", {"silence": pd.DataFrame(ROWS)}, {}, META)
+    with pytest.raises(UserError, match="Only one layer"):
+        result.plot("silence", layer="layer4")

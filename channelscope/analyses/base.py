@@ -490,13 +490,14 @@ def _check_plot(plot: Plot) -> None:
             f"{start} is in the section {plot.section!r}: choose from "
             f"{', '.join(get_args(Section))}."
         )
-    arguments = list(signature(plot.draw).parameters)[1:]
-    allowed = [*SENTENCES, *arguments]
+    parameters = signature(plot.draw).parameters.values()
+    allowed = [*SENTENCES, *(parameter.name for parameter in list(parameters)[1:])]
     try:
         named = [name for _, name, _, _ in Formatter().parse(plot.caption) if name is not None]
     except ValueError as error:
         raise ValueError(f"{start} has a caption with a single brace: double it.") from error
-    if unknown := [name for name in named if name not in allowed]:
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    if (unknown := [name for name in named if name not in allowed]) and not takes_any:
         raise ValueError(
             f"{start} has a caption that names {{{unknown[0]}}}: it may name "
             f"{', '.join(allowed)}; a brace itself is doubled."
