@@ -149,6 +149,21 @@ def _decisive_attack(study: Study, model: str) -> str:
     return most if broken.get(most) else "no attack"
 
 
+def describe_checks(result: "Result", model: str) -> str:
+    """Say how many signs of gradient masking how many checks found.
+
+    A result of a version that did not record its checks tells their signs only.
+    """
+    signs = int((result.warnings["model"] == model).sum())
+    found = f"{signs or 'no'} sign{'s' if signs > 1 else ''} of gradient masking"
+    made = result.meta["models"][model].get("checked")
+    if made:
+        return f"{found} in {len(made)} check{'' if len(made) == 1 else 's'}"
+    if signs:
+        return found
+    return "not checked for gradient masking" if made is not None else ""
+
+
 def check_evaluation(result: "Result") -> None:
     """Check that tables, arrays and models belong together; raises ValueError where not."""
     models, n = list(result.meta["models"]), result.meta["data"]["images"]
@@ -157,6 +172,9 @@ def check_evaluation(result: "Result") -> None:
         raise ValueError("meta.json does not tell the versions")
     if any(described.get("digest") is None for described in result.meta["models"].values()):
         raise ValueError("meta.json does not tell the models' digests")
+    checked = [described.get("checked", []) for described in result.meta["models"].values()]
+    if not all(isinstance(names, list) for names in checked):
+        raise ValueError("meta.json does not tell the checks")
     if (
         list(result.worst_case["model"]) != models
         or list(dict.fromkeys(attacks["model"])) != models
@@ -271,8 +289,7 @@ def draw_attacks(result: "Result") -> Figure:
     for ax, (model, rows) in zip(axes, panels, strict=True):
         _draw_panel(ax, rows)
         ax.set_title(shorten(str(model), 24), loc="left", weight="bold")
-        if signs := int((result.warnings["model"] == model).sum()):
-            ax.set_title(f"signs of gradient masking: {signs}", loc="right")
+        ax.set_title(describe_checks(result, str(model)), loc="right")
     meta = result.meta
     axes[-1].set_xlabel(f"accuracy (%), {meta['level']:.0%} intervals")
     ball = f"{'L∞' if meta['norm'] == 'inf' else 'L2'} ε = {format_radius(meta['eps'])}"

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from channelscope.errors import UserError
 from channelscope.gates import Selective, attached
 from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
 from channelscope.study.binarisation import run_binarisation_test
-from channelscope.study.masking import ROUNDING, Checks, check_masking
+from channelscope.study.masking import ROUNDING, Checks, check_masking, measure_change
 from channelscope.study.models import Model
 from channelscope.study.seeding import seed_globally
 from channelscope.study.store import Rows, RunFolder, digest_of
@@ -144,6 +144,20 @@ class Images:
         return x.to(like), y
 
 
+class Evaluated(NamedTuple):
+    """What is known of one network once it was attacked and checked.
+
+    Args:
+        correct: "natural" and each attack's name -> which images are classified correctly.
+        outcome: what else the attacks and checks did.
+        checked: the names of the checks for gradient masking that were made.
+    """
+
+    correct: dict[str, Mask]
+    outcome: Outcome
+    checked: tuple[str, ...]
+
+
 @dataclass(eq=False, kw_only=True)
 class AttackRunner:
     """Runs attacks on one network, and keeps which images withstand them.
@@ -180,7 +194,7 @@ class AttackRunner:
         x, _ = self.images.read_some(first, like)
         with seed_globally(x, self.images.seed), eval_mode(network), torch.no_grad():
             one, other = (get_logits(network(x)) for _ in range(2))
-        return bool((one - other).abs().max() > ROUNDING * (one.amax() - one.amin()))
+        return bool((measure_change(one, other) > ROUNDING).any())
 
     def find_natural(self) -> Mask:
         """Return which images are classified correctly as they are."""
@@ -313,8 +327,8 @@ def evaluate_model(
     plan: Plan,
     known: Mapping[str, Mask],
     sweep: Callable[[float], Mapping[str, AttackLike]],
-) -> tuple[dict[str, Mask], Outcome]:
-    """AttackLike one network, check it for gradient masking, and sweep eps.
+) -> Evaluated:
+    """Attack one network, check it for gradient masking, and sweep eps.
 
     Args:
         model: the network.
@@ -323,10 +337,6 @@ def evaluate_model(
         plan: what is done.
         known: outcomes that are known already, of natural images and by attack.
         sweep: eps -> the attacks at this radius.
-
-    Returns:
-        "natural" and each attack's name -> which images are classified correctly; what else there
-        is to say.
     """
     progress = runner.progress
     progress.start(f"{model.label}: natural")
@@ -350,7 +360,7 @@ def evaluate_model(
         notes=tuple(runner.notes),
         sweep=swept,
     )
-    return correct, outcome
+    return Evaluated(correct, outcome, tuple(checks.made) if checks else ())
 
 
 def _check(
@@ -413,6 +423,7 @@ def _binarise(
     except UserError as error:
         checks.skipped["binarisation"] = str(error)
         return
+    checks.made.append("binarisation")
     if tested.sign is not None:
         checks.signs["binarisation"] = tested.sign
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
@@ -71,10 +71,12 @@ class Checks:
     Args:
         signs: check -> the sign of gradient masking that it found.
         skipped: check -> why it could not be made.
+        made: the names of the checks that were made, in their order.
     """
 
     signs: dict[str, Sign] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -172,6 +174,7 @@ def _make_checks(images: AttackedImages, progress: Callable[[str], None]) -> Che
         for check in CHECKS:
             if check.needs == stage:
                 progress(check.name)
+                checks.made.append(check.name)
                 if sign := check.run(images):
                     checks.signs[check.name] = sign
 
@@ -198,10 +201,8 @@ def _make_checks(images: AttackedImages, progress: Callable[[str], None]) -> Che
 @register_check("randomness", needs="nothing", help="two forward passes differ")
 def check_randomness(images: AttackedImages) -> Sign | None:
     """Compare two forward passes on the same images, on the scale of each image's logits."""
-    one, other = images.compute_logits(), images.compute_logits()
-    spread = (one.amax(1) - one.amin(1)).clamp_min(torch.finfo(one.dtype).tiny)
-    moved = (one - other).abs().amax(1) / spread
-    n, count = len(one), int((moved > ROUNDING).sum())
+    moved = measure_change(images.compute_logits(), images.compute_logits())
+    n, count = len(moved), int((moved > ROUNDING).sum())
     if not exceeds(count, n, MATERIAL):
         return None
     return Sign(
@@ -214,12 +215,18 @@ def check_randomness(images: AttackedImages) -> Sign | None:
     )
 
 
+def measure_change(one: Float[Tensor, "n k"], other: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """Return how far each image's logits differ, as a share of their range."""
+    spread = (one.amax(1) - one.amin(1)).clamp_min(torch.finfo(one.dtype).tiny)
+    return (one - other).abs().amax(1) / spread
+
+
 @register_check("zero-gradient", needs="nothing", help="the cross-entropy has no gradient")
 def check_zero_gradient(images: AttackedImages) -> Sign | None:
     """Count the images whose cross-entropy has no gradient, or one below the normal numbers."""
     n = len(images)
-    count = _count_without_gradient(images, cross_entropy)
-    of_margin = _count_without_gradient(images, margin)
+    count = int(find_without_gradient(images, cross_entropy).sum())
+    of_margin = int(find_without_gradient(images, margin).sum())
     if not exceeds(count, n, MATERIAL):
         return None
     is_saturated = not exceeds(of_margin, n, MATERIAL)
@@ -236,11 +243,12 @@ def check_zero_gradient(images: AttackedImages) -> Sign | None:
     )
 
 
-def _count_without_gradient(images: AttackedImages, objective: Objective) -> int:
+def find_without_gradient(images: AttackedImages, objective: Objective) -> Bool[Tensor, " n"]:
+    """Return in which images an objective's gradient is zero, too small, or not a number."""
     gradients = images.compute_gradients(objective)
     # The sign of a number that has lost its digits is no direction.
     is_tiny = gradients.abs().amax(1) < torch.finfo(gradients.dtype).tiny
-    return int((~gradients.isfinite().all(1) | is_tiny).sum())
+    return ~gradients.isfinite().all(1) | is_tiny
 
 
 @register_check("rugged-loss", needs="gradient", help="the loss rises less than its slope promises")

@@ -1,0 +1,169 @@
+"""Networks whose numbers cannot be trusted: a comparison finds out by itself; honest ones pass."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import channelscope as cs
+from channelscope.analyses.base import Finding
+from channelscope.data import Dataset
+from channelscope.study.study import Study
+from helpers.expect import mistake, randomness_untouched
+from helpers.masked import Masked, Noisy, Purified, Saturated
+from helpers.networks import gated, images, mixed, plain, unchanged
+from helpers.runs import digits, trained
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+QUICK: dict[str, Any] = {"attack": "pgd-2", "attacks": ("pgd-2",), "eps": 0.1, "progress": False}
+
+
+class EightBits(Masked):
+    """Rounds the image to the 256 levels that it has in a file."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.within((255 * x).round() / 255)
+
+
+class Signs(Masked):
+    """Sees which pixels are bright, and no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.within((x.detach() - 0.5).sign())
+
+
+class Undefined(Masked):
+    """Adds nothing to the image, by a root whose slope at 0 is infinite: 0 times it is NaN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.within(x + (0 * x).sqrt())
+
+
+class Contrasts(Masked):
+    """Judges images by how they differ from those passed along."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.within(x)
+        return logits - logits.mean(0)
+
+
+class Foreign(Masked):
+    """Leaves torch in its forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.within(torch.from_numpy(x.numpy().copy()))
+
+
+class SomeHidden(Masked):
+    """Has no gradient in the images whose first pixel is bright."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = (x[:, :1, :1, :1] > 0.5).to(x)
+        return self.within(hidden * x.detach() + (1 - hidden) * x)
+
+
+def standard() -> nn.Module:
+    """Return a small CNN, trained on the digits."""
+    return cs.load(trained("standard"))
+
+
+def find(network: nn.Module, data: Any = None, **options: Any) -> tuple[Finding, ...]:
+    """Return what a comparison finds wrong with a network, before it attacks it."""
+    data = digits() if data is None else data
+    return Study({"net": network}, data, **QUICK | options).faults("net")
+
+
+@pytest.mark.parametrize("method", ["standard", "at", "cifs"])
+def test_an_honest_network_has_no_faults(method: str) -> None:
+    assert find(cs.load(trained(method))) == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_an_honest_network_of_another_precision_has_no_faults(dtype: torch.dtype) -> None:
+    assert find(standard().to(dtype)) == ()
+
+
+def test_networks_that_are_sure_of_their_answers_have_a_gradient() -> None:
+    """Their cross-entropy underflows; the margin does not."""
+    assert find(Saturated(standard())) == ()
+
+
+FAULTY: Mapping[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
+    "rounded to 8 bits": (EightBits, "zero-gradient"),
+    "signs": (Signs, "zero-gradient"),
+    "purified": (Purified, "zero-gradient"),
+    "not a number": (Undefined, "zero-gradient"),
+    "leaves torch": (Foreign, "zero-gradient"),
+    "subtracts the mean": (Contrasts, "batch-dependence"),
+    "noise": (Noisy, "randomness"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_fault_is_found(name: str) -> None:
+    make, check = FAULTY[name]
+    (fault,) = find(make(standard()), layers=["within.layer4"])
+    assert fault.check == check
+    assert fault.sentence.endswith(".")
+    assert "\n" not in fault.sentence
+    assert fault.evidence["images"] > 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_comparison_of_a_faulty_network_ends_or_is_refused_in_a_sentence(name: str) -> None:
+    make, _ = FAULTY[name]
+    models = {"honest": standard(), "faulty": make(standard())}
+    layers = {"honest": ["layer4"], "faulty": ["within.layer4"]}
+    options: dict[str, Any] = QUICK | {"layers": layers, "replicates": 20}
+    x, y = next(digits().test.batches(20))
+    if name in ("signs", "purified"):  # PGD has nothing to follow
+        with mistake("has no gradient in its input"):
+            cs.compare(models, (x, y), **options)
+    if name in ("signs", "purified", "leaves torch"):
+        options |= {"attack": "square-5", "attacks": ("square-5",)}
+    result = cs.compare(models, (x, y), **options)
+    assert set(result.robustness["model"]) == set(models)
+
+
+def test_few_images_without_a_gradient_are_left_to_chance() -> None:
+    network = SomeHidden(plain()).eval()
+    x, y = images(200)
+    x[:, 0, 0, 0] = 0
+    for hidden, faults in ((5, 0), (20, 1)):
+        x[:hidden, 0, 0, 0] = 1
+        found = find(network, (x, y), layers=["within.conv2"])
+        assert len(found) == faults
+    assert found[0].evidence == {"images": 200, "without_gradient": 20}
+
+
+def test_a_single_image_has_no_company_to_depend_on() -> None:
+    x, y = images(1)
+    assert find(Contrasts(plain()).eval(), (x, y), layers=["within.conv2"]) == ()
+
+
+def test_the_network_and_the_random_state_are_left_as_they_were() -> None:
+    x, y = images(20)
+    for network in (mixed(plain()), mixed(gated()), mixed(Noisy(plain()))):
+        study = Study({"net": network}, (x, y), **QUICK)
+        with unchanged(network), randomness_untouched():
+            study.faults("net")
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_faults_are_found_where_gradients_are_switched_off(
+    context: Callable[[], Any],
+) -> None:
+    network = standard()
+    with context():
+        assert find(network) == ()
+        assert [fault.check for fault in find(EightBits(network))] == ["zero-gradient"]
+
+
+def test_faults_do_not_depend_on_the_batch_size() -> None:
+    data: Dataset = digits()
+    one, other = (find(Noisy(standard()), data, batch_size=size) for size in (1, 128))
+    assert one == other != ()
