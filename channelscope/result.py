@@ -83,6 +83,10 @@ _META = {
 }
 
 
+class _UnknownTableError(ValueError):
+    """A result has a table, of this name, that no analysis here makes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """What a study found: tables by name, arrays, and the settings that made them.
@@ -112,8 +116,8 @@ class Result:
         """Return a table, as a tidy frame."""
         tables = self.__dict__.get("tables", {})  # a copy that is being made has none yet
         if name.startswith("_") or name not in tables:
-            near = "" if name.startswith("_") else suggest(name, tables)
-            raise AttributeError(f"This {self.kind} has no table {name!r}.{near}")
+            near = "." if name.startswith("_") else self._explain_lack(name)
+            raise AttributeError(f"This {self.kind} has no table {name!r}{near}")
         table = self.tables[name]
         return table.frame() if isinstance(table, ChannelTable) else table
 
@@ -143,10 +147,20 @@ class Result:
     def _table(self, name: str) -> pd.DataFrame | ChannelTable:
         if name not in self.tables:
             raise UserError(
-                f"This {self.kind} has no table {name!r}: choose from {', '.join(self.tables)}."
-                f"{suggest(name, self.tables)}"
+                f"This {self.kind} has no table {name!r}{self._explain_lack(name)} It has "
+                f"{', '.join(self.tables)}."
             )
         return self.tables[name]
+
+    def _explain_lack(self, name: str) -> str:
+        """Return the end of a sentence that says why there is no table of this name."""
+        for analysis in analyses_of(self.kind):
+            if name in analysis.tables:
+                return (
+                    f": it was made before the analysis {analysis.name!r}, or without it. Run "
+                    f"{COMMANDS[self.kind]} again."
+                )
+        return f".{suggest(name, self.tables)}"
 
     def plot(self, name: str, *, style: str | None = None, **arguments: Any) -> Figure:
         """Draw a figure: a kind of figure with its arguments, or one by its full name.
@@ -317,6 +331,11 @@ class Result:
             )
         try:
             result = cls._read(folder)
+        except _UnknownTableError as error:
+            raise UserError(
+                f"The result in {folder} has a table {str(error)!r} of an analysis that is not "
+                "installed here: add its file to channelscope/analyses."
+            ) from error
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -343,7 +362,7 @@ class Result:
         groups = dict(meta.pop("groups"))
         shared: dict[str, str] = meta.pop("shared")
         if unknown := [name for name in names if name not in columns]:
-            raise ValueError(f"it has an unknown table {unknown[0]!r}")
+            raise _UnknownTableError(unknown[0])
         plain = [name for name in names if not columns[name].by_channel]
         check_digests(folder, [f"{name}.csv" for name in plain])
         with open_arrays(folder / "arrays.npz", within=folder) as archive:

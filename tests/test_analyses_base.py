@@ -160,17 +160,48 @@ def test_a_figure_of_a_table_that_nobody_makes_is_refused(change: dict[str, Any]
             check()
 
 
-# ---------------------------------------------------------------- a figure that fails
-
-
-def fail(*_: Any, **__: Any) -> Any:
-    raise KeyError("share")
+# ---------------------------------------------------------------- results of other registries
 
 
 META = {
     "models": {"at": {"layers": ["layer4"]}},
     "data": {"name": "digits", "classes": ["a", "b"], "images": 2},
 }
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_an_analysis_that_is_not_here_is_no_damage(name: str, tmp_path: Path) -> None:
+    analysis = register(replace(QUIET, tables={name: TABLES[name]}, plots=()))
+    tables, _ = make_tables(STUDY, [replace(analysis, compute=lambda _: {name: GOOD[name]})])
+    folder = Result("comparison", tables, {}, META).save(tmp_path / "out", progress=False)
+    assert list(Result.load(folder).tables) == [name]
+    del ANALYSES["quiet"]
+    words = f"has a table '{name}' of an analysis that is not installed here: add its file to"
+    with pytest.raises(UserError, match=words) as caught:
+        Result.load(folder)
+    assert "damaged" not in str(caught.value)
+
+
+def test_a_result_that_is_older_than_an_analysis_says_so() -> None:
+    result = Result("comparison", {"alignment": pd.DataFrame()}, {}, META)
+    with pytest.raises(AttributeError, match=r"has no table 'alignmnt'\. Did you mean 'alignment'"):
+        _ = result.alignmnt
+    register(QUIET)
+    words = (
+        "no table 'silence': it was made before the analysis 'quiet', or without it. Run compare"
+    )
+    with pytest.raises(AttributeError, match=words):
+        _ = result.silence
+    with pytest.raises(UserError, match=words):
+        result.select("silence")
+
+
+# ---------------------------------------------------------------- a figure that fails
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise KeyError("share")
 
 
 @pytest.mark.usefixtures("unchecked")
