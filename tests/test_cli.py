@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,6 +24,7 @@ from PIL import Image
 
 import channelscope as cs
 from channelscope import api, cli
+from channelscope.analyses.base import ANALYSES
 from channelscope.attacks import PGD
 from channelscope.attacks.registry import ATTACKS
 from channelscope.attacks.suites import SUITES
@@ -42,7 +44,7 @@ from helpers.runs import METHODS, digits, same_run, trained, write_npz
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 QUESTIONS = ("compare", "evaluate", "intervene", "relevance")
-LISTINGS = ("attacks", "scorers", "recipes", "zoo", "layers")
+LISTINGS = ("attacks", "scorers", "analyses", "recipes", "zoo", "layers")
 COMMANDS = ("demo", "train", "sweep", *QUESTIONS, *LISTINGS, "figures", "convert", "doctor")
 TINY = "--arch resnet10 --width 2 --epochs 1 --batch-size 16 --device cpu -q"
 FEW = "--replicates 20 --device cpu -q"
@@ -427,7 +429,7 @@ def test_layers_that_cannot_be_listed_are_explained(
     assert message in capsys.readouterr().err
 
 
-def test_scorers_and_attacks_are_listed_as_they_are_registered(
+def test_scorers_attacks_and_analyses_are_listed_as_they_are_registered(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main("scorers") == 0
@@ -444,6 +446,13 @@ def test_scorers_and_attacks_are_listed_as_they_are_registered(
     for name, attack in ATTACKS.items():
         assert name in printed
         assert attack.help in printed
+    assert main("analyses") == 0
+    rows = capsys.readouterr().out.splitlines()
+    for analysis in ANALYSES.values():
+        figures = ", ".join(plot.name for plot in analysis.plots) or "none"
+        wanted = [analysis.name, figures, analysis.help]
+        found = [row for row in rows if re.split("  +", row) == wanted]
+        assert len(found) == len(analysis.kinds)
 
 
 def test_recipes_are_listed_by_the_words_in_their_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from channelscope.cli.printing import format_table, print_result, print_zoo
 from channelscope.cli.processes import join
@@ -218,6 +218,19 @@ def scorers(args: argparse.Namespace) -> None:
         "\ncost: number of forward passes of all images, a backward pass counting as one; 'a "
         "layer',\n'a channel': for each that is scored"
     )
+
+
+def analyses(args: argparse.Namespace) -> None:
+    """List the analyses of each kind of result, with their kinds of figures."""
+    from channelscope.analyses.base import Kind, analyses_of
+
+    for kind in get_args(Kind):
+        rows = [
+            (item.name, ", ".join(plot.name for plot in item.plots) or "none", item.help)
+            for item in analyses_of(kind)
+        ]
+        print(format_table([(kind, "figures", "what it tells"), *rows], align="lll") + "\n")
+    print("figures: by these names 'channelscope figures DIR --only NAME' draws them")
 
 
 def recipes(args: argparse.Namespace) -> None:

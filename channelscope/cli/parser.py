@@ -270,6 +270,17 @@ def _add_listings(menu: Any) -> None:
         "List the relevance scorers, by the names that --scorers takes, and what each costs.",
         "channelscope scorers",
     )
+    _add_command(
+        menu,
+        "analyses",
+        commands.analyses,
+        "list the analyses and their figures",
+        """
+        List what the results of compare, evaluate, ... consist of: the analyses, what each tells,
+        and its kinds of figures, by the names that figures --only takes.
+        """,
+        "channelscope analyses",
+    )
     recipes = _add_command(
         menu,
         "recipes",
@@ -339,7 +350,7 @@ def _add_others(menu: Any) -> None:
         """
         Draw the figures of a saved result again, and the report of a comparison, from its tables
         alone. Beside each figure is what it shows (.csv); captions.txt has the captions. Other
-        figures in the folder stay.
+        figures in the folder stay. 'channelscope analyses' lists the kinds of figures.
         """,
         """
         channelscope figures comparison
