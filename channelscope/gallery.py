@@ -128,7 +128,7 @@ def list_figures(result: "Result") -> dict[str, Picture]:
     """Return every figure of a result by its name, in the page's order.
 
     Names are safe as file names: those of the plot and of what the figure is about, such as
-    relevance, magnitude-cat or nr-share-layer4. Names made alike by this are numbered.
+    relevance, magnitude-cat or nr-mass-layer4. Names made alike by this are numbered.
     """
     plots = [plot for analysis in analyses_of(result.kind) for plot in analysis.plots]
     pictures: dict[str, Picture] = {}

@@ -71,15 +71,18 @@ TABLE = Table(
         "over the classes, 'across' the correlation over them; see ``statistics.measures``"
     ),
 )
-COSINE_NOTE = "cosine: of a layer's mean activations, natural with adversarial"
-NR_NOTE = "NR channels: negatively relevant, they speak against the class"
-RHO_NOTE = "ρ: Spearman's rank correlation"
+ALIGNMENT_NOTE = (
+    "alignment: cosine of a class's natural and adversarial mean activations, beside the mean of "
+    "all classes"
+)
+NR_NOTE = "NR mass: share of activation times relevance on channels that speak against the class"
+SIGNED_NOTE = "signed mass: 1 where all active channels speak for the class, -1 against it"
 _PANELS = {
     "robust_accuracy": "robust\naccuracy",
-    "cosine": "cosine of mean\nactivations",
-    "nr_ratio": "NR share:\nadversarial\n/ natural",
+    "cosine_centred": "alignment with\nnatural (cosine)",
+    "nr_mass_adversarial": "NR mass\nunder attack",
 }
-_SPEARMAN = ("spearman", "spearman_low", "spearman_high")
+_SIGNED = ("signed_mass", "signed_low", "signed_high")
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 
 
@@ -91,8 +94,8 @@ def compute_alignment(study: Study) -> dict[str, Any]:
         for layer in study.layers(model):
             measures = measure_study(study, model, layer)
             rows += _measure_rows(study, model, layer, measures)
-            across = across_classes(measures["relevance_spearman_adversarial"], robust)
-            measure = "relevance_robust_correlation"
+            across = across_classes(measures["signed_mass_adversarial"], robust)
+            measure = "signed_mass_robust_correlation"
             interval = estimate(across, study.settings["level"], BOUNDS[measure])
             row = {"model": model, "layer": layer, "class": "across", "measure": measure}
             rows.append(row | as_columns(interval))
@@ -120,15 +123,15 @@ def check_alignment(result: "Result") -> None:
         raise ValueError("alignment is of other layers than meta.json")
 
 
-# ------------------------------------------------------------------------ shares on NR channels
+# --------------------------------------------------------------------------------------- NR mass
 
 
-def nr_share_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
+def nr_mass_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
     """Return model, layer, class ("mean" last), data -> share, low, high."""
     classes = classes_to_name(result)
     parts = []
     for (model, name), data in product(choose_layers(result, layer).items(), COLOURS):
-        where = {"model": model, "layer": name, "measure": f"nr_share_{data}"}
+        where = {"model": model, "layer": name, "measure": f"nr_mass_{data}"}
         intervals = intervals_by_class(select_rows(result.alignment, **where), [*classes, "all"])
         part = pd.DataFrame(intervals, columns=["share", "low", "high"])
         words = {"model": model, "layer": name, "class": [*classes, MEAN], "data": data}
@@ -138,12 +141,12 @@ def nr_share_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
 
 
 @styled
-def draw_nr_share(result: "Result", layer: str | None = None) -> Figure:
-    """Draw the share of activation mass on NR channels by class and kind of data, a panel a model.
+def draw_nr_mass(result: "Result", layer: str | None = None) -> Figure:
+    """Draw the NR mass by class and kind of data, a panel a model.
 
     With more than 24 classes only the 12 most and the 12 least robust ones are shown.
     """
-    data, layers = nr_share_data(result, layer), choose_layers(result, layer)
+    data, layers = nr_mass_data(result, layer), choose_layers(result, layer)
     count = len(data) // (len(layers) * len(COLOURS))
     names = [shorten(name) for name in data["class"][:count]]
     beside = 0.8 + 0.055 * max(map(len, names))
@@ -156,10 +159,10 @@ def draw_nr_share(result: "Result", layer: str | None = None) -> Figure:
             ax.errorbar(places + offset, share, bars, color=COLOURS[name], **look)
         ax.axvline(count - 1.5, color="0.8", linewidth=0.6)
         ax.set_title(shorten(model, 40), loc="left", weight="bold")
-        label_percent(ax, "NR share")
+        label_percent(ax, "NR mass")
     start_at_zero(*axes[:, 0])
     axes[-1, 0].set_xticks(places, names, rotation=90)
-    what = "Share of the activation on negatively relevant (NR) channels"
+    what = "NR mass: relevant activation on negatively relevant (NR) channels"
     add_title(figure, f"{what}, {describe_layers(layers)}")
     level = describe_level(result)
     note = f"by class; NR: the channel speaks against the class; bars: {level}"
@@ -167,8 +170,8 @@ def draw_nr_share(result: "Result", layer: str | None = None) -> Figure:
     return figure
 
 
-def describe_nr_share(data: pd.DataFrame) -> str:
-    """Say the mean of the shares on NR channels, and the class with the highest."""
+def describe_nr_mass(data: pd.DataFrame) -> str:
+    """Say the mean of the NR mass, and the class with the highest."""
 
     def describe(rows: pd.DataFrame) -> str:
         mean = rows.groupby("data").tail(1).set_index("data")["share"].map(format_percent)
@@ -187,7 +190,7 @@ def describe_nr_share(data: pd.DataFrame) -> str:
 
 
 def alignment_robustness_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
-    """Return model, layer, class -> spearman, accuracy, each with low and high.
+    """Return model, layer, class -> signed_mass, accuracy, each with low and high.
 
     The row of the class "across" has, in place of a class's correlation, the one across them.
     """
@@ -195,15 +198,15 @@ def alignment_robustness_data(result: "Result", layer: str | None = None) -> pd.
     parts = []
     for model, name in choose_layers(result, layer).items():
         table = select_rows(result.alignment, model=model, layer=name)
-        by_class = select_rows(table, measure="relevance_spearman_adversarial")
-        across = select_rows(table, measure="relevance_robust_correlation")
-        spearman = np.vstack(
+        by_class = select_rows(table, measure="signed_mass_adversarial")
+        across = select_rows(table, measure="signed_mass_robust_correlation")
+        signed = np.vstack(
             [intervals_by_class(by_class, classes), intervals_by_class(across, ["across"])]
         )
         robust = np.vstack([robust_by_class(result, model, classes), NO_INTERVAL])
-        part = pd.DataFrame(np.hstack([spearman, robust]), columns=[*_SPEARMAN, *_ACCURACY])
+        part = pd.DataFrame(np.hstack([signed, robust]), columns=[*_SIGNED, *_ACCURACY])
         parts.append(part.assign(model=model, layer=name, **{"class": [*classes, "across"]}))
-    columns = ["model", "layer", "class", *_SPEARMAN, *_ACCURACY]
+    columns = ["model", "layer", "class", *_SIGNED, *_ACCURACY]
     return pd.concat(parts, ignore_index=True)[columns]
 
 
@@ -221,10 +224,10 @@ def draw_alignment_robustness(result: "Result", layer: str | None = None) -> Fig
     ax = axes[0, 0]
     for index, model in enumerate(layers):
         _draw_classes(ax, select_rows(data, model=model), index, numbered)
-    if data[["spearman", "accuracy"]].isna().any(axis=1).all():
+    if data[["signed_mass", "accuracy"]].isna().any(axis=1).all():
         write_in_panel(ax, "no class has a correlation")
     ax.set_xlabel(
-        "alignment: Spearman's ρ of the channels' mean\nactivation under attack and relevance"
+        "signed mass under attack:\n1 if all active channels speak for the class, -1 if against"
     )
     label_percent(ax, "robust accuracy")
     question = "Are classes robust whose activation follows the channels' relevance?"
@@ -242,9 +245,9 @@ def draw_alignment_robustness(result: "Result", layer: str | None = None) -> Fig
 
 def _draw_classes(ax: Axes, data: pd.DataFrame, index: int, numbered: bool) -> None:
     classes, across = data.iloc[:-1], data.iloc[-1]
-    x, beside = error_bars(classes, *_SPEARMAN)
+    x, beside = error_bars(classes, *_SIGNED)
     y, above = error_bars(classes, *_ACCURACY)
-    value, low, high = (float(across[column]) for column in _SPEARMAN)
+    value, low, high = (float(across[column]) for column in _SIGNED)
     rho = "undefined" if np.isnan(value) else format_interval(value, low, high)
     size = {"markersize": 8, "mfc": "white"} if numbered else {"markersize": 2, "mew": 0.5}
     look: dict[str, Any] = model_look(index) | size | {"linestyle": "none"}
@@ -267,7 +270,7 @@ def describe_alignment_robustness(data: pd.DataFrame) -> str:
     """Say the correlation across classes, and the classes at both ends."""
 
     def describe(rows: pd.DataFrame) -> str:
-        value, low, high = (float(rows.iloc[-1][name]) for name in _SPEARMAN)
+        value, low, high = (float(rows.iloc[-1][name]) for name in _SIGNED)
         rho = f"ρ across classes {format_interval(value, low, high)}"
         classes = rows[:-1].dropna(subset=["accuracy"]).sort_values("accuracy", kind="stable")
         if classes.empty:
@@ -326,7 +329,7 @@ def draw_classes(result: "Result", layer: str | None = None) -> Figure:
     order = several if len(layers) > 1 else ", the most robust first"
     add_title(figure, f"Each class{order}, {describe_layers(layers)}")
     robust = f"robust: {describe_worst_case(result)}; dashed: no change"
-    add_model_legend(figure, models, join_notes(result, [robust, COSINE_NOTE, NR_NOTE]))
+    add_model_legend(figure, models, join_notes(result, [robust, ALIGNMENT_NOTE, NR_NOTE]))
     return figure
 
 
@@ -344,8 +347,8 @@ def _label_column(ax: Axes, measure: str, rows: int) -> None:
         label_percent(ax, words, "x")
     for place in range(1, rows):
         ax.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0)
-    if measure == "nr_ratio":
-        ax.axvline(1, color="0.6", linewidth=0.6, linestyle="--", zorder=0)
+    if measure == "nr_mass_adversarial":
+        label_percent(ax, words, "x")
 
 
 def describe_classes(data: pd.DataFrame) -> str:
@@ -371,13 +374,14 @@ register(
         check=check_alignment,
         plots=(
             Plot(
-                name="nr-share",
-                draw=draw_nr_share,
-                data=nr_share_data,
-                alt_text=describe_nr_share,
+                name="nr-mass",
+                draw=draw_nr_mass,
+                data=nr_mass_data,
+                alt_text=describe_nr_mass,
                 caption=(
-                    "Share of the activation mass that lies on negatively relevant (NR) channels, "
-                    "per class and as the mean over the classes. {layers} {adversarial} {bars}"
+                    "NR mass: share of the relevant activation (activation times relevance) that "
+                    "lies on negatively relevant (NR) channels, per class and as the mean over the "
+                    "classes. {layers} {adversarial} {bars}"
                 ),
                 section="claims",
                 order=20,
@@ -392,10 +396,10 @@ register(
                 data=alignment_robustness_data,
                 alt_text=describe_alignment_robustness,
                 caption=(
-                    "Robust accuracy of each class against Spearman's correlation between the "
-                    "magnitudes of its adversarial images and the relevance of the channels. The "
-                    "legend gives the correlation across classes. {layers} {adversarial} {robust} "
-                    "{mixed_bars}"
+                    "Robust accuracy of each class against its signed mass on adversarial images: "
+                    "1 where all active channels speak for the class, -1 where all speak against "
+                    "it. The legend gives the rank correlation across classes. {layers} "
+                    "{adversarial} {robust} {mixed_bars}"
                 ),
                 section="claims",
                 order=30,
@@ -410,11 +414,11 @@ register(
                 data=classes_data,
                 alt_text=describe_classes,
                 caption=(
-                    "Each class: its robust accuracy; the cosine of the natural and the "
-                    "adversarial magnitudes (mean activations) of the channels, 1 where the attack "
-                    "leaves them in proportion; and how much more of the activation mass lies on "
-                    "negatively relevant (NR) channels under attack than without (1, dashed: as "
-                    "much). {layers} {adversarial} {robust} {mixed_bars}"
+                    "Each class: its robust accuracy; its alignment, the cosine of what its "
+                    "natural and its adversarial magnitudes (mean activations) have beside the "
+                    "mean of all classes, 1 where the attack leaves them in proportion; and its NR "
+                    "mass, the share of the relevant activation that lies on negatively relevant "
+                    "channels under attack. {layers} {adversarial} {robust} {mixed_bars}"
                 ),
                 section="network",
                 order=20,

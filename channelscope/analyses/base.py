@@ -1,13 +1,72 @@
 """What an analysis is, and the registry of all of them.
 
 An analysis is a pure function of a study's kept arrays to tidy tables, with the figures that show
-these tables. Each stands in one module of this package, which registers it:
+these tables. Each stands in one module of this package, which registers it and is found by itself:
 
-    register(Analysis(name="flow", help="...", tables={"flow": TABLE}, compute=compute_flow,
-                      plots=(Plot(name="flow", draw=draw_flow, data=flow_data, ...),)))
+    from collections.abc import Mapping
+    from typing import Any
 
-Modules of this package are imported with it, so a new file is all that a new analysis takes.
-Nothing here needs torch.
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from channelscope.analyses.base import Analysis, Plot, Study, Table, register
+    from channelscope.analyses.subjects import by_layer
+    from channelscope.figures.axes import add_title, label_percent, make_grid
+    from channelscope.figures.paper import styled
+    from channelscope.figures.words import choose_layers
+
+    SILENCE = Table(
+        words=("model", "layer"), numbers=("share",), help="share of channels that are silent"
+    )
+
+
+    def compute_silence(study: Study) -> Mapping[str, Any]:
+        rows = []
+        for model in study.models:
+            for layer in study.layers(model):
+                silent = study.activations(model, layer, "adversarial").max(axis=0) <= 0
+                rows.append({"model": model, "layer": layer, "share": silent.mean()})
+        return {"silence": rows}
+
+
+    def silence_data(result: Any, layer: str | None = None) -> pd.DataFrame:
+        layers = choose_layers(result, layer)  # model -> this layer, or else its last
+        rows = result.silence
+        return rows[rows["layer"] == rows["model"].map(layers)]
+
+
+    @styled
+    def draw_silence(result: Any, layer: str | None = None) -> Figure:
+        data = silence_data(result, layer)
+        figure, axes = make_grid(1, 1, 1.6)
+        axes[0, 0].bar(data["model"], data["share"])
+        label_percent(axes[0, 0], "silent channels")
+        add_title(figure, "Channels that no adversarial image activates")
+        return figure
+
+
+    PLOT = Plot(
+        name="silence",
+        draw=draw_silence,
+        data=silence_data,
+        caption="Share of channels that are silent. {layers} {adversarial}",
+        section="network",
+        table="silence",
+        subjects=by_layer,
+    )
+    register(
+        Analysis(
+            name="silence",
+            help="channels that are silent under attack",
+            tables={"silence": SILENCE},
+            compute=compute_silence,
+            plots=(PLOT,),
+        )
+    )
+
+``@styled`` draws in the style in force, such as a paper's; ``make_grid`` makes panels as wide as it
+says; ``by_layer`` makes a figure for each layer, ``choose_layers`` picks what each shows. Nothing
+here needs torch.
 """
 
 import math

@@ -363,7 +363,8 @@ def _share_natural(study: Study, model: str, rows: ndarray) -> Float[ndarray, " 
 
 
 def _share_by_class(study: Study, correct: ndarray, rows: ndarray) -> Float[ndarray, " k"]:
-    shares = mean_by_class(correct[rows, None], study.labels[rows], len(study.classes))
+    values = correct[rows, None].astype(float)
+    shares = mean_by_class(values, study.labels[rows], len(study.classes))
     return shares[:, 0]
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from channelscope.analyses.alignment import COSINE_NOTE, NR_NOTE, RHO_NOTE, join_notes
+from channelscope.analyses.alignment import ALIGNMENT_NOTE, NR_NOTE, SIGNED_NOTE, join_notes
 from channelscope.analyses.base import Analysis, Plot, Subject, register
 from channelscope.analyses.subjects import list_layers
 from channelscope.errors import UserError
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
 # What the panels of measures show: words for the axis, and whether it is a share.
 _PANELS = {
     "robust_accuracy": ("robust\naccuracy", True),
-    "cosine": ("cosine of mean\nactivations", False),
-    "nr_share": ("activation on\nNR channels", True),
-    "relevance_spearman": ("ρ of activation\nand relevance", False),
+    "cosine_centred": ("alignment with\nnatural (cosine)", False),
+    "nr_mass": ("NR mass", True),
+    "signed_mass": ("signed mass", False),
 }
 
 
 def depth_data(result: "Result") -> pd.DataFrame:
     """Return model, place on the axis, layer, measure, data -> value, low, high, over all classes.
 
-    The measures: cosine (of natural and adversarial magnitude, so of data "both"), nr_share and
-    relevance_spearman.
+    The measures: cosine_centred (of natural and adversarial magnitude, so of data "both"), nr_mass
+    and signed_mass.
 
     Raises:
         UserError: where only one layer of each model was measured.
@@ -58,7 +58,7 @@ def depth_data(result: "Result") -> pd.DataFrame:
             "Only one layer was measured of each model: compare several, as with --layers "
             "'layer*.*'."
         )
-    measures = [("cosine", "both"), *product(("nr_share", "relevance_spearman"), COLOURS)]
+    measures = [("cosine_centred", "both"), *product(("nr_mass", "signed_mass"), COLOURS)]
     means = select_rows(result.alignment, **{"class": "all"})
     rows = []
     for model, layers in measured_layers(result).items():
@@ -94,7 +94,9 @@ def draw_depth(result: "Result") -> Figure:
     axes[-1, 0].set_xlabel("layer, from the images to the answer")
     add_title(figure, "What an attack does to the channels, by depth (mean over the classes)")
     dashed = Line2D([], [], color="0.4", label="dashed: natural images", linestyle="--")
-    note = join_notes(result, ["solid: on adversarial images", COSINE_NOTE, NR_NOTE, RHO_NOTE])
+    note = join_notes(
+        result, ["solid: on adversarial images", ALIGNMENT_NOTE, NR_NOTE, SIGNED_NOTE]
+    )
     add_model_legend(figure, models, note, dashed)
     return figure
 

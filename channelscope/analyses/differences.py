@@ -25,7 +25,7 @@ from channelscope.statistics.significance import bootstrap_p, correct_fdr, mcnem
 if TYPE_CHECKING:
     from channelscope.result import Result
 
-MEASURES = ("cosine", "nr_ratio", "relevance_spearman_adversarial")
+MEASURES = ("cosine_centred", "nr_mass_adversarial", "signed_mass_adversarial")
 TABLE = Table(
     words=("model", "other", "layer", "other_layer", "class", "measure"),
     numbers=("value", "low", "high", "p", "q"),

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from channelscope.analyses.alignment import COSINE_NOTE, NR_NOTE, RHO_NOTE, join_notes
+from channelscope.analyses.alignment import ALIGNMENT_NOTE, NR_NOTE, SIGNED_NOTE, join_notes
 from channelscope.analyses.base import (
     Analysis,
     Plot,
@@ -50,15 +50,15 @@ TABLE = Table(
 # What the panels show: their measures, and these in the table.
 _MEASURES = {
     "robust_accuracy": "robust_accuracy",
-    "cosine": "cosine",
-    "nr_share": "nr_share_adversarial",
-    "relevance_spearman": "relevance_spearman_adversarial",
+    "cosine_centred": "cosine_centred",
+    "nr_mass": "nr_mass_adversarial",
+    "signed_mass": "signed_mass_adversarial",
 }
 _PANELS = (
-    "accuracy under this attack alone; cosine of the natural and the adversarial magnitudes (mean "
-    "activations) of the channels; share of the adversarial activation mass that lies on "
-    "negatively relevant (NR) channels; Spearman's correlation ρ of adversarial magnitude and "
-    "relevance. Means over the classes."
+    "accuracy under this attack alone; alignment: cosine of what a class's natural and adversarial "
+    "magnitudes (mean activations) have beside the mean of all classes; NR mass: share of the "
+    "relevant activation that lies on negatively relevant channels; signed mass: 1 where all "
+    "active channels speak for the class, -1 where all speak against it. Means over the classes."
 )
 
 
@@ -134,7 +134,7 @@ def draw_decay(
         attack = format_attack(result.meta["attack"])
     else:
         attack = f"{describe_attack(result)}, after so many of its steps"
-    notes = join_notes(result, [COSINE_NOTE, NR_NOTE, RHO_NOTE], attack)
+    notes = join_notes(result, [ALIGNMENT_NOTE, NR_NOTE, SIGNED_NOTE], attack)
     add_model_legend(figure, models, notes)
     return figure
 

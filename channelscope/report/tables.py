@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from channelscope.result import Result
 
 MEASURES = {
+    "cosine_centred": "cosine of natural and adversarial magnitude, beside the mean of all classes",
+    "displacement": "how far the attack moves a class, in distances between classes",
+    "nr_mass_natural": "share of relevant magnitude on NR channels (NR mass), natural",
+    "nr_mass_adversarial": "NR mass, adversarial",
+    "signed_mass_natural": "signed mass: 1 if all active channels are PR, -1 if NR, natural",
+    "signed_mass_adversarial": "signed mass, adversarial",
+    "nr_fall": "part of the fall of the class's logit that comes from NR channels",
+    "effective_channels_natural": "number of channels that carry the magnitude, natural",
+    "effective_channels_adversarial": "number of channels that carry the magnitude, adversarial",
+    "dead_channels": "share of channels that never fire",
+    "signed_mass_robust_correlation": (
+        "Spearman correlation, across classes, of adversarial signed mass with robust accuracy"
+    ),
     "cosine": "cosine of natural and adversarial magnitude",
     "spearman": "Spearman correlation of natural and adversarial magnitude",
     "shift": "mean relative shift of magnitude under attack",
@@ -30,9 +43,6 @@ MEASURES = {
     "relevance_spearman_adversarial": (
         "Spearman correlation of magnitude and relevance, adversarial"
     ),
-    "relevance_robust_correlation": (
-        "Spearman correlation, across classes, of the line above with robust accuracy"
-    ),
     "uniformity_natural": "evenness of activation frequency over the channels, natural",
     "uniformity_adversarial": "evenness of activation frequency over the channels, adversarial",
 }
@@ -41,7 +51,7 @@ _BY_STRENGTH = {
     "robust_accuracy": "accuracy under this attack",
     **{
         name: MEASURES[name]
-        for name in ("cosine", "nr_share_adversarial", "relevance_spearman_adversarial")
+        for name in ("cosine_centred", "nr_mass_adversarial", "signed_mass_adversarial")
     },
 }
 _LEAKAGE = {
@@ -56,13 +66,12 @@ _LEAKAGE = {
 }
 _DIFFERENCES = MEASURES | {
     "robust_accuracy": "robust accuracy, worst case",
-    "nr_ratio": "share on NR channels, adversarial / natural",
 }
 # Measures whose significant differences are counted.
 _COUNTED = {
-    "cosine": "cosine",
-    "nr_ratio": "NR share, adversarial / natural",
-    "relevance_spearman_adversarial": "Spearman with relevance",
+    "cosine_centred": "alignment (centred cosine)",
+    "nr_mass_adversarial": "NR mass, adversarial",
+    "signed_mass_adversarial": "signed mass, adversarial",
     "robust_accuracy": "robust accuracy",
 }
 _SIGNIFICANT = 0.05  # false discovery rate

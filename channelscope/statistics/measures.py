@@ -27,7 +27,7 @@ BOUNDS = {
     "relevance_spearman_adversarial": (-1.0, 1.0),
     "uniformity_natural": (0.0, 1.0),
     "uniformity_adversarial": (0.0, 1.0),
-    "relevance_robust_correlation": (-1.0, 1.0),
+    "signed_mass_robust_correlation": (-1.0, 1.0),
     "nr_mass_natural": (0.0, 1.0),
     "nr_mass_adversarial": (0.0, 1.0),
     "signed_mass_natural": (-1.0, 1.0),
