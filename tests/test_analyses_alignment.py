@@ -11,11 +11,11 @@ from channelscope.analyses.alignment import (
     check_alignment,
     classes_data,
     describe_alignment_robustness,
-    describe_nr_share,
+    describe_nr_mass,
     draw_alignment_robustness,
     draw_classes,
-    draw_nr_share,
-    nr_share_data,
+    draw_nr_mass,
+    nr_mass_data,
 )
 from channelscope.analyses.base import measure_study, worst_case
 from channelscope.analyses.depth import depth_data, describe_depth, draw_depth
@@ -42,7 +42,7 @@ def test_rows_are_the_measures_of_each_class_their_mean_and_the_correlation(mode
     table = rows_of(RESULT.alignment, model=model, layer="layer3")
     assert list(table["class"].unique()) == ["all", *CLASSES, "across"]
     measures = measure_study(STUDY, model, "layer3")
-    assert set(table["measure"]) == {*measures, "relevance_robust_correlation"} == set(BOUNDS)
+    assert set(table["measure"]) == {*measures, "signed_mass_robust_correlation"} == set(BOUNDS)
     for measure, by_class in measures.items():
         columns = {"all": mean_over_classes(by_class)}
         columns |= {name: by_class[:, k] for k, name in enumerate(CLASSES)}
@@ -53,7 +53,7 @@ def test_rows_are_the_measures_of_each_class_their_mean_and_the_correlation(mode
             assert found == pytest.approx([*vars(wanted).values()], nan_ok=True)
     robust = [worst_case(STUDY, model)[STUDY.labels == k] for k in range(len(CLASSES))]
     means = np.array([[hits.mean() if len(hits) else np.nan for hits in robust]])
-    wanted = across_classes(measures["relevance_spearman_adversarial"][:1], means)[0]
+    wanted = across_classes(measures["signed_mass_adversarial"][:1], means)[0]
     assert rows_of(table, class_="across")["value"].item() == pytest.approx(wanted)
 
 
@@ -79,13 +79,11 @@ def test_tables_of_other_layers_are_refused() -> None:
 # ---------------------------------------------------------------- figures
 
 
-def test_nr_share_draws_values_and_intervals_of_every_class_and_the_mean() -> None:
-    figure = draw_nr_share(RESULT, "layer3")
+def test_nr_mass_draws_values_and_intervals_of_every_class_and_the_mean() -> None:
+    figure = draw_nr_mass(RESULT, "layer3")
     for ax, model in zip(figure.axes, STUDY.models, strict=True):
         for bars, data in zip(ax.containers, COLOURS, strict=True):
-            rows = rows_of(
-                RESULT.alignment, model=model, layer="layer3", measure=f"nr_share_{data}"
-            )
+            rows = rows_of(RESULT.alignment, model=model, layer="layer3", measure=f"nr_mass_{data}")
             rows = rows.set_index("class").loc[[*CLASSES, "all"]]
             line, _, (reach,) = bars
             assert to_hex(line.get_color()) == COLOURS[data].lower()
@@ -104,7 +102,7 @@ def test_alignment_against_robustness_draws_each_class_with_images_once_per_mode
         for line in ax.lines
         if len(line.get_xydata())
     }
-    measure, wanted = "relevance_spearman_adversarial", set()
+    measure, wanted = "signed_mass_adversarial", set()
     for colour, model in zip(MODEL_COLOURS, STUDY.models, strict=False):
         aligned = rows_of(RESULT.alignment, model=model, layer="layer4", measure=measure)
         robust = rows_of(RESULT.robustness, model=model, attack="worst").set_index("class")
@@ -130,23 +128,23 @@ def test_alignment_against_robustness_gives_the_correlation_across_classes() -> 
 
 
 def test_layer_defaults_to_each_models_last_and_models_without_it_are_left_out() -> None:
-    assert "(NR) channels, layer4" in join_texts(draw_nr_share(RESULT))
+    assert "(NR) channels, layer4" in join_texts(draw_nr_mass(RESULT))
     models = {
         **RESULT.meta["models"],
         "nat": {**RESULT.meta["models"]["nat"], "layers": ["layer3"]},
     }
     result = replace(RESULT, meta=RESULT.meta | {"models": models})
-    assert len(draw_nr_share(result).axes) == 2
-    assert len(draw_nr_share(result, "layer4").axes) == 1
+    assert len(draw_nr_mass(result).axes) == 2
+    assert len(draw_nr_mass(result, "layer4").axes) == 1
 
 
 def test_depth_draws_each_measure_from_layer_to_layer() -> None:
     figure = draw_depth(RESULT)
     mean = rows_of(RESULT.alignment, class_="all")
     measures = (
-        ["cosine"],
-        ["nr_share_natural", "nr_share_adversarial"],
-        ["relevance_spearman_natural", "relevance_spearman_adversarial"],
+        ["cosine_centred"],
+        ["nr_mass_natural", "nr_mass_adversarial"],
+        ["signed_mass_natural", "signed_mass_adversarial"],
     )
     for ax, names in zip(figure.axes, measures, strict=True):
         for index, model in enumerate(STUDY.models):
@@ -155,7 +153,7 @@ def test_depth_draws_each_measure_from_layer_to_layer() -> None:
                 wanted = rows_of(mean, model=model, measure=name)["value"]
                 np.testing.assert_array_equal(line, np.c_[[1, 2], wanted])
     assert [tick.get_text() for tick in figure.axes[-1].get_xticklabels()] == [*LAYERS]
-    for words in ("PGD-20, ε = 8/255", "dashed: natural images", "negatively relevant"):
+    for words in ("PGD-20, ε = 8/255", "dashed: natural images", "speak against"):
         assert words in join_texts(figure)
 
 
@@ -185,7 +183,9 @@ def test_classes_draws_a_dot_for_each_class_with_images_the_most_robust_first() 
     mean = worst.groupby("class", sort=False)["accuracy"].mean()
     order = list(mean.sort_values(ascending=False, kind="stable").index)
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == order
-    for ax, measure in zip(figure.axes, ("robust_accuracy", "cosine", "nr_ratio"), strict=True):
+    for ax, measure in zip(
+        figure.axes, ("robust_accuracy", "cosine_centred", "nr_mass_adversarial"), strict=True
+    ):
         for index, model in enumerate(STUDY.models):
             rows = rows_of(worst, model=model).rename(columns={"accuracy": "value"})
             if measure != "robust_accuracy":
@@ -216,7 +216,7 @@ def test_decay_is_the_alignment_under_each_strength() -> None:
 @pytest.mark.parametrize(("varied", "scale"), [("eps", 255), ("step", 1)])
 def test_decay_draws_each_measure_against_the_strength(varied: str, scale: float) -> None:
     figure = draw_decay(RESULT, varied)
-    names = ("robust_accuracy", "cosine", "nr_share_adversarial", "relevance_spearman_adversarial")
+    names = ("robust_accuracy", "cosine_centred", "nr_mass_adversarial", "signed_mass_adversarial")
     swept = rows_of(RESULT.decay, varied=varied)
     for ax, name in zip(figure.axes, names, strict=True):
         layer = "" if name == "robust_accuracy" else "layer4"
@@ -243,7 +243,7 @@ def test_nothing_that_was_not_swept_is_drawn() -> None:
 
 def test_alternative_texts_are_of_every_model_and_say_the_ends() -> None:
     texts = (
-        describe_nr_share(nr_share_data(RESULT)),
+        describe_nr_mass(nr_mass_data(RESULT)),
         describe_alignment_robustness(alignment_robustness_data(RESULT)),
         describe_depth(depth_data(RESULT)),
         describe_decay(decay_data(RESULT, "eps")),
@@ -252,13 +252,13 @@ def test_alternative_texts_are_of_every_model_and_say_the_ends() -> None:
         assert text.startswith("nat: ")
         assert "; at: " in text
         assert "nan" not in text
-    cosine = rows_of(RESULT.alignment, model="nat", class_="all", measure="cosine")["value"]
+    cosine = rows_of(RESULT.alignment, model="nat", class_="all", measure="cosine_centred")["value"]
     first, last = (f"{value:.2f}" for value in cosine)
-    assert f"cosine from {first} to {last}" in texts[2]
+    assert f"cosine centred from {first} to {last}" in texts[2]
 
 
 def test_data_are_of_the_layer_that_was_asked_for() -> None:
-    for make in (nr_share_data, alignment_robustness_data, classes_data):
+    for make in (nr_mass_data, alignment_robustness_data, classes_data):
         assert set(make(RESULT, "layer3")["layer"]) == {"layer3"}
         with mistake("No layer 'layer5'"):
             make(RESULT, "layer5")

@@ -82,7 +82,9 @@ def test_mcnemars_test_is_on_the_images_of_the_class() -> None:
 
 def test_p_is_of_the_paired_bootstrap() -> None:
     """Both networks see the same images in each replicate."""
-    ours, theirs = (measure_study(STUDY, model, "layer4")["cosine"] for model in ("other", "one"))
+    ours, theirs = (
+        measure_study(STUDY, model, "layer4")["cosine_centred"] for model in ("other", "one")
+    )
     for name, replicates in {
         "all": mean_over_classes(ours) - mean_over_classes(theirs),
         "bird": (ours - theirs)[:, 0],
