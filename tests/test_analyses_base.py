@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from channelscope.analyses import base
 from channelscope.analyses.base import (
     ANALYSES,
     Analysis,
@@ -22,7 +23,8 @@ from channelscope.analyses.base import (
 )
 from channelscope.errors import UserError
 from channelscope.result import Result
-from helpers.studies import KeptStudy
+from helpers.examples import run_example
+from helpers.studies import KeptStudy, make_result, synthetic_study
 
 TABLES = {
     "silence": Table(words=("model",), numbers=("share",), help="how many channels are silent"),
@@ -158,6 +160,17 @@ def test_a_figure_of_a_table_that_nobody_makes_is_refused(change: dict[str, Any]
     for check in (check_needs, lambda: make_tables(STUDY, [])):
         with pytest.raises(ValueError, match=words):
             check()
+
+
+def test_the_docstrings_example_works(tmp_path: Path) -> None:
+    run_example(base)
+    check_needs()
+    layers = ("layer3", "layer4")
+    result = make_result(synthetic_study(("nat", "at"), ("a", "b"), layers), "silence")
+    assert len(result.silence) == 4
+    assert result.figures == ["silence-layer3", "silence-layer4"]
+    result.draw(tmp_path, formats=["png"], progress=False)
+    assert "Layer: layer4. Adversarial images: " in (tmp_path / "figures/captions.txt").read_text()
 
 
 # ---------------------------------------------------------------- results of other registries

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import channelscope.scorers
 import reference
 from channelscope.data import as_dataset
 from channelscope.errors import UserError
 from channelscope.layers.features import capture
 from channelscope.scorers import Scorer, fit_scorers, get_scorers, score_block
+from channelscope.scorers.base import _REGISTRY
 from channelscope.scorers.gradients import gradient, gradient_x_activation
+from helpers.examples import run_example
 from helpers.networks import CLASSES, gated, images, mixed, plain, resnet, unchanged
 
 
@@ -139,6 +142,18 @@ class Careless:
         slopes = torch.autograd.grad(logit, [features[layer] for layer in layers])
         pairs = zip(layers, slopes, strict=True)
         return {layer: (features[layer] * slope).sum((2, 3)) for layer, slope in pairs}
+
+
+def test_the_docstrings_example_works() -> None:
+    net, (x, y) = mixed(gated()), data()
+    try:
+        run_example(channelscope.scorers)
+        scorers = get_scorers(["steepness", "grad-cam"])
+        scores = score_block(scorers, net, ["layer3", "layer4"], x, y)
+    finally:
+        _REGISTRY.pop("steepness", None)
+    for layer, wanted in scores["grad-cam"].items():
+        torch.testing.assert_close(scores["steepness"][layer], wanted)
 
 
 @torch.no_grad()

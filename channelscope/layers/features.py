@@ -18,8 +18,10 @@ Channels = Sequence[int] | Bool[Tensor, " c"] | Bool[Tensor, "n c"]
 def capture(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
     """Capture the named layers' features: inside the context, each forward pass refills the dict.
 
-    The tensors stay in the graph, so gradients with respect to them can be taken; they are safe
-    from in-place operations that follow. A layer that runs more than once is named call by call, as
+    Features are as the layer returns them: (n, c, h, w) of a convolution, (n, tokens, c) or (n, c)
+    of others; ``layers.channels.channel_axis`` tells which axis has the channels. The tensors stay
+    in the graph, so gradients with respect to them can be taken; they are safe from in-place
+    operations that follow. A layer that runs more than once is named call by call, as
     ``relu@1``.
 
     >>> import torch
