@@ -91,7 +91,7 @@ def test_p_is_of_the_paired_bootstrap() -> None:
     }.items():
         value, others = replicates[0], replicates[1:][~np.isnan(replicates[1:])]
         table = RESULT.differences.set_index(["model", "other", *KEYS])
-        row = table.loc[("other", "one", "layer4", "layer4", name, "cosine")]
+        row = table.loc[("other", "one", "layer4", "layer4", name, "cosine_centred")]
         assert row["p"] == pytest.approx(2 * norm.sf(abs(value) / np.std(others, ddof=1)))
         low, high = np.quantile(others, [0.025, 0.975]) - others.mean() + value
         assert (row["low"], row["high"]) == pytest.approx((min(low, value), max(high, value)))
