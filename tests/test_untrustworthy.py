@@ -1,6 +1,7 @@
 """Networks whose numbers cannot be trusted: a comparison finds out by itself; honest ones pass."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 import channelscope as cs
 from channelscope.analyses.base import Finding
+from channelscope.cli.printing import print_result
 from channelscope.data import Dataset
+from channelscope.study.masking import CHECKS
 from channelscope.study.study import Study
 from helpers.expect import mistake, randomness_untouched
 from helpers.masked import Masked, Noisy, Purified, Saturated
@@ -167,3 +170,28 @@ def test_faults_do_not_depend_on_the_batch_size() -> None:
     data: Dataset = digits()
     one, other = (find(Noisy(standard()), data, batch_size=size) for size in (1, 128))
     assert one == other != ()
+
+
+# ---------------------------------------------------------------- an evaluation's checks
+
+
+@pytest.mark.slow
+def test_an_evaluation_says_that_its_checks_found_nothing_and_which_were_not_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"attacks": "pgd-2", "eps": 0.1, "progress": False}
+    for checks in (20, 0):
+        result = cs.evaluate({"at": trained("at")}, digits(), checks=checks, **options)
+        print_result(result, tmp_path)
+        known = result.meta["models"]["at"]
+        said = capsys.readouterr().out
+        (title,) = [ax.get_title(loc="right") for ax in result.plot("attacks").axes]
+        if checks:
+            count = len(known["checked"])
+            assert count + len(known["skipped"]) == len(CHECKS) + 1  # and the binarisation test
+            assert title == f"no sign of gradient masking in {count} checks"
+            assert f"at: {title}" in said
+            assert all(name in said for name in known["skipped"])
+        else:
+            assert title == "not checked for gradient masking"
+            assert f"at: {title}." in said

@@ -86,9 +86,8 @@ def _check_gradients(block: AttackedImages) -> Sign | None:
 
 def _lack_of_gradient(count: int, n: int, reason: str = "") -> Sign:
     return Sign(
-        f"The gradient in the image is zero or not a number on {count} of {n} images, of the "
-        f"cross-entropy and of the margin between the logits{reason}: attacks that follow it "
-        "find nothing, so robust accuracy under them says nothing.",
+        f"The gradient in the image is zero or not a number on {count} of {n} images{reason}: "
+        "robust accuracy under attacks that follow it says nothing.",
         {"images": n, "without_gradient": count},
     )
 
