@@ -170,10 +170,13 @@ def _ask_c1(study: Study, trained: Method, standard: Method) -> _Question:
     statement = (
         "Alignment of a class's adversarial with its natural activations (cosine of what they have "
         f"beside the mean of all classes), {trained.label} minus {standard.label}: "
-        f"{_format(study, effect, '+.3f')}. In {trained.label} the attack moves a class's "
-        f"activations by {moved[0]:.0f} % of the distance between classes, in {standard.label} by "
-        f"{moved[1]:.0f} %."
+        f"{_format(study, effect, '+.3f')}."
     )
+    if not np.isnan(moved).any():  # as with images of one class
+        statement += (
+            f" In {trained.label} the attack moves a class's activations by {moved[0]:.0f} % of "
+            f"the distance between classes, in {standard.label} by {moved[1]:.0f} %."
+        )
     models = f"{trained.label} - {standard.label}"
     return _ask(study, "C1", models, statement, effect, trained, standard)
 
@@ -196,9 +199,10 @@ def _ask_c2(study: Study, trained: Method, standard: Method) -> _Question:
         f"Share of {trained.label}'s relevant activation on negatively relevant channels, rise "
         f"under the attack: {_format(study, every, '+.1f', 'points')}; on the images that "
         f"withstand it: {_format(study, withstanding, '+.1f', 'points')}; of {standard.label}: "
-        f"{_format(study, usual, '+.1f', 'points')}. Of the fall of the class's logit {part:.0%} "
-        f"comes from these channels."
+        f"{_format(study, usual, '+.1f', 'points')}."
     )
+    if not math.isnan(part):  # as where no class's logit falls
+        statement += f" Of the fall of the class's logit {part:.0%} comes from these channels."
     blocked = "" if not math.isnan(withstanding.value) else "No image withstands the attack."
     question = _ask(study, "C2", trained.label, statement, effect, trained, standard)
     return replace(question, blocked=blocked)
