@@ -31,7 +31,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -114,7 +113,9 @@ class Recast:
         return np.where(self.correct(model, attack), self.labels, wrong)
 
     def memo(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
-        """Return ``compute()``, remembered apart from what the study itself remembers."""
+        """Return ``compute()``, remembered by the study unless it rests on other outcomes."""
+        if self.source is None:
+            return self.study.memo(key, compute)
         if key not in self._memo:
             self._memo[key] = compute()
         return self._memo[key]
@@ -122,6 +123,7 @@ class Recast:
 
 def judge(study: Any) -> dict[str, list[str]]:
     """Return the verdicts on each claim: one for each network, pair or layer it is about."""
+    study.run_networks()
     judging = [analysis for analysis in analyses_of("comparison") if analysis.judge]
     verdicts: dict[str, list[str]] = {}
     table: Any = make_tables(study, judging)[0]["verdicts"]
@@ -772,10 +774,11 @@ def _draw_order(
     values: Float[ndarray, " k"], correlation: float, rng: np.random.Generator
 ) -> Int[ndarray, " k"]:
     """Draw ranks whose rank correlation with the values is as wanted, to within 0.01."""
+    places = values.argsort().argsort()
     for spread in np.linspace(0.05, 1, 20).repeat(500):
         noisy = values / values.std() + spread * rng.normal(size=len(values))
         ranks = noisy.argsort().argsort()
-        if abs(spearmanr(ranks, values).statistic - correlation) <= 0.01:
+        if abs(np.corrcoef(ranks, places)[0, 1] - correlation) <= 0.01:
             return ranks
     raise UserError(f"No order of {len(values)} classes correlates by {correlation:.2f}.")
 
