@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ from channelscope.networks import Architecture
 from channelscope.statistics.intervals import wilson
 
 FOLDER = Path("runs/calibration")
-IMAGES = Path("/tmp/images/cifar10-jpeg")
+IMAGES = Path(os.environ.get("CHANNELSCOPE_DATA", "data")) / "cifar10-jpeg"
 DECIDES = ("supported", "not supported")
 CASES_VERSION = 1  # raise it when a case is made in another way: old lines then do not count
 CLAIMS = ("C1", "C2", "C3", "C4", "C5", "CAS")

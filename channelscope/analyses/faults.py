@@ -37,7 +37,7 @@ def find_faults(study: Study, model: str) -> tuple[Finding, ...]:
     an attack that raises accuracy, or leaves activations as they are; relevance that is zero.
     """
     faults: tuple[Finding, ...] = study.memo(
-        ("faults", model), lambda: (*study.faults(model), *_find_in_arrays(study, model))
+        ("all faults", model), lambda: (*study.faults(model), *_find_in_arrays(study, model))
     )
     return faults
 
