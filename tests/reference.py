@@ -239,6 +239,67 @@ def nr_share(magnitude: Sequence[float], relevance: Sequence[float]) -> float:
     return _share(negative, math.fsum(abs(a) for a in magnitude))
 
 
+def nr_mass(magnitude: Sequence[float], relevance: Sequence[float]) -> float:
+    """Return the sum of |g a| over channels of g < 0, of the sum over all."""
+    pairs = list(zip(magnitude, relevance, strict=True))
+    negative = math.fsum(abs(g * a) for a, g in pairs if g < 0)
+    return _share(negative, math.fsum(abs(g * a) for a, g in pairs))
+
+
+def signed_mass(magnitude: Sequence[float], relevance: Sequence[float]) -> float:
+    """Return the sum of g a, of the sum of |g a|."""
+    products = [g * a for a, g in zip(magnitude, relevance, strict=True)]
+    return _share(math.fsum(products), math.fsum(map(abs, products)))
+
+
+def nr_fall(
+    natural: Sequence[float], adversarial: Sequence[float], relevance: Sequence[float]
+) -> float:
+    """Return what channels of g < 0 have of sum g (a - a'); NaN unless that sum is above 0."""
+    falls = [(g, g * (a - b)) for a, b, g in zip(natural, adversarial, relevance, strict=True)]
+    fall = math.fsum(part for _, part in falls)
+    return math.fsum(part for g, part in falls if g < 0) / fall if fall > 0 else math.nan
+
+
+def effective_channels(magnitude: Sequence[float]) -> float:
+    """Return (sum |a|)^2 / sum a^2."""
+    return _share(math.fsum(map(abs, magnitude)) ** 2, math.fsum(a * a for a in magnitude))
+
+
+def dead_channels(natural: Sequence[float], adversarial: Sequence[float]) -> float:
+    """Return the share of the channels that are 0 in both."""
+    both = list(zip(natural, adversarial, strict=True))
+    return sum(a == 0 and b == 0 for a, b in both) / len(both)
+
+
+def place_classes(means: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Return the mean of the classes' means, and each one's mean distance to the others."""
+    centre = [math.fsum(column) / len(means) for column in zip(*means, strict=True)]
+    distances = [
+        math.fsum(math.dist(own, other) for other in means) / (len(means) - 1)
+        if len(means) > 1
+        else math.nan
+        for own in means
+    ]
+    return centre, distances
+
+
+def cosine_centred(
+    natural: Sequence[float], adversarial: Sequence[float], centre: Sequence[float]
+) -> float:
+    """Return the cosine of what both have beside the centre."""
+    own, attacked = (
+        [value - middle for value, middle in zip(values, centre, strict=True)]
+        for values in (natural, adversarial)
+    )
+    return cosine(own, attacked)
+
+
+def displacement(natural: Sequence[float], adversarial: Sequence[float], distance: float) -> float:
+    """Return how far the attack moves a class, in mean distances to the other classes."""
+    return _share(math.dist(natural, adversarial), distance)
+
+
 def uniformity(frequency: Sequence[float]) -> float:
     """Return the entropy of the frequencies as shares of their sum, over its largest value."""
     whole = math.fsum(frequency)
@@ -687,6 +748,67 @@ def intervened(
 
 
 # ---------------------------------------------------------------- effects of methods
+
+
+def fit_line(values: Sequence[float], control: Sequence[float]) -> list[float]:
+    """Return the values on the best line in control; on the mean where control is constant."""
+    middle, level = (sum(v) / len(v) for v in (control, values))
+    spread = sum((c - middle) ** 2 for c in control)
+    both = sum((c - middle) * (v - level) for c, v in zip(control, values, strict=True))
+    slope = both / spread if spread else 0.0
+    return [level + slope * (c - middle) for c in control]
+
+
+def partial_correlation(x: Sequence[float], y: Sequence[float], control: Sequence[float]) -> float:
+    """Return the correlation of what lines in control leave of x and of y."""
+    rests = [
+        [value - line for value, line in zip(values, fit_line(values, control), strict=True)]
+        for values in (x, y)
+    ]
+    return cosine(*rests)
+
+
+def correlation_given(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]],
+    given: Sequence[Sequence[float]],
+    level: float,
+) -> tuple[float, float, float, float]:
+    """Return the mean partial rank correlation of pairs, its interval, and p of all permutations.
+
+    Freedman and Lane: y becomes its line in the control plus what this leaves, permuted.
+    """
+    k = len(given[0])
+    ranked = [
+        (ranks(x), ranks(y), ranks(control)) for (x, y), control in zip(pairs, given, strict=True)
+    ]
+
+    def correlate(order: Sequence[int]) -> float:
+        values = []
+        for x, y, control in ranked:
+            line = fit_line(y, control)
+            permuted = [line[i] + y[order[i]] - line[order[i]] for i in range(k)]
+            values.append(partial_correlation(x, permuted, control))
+        return sum(values) / len(values)
+
+    value = correlate(range(k))
+    others = [abs(correlate(order)) for order in permutations(range(k))]
+    p = sum(other >= abs(value) - 1e-9 for other in others) / len(others)
+    reach = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt((1 + value**2 / 2) / (k - 4))
+    middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, value)))
+    return value, math.tanh(middle - reach), math.tanh(middle + reach), p
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return Holm's corrected p: the least level at which stepping down rejects a test.
+
+    He rejects in the order of p, as long as p is at most the level by the tests that remain.
+    """
+    tests = [value for value in p if not math.isnan(value)]
+    corrected = []
+    for own in p:
+        steps = [value * sum(other >= value for other in tests) for value in tests if value <= own]
+        corrected.append(math.nan if math.isnan(own) else min(1.0, max(steps)))
+    return corrected
 
 
 def sample_variance(values: Sequence[float]) -> float:

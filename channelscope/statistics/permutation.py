@@ -73,8 +73,9 @@ def correlate_given(
     as_large = int((np.abs(correlations[1:]) >= abs(value) - 1e-12).sum())
     reach = float(ndtri((1 + level) / 2)) * np.sqrt((1 + value**2 / 2) / (classes - 4))
     middle = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
-    low, high = np.tanh([middle - reach, middle + reach])
-    return Correlation(value, float(low), float(high), (1 + as_large) / (1 + permutations))
+    low, high = map(float, np.tanh([middle - reach, middle + reach]))
+    p = (1 + as_large) / (1 + permutations)
+    return Correlation(value, min(low, value), max(high, value), p)  # the middle of 1 is below 1
 
 
 def _residual(values: Float[ndarray, "*n k"], control: Float[ndarray, " k"]) -> ndarray:
