@@ -83,7 +83,7 @@ def read_first_study(case: str, kind: str) -> KeptStudy:
                 zip(models, described.get("outcomes", ()), strict=False)
             )
         },
-        {
+        suppression={
             plan["label"]: {
                 layer: _read_suppressed(arrays, index, plan, layer) for layer in plan["layers"]
             }
