@@ -79,12 +79,16 @@ def update_pages() -> None:
 
 def format_headline() -> str:
     """Say how CIFS and CAS compare with AT in the worst case."""
-    verdicts = load(GALLERY).select("verdicts", claim="C4").set_index("models")
-    cifs, cas = (verdicts.loc[f"{METHODS[method]} - {METHODS['at']}"] for method in ("cifs", "cas"))
+    verdicts = load(GALLERY).verdicts.set_index(["claim", "models"])
+    cifs, cas = (
+        verdicts.loc[claim, f"{METHODS[method]} - {METHODS['at']}"]
+        for claim, method in (("C4", "cifs"), ("CAS", "cas"))
+    )
     words = {
-        "supported": "CIFS makes adversarial training more robust here",
-        "not supported": "CIFS makes adversarial training less robust here",
-        "inconclusive": "Whether CIFS makes adversarial training more robust is not decided here",
+        "supported": "These networks: CIFS is more robust than AT",
+        "not supported": "These networks: CIFS is less robust than AT",
+        "inconclusive": "Whether CIFS makes AT more robust is not decided by these networks",
+        "not judged": "Whether CIFS makes AT more robust was not judged",
     }
     return (
         f"**{words[cifs['verdict']]} (width 16, 8 epochs, one seed).** {cifs['statement']} "
@@ -175,32 +179,32 @@ def format_conditions() -> str:
 
 
 def format_verdicts() -> str:
-    """List the claims' verdicts at the last layer."""
-    verdicts = load(GALLERY).verdicts
-    of_last = verdicts[verdicts["layer"].isin(["", LAST])].to_dict("records")
-    words = [f"{row['claim']} {row['verdict']} ({row['models']})" for row in of_last]
+    """List the claims' verdicts."""
+    verdicts = load(GALLERY).verdicts.to_dict("records")
+    words = [f"{row['claim']} {row['verdict']} ({row['models']})" for row in verdicts]
     return f"On the CIFAR-10 networks of the first figures: {', '.join(words)}."
 
 
 def format_claims() -> str:
-    """Return a table of the verdicts, layer by layer."""
-    columns = ["claim", "models", "layer", "verdict", "statement"]
+    """Return a table of the verdicts."""
+    columns = ["claim", "models", "layer", "verdict", "statement", "change"]
     return format_table(load(GALLERY).verdicts[columns].to_dict("records"))
 
 
 def format_shares() -> str:
-    """Say how much of the activation lies on NR channels, mean over the classes."""
+    """Say how much of the relevant activation lies on NR channels, mean over the classes."""
     table = load(GALLERY).select("alignment", layer=LAST, **{"class": "all"})
     shares = table.set_index(["model", "measure"])["value"]
     words = []
     for label in METHODS.values():
         natural, adversarial = (
-            _format_percent(shares[label, f"nr_share_{data}"])
+            _format_percent(shares[label, f"nr_mass_{data}"])
             for data in ("natural", "adversarial")
         )
         words.append(f"{label} {natural} → {adversarial}")
     return (
-        f"Share of the activation on NR channels, natural → adversarial images: {', '.join(words)}."
+        "Share of the relevant activation on NR channels (NR mass), natural → adversarial images: "
+        f"{', '.join(words)}."
     )
 
 
