@@ -213,6 +213,9 @@ def test_the_tables_agree_with_naive_ones(arch: str) -> None:
 def check_alignment(found: Result, layer: str) -> None:
     rows = found.alignment[found.alignment["layer"] == layer].set_index(["class", "measure"])
     table, robust, links = rows["value"], [], []
+    means = [column(found, "magnitude", "natural", layer, k) for k in range(networks.CLASSES)]
+    present = [k for k, mean in enumerate(means) if not any(map(math.isnan, mean))]
+    centre, distances = reference.place_classes([means[k] for k in present])
     for k in range(networks.CLASSES):
         natural, adversarial, relevance = (
             column(found, name, data, layer, k)
@@ -222,6 +225,7 @@ def check_alignment(found: Result, layer: str) -> None:
                 ("relevance", "natural"),
             )
         )
+        distance = distances[present.index(k)] if k in present else math.nan
         shares = [reference.nr_share(magnitude, relevance) for magnitude in (natural, adversarial)]
         expected = {
             "cosine": reference.cosine(natural, adversarial),
@@ -230,19 +234,25 @@ def check_alignment(found: Result, layer: str) -> None:
             "nr_share_natural": shares[0],
             "nr_share_adversarial": shares[1],
             "nr_ratio": shares[1] / shares[0] if shares[0] else math.nan,
-            "relevance_spearman_natural": reference.spearman(natural, relevance),
-            "relevance_spearman_adversarial": reference.spearman(adversarial, relevance),
-            "uniformity_natural": reference.uniformity(
-                column(found, "frequency", "natural", layer, k)
-            ),
-            "uniformity_adversarial": reference.uniformity(
-                column(found, "frequency", "adversarial", layer, k)
-            ),
+            "nr_fall": reference.nr_fall(natural, adversarial, relevance),
+            "dead_channels": reference.dead_channels(natural, adversarial),
+            "cosine_centred": reference.cosine_centred(natural, adversarial, centre),
+            "displacement": reference.displacement(natural, adversarial, distance),
         }
+        for data, magnitude in (("natural", natural), ("adversarial", adversarial)):
+            frequency = column(found, "frequency", data, layer, k)
+            of_data = {
+                "relevance_spearman": reference.spearman(magnitude, relevance),
+                "nr_mass": reference.nr_mass(magnitude, relevance),
+                "signed_mass": reference.signed_mass(magnitude, relevance),
+                "effective_channels": reference.effective_channels(magnitude),
+                "uniformity": reference.uniformity(frequency),
+            }
+            expected |= {f"{name}_{data}": value for name, value in of_data.items()}
         assert table[str(k)].to_dict() == pytest.approx(expected, rel=1e-6, nan_ok=True)
         accuracy = found.robustness.set_index(["attack", "class"])["accuracy"]
         robust.append(accuracy["worst", str(k)])
-        links.append(expected["relevance_spearman_adversarial"])
+        links.append(expected["signed_mass_adversarial"])
     for measure in expected:
         known = [
             value
@@ -253,7 +263,7 @@ def check_alignment(found: Result, layer: str) -> None:
             math.fsum(known) / len(known) if known else math.nan, nan_ok=True
         )
     link = reference.spearman(links, robust)
-    assert table["across", "relevance_robust_correlation"] == pytest.approx(link, nan_ok=True)
+    assert table["across", "signed_mass_robust_correlation"] == pytest.approx(link, nan_ok=True)
 
 
 def check_accuracy(found: Result, hits: dict[str, Tensor], y: Tensor) -> None:
@@ -325,7 +335,7 @@ def test_torchvisions_networks_compare() -> None:
     )
     assert not found.activations.isna().any().any()
     assert len(found.training) == 0
-    assert set(found.verdicts["verdict"]) == {"inconclusive"}
+    assert set(found.verdicts["verdict"]) == {"not judged"}
 
 
 @pytest.mark.parametrize("kind", ["resnet", "mobilenet"])
@@ -462,7 +472,7 @@ def test_checkpoints_bring_what_is_known_of_their_training(four: Result) -> None
         "images": 20,
         "fingerprint": digits().test.fingerprint(),
     }
-    assert set(four.verdicts["claim"]) == {"C1", "C2", "C3", "C4"}
+    assert set(four.verdicts["claim"]) == {"C1", "C2", "C3", "C4", "C5", "CAS"}
     assert four.meta["eps"] == Recipe.suited_to("digits").attack.eps
 
 
@@ -508,12 +518,11 @@ def test_paths_checkpoints_and_networks_are_the_same_network() -> None:
     assert bare.meta["models"]["net"]["method"] == "cifs"
 
 
-def test_unequal_training_gives_no_verdict_on_c4(tmp_path: Path) -> None:
+def test_c4_says_that_training_is_not_on_record() -> None:
     bare = {"at": Checkpoint.read(trained("at")).build(), "cifs": trained("cifs")}
     found = compare(bare, digits(), methods={"at": "at"}, **QUICK)
     verdict = found.verdicts.set_index("claim").loc["C4"]
-    assert verdict["verdict"] == "inconclusive"
-    assert "compute" in verdict["statement"]
+    assert "equal compute is not on record" in verdict["statement"]
 
 
 @pytest.mark.parametrize("settings", [None, 3, {}, {"recipe": 3}, {"recipe": {}}, "x"], ids=str)
@@ -889,7 +898,7 @@ def test_a_file_is_no_folder(undrawn: None, tmp_path: Path) -> None:
 FAILURES: dict[str, Any] = {
     "while drawing": (Result, "draw"),
     "in a table": (pd.DataFrame, "to_csv"),
-    "in the arrays": (np, "savez_compressed"),
+    "in the arrays": (result_module, "_write_arrays"),
     "at the end": (result_module, "write_digests"),
 }
 
@@ -1085,18 +1094,19 @@ def test_models_are_given_by_label_or_path() -> None:
             compare(wrong, images(), **QUICK)  # type: ignore[arg-type]
 
 
-def test_c4_gets_no_verdict_where_the_recipes_differ(tmp_path: Path) -> None:
+def test_c4_is_not_judged_where_the_recipes_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    # These networks are hardly trained: that they are near chance would be all that is said.
+    monkeypatch.setattr("channelscope.analyses.claims.find_faults", lambda *_: ())
     paths = {method: trained(method) for method in ("at", "cifs")}
-    equal_recipes = compare(paths, digits(), **QUICK).verdicts.set_index("claim")["statement"]["C4"]
-    assert "No verdict" not in equal_recipes
+
+    def get_statement(**changed: Any) -> str:
+        result = compare(paths | changed, digits(), **QUICK)
+        return str(result.verdicts.set_index("claim").loc["C4", "statement"])
+
+    assert "Not judged" not in get_statement()
     other = Checkpoint.read(paths["at"])
     other.meta["settings"]["recipe"]["attack"]["beta_atk"] = 7.0  # of gates alone
-    statement = compare(paths | {"at": other}, digits(), **QUICK).verdicts.set_index("claim")[
-        "statement"
-    ]["C4"]
-    assert "No verdict" not in statement
+    assert "Not judged" not in get_statement(at=other)
     other.meta["settings"]["recipe"]["attack"]["eps"] = 0.0
-    statement = compare(paths | {"at": other}, digits(), **QUICK).verdicts.set_index("claim")[
-        "statement"
-    ]["C4"]
-    assert "attack.eps" in statement
+    words = "Not judged: Their training differs beside the gates (attack.eps)."
+    assert words in get_statement(at=other)
