@@ -15,6 +15,7 @@ from numpy import ndarray
 import reference
 from channelscope.analyses.base import judge_estimate
 from channelscope.statistics import measures
+from channelscope.statistics.channels import mass_replicates, measure_replicates
 from channelscope.statistics.intervals import (
     FEWEST_REPLICATES,
     Estimate,
@@ -100,13 +101,24 @@ def test_overlap_with_an_unknown_class_is_unknown() -> None:
     assert np.isnan(measures.overlap(relevance)[2]).all()
 
 
+def measure(
+    natural: ndarray, adversarial: ndarray, relevance: ndarray, centre: ndarray | float = 0.0
+) -> dict[str, ndarray]:
+    """Measure by a centre of the classes, their distance being 2."""
+    centre = np.broadcast_to(centre, natural.shape[-1:])
+    return measure_all(natural, adversarial, relevance, centre, 2.0)
+
+
 @settings(max_examples=15)
-@given(pair=pairs())
-def test_all_measures_follow_from_activation_and_relevance(pair: tuple[ndarray, ndarray]) -> None:
+@given(pair=pairs(), middle=st.floats(-1, 1))
+def test_all_measures_follow_from_activation_and_relevance(
+    pair: tuple[ndarray, ndarray], middle: float
+) -> None:
     natural, adversarial = np.abs(pair)
     relevance = pair[0] - pair[1]
-    found = measure_all(natural, adversarial, relevance)
-    others = {"relevance_robust_correlation", "uniformity_natural", "uniformity_adversarial"}
+    centre = middle * np.arange(natural.shape[-1])
+    found = measure(natural, adversarial, relevance, centre)
+    others = {"signed_mass_robust_correlation", "uniformity_natural", "uniformity_adversarial"}
     assert found.keys() == BOUNDS.keys() - others
     for index in np.ndindex(natural.shape[:-1]):
         a, b, g = (part[index].tolist() for part in (natural, adversarial, relevance))
@@ -118,9 +130,19 @@ def test_all_measures_follow_from_activation_and_relevance(pair: tuple[ndarray, 
             "nr_share_natural": shares[0],
             "nr_share_adversarial": shares[1],
             "nr_ratio": shares[1] / shares[0] if shares[0] else math.nan,
-            "relevance_spearman_natural": reference.spearman(a, g),
-            "relevance_spearman_adversarial": reference.spearman(b, g),
+            "nr_fall": reference.nr_fall(a, b, g),
+            "dead_channels": reference.dead_channels(a, b),
+            "cosine_centred": reference.cosine_centred(a, b, centre.tolist()),
+            "displacement": reference.displacement(a, b, 2.0),
         }
+        for data, magnitude in (("natural", a), ("adversarial", b)):
+            of_data = {
+                "relevance_spearman": reference.spearman(magnitude, g),
+                "nr_mass": reference.nr_mass(magnitude, g),
+                "signed_mass": reference.signed_mass(magnitude, g),
+                "effective_channels": reference.effective_channels(magnitude),
+            }
+            wanted |= {f"{name}_{data}": value for name, value in of_data.items()}
         assert {name: float(value[index]) for name, value in found.items()} == pytest.approx(
             wanted, rel=1e-9, abs=1e-9, nan_ok=True
         )
@@ -128,7 +150,7 @@ def test_all_measures_follow_from_activation_and_relevance(pair: tuple[ndarray, 
 
 @given(pair=pairs())
 def test_measures_stay_in_their_bounds(pair: tuple[ndarray, ndarray]) -> None:
-    for name, value in measure_all(np.abs(pair[0]), np.abs(pair[1]), pair[0]).items():
+    for name, value in measure(np.abs(pair[0]), np.abs(pair[1]), pair[0]).items():
         low, high = BOUNDS[name]
         defined = value[~np.isnan(value)]
         assert (defined >= low - 1e-9).all(), name
@@ -137,9 +159,180 @@ def test_measures_stay_in_their_bounds(pair: tuple[ndarray, ndarray]) -> None:
 
 def test_equal_activation_is_fully_aligned() -> None:
     a = rng().random((2, 3, 6))
-    found = measure_all(a, a, rng().standard_normal((2, 3, 6)))
-    for name, value in {"cosine": 1, "spearman": 1, "shift": 0, "nr_ratio": 1}.items():
+    found = measure(a, a, rng().standard_normal((2, 3, 6)), 0.5)
+    values = {"cosine": 1, "spearman": 1, "shift": 0, "nr_ratio": 1}
+    for name, value in (values | {"cosine_centred": 1, "displacement": 0}).items():
         np.testing.assert_allclose(found[name], value, atol=1e-12)
+    assert np.isnan(found["nr_fall"]).all()  # no logit falls
+
+
+# ---------------------------------------------------------------- measures weighted by relevance
+
+
+@given(pair=pairs())
+def test_signed_mass_of_activations_that_are_nowhere_negative_is_1_less_twice_the_nr_mass(
+    pair: tuple[ndarray, ndarray],
+) -> None:
+    a, g = np.abs(pair[0]), pair[1]
+    expected = 1 - 2 * measures.nr_mass(a, g)
+    np.testing.assert_allclose(measures.signed_mass(a, g), expected, atol=1e-12)
+
+
+@given(pair=pairs(), scale=st.floats(0.01, 100))
+def test_masses_do_not_depend_on_scale(pair: tuple[ndarray, ndarray], scale: float) -> None:
+    a, g = np.abs(pair[0]), pair[1]
+    for name in ("nr_mass", "signed_mass"):
+        of = getattr(measures, name)
+        np.testing.assert_allclose(of(scale * a, g), of(a, g), atol=1e-9)
+        np.testing.assert_allclose(of(a, scale * g), of(a, g), atol=1e-9)
+        assert np.isnan(of(a, 0 * g)).all()
+    np.testing.assert_allclose(
+        measures.effective_channels(scale * a), measures.effective_channels(a)
+    )
+    b = np.abs(pair[1])
+    np.testing.assert_allclose(
+        measures.nr_fall(scale * a, scale * b, g), measures.nr_fall(a, b, g), atol=1e-6
+    )
+
+
+@given(pair=pairs())
+def test_against_a_class_nr_channels_are_what_pr_channels_are_for_it(
+    pair: tuple[ndarray, ndarray],
+) -> None:
+    a, g = np.abs(pair[0]), pair[1]
+    np.testing.assert_allclose(measures.signed_mass(a, -g), -measures.signed_mass(a, g))
+    np.testing.assert_allclose(measures.nr_mass(a, -g), 1 - measures.nr_mass(a, g), atol=1e-12)
+
+
+def test_nr_mass_weighs_channels_and_nr_share_does_not() -> None:
+    magnitude, relevance = np.array([[4.0, 4.0]]), np.array([[3.0, -1.0]])
+    assert measures.nr_share(magnitude, relevance) == 0.5
+    assert measures.nr_mass(magnitude, relevance) == 0.25
+    assert measures.signed_mass(magnitude, relevance) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "part"),
+    [
+        ([2.0, 0.0], [1.0, 0.0], 0.0),  # a PR channel falls
+        ([2.0, 0.0], [2.0, 1.0], 1.0),  # an NR channel rises
+        ([2.0, 0.0], [1.0, 3.0], 0.75),
+        ([2.0, 3.0], [0.0, 2.0], -1.0),  # an NR channel falls too, which the logit gains from
+        ([2.0, 0.0], [3.0, 0.0], math.nan),  # the logit rises
+        ([2.0, 1.0], [2.0, 1.0], math.nan),
+    ],
+)
+def test_nr_fall_is_the_part_of_the_logits_fall(
+    before: list[float], after: list[float], part: float
+) -> None:
+    fall = measures.nr_fall(np.array(before), np.array(after), np.array([1.0, -1.0]))
+    assert fall == pytest.approx(part, nan_ok=True)
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_effective_channels_counts_channels_that_are_alike(active: int, silent: int) -> None:
+    magnitude = np.array([[0.3] * active + [0.0] * silent])
+    assert measures.effective_channels(magnitude) == pytest.approx(active)
+
+
+@given(pair=pairs())
+def test_effective_channels_are_at_least_one_and_at_most_all(
+    pair: tuple[ndarray, ndarray],
+) -> None:
+    count = measures.effective_channels(pair[0])
+    count = count[~np.isnan(count)]
+    assert ((count > 1 - 1e-9) & (count < pair[0].shape[-1] + 1e-9)).all()
+
+
+def test_dead_channels_never_fire_on_either_kind_of_image() -> None:
+    natural, adversarial = np.array([[0.0, 0.0, 1.0, 1.0]]), np.array([[0.0, 1.0, 0.0, 1.0]])
+    assert measure(natural, adversarial, np.ones((1, 4)))["dead_channels"] == 0.25
+
+
+# ---------------------------------------------------------------- centred measures
+
+
+def measure_network(spread: float, moved: float, common: float = 5.0) -> dict[str, ndarray]:
+    """Measure a network whose classes differ by ``spread``, beside what all have in common.
+
+    An attack moves each image by noise of size ``moved``, unlike for each class.
+    """
+    classes, each, channels = 6, 200, 60
+    draws = rng()
+    labels = np.repeat(np.arange(classes), each)
+    own = spread * draws.normal(size=(classes, channels))
+    natural = common + own[labels] + 0.3 * draws.normal(size=(len(labels), channels))
+    shifts = moved * draws.normal(size=(classes, channels))
+    adversarial = natural + shifts[labels]
+    relevance = draws.normal(size=(classes, channels))[labels]
+    weights = np.ones((len(labels), 1))
+    return measure_replicates(natural, adversarial, relevance, labels, weights, classes, 0.01)
+
+
+def test_centred_cosine_of_activations_that_tell_nothing_of_the_class_is_near_0() -> None:
+    """The cosine itself is near 1, as of any two means of the same activations."""
+    found = measure_network(spread=0.0, moved=0.5)
+    assert found["cosine"].min() > 0.98
+    assert abs(found["cosine_centred"].mean()) < 0.15
+    assert found["displacement"].min() > 5
+
+
+def test_centred_cosine_of_classes_that_an_attack_leaves_where_they_are_is_near_1() -> None:
+    found = measure_network(spread=1.0, moved=0.1)
+    assert found["cosine_centred"].min() > 0.98
+    assert found["displacement"].max() < 0.1
+
+
+@given(st.floats(0.1, 10), st.floats(-3, 3))
+def test_centred_measures_depend_on_neither_scale_nor_place(scale: float, place: float) -> None:
+    draws = rng()
+    labels = np.arange(40) % 4
+    natural, adversarial, relevance = draws.random((3, 40, 5))
+    others = (relevance, labels, np.ones((40, 1)), 4, 0.01)
+    found = measure_replicates(natural, adversarial, *others)
+    moved = measure_replicates(scale * natural + place, scale * adversarial + place, *others)
+    for name in ("cosine_centred", "displacement"):
+        np.testing.assert_allclose(moved[name], found[name], rtol=1e-6)
+
+
+def test_classes_without_images_do_not_move_the_centre() -> None:
+    draws = rng()
+    natural, adversarial, relevance = draws.random((3, 40, 5))
+    labels = np.arange(40) % 4
+    for classes, places in ((4, [0, 1, 2, 3]), (6, [0, 2, 3, 5])):
+        found = measure_replicates(
+            natural, adversarial, relevance, np.array(places)[labels], np.ones((40, 1)), classes, 0
+        )
+        means = [natural[labels == k].mean(0).tolist() for k in range(4)]
+        centre, distances = reference.place_classes(means)
+        for k, place in enumerate(places):
+            attacked = adversarial[labels == k].mean(0).tolist()
+            assert found["cosine_centred"][0, place] == pytest.approx(
+                reference.cosine_centred(means[k], attacked, centre)
+            )
+            assert found["displacement"][0, place] == pytest.approx(
+                reference.displacement(means[k], attacked, distances[k])
+            )
+        assert np.isnan(np.delete(found["cosine_centred"][0], places)).all()
+
+
+def test_with_one_class_there_is_nothing_beside_the_centre() -> None:
+    a, b, g = rng().random((3, 8, 5))
+    found = measure_replicates(a, b, g, np.zeros(8, np.int64), np.ones((8, 1)), 1, 0.01)
+    assert np.isnan(found["cosine_centred"]).all()
+    assert np.isnan(found["displacement"]).all()
+
+
+@given(st.integers(0, 2**32))
+def test_replicates_of_the_nr_mass_are_those_of_all_measures(seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    natural, adversarial, relevance = draws.normal(size=(3, 20, 5))
+    labels = draws.integers(3, size=20)
+    weights = np.column_stack([np.ones(20), draws.poisson(1, (20, 7))])
+    found = measure_replicates(natural, adversarial, relevance, labels, weights, 3, 0.01)
+    for values, name in ((natural, "natural"), (adversarial, "adversarial")):
+        mass = mass_replicates(values, relevance, labels, weights, 3)
+        np.testing.assert_allclose(mass, found[f"nr_mass_{name}"], atol=1e-9)
 
 
 def test_spearman_is_scipys() -> None:
@@ -160,15 +353,20 @@ def test_nr_share_counts_negative_relevance_only() -> None:
 def test_class_without_images_stays_nan() -> None:
     a, g = rng().random((2, 3, 6)), rng().standard_normal((2, 3, 6))
     a[:, 1], g[:, 1] = np.nan, np.nan
-    for name, value in measure_all(a, a, g).items():
+    for name, value in measure(a, 0.9 * a, g).items():
         assert np.isnan(value[:, 1]).all(), name
-        assert not np.isnan(value[:, [0, 2]]).any(), name
+        # Of a class whose logit rises there is no part of a fall.
+        assert not np.isnan(value[:, [0, 2]]).any() or name == "nr_fall", name
 
 
 def test_channels_that_are_never_active_align_with_nothing() -> None:
     a, g = np.zeros((1, 3, 4)), rng().standard_normal((1, 3, 4))
-    for name, value in measure_all(a, 1 - a, g).items():
-        assert np.isnan(value).all() or name == "nr_share_adversarial", name
+    found = measure(a, 1 - a, g)
+    defined = {name for name, value in found.items() if not np.isnan(value).all()}
+    of_adversarial = {"nr_share", "nr_mass", "signed_mass", "effective_channels"}
+    others = {"dead_channels", "nr_fall", "displacement"}
+    assert defined == {f"{name}_adversarial" for name in of_adversarial} | others
+    assert np.isnan(measure(a, a, g)["cosine_centred"]).all()
 
 
 def test_few_far_replicates_do_not_move_the_interval_off_the_estimate() -> None:
