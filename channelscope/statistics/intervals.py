@@ -87,28 +87,6 @@ def _quantile(ordered: Float[ndarray, "r k"], count: ndarray, share: float) -> F
     return quantile
 
 
-def estimate_change(replicates: Float[ndarray, " r"], level: float = 0.95) -> Estimate:
-    """Estimate a difference of two accuracies; see ``estimate_change_columns``."""
-    value, low, high = estimate_change_columns(replicates[:, None], level)
-    return Estimate(float(value[0]), float(low[0]), float(high[0]))
-
-
-def estimate_change_columns(
-    replicates: Float[ndarray, "r k"], level: float = 0.95
-) -> tuple[Float[ndarray, " k"], Float[ndarray, " k"], Float[ndarray, " k"]]:
-    """Return value, low and high of differences of two accuracies, one a column.
-
-    The interval is the wider of that of ``estimate`` and the plain percentiles. Where few images
-    differ the replicates take few values, and moving these onto the estimate would move the end of
-    the interval off 0 on the evidence of a single image.
-    """
-    value, low, high = estimate_columns(replicates, level, (-1.0, 1.0))
-    others = np.sort(replicates[1:], axis=0)  # NaN last
-    count = (~np.isnan(others)).sum(0)
-    plain_low, plain_high = (_quantile(others, count, (1 + side * level) / 2) for side in (-1, 1))
-    return value, np.minimum(low, plain_low), np.maximum(high, plain_high)
-
-
 def wilson(count: float, n: int, level: float = 0.95) -> Estimate:
     """Estimate a share from ``count`` of ``n``, with Wilson's score interval (JASA, 1927).
 
