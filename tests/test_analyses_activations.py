@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 import reference
 from channelscope.analyses.activations import (
     check_activations,
+    describe_relevance,
     describe_uniformity,
     draw_frequency,
     draw_magnitude,
@@ -160,6 +161,26 @@ def test_relevance_draws_every_channel_and_spearman_of_the_extreme_classes() -> 
             assert said[f"ρ {rho:z.2f}".replace("-", "−")] == colour.lower()
     assert f"most robust class:\n{mean.idxmax()}" in figure.axes[0].get_title()
     assert f"least robust class:\n{mean.idxmin()}" in figure.axes[1].get_title()
+
+
+@pytest.mark.parametrize("dead", [0, 1, 2])
+def test_correlations_that_rest_on_dead_channels_are_marked(dead: int) -> None:
+    """Of 24 channels one that never fires is 4 %, and two are 8 %."""
+    study = synthetic_study(("nat", "at"), ("a", "b", "c"))
+    for name, array in study.arrays.items():
+        if name.startswith("activations/"):
+            array += 0.1  # some fire on no image as they are drawn
+        if name.startswith("activations/1/"):
+            array[:, :dead] = 0
+    result = make_result(study, *ANALYSES)
+    figure, data = draw_relevance(result), relevance_data(result)
+    for ax, model in zip(figure.axes, ("nat", "nat", "at", "at"), strict=True):
+        marks = [text.get_text().endswith("†") for text in ax.texts]
+        assert marks == [model == "at" and dead == 2] * 2
+    assert set(data.loc[data["model"] == "at", "dead_channels"]) == {dead / 24}
+    words = "†: rests on dead channels: more than 5% never fire, and share one rank"
+    assert (words in join_texts(figure)) == (dead == 2)
+    assert (words in describe_relevance(data)) == (dead == 2)
 
 
 def test_embedding_is_the_plane_of_the_class_means() -> None:

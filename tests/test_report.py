@@ -164,6 +164,26 @@ def test_alignment_has_every_measure_of_every_layer(tmp_path: Path) -> None:
     assert text[second:].count("across classes") == 1
 
 
+@pytest.mark.parametrize(("share", "is_marked"), [(0.04, False), (0.06, True)])
+def test_rank_correlations_that_rest_on_dead_channels_are_marked(
+    share: float, is_marked: bool, tmp_path: Path
+) -> None:
+    table = RESULT.alignment.copy()
+    of_at = (table["model"] == "at") & (table["layer"] == "layer4")
+    table.loc[of_at & (table["measure"] == "dead_channels"), "value"] = share
+    others = ~of_at & (table["measure"] == "dead_channels")
+    table.loc[others, "value"] = 0.0
+    text = read_text(replace_tables(RESULT, alignment=table), tmp_path)
+    other, deepest = text.split("Alignment at layer layer4")
+    row = table[of_at & (table["class"] == "all")].set_index("measure")["value"]
+    for measure in ("spearman", "relevance_spearman_natural", "relevance_spearman_adversarial"):
+        shown = f"{row[measure]:z.3f}{'†' * is_marked} [".replace("-", "−")
+        assert shown in deepest
+    assert deepest.count("†") == (4 if is_marked else 0)  # three, and the note
+    assert ("†: rests on dead channels" in deepest) == is_marked
+    assert "†" not in other
+
+
 def test_page_is_the_same_whenever_and_however_the_result_was_made(tmp_path: Path) -> None:
     how = {"created": "later", "command": "another", "batch_size": 7}
     hardware = [{"device": "cpu", "processes": count} for count in (1, 2)]

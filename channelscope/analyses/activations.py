@@ -33,6 +33,8 @@ from channelscope.figures.axes import (
 )
 from channelscope.figures.paper import COLOURS, current_style, styled
 from channelscope.figures.words import (
+    DEAD_MARK,
+    DEAD_NOTE,
     choose_layers,
     describe_attack,
     describe_class,
@@ -44,6 +46,7 @@ from channelscope.figures.words import (
     format_number,
     format_percent,
     list_groups,
+    mark_dead,
     robust_by_class,
     select_rows,
     shorten,
@@ -228,7 +231,8 @@ def by_class(result: "Result") -> Iterator[Subject]:
 def relevance_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
     """Return model, layer, class, data, channel -> relevance, magnitude, of the extreme classes.
 
-    Beside them Spearman's correlation of the two, and the class's robust accuracy.
+    Beside them Spearman's correlation of the two, the share of channels that never fire, and the
+    class's robust accuracy.
     """
     classes = result.meta["data"]["classes"]
     layers = choose_layers(result, layer)
@@ -237,9 +241,11 @@ def relevance_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
         accuracy = robust_by_class(result, model, [class_name])[0, 0]
         where = {"model": model, "layer": name, "class": class_name}
         alignment = select_rows(result.alignment, **where)
+        dead = find_interval(alignment, measure="dead_channels")[0]
+        shares = {"robust_accuracy": accuracy, "dead_channels": dead}
         for data in COLOURS:
             rho = find_interval(alignment, measure=f"relevance_spearman_{data}")[0]
-            columns = {"robust_accuracy": accuracy, "data": data, "spearman": rho}
+            columns = shares | {"data": data, "spearman": rho}
             arrays = {
                 column: result.array("activations", column, model, data, name)[
                     classes.index(class_name)
@@ -281,6 +287,8 @@ def draw_relevance(result: "Result", layer: str | None = None) -> Figure:
         f"against, for the class; robust: {describe_worst_case(result)}; most, least robust: mean "
         "over the models"
     )
+    if any(map(mark_dead, data["dead_channels"])):
+        note += f"; {DEAD_MARK}: {DEAD_NOTE}"
     add_data_legend(figure, describe_attack(result), note=note)
     return figure
 
@@ -296,17 +304,24 @@ def _draw_dots(ax: Axes, data: pd.DataFrame) -> None:
             "textcoords": "offset points",
             "ha": side,
         }
-        rho = f"ρ {format_number(channels['spearman'].iloc[0])}"
+        rho = f"ρ {_format_rho(channels)}"
         ax.annotate(rho, (edge, 1), (0, 3.5), color=colour, size=current_style().small, **place)
     ax.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def _format_rho(channels: pd.DataFrame) -> str:
+    """Format the correlation of one panel and kind of data, marked where it rests on dead ones."""
+    first = channels.iloc[0]
+    return f"{format_number(first['spearman'])}{mark_dead(first['dead_channels'])}"
 
 
 def describe_relevance(data: pd.DataFrame) -> str:
     """Say how magnitude and relevance correlate."""
 
     def describe(rows: pd.DataFrame) -> str:
-        rho = rows.drop_duplicates("data").set_index("data")["spearman"].map(format_number)
-        return f"ρ {rho['natural']} on natural images, {rho['adversarial']} on adversarial ones"
+        natural, adversarial = (_format_rho(select_rows(rows, data=name)) for name in COLOURS)
+        text = f"ρ {natural} on natural images, {adversarial} on adversarial ones"
+        return f"{text} ({DEAD_MARK}: {DEAD_NOTE})" if DEAD_MARK in text else text
 
     return describe_each(data, ["model", "class"], describe)
 

@@ -47,6 +47,7 @@ _SIGNS = {
     "ε": r"$\varepsilon$",
     "ρ": r"$\rho$",
     "σ": r"$\sigma$",
+    "†": r"$\dagger$",
 }
 
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 LABELLED = 24  # the most classes that one figure names
 MEAN = "mean"  # of the classes, drawn beside them
 NO_INTERVAL = (float("nan"), float("nan"), float("nan"))
+# Channels that never fire share a rank. Where more of all channels do than this share, a rank
+# correlation over the channels rests on them.
+_MOST_DEAD = 0.05
+DEAD_MARK = "†"
+DEAD_NOTE = f"rests on dead channels: more than {_MOST_DEAD:.0%} never fire, and share one rank"
 
 
 def select_rows(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
@@ -153,6 +158,11 @@ def format_percent(value: float, digits: int = 1) -> str:
 def format_number(value: float, digits: int = 2) -> str:
     """Return a number with so many decimals and a true minus sign; a dash for NaN."""
     return "–" if np.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
+
+
+def mark_dead(share: float) -> str:
+    """Return the mark of rank correlations over channels of which this share never fires."""
+    return DEAD_MARK if share > _MOST_DEAD else ""
 
 
 def format_interval(value: float, low: float, high: float) -> str:

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
 from channelscope.figures.words import (
+    DEAD_MARK,
+    DEAD_NOTE,
     format_number,
     format_percent,
     format_radius,
     list_groups,
+    mark_dead,
     measured_layers,
 )
 
@@ -236,10 +239,25 @@ def _make_alignment(result: "Result") -> Iterator[Table]:
             **_group_cells(rows[is_share], "measure", layers),
             **_group_cells(rows[~is_share], "measure", layers, share=False),
         }
+        cells = _mark_dead(cells)
         none = [Cell()] * len(layers)
         caption = f"Alignment at layer {', '.join(dict.fromkeys(shown.values()))}"
         table = [Row(words, cells.get(measure, none)) for measure, words in MEASURES.items()]
-        yield Table(caption, ["measure", *layers], table, note=note)
+        is_marked = any(DEAD_MARK in cell.text for row in table for cell in row.cells)
+        notes = f"{note} {DEAD_MARK}: {DEAD_NOTE}." if is_marked else note
+        yield Table(caption, ["measure", *layers], table, note=notes)
+
+
+def _mark_dead(cells: Mapping[str, list[Cell]]) -> dict[str, list[Cell]]:
+    """Mark rank correlations over channels, by measure, of models whose channels often are dead."""
+    marked = dict(cells)
+    dead = [cell.value for cell in cells.get("dead_channels", ())]
+    for measure in (name for name in cells if dead and "spearman" in name):
+        marked[measure] = [
+            replace(cell, words=f"{cell.text}{mark_dead(share)}")
+            for cell, share in zip(cells[measure], dead, strict=True)
+        ]
+    return marked
 
 
 def _make_flow(result: "Result") -> Iterator[Table]:
