@@ -226,7 +226,8 @@ def test_comparing_prints_json(
     printed = read_json(capsys.readouterr().out)
     assert printed["out"] == str(tmp_path / "out")
     assert {row["model"] for row in printed["robustness"]} == {"at", "cas"}
-    assert {row["claim"] for row in printed["verdicts"]} == {"C1", "C2", "C3", "C4"}
+    claims = {"C1", "C2", "C3", "C4", "C5", "CAS"}
+    assert {row["claim"] for row in printed["verdicts"]} == claims
     assert cs.Result.load(tmp_path / "out").decay["at"].unique().tolist() == [1, 3]
 
 
@@ -756,6 +757,10 @@ BAD: dict[str, str] = {
     "a method of no model": f"{COMPARE_NET} --methods other=at",
     "an unknown method of a model": f"{COMPARE_NET} --methods net=pgd",
     "a method without a model": f"{COMPARE_NET} --methods at",
+    "a group of no model": f"{COMPARE_NET} --group AT=at-*",
+    "a group without a pattern": f"{COMPARE_NET} --group AT",
+    "a group without a name": f"{COMPARE_NET} --group =net",
+    "a model in two groups": f"{COMPARE_NET} --group AT=net mine=n*",
     "a width too large": f"{TRAIN_NPZ} --width 2000",
     "a width of nothing": f"{TRAIN_NPZ} --width 0",
     "a learning rate that is no number": f"{TRAIN_NPZ} --lr nan",

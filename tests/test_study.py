@@ -365,3 +365,73 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(tmp_path: Path, undrawn: 
     killed = cs.evaluate(models, f"npz:{data}", out=tmp_path / "killed", **options)
     assert not partial.exists()
     assert_same(killed, cs.evaluate(models, f"npz:{data}", **options))
+
+
+# ------------------------------------------------------------ groups of networks
+
+
+def group(images: tuple[Tensor, Tensor], groups: Any) -> dict[str, list[str]]:
+    """Return a study's groups of three AT networks, a copy of one, and a standard one."""
+    networks = {f"at-{seed}": make_network(seed) for seed in range(3)}
+    networks |= {"copy": make_network(0), "std": make_network(4)}
+    methods = {label: "standard" if label == "std" else "at" for label in networks}
+    study = cs.Study(networks, images, attack=PGD(steps=1), methods=methods, groups=groups, **QUIET)
+    return dict(study.settings["method_groups"])
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        (None, {}),
+        ({"AT": ["at-*"]}, {"AT": ["at-0", "at-1", "at-2"]}),
+        ({"AT": "at-*"}, {"AT": ["at-0", "at-1", "at-2"]}),
+        ({"AT": ["at-2", "at-[01]"]}, {"AT": ["at-0", "at-1", "at-2"]}),
+        ({"a": ["at-1", "at-*"], "s": ["std"]}, {"a": ["at-0", "at-1", "at-2"], "s": ["std"]}),
+    ],
+    ids=str,
+)
+def test_groups_are_the_networks_whose_labels_match(
+    groups: Any, expected: dict[str, list[str]], images: tuple[Tensor, Tensor]
+) -> None:
+    assert group(images, groups) == expected
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ({"AT": ["net-*"]}, "no model is called 'net-*': the labels are at-0, at-1, at-2"),
+        ({"AT": ["at-*", "AT-0"]}, "no model is called 'AT-0'"),
+        ({"AT": ["at-*"], "one": ["at-1"]}, "at-1 is in AT and in one: name it once"),
+        ({"AT": ["at-*", "copy"]}, "AT has the same network twice"),
+        ({"all": ["at-1", "std"]}, "all has models that were trained differently (at, standard)"),
+        ({"": ["std"]}, "the name '' cannot be printed"),
+        ({"a\x1b": ["std"]}, "the name 'a\\x1b' cannot be printed"),
+    ],
+    ids=str,
+)
+def test_groups_that_are_none_are_refused_in_a_sentence(
+    groups: Any, words: str, images: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        group(images, groups)
+    message = str(caught.value)
+    assert message.startswith(f"group: {words}")
+    assert "\n" not in message
+
+
+def test_verdicts_are_on_groups(images: tuple[Tensor, Tensor]) -> None:
+    networks = {f"at-{seed}": make_network(seed) for seed in range(2)}
+    networks |= {f"cifs-{seed}": make_gated(seed) for seed in range(3)}
+    methods = {label: label.partition("-")[0] for label in networks}
+    groups = {"AT": ["at-*"], "CIFS": ["cifs-*"]}
+    result = cs.compare(
+        networks, images, attack=PGD(steps=1), attacks=(), methods=methods, groups=groups, **QUIET
+    )
+    verdicts = result.verdicts.set_index("claim")
+    assert result.meta["method_groups"] == {"AT": ["at-0", "at-1"], "CIFS": [*networks][2:]}
+    assert verdicts.loc["C4", "models"] == "CIFS - AT"
+    assert verdicts.loc["C4", "seeds"] == 2
+    alone = cs.compare(networks, images, attack=PGD(steps=1), attacks=(), methods=methods, **QUIET)
+    rows = alone.verdicts[alone.verdicts["claim"] == "C4"]
+    assert rows["models"].tolist() == [f"cifs-{seed} - at-0" for seed in range(3)]
+    assert set(rows["seeds"]) == {1}

@@ -385,7 +385,7 @@ register(
                 ),
                 section="claims",
                 order=20,
-                claims=("c2",),
+                claims=("c2", "c5"),
                 table="alignment",
                 needs=("robustness",),
                 subjects=by_layer,

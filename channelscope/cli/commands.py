@@ -121,9 +121,10 @@ def answer(args: argparse.Namespace) -> None:
     shared = {name: vars(args)[name] for name in api.Options.__annotations__}
     options = _collect(args, question) | shared
     if "groups" in options:
-        options["groups"] = {}
+        groups: dict[str, list[str]] = {}
         for name, pattern in _split_pairs(args.groups, "--group AT=at-*"):
-            options["groups"].setdefault(name, []).append(pattern)
+            groups.setdefault(name, []).append(pattern)
+        options["groups"] = groups or None
     options["methods"] = dict(_split_pairs(args.methods, "--methods mine=at")) or None
     with join(args):
         models = _read_models(args)

@@ -99,9 +99,9 @@ OPTIONS: dict[str, Option] = {
         "networks of one method that differ in their seed, by patterns of their labels, such as "
         "AT=at-*; those whose recipes differ in the seed alone are found",
         "NAME=PATTERN",
-        default=(),
+        default=[],
         flags=("--group",),
-        settings=_MANY,
+        settings=_PAIRS,
     ),
     "data": Option(
         "digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/ with a "
@@ -247,7 +247,7 @@ DRAWING = OPTIONS | {
         "let LaTeX set the text; captions.tex has the captions", default=False, settings=_ON
     ),
     "only": Option(
-        "claims (c1 to c4), kinds of figures (magnitude) or figures (magnitude-cat)",
+        "claims (c1 to c5), kinds of figures (magnitude) or figures (magnitude-cat)",
         "NAME",
         default=(),
         unset="all",

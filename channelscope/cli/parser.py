@@ -155,7 +155,7 @@ def _add_questions(menu: Any) -> None:
         "compare networks channel by channel",
         """
         Compare networks and write a folder: tables (CSV, npz), figures (PDF, PNG), meta.json and
-        report.html, with verdicts on claims C1 to C4 of the CIFS paper (arXiv 2102.05311).
+        report.html, with verdicts on claims C1 to C5 of the CIFS paper (arXiv 2102.05311).
         """,
         """
         channelscope compare --models nat.pt at.pt cifs.pt

@@ -315,11 +315,14 @@ def group_models(
         models: all networks.
 
     Raises:
-        UserError: for a pattern without a network, a network in two groups or twice in one, and
-            for networks that were trained differently.
+        UserError: for a name that cannot be printed, a pattern without a network, a network in two
+            groups or twice in one, and for networks that were trained differently.
     """
     found: dict[str, list[str]] = {}
     for name, patterns in groups.items():
+        if not name or not name.isprintable():
+            raise UserError(f"group: the name {name!r} cannot be printed: choose another.")
+        patterns = [patterns] if isinstance(patterns, str) else patterns
         chosen = [m for m in models if any(fnmatchcase(m.label, each) for each in patterns)]
         labels = [model.label for model in chosen]
         for pattern in patterns:
