@@ -787,6 +787,20 @@ def test_a_comparison_of_checkpoints_comes_back(
         ).read_bytes()
 
 
+def test_what_is_the_same_on_both_kinds_of_images_is_written_once(
+    undrawn: None, tmp_path: Path
+) -> None:
+    result = some()
+    folder = result.save(tmp_path / "out", progress=False)
+    with np.load(folder / "arrays.npz") as archive:
+        written = {name for name in archive.files if name.startswith("tables/activations/")}
+    kinds = [group[1] for group in result.tables["activations"].groups]
+    once = [f"tables/activations/{kinds.index('natural')}/relevance"]
+    assert [name for name in written if name.endswith("/relevance")] == once
+    assert len([name for name in written if name.endswith("/magnitude")]) == 2
+    equal(result, Result.load(folder))
+
+
 def test_a_folder_holds_tables_figures_and_a_page(saved: tuple[Result, Path]) -> None:
     found, folder = saved
     names = {
@@ -1033,6 +1047,9 @@ SPOILT: dict[str, Any] = {
     ),
     "a level that is no number": lambda folder: rewrite(
         folder, "meta.json", '"level": 0', '"level": NaN, "x": 0'
+    ),
+    "an array that stands under no other name": lambda folder: rewrite(
+        folder, "meta.json", '"shared": {', '"shared": {"labels2": "elsewhere", '
     ),
     "no arrays": lambda folder: (folder / "arrays.npz").unlink(),
     "empty arrays": lambda folder: (folder / "arrays.npz").write_bytes(b""),
