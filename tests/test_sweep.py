@@ -389,7 +389,8 @@ def test_without_its_record_a_sweep_uses_its_networks_again(
 
 
 def test_a_network_that_cannot_be_trained_does_not_stop_the_others(tmp_path: Path) -> None:
-    table = run(tmp_path, vary={"optimizer.lr": [1e6, 0.1]}).sweep
+    rates = {"optimizer.lr": [1e6, 0.1]}
+    table = run(tmp_path, vary=rates, schedule_shape="flat").sweep
     assert "no longer a number" in table["trouble"][0]
     assert table.loc[0, ["natural", "robust", "val_robust", "best_epoch"]].isna().all()
     assert table["trouble"][1] == ""
