@@ -307,14 +307,17 @@ def classes_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
 
 @styled
 def draw_classes(result: "Result", layer: str | None = None) -> Figure:
-    """Draw each class's robust accuracy, cosine and NR ratio: a row a class, a dot a model.
+    """Draw each class's robust accuracy, alignment and NR mass: a row a class, a dot a model.
 
     With more than 24 classes only the 12 most and the 12 least robust ones are shown.
     """
     data, layers = classes_data(result, layer), choose_layers(result, layer)
     names, models = list(data["class"].unique()), list(result.meta["models"])
+    robust = f"robust: {describe_worst_case(result)}"
+    note = join_notes(result, [robust, ALIGNMENT_NOTE, NR_NOTE])
     row = max(0.05 + 0.05 * len(layers), 0.14)
-    figure, axes = make_grid(1, 3, row * max(len(names), 3), 1.45, sharey=True)
+    beside = 0.95 + 0.13 * len(note.splitlines())
+    figure, axes = make_grid(1, 3, row * max(len(names), 3), beside, sharey=True)
     offsets = dict(zip(layers, np.linspace(-0.3, 0.3, len(layers) + 2)[1:-1], strict=True))
     size: dict[str, Any] = {"markersize": 2.5, "elinewidth": 0.6, "linestyle": "none"}
     for ax, measure in zip(axes[0], data["measure"].unique(), strict=True):
@@ -328,8 +331,7 @@ def draw_classes(result: "Result", layer: str | None = None) -> Figure:
     several = ", sorted by mean robust accuracy over the models"
     order = several if len(layers) > 1 else ", the most robust first"
     add_title(figure, f"Each class{order}, {describe_layers(layers)}")
-    robust = f"robust: {describe_worst_case(result)}; dashed: no change"
-    add_model_legend(figure, models, join_notes(result, [robust, ALIGNMENT_NOTE, NR_NOTE]))
+    add_model_legend(figure, models, note)
     return figure
 
 
