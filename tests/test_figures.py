@@ -24,7 +24,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from channelscope import gallery
-from channelscope.analyses.alignment import draw_nr_share
+from channelscope.analyses.alignment import draw_nr_mass
 from channelscope.analyses.base import ANALYSES
 from channelscope.figures import paper, save_figure, style, tex
 from channelscope.gallery import SECTIONS, find_picture, list_figures
@@ -121,7 +121,7 @@ def test_every_plot_has_a_section_a_caption_and_claims_that_exist() -> None:
     for plot in PLOTS:
         assert plot.section in SECTIONS
         assert plot.caption.endswith((".", "}"))
-        assert set(plot.claims) <= {"c1", "c2", "c3", "c4"}
+        assert set(plot.claims) <= {"c1", "c2", "c3", "c4", "c5"}
     assert len({plot.name for plot in PLOTS}) == len(PLOTS)
     assert tuple(PAGE_SECTIONS) == SECTIONS
 
@@ -160,7 +160,7 @@ def test_captions_stand_alone(name: str) -> None:
 def test_figures_of_a_section_stand_together_the_extreme_classes_first() -> None:
     sections = [picture.plot.section for picture in list_figures(SMALL).values()]
     assert sections == sorted(sections, key=SECTIONS.index)
-    assert NAMES[:4] == ["relevance", "nr-share", "alignment-robustness", "robustness"]
+    assert NAMES[:4] == ["relevance", "nr-mass", "alignment-robustness", "robustness"]
     worst = rows_of(SMALL.robustness, attack="worst")
     mean = worst[worst["class"] != "all"].groupby("class")["accuracy"].mean()
     single = [name for name in NAMES if name.startswith("magnitude")]
@@ -208,7 +208,7 @@ def test_figures_without_their_tables_are_left_out_and_said_to_need_them() -> No
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("nr-shares", {}, "Did you mean 'nr-share'"),
+        ("nr-masss", {}, "Did you mean 'nr-mass'"),
         ("magnitude", {}, "The figure 'magnitude' takes class_name"),
         ("depth", {"layer": "layer4"}, "The figure 'depth' takes no arguments"),
     ],
@@ -256,8 +256,8 @@ def test_draw_writes_each_figure_beside_its_data_and_the_same_bytes_again(
 
 
 def test_the_data_beside_a_figure_is_its_table_to_the_last_digit(tmp_path: Path) -> None:
-    draw(SMALL, tmp_path, only=["nr-share", "alignment-robustness"], formats=["svg"])
-    for name in ("nr-share", "alignment-robustness"):
+    draw(SMALL, tmp_path, only=["nr-mass", "alignment-robustness"], formats=["svg"])
+    for name in ("nr-mass", "alignment-robustness"):
         wanted = SMALL.plot_data(name)
         # Older versions of pandas drop a last digit where they read numbers.
         written = pd.read_csv(tmp_path / f"{name}.csv", dtype=str).astype(wanted.dtypes)
@@ -283,7 +283,7 @@ def test_only_takes_claims_kinds_and_names_with_commas_or_spaces(
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"only": ["c5"]}, "No figure 'c5'; choose from c1, c2, c3, c4, relevance"),
+        ({"only": ["c6"]}, "No figure 'c6'; choose from c1, c2, c3, c4, c5, relevance"),
         ({"only": ["magnitud"]}, "Did you mean 'magnitude'"),
         ({"only": ["magnitude-cta"]}, "Did you mean 'magnitude-cat'"),
         ({"only": ["depth"]}, "This comparison has nothing to draw for 'depth'"),
@@ -305,11 +305,11 @@ def test_mistakes_are_answered_before_anything_is_drawn(
 
 def test_captions_list_what_lies_there_and_the_page_the_pictures(tmp_path: Path) -> None:
     draw(SMALL, tmp_path, only=["training"], formats=["png"])
-    assert "training.png" in draw(SMALL, tmp_path, only=["nr-share", "gates"], formats=["svg"])
+    assert "training.png" in draw(SMALL, tmp_path, only=["nr-mass", "gates"], formats=["svg"])
     captions = [
         f"{name}\n{SMALL.caption(name)}\n"
         for name in NAMES
-        if name in ("training", "nr-share", "gates")
+        if name in ("training", "nr-mass", "gates")
     ]
     assert (tmp_path / "captions.txt").read_text("utf-8") == "\n".join(captions)
     (listed,) = json.loads((tmp_path / "captions.json").read_text("utf-8"))
@@ -345,14 +345,14 @@ def test_files_carry_text_as_fonts_and_neither_date_nor_version(tmp_path: Path) 
 def test_every_format_has_the_same_bytes_again_whatever_the_users_settings_are(
     tmp_path: Path, name: str
 ) -> None:
-    how = {"only": ["nr-share"], "formats": ["pdf", "svg", "png"], "style": name}
+    how = {"only": ["nr-mass"], "formats": ["pdf", "svg", "png"], "style": name}
     draw(SMALL, tmp_path / "one", **how)
     own = {"font.family": "monospace", "svg.fonttype": "path", "savefig.dpi": 50}
     with matplotlib.rc_context(own):
         draw(SMALL, tmp_path / "two", **how)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
-    pdf = (tmp_path / "one" / "nr-share.pdf").read_bytes()
+    pdf = (tmp_path / "one" / "nr-mass.pdf").read_bytes()
     assert b"/Subtype /Type3" not in pdf
     assert b"STIX" in pdf
 
@@ -375,7 +375,7 @@ def assert_readable(figure: Figure, name: str) -> None:
 def test_a_style_has_the_width_of_its_papers_column_and_text(name: str, tmp_path: Path) -> None:
     for wide, width in zip((False, True), WIDTHS[name], strict=True):
         with style(name, wide=wide):
-            figure = draw_nr_share(SMALL)
+            figure = draw_nr_mass(SMALL)
             saved = save_figure(figure, tmp_path / "figure.pdf").read_bytes()
         assert figure.get_figwidth() == width
         box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", saved)
@@ -386,7 +386,7 @@ def test_a_style_has_the_width_of_its_papers_column_and_text(name: str, tmp_path
 @pytest.mark.parametrize("name", WIDTHS)
 def test_figures_are_readable_and_inside_in_every_style(name: str) -> None:
     with style(name):
-        for kind in ("relevance", "nr-share", "robustness", "magnitude-cat"):
+        for kind in ("relevance", "nr-mass", "robustness", "magnitude-cat"):
             assert_readable(SMALL.plot(kind), kind)
 
 
@@ -401,12 +401,12 @@ def test_papers_set_in_times_get_a_font_like_it_and_the_others_stay() -> None:
 def test_a_style_holds_within_its_block_alone_and_none_leaves_the_one_in_force() -> None:
     before = str(matplotlib.rcParams)
     with style("ieee", wide=True):
-        assert SMALL.plot("nr-share").get_figwidth() == 7.16
-        assert SMALL.plot("nr-share", style="icml").get_figwidth() == 3.25
+        assert SMALL.plot("nr-mass").get_figwidth() == 7.16
+        assert SMALL.plot("nr-mass", style="icml").get_figwidth() == 3.25
         with pytest.raises(ZeroDivisionError), style("neurips"):
             _ = 1 / 0
         assert paper.current_style().column == 3.5
-    assert SMALL.plot("nr-share").get_figwidth() == 3.25
+    assert SMALL.plot("nr-mass").get_figwidth() == 3.25
     assert str(matplotlib.rcParams) == before
     assert plt.get_fignums() == []
 
@@ -492,20 +492,20 @@ def test_what_latex_reads_as_a_command_never_stays_bare(words: str) -> None:
 def test_latex_sets_odd_names_as_they_are(tmp_path: Path) -> None:
     study = synthetic_study(("50%_$x", "a\\b^{#&~"), ("b_c", "<é>"), channels=2)
     result = make_result(study, "activations", "alignment", "robustness")
-    how = {"only": ["nr-share"], "formats": ["pdf", "png", "svg"], "style": "icml", "latex": True}
+    how = {"only": ["nr-mass"], "formats": ["pdf", "png", "svg"], "style": "icml", "latex": True}
     for folder in ("one", "two"):
         draw(result, tmp_path / folder, **how)
     for file in (tmp_path / "one").iterdir():
         # In a .pdf matplotlib names the fonts of LaTeX by where they lie in memory.
         if file.suffix != ".pdf":
             assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
-    pdf = (tmp_path / "one" / "nr-share.pdf").read_bytes()
+    pdf = (tmp_path / "one" / "nr-mass.pdf").read_bytes()
     assert b"NimbusRom" in pdf or b"Times" in pdf
     assert b"/Subtype /Type3" not in pdf
     captions = (tmp_path / "one" / "captions.tex").read_text("utf-8")
     assert captions.startswith("\\begin{figure}[t]")
     assert r"Bars: 95\% intervals" in captions
-    assert r"\includegraphics[width=\columnwidth]{nr-share.pdf}" in captions
+    assert r"\includegraphics[width=\columnwidth]{nr-mass.pdf}" in captions
 
 
 @LATEX
@@ -513,11 +513,11 @@ def test_a_name_that_latex_cannot_set_is_answered_by_a_sentence(tmp_path: Path) 
     study = synthetic_study(("鳥",), ("a", "b"), channels=2)
     result = make_result(study, "activations", "alignment", "robustness")
     with mistake("LaTeX cannot set the figure's text"):
-        draw(result, tmp_path, latex=True, only=["nr-share"])
+        draw(result, tmp_path, latex=True, only=["nr-mass"])
 
 
 def test_models_without_a_layer_are_left_out_of_its_figures() -> None:
     known = {**LAYERED.meta["models"]}
     known["nat"] = {**known["nat"], "layers": ["layer3"]}
     shallow = replace(LAYERED, meta=LAYERED.meta | {"models": known})
-    assert len(shallow.plot("nr-share", layer="layer4.1").axes) == 1
+    assert len(shallow.plot("nr-mass", layer="layer4.1").axes) == 1

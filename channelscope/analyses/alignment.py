@@ -80,7 +80,7 @@ SIGNED_NOTE = "signed mass: 1 where all active channels speak for the class, -1 
 _PANELS = {
     "robust_accuracy": "robust\naccuracy",
     "cosine_centred": "alignment with\nnatural (cosine)",
-    "nr_mass_adversarial": "NR mass\nunder attack",
+    "nr_mass_adversarial": "NR mass,\nattacked",
 }
 _SIGNED = ("signed_mass", "signed_low", "signed_high")
 _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
