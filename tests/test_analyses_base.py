@@ -42,7 +42,9 @@ def make(answer: Any) -> Any:
     return make_tables(STUDY, [analysis])
 
 
-@pytest.mark.parametrize("rows", [ROWS, iter(ROWS), pd.DataFrame(ROWS), []], ids=str)
+@pytest.mark.parametrize(
+    "rows", [ROWS, iter(ROWS), pd.DataFrame(ROWS), []], ids=["list", "iterator", "frame", "none"]
+)
 def test_tables_are_made_of_rows_and_of_arrays(rows: Any) -> None:
     tables, arrays = make(GOOD | {"silence": rows, "numbers": np.ones(3)})
     assert list(tables["silence"].columns) == ["model", "share"]
