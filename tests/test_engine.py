@@ -149,7 +149,9 @@ def test_what_processes_cannot_share(
 @pytest.mark.parametrize("precision", ["fp32", "fp64"])
 def test_an_epochs_row_is_of_all_its_images(precision: str, tmp_path: Path) -> None:
     """The means are over the images, as the network was when it was trained on them."""
-    state = start("standard", tmp_path, batch_size=20, lr=0.05, precision=precision)
+    state = start(
+        "standard", tmp_path, batch_size=20, lr=0.05, schedule_shape="flat", precision=precision
+    )
     network = copy.deepcopy(state.network).train()
     sgd = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     losses, correct = [], []
@@ -483,7 +485,7 @@ def test_mixed_precision_uses_the_weights_of_the_step_before(
     precision: str, tmp_path: Path, steps: list[list[Tensor]]
 ) -> None:
     """As torch's own recipe has it: autocast around each forward pass, the loss scaled for fp16."""
-    state = start("standard", tmp_path, precision=precision)
+    state = start("standard", tmp_path, lr=0.1, schedule_shape="flat", precision=precision)
     network = copy.deepcopy(state.network).train()
     sgd = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")

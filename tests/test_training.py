@@ -170,7 +170,8 @@ def test_a_progress_bar_is_shown_on_demand(
 def test_the_learning_rate_falls_at_its_milestones(tmp_path: Path) -> None:
     used: list[float] = []
     with after_steps(lambda optimizer: used.append(optimizer.param_groups[0]["lr"])):
-        run("standard", tmp_path / "net.pt", epochs=4, lr=0.02, milestones=(0.25, 0.75))
+        changes = {"schedule_shape": "steps", "milestones": (0.25, 0.75)}
+        run("standard", tmp_path / "net.pt", epochs=4, lr=0.02, **changes)
     assert used == pytest.approx([0.02] * 3 + [0.002] * 6 + [0.0002] * 3)
     assert list(pd.read_csv(tmp_path / "net.pt.csv")["lr"]) == pytest.approx(used[2::3])
 
@@ -308,10 +309,11 @@ def test_what_an_interrupted_run_leaves_is_a_checkpoint_too(
     at: int, epochs: int, tmp_path: Path
 ) -> None:
     """Of the best network so far, or of the one at the start."""
-    partial = interrupted("cifs", tmp_path / "net.pt", at)
+    flat = {"schedule_shape": "flat"}  # of a schedule's rates the first epoch's depend on all
+    partial = interrupted("cifs", tmp_path / "net.pt", at, **flat)
     checkpoint = Checkpoint.read(partial)
     assert [row["epoch"] for row in checkpoint.meta["history"]] == list(range(1, epochs + 1))
-    run("cifs", tmp_path / "one.pt", epochs=1)
+    run("cifs", tmp_path / "one.pt", epochs=1, **flat)
     start = State.start(tiny_job("cifs", tmp_path / "new.pt"), "cpu").network.state_dict()
     expected = Checkpoint.read(tmp_path / "one.pt").state if epochs else start
     assert same_state(checkpoint.state, expected)

@@ -46,8 +46,9 @@ def cosine(a: Float[ndarray, "*n c"], b: Float[ndarray, "*#n c"]) -> Float[ndarr
     product, square_a, square_b = (
         np.einsum("...c,...c", first, second) for first, second in ((a, b), (a, a), (b, b))
     )
+    size = np.sqrt(square_a) * np.sqrt(square_b)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return product / (np.sqrt(square_a) * np.sqrt(square_b))
+        return np.where(size > 0, product / size, np.nan)
 
 
 def pearson(a: Float[ndarray, "*n c"], b: Float[ndarray, "*#n c"]) -> Float[ndarray, "*n"]:
@@ -223,6 +224,7 @@ def measure_all(
     share_adversarial = nr_share(adversarial, relevance)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = share_adversarial / share_natural
+        moved = np.linalg.norm(adversarial - natural, axis=-1) / np.float64(distance)
     return {
         "cosine": cosine(natural, adversarial),
         "spearman": pearson(ranks[0], ranks[1]),
@@ -241,7 +243,7 @@ def measure_all(
         "effective_channels_adversarial": effective_channels(adversarial),
         "dead_channels": np.where(unknown, np.nan, dead),
         "cosine_centred": cosine(natural - centre, adversarial - centre),
-        "displacement": np.linalg.norm(adversarial - natural, axis=-1) / distance,
+        "displacement": np.where(np.isinf(moved), np.nan, moved),
     }
 
 
