@@ -198,8 +198,7 @@ def format_shares() -> str:
     words = []
     for label in METHODS.values():
         natural, adversarial = (
-            _format_percent(shares[label, f"nr_mass_{data}"])
-            for data in ("natural", "adversarial")
+            _format_percent(shares[label, f"nr_mass_{data}"]) for data in ("natural", "adversarial")
         )
         words.append(f"{label} {natural} → {adversarial}")
     return (
