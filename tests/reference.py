@@ -798,19 +798,6 @@ def correlation_given(
     return value, math.tanh(middle - reach), math.tanh(middle + reach), p
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Return Holm's corrected p: the least level at which stepping down rejects a test.
-
-    He rejects in the order of p, as long as p is at most the level by the tests that remain.
-    """
-    tests = [value for value in p if not math.isnan(value)]
-    corrected = []
-    for own in p:
-        steps = [value * sum(other >= value for other in tests) for value in tests if value <= own]
-        corrected.append(math.nan if math.isnan(own) else min(1.0, max(steps)))
-    return corrected
-
-
 def sample_variance(values: Sequence[float]) -> float:
     """Return the variance with n - 1 in the denominator."""
     mean = sum(values) / len(values)

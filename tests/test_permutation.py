@@ -1,4 +1,4 @@
-"""Correlation across classes: against a naive one, its level and power, and Holm's correction."""
+"""Correlation across classes: against a naive one, its level and its power."""
 
 import math
 
@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from scipy.stats import binom, spearmanr
 
 import reference
-from channelscope.statistics.permutation import UNKNOWN, Correlation, correct_holm, correlate_given
+from channelscope.statistics.permutation import UNKNOWN, Correlation, correlate_given
 
 seeds = st.integers(0, 2**32)
 CASES = 300
@@ -172,38 +171,3 @@ def test_without_an_answer_all_is_nan(case: str) -> None:
 def test_what_is_given_leaves_nothing_of_itself() -> None:
     pairs, controls = draw(np.random.default_rng(0), 9)
     assert correlate_given([(controls[0], pairs[0][1])], controls[:1]) is UNKNOWN
-
-
-# ---------------------------------------------------------------- Holm
-
-
-ps = st.floats(0, 1) | st.sampled_from([0.0, 0.01, 0.5, 1.0, math.nan])
-
-
-@given(st.lists(ps, max_size=8))
-def test_holm_is_the_naive_one(p: list[float]) -> None:
-    corrected = correct_holm(p)
-    assert corrected == pytest.approx(reference.holm(p), nan_ok=True)
-    for own, value in zip(p, corrected, strict=True):
-        assert math.isnan(value) if math.isnan(own) else own <= value <= 1
-
-
-def test_holm_of_known_values() -> None:
-    """As statsmodels' multipletests(p, method="holm") answers."""
-    p = [0.01, 0.04, 0.03, 0.005]
-    assert correct_holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert correct_holm([0.04, math.nan]) == pytest.approx([0.04, math.nan], nan_ok=True)
-    assert correct_holm([]) == []
-
-
-@given(arrays.arrays(np.float64, 5, elements=st.floats(0, 1)), st.permutations(range(5)))
-def test_holm_keeps_the_order_of_p(p: np.ndarray, order: list[int]) -> None:
-    corrected = np.array(correct_holm(p.tolist()))
-    assert (np.diff(corrected[np.argsort(p, kind="stable")]) >= 0).all()
-    assert correct_holm(p[order].tolist()) == pytest.approx(corrected[order].tolist())
-
-
-def test_holm_makes_no_false_discovery_more_often_than_its_level() -> None:
-    rng = np.random.default_rng(0)
-    false = sum(min(correct_holm(rng.uniform(size=6).tolist())) <= 0.05 for _ in range(2000))
-    assert false <= binom.ppf(0.999, 2000, 0.05)

@@ -2,11 +2,12 @@
 
 A claim is that a quantity is above 0. It is *supported* where the quantity is at least as large as
 the least effect that counts and a two-sided test rejects 0, *not supported* where the same holds of
-its opposite, else *inconclusive*. All tests of a run are corrected together (Holm). A claim is *not
-judged* where a condition fails: a network is not clearly above chance or has another fault
-(``faults``), or the adversarially trained network is not more robust than the standard one. How
-often these rules decide where there is nothing to find, and how often they find what is there, is
-measured by ``benchmarks/calibration.py``.
+its opposite, else *inconclusive*. All tests of a run are corrected together (Bonferroni: p times
+their number, so that what is found for one claim does not make it easier to decide another). A
+claim is *not judged* where a condition fails: a network is not clearly above chance or has another
+fault (``faults``), or the adversarially trained network is not more robust than the standard one.
+How often these rules decide where there is nothing to find, and how often they find what is there,
+is measured by ``benchmarks/calibration.py``.
 
 Networks that differ in their seed alone are one method (``methods``), and seeds are what varies;
 with one network a method, a verdict is on these networks and says so.
@@ -39,7 +40,7 @@ from channelscope.statistics.channels import mass_replicates, mean_by_class
 from channelscope.statistics.effects import Effect, estimate_effect
 from channelscope.statistics.intervals import paired_difference
 from channelscope.statistics.measures import mean_over_classes, signed_mass
-from channelscope.statistics.permutation import correct_holm, correlate_given
+from channelscope.statistics.permutation import correlate_given
 from channelscope.statistics.significance import mcnemar
 
 CLAIMS = {
@@ -112,16 +113,10 @@ def judge_claims(study: Study) -> Iterator[Verdict]:
         _Question(claim, "", "", "", blocked=f"The claim {_NEEDS[claim]}.")
         for claim in CLAIMS.keys() - asked
     ]
-    corrected = correct_holm([question.p for question in questions])
-    verdicts = [
-        _judge(question, p, study.settings["level"], _count(corrected))
-        for question, p in zip(questions, corrected, strict=True)
-    ]
+    tests = sum(not math.isnan(question.p) for question in questions)
+    level = study.settings["level"]
+    verdicts = [_judge(question, tests, level) for question in questions]
     yield from sorted(verdicts, key=lambda verdict: verdict.claim)
-
-
-def _count(p: Sequence[float]) -> int:
-    return int(np.sum(~np.isnan(p)))
 
 
 def _ask_of_training(study: Study, methods: Sequence[Method]) -> Iterator[_Question]:
@@ -445,9 +440,10 @@ def _strongest_attack(study: Study, model: str) -> str:
 # -------------------------------------------------------------------------------------- verdicts
 
 
-def _judge(question: _Question, p: float, level: float, tests: int) -> Verdict:
-    """Judge a question by its effect and the corrected p."""
-    effect = question.effect
+def _judge(question: _Question, tests: int, level: float) -> Verdict:
+    """Judge a question by its effect, its p corrected for the number of tests."""
+    effect, p = question.effect, question.p
+    p = p if math.isnan(p) else min(1.0, tests * p)
     if question.blocked or effect is None:
         statement = " ".join(filter(None, [question.statement, f"Not judged: {question.blocked}"]))
         effect = effect or Effect(math.nan, math.nan, math.nan, math.nan, 0)

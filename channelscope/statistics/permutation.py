@@ -87,19 +87,3 @@ def _residual(values: Float[ndarray, "*n k"], control: Float[ndarray, " k"]) -> 
         return centred
     residual: ndarray = centred - (centred @ line)[..., None] / square * line
     return residual
-
-
-def correct_holm(p: Sequence[float]) -> list[float]:
-    """Return p corrected for several tests, so that any false discovery has at most p as a chance.
-
-    p_(i) becomes max over j <= i of min(1, (m - j + 1) p_(j)), of m tests in the order of p (Holm,
-    Scandinavian J. Statistics 6, 1979). NaN stays NaN and is no test.
-    """
-    values = np.asarray(p, float)
-    order = [i for i in np.argsort(values, kind="stable") if not np.isnan(values[i])]
-    corrected = values.copy()
-    largest = 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - place) * values[index]))
-        corrected[index] = largest
-    return corrected.tolist()
