@@ -404,6 +404,7 @@ def test_groups_are_the_networks_whose_labels_match(
         ({"AT": ["at-*"], "one": ["at-1"]}, "at-1 is in AT and in one: name it once"),
         ({"AT": ["at-*", "copy"]}, "AT has the same network twice"),
         ({"all": ["at-1", "std"]}, "all has models that were trained differently (at, standard)"),
+        ({"std": ["at-*"]}, "std is the label of another model"),
         ({"": ["std"]}, "the name '' cannot be printed"),
         ({"a\x1b": ["std"]}, "the name 'a\\x1b' cannot be printed"),
     ],

@@ -121,15 +121,28 @@ def judge_claims(study: Study) -> Iterator[Verdict]:
 
 def _ask_of_training(study: Study, methods: Sequence[Method]) -> Iterator[_Question]:
     """Measure C1, C2 and C3 of every AT method."""
-    standard = next((method for method in methods if method.name == "standard"), None)
-    for trained in (method for method in methods if method.name == "at" and standard):
-        assert standard is not None
+    for trained in (method for method in methods if method.name == "at"):
+        standard = _find_standard(study, methods, trained)
+        if standard is None:
+            continue
         blocked = _find_obstacle(study, standard, trained) or _compare_robustness(
             study, standard, trained
         )
         for ask in (_ask_c1, _ask_c2, _ask_c3):
             question = ask(study, trained, standard)
             yield replace(question, blocked=blocked or question.blocked)
+
+
+def _find_standard(study: Study, methods: Sequence[Method], trained: Method) -> Method | None:
+    """Return the standard method to compare with: of the same architecture, else the first."""
+
+    def describe(method: Method) -> list[object]:
+        known = study.describe(method.models[0])
+        return [known.get("arch"), known.get("width")]
+
+    standards = [method for method in methods if method.name == "standard"]
+    alike = [method for method in standards if describe(method) == describe(trained)]
+    return next(iter([*alike, *standards]), None)
 
 
 def _ask_of_gates(study: Study, methods: Sequence[Method]) -> Iterator[_Question]:
@@ -186,7 +199,9 @@ def _ask_c2(study: Study, trained: Method, standard: Method) -> _Question:
         estimate_effect([_measure_rises(study, method, where)], (1,), level)
         for method, where in ((trained, "all"), (trained, "withstanding"), (standard, "all"))
     )
-    part = float(_mean_measure(study, trained, "nr_fall")[:, 0].mean())
+    part = math.nan
+    if all(study.penultimate(model) for model in trained.models):  # elsewhere it is no logit's fall
+        part = float(_mean_measure(study, trained, "nr_fall")[:, 0].mean())
     agrees = every.value * withstanding.value > 0
     p = max(every.p, withstanding.p) if agrees else 1.0
     effect = replace(every, p=math.nan if math.isnan(withstanding.p) else p)
@@ -230,9 +245,13 @@ def _ask_c3(study: Study, trained: Method, _standard: Method) -> _Question:
         "and the alignment of activation with relevance, given natural accuracy: "
         f"{_format(study, effect, '+.2f')}."
     )
-    few = f"It takes {FEWEST_CLASSES} classes with images in both halves; here are {count}."
+    blocked = ""
+    if count < FEWEST_CLASSES:
+        blocked = f"It takes {FEWEST_CLASSES} classes with images in both halves; here are {count}."
+    elif math.isnan(found.p):
+        blocked = "The classes do not differ in robust accuracy or alignment."
     question = _ask(study, "C3", trained.label, statement, effect, trained)
-    return replace(question, n=count, blocked="" if count >= FEWEST_CLASSES else few)
+    return replace(question, n=count, blocked=blocked)
 
 
 def _ask_c4(study: Study, gated: Method, base: Method) -> _Question:
@@ -248,6 +267,11 @@ def _ask_c4(study: Study, gated: Method, base: Method) -> _Question:
             for method in (gated, base)
         ]
         effect = estimate_effect(accuracy, (1, -1), level, (-1.0, 1.0))
+        if effect.low == effect.high:  # all replicates alike: an accuracy is not known so exactly
+            ours, theirs = (worst_case(study, method.models[0]) for method in (gated, base))
+            change = paired_difference(ours, theirs, level)
+            p = float(mcnemar(ours, theirs))
+            effect = replace(effect, low=change.low, high=change.high, p=p)
     names = [_strongest_attack(study, method.models[0]) for method in (gated, base)]
     statement = (
         f"Worst-case robust accuracy, {gated.label} minus {base.label}: "
@@ -264,8 +288,7 @@ def _ask_c4(study: Study, gated: Method, base: Method) -> _Question:
     name = str(gated.name)
     claim = "C4" if name.endswith("cifs") else name.rpartition("-")[2].upper()
     models = f"{gated.label} - {base.label}"
-    question = replace(_ask(study, claim, models, statement, effect, gated, base), layer="")
-    return replace(question, blocked=_find_masking(study, gated, base))
+    return replace(_ask(study, claim, models, statement, effect, gated, base), layer="")
 
 
 def _ask_c5(study: Study, gated: Method, base: Method) -> _Question:
@@ -279,13 +302,13 @@ def _ask_c5(study: Study, gated: Method, base: Method) -> _Question:
         )
         for name, signs in (("nr_mass", (-1, 1)), ("signed_mass", (1, -1)))
     )
-    p = max(mass.p, signed.p) if mass.value * signed.value > 0 else 1.0
+    p = float(np.maximum(mass.p, signed.p)) if mass.value * signed.value > 0 else 1.0
     effect = replace(mass, p=math.nan if math.isnan(mass.p) else p)
     statement = (
         "Share of the relevant activation on negatively relevant channels under the attack, "
         f"{base.label} minus {gated.label}: {_format(study, mass, '+.1f', 'points')}; alignment of "
         f"activation with relevance (signed mass), {gated.label} minus {base.label}: "
-        f"{_format(study, signed, '+.3f')}."
+        f"{_format(study, signed, '+.3f')}. Whether it is more robust for that is C4's question."
     )
     models = f"{gated.label} - {base.label}"
     return _ask(study, "C5", models, statement, effect, gated, base)
@@ -378,7 +401,7 @@ def _find_obstacle(study: Study, *methods: Method) -> str:
         for model in method.models
         for fault in find_faults(study, model)
     )
-    return next(sentences, "")
+    return next(sentences, "") or _find_masking(study, *methods)
 
 
 def _compare_robustness(study: Study, standard: Method, trained: Method) -> str:
@@ -400,10 +423,14 @@ def _compare_robustness(study: Study, standard: Method, trained: Method) -> str:
 
 def _compare_compute(study: Study, gated: Method, base: Method) -> str:
     """Say how the compute of two trainings differs; nothing where it does not, or is unknown."""
-    ours, theirs = (study.describe(method.models[0]).get("compute") for method in (gated, base))
-    if ours is None or theirs is None:
+    models = [model for method in (gated, base) for model in method.models]
+    records = [study.describe(model).get("compute") for model in models]
+    known = [record for record in records if record is not None]
+    if len(known) < len(records):
         return ""
-    different = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    different = sorted(
+        key for key in known[0] if any(other.get(key) != known[0][key] for other in known)
+    )
     what = ", ".join(different)
     return f"Their training differs beside the gates ({what})." if different else ""
 
@@ -517,8 +544,8 @@ def _describe_change(
         return "More images are needed to test it."
     if abs(effect.value) < question.least:
         return f"An estimate of at least {_format_least(question)}, with p below {limit}."
-    what = "classes" if question.claim == "C3" else "images"
-    what = "seeds" if effect.seeds > 1 else what
+    what = "seeds" if effect.seeds > 1 else "images"
+    what = "classes" if question.claim == "C3" else what
     return f"More {what}: the estimate is large enough, p is not below {limit}."
 
 

@@ -37,12 +37,20 @@ def find_faults(study: Study, model: str) -> tuple[Finding, ...]:
     an attack that raises accuracy, or leaves activations as they are; relevance that is zero.
     """
     faults: tuple[Finding, ...] = study.memo(
-        ("all faults", model), lambda: (*study.faults(model), *_find_in_arrays(study, model))
+        ("all faults", model),
+        lambda: (*study.faults(model), *_find_in_arrays(study, model)),
     )
     return faults
 
 
 def _find_in_arrays(study: Study, model: str) -> Iterator[Finding]:
+    if np.unique(study.labels).size < 2:
+        yield Finding(
+            "one-class",
+            "All images are of one class: whether the network tells classes apart cannot be seen.",
+            {"images": len(study.labels)},
+        )
+        return
     natural = study.correct(model)
     count = int(natural.sum())
     n = len(natural)
@@ -87,12 +95,12 @@ def _find_in_arrays(study: Study, model: str) -> Iterator[Finding]:
 
 
 def compute_faults(study: Study) -> dict[str, Any]:
-    """Return a row for each fault of each network."""
+    """Return a row for each fault of each network, and for each sign of gradient masking."""
     return {
         "faults": [
             {"model": model, "check": fault.check, "sentence": fault.sentence}
             for model in study.models
-            for fault in find_faults(study, model)
+            for fault in (*find_faults(study, model), *study.outcome(model).findings)
         ]
     }
 

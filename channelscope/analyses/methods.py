@@ -39,18 +39,20 @@ def list_methods(study: Study) -> list[Method]:
     """Return the methods of a study's networks, in the networks' order.
 
     Networks are of one method where the user says so (``groups``), or where their recipes are on
-    record and differ in the seed alone. Copies of one network count once.
+    record and differ in the seed alone. Networks of one seed, such as copies, count once.
     """
     groups: Mapping[str, list[str]] = study.settings.get("method_groups", {})
     named = {model: label for label, models in groups.items() for model in models}
     members: dict[str, list[str]] = {}
-    digests: set[tuple[str, str]] = set()
+    counted: set[tuple[str, object]] = set()
     for model in study.models:
         key = named.get(model) or _describe_training(study, model)
-        digest = (key, study.describe(model).get("digest") or model)
-        if digest not in digests:
+        known = study.describe(model)
+        # A network that was changed after its training has a seed that was counted already.
+        seed = (known.get("settings") or {}).get("seed", known.get("digest") or model)
+        if (key, seed) not in counted:
             members.setdefault(key, []).append(model)
-        digests.add(digest)
+        counted.add((key, seed))
     names = [study.describe(models[0]).get("method") for models in members.values()]
     return [
         Method(_label(key, name, models, key in groups, names.count(name)), name, tuple(models))

@@ -119,7 +119,7 @@ def _describe_verdict(claim: str, verdict: str, names: "pd.Series[str]") -> str:
     who = "; ".join(dict.fromkeys(name.replace(" - ", " − ") for name in names if name))
     who = f" ({who})" if who else ""
     if claim not in _FINDINGS:
-        return f"{CLAIMS.get(claim, claim).rstrip('.')}: {verdict}{who}."
+        return f"{_describe_claim(claim).rstrip('.')}: {verdict}{who}."
     holds, fails = _FINDINGS[claim]
     texts = {
         "supported": holds,
@@ -128,6 +128,13 @@ def _describe_verdict(claim: str, verdict: str, names: "pd.Series[str]") -> str:
     }
     text = texts.get(verdict, f"it remains open whether {holds}")
     return f"{text[0].upper()}{text[1:]}{who}."
+
+
+def _describe_claim(claim: str) -> str:
+    """Return a claim in words; gates of others than CIFS have one of their own name."""
+    if claim in ("CAS", "FSR", "EAS", "KAP"):
+        return f"The gates of {claim} make their base more robust."
+    return CLAIMS.get(claim, claim)
 
 
 def list_claims(result: "Result") -> list[dict[str, Any]]:
@@ -145,7 +152,7 @@ def list_claims(result: "Result") -> list[dict[str, Any]]:
             }
             for row in rows.to_dict("records")
         ]
-        words = CLAIMS.get(str(claim), "")
+        words = _describe_claim(str(claim))
         claims.append({"name": claim, "words": words, "verdicts": verdicts})
     return claims
 

@@ -32,6 +32,8 @@ from channelscope.study.seeding import seed_globally
 
 _FEW, _FEWEST = 8, 2  # images in a smaller company; the fewest that every network must take
 
+_MOST = 0.5  # of the correct images may lack a gradient of the cross-entropy that the margin has
+
 # Kernels for batches of another size add in another order. With few digits that moves logits by
 # more than ROUNDING: in half precision, and on GPUs, whose TF32 has as many digits as float16. Here
 # is what may be, in units of the last place.
@@ -42,7 +44,8 @@ def find_faults(model: Model, images: Images) -> tuple[Finding, ...]:
     """Return why a network's numbers cannot be trusted, by its first block of images.
 
     "zero-gradient": too many images in which neither the cross-entropy nor the margin has a
-    gradient. Of a network that is only very sure of its answers, the margin has one.
+    gradient, or most that it gets right without that of the cross-entropy, which attacks follow. Of
+    a network that is only very sure of some answers, the margin has one.
     "randomness": two forward passes differ. "batch-dependence": the logits change with the company.
 
     Args:
@@ -69,11 +72,14 @@ def find_faults(model: Model, images: Images) -> tuple[Finding, ...]:
 
 
 def _check_gradients(block: AttackedImages) -> Sign | None:
-    """Count the images in which neither loss has a gradient."""
+    """Count the images without a gradient; see ``find_faults``."""
     n = len(block)
     try:
         without = find_without_gradient(block, cross_entropy)
-        if without.any():
+        right = block.compute_logits().argmax(1) == block.y
+        # A sure network has no gradient here and there; the margin then has one. Of most images
+        # that it gets right it is missing where logits are scaled up: attacks stand still there.
+        if without.any() and not without[right].float().mean() > _MOST:
             without &= find_without_gradient(block, margin)
     except torch.OutOfMemoryError:
         raise

@@ -334,6 +334,8 @@ def group_models(
             raise UserError(
                 f"group: {name} has models that were trained differently ({', '.join(methods)})."
             )
+        if name in {model.label for model in models} - set(labels):
+            raise UserError(f"group: {name} is the label of another model: choose another name.")
         digests = [model.digest for model in chosen]
         if len(set(digests)) < len(digests):
             raise UserError(f"group: {name} has the same network twice: name each seed once.")
