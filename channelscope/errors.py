@@ -10,7 +10,8 @@ _LONGEST_MESSAGE = 2000  # characters
 # ESC and C1's CSI steer a terminal, others turn the direction of reading or end a line; halves of
 # surrogate pairs have no encoding. All lie below U+10000: four digits write each, as in JSON.
 _CONTROLS = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e"
+    "\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
 
 

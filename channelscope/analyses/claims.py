@@ -102,9 +102,9 @@ class _Question:
 def judge_claims(study: Study) -> Iterator[Verdict]:
     """Judge every claim on all networks that it is about, at each network's primary layer.
 
-    C1 to C3 are about every AT method beside the first standard one, C4 and C5 about every method
-    with gates beside the method that they were added to. Gates other than CIFS's have a claim of
-    their own in place of C4, as the paper's is about CIFS.
+    C1 to C3 are about every AT method beside the standard one, of the same architecture where there
+    are several; C4 and C5 about every method with gates beside the method that they were added to.
+    Gates other than CIFS's have a claim of their own in place of C4, as the paper's is about CIFS.
     """
     methods = list_methods(study)
     questions = [*_ask_of_training(study, methods), *_ask_of_gates(study, methods)]
@@ -186,7 +186,7 @@ def _ask_c1(study: Study, trained: Method, standard: Method) -> _Question:
             f"the distance between classes, in {standard.label} by {moved[1]:.0f} %."
         )
     models = f"{trained.label} - {standard.label}"
-    return _ask(study, "C1", models, statement, effect, trained, standard)
+    return _ask(study, "C1", models, statement, effect, trained)
 
 
 def _ask_c2(study: Study, trained: Method, standard: Method) -> _Question:
@@ -214,7 +214,7 @@ def _ask_c2(study: Study, trained: Method, standard: Method) -> _Question:
     if not math.isnan(part):  # as where no class's logit falls
         statement += f" Of the fall of the class's logit {part:.0%} comes from these channels."
     blocked = "" if not math.isnan(withstanding.value) else "No image withstands the attack."
-    question = _ask(study, "C2", trained.label, statement, effect, trained, standard)
+    question = _ask(study, "C2", trained.label, statement, effect, trained)
     return replace(question, blocked=blocked)
 
 
@@ -288,7 +288,7 @@ def _ask_c4(study: Study, gated: Method, base: Method) -> _Question:
     name = str(gated.name)
     claim = "C4" if name.endswith("cifs") else name.rpartition("-")[2].upper()
     models = f"{gated.label} - {base.label}"
-    return replace(_ask(study, claim, models, statement, effect, gated, base), layer="")
+    return replace(_ask(study, claim, models, statement, effect, gated), layer="")
 
 
 def _ask_c5(study: Study, gated: Method, base: Method) -> _Question:
@@ -311,14 +311,14 @@ def _ask_c5(study: Study, gated: Method, base: Method) -> _Question:
         f"{_format(study, signed, '+.3f')}. Whether it is more robust for that is C4's question."
     )
     models = f"{gated.label} - {base.label}"
-    return _ask(study, "C5", models, statement, effect, gated, base)
+    return _ask(study, "C5", models, statement, effect, gated)
 
 
 def _ask(
-    study: Study, claim: str, models: str, statement: str, effect: Effect, *methods: Method
+    study: Study, claim: str, models: str, statement: str, effect: Effect, method: Method
 ) -> _Question:
-    layers = [get_primary_layer(study, method.models[0]) for method in methods]
-    layer = layers[0]
+    """Put a question, at the primary layer of the method that it is about."""
+    layer = get_primary_layer(study, method.models[0])
     return _Question(claim, models, layer, statement, effect, n=len(study.labels))
 
 

@@ -15,9 +15,9 @@ from channelscope.analyses.base import (
 )
 from channelscope.statistics.intervals import wilson
 
-# An untrained network's answers depend on the image too, so by chance some classes are right more
-# often than a guess. It stays within 0.15 of the standard deviation of a single guess on images
-# (measured: 240 untrained networks, digits and CIFAR-10); with two classes, more easily not.
+# Standard deviations of a single guess. An untrained network's answers depend on the image too, so
+# by chance some classes are right more often than a guess; none comes near this
+# (``benchmarks/calibration.py``, of 200 untrained ones none is judged).
 _ABOVE_CHANCE = 0.4
 _LEVEL = 0.99  # of the interval that has to lie above
 _MOST = 0.5  # of the images may be exactly as before, or without relevance

@@ -37,7 +37,8 @@ class LayerError(UserError):
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """List every layer of ``model`` that can be hooked, by name, in the order of registration."""
     while isinstance(model, _PARALLEL) or _is_compiled(model):
-        model = model.module if isinstance(model, _PARALLEL) else model._orig_mod  # type: ignore[assignment]
+        name = "module" if isinstance(model, _PARALLEL) else "_orig_mod"
+        model = model.get_submodule(name)
     custom: Callable[[], dict[str, nn.Module]] | None = getattr(model, "named_layers", None)
     if callable(custom):
         return custom()
