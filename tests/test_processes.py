@@ -87,6 +87,11 @@ def test_progress_is_that_of_all_processes(both: tuple[Findings, Findings]) -> N
     assert sum(both[1]["progress"]) == 26
 
 
+def test_a_temporary_folder_goes_with_the_last_process(both: tuple[Findings, Findings]) -> None:
+    for findings in both:
+        assert findings["temporary"] == (True, False)
+
+
 @pytest.mark.parametrize("what", ["the weights of plain", "the images", "the settings"])
 def test_processes_that_do_not_share_a_job_are_refused(
     what: str, both: tuple[Findings, Findings]

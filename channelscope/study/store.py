@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt32
 from numpy import ndarray
 
-from channelscope.distributed import all_gather_words, barrier, is_first
+from channelscope.distributed import all_gather_words, barrier, is_first, rank
 from channelscope.errors import UserError
 from channelscope.files import atomic_write
 from channelscope.reading import read_text
@@ -194,8 +194,11 @@ class RunFolder:
                 f"The processes do not share a disk: {self.path} is not there for all of them. "
                 "Name a run folder that all see."
             )
-        if path is None and is_first():
-            self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        if path is None:
+            user = self.path / f"{rank()}.user"
+            user.touch()
+            self._finalizer = weakref.finalize(self, _leave_temporary, user)
+            barrier()  # no process leaves before all have come
 
     def check_space(self, needed: int) -> None:
         """Refuse a study that needs more bytes than the disk has free."""
@@ -280,6 +283,13 @@ def _make_temporary() -> str:
     """Make a temporary folder in the first process; return its path in all of them."""
     words: Sequence[str] = [tempfile.mkdtemp(prefix="channelscope-")] if is_first() else []
     return all_gather_words(words)[0]
+
+
+def _leave_temporary(user: Path) -> None:
+    """Remove a process's mark from a temporary folder; the last to leave removes the folder."""
+    user.unlink(missing_ok=True)
+    if not any(user.parent.glob("*.user")):
+        shutil.rmtree(user.parent, ignore_errors=True)
 
 
 def _checksum(parts: Iterator[ndarray]) -> int:

@@ -6,6 +6,7 @@ they are compared with uses the same functions. Shapes are not checked, which ta
 the rest.
 """
 
+import gc
 import json
 import os
 import pickle
@@ -135,6 +136,24 @@ def draw_seeds() -> tuple[set[int], bytes]:
     return attack.seeds, result.attacks.to_csv().encode()
 
 
+def keep_temporary() -> tuple[bool, bool]:
+    """Tell whether a study's temporary folder outlives the first process's use, and the last's."""
+    study = cs.Study(make_networks(), make_images(), attack="pgd-2", eps=0.1, **BRIEF)
+    study.run("alignment")
+    folder = study.folder.path
+    if distributed.is_first():
+        del study
+        gc.collect()
+    distributed.barrier()
+    is_kept = folder.exists()
+    distributed.barrier()
+    if not distributed.is_first():
+        del study
+        gc.collect()
+    distributed.barrier()
+    return is_kept, folder.exists()
+
+
 def count_progress() -> list[int]:
     """Return by how many images the progress goes on, from step to step."""
     steps: list[int] = []
@@ -193,6 +212,7 @@ def do_everything(folder: Path) -> dict[str, Any]:
             "streamed": read_streamed(folder),
             "seeds": draw_seeds(),
             "progress": count_progress(),
+            "temporary": keep_temporary(),
             "refused": refuse_differences(),
         }
 
