@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from channelscope.analyses.base import ANALYSES, VERDICTS, Finding, Outcome, Verdict, make_tables
+from channelscope.analyses.base import (
+    ANALYSES,
+    VERDICTS,
+    Finding,
+    Outcome,
+    Verdict,
+    make_tables,
+    measure_study,
+)
 from channelscope.analyses.claims import CLAIMS, FEWEST_CLASSES, LEAST, judge_claims
 from channelscope.analyses.faults import find_faults
 from channelscope.analyses.methods import get_base, list_methods
@@ -24,6 +32,7 @@ CLASSES, COUNT, REPLICATES = 10, 20, 200
 CHECKED = Outcome(checked=True)
 EQUAL: Mapping[str, Any] = {"epochs": 10}
 JOINT = "pgd-20:joint-sweep"  # an attack that is made for gates
+RESTARTS = "pgd-20x7"  # what the base has in its place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,16 +221,53 @@ def test_c2_measures_the_rise_of_the_weighted_nr_mass(rise: float, outcome: str)
     verdict = judge("C2", standard(rise=0.1), trained(rise=rise))
     assert verdict.verdict == outcome
     assert verdict.models == "at"
-    assert verdict.estimate == pytest.approx(rise, abs=1e-6)
+    assert verdict.estimate == pytest.approx(rise, abs=1e-4)
     assert "of std: +10.0 points" in verdict.statement
 
 
 def test_c2_has_to_hold_on_images_that_withstand_the_attack() -> None:
-    opposed = judge("C2", standard(), trained(rise=0.3, rise_withstanding=-0.1))
+    opposed = judge("C2", standard(rise=0.2), trained(rise=0.3, rise_withstanding=-0.1))
     assert opposed.verdict == "inconclusive"
     assert (opposed.p, opposed.estimate > 0.05) == (1.0, True)
-    untouched = judge("C2", standard(), trained(rise=0.3, rise_withstanding=0.0))
+    untouched = judge("C2", standard(rise=0.2), trained(rise=0.3, rise_withstanding=0.0))
     assert untouched.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("sign", "withstanding", "outcome"),
+    [
+        (1, 0.015, "inconclusive"),
+        (1, 0.025, "supported"),
+        (-1, 0.015, "inconclusive"),
+        (-1, 0.025, "not supported"),
+    ],
+)
+def test_c2_asks_the_least_effect_of_images_that_withstand_too(
+    sign: int, withstanding: float, outcome: str
+) -> None:
+    """Of the two rises the smaller decides, and is the estimate."""
+    network = trained(rise=sign * 0.3, rise_withstanding=sign * withstanding, noise=1e-3)
+    verdict = judge("C2", standard(rise=0.2), network, count=100)
+    assert verdict.verdict == outcome
+    assert verdict.p < 0.05
+    assert verdict.estimate == pytest.approx(sign * withstanding, abs=1e-3)
+    assert verdict.low <= verdict.estimate <= verdict.high
+
+
+def test_c2_takes_the_rise_on_all_images_where_it_is_the_smaller() -> None:
+    verdict = judge("C2", standard(rise=0.2), trained(rise=0.03, rise_withstanding=0.3, robust=0.1))
+    assert verdict.estimate == pytest.approx(0.1 * 0.3 + 0.9 * 0.03, abs=1e-3)
+
+
+@pytest.mark.parametrize("rise", [0.0, -0.2])
+def test_c2_is_not_judged_where_the_attack_does_not_raise_the_standard_networks_mass(
+    rise: float,
+) -> None:
+    """Adversarial training leaves only what is there without it."""
+    for trained_rise in (0.1, -0.1):
+        verdict = judge("C2", standard(rise=rise), trained(rise=trained_rise))
+        assert verdict.verdict == "not judged"
+        assert "does not clearly raise the share in std" in verdict.statement
 
 
 ORDERED = np.linspace(0.2, 0.8, CLASSES)
@@ -304,11 +350,16 @@ def test_c4_takes_no_few_images_word() -> None:
 
 
 def test_c4_names_the_strongest_attacks_and_says_what_was_not_done() -> None:
-    both = trained(attacks=("pgd-20", "apgd-ce")), gated(attacks=("pgd-20", "apgd-ce", JOINT))
+    shared = "pgd-20", "apgd-ce"
+    both = trained(attacks=(*shared, RESTARTS)), gated(attacks=(*shared, JOINT))
     study = study_of(*both)
     study.arrays = {**study.arrays, f"correct/1/{JOINT}": np.zeros(CLASSES * COUNT, dtype=bool)}
     complete = get_verdict("C4", study).statement
     assert f"The strongest attacks: {JOINT} on cifs, pgd-20 on at." in complete
+    assert (
+        "Attacks made for gates ran on cifs alone; at had as many restarts of PGD (pgd-20x7)."
+        in complete
+    )
     for words in ("No attack made for gates", "was not checked", "is not on record"):
         assert words not in complete
     plain = judge("C4", trained(), gated(outcome=Outcome(), compute=None)).statement
@@ -330,12 +381,24 @@ def test_c5_compares_the_nr_mass_under_attack(mass: float, outcome: str) -> None
         assert f"cifs minus at: {2 * (0.3 - mass):+.3f}" in verdict.statement
 
 
-def test_c5_needs_suppression_and_alignment_to_agree() -> None:
+def test_c5_is_decided_by_the_nr_mass_and_reports_the_signed_mass() -> None:
     """An NR channel whose activation is negative speaks for the class: more mass, more aligned."""
     verdict = judge("C5", trained(mass=0.3), gated(mass=-0.5))
-    assert verdict.verdict == "inconclusive"
-    assert verdict.p == 1.0
+    assert verdict.verdict == "not supported"
     assert verdict.estimate == pytest.approx(-0.2, abs=1e-6)
+    assert "(signed mass), cifs minus at: +0.600" in verdict.statement
+
+
+def test_where_no_activation_is_negative_the_signed_mass_follows_from_the_nr_mass() -> None:
+    study = study_of(trained(mass=0.3, rise=0.1, noise=0.02))
+    study.arrays = {
+        name: np.abs(array) if name.startswith("activations") else array
+        for name, array in study.arrays.items()
+    }
+    measures = measure_study(study, "at", "layer4")
+    np.testing.assert_allclose(
+        measures["signed_mass_adversarial"], 1 - 2 * measures["nr_mass_adversarial"], atol=1e-12
+    )
 
 
 # ---------------------------------------------------------------- least effects, level, correction
@@ -345,7 +408,7 @@ def test_c5_needs_suppression_and_alignment_to_agree() -> None:
     ("claim", "networks"),
     [
         ("C1", (standard(moved=0.34), trained(moved=0.30))),
-        ("C2", (standard(), trained(rise=0.015, noise=1e-3))),
+        ("C2", (standard(rise=0.2), trained(rise=0.015, noise=1e-3))),
         ("C4", (trained(), gated(robust=0.51))),
         ("C5", (trained(mass=0.3, noise=1e-3), gated(mass=0.285, noise=1e-3))),
     ],
@@ -423,7 +486,7 @@ def test_claims_on_a_network_with_a_fault_are_not_judged(
     networks = [
         make(**defaults | (changes if label == network else {}))
         for label, make, defaults in (
-            ("std", standard, {}),
+            ("std", standard, {"rise": 0.2}),
             ("at", trained, {"robust": ORDERED, "rise": tuple(0.1 * ORDERED)}),
             ("cifs", gated, {}),
         )
@@ -488,10 +551,21 @@ def test_compute_that_is_not_on_record_is_said(ours: Any, theirs: Any) -> None:
     [
         (("pgd-20", "apgd-ce"), ("pgd-20",), "apgd-ce"),
         (("pgd-20",), ("square", "apgd-ce", "pgd-20"), "apgd-ce, square"),
-        (("pgd-20", JOINT), ("pgd-20",), ""),
-        (("pgd-20", "pgd-20:from-std"), ("pgd-20",), ""),
+        (("pgd-20", JOINT), ("pgd-20", RESTARTS), ""),
+        (("pgd-20", "pgd-20:from-std"), ("pgd-20", RESTARTS), ""),
+        (("pgd-20", JOINT, RESTARTS), ("pgd-20", JOINT, RESTARTS), ""),
+        (("pgd-20", JOINT), ("pgd-20", "apgd-ce", RESTARTS), "apgd-ce"),
+        (("pgd-20",), ("pgd-20", RESTARTS), RESTARTS),
     ],
-    ids=["gates' extra", "base's extra", "made for gates", "from another"],
+    ids=[
+        "gates' extra",
+        "base's extra",
+        "made for gates",
+        "from another",
+        "named for both",
+        "restarts and more",
+        "restarts for nothing",
+    ],
 )
 def test_c4_wants_the_same_attacks_on_both(
     ours: Sequence[str], theirs: Sequence[str], missing: str
@@ -501,6 +575,19 @@ def test_c4_wants_the_same_attacks_on_both(
     assert verdict.verdict == ("not judged" if missing else "supported")
     assert (f"Only one of them was given {missing}." in verdict.statement) == bool(missing)
     assert judge("C5", *networks).verdict == "supported"  # it is of one attack, on both
+
+
+@pytest.mark.parametrize("extra", [JOINT, "pgd-20:from-std"])
+def test_c4_wants_as_many_attempts_on_the_base(extra: str) -> None:
+    more = gated(attacks=("pgd-20", extra), robust=0.3, mass=0.1)
+    sentence = f"cifs was attacked more often than at, which had no restarts in place of {extra}."
+    verdict = judge("C4", trained(), more)
+    assert verdict.verdict == "not judged"
+    assert sentence in verdict.statement
+    # What a check called for is no match for attacks made for gates.
+    outcome = Outcome(checked=True, fallbacks=(RESTARTS,))
+    called = trained(attacks=("pgd-20", RESTARTS), outcome=outcome)
+    assert judge("C4", called, more).verdict == "not judged"
 
 
 @pytest.mark.parametrize("masked", ["cifs", "at"])

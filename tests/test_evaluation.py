@@ -18,6 +18,8 @@ from channelscope.attacks import APGD, FGSM, PGD, find_correct, stop_early
 from channelscope.attacks.suites import SUITES, attacks_on
 from channelscope.cli import main
 from channelscope.files import DIGESTS
+from channelscope.study.evaluation import Plan, attacks_on_model
+from channelscope.study.models import load_models
 from helpers import masked
 from helpers.expect import contents, mistake, randomness_untouched
 from helpers.runs import digits, trained, write_npz
@@ -195,6 +197,29 @@ def test_suites() -> None:
         names(plain, "pgd-20-l2")
     with mistake("'nonsense'"):
         names(plain, "nonsense")
+
+
+def test_networks_without_gates_are_attacked_as_often_as_those_with_gates() -> None:
+    """In the place of attacks made for gates they get restarts of PGD."""
+    at, cifs = cs.load(trained("at")), cs.load(trained("cifs"))
+
+    def names(label: str, *wanted: str, eps: float = 0.1, **models: nn.Module) -> list[str]:
+        loaded = load_models(models, {}, torch.device("cpu"))
+        (model,) = [model for model in loaded if model.label == label]
+        plan = Plan(attacks=wanted, eps=0.1, norm="inf")
+        attacks = attacks_on_model(model, loaded, plan, eps, classes=4)
+        assert {attack.eps for attack in attacks.values()} == {eps}
+        return list(attacks)
+
+    # Two sweeps of seven losses; masks held in two ways; one probe; images made on the other.
+    shared = ["pgd-20", "cw-30", "apgd-ce", "apgd-dlr"]
+    assert names("at", "adaptive", at=at, cifs=cifs) == [*shared, "pgd-20x18"]
+    assert names("at", "adaptive", eps=0.05, at=at, cifs=cifs) == [*shared, "pgd-20x18"]
+    assert len(names("cifs", "adaptive", at=at, cifs=cifs)) == 10
+    assert names("at", "paper", at=at, cifs=cifs)[4:] == ["pgd-20x14"]
+    assert names("at", "pgd-20", "joint-sweep", at=at, cifs=cifs)[1:] == ["pgd-20:joint-sweep"]
+    assert names("at", "adaptive", at=at) == shared
+    assert len(names("cifs", "adaptive", cifs=cifs)) == 9
 
 
 def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:

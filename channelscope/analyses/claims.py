@@ -14,6 +14,7 @@ with one network a method, a verdict is on these networks and says so.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -69,6 +70,8 @@ _NEEDS = {
     "C5": "needs a CIFS network and the method it adds gates to, such as AT",
 }
 FEWEST_CLASSES = 8  # fewer cannot be ordered surprisingly enough
+
+_RESTARTS = re.compile(r"pgd-\d+x\d+(-l2)?")  # names of restarts of PGD on the cross-entropy
 
 Unit = Literal["number", "points"]
 
@@ -192,7 +195,9 @@ def _ask_c1(study: Study, trained: Method, standard: Method) -> _Question:
 def _ask_c2(study: Study, trained: Method, standard: Method) -> _Question:
     """C2: rise of the weighted NR mass under the attack, on all images and on those that withstand.
 
-    Both have to show it: images that the attack breaks have lost their logit by definition.
+    Both have to show it, each by the least effect: images that the attack breaks have lost their
+    logit by definition. The smaller of the two is the effect. "Leaves" is said of what is there
+    without adversarial training: so the attack has to raise the standard networks' mass.
     """
     level = study.settings["level"]
     every, withstanding, usual = (
@@ -202,9 +207,6 @@ def _ask_c2(study: Study, trained: Method, standard: Method) -> _Question:
     part = math.nan
     if all(study.penultimate(model) for model in trained.models):  # elsewhere it is no logit's fall
         part = float(_mean_measure(study, trained, "nr_fall")[:, 0].mean())
-    agrees = every.value * withstanding.value > 0
-    p = max(every.p, withstanding.p) if agrees else 1.0
-    effect = replace(every, p=math.nan if math.isnan(withstanding.p) else p)
     statement = (
         f"Share of {trained.label}'s relevant activation on negatively relevant channels, rise "
         f"under the attack: {_format(study, every, '+.1f', 'points')}; on the images that "
@@ -213,9 +215,27 @@ def _ask_c2(study: Study, trained: Method, standard: Method) -> _Question:
     )
     if not math.isnan(part):  # as where no class's logit falls
         statement += f" Of the fall of the class's logit {part:.0%} comes from these channels."
-    blocked = "" if not math.isnan(withstanding.value) else "No image withstands the attack."
+    blocked = ""
+    if math.isnan(withstanding.value):
+        blocked = "No image withstands the attack."
+    elif not (usual.value > 0 and usual.p < 1 - level):
+        blocked = (
+            f"The attack does not clearly raise the share in {standard.label}: there is nothing "
+            "for adversarial training to leave."
+        )
+    effect = _combine(every, withstanding)
     question = _ask(study, "C2", trained.label, statement, effect, trained)
     return replace(question, blocked=blocked)
+
+
+def _combine(one: Effect, other: Effect) -> Effect:
+    """Return the smaller of two effects that both have to be there, with the larger p."""
+    if math.isnan(other.p):
+        return replace(one, p=math.nan)
+    if one.value * other.value <= 0:
+        return replace(one, p=1.0)
+    smaller = min(one, other, key=lambda effect: abs(effect.value))
+    return replace(smaller, p=max(one.p, other.p))
 
 
 def _ask_c3(study: Study, trained: Method, _standard: Method) -> _Question:
@@ -255,7 +275,11 @@ def _ask_c3(study: Study, trained: Method, _standard: Method) -> _Question:
 
 
 def _ask_c4(study: Study, gated: Method, base: Method) -> _Question:
-    """C4: worst-case robust accuracy of the gated networks less that of their base."""
+    """C4: worst-case robust accuracy of the gated networks less that of their base.
+
+    The worst case is lower the more attempts it is over. Attacks made for gates cannot be made on
+    the base, where all of them are PGD on the cross-entropy: it has as many restarts of that.
+    """
     level = study.settings["level"]
     if len(gated.models) == len(base.models) == 1:
         ours, theirs = (worst_case(study, method.models[0]) for method in (gated, base))
@@ -280,6 +304,11 @@ def _ask_c4(study: Study, gated: Method, base: Method) -> _Question:
     )
     if not any(map(is_made_for_gates, study.attacks(gated.models[0]))):
         statement += " No attack made for gates was run."
+    elif restarts := _find_restarts(study, gated, base):
+        statement += (
+            f" Attacks made for gates ran on {gated.label} alone; {base.label} had as many "
+            f"restarts of PGD ({restarts})."
+        )
     outcomes = [study.outcome(model) for model in (*gated.models, *base.models)]
     if not all(outcome.checked for outcome in outcomes):
         statement += " Gradient masking was not checked (--checks, or 'channelscope evaluate')."
@@ -292,18 +321,19 @@ def _ask_c4(study: Study, gated: Method, base: Method) -> _Question:
 
 
 def _ask_c5(study: Study, gated: Method, base: Method) -> _Question:
-    """C5: weighted NR mass on adversarial data, base less gated; signed mass has to agree."""
-    level = study.settings["level"]
+    """C5: weighted NR mass on adversarial data, base less gated.
+
+    The signed mass is reported beside it: of activations that are nowhere negative it is
+    1 - 2 (NR mass), so it has nothing to decide.
+    """
     mass, signed = (
         estimate_effect(
             [_mean_measure(study, method, f"{name}_adversarial") for method in (gated, base)],
             signs,
-            level,
+            study.settings["level"],
         )
         for name, signs in (("nr_mass", (-1, 1)), ("signed_mass", (1, -1)))
     )
-    p = float(np.maximum(mass.p, signed.p)) if mass.value * signed.value > 0 else 1.0
-    effect = replace(mass, p=math.nan if math.isnan(mass.p) else p)
     statement = (
         "Share of the relevant activation on negatively relevant channels under the attack, "
         f"{base.label} minus {gated.label}: {_format(study, mass, '+.1f', 'points')}; alignment of "
@@ -311,7 +341,7 @@ def _ask_c5(study: Study, gated: Method, base: Method) -> _Question:
         f"{_format(study, signed, '+.3f')}. Whether it is more robust for that is C4's question."
     )
     models = f"{gated.label} - {base.label}"
-    return _ask(study, "C5", models, statement, effect, gated)
+    return _ask(study, "C5", models, statement, mass, gated)
 
 
 def _ask(
@@ -436,13 +466,28 @@ def _compare_compute(study: Study, gated: Method, base: Method) -> str:
 
 
 def _compare_attacks(study: Study, gated: Method, base: Method) -> str:
-    """Say which attacks only one of them was given, beside those that are made for gates."""
-    lists = [
-        {name for name in study.attacks(method.models[0]) if not _is_extra(name)}
-        for method in (gated, base)
-    ]
-    different = sorted(lists[0] ^ lists[1])
+    """Say which attacks only one of them was given; nothing where both had as many attempts.
+
+    Attacks that are made for gates, or from another network, have their match in restarts.
+    """
+    ours, theirs = (set(study.attacks(method.models[0])) for method in (gated, base))
+    restarts = _find_restarts(study, gated, base)
+    extras = sorted(filter(_is_extra, ours))
+    if extras and not restarts and not any(map(_is_extra, theirs)):
+        return (
+            f"{gated.label} was attacked more often than {base.label}, which had no restarts in "
+            f"place of {', '.join(extras)}."
+        )
+    matched = {restarts} if extras else set()
+    different = sorted(name for name in (ours ^ theirs) - matched if not _is_extra(name))
     return f"Only one of them was given {', '.join(different)}." if different else ""
+
+
+def _find_restarts(study: Study, gated: Method, base: Method) -> str:
+    """Return the restarts of PGD that the base alone has; empty where there are none."""
+    model = base.models[0]
+    others = {*study.attacks(gated.models[0]), *study.outcome(model).fallbacks}
+    return next((a for a in study.attacks(model) if _RESTARTS.fullmatch(a) and a not in others), "")
 
 
 def _is_extra(attack: str) -> bool:

@@ -457,17 +457,35 @@ def _sweep(
 def attacks_on_model(
     model: Model, models: Sequence[Model], plan: Plan, eps: float, classes: int
 ) -> dict[str, AttackLike]:
-    """Name the attacks on one network; a gated one also gets the images made on the others."""
-    twins: dict[str, nn.Module] = {}
+    """Name the attacks on one network, which is attacked as often as the others.
+
+    A gated one also gets attacks made for gates, and images made on the others. The worst case is
+    lower the more attempts it is over, so a network without gates beside it gets as many restarts
+    of PGD-20. That is what attacks made for gates are on it: without gates the joint loss, a
+    probe's and masks that are held or detached all leave the cross-entropy.
+    """
+    twins = {
+        other.label: other.network for other in models if not isinstance(other.network, Selective)
+    }
+
+    def expand(network: nn.Module) -> dict[str, AttackLike]:
+        others = twins if isinstance(network, Selective) else {}
+        return attacks_on(
+            network, plan.attacks, eps=eps, norm=plan.norm, classes=classes, twins=others
+        )
+
+    attacks = expand(model.network)
     if isinstance(model.network, Selective):
-        twins = {
-            other.label: other.network
-            for other in models
-            if not isinstance(other.network, Selective)
-        }
-    return attacks_on(
-        model.network, plan.attacks, eps=eps, norm=plan.norm, classes=classes, twins=twins
-    )
+        return attacks
+    for_gates = [
+        [attack for name, attack in expand(other.network).items() if name not in attacks]
+        for other in models
+        if isinstance(other.network, Selective)
+    ]
+    if count := max(map(count_parts, for_gates), default=0):
+        restarts = PGD(eps=eps, norm=plan.norm, restarts=max(count, 2))  # with 1 it would be PGD-20
+        attacks.setdefault(attack_name(restarts), restarts)
+    return attacks
 
 
 def count_parts(attacks: Sequence[AttackLike]) -> int:
