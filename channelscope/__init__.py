@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
     from channelscope.layers.features import ablated, capture
     from channelscope.layers.hooks import hooked
+    from channelscope.networks import normalised
     from channelscope.objectives import Joint, cross_entropy, dlr, margin
     from channelscope.result import Result
     from channelscope.study.study import Study
@@ -51,6 +52,7 @@ _MODULES = {
     "ablated": "layers.features",
     "capture": "layers.features",
     "hooked": "layers.hooks",
+    "normalised": "networks",
     "Joint": "objectives",
     "cross_entropy": "objectives",
     "dlr": "objectives",
@@ -94,6 +96,7 @@ __all__ = [
     "intervene",
     "load",
     "margin",
+    "normalised",
     "relevance",
     "sweep",
     "train",

@@ -5,9 +5,11 @@ image units. ResNet: He et al., CVPR 2016 (arXiv 1512.03385). WideResNet: Zagoru
 BMVC 2016 (arXiv 1605.07146).
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from channelscope.errors import UserError, suggest
+from channelscope.layers.hooks import named_layers
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""The mean and the standard deviation of each input channel, or one number for all."""
+
+NORMALISATIONS: dict[str, Statistics | None] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5,), (0.5,)),
+    "none": None,
+}
+"""The usual normalisations by name; "half" makes images of [-1, 1]."""
 
 
 class Normalise(nn.Module):
@@ -31,6 +46,86 @@ class Normalise(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return (x - self.mean) / self.std
+
+
+class Normalised(nn.Module):
+    """A network of normalised images that takes images in [0, 1]; its layers keep their names."""
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.normalise = Normalise(mean, std)
+        self.network = network
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """List the network's layers under their own names."""
+        return named_layers(self.network)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Any:
+        return self.network(self.normalise(x))
+
+
+def normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Normalised:
+    """Return a network that normalises images in [0, 1] first: for networks that expect it done.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> normalised(net, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 8])
+
+    Args:
+        network: any network.
+        mean, std: of each input channel, in [0, 1] image units; or one number for all.
+
+    Raises:
+        UserError: for numbers that do not fit.
+    """
+    check_statistics(tuple(mean), tuple(std), "normalised")
+    return Normalised(network, mean, std).train(network.training)
+
+
+def read_normalisation(normalise: str | Statistics) -> Statistics | None:
+    """Read a normalisation: a name, ``MEAN;STD`` or two sequences; None for no normalisation.
+
+    >>> read_normalisation("0.5,0.5,0.4;0.2")
+    ((0.5, 0.5, 0.4), (0.2, 0.2, 0.2))
+
+    Args:
+        normalise: a key of ``NORMALISATIONS``; numbers with commas between them, and a semicolon
+            between mean and standard deviation; or a pair (mean, std).
+
+    Raises:
+        UserError: for an unknown name, or numbers that do not fit.
+    """
+    if isinstance(normalise, str) and normalise in NORMALISATIONS:
+        return NORMALISATIONS[normalise]
+    try:
+        pair = normalise.split(";") if isinstance(normalise, str) else normalise
+        mean, std = (
+            tuple(map(float, part.split(",") if isinstance(part, str) else part)) for part in pair
+        )
+    except (TypeError, ValueError) as error:
+        names = ", ".join(NORMALISATIONS)
+        raise UserError(
+            f"normalise: {normalise!r} is no normalisation: choose from {names}, or write "
+            "MEAN;STD, such as 0.49,0.48,0.45;0.25,0.24,0.26."
+        ) from error
+    check_statistics(mean, std, "normalise")
+    count = max(len(mean), len(std))
+    return mean * (count // len(mean)), std * (count // len(std))
+
+
+def check_statistics(mean: tuple[float, ...], std: tuple[float, ...], argument: str) -> None:
+    """Refuse a mean and a standard deviation that are not those of images in [0, 1]."""
+    fits = mean and std and (len(mean) == len(std) or 1 in (len(mean), len(std)))
+    if not fits or not all(math.isfinite(number) for number in (*mean, *std)) or min(std) <= 0:
+        raise UserError(
+            f"{argument}: the mean {mean} and the standard deviation {std} need a number for each "
+            "input channel, the latter above 0."
+        )
+    if max(map(abs, (*mean, *std))) > 2:
+        raise UserError(
+            f"{argument}: the mean {mean} and the standard deviation {std} are those of bytes: "
+            "divide them by 255, as images are in [0, 1]."
+        )
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:

@@ -5,7 +5,13 @@ import torch
 
 from channelscope.errors import UserError
 from channelscope.layers.features import capture
-from channelscope.networks import RESNETS, Architecture
+from channelscope.networks import (
+    NORMALISATIONS,
+    RESNETS,
+    Architecture,
+    normalised,
+    read_normalisation,
+)
 
 ARCHS = [*RESNETS, "wrn-10-1", "wrn-16-2", "wrn-22-1"]
 
@@ -116,3 +122,51 @@ def test_same_seed_builds_the_same_network() -> None:
 def test_mistakes_are_answered_with_a_sentence(options: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         grey(**options)
+
+
+# ---------------------------------------------------------------- normalisation around any network
+
+
+def test_a_normalised_network_keeps_the_names_of_its_layers() -> None:
+    inner = grey(arch="resnet10").build().eval()
+    network = normalised(inner, (0.5,), (0.25,))
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(network(x), inner((x - 0.5) / 0.25))
+    assert not network.training
+    with capture(network, "layer4.0") as features:
+        network(x)
+    assert features["layer4.0"].shape[:2] == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "statistics"),
+    [
+        ("imagenet", NORMALISATIONS["imagenet"]),
+        ("none", None),
+        ("0.1;0.2", ((0.1,), (0.2,))),
+        ("0.1, 0.2,0.3;0.5", ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))),
+        (((0.1, 0.2), (0.3, 0.4)), ((0.1, 0.2), (0.3, 0.4))),
+    ],
+    ids=str,
+)
+def test_a_normalisation_has_a_name_or_numbers(text: object, statistics: object) -> None:
+    assert read_normalisation(text) == statistics
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("imagnet", "'imagnet' is no normalisation: choose from cifar10, "),
+        ("0.5", "write MEAN;STD"),
+        ("0.5;0.5;0.5", "write MEAN;STD"),
+        ("0.5,x;0.5", "write MEAN;STD"),
+        ("0.5;0", "above 0"),
+        ("0.5;nan", "for each input channel"),
+        ("0.5,0.5;0.5,0.5,0.5", "for each input channel"),
+        ("123.7,116.3,103.5;58.4,57.1,57.4", "divide them by 255"),
+    ],
+    ids=str,
+)
+def test_what_is_no_normalisation(text: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_normalisation(text)
