@@ -8,12 +8,14 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Self
-from zipfile import ZIP_DEFLATED, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 import pandas as pd
@@ -52,6 +54,7 @@ COMMANDS: dict[Kind, str] = {
     "sweep": "sweep",
 }
 _MOST_ROWS = 100_000  # of a channel table that is written as CSV in full: more is a summary there
+_SAMPLE = 10_000  # numbers that tell whether an array can be compressed
 _SUMMARY_WORDS = {"all", "across"}  # in the columns of classes: rows over several classes
 # What of meta.json is shown or reckoned with.
 _META = {
@@ -251,10 +254,15 @@ class Result:
                 groups[name] = list(table.groups)
                 for index, columns in enumerate(table.groups.values()):
                     arrays |= {f"tables/{name}/{index}/{key}": columns[key] for key in columns}
-                table = table.frame() if len(table) <= _MOST_ROWS else table.summary()
-            table.to_csv(folder / f"{name}.csv", index=False)
         shared = _find_shared(arrays)
-        _write_arrays(folder / "arrays.npz", {k: v for k, v in arrays.items() if k not in shared})
+        arrays = {name: array for name, array in arrays.items() if name not in shared}
+        with ThreadPoolExecutor(1) as thread:  # compression leaves the interpreter to the tables
+            writing = thread.submit(_write_arrays, folder / "arrays.npz", arrays)
+            for name, table in self.tables.items():
+                if isinstance(table, ChannelTable):
+                    table = table.frame() if len(table) <= _MOST_ROWS else table.summary()
+                table.to_csv(folder / f"{name}.csv", index=False)
+            writing.result()
         written = {"kind": self.kind, "tables": list(self.tables)}
         meta = self.meta | written | {"groups": groups, "shared": shared}
         text = json.dumps(meta, indent=1, ensure_ascii=False)
@@ -484,11 +492,22 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             array = np.asanyarray(array)
             if array.dtype == np.float64 and name.startswith("tables/"):
-                with np.errstate(over="ignore", under="ignore"):
-                    small = array.astype(np.float32)
-                array = small if np.array_equal(small, array, equal_nan=True) else array
+                array = _shorten_numbers(array)
+            start = array.ravel()[:_SAMPLE].tobytes()
+            is_dense = len(zlib.compress(start, 1)) > 0.9 * len(start)
+            archive.compression = ZIP_STORED if is_dense else ZIP_DEFLATED
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _shorten_numbers(array: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Return the numbers in 32 bits where these hold all of them exactly, else as they are."""
+    for part in (array[:1], array):  # the first row tells most arrays that do not fit
+        with np.errstate(over="ignore", under="ignore"):
+            short = part.astype(np.float32)
+        if not np.array_equal(short, part, equal_nan=True):
+            return array
+    return short
 
 
 def _take_channel_table(

@@ -27,7 +27,12 @@ from channelscope.figures.paper import MODEL_COLOURS
 from channelscope.result import Result
 from channelscope.statistics.channels import choose_evenly
 from channelscope.statistics.intervals import estimate
-from channelscope.statistics.similarity import compute_hsic, match_channels, normalise_hsic
+from channelscope.statistics.similarity import (
+    compute_hsic,
+    match_channels,
+    normalise_hsic,
+    standardise,
+)
 from helpers.expect import mistake
 from helpers.figures import rows_of
 from helpers.studies import KeptStudy, make_result, synthetic_study
@@ -98,7 +103,9 @@ def test_layers_of_unequal_number_are_matched_from_the_deepest() -> None:
 
 
 def test_cka_has_the_interval_of_the_images_resampled() -> None:
-    a, b = STUDY.activations("net", "early"), STUDY.activations("permuted", "late")
+    a, b = (
+        standardise(STUDY.activations(*layer)) for layer in (("net", "early"), ("permuted", "late"))
+    )
     pairs = ((a, b), (a, a), (b, b))
     wanted = estimate(normalise_hsic(*(compute_hsic(*pair, STUDY.weights) for pair in pairs)))
     row = rows_of(PERMUTED.matching, model="net", layer="early", other_layer="late").iloc[0]

@@ -577,3 +577,40 @@ def test_replicates_that_vary_have_the_bootstraps_interval() -> None:
     assert np.array_equal(bounded, estimate_columns(replicates, 0.95, (0.0, 1.0)))
     few = estimate_bounded_columns(replicates[:5], 30, 0.95, (0.0, 1.0))
     assert np.isnan(few[1:]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 64, 65, 700])
+def test_ranks_are_those_of_scipy_also_of_values_that_differ_by_rounding(channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    rows = rng.normal(size=(9, channels))
+    rows[0] = 0
+    rows[1] = np.where(rng.random(channels) < 0.5, 0.0, -0.0)
+    rows[2] = 1 + 2.0**-52 * rng.integers(0, 50, channels)
+    rows[3] = -rows[2]
+    rows[4] *= 1e300
+    rows[5] *= 1e-310
+    rows[6, : channels // 3] = np.inf
+    rows[7, : channels // 3] = -np.inf
+    rows[8] = np.round(rows[8], 1)
+    np.testing.assert_array_equal(measures.rank(rows), scipy.stats.rankdata(rows, axis=-1))
+
+
+def test_a_row_with_an_unknown_value_has_no_ranks() -> None:
+    ranks = measures.rank(np.array([[3.0, np.nan, 1.0], [3.0, 2.0, 1.0]]))
+    np.testing.assert_array_equal(ranks, [[np.nan] * 3, [3, 2, 1]])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8))
+def test_few_images_have_the_uniformity_of_their_frequencies(seed: int, images: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = np.maximum(rng.normal(size=(images, 6)), 0)
+    weights = np.concatenate([np.ones((images, 1)), rng.poisson(1, (images, 5))], 1)
+    labels = np.zeros(images, int)
+    replicates = measure_replicates(values, values, values - 0.3, labels, weights, 1, 0.5)
+    for column, weight in enumerate(weights.T):
+        if weight.any():
+            active = values > 0.5 * values.max(1, keepdims=True)
+            expected = measures.uniformity(weight @ active / weight.sum())
+            value = replicates["uniformity_natural"][column, 0]
+            np.testing.assert_allclose(value, expected, atol=1e-12)

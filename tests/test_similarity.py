@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from numpy import ndarray
 
 import reference
-from channelscope.statistics.similarity import cka, compute_hsic, match_channels, normalise_hsic
+from channelscope.statistics.similarity import (
+    cka,
+    compute_hsic,
+    match_channels,
+    normalise_hsic,
+    standardise,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 widths = st.integers(1, 6)
@@ -88,7 +94,7 @@ def test_activations_in_single_precision_far_from_zero_lose_nothing() -> None:
 @given(seeds, st.integers(5, 12))
 def test_of_weights_only_their_proportions_matter(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
-    a, b = layer(rng, n, 3), layer(rng, n, 2)
+    a, b = standardise(layer(rng, n, 3)), standardise(layer(rng, n, 2))
     weights = np.concatenate([np.ones((n, 1)), rng.poisson(1, (n, 5)) + 0.1], 1)
     found = compute_hsic(a, b, weights)
     assert compute_hsic(a, b, 7 * weights) == pytest.approx(found)
@@ -107,7 +113,7 @@ def test_replicates_spread_as_estimates_of_new_images_do() -> None:
         )
 
     spread = np.std([cka(*draw()) for _ in range(150)])
-    a, b = draw()
+    a, b = map(standardise, draw())
     weights = np.concatenate([np.ones((n, 1)), rng.poisson(1, (n, 300))], 1).astype(float)
     replicates = normalise_hsic(
         compute_hsic(a, b, weights), compute_hsic(a, a, weights), compute_hsic(b, b, weights)

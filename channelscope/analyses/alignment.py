@@ -1,14 +1,16 @@
 """Alignment: how an attack changes the activation of a layer's channels, by class."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy import ndarray
 
 from channelscope.analyses.base import (
     Analysis,
@@ -57,7 +59,7 @@ from channelscope.figures.words import (
     select_rows,
     shorten,
 )
-from channelscope.statistics.intervals import as_columns, estimate, estimate_columns
+from channelscope.statistics.intervals import estimate_columns
 from channelscope.statistics.measures import BOUNDS, across_classes, mean_over_classes
 
 if TYPE_CHECKING:
@@ -88,29 +90,31 @@ _ACCURACY = ("accuracy", "accuracy_low", "accuracy_high")
 
 def compute_alignment(study: Study) -> dict[str, Any]:
     """Compute each measure with its interval, for each class, their mean, and across them."""
-    rows: list[dict[str, Any]] = []
+    level = study.settings["level"]
+    columns: dict[str, list[Any]] = {name: [] for name in TABLE.columns}
+
+    def add(
+        words: Sequence[str], classes: Sequence[str], replicates: Float[ndarray, "r k"]
+    ) -> None:
+        """Add a row for each class, a column of the replicates each."""
+        for name, word in zip(("model", "layer", "measure"), words, strict=True):
+            columns[name] += [word] * len(classes)
+        columns["class"] += classes
+        intervals = estimate_columns(replicates, level, BOUNDS[words[-1]])
+        for name, numbers in zip(TABLE.numbers, intervals, strict=True):
+            columns[name] += numbers.tolist()
+
     for model in study.models:
         _, robust = measure_robustness(study, model)
         for layer in study.layers(model):
             measures = measure_study(study, model, layer)
-            rows += _measure_rows(study, model, layer, measures)
+            for measure, by_class in measures.items():
+                replicates = np.column_stack([mean_over_classes(by_class), by_class])
+                add((model, layer, measure), ("all", *study.classes), replicates)
             across = across_classes(measures["signed_mass_adversarial"], robust)
-            measure = "signed_mass_robust_correlation"
-            interval = estimate(across, study.settings["level"], BOUNDS[measure])
-            row = {"model": model, "layer": layer, "class": "across", "measure": measure}
-            rows.append(row | as_columns(interval))
-    return {"alignment": rows}
-
-
-def _measure_rows(
-    study: Study, model: str, layer: str, measures: dict[str, np.ndarray]
-) -> Iterator[dict[str, Any]]:
-    for measure, by_class in measures.items():
-        replicates = np.column_stack([mean_over_classes(by_class), by_class])
-        intervals = estimate_columns(replicates, study.settings["level"], BOUNDS[measure])
-        for name, *interval in zip(("all", *study.classes), *intervals, strict=True):
-            words = {"model": model, "layer": layer, "class": name, "measure": measure}
-            yield words | dict(zip(TABLE.numbers, interval, strict=True))
+            words = model, layer, "signed_mass_robust_correlation"
+            add(words, ("across",), across[:, None])
+    return {"alignment": pd.DataFrame(columns)}
 
 
 def check_alignment(result: "Result") -> None:

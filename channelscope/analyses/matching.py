@@ -40,7 +40,12 @@ from channelscope.figures.words import (
 )
 from channelscope.statistics.channels import choose_evenly
 from channelscope.statistics.intervals import estimate_columns
-from channelscope.statistics.similarity import compute_hsic, match_channels, normalise_hsic
+from channelscope.statistics.similarity import (
+    compute_hsic,
+    match_channels,
+    normalise_hsic,
+    standardise,
+)
 
 if TYPE_CHECKING:
     from channelscope.result import Result
@@ -71,7 +76,8 @@ def _compare_layers(
     """Compare each pair of models once, every layer with every one of the other."""
     if len(study.models) < 2:
         return []
-    hsic = {layer: compute_hsic(a, a, weights) for layer, a in activations.items()}
+    standard = {layer: standardise(a) for layer, a in activations.items()}
+    hsic = {layer: compute_hsic(a, a, weights) for layer, a in standard.items()}
     pairs = [
         ((model, layer), (other, other_layer))
         for model, other in combinations(study.models, 2)
@@ -79,7 +85,7 @@ def _compare_layers(
     ]
     replicates = [
         normalise_hsic(
-            compute_hsic(activations[one], activations[other], weights), hsic[one], hsic[other]
+            compute_hsic(standard[one], standard[other], weights), hsic[one], hsic[other]
         )
         for one, other in pairs
     ]

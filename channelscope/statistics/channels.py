@@ -126,15 +126,16 @@ def measure_replicates(
         )
 
     centre, distances = _place_classes(natural, labels, classes)
+    natural, adversarial, relevance = map(np.asarray, (natural, adversarial, relevance))
     present = list(_with_images(labels, classes))
     measures: dict[str, ndarray] = {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # sorting leaves the interpreter free
         for (k, _), columns in zip(present, threads.map(measure, present), strict=True):
             for name, column in columns.items():
                 if name not in measures:
-                    measures[name] = np.full((weights.shape[1], classes), np.nan)
-                measures[name][:, k] = column
-    return measures
+                    measures[name] = np.full((classes, weights.shape[1]), np.nan)
+                measures[name][k] = column
+    return {name: by_class.T for name, by_class in measures.items()}
 
 
 def _place_classes(
@@ -172,12 +173,12 @@ def _measure_class(
     back: ndarray | slice = slice(None)
     if len(weights) <= _FEW:
         # Replicates that weigh the images in the same proportion are equal: of two images some 17
-        # of 500 differ.
-        with np.errstate(invalid="ignore"):
-            proportions = np.nan_to_num(weights / weights.sum(0), nan=-1.0)
-        _, chosen, back = np.unique(proportions, axis=1, return_index=True, return_inverse=True)
+        # of 500 differ. The smallest whole weights of one proportion, a byte each, are its key.
+        whole = weights.astype(np.uint8)
+        smallest = whole // np.maximum(np.gcd.reduce(whole, axis=0), 1)
+        keys = smallest.T.astype(np.uint64) @ (1 << 8 * np.arange(len(whole), dtype=np.uint64))
+        _, chosen, back = np.unique(keys, return_index=True, return_inverse=True)
         weights = weights[:, chosen]
-        back = np.ravel(back)
     constant = (relevance == relevance[0]).all()
     measured = measure_all(
         weighted_means(natural, weights),
@@ -189,9 +190,21 @@ def _measure_class(
     )
     absent = weights.sum(0) == 0
     for name, values in (("natural", natural), ("adversarial", adversarial)):
-        frequency = weighted_means(active(values, threshold).astype(float), weights)
-        measured[f"uniformity_{name}"] = uniformity(frequency)
+        measured[f"uniformity_{name}"] = _measure_uniformity(active(values, threshold), weights)
     return {name: np.where(absent, np.nan, column)[back] for name, column in measured.items()}
+
+
+def _measure_uniformity(
+    is_active: Bool[ndarray, "n c"], weights: Float[ndarray, "n r"]
+) -> Float[ndarray, " r"]:
+    """Measure the uniformity of the frequency with which channels are active, by replicate."""
+    if len(is_active) > _FEW:
+        return uniformity(weighted_means(is_active.astype(float), weights))
+    # Few images have few kinds of channels: those that are active on the same images.
+    counts = np.bincount(np.packbits(is_active, axis=0)[0])
+    kinds = np.flatnonzero(counts).astype(np.uint8)
+    of_kinds = np.unpackbits(kinds[None], axis=0)[: len(is_active)]
+    return uniformity(weighted_means(of_kinds.astype(float), weights), counts[kinds])
 
 
 def mass_replicates(
@@ -219,7 +232,7 @@ def weighted_means(
 ) -> Float[ndarray, "r c"]:
     """Return the mean of the rows under each column of weights; NaN where these sum to 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        means: ndarray = (weights.T @ values) / weights.sum(0)[:, None]
+        means: ndarray = (weights / weights.sum(0)).T @ values
     return means
 
 

@@ -34,11 +34,9 @@ def cka(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> float:
             constant.
     """
     once = np.ones((len(a), 1))
-    return float(
-        normalise_hsic(
-            compute_hsic(a, b, once), compute_hsic(a, a, once), compute_hsic(b, b, once)
-        )[0]
-    )
+    a, b = standardise(a), standardise(b)
+    between, own, others = (compute_hsic(*pair, once) for pair in ((a, b), (a, a), (b, b)))
+    return float(normalise_hsic(between, own, others)[0])
 
 
 def normalise_hsic(
@@ -66,19 +64,19 @@ def compute_hsic(
     the unbiased estimator leaves out. Time and memory grow with n c d and n r, not with n^2.
 
     Args:
-        a, b: activations of the same images.
+        a, b: activations of the same images, standardised.
         weights: of each image in each replicate; see ``stats.bootstrap_weights``. Column 0, all 1,
             is the estimate.
     """
     n = len(a)
     if n < FEWEST:
         return np.full(weights.shape[1], np.nan)
-    parts = _parts(_standard(a), _standard(b)) / (n - 3)
+    parts = _parts(a, b) / (n - 3)
     with np.errstate(invalid="ignore", divide="ignore"):
         return parts.mean() + 2 * (parts @ (weights / weights.sum(0)) - parts.mean())
 
 
-def _standard(a: Float[ndarray, "n c"]) -> Float[ndarray, "n c"]:
+def standardise(a: Float[ndarray, "n c"]) -> Float[ndarray, "n c"]:
     """Centre activations and scale them to a total variance of 1; zeros for constant ones."""
     centred = a.astype(np.float64) - a.mean(0, dtype=np.float64)
     size = np.sqrt((centred**2).sum(1).mean())
