@@ -12,10 +12,12 @@ import channelscope as cs
 from channelscope.analyses.base import Finding
 from channelscope.cli.printing import print_result
 from channelscope.data import Dataset
+from channelscope.objectives import margin
+from channelscope.study.attacked_images import AttackedImages
 from channelscope.study.masking import CHECKS
 from channelscope.study.study import Study
 from helpers.expect import mistake, randomness_untouched
-from helpers.masked import Masked, Noisy, Purified, Saturated
+from helpers.masked import EPS, Masked, Noisy, Purified, Saturated
 from helpers.networks import gated, images, mixed, plain, unchanged
 from helpers.runs import digits, trained
 
@@ -89,9 +91,16 @@ def test_an_honest_network_of_another_precision_has_no_faults(dtype: torch.dtype
     assert find(standard().to(dtype)) == ()
 
 
-def test_networks_that_are_sure_of_some_answers_have_a_gradient() -> None:
-    """Their cross-entropy underflows on some images; the margin does not."""
-    assert find(Somewhat(standard())) == ()
+def test_networks_that_are_sure_of_some_answers_are_judged_by_what_it_hides() -> None:
+    """Their cross-entropy underflows on some images, the margin does not: it may break them."""
+    network = Somewhat(standard())
+    for eps in (0.001, 0.0):
+        assert find(network, eps=eps) == ()
+    (fault,) = find(network, eps=0.1)
+    assert fault.check == "zero-gradient"
+    assert "PGD-20 on it leaves 4 of these, of which PGD-20 on the margin breaks 4" in (
+        fault.sentence
+    )
 
 
 class Somewhat(Masked):
@@ -139,6 +148,42 @@ def test_a_comparison_of_a_faulty_network_ends_or_is_refused_in_a_sentence(name:
         options |= {"attack": "square-5", "attacks": ("square-5",)}
     result = cs.compare(models, (x, y), **options)
     assert set(result.robustness["model"]) == set(models)
+
+
+class Scaled(Masked):
+    """Scales the logits: it answers as the network within, and its softmax is surer."""
+
+    def __init__(self, within: nn.Module, factor: float) -> None:
+        super().__init__(within)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.within(x)
+
+
+@pytest.mark.parametrize("factor", [10, 30, 100, 1000])
+@pytest.mark.parametrize("method", ["standard", "at"])
+def test_logits_that_are_scaled_up_are_a_fault_where_they_mislead_attacks(
+    method: str, factor: float
+) -> None:
+    """PGD on the cross-entropy stands still where the softmax underflows."""
+    network = Scaled(cs.load(trained(method)), factor).eval()
+    options: dict[str, Any] = {"layers": ["within.layer4"], "eps": EPS, "attacks": ("pgd-20",)}
+    study = Study({"net": network}, digits(), **QUICK | options | {"attack": "pgd-20"})
+    x, y = study.images.read_some(torch.arange(len(study.labels)), next(network.parameters()))
+    attacked = AttackedImages(network, x, y, EPS, "inf", 0, len(x)).keep_correct()
+    left = attacked.robust_to_pgd
+    broken = len(left) - len(attacked.find_robust(attacked.make_pgd(objective=margin), left))
+    faults = study.faults("net")
+    assert [fault.check for fault in faults] in ([], ["zero-gradient"])
+    if broken > 0.1 * len(attacked):
+        assert faults
+        assert "--attack cw-20" in faults[0].sentence
+    if factor == 10:
+        assert not faults or broken
+    if factor == 1000:
+        assert faults
+    assert find(network, **options, attack="cw-20") == ()  # which needs no softmax
 
 
 def test_few_images_without_a_gradient_are_left_to_chance() -> None:

@@ -2,19 +2,23 @@
 
 A comparison makes no checks for gradient masking, which cost more than it does itself. What two
 more passes over one block of images show, it finds all the same: whether there is a gradient for
-its attacks to follow, and whether the network makes of an image one thing only. The checks have the
-names and limits of those in ``masking``.
+its attacks to follow, and whether the network makes of an image one thing only. Only where the
+cross-entropy has no gradient, images are attacked: for what that hides. The checks have the names
+and limits of those in ``masking``.
 """
 
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from channelscope.analyses.base import Finding
+from channelscope.attacks import AttackLike
+from channelscope.attacks.adaptive import norm_of
 from channelscope.data import block_size
 from channelscope.gates import attached
 from channelscope.layers.hooks import eval_mode, get_parameter
-from channelscope.objectives import cross_entropy, margin
+from channelscope.objectives import cross_entropy, dlr, margin
 from channelscope.study.attacked_images import AttackedImages
 from channelscope.study.evaluation import Images
 from channelscope.study.masking import (
@@ -32,7 +36,9 @@ from channelscope.study.seeding import seed_globally
 
 _FEW, _FEWEST = 8, 2  # images in a smaller company; the fewest that every network must take
 
-_MOST = 0.5  # of the correct images may lack a gradient of the cross-entropy that the margin has
+# Of the correct images may lack a gradient of the cross-entropy that the margin has, where the
+# attack breaks them all the same.
+_MOST = 0.5
 
 # Kernels for batches of another size add in another order. With few digits that moves logits by
 # more than ROUNDING: in half precision, and on GPUs, whose TF32 has as many digits as float16. Here
@@ -40,17 +46,19 @@ _MOST = 0.5  # of the correct images may lack a gradient of the cross-entropy th
 _LAST_PLACES = 16
 
 
-def find_faults(model: Model, images: Images) -> tuple[Finding, ...]:
+def find_faults(model: Model, images: Images, attack: AttackLike) -> tuple[Finding, ...]:
     """Return why a network's numbers cannot be trusted, by its first block of images.
 
     "zero-gradient": too many images in which neither the cross-entropy nor the margin has a
-    gradient, or most that it gets right without that of the cross-entropy, which attacks follow. Of
-    a network that is only very sure of some answers, the margin has one.
+    gradient. Or the margin alone has one, as where logits are scaled up, but attacks follow the
+    cross-entropy: on most images that the network gets right, or on few, and PGD on the margin
+    breaks of these what PGD on the cross-entropy leaves.
     "randomness": two forward passes differ. "batch-dependence": the logits change with the company.
 
     Args:
         model: the network; it and the global random state are left as they were.
         images: the study's images. Processes that share them find the same.
+        attack: the study's own, of which eps, norm and objective count.
     """
     network = model.network
     first = torch.arange(min(block_size(images.split), len(images)))
@@ -62,32 +70,64 @@ def find_faults(model: Model, images: Images) -> tuple[Finding, ...]:
     ):
         x, y = images.read_some(first, get_parameter(network))
         with seed_globally(x, images.seed):
-            block = AttackedImages(network, x, y, 0.0, "inf", images.seed, len(first))
-            found = {"zero-gradient": _check_gradients(block)}
-            found["randomness"] = check_randomness(block)
-            if not found["randomness"]:  # else any two passes differ
-                found["batch-dependence"] = _check_company(block)
-    checks.signs.update({name: sign for name, sign in found.items() if sign})
+            block = AttackedImages(
+                network, x, y, attack.eps, norm_of(attack), images.seed, len(first)
+            )
+            signs = {"zero-gradient": _check_gradients(block, attack)}
+            signs["randomness"] = check_randomness(block)
+            if not signs["randomness"]:  # else any two passes differ
+                signs["batch-dependence"] = _check_company(block)
+    checks.signs.update({name: sign for name, sign in signs.items() if sign})
     return checks.findings
 
 
-def _check_gradients(block: AttackedImages) -> Sign | None:
+def _check_gradients(block: AttackedImages, attack: AttackLike) -> Sign | None:
     """Count the images without a gradient; see ``find_faults``."""
     n = len(block)
     try:
         without = find_without_gradient(block, cross_entropy)
-        right = block.compute_logits().argmax(1) == block.y
-        # A sure network has no gradient here and there; the margin then has one. Of most images
-        # that it gets right it is missing where logits are scaled up: attacks stand still there.
-        if without.any() and not without[right].float().mean() > _MOST:
-            without &= find_without_gradient(block, margin)
+        if not without.any():
+            return None
+        # A sure network has no gradient here and there; the margin then has one.
+        count = int((without & find_without_gradient(block, margin)).sum())
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # torch's, for a forward pass that leaves the graph
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         return _lack_of_gradient(n, n, f" ({reason})")
-    count = int(without.sum())
-    return _lack_of_gradient(count, n) if exceeds(count, n, STRAY) else None
+    if exceeds(count, n, STRAY):
+        return _lack_of_gradient(count, n)
+    if getattr(attack, "objective", None) in (margin, dlr):
+        return None
+    return _check_cross_entropy(block, without)
+
+
+def _check_cross_entropy(block: AttackedImages, without: Tensor) -> Sign | None:
+    """Find out whether attacks stand still on images without a gradient of the cross-entropy."""
+    right = block.compute_logits().argmax(1) == block.y
+    n = int(right.sum())
+    rows = without & right
+    count = int(rows.sum())
+    evidence = {"images": n, "without_gradient": count}
+    start = (
+        f"The cross-entropy has no gradient in {count} of {n} images that are classified "
+        "correctly, where the margin between the logits has one, as if logits were scaled up"
+    )
+    advice = "attack the margin, as with --attack cw-20"
+    if count > _MOST * n:
+        return Sign(f"{start}: attacks on it stand still there; {advice}.", evidence)
+    if not block.eps or not count:
+        return None
+    images = replace(block, x=block.x[rows], y=block.y[rows])
+    left = len(images.robust_to_pgd)
+    broken = left - len(images.find_robust(images.make_pgd(objective=margin), images.robust_to_pgd))
+    if not exceeds(broken, n, STRAY):
+        return None
+    return Sign(
+        f"{start}. PGD-20 on it leaves {left} of these, of which PGD-20 on the margin breaks "
+        f"{broken}: {advice}.",
+        evidence | {"left_by_pgd": left, "broken": broken},
+    )
 
 
 def _lack_of_gradient(count: int, n: int, reason: str = "") -> Sign:

@@ -342,7 +342,7 @@ class Study:
         Gradients that are zero, a forward pass that is random or depends on the batch.
         """
         found: tuple[Finding, ...] = self.memo(
-            ("faults", model), lambda: find_faults(self._model(model), self.images)
+            ("faults", model), lambda: find_faults(self._model(model), self.images, self.attack)
         )
         return found
 
