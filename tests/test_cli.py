@@ -398,7 +398,11 @@ def test_layers_of_other_libraries_networks_are_listed(capsys: pytest.CaptureFix
     assert main("layers torchvision:squeezenet1_0 features.? --image-size 64") == 0
     printed = capsys.readouterr().out
     assert "features.3  Fire" in printed
-    assert "<- penultimate" not in printed  # a convolution makes its logits
+    assert "<- penultimate" not in printed  # it is features, which the pattern leaves out
+    assert main("layers torchvision:densenet121 classifier --image-size 32") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["classifier:input", "classifier"]
+    assert "1024 1024 <- penultimate: measured by default" in " ".join(rows[0])
     assert main("layers timm:vit_tiny_patch16_224 blocks.1?") == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[:3] for row in rows] == [

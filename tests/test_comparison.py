@@ -103,9 +103,10 @@ class Counting(nn.Module):
 # ---------------------------------------------------------------- any network
 
 
-def test_a_network_without_a_penultimate_layer_needs_layers_named() -> None:
-    with mistake("name the layers"):
-        compare({"net": Hidden()}, images(), **QUICK)
+def test_where_no_layer_is_penultimate_what_the_last_one_reads_is_measured() -> None:
+    assert set(compare({"net": Hidden()}, images(), **QUICK).activations["layer"]) == {
+        "linear:input"
+    }
     assert set(
         compare({"net": Hidden()}, images(), layers=["conv"], **QUICK).activations["layer"]
     ) == {"conv"}
@@ -441,7 +442,7 @@ def test_networks_that_do_not_take_the_images(kind: Any) -> None:
 
 
 def test_a_network_without_a_last_linear_layer_needs_layers() -> None:
-    model = nn.Sequential(nn.Conv2d(1, networks.CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(nn.Conv2d(1, networks.CLASSES, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten())
     with mistake("name the layers"):
         compare({"net": model}, images(), **QUICK)
     assert set(compare({"net": model}, images(), layers=["0"], **QUICK).activations["layer"]) == {

@@ -95,7 +95,13 @@ def test_last_layer_is_found_with_its_inputs_and_nothing_changes(name: str) -> N
 
 def test_penultimate_layers_are_named_from_the_feature_maps_down() -> None:
     net, (x, _) = from_torchvision("resnet18", 4), images(2, 3, 64)
-    assert LastLayer.find(net, x).inputs == ("layer4", "layer4.1", "layer4.1.relu@1", "avgpool")
+    assert LastLayer.find(net, x).inputs == (
+        "layer4",
+        "layer4.1",
+        "layer4.1.relu@1",
+        "avgpool",
+        "fc:input",
+    )
 
 
 def test_raw_features_of_the_last_gated_layer_are_not_penultimate_but_the_gated_ones_are() -> None:
@@ -108,22 +114,8 @@ def test_last_layer_is_found_in_a_network_in_train_mode_with_dropout() -> None:
     net = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
     ).train()
-    assert LastLayer.find(net, images(2)[0]).inputs == ("2", "3")
+    assert LastLayer.find(net, images(2)[0]).inputs == ("2", "3", "4:input")
     assert net[3].training
-
-
-@pytest.mark.parametrize(
-    "end",
-    [
-        nn.Sequential(nn.Conv2d(8, CLASSES, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES), nn.Softmax(1)),
-    ],
-    ids=["convolution", "softmax"],
-)
-def test_logits_that_come_from_no_linear_layer_are_refused(end: nn.Module) -> None:
-    net = nn.Sequential(*list(plain())[:5], end)
-    with pytest.raises(UserError, match="do not come from a linear layer: name the layers"):
-        LastLayer.find(net, images()[0])
 
 
 def test_weights_are_refused_for_other_layers_with_the_penultimate_ones_named() -> None:
@@ -134,7 +126,7 @@ def test_weights_are_refused_for_other_layers_with_the_penultimate_ones_named() 
         weights(net, ["layer3"], x, y)
 
 
-def test_weights_are_refused_where_no_layer_is_the_penultimate_one() -> None:
+def test_weights_are_refused_where_no_layer_returns_what_the_last_one_reads() -> None:
     class FirstPosition(nn.Module):
         def forward(self, z: torch.Tensor) -> torch.Tensor:
             return z[:, :, 0, 0] * 2
@@ -148,7 +140,9 @@ def test_weights_are_refused_where_no_layer_is_the_penultimate_one() -> None:
             return self.head(FirstPosition()(self.conv(x)))
 
     net, x, y = Net().eval(), torch.rand(6, 3, 8, 8), torch.arange(6) % CLASSES
-    with pytest.raises(UserError, match=r"the last linear layer weighs: score by gradient\.$"):
+    with pytest.raises(
+        UserError, match=r"layer weighs: choose 'head:input', or score by gradient\.$"
+    ):
         weights(net, ["conv"], x, y)
 
 

@@ -9,6 +9,8 @@ from channelscope.errors import UserError, suggest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from channelscope.layers.hooks import Call
+
 _MARK = "  <- penultimate: measured by default"
 
 
@@ -16,7 +18,7 @@ def list_layers(args: argparse.Namespace) -> None:
     """Print a network's layers."""
     import torch
 
-    from channelscope.layers.hooks import match_layers, trace
+    from channelscope.layers.hooks import INPUT, match_layers, trace
     from channelscope.study.models import explain_refusal
 
     network, shape = _build_network(args.model, args.image_size)
@@ -25,6 +27,8 @@ def list_layers(args: argparse.Namespace) -> None:
         calls, _ = trace(network, images)
     # A call relu@1 is listed for the name relu too.
     names = {call.name: {call.name, call.name.partition("@")[0]} for call in calls}
+    for call in calls:
+        names[call.name] |= {name + INPUT for name in names[call.name]}
     wanted = set(match_layers(network, args.patterns, images)) if args.patterns else set(names)
     if missing := wanted - set().union(*names.values()):
         name = min(missing)
@@ -36,11 +40,26 @@ def list_layers(args: argparse.Namespace) -> None:
     rows = [("layer", "kind", "channels", "shape")]
     for call in calls:
         if names[call.name] & wanted:
-            size = " x ".join(map(str, call.output.shape[1:]))
-            mark = _MARK if call.name == penultimate else ""
-            channels = _count_channels(network, call.name, tuple(call.output.shape))
-            rows.append((call.name, type(call.module).__name__, channels, size + mark))
+            rows += _describe_call(network, call, penultimate)
     print(format_table(rows, align="llrl"))
+
+
+def _describe_call(
+    network: "nn.Module", call: "Call", penultimate: str | None
+) -> list[tuple[str, str, str, str]]:
+    """Return the row of a call, and before it that of what it reads if this is measured."""
+    from channelscope.layers.hooks import INPUT
+
+    places = [(call.name, type(call.module).__name__, call.output)]
+    if call.name + INPUT == penultimate and call.input is not None:
+        places.insert(0, (penultimate, "(its input)", call.input))
+    rows = []
+    for name, kind, features in places:
+        size = " x ".join(map(str, features.shape[1:]))
+        mark = _MARK if name == penultimate else ""
+        channels = _count_channels(network, name, tuple(features.shape))
+        rows.append((name, kind, channels, size + mark))
+    return rows
 
 
 def _build_network(name: str, size: int | None) -> "tuple[nn.Module, tuple[int, int, int]]":

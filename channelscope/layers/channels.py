@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from channelscope.errors import UserError
-from channelscope.layers.hooks import get_layer, named_layers
+from channelscope.layers.hooks import INPUT, get_layer, named_layers
 
 
 def channel_axis(model: nn.Module, layer: str, shape: Sequence[int]) -> int:
@@ -47,6 +47,8 @@ def channel_axis(model: nn.Module, layer: str, shape: Sequence[int]) -> int:
     last = len(shape) - 1
     if last == 1:
         return 1
+    if layer.endswith(INPUT):
+        return _find_input_axis(get_layer(model, layer), last)
     parts, permuted = _find_parts(model, layer, shape)
     voters = [part for part in parts if not part.linear] or parts
     votes = set() if permuted else {axis for part in voters for axis in part.axes}
@@ -62,6 +64,16 @@ def channel_axis(model: nn.Module, layer: str, shape: Sequence[int]) -> int:
             "another size."
         )
     return last if len(shape) == 3 else 1
+
+
+def _find_input_axis(module: nn.Module, last: int) -> int:
+    """Return the axis of the channels that a module reads: that of the first layer in it."""
+    for part in module.modules():
+        if isinstance(part, _ConvNd) and last == 1 + len(part.kernel_size):
+            return 1
+        if described := _describe(part, last + 1):
+            return described.axes[0] if described.axes else last
+    return last if last == 2 else 1
 
 
 def positions(axes: int, axis: int) -> tuple[int, ...]:

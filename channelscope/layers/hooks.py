@@ -1,10 +1,11 @@
 """Read or edit the features of any network by layer name: the only user of torch's hooks.
 
 A layer is named as in ``model.named_modules()``; the empty name is the network itself. A module
-that runs more than once in a forward pass is addressed call by call: ``relu@0``, ``relu@1``. A
+that runs more than once in a forward pass is addressed call by call: ``relu@0``, ``relu@1``.
+``linear:input`` is what the layer ``linear`` reads, whether or not a layer returns just that. A
 wrapper such as ``Selective`` may offer its own names through a method ``named_layers() -> dict[str,
 nn.Module]``. Within ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` layers keep
-their names.
+their names, and names with their ``module.`` or ``_orig_mod.`` are understood.
 """
 
 import dataclasses
@@ -14,17 +15,20 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from copy import copy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.hooks import RemovableHandle
 
 from channelscope.errors import UserError, suggest
 
 Edit = Callable[[Tensor], Tensor | None]
 _PARALLEL = nn.DataParallel, nn.parallel.DistributedDataParallel
+_WRAPPERS = {"module", "_orig_mod"}  # where DataParallel and torch.compile keep the network
+INPUT = ":input"  # ends the name of what a layer reads
 
 
 class LayerError(UserError):
@@ -36,9 +40,7 @@ class LayerError(UserError):
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """List every layer of ``model`` that can be hooked, by name, in the order of registration."""
-    while isinstance(model, _PARALLEL) or _is_compiled(model):
-        name = "module" if isinstance(model, _PARALLEL) else "_orig_mod"
-        model = model.get_submodule(name)
+    model = _unwrap(model)
     custom: Callable[[], dict[str, nn.Module]] | None = getattr(model, "named_layers", None)
     if callable(custom):
         return custom()
@@ -46,12 +48,12 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def get_layer(model: nn.Module, name: str) -> nn.Module:
-    """Return the layer of this name, which may end in ``@call``.
+    """Return the layer of this name, which may end in ``@call`` or ``:input``.
 
     Raises:
         LayerError: for an unknown name, with suggestions.
     """
-    return _resolve(name, named_layers(model) | {"": model})[0]
+    return _resolve(name, named_layers(model) | {"": model}).module
 
 
 def match_layers(model: nn.Module, names: Sequence[str], x: Float[Tensor, "n *image"]) -> list[str]:
@@ -90,8 +92,27 @@ def match_layers(model: nn.Module, names: Sequence[str], x: Float[Tensor, "n *im
     return list(dict.fromkeys(matches))
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def unwrap_compiled(model: nn.Module) -> nn.Module:
+    """Return the network that ``torch.compile`` wrapped; any other as it is.
+
+    Compiled code ignores hooks that come later, and compiling takes minutes.
+    """
+    return unwrap_compiled(model.get_submodule("_orig_mod")) if _is_wrapped(model) else model
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    while isinstance(model, _PARALLEL) or _is_wrapped(model):
+        name = "module" if isinstance(model, _PARALLEL) else "_orig_mod"
+        model = model.get_submodule(name)
+    return model
+
+
+def _is_wrapped(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule"  # its import takes seconds
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return _is_wrapped(module) or module._compiled_call_impl is not None
 
 
 def _run_eagerly(model: nn.Module) -> AbstractContextManager[object]:
@@ -106,14 +127,35 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
-def _resolve(name: str, layers: Mapping[str, nn.Module]) -> tuple[nn.Module, int | None]:
-    """Return the layer of this name and the call that it asks for, if any."""
-    layer, at, call = name.rpartition("@")
+class _Place(NamedTuple):
+    """Where a name points to: a module, its call if the name has one, its output or its input."""
+
+    module: nn.Module
+    call: int | None
+    at_input: bool
+
+
+def _resolve(name: str, layers: Mapping[str, nn.Module]) -> _Place:
+    """Return the place of this name; names with or without those of wrappers are the same."""
     if name in layers:
-        return layers[name], None
-    if at and call.isdecimal() and layer in layers:
-        return layers[layer], int(call)
-    raise LayerError(f"There is no layer {name!r} in this network.{suggest(layer or name, layers)}")
+        return _Place(layers[name], None, False)
+    whole, at_input = name.removesuffix(INPUT), name.endswith(INPUT)
+    layer, at, call = whole.rpartition("@")
+    if not (at and call.isdecimal()) or whole in layers:
+        layer, call = whole, ""
+    module = layers.get(layer)
+    if module is None:
+        alike = {each for each in layers if each and _drop_wrappers(each) == _drop_wrappers(layer)}
+        if len(alike) != 1:
+            hint = suggest(layer or name, layers)
+            raise LayerError(f"There is no layer {name!r} in this network.{hint}")
+        module = layers[alike.pop()]
+    return _Place(module, int(call) if call else None, at_input)
+
+
+def _drop_wrappers(name: str) -> str:
+    """Drop the names under which DataParallel and torch.compile keep what they wrap."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 # ---------------------------------------------------------------- hooks
@@ -135,24 +177,26 @@ def hooked(model: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     Raises:
         LayerError: at once for an unknown name (with suggestions); in the forward pass for a layer
             that ran more than once though its name has no ``@call``; at its end for a layer that
-            did not run.
+            did not run. What activation checkpointing runs again in the backward pass is edited
+            again and does not count; a layer that runs more than once is refused there.
     """
     layers = named_layers(model) | {"": model}
-    watches = [_Watch(name, edit, *_resolve(name, layers)) for name, edit in edits.items()]
+    watches = [_Watch(name, edit, _resolve(name, layers)) for name, edit in edits.items()]
 
     def start(*_: Any) -> None:
         for watch in watches:
-            watch.calls = 0
+            watch.calls, watch.running = 0, True
 
     def finish(*_: Any) -> None:
         for watch in watches:
+            watch.running = False
             watch.check_ran()
 
     with ExitStack() as handles, _run_eagerly(model):
         # The root's own hooks frame one forward pass: calls are counted, and missed, within it.
         handles.callback(model.register_forward_pre_hook(start, prepend=True).remove)
         for watch in watches:
-            handles.callback(watch.module.register_forward_hook(watch).remove)
+            handles.callback(watch.register().remove)
         handles.callback(model.register_forward_hook(finish).remove)
         yield
 
@@ -163,24 +207,55 @@ class _Watch:
 
     name: str
     edit: Edit
-    module: nn.Module
-    call: int | None
+    place: _Place
     calls: int = 0
+    running: bool = True
 
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+    def register(self) -> RemovableHandle:
+        """Hook the layer, before or after it runs."""
+        module = self.place.module
+        if self.place.at_input:
+            return module.register_forward_pre_hook(self.edit_input, with_kwargs=True)
+        return module.register_forward_hook(self.edit_output)
+
+    def edit_output(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        return self._edit(output, depth=2) if self._is_wanted() else None
+
+    def edit_input(self, _module: nn.Module, inputs: Any, keywords: Any) -> Any:
+        if not self._is_wanted():
+            return None
+        return self._edit((inputs, keywords), depth=4)
+
+    def _edit(self, value: Any, depth: int) -> Any:
+        edited = self.edit(first_tensor(value, f"layer {self.name!r}", depth))
+        return None if edited is None else _replace_first(value, edited, depth)
+
+    def _is_wanted(self) -> bool:
+        """Count a call; tell whether it is the one to edit."""
+        call = self.place.call
+        if not self.running:
+            return self._is_repeated()
         self.calls += 1
-        if self.call is None and self.calls > 1:
+        if call is None and self.calls > 1:
+            layer, ending = self.name.removesuffix(INPUT), INPUT if self.place.at_input else ""
             raise LayerError(
                 f"Layer {self.name!r} runs more than once in a forward pass: "
-                f"name the call, as in '{self.name}@0' or '{self.name}@1'."
+                f"name the call, as in '{layer}@0{ending}' or '{layer}@1{ending}'."
             )
-        if self.call not in (None, self.calls - 1):
-            return None
-        edited = self.edit(first_tensor(output, f"layer {self.name!r}"))
-        return None if edited is None else _replace_first(output, edited)
+        return call in (None, self.calls - 1)
+
+    def _is_repeated(self) -> bool:
+        """Tell whether a call after the forward pass, of a checkpoint, repeats the one to edit."""
+        if self.calls > 1:
+            raise LayerError(
+                f"Layer {self.name!r} runs more than once, and activation checkpointing runs it "
+                "again in the backward pass, where its calls cannot be told apart: switch "
+                "checkpointing off, or name another layer."
+            )
+        return True
 
     def check_ran(self) -> None:
-        if self.calls <= (self.call or 0):
+        if self.calls <= (self.place.call or 0):
             times = "did not run" if self.calls == 0 else f"ran only {self.calls} time(s)"
             raise LayerError(
                 f"Layer {self.name!r} {times} in the forward pass: "
@@ -369,13 +444,13 @@ def get_logits(output: Any) -> Float[Tensor, "n k"]:
     return logits
 
 
-def first_tensor(output: Any, source: str) -> Tensor:
+def first_tensor(output: Any, source: str, depth: int = 2) -> Tensor:
     """Return the first tensor of what a module returned: a tensor, tuple, list, dict or dataclass.
 
     Raises:
         UserError: where there is none; ``source`` says in the message whose output it is.
     """
-    tensor = _find_tensor(output)
+    tensor = _find_tensor(output, depth)
     if tensor is None:
         raise UserError(
             f"The {source} returns a {type(output).__name__} that holds no tensor: "

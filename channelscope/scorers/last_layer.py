@@ -18,11 +18,12 @@ def weights(
 ) -> dict[str, Float[Tensor, "n c"]]:
     """Score penultimate layers by the last linear layer's weights: g[i, c] = W[y_i, c].
 
-    This is exactly the gradient there. The last layer is searched on two of the images.
+    This is exactly the gradient there; logits that are divided by a temperature divide it too. The
+    last layer is searched on two of the images.
 
     Raises:
         UserError: for a layer that is not penultimate, or a network whose logits do not come from a
-            linear layer.
+            linear layer, or come from one by way of a ReLU.
     """
     if not layers:
         return {}
@@ -30,9 +31,13 @@ def weights(
     for layer in layers:
         if layer not in last.inputs:
             inputs = " or ".join(map(repr, last.inputs[:3]))
-            choose = f"choose {inputs}, or " if inputs else ""
             raise UserError(
                 f"Layer {layer!r} is not the penultimate one, whose channels the last linear layer "
-                f"weighs: {choose}score by gradient."
+                f"weighs: choose {inputs}, or score by gradient."
             )
-    return dict.fromkeys(layers, last.linear.weight.detach()[y])
+    if last.weight is None:
+        raise UserError(
+            "The logits are not the last linear layer's output, but made of it by way of a ReLU or "
+            "from a map by a wide kernel, so its weight is not their gradient: score by gradient."
+        )
+    return dict.fromkeys(layers, last.weight[y])

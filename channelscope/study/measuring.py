@@ -62,9 +62,8 @@ def find_layers(model: Model, images: Images, layers: Sequence[str] | None) -> L
     rows = torch.arange(min(2, len(images)))
     few, _ = images.read_some(rows, get_parameter(model.network))
     names, last = choose_layers(model.network, layers, few, images.classes)
-    scorers = {
-        name: weights if last is not None and name in last.inputs else gradient for name in names
-    }
+    weighed = last.inputs if last is not None and last.weight is not None else ()
+    scorers = {name: weights if name in weighed else gradient for name in names}
     return Layers(names=tuple(names), scorers=scorers, few=few)
 
 

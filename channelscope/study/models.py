@@ -18,7 +18,13 @@ from channelscope.attacks.folding import same_randomness
 from channelscope.data import NAMES, Dataset
 from channelscope.errors import UserError
 from channelscope.layers.features import capture_activations
-from channelscope.layers.hooks import eval_mode, get_logits, get_parameter, match_layers
+from channelscope.layers.hooks import (
+    eval_mode,
+    get_logits,
+    get_parameter,
+    match_layers,
+    unwrap_compiled,
+)
 from channelscope.layers.penultimate import LastLayer
 from channelscope.recipes import METHODS
 from channelscope.study.store import digest_of
@@ -168,7 +174,7 @@ def _label(models: Models) -> dict[str, Network]:
 
 def _load(label: str, model: Network, method: str | None, device: str) -> Model:
     if isinstance(model, nn.Module):
-        return Model(label, model, method, None)
+        return Model(label, unwrap_compiled(model), method, None)
     if not isinstance(model, Checkpoint | str | Path):
         raise UserError(
             f"models: {label} is a {type(model).__name__}: pass a network (torch.nn.Module) or a "
@@ -251,10 +257,6 @@ def choose_layers(
         if names is None:
             raise
         return names, None
-    if names is None and not last.inputs:
-        raise UserError(
-            "No layer returns just what the last linear layer gets: name the layers to analyse."
-        )
     return names or list(last.inputs[:1]), last
 
 
