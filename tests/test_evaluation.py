@@ -20,6 +20,7 @@ from channelscope.cli import main
 from channelscope.files import DIGESTS
 from channelscope.study.evaluation import Plan, attacks_on_model
 from channelscope.study.models import load_models
+from channelscope.study.study import Study
 from helpers import masked
 from helpers.expect import contents, mistake, randomness_untouched
 from helpers.runs import digits, trained, write_npz
@@ -220,6 +221,27 @@ def test_networks_without_gates_are_attacked_as_often_as_those_with_gates() -> N
     assert names("at", "pgd-20", "joint-sweep", at=at, cifs=cifs)[1:] == ["pgd-20:joint-sweep"]
     assert names("at", "adaptive", at=at) == shared
     assert len(names("cifs", "adaptive", cifs=cifs)) == 9
+
+
+def test_comparisons_count_as_robust_what_evaluations_do() -> None:
+    """An image that is wrong as it is, and that the attack makes right, is not robust."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Brightness())
+    nn.init.ones_(network[0].weight)
+    nn.init.zeros_(network[0].bias)
+    x = torch.tensor([0.45, 0.45, 0.55, 0.2]).view(4, 1, 1, 1).expand(4, 1, 4, 4)
+    y = torch.tensor([1, 0, 1, 0])  # with 0.1 more: the first right, the second wrong
+    options: dict[str, Any] = QUICK | {"images": None, "attacks": [Breaks()]}
+    options.pop("eps")
+    study = Study({"net": network}, (x, y), layers=["0"], replicates=20, **options)
+    one = study.correct("net", "breaks").tolist()
+    other = Study({"net": network}, (x, y), kind="evaluation", **options).correct("net", "breaks")
+    assert one == other.tolist() == [False, False, True, True]
+    assert (study.answers("net", "adversarial") == study.labels).tolist() == [
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:
@@ -649,10 +671,15 @@ def test_command_prints_a_table_and_writes_the_folder(
     }
     assert len(list((tmp_path / "out" / "robustbench").glob("*.json"))) == 2
     words[words.index("pgd-2") : words.index("--out")] = ["fgsm", "--json"]
-    words[words.index("--checks") + 1] = "0"
+    words[words.index("--checks") + 1] = "2"
     assert main(words) == 0
     values = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in values["worst_case"]] == ["AT", "CIFS"]
+    assert len(values["checks"]["AT"]["made"]) > 5
+    assert values["checks"] == {
+        model: {"made": held["checked"], "skipped": held["skipped"]}
+        for model, held in cs.Result.load(tmp_path / "out").meta["models"].items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -369,7 +369,8 @@ def _measure_rises(study: Study, method: Method, where: str) -> Float[ndarray, "
         layer = get_primary_layer(study, model)
         rows = np.ones(len(study.labels), bool)
         if where == "withstanding":
-            rows = study.answers(model, "adversarial") == study.labels
+            attacked = study.answers(model, "adversarial") == study.labels
+            rows = study.correct(model) & attacked
         natural, adversarial = (
             mass_replicates(
                 study.activations(model, layer, data)[rows],

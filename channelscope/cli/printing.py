@@ -77,6 +77,11 @@ def _print_json(result: "Result", out: Path) -> None:
     for name in names:
         wanted = {"class": "all"} if name == "robustness" else {}
         values[name] = _list_records(result.select(name, **wanted))
+    if result.kind == "evaluation":
+        values["checks"] = {
+            model: {"made": settings["checked"], "skipped": settings["skipped"]}
+            for model, settings in result.meta["models"].items()
+        }
     if result.kind == "relevance":
         values["counts"] = _list_records(_count_signs(result))
         values["refused"] = result.meta["refused"]

@@ -329,7 +329,10 @@ class Study:
         return tuple(name for name in self._evaluated[model].correct if name != "natural")
 
     def correct(self, model: str, attack: str = "natural") -> Bool[ndarray, " n"]:
-        """Return which images are classified correctly: as they are, or under an attack."""
+        """Return which images are classified correctly: as they are ("natural"), or robustly.
+
+        Robust under an attack are images that are right as they are and under it.
+        """
         return self._evaluated[model].correct[attack]
 
     def outcome(self, model: str) -> Outcome:
@@ -524,10 +527,14 @@ class Study:
         known: dict[str, dict[str, ndarray]] = {model.label: {} for model in self._models}
         if self.kind == "comparison":
             for model in self._models:
+                natural, attacked = (
+                    self.answers(model.label, data) == self.labels
+                    for data in ("natural", "adversarial")
+                )
+                # What the attack makes right is not robust, as in an evaluation.
                 known[model.label] = {
-                    "natural": self.answers(model.label) == self.labels,
-                    attack_name(self.attack): self.answers(model.label, "adversarial")
-                    == self.labels,
+                    "natural": natural,
+                    attack_name(self.attack): natural & attacked,
                 }
         for model in self._models:  # before the first attack, which may take hours
             rows = torch.arange(min(2, len(self.images)))
