@@ -2,9 +2,9 @@
 
 A comparison makes no checks for gradient masking, which cost more than it does itself. What two
 more passes over one block of images show, it finds all the same: whether there is a gradient for
-its attacks to follow, and whether the network makes of an image one thing only. Only where the
-cross-entropy has no gradient, images are attacked: for what that hides. The checks have the names
-and limits of those in ``masking``.
+its attacks to follow, and whether the network makes of an image one thing only. Images of whose
+label the network is sure to the last digit it attacks twice, for what that hides. The checks have
+the names and limits of those in ``masking``.
 """
 
 from dataclasses import replace
@@ -36,9 +36,7 @@ from channelscope.study.seeding import seed_globally
 
 _FEW, _FEWEST = 8, 2  # images in a smaller company; the fewest that every network must take
 
-# Of the correct images may lack a gradient of the cross-entropy that the margin has, where the
-# attack breaks them all the same.
-_MOST = 0.5
+_MOST = 0.5  # of the correct images may lack a gradient of the cross-entropy that the margin has
 
 # Kernels for batches of another size add in another order. With few digits that moves logits by
 # more than ROUNDING: in half precision, and on GPUs, whose TF32 has as many digits as float16. Here
@@ -50,9 +48,10 @@ def find_faults(model: Model, images: Images, attack: AttackLike) -> tuple[Findi
     """Return why a network's numbers cannot be trusted, by its first block of images.
 
     "zero-gradient": too many images in which neither the cross-entropy nor the margin has a
-    gradient. Or the margin alone has one, as where logits are scaled up, but attacks follow the
-    cross-entropy: on most images that the network gets right, or on few, and PGD on the margin
-    breaks of these what PGD on the cross-entropy leaves.
+    gradient. Or logits are scaled up, and attacks follow the cross-entropy: it has no gradient in
+    most images that the network gets right, or the softmax of the label is 1 to the last digit, so
+    that the gradient does not lower the label's logit, and PGD on the margin breaks what PGD on the
+    cross-entropy leaves of these images.
     "randomness": two forward passes differ. "batch-dependence": the logits change with the company.
 
     Args:
@@ -86,15 +85,15 @@ def _check_gradients(block: AttackedImages, attack: AttackLike) -> Sign | None:
     n = len(block)
     try:
         without = find_without_gradient(block, cross_entropy)
-        if not without.any():
-            return None
-        # A sure network has no gradient here and there; the margin then has one.
-        count = int((without & find_without_gradient(block, margin)).sum())
+        neither = without
+        if without.any():  # a sure network has no gradient here and there; the margin then has one
+            neither = without & find_without_gradient(block, margin)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # torch's, for a forward pass that leaves the graph
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         return _lack_of_gradient(n, n, f" ({reason})")
+    count = int(neither.sum())
     if exceeds(count, n, STRAY):
         return _lack_of_gradient(count, n)
     if getattr(attack, "objective", None) in (margin, dlr):
@@ -103,30 +102,31 @@ def _check_gradients(block: AttackedImages, attack: AttackLike) -> Sign | None:
 
 
 def _check_cross_entropy(block: AttackedImages, without: Tensor) -> Sign | None:
-    """Find out whether attacks stand still on images without a gradient of the cross-entropy."""
-    right = block.compute_logits().argmax(1) == block.y
-    n = int(right.sum())
-    rows = without & right
-    count = int(rows.sum())
-    evidence = {"images": n, "without_gradient": count}
-    start = (
-        f"The cross-entropy has no gradient in {count} of {n} images that are classified "
-        "correctly, where the margin between the logits has one, as if logits were scaled up"
-    )
-    advice = "attack the margin, as with --attack cw-20"
+    """Find out whether attacks on the cross-entropy fail where the network is sure."""
+    logits = block.compute_logits()
+    right = logits.argmax(1) == block.y
+    n, count = int(right.sum()), int((without & right).sum())
+    advice = "attack the margin between the logits, as with --attack cw-20"
     if count > _MOST * n:
-        return Sign(f"{start}: attacks on it stand still there; {advice}.", evidence)
-    if not block.eps or not count:
+        return Sign(
+            f"The cross-entropy has no gradient in {count} of {n} images that are classified "
+            f"correctly, as if logits were scaled up: attacks on it stand still there; {advice}.",
+            {"images": n, "without_gradient": count},
+        )
+    of_label = logits.softmax(1).gather(1, block.y[:, None]).squeeze(1)
+    sure = right & (of_label == 1)
+    if not block.eps or not sure.any():
         return None
-    images = replace(block, x=block.x[rows], y=block.y[rows])
-    left = len(images.robust_to_pgd)
-    broken = left - len(images.find_robust(images.make_pgd(objective=margin), images.robust_to_pgd))
+    images = replace(block, x=block.x[sure], y=block.y[sure])
+    left = images.robust_to_pgd
+    broken = len(left) - len(images.find_robust(images.make_pgd(objective=margin), left))
     if not exceeds(broken, n, STRAY):
         return None
     return Sign(
-        f"{start}. PGD-20 on it leaves {left} of these, of which PGD-20 on the margin breaks "
-        f"{broken}: {advice}.",
-        evidence | {"left_by_pgd": left, "broken": broken},
+        f"The softmax of {len(images)} of {n} images that are classified correctly is 1 to the "
+        "last digit, as if logits were scaled up. PGD-20 on the cross-entropy leaves "
+        f"{len(left)} of these, of which PGD-20 on the margin breaks {broken}: {advice}.",
+        {"images": n, "sure": len(images), "left_by_pgd": len(left), "broken": broken},
     )
 
 
