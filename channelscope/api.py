@@ -58,7 +58,9 @@ def compare(
 
     One attack makes the adversarial data on which activations are compared. Robustness, and so
     claim C4, is the worst case per image over this and further attacks, those made for gates among
-    them. Attacks see through gates: gradients pass through their masks.
+    them. Networks without gates have as many restarts of PGD in the place of these, as the worst
+    case is lower the more attempts it is over. Attacks see through gates: gradients pass through
+    their masks.
 
     Args:
         models: label -> network or path of a checkpoint; or a sequence of paths.
@@ -120,8 +122,10 @@ def evaluate(
     """Attack networks; say how robust they are, and whether that can be believed.
 
     Every attack gets the images that the network classifies correctly; the worst case is taken per
-    image over all attacks. Then the network is checked for signs of gradient masking; an attack by
-    which a check found what the others had not runs on all images that are left, and counts.
+    image over all attacks. Beside a network with gates, to which a suite adds attacks made for
+    them, those without have as many restarts of PGD. Then the network is checked for signs of
+    gradient masking; an attack by which a check found what the others had not runs on all images
+    that are left, and counts.
 
     Args:
         models, data: as in ``compare``.

@@ -1,4 +1,7 @@
-"""Which attacks an evaluation makes: suites by name, and the attacks for gated networks."""
+"""Which attacks an evaluation makes: suites by name, and the attacks for gated networks.
+
+What networks without gates get in the place of the latter is said in ``study.evaluation``.
+"""
 
 import dataclasses
 import math
