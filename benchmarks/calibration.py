@@ -1044,9 +1044,10 @@ should happen in at least 90 % of cases.
 
 {effects}
 
-C1: centred cosine, AT minus standard. C2: NR mass, adversarial minus natural. C3: rank correlation
-across the classes of signed mass and robust accuracy. C4: robust accuracy, CIFS minus AT ({swapped}
-of images have another fate by chance). C5: adversarial NR mass, AT minus CIFS.
+C1: centred cosine, AT minus standard. C2: NR mass, adversarial minus natural: of all images and of
+those that withstand the attack the smaller, where the standard network's rises too. C3: rank
+correlation across the classes of signed mass and robust accuracy. C4: robust accuracy, CIFS minus
+AT ({swapped} of images have another fate by chance). C5: adversarial NR mass, AT minus CIFS.
 
 ## Versions and hardware
 
