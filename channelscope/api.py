@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     ``command`` is what was typed, for the record.
     """
 
+    output: int | str | None
     images: int | None
     methods: Mapping[str, str] | None
     seed: int
@@ -78,8 +79,8 @@ def compare(
         thumbnails: keep small pictures of the images that excite channels most.
         groups: name -> patterns of labels such as ``at-*``: networks of one method, whose seeds are
             then what varies. Networks whose recipes differ in the seed alone are found without.
-        **options: images, methods, seed, replicates, level, batch_size, device, folder, progress,
-            out; see ``Study``.
+        **options: output, images, methods, seed, replicates, level, batch_size, device, folder,
+            progress, out; see ``Study``.
 
     Returns:
         Tables ``activations``, ``alignment``, ``robustness``, ``verdicts`` and more; see

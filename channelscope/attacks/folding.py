@@ -126,9 +126,11 @@ def _describe(model: nn.Module, x: Tensor) -> tuple[Any, ...]:
 def _make_plan(model: nn.Module, x: Tensor, structure: tuple[Any, ...]) -> _Plan:
     """Trace the pairs; choose the first layout in which the folded network gives its logits."""
     layers = dict(model.named_modules())
+    if any(map(_is_opaque, layers.values())):
+        return _Plan(structure)
     foldable = {name: layer for name, layer in layers.items() if _is_foldable(layer, x)}
     convolutions = {name for name, layer in foldable.items() if type(layer) is nn.Conv2d}
-    if not convolutions or any(map(_is_opaque, layers.values())):
+    if not convolutions:
         return _Plan(structure)
     with suppress(Exception), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         with same_randomness(x):
@@ -179,8 +181,9 @@ def _is_patched(layer: nn.Module) -> bool:
 
 def _is_opaque(layer: nn.Module) -> bool:
     """Tell whether a layer runs code other than its layers' forward: compiled, or copies."""
-    is_compiled = "_orig_mod" in layer._modules or layer._compiled_call_impl is not None
-    return is_compiled or isinstance(layer, nn.DataParallel)
+    if isinstance(layer, nn.DataParallel | torch.jit.ScriptModule):
+        return True
+    return "_orig_mod" in layer._modules or layer._compiled_call_impl is not None
 
 
 # ---------------------------------------------------------------- folding

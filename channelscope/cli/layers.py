@@ -19,11 +19,11 @@ def list_layers(args: argparse.Namespace) -> None:
     import torch
 
     from channelscope.layers.hooks import INPUT, match_layers, trace
-    from channelscope.study.models import explain_refusal
+    from channelscope.study.outputs import explain_refusal
 
     network, shape = _build_network(args.model, args.image_size)
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    with explain_refusal(images, "choose another --image-size"):
+    with explain_refusal(images, "choose another --image-size", network):
         calls, _ = trace(network, images)
     # A call relu@1 is listed for the name relu too.
     names = {call.name: {call.name, call.name.partition("@")[0]} for call in calls}

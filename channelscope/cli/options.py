@@ -34,6 +34,11 @@ def count(text: str) -> int:
     return int(_read_number(text, int, 0, 10**9, "a whole number from 0 up"))
 
 
+def entry(text: str) -> int | str:
+    """Read the number or the name of an entry."""
+    return int(text) if text.isdecimal() else text
+
+
 def seed(text: str) -> int:
     """Read a seed."""
     return int(_read_number(text, int, 0, 2**31 - 1, "a whole number from 0 to 2147483647"))
@@ -107,6 +112,13 @@ OPTIONS: dict[str, Option] = {
         "digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/ with a "
         "folder per class) or npz:FILE (train_images, train_labels, ...)",
         "NAME",
+    "output": Option(
+        "which of several tensors that a network returns are the logits: its number, from 0 up, or "
+        "its name",
+        "ENTRY",
+        entry,
+        unset="the one with a column for each class",
+    ),
         unset="what the models were trained on",
     ),
     "data_root": Option("folder of downloaded data sets", "DIR", default="data"),

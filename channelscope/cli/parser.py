@@ -246,7 +246,7 @@ def _add_question(
     more = _STUDY.format(command=name, disk=disk)
     command = _add_command(menu, name, commands.answer, summary, description, examples, more)
     command.set_defaults(after_stop=_AGAIN)
-    names = f"models labels methods {DATA} images {options} {MEASURING}"
+    names = f"models labels output methods {DATA} images {options} {MEASURING}"
     add_options(command, names, OPTIONS, **defaults)
 
 

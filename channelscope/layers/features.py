@@ -35,10 +35,11 @@ def capture(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
         LayerError: see ``layers.hooks.hooked``.
     """
     features: dict[str, Tensor] = {}
+    has_graph = torch.is_grad_enabled()  # a network may switch gradients on for itself
 
     def keep(name: str) -> Edit:
         def edit(z: Tensor) -> Tensor:
-            features[name] = z
+            features[name] = z if has_graph else z.detach()
             return z.clone()  # an in-place ReLU that follows changes the clone
 
         return edit
@@ -65,13 +66,14 @@ def capture_activations(model: nn.Module, *names: str) -> Iterator[dict[str, Flo
         LayerError: see ``layers.hooks.hooked``; UserError: see ``layers.channels.channel_axis``.
     """
     activations: dict[str, Tensor] = {}
+    has_graph = torch.is_grad_enabled()  # a network may switch gradients on for itself
     axes: dict[str, int] = {}  # looked up once, as that takes longer than to reduce a batch
 
     def reduce(name: str) -> Edit:
         def edit(z: Tensor) -> None:
             if name not in axes:
                 axes[name] = channel_axis(model, name, z.shape)
-            activations[name] = pool_features(z, axes[name])
+            activations[name] = pool_features(z if has_graph else z.detach(), axes[name])
 
         return edit
 

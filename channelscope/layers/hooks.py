@@ -11,7 +11,7 @@ their names, and names with their ``module.`` or ``_orig_mod.`` are understood.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -285,9 +285,9 @@ def trace(
         for name, module in named_layers(model).items():
 
             def record(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
-                tensor = _find_tensor(output)
+                tensor = find_tensor(output)
                 if tensor is not None:  # cloned, as what follows may work in place
-                    calls.append(Call(name, module, _find_tensor(inputs), tensor.clone()))
+                    calls.append(Call(name, module, find_tensor(inputs), tensor.clone()))
 
             handles.callback(module.register_forward_hook(record).remove)
         logits = get_logits(model(x))
@@ -370,7 +370,10 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     buffers = list(model.buffers())
     before = _join_bytes(buffers)
     try:
-        model.eval()
+        with suppress(NotImplementedError):  # exported programs have the mode of their export
+            model.eval()
+        for module, _ in modes:
+            module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
         yield
@@ -450,7 +453,7 @@ def first_tensor(output: Any, source: str, depth: int = 2) -> Tensor:
     Raises:
         UserError: where there is none; ``source`` says in the message whose output it is.
     """
-    tensor = _find_tensor(output, depth)
+    tensor = find_tensor(output, depth)
     if tensor is None:
         raise UserError(
             f"The {source} returns a {type(output).__name__} that holds no tensor: "
@@ -459,7 +462,7 @@ def first_tensor(output: Any, source: str, depth: int = 2) -> Tensor:
     return tensor
 
 
-def _items(output: Any) -> dict[Any, Any]:
+def list_items(output: Any) -> dict[Any, Any]:
     """List the entries of a dict, tuple or list, or the fields of a dataclass."""
     if isinstance(output, Mapping):
         return dict(output)
@@ -470,11 +473,11 @@ def _items(output: Any) -> dict[Any, Any]:
     return {}
 
 
-def _find_tensor(output: Any, depth: int = 2) -> Tensor | None:
+def find_tensor(output: Any, depth: int = 2) -> Tensor | None:
     """Return the first tensor of an output, at most ``depth`` levels deep, or None."""
     if isinstance(output, Tensor) or not depth:
         return output if isinstance(output, Tensor) else None
-    tensors = (_find_tensor(item, depth - 1) for item in _items(output).values())
+    tensors = (find_tensor(item, depth - 1) for item in list_items(output).values())
     return next((tensor for tensor in tensors if tensor is not None), None)
 
 
@@ -482,8 +485,8 @@ def _replace_first(output: Any, new: Tensor, depth: int = 2) -> Any:
     """Rebuild ``output`` with ``new`` in the place of its first tensor."""
     if isinstance(output, Tensor):
         return new
-    items = _items(output)
-    first = next(key for key, item in items.items() if _find_tensor(item, depth - 1) is not None)
+    items = list_items(output)
+    first = next(key for key, item in items.items() if find_tensor(item, depth - 1) is not None)
     items[first] = _replace_first(items[first], new, depth - 1)
     if isinstance(output, Mapping):
         return type(output)(items)  # type: ignore[call-arg]

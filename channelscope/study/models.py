@@ -2,13 +2,12 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -25,9 +24,16 @@ from channelscope.layers.hooks import (
     match_layers,
     unwrap_compiled,
 )
+from channelscope.layers.outputs import Entry, PlainLogits
 from channelscope.layers.penultimate import LastLayer
 from channelscope.recipes import METHODS
 from channelscope.study.store import digest_of
+from channelscope.study.outputs import (
+    adapt_network,
+    count_classes,
+    explain_refusal,
+    is_frozen_program,
+)
 from channelscope.weights import Checkpoint, zoo
 
 Network = nn.Module | Checkpoint | str | Path
@@ -64,10 +70,27 @@ class Model:
             )
 
     @cached_property
+    def adapt_output(
+        self, x: Float[Tensor, "n *image"], classes: int, output: Entry | None
+    ) -> Self:
+        """Return the model with a network of plain logits; see ``outputs.adapt_network``."""
+        try:
+            network = adapt_network(self.network, x, classes, output)
+        except UserError as error:
+            raise UserError(f"{self.label}: {error}") from error
+        return dataclasses.replace(self, network=network)
+
+    @property
+    def _bare(self) -> nn.Module:
+        """The network as it was passed."""
+        return self.network.network if isinstance(self.network, PlainLogits) else self.network
+
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the names, types, shapes and bytes of the network's state."""
-        digest = hashlib.sha256(type(self.network).__name__.encode())
-        for name, tensor in self.network.state_dict().items():
+        digest = hashlib.sha256(type(self._bare).__name__.encode())
+        if isinstance(self.network, PlainLogits) and self.network.entry is not None:
+            digest.update(f"entry {self.network.entry}".encode())
+        for name, tensor in self._bare.state_dict().items():
             if isinstance(tensor, Tensor):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 flat = tensor.detach().cpu().contiguous().flatten()
@@ -76,7 +99,7 @@ class Model:
 
     def key(self, fingerprint: str) -> str:
         """Return the name of the folder of what this network makes of images."""
-        return digest_of(self.digest, type(self.network).__qualname__, fingerprint)
+        return digest_of(self.digest, type(self._bare).__qualname__, fingerprint)
 
     @property
     def training(self) -> dict[str, Any]:
@@ -102,7 +125,7 @@ class Model:
         """What the settings of a result say of the network, as plain values."""
         described: dict[str, Any] = {"method": self.method, "digest": self.digest}
         if self.checkpoint is None:
-            return described | {"arch": type(self.network).__name__}
+            return described | {"arch": type(self._bare).__name__}
         described |= dataclasses.asdict(self.checkpoint.architecture)
         described["gates"] = [dataclasses.asdict(gate) for gate in self.checkpoint.gates]
         recorded = {
@@ -176,6 +199,10 @@ def _load(label: str, model: Network, method: str | None, device: str) -> Model:
     if isinstance(model, nn.Module):
         return Model(label, unwrap_compiled(model), method, None)
     if not isinstance(model, Checkpoint | str | Path):
+    if type(model).__name__ == "ExportedProgram":  # its import takes a second
+        raise UserError(
+            f"models: {label} is an ExportedProgram: pass the network in it, program.module()."
+        )
         raise UserError(
             f"models: {label} is a {type(model).__name__}: pass a network (torch.nn.Module) or a "
             "path."
@@ -211,7 +238,7 @@ def check_network(
             are not finite, a layer without channels or that takes images apart.
     """
     with (
-        explain_refusal(x, "choose data of the kind that it was trained on"),
+        explain_refusal(x, "choose data of the kind that it was trained on", network),
         same_randomness(x),
         eval_mode(network),
         torch.no_grad(),
@@ -250,6 +277,11 @@ def choose_layers(
         UserError: for what does not fit, and where no layers are named and none is penultimate.
     """
     names = None if layers is None else match_layers(network, layers, x)
+    if is_frozen_program(network):
+        raise UserError(
+            "The layers of TorchScript and of exported programs cannot be read: pass the network "
+            "that it was made from, or ask what needs no layers, as evaluate does."
+        )
     check_network(network, x, classes, names or ())
     try:
         last = LastLayer.find(network, x)
@@ -260,20 +292,6 @@ def choose_layers(
     return names or list(last.inputs[:1]), last
 
 
-@contextmanager
-def explain_refusal(x: Float[Tensor, "n *image"], remedy: str) -> Iterator[None]:
-    """Say in a sentence that a network does not take images such as x, and what to do."""
-    try:
-        yield
-    except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"The network does not take images of shape {tuple(x.shape[1:])} ({reason}): {remedy}."
-        ) from error
-
-
 def check_finite(logits: Float[Tensor, "n k"]) -> None:
     """Refuse logits that are NaN or infinite."""
     if not logits.isfinite().all():
@@ -282,7 +300,9 @@ def check_finite(logits: Float[Tensor, "n k"]) -> None:
         )
 
 
-def with_class_names(dataset: Dataset, models: Sequence[Model]) -> Dataset:
+def with_class_names(
+    dataset: Dataset, models: Sequence[Model], output: Entry | None = None
+) -> Dataset:
     """Return data whose classes are mere numbers with the classes of the models.
 
     The names are those that a checkpoint has; else numbers up to the first network's classes, so
@@ -299,11 +319,7 @@ def with_class_names(dataset: Dataset, models: Sequence[Model]) -> Dataset:
     network = models[0].network
     like = get_parameter(network)
     x, _ = next(dataset.test.batches(1, like.device, torch.zeros(1, dtype=torch.int64)))
-    try:
-        with same_randomness(x), eval_mode(network), torch.no_grad():
-            count = get_logits(network(x.to(like))).shape[1]
-    except Exception:  # that they do not fit is found, and told, in its place
-        return dataset
+    count = count_classes(network, x.to(like), output) or 0
     return dataclasses.replace(dataset, classes=tuple(map(str, range(max(count, len(classes))))))
 
 

@@ -139,6 +139,8 @@ class Study:
         cascade: give each attack only the images that all before it have left.
         save_adversarial: keep the adversarial images of every attack.
         suppression: what an intervention suppresses.
+        output: number or name of the entry that holds the logits, for networks that return several
+            tensors; None for the one that has a column for each class.
         methods: label -> standard, at, cifs, ..., for networks whose checkpoints do not say so.
         groups: name -> patterns of labels (``at-*``): networks of one method that differ in their
             seed. Those whose recipes are on record and differ in the seed alone are found.
@@ -175,6 +177,7 @@ class Study:
         cascade: bool = False,
         save_adversarial: bool = False,
         suppression: Suppression | None = None,
+        output: int | str | None = None,
         methods: Mapping[str, str] | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
         seed: int = 0,
@@ -201,7 +204,7 @@ class Study:
             data = trained_on([model.training for model in self._models])
         self._show_progress = progress and is_first()
         dataset = as_dataset(data, progress=self._show_progress)
-        self.dataset = self._fit_classes(dataset)
+        self.dataset = self._fit_classes(dataset, output)
         test = self.dataset.test
         if kind == "intervention" and images is not None:
             images = min(images, len(test))  # of those judged, and of those ranked on
@@ -213,6 +216,7 @@ class Study:
             batch_size=batch_size,
             seed=seed,
         )
+        self._models = self._adapt_models(output)
         if len(split) < world_size():
             raise UserError(
                 f"There are more processes ({world_size()}) than images ({len(split)}): start "
@@ -647,13 +651,22 @@ class Study:
                 if not set("*?[") & set(name):
                     get_layer(model.network, name)
 
-    def _fit_classes(self, dataset: Dataset) -> Dataset:
+    def _adapt_models(self, output: int | str | None) -> list[Model]:
+        """Return the models with networks that return plain logits."""
+        rows = torch.arange(min(2, len(self.images)))
+        adapted = []
+        for model in self._models:
+            x, _ = self.images.read_some(rows, get_parameter(model.network))
+            adapted.append(model.adapt_output(x, self.images.classes, output))
+        return adapted
+
+    def _fit_classes(self, dataset: Dataset, output: int | str | None) -> Dataset:
         if reserved := {"all", "across"} & set(dataset.classes):
             raise UserError(
                 f"A class cannot be called {min(reserved)!r}, as the tables' summary rows are: "
                 "rename it."
             )
-        dataset = with_class_names(dataset, self._models)
+        dataset = with_class_names(dataset, self._models, output)
         for model in self._models:
             model.check_classes(dataset)
         return dataset
