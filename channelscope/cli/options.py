@@ -94,6 +94,13 @@ OPTIONS: dict[str, Option] = {
         "checkpoints of networks, or zoo:NAME", "FILE", settings={"nargs": "+", "required": True}
     ),
     "labels": Option("names of the models", "NAME", unset="the file names", settings=_MANY),
+    "output": Option(
+        "which of several tensors that a network returns are the logits: its number, from 0 up, or "
+        "its name",
+        "ENTRY",
+        entry,
+        unset="the one with a column for each class",
+    ),
     "methods": Option(
         "how models were trained whose checkpoints do not say so, such as mine=at",
         "LABEL=METHOD",
@@ -112,13 +119,6 @@ OPTIONS: dict[str, Option] = {
         "digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/ with a "
         "folder per class) or npz:FILE (train_images, train_labels, ...)",
         "NAME",
-    "output": Option(
-        "which of several tensors that a network returns are the logits: its number, from 0 up, or "
-        "its name",
-        "ENTRY",
-        entry,
-        unset="the one with a column for each class",
-    ),
         unset="what the models were trained on",
     ),
     "data_root": Option("folder of downloaded data sets", "DIR", default="data"),

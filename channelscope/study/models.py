@@ -27,13 +27,13 @@ from channelscope.layers.hooks import (
 from channelscope.layers.outputs import Entry, PlainLogits
 from channelscope.layers.penultimate import LastLayer
 from channelscope.recipes import METHODS
-from channelscope.study.store import digest_of
 from channelscope.study.outputs import (
     adapt_network,
     count_classes,
     explain_refusal,
     is_frozen_program,
 )
+from channelscope.study.store import digest_of
 from channelscope.weights import Checkpoint, zoo
 
 Network = nn.Module | Checkpoint | str | Path
@@ -69,7 +69,6 @@ class Model:
                 "trained on."
             )
 
-    @cached_property
     def adapt_output(
         self, x: Float[Tensor, "n *image"], classes: int, output: Entry | None
     ) -> Self:
@@ -85,6 +84,7 @@ class Model:
         """The network as it was passed."""
         return self.network.network if isinstance(self.network, PlainLogits) else self.network
 
+    @cached_property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the names, types, shapes and bytes of the network's state."""
         digest = hashlib.sha256(type(self._bare).__name__.encode())
@@ -198,11 +198,11 @@ def _label(models: Models) -> dict[str, Network]:
 def _load(label: str, model: Network, method: str | None, device: str) -> Model:
     if isinstance(model, nn.Module):
         return Model(label, unwrap_compiled(model), method, None)
-    if not isinstance(model, Checkpoint | str | Path):
     if type(model).__name__ == "ExportedProgram":  # its import takes a second
         raise UserError(
             f"models: {label} is an ExportedProgram: pass the network in it, program.module()."
         )
+    if not isinstance(model, Checkpoint | str | Path):
         raise UserError(
             f"models: {label} is a {type(model).__name__}: pass a network (torch.nn.Module) or a "
             "path."
@@ -276,12 +276,12 @@ def choose_layers(
     Raises:
         UserError: for what does not fit, and where no layers are named and none is penultimate.
     """
-    names = None if layers is None else match_layers(network, layers, x)
     if is_frozen_program(network):
         raise UserError(
             "The layers of TorchScript and of exported programs cannot be read: pass the network "
             "that it was made from, or ask what needs no layers, as evaluate does."
         )
+    names = None if layers is None else match_layers(network, layers, x)
     check_network(network, x, classes, names or ())
     try:
         last = LastLayer.find(network, x)
