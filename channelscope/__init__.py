@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from channelscope.study.study import Study
     from channelscope.sweeps import sweep
     from channelscope.training import Recipe, train
-    from channelscope.weights import load
-    from channelscope.weights.converters import convert
+    from channelscope.weights import load, save
+    from channelscope.weights.loading import convert
     from channelscope.weights.zoo import zoo
 
 __version__ = "0.1.0"
@@ -63,7 +63,8 @@ _MODULES = {
     "Recipe": "training",
     "train": "training",
     "load": "weights",
-    "convert": "weights.converters",
+    "save": "weights",
+    "convert": "weights.loading",
     "zoo": "weights.zoo",
 }
 
@@ -98,6 +99,7 @@ __all__ = [
     "margin",
     "normalised",
     "relevance",
+    "save",
     "sweep",
     "train",
     "zoo",

@@ -498,7 +498,7 @@ def write_release(path: Path) -> torch.nn.Module:
 def test_a_release_file_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theirs, ours = tmp_path / "theirs.pt", tmp_path / "ours.pt"
     network = write_release(theirs)
-    assert main("convert --from cifs-release --method at", theirs, ours) == 0
+    assert main("convert --method at", theirs, ours) == 0
     assert "resnet18, width 2, 7 classes" in capsys.readouterr().out
     checkpoint = Checkpoint.read(ours)
     x = torch.rand(3, 3, 32, 32)
@@ -716,7 +716,7 @@ TRAIN = f"train --method standard --out out.pt {TINY}"
 TRAIN_NPZ = f"{TRAIN} {NPZ}"
 COMPARE = f"compare --attack pgd-1 --attacks cw-1 {FEW} --out out"
 COMPARE_NET = f"{COMPARE} {NET}"
-CONVERT = "convert --from cifs-release"
+CONVERT = "convert"
 LONG = "x" * 300
 
 # Mistakes that need no files but those in every test's folder.

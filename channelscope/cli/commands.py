@@ -11,13 +11,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from channelscope.cli.models import parse_name, read_arch_args, read_models
 from channelscope.cli.printing import format_table, print_result, print_zoo
 from channelscope.cli.processes import join
-from channelscope.errors import UserError, suggest
+from channelscope.errors import UserError, escape, suggest
 
 if TYPE_CHECKING:
     from channelscope.data import Dataset
-    from channelscope.weights import Checkpoint
 
 
 def train(args: argparse.Namespace) -> None:
@@ -127,7 +127,7 @@ def answer(args: argparse.Namespace) -> None:
         options["groups"] = groups or None
     options["methods"] = dict(_split_pairs(args.methods, "--methods mine=at")) or None
     with join(args):
-        models = _read_models(args)
+        models = read_models(args)
 
         def load() -> "Dataset":  # images are read when all names have been checked
             trainings = [checkpoint.meta for checkpoint in models.values()]
@@ -136,21 +136,6 @@ def answer(args: argparse.Namespace) -> None:
         result = question(**options | {"models": models, "data": load})
         if is_first():
             print_result(result, Path(args.out), as_json=args.json)
-
-
-def _read_models(args: argparse.Namespace) -> dict[str, "Checkpoint"]:
-    """Read the checkpoints, by label."""
-    from channelscope.weights import Checkpoint, zoo
-
-    labels = args.labels or [zoo.get_label(path) for path in args.models]
-    if len(labels) != len(args.models):
-        raise UserError(
-            f"There are {len(args.models)} models and {len(labels)} labels: name one label for "
-            "each model."
-        )
-    if len(set(labels)) < len(labels):
-        raise UserError("Two models have the same label: name different ones with --labels.")
-    return {label: Checkpoint.read(path) for label, path in zip(labels, args.models, strict=True)}
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -254,13 +239,20 @@ def recipes(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Convert another program's network file to a checkpoint."""
-    from channelscope.weights.converters import convert
+    """Convert any program's network file to a checkpoint."""
+    from channelscope.weights.loading import convert, describe_network
 
-    checkpoint = convert(args.source, args.file, args.out, args.method)
-    gates = ", ".join(gate.layer for gate in checkpoint.gates) or "none"
-    arch = checkpoint.architecture
-    print(f"{args.out}: {arch.arch}, width {arch.width}, {arch.classes} classes, gates at: {gates}")
+    name = parse_name(args.file)
+    checkpoint = convert(
+        name.path,
+        args.out,
+        name.arch or args.arch,
+        arch_args=read_arch_args(args),
+        normalise=args.normalise,
+        method=args.method,
+        download=args.download,
+    )
+    print(escape(f"{args.out}: {describe_network(checkpoint)}"))
 
 
 def zoo(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from channelscope.cli.models import parse_name, read_arch_args, read_model
 from channelscope.cli.printing import format_table
 from channelscope.errors import UserError, suggest
 
@@ -21,7 +22,7 @@ def list_layers(args: argparse.Namespace) -> None:
     from channelscope.layers.hooks import INPUT, match_layers, trace
     from channelscope.study.outputs import explain_refusal
 
-    network, shape = _build_network(args.model, args.image_size)
+    network, shape = _build_network(args)
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     with explain_refusal(images, "choose another --image-size", network):
         calls, _ = trace(network, images)
@@ -62,36 +63,19 @@ def _describe_call(
     return rows
 
 
-def _build_network(name: str, size: int | None) -> "tuple[nn.Module, tuple[int, int, int]]":
-    """Build a checkpoint's network, or one of a library by its name; return its images' shape."""
-    from channelscope.weights import Checkpoint
+def _build_network(args: argparse.Namespace) -> "tuple[nn.Module, tuple[int, int, int]]":
+    """Build a file's network, or one of a library by its name; return its images' shape."""
+    from channelscope.weights.architectures import LIBRARIES, External
+    from channelscope.weights.recognise import get_image_side
 
-    library, _, kind = name.partition(":")
-    if kind and library in ("torchvision", "timm"):
-        network, side = _build_torchvision(kind) if library == "torchvision" else _build_timm(kind)
-        return network.eval(), (3, size or side, size or side)
-    checkpoint = Checkpoint.read(name)
+    name, size = parse_name(args.model), args.image_size
+    if name.path.partition(":")[0] in LIBRARIES:
+        external = External(arch=name.path, classes=1000, args=read_arch_args(args))
+        side = size or get_image_side(name.path)
+        return external.build(), (3, side, side)
+    checkpoint = read_model(args, name)
     channels, height, width = checkpoint.image
     return checkpoint.build(), (channels, size or height, size or width)
-
-
-def _build_torchvision(name: str) -> "tuple[nn.Module, int]":
-    from torchvision import models
-
-    if name not in (known := models.list_models(models)):
-        raise UserError(f"torchvision has no classifier {name!r}.{suggest(name, known)}")
-    return models.get_model(name, weights=None), 224
-
-
-def _build_timm(name: str) -> "tuple[nn.Module, int]":
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError("timm is not installed: pip install timm.") from error
-    if not timm.is_model(name):
-        raise UserError(f"timm has no network {name!r}.{suggest(name, timm.list_models())}")
-    settings = timm.get_pretrained_cfg(name)
-    return timm.create_model(name), settings.input_size[1] if settings else 224
 
 
 def _find_penultimate(network: "nn.Module", images: "Tensor") -> str | None:

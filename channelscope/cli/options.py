@@ -91,7 +91,25 @@ _OFF = {"action": "store_false"}
 OPTIONS: dict[str, Option] = {
     # Networks and images.
     "models": Option(
-        "checkpoints of networks, or zoo:NAME", "FILE", settings={"nargs": "+", "required": True}
+        "networks: files of any program, LABEL=FILE@ARCH where need be; zoo:NAME; torchvision:NAME "
+        "or timm:NAME for published weights",
+        "FILE",
+        settings={"nargs": "+", "required": True},
+    ),
+    "arch": Option(
+        "architecture of files from which it cannot be recognised: torchvision:NAME, timm:NAME, or "
+        "FILE.py:FUNCTION or package.module:FUNCTION for code of your own, which is run",
+        "ARCH",
+        unset="recognised",
+    ),
+    "arch_args": Option(
+        "arguments for --arch, such as width=2", "NAME=VALUE", default=[], settings=_PAIRS
+    ),
+    "normalise": Option(
+        "normalisation that foreign networks expect and their files lack: cifar10, cifar100, "
+        "imagenet, half, none, or MEAN;STD such as '0.5,0.5,0.5;0.25,0.25,0.25'",
+        "NAME",
+        unset="that of the file, if any",
     ),
     "labels": Option("names of the models", "NAME", unset="the file names", settings=_MANY),
     "output": Option(
@@ -122,7 +140,11 @@ OPTIONS: dict[str, Option] = {
         unset="what the models were trained on",
     ),
     "data_root": Option("folder of downloaded data sets", "DIR", default="data"),
-    "download": Option("download the data set if it is missing", default=False, settings=_ON),
+    "download": Option(
+        "download the data set, or published weights, if they are missing",
+        default=False,
+        settings=_ON,
+    ),
     "image_size": Option("scale and crop images to S x S", "S", positive),
     "stream": Option(
         "decode the images of a folder anew in every pass, instead of keeping those used in memory "
@@ -218,6 +240,7 @@ OPTIONS: dict[str, Option] = {
 }
 MEASURING = "seed replicates level batch_size device folder out json progress"
 DATA = "data data_root download image_size stream"
+NETWORK = "arch arch_args normalise"
 
 TRAINING = OPTIONS | {
     "method": Option(

@@ -11,6 +11,7 @@ from channelscope.cli.options import (
     DATA,
     DRAWING,
     MEASURING,
+    NETWORK,
     OPTIONS,
     RECIPE,
     TRAINING,
@@ -246,7 +247,7 @@ def _add_question(
     more = _STUDY.format(command=name, disk=disk)
     command = _add_command(menu, name, commands.answer, summary, description, examples, more)
     command.set_defaults(after_stop=_AGAIN)
-    names = f"models labels output methods {DATA} images {options} {MEASURING}"
+    names = f"models labels {NETWORK} output methods {DATA} images {options} {MEASURING}"
     add_options(command, names, OPTIONS, **defaults)
 
 
@@ -333,11 +334,13 @@ def _add_listings(menu: Any) -> None:
     listing.add_argument(
         "model",
         metavar="MODEL",
-        help="checkpoint, zoo:NAME; or torchvision:NAME, timm:NAME, with random weights",
+        help="network's file, zoo:NAME; or torchvision:NAME, timm:NAME, with random weights",
     )
     listing.add_argument(
         "patterns", nargs="*", metavar="PATTERN", help="names or patterns (default: all layers)"
     )
+    add_options(listing, NETWORK)
+    listing.set_defaults(download=False)
     listing.add_argument("--image-size", type=positive, metavar="S", help="use images of S x S")
 
 
@@ -364,18 +367,21 @@ def _add_others(menu: Any) -> None:
         menu,
         "convert",
         commands.convert,
-        "turn another program's network file into a checkpoint",
+        "turn any program's network file into a checkpoint",
         """
-        Turn a network that another program saved into a checkpoint. cifs-release: a CIFAR ResNet
-        (CIFS, CAS or plain) of the CIFS authors' code.
+        Turn a network that another program saved into a checkpoint, which needs no further options
+        when it is read. Most are recognised by their tensors: networks of papers' releases (CIFS,
+        CAS, FSR, TRADES, MART, AWP), of torchvision and of timm. Nothing in a file is run.
         """,
-        "channelscope convert --from cifs-release ckp_best.pt cifs.pt",
-    )
-    convert.add_argument(
-        "--from", dest="source", required=True, choices=("cifs-release",), help="where FILE is from"
+        """
+        channelscope convert ckp_best.pt cifs.pt
+        channelscope convert r50.pth r50.pt --normalise imagenet
+        channelscope convert mine.ckpt mine.pt --arch mynets.py:ResNet18 --arch-args width=2
+        """,
     )
     convert.add_argument("file", metavar="FILE", help="file to read; no code in it is run")
     convert.add_argument("out", metavar="OUT", help="checkpoint to write")
+    add_options(convert, f"{NETWORK} download")
     convert.add_argument(
         "--method",
         metavar="METHOD",

@@ -26,6 +26,7 @@ from channelscope.layers.hooks import (
 )
 from channelscope.layers.outputs import Entry, PlainLogits
 from channelscope.layers.penultimate import LastLayer
+from channelscope.networks import Architecture
 from channelscope.recipes import METHODS
 from channelscope.study.outputs import (
     adapt_network,
@@ -34,7 +35,7 @@ from channelscope.study.outputs import (
     is_frozen_program,
 )
 from channelscope.study.store import digest_of
-from channelscope.weights import Checkpoint, zoo
+from channelscope.weights import Checkpoint, read_network, zoo
 
 Network = nn.Module | Checkpoint | str | Path
 Models = Mapping[str, Network] | Sequence[str | Path] | Network
@@ -110,15 +111,15 @@ class Model:
     def compute(self) -> dict[str, Any] | None:
         """What decides the cost and the strength of the training, as far as it is on record."""
         settings = self.training.get("settings")
-        if settings is None or self.checkpoint is None:
+        architecture = self.checkpoint.architecture if self.checkpoint else None
+        if settings is None or not isinstance(architecture, Architecture):
             return None
         recipe = {
             name: value
             for name, value in _flatten(settings["recipe"]).items()
             if name not in _OF_GATES
         }
-        width = self.checkpoint.architecture.base_width
-        return recipe | {"model.width": width, "data": settings["data"]}
+        return recipe | {"model.width": architecture.base_width, "data": settings["data"]}
 
     @property
     def description(self) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _load(label: str, model: Network, method: str | None, device: str) -> Model:
             f"models: {label} is a {type(model).__name__}: pass a network (torch.nn.Module) or a "
             "path."
         )
-    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.read(model)
+    checkpoint = model if isinstance(model, Checkpoint) else read_network(model)
     return Model(label, checkpoint.build().to(device), method or checkpoint.method, checkpoint)
 
 

@@ -8,10 +8,10 @@ from channelscope.weights.checkpoints import (
     build,
     check_history,
     is_finite,
-    load,
     log_columns,
     versions,
 )
+from channelscope.weights.loading import load, read_network, save
 
 __all__ = [
     "GATE_LOG",
@@ -23,5 +23,7 @@ __all__ = [
     "is_finite",
     "load",
     "log_columns",
+    "read_network",
+    "save",
     "versions",
 ]

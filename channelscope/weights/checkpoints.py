@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shorten
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Any, Literal, Self, cast, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from channelscope.gates import KINDS, Selective
 from channelscope.networks import Architecture
 from channelscope.recipes import METHODS
 from channelscope.weights import zoo
+from channelscope.weights.architectures import External
 from channelscope.weights.tensors import load_tensors, save_tensors
 
 FORMAT = 2
@@ -99,7 +100,7 @@ class Checkpoint:
         meta: data, recipe, seed, metrics, history (a dict an epoch) and versions, as plain values.
     """
 
-    architecture: Architecture
+    architecture: Architecture | External
     gates: tuple[Gate, ...] = ()
     state: Mapping[str, Tensor]
     image: tuple[int, int, int]
@@ -108,7 +109,13 @@ class Checkpoint:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
-        """Build the network with its weights, in eval mode: a ``Selective`` if it has gates."""
+        """Build the network with its weights, in eval mode: a ``Selective`` if it has gates.
+
+        Raises:
+            UserError: for an architecture of other code that is not installed or does not fit.
+        """
+        if isinstance(self.architecture, External):
+            return self.architecture.build_with(self.state)
         with torch.device("meta"):  # no memory, no random numbers: all tensors are the state's
             network = build(self.architecture, self.gates)
         network.load_state_dict(dict(self.state), assign=True)
@@ -143,10 +150,15 @@ class Checkpoint:
         }
 
     @classmethod
-    def read(cls, path: Path | str) -> Self:
+    def read(cls, path: Path | str, code: str | None = None) -> Self:
         """Read a checkpoint: a file, or ``zoo:NAME``, a network that ships with the package.
 
         Weights that a file holds in half precision come back in single precision.
+
+        Args:
+            path: the file.
+            code: the user's own code that builds the network, ``FILE.py:FUNCTION``: where a
+                checkpoint needs any, the user must name it, for no file says what to run.
 
         Raises:
             UserError: one sentence for a file that is missing, damaged, foreign or hostile.
@@ -166,8 +178,9 @@ class Checkpoint:
         try:
             with torch.device("meta"), warnings.catch_warnings(action="ignore"):
                 checkpoint = cls._parse(content)
-                network = build(checkpoint.architecture, checkpoint.gates)
-                network.load_state_dict(dict(checkpoint.state), assign=True)
+                if isinstance(checkpoint.architecture, Architecture):
+                    network = build(checkpoint.architecture, checkpoint.gates)
+                    network.load_state_dict(dict(checkpoint.state), assign=True)
         except Exception as error:
             is_sentence = isinstance(error, UserError)
             reason = str(error) if is_sentence else "its parts do not fit together"
@@ -178,20 +191,43 @@ class Checkpoint:
             raise UserError(
                 f"{path} holds weights that are not finite numbers: train the network again."
             )
+        if isinstance(checkpoint.architecture, External):
+            return checkpoint._check_external(path, code)
         return checkpoint
+
+    def _check_external(self, path: Path | str, code: str | None) -> Self:
+        """Check that an architecture of other code can be built and fits the weights."""
+        external = cast(External, self.architecture)
+        if external.is_code:
+            if code is None:
+                raise UserError(
+                    f"{path} needs code of your own, {external.arch}: name it with --arch, for no "
+                    "file says what to run."
+                )
+            external = dataclasses.replace(external, arch=code)
+        expected = {key: item.shape for key, item in external.build_shapes().items()}
+        if expected != {key: item.shape for key, item in self.state.items()}:
+            raise UserError(
+                f"{path} does not fit {external.arch} as it is installed here: install the version "
+                "that it was saved with, or convert it again."
+            )
+        return dataclasses.replace(self, architecture=external)
 
     @classmethod
     def _parse(cls, content: dict[str, Any]) -> Self:
         """Make a checkpoint of what a file holds; raises anything where it does not fit."""
         described = content["architecture"]
         statistics = {key: tuple(map(float, described[key])) for key in ("mean", "std")}
-        architecture = Architecture(**described | statistics)
+        is_ours = "args" not in described
+        architecture = (Architecture if is_ours else External)(**described | statistics)
         gates = tuple(Gate(**gate) for gate in content["gates"])
         image = tuple(content["image"])
         names = content["class_names"]
         if len({gate.layer for gate in gates}) != len(gates):
             raise ValueError("two gates of one layer")
-        if len(image) != 3 or image[0] != len(architecture.mean):
+        if gates and not is_ours:
+            raise ValueError("gates around other code")
+        if len(image) != 3 or (is_ours and image[0] != len(architecture.mean)):
             raise ValueError("an image of another kind")
         if not all(type(size) is int and 1 <= size <= 4096 for size in image):
             raise ValueError("an image of an impossible size")
@@ -268,26 +304,12 @@ def is_finite(state: Mapping[str, Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
-def build(architecture: Architecture, gates: tuple[Gate, ...]) -> nn.Module:
+def build(architecture: Architecture | External, gates: tuple[Gate, ...]) -> nn.Module:
     """Build a network with fresh weights: the plain backbone, or a ``Selective`` around it."""
     cnn = architecture.build()
     if not gates:
         return cnn
     return Selective(cnn, {gate.layer: gate.build(architecture.classes) for gate in gates})
-
-
-def load(path: Path | str) -> nn.Module:
-    """Load a trained network in eval mode: ``net(x)`` returns logits for images x in [0, 1].
-
-    A gated network also has ``net.probed(x)``, with its probes' logits and masks.
-
-    Args:
-        path: a checkpoint, or ``zoo:NAME``.
-
-    Raises:
-        UserError: one sentence for a file that is missing, damaged, foreign or hostile.
-    """
-    return Checkpoint.read(path).build()
 
 
 def versions() -> dict[str, str]:

@@ -32,7 +32,7 @@ MODULES = [
     "torch._dynamo",
     "torch.fx",
     "matplotlib.backends.backend_pdf",
-    "channelscope.weights.converters",
+    "channelscope.weights.loading",
     "torch.distributed",
     "PIL.Image",
     "unittest.mock",

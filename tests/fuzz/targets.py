@@ -40,7 +40,7 @@ from channelscope.sweeps.record import Record, compute_digest
 from channelscope.training import Recipe
 from channelscope.training.state import State
 from channelscope.weights import Checkpoint, Gate, build, zoo
-from channelscope.weights.converters import from_cifs_release
+from channelscope.weights.loading import read_network
 from helpers.runs import digits, tiny_job, write_npz
 from helpers.studies import make_result, synthetic_study
 
@@ -89,7 +89,7 @@ def _checkpoint(folder: Path) -> None:
 
 
 def _released(folder: Path) -> None:
-    _use(from_cifs_release(folder / "release.pth"))
+    _use(read_network(folder / "release.pth"))
 
 
 def _state(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Converters: files as the CIFS and CAS releases write them give the answers of our networks."""
+"""Networks for small images: files as papers' releases write them give our networks' answers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +11,9 @@ from torch import Tensor
 import channelscope as cs
 from channelscope.gates import Selective
 from channelscope.networks import Architecture
-from channelscope.weights import Checkpoint, Gate, build, load
-from channelscope.weights.converters import CONVERTERS, from_cifs_release
+from channelscope.weights import Checkpoint, Gate, build, read_network
 from helpers import networks
-from helpers.expect import Hostile, contents, mistake, same_state
+from helpers.expect import contents, mistake, same_state
 
 CLASSES = 7
 
@@ -92,7 +91,7 @@ def as_release(ours: torch.nn.Module, kind: str, prefix: str = "") -> dict[str, 
 def converted(state: Any, path: Path) -> Checkpoint:
     """Convert and write; give what is read again."""
     torch.save(state, path)
-    from_cifs_release(path).save(path.with_name("ours.pt"))
+    read_network(path).save(path.with_name("ours.pt"))
     return Checkpoint.read(path.with_name("ours.pt"))
 
 
@@ -127,7 +126,8 @@ def test_a_release_file_gives_the_same_answers(
     assert found.architecture == Architecture(
         arch="resnet18", width=2, classes=CLASSES, mean=(0,) * 3, std=(1,) * 3
     )
-    assert (found.meta["converted_from"], found.meta["file"]) == ("cifs-release", "theirs.pt")
+    assert found.meta["converted_from"].startswith("resnet18, width 2")
+    assert found.meta["file"] == "theirs.pt"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,53 +168,33 @@ def test_gates_on_a_deeper_network(tmp_path: Path) -> None:
     assert found.gates == gates
 
 
-def test_the_method_can_be_told(tmp_path: Path) -> None:
-    torch.save(as_release(network("plain"), "plain"), tmp_path / "theirs.pt")
-    assert from_cifs_release(tmp_path / "theirs.pt", method="at").method == "at"
-    assert {"cifs-release": from_cifs_release} == CONVERTERS
-
-
 def test_a_file_is_converted_and_written(tmp_path: Path) -> None:
     theirs, ours = tmp_path / "theirs.pt", tmp_path / "ours.pt"
     network_ours = network("CIFS")
     torch.save(as_release(network_ours, "CIFS"), theirs)
-    checkpoint = cs.convert("cifs-release", theirs, ours, method="cifs")
+    checkpoint = cs.convert(theirs, ours, method="cifs")
     agree(network_ours, checkpoint.build())
     agree(network_ours, cs.load(ours))
     before = contents(tmp_path)
     with mistake("ours.pt exists: choose another file"):
-        cs.convert("cifs-release", theirs, ours)
-    with mistake("no converter 'cifs'", "Did you mean 'cifs-release'?"):
-        cs.convert("cifs", theirs, tmp_path / "new.pt")
+        cs.convert(theirs, ours)
     with mistake("no method 'cfis'", "'cifs'"):
-        cs.convert("cifs-release", theirs, tmp_path / "new.pt", method="cfis")
+        cs.convert(theirs, tmp_path / "new.pt", method="cfis")
     with mistake("zoo:new"):
-        cs.convert("cifs-release", theirs, "zoo:new")
+        cs.convert(theirs, "zoo:new")
+    with mistake("no file"):
+        cs.convert(tmp_path / "none.pt", tmp_path / "new.pt")
     assert contents(tmp_path) == before
 
 
 def test_the_release_file_stays_as_it_is(tmp_path: Path) -> None:
     torch.save(as_release(network("CIFS"), "CIFS"), tmp_path / "theirs.pt")
     before = contents(tmp_path)
-    from_cifs_release(tmp_path / "theirs.pt")
+    read_network(tmp_path / "theirs.pt")
     assert contents(tmp_path) == before
 
 
-def test_our_own_checkpoint_is_no_release_file(tmp_path: Path) -> None:
-    found = converted(as_release(network("plain"), "plain"), tmp_path / "theirs.pt")
-    found.save(tmp_path / "ours.pt")
-    with mistake("ours.pt"):
-        from_cifs_release(tmp_path / "ours.pt")
-    load(tmp_path / "ours.pt")
-
-
 # ---------------------------------------------------------------- files of something else
-
-
-def torchvisions() -> dict[str, Tensor]:
-    from torchvision.models import resnet18
-
-    return resnet18(num_classes=CLASSES).state_dict()
 
 
 def with_key(name: str, value: Tensor) -> dict[str, Tensor]:
@@ -226,10 +206,8 @@ def without(name: str, kind: str = "CIFS") -> dict[str, Tensor]:
 
 
 FOREIGN: dict[str, Callable[[], Any]] = {
-    "torchvision's ResNet-18": torchvisions,
     "another CNN": lambda: networks.plain().state_dict(),
     "a linear layer": lambda: torch.nn.Linear(3, 2).state_dict(),
-    "a WideResNet of ours": lambda: networks.resnet("wrn-10-1").state_dict(),
     "an empty dict": dict,
     "an empty state": lambda: {"state_dict": {}},
     "a state that is a number": lambda: {"state_dict": 3},
@@ -262,24 +240,16 @@ FOREIGN: dict[str, Callable[[], Any]] = {
 def test_a_foreign_file_is_refused(kind: str, tmp_path: Path) -> None:
     torch.save(FOREIGN[kind](), tmp_path / "theirs.pt")
     with mistake("theirs.pt"):
-        from_cifs_release(tmp_path / "theirs.pt")
+        read_network(tmp_path / "theirs.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", bytes(1000)], ids=["empty", "text", "zeros"])
 def test_a_broken_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "theirs.pt").write_bytes(content)
     with mistake("theirs.pt"):
-        from_cifs_release(tmp_path / "theirs.pt")
+        read_network(tmp_path / "theirs.pt")
 
 
 def test_a_file_that_is_missing(tmp_path: Path) -> None:
     with mistake("theirs.pt", "no file"):
-        from_cifs_release(tmp_path / "theirs.pt")
-
-
-def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
-    state = as_release(network("plain"), "plain")
-    torch.save({"state_dict": state, "args": Hostile(tmp_path / "mark")}, tmp_path / "theirs.pt")
-    with mistake("never run"):
-        from_cifs_release(tmp_path / "theirs.pt")
-    assert not (tmp_path / "mark").exists()
+        read_network(tmp_path / "theirs.pt")

@@ -1,0 +1,326 @@
+"""Networks from anywhere: files of ours and of other programs, libraries, code of the user's own.
+
+``read_network`` answers for all of them with a ``Checkpoint``.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from channelscope.errors import UserError, escape, suggest
+from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
+from channelscope.gates.fsr import FeatureRecalibrator
+from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
+from channelscope.networks import RESNETS, Statistics, read_normalisation
+from channelscope.recipes import METHODS
+from channelscope.weights.architectures import External, Value
+from channelscope.weights.checkpoints import Checkpoint, Gate, versions
+from channelscope.weights.cifar import Match
+from channelscope.weights.files import Weights, find_state, read_content, read_weights, unwrap
+from channelscope.weights.published import PUBLISHERS, read_published
+from channelscope.weights.recognise import (
+    add_normalisation,
+    get_image_side,
+    match_named,
+    recognise,
+)
+
+Args = Mapping[str, Value]
+
+
+def load(
+    path: Path | str,
+    arch: str | None = None,
+    *,
+    arch_args: Args | None = None,
+    normalise: str | Statistics | None = None,
+    download: bool = False,
+) -> nn.Module:
+    """Load a trained network in eval mode: ``net(x)`` returns logits for images x in [0, 1].
+
+    A gated network also has ``net.probed(x)``, with its probes' logits and masks.
+
+    Args:
+        path, arch, arch_args, normalise, download: see ``read_network``.
+
+    Raises:
+        UserError: one sentence for a file that is missing, damaged, hostile or not recognised.
+    """
+    checkpoint = read_network(
+        path, arch, arch_args=arch_args, normalise=normalise, download=download
+    )
+    return checkpoint.build()
+
+
+def read_network(
+    path: Path | str,
+    arch: str | None = None,
+    *,
+    arch_args: Args | None = None,
+    normalise: str | Statistics | None = None,
+    download: bool = False,
+) -> Checkpoint:
+    """Read a network with all that is on record of it; nothing in its file is run.
+
+    Args:
+        path: a checkpoint of ours; ``zoo:NAME``; weights that any program saved, whose network is
+            recognised by its tensors; or ``torchvision:NAME``, ``timm:NAME``, ``robustbench:NAME``
+            for published weights.
+        arch: builds the network where it is not recognised: ``torchvision:NAME``, ``timm:NAME``, or
+            ``FILE.py:FUNCTION`` or ``package.module:FUNCTION`` for code of your own, which is run.
+            Checkpoints of ours have theirs.
+        arch_args: arguments for ``arch``, by name.
+        normalise: the normalisation that the network expects and its file lacks, see
+            ``networks.read_normalisation``; None for that of the file, if any.
+        download: fetch published weights where they are missing.
+
+    Raises:
+        UserError: one sentence for a file that is missing, damaged, hostile or not recognised, and
+            for an architecture that does not fit.
+    """
+    statistics = read_normalisation(normalise) if normalise is not None else None
+    if str(path).startswith("zoo:"):
+        return Checkpoint.read(path)
+    if str(path).partition(":")[0] in PUBLISHERS and not Path(path).exists():
+        match = read_published(str(path), dict(arch_args or {}), download)
+        return _make_checkpoint(match, str(path), normalise, statistics)
+    path = Path(path)
+    if path.is_dir():
+        weights = read_weights(path)
+    else:
+        content = read_content(path)
+        if isinstance(content, Mapping) and "channelscope" in content:
+            return Checkpoint.read(path, code=arch)
+        state, entry = find_state(content, path)
+        weights = Weights(path, unwrap(state, path), entry)
+    match = _match(weights, arch, dict(arch_args or {}))
+    return _make_checkpoint(match, path.name, normalise, statistics)
+
+
+def _match(weights: Weights, arch: str | None, args: dict[str, Value]) -> Match:
+    """Match a file's tensors with the architecture that is named, or recognise them."""
+    if arch is not None and ":" in arch:
+        return match_named(weights, arch, args)
+    if args:
+        raise UserError("arch_args: there is no architecture that they are for: name it with arch.")
+    if arch is None and weights.arch is not None:
+        return match_named(weights, weights.arch, args)
+    match = recognise(weights)
+    if arch is not None and arch != match.architecture.arch:
+        names = [*RESNETS, "wrn-28-10", "preact-resnet"]
+        raise UserError(
+            f"arch: {weights.path} is recognised as {match.name}, not as {arch}: name "
+            f"{match.architecture.arch}, or no architecture.{suggest(arch, names)}"
+        )
+    return match
+
+
+def _make_checkpoint(
+    match: Match, source: str, normalise: Any, statistics: Statistics | None
+) -> Checkpoint:
+    if normalise is not None:  # "none" takes away what the file has
+        channels = 1 if isinstance(match.architecture, External) else len(match.architecture.mean)
+        match = add_normalisation(match, *(statistics or ((0.0,) * channels, (1.0,) * channels)))
+    stem = next((item for item in match.state.values() if item.ndim == 4), None)
+    channels = 3 if stem is None else stem.shape[1]
+    side = get_image_side(match.architecture.arch)
+    return Checkpoint(
+        architecture=match.architecture,
+        gates=match.gates,
+        state=match.state,
+        image=(channels, side, side),
+        method=match.method if match.method in METHODS else None,
+        meta={
+            "converted_from": match.name,
+            "assumed": match.assumed,
+            "file": escape(source),
+            "versions": versions(),
+        },
+    )
+
+
+def describe_network(checkpoint: Checkpoint) -> str:
+    """Say as what a network was recognised; empty for checkpoints that ``train`` wrote.
+
+    >>> from channelscope.networks import Architecture
+    >>> meta = {"converted_from": "resnet18, width 64", "assumed": ""}
+    >>> network = Checkpoint(architecture=Architecture(), state={}, image=(3, 32, 32), meta=meta)
+    >>> describe_network(network)
+    'resnet18, width 64, 10 classes'
+    """
+    meta = checkpoint.meta
+    if "converted_from" not in meta:
+        return ""
+    architecture = checkpoint.architecture
+    parts = [str(meta["converted_from"]), f"{architecture.classes} classes"]
+    if any(architecture.mean) or any(value != 1 for value in architecture.std):
+        mean, std = (
+            "; ".join([", ".join(f"{value:.4g}" for value in values)])
+            for values in (architecture.mean, architecture.std)
+        )
+        parts.append(f"normalised by mean {mean} and standard deviation {std}")
+    if meta.get("assumed"):
+        parts.append(f"assumed: {meta['assumed']}")
+    return ", ".join(parts)
+
+
+def parse_args(pairs: Mapping[str, str]) -> dict[str, Value]:
+    """Read the arguments of an architecture from words: numbers, true, false, or text.
+
+    >>> parse_args({"width": "2", "blocks": "(1, 1)", "deep": "true", "act": "relu"})
+    {'width': 2, 'blocks': (1, 1), 'deep': True, 'act': 'relu'}
+    """
+    return {name: _parse_value(word) for name, word in pairs.items()}
+
+
+def _parse_value(word: str) -> Value:
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    try:
+        value = ast.literal_eval(word)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return word
+    return value if isinstance(value, int | float | str | tuple) else word
+
+
+# ---------------------------------------------------------------- to files of ours
+
+
+def convert(
+    path: Path | str,
+    out: Path | str,
+    arch: str | None = None,
+    *,
+    arch_args: Args | None = None,
+    normalise: str | Statistics | None = None,
+    method: str | None = None,
+    download: bool = False,
+) -> Checkpoint:
+    """Convert any program's network file to a checkpoint, which is written and returned.
+
+    Args:
+        path, arch, arch_args, normalise, download: see ``read_network``; nothing in the file is
+            run.
+        out: the file to write, which must not exist.
+        method: how the network was trained, where the file cannot tell.
+
+    Raises:
+        UserError: where ``path`` cannot be read or recognised, for an unknown method, and where
+            ``out`` exists or cannot be written.
+    """
+    _check_method(method)
+    if Path(out).exists():
+        raise UserError(f"{out} exists: choose another file to write to, or delete it first.")
+    checkpoint = read_network(
+        path, arch, arch_args=arch_args, normalise=normalise, download=download
+    )
+    if "converted_from" not in checkpoint.meta:
+        raise UserError(f"{path} is a checkpoint of channelscope already: use it as it is.")
+    if method is not None:
+        checkpoint = replace(checkpoint, method=method)
+    checkpoint.save(out)
+    return checkpoint
+
+
+def _check_method(method: str | None) -> None:
+    if method not in (None, *METHODS):
+        raise UserError(
+            f"There is no method {method!r}: choose from {', '.join(METHODS)}."
+            f"{suggest(str(method), METHODS)}"
+        )
+
+
+def save(
+    network: nn.Module | Checkpoint,
+    path: Path | str,
+    *,
+    arch: str | None = None,
+    arch_args: Args | None = None,
+    method: str | None = None,
+) -> None:
+    """Write a trained network as a checkpoint, from which every command reads it.
+
+    Args:
+        network: any whose architecture is recognised by its tensors, gated or not; or with ``arch``
+            any other. Its logits are compared with those of what is written.
+        path: the file to write.
+        arch, arch_args: what builds the network, see ``read_network``; for code of your own it must
+            be named again when the file is read.
+        method: how the network was trained, a key of ``recipes.METHODS``.
+
+    Raises:
+        UserError: for a network that is not recognised, or computes other logits than what its
+            tensors say; and where ``path`` cannot be written.
+    """
+    _check_method(method)
+    checkpoint = (
+        network if isinstance(network, Checkpoint) else _describe(network, arch, arch_args or {})
+    )
+    if method is not None:
+        checkpoint = replace(checkpoint, method=method)
+    checkpoint.save(path)
+
+
+def _describe(network: nn.Module, arch: str | None, args: Args) -> Checkpoint:
+    """Make the checkpoint of a network, and check that it computes the same logits."""
+    name = Path(type(network).__name__)
+    backbone = network.cnn if isinstance(network, Selective) else network
+    weights = Weights(name, unwrap(backbone.state_dict(), name))
+    checkpoint = _make_checkpoint(_match(weights, arch, dict(args)), str(name), None, None)
+    if isinstance(network, Selective):
+        if isinstance(checkpoint.architecture, External):
+            raise UserError(
+                f"network: gates are saved with our own backbones, not with {arch or name}: save "
+                "the backbone alone."
+            )
+        gates = tuple(_describe_gate(layer, gate) for layer, gate in network.gates.items())
+        checkpoint = replace(checkpoint, gates=gates, state=dict(network.state_dict()))
+    _check_logits(network, checkpoint)
+    return checkpoint
+
+
+def _describe_gate(layer: str, gate: nn.Module) -> Gate:
+    """Say what it takes to build a gate of CIFS, CAS or FSR again."""
+    if isinstance(gate, FeatureRecalibrator):
+        hidden, channels = cast(nn.Conv2d, gate.separation[0]).weight.shape[:2]
+        options: dict[str, bool | int | float | str] = {"hidden": hidden, "tau": gate.tau}
+        return Gate(layer=layer, channels=channels, kind="fsr", options=options)
+    if not isinstance(gate, FeatureSelector) or not isinstance(
+        gate.probe, LinearProbe | TwoLayerProbe
+    ):
+        raise UserError(
+            f"network: the gate of {layer}, a {type(gate).__name__}, cannot be written: save gates "
+            "of CIFS, CAS or FSR."
+        )
+    options = {"k": gate.k, "imgf": gate.imgf, "detach": gate.detach}
+    if isinstance(gate.probe, TwoLayerProbe):
+        hidden, channels = gate.probe.hidden.weight.shape
+        options |= {"probe": "two-layer", "hidden": hidden, "beta": float(gate.probe.beta)}
+    else:
+        channels = gate.probe.output.weight.shape[1]
+    return Gate(layer=layer, channels=channels, options=options)
+
+
+def _check_logits(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse a network that computes other logits of a random image than its checkpoint."""
+    like = get_parameter(network)
+    images = torch.rand(2, *checkpoint.image, generator=torch.Generator().manual_seed(0))
+    rebuilt = checkpoint.build().to(like.device)
+    try:
+        with eval_mode(network), torch.no_grad():
+            expected = get_logits(network(images.to(like)))
+            logits = get_logits(rebuilt(images.to(like)))
+        same = expected.shape == logits.shape and torch.allclose(expected, logits, 1e-3, 1e-4)
+    except RuntimeError:  # of images of another size, on which nothing can be compared
+        same = True
+    if not same:
+        raise UserError(
+            f"network: a {type(network).__name__} computes other logits than "
+            f"{checkpoint.meta['converted_from']}, which its tensors fit: name what builds it with "
+            "arch."
+        )
