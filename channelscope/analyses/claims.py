@@ -5,7 +5,9 @@ the least effect that counts and a two-sided test rejects 0, *not supported* whe
 its opposite, else *inconclusive*. All tests of a run are corrected together (Bonferroni: p times
 their number, so that what is found for one claim does not make it easier to decide another). A
 claim is *not judged* where a condition fails: a network is not clearly above chance or has another
-fault (``faults``), or the adversarially trained network is not more robust than the standard one.
+fault (``faults``), the adversarially trained network is not more robust than the standard one, the
+attack does not raise the standard network's NR mass (C2), or one of a gated network and its base
+was attacked more often, or trained otherwise, than the other (C4).
 How often these rules decide where there is nothing to find, and how often they find what is there,
 is measured by ``benchmarks/calibration.py``.
 
