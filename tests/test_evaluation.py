@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import channelscope as cs
 from channelscope import evaluate
 from channelscope.analyses.evaluation import robustbench_entry
+from channelscope.analyses.strength import compute_decay
 from channelscope.attacks import APGD, FGSM, PGD, find_correct, stop_early
 from channelscope.attacks.suites import SUITES, attacks_on
 from channelscope.cli import main
@@ -232,16 +233,15 @@ def test_comparisons_count_as_robust_what_evaluations_do() -> None:
     y = torch.tensor([1, 0, 1, 0])  # with 0.1 more: the first right, the second wrong
     options: dict[str, Any] = QUICK | {"images": None, "attacks": [Breaks()]}
     options.pop("eps")
-    study = Study({"net": network}, (x, y), layers=["0"], replicates=20, **options)
+    swept: dict[str, Any] = {"layers": ["0"], "replicates": 20, "eps_sweep": [0.1]}
+    study = Study({"net": network}, (x, y), **options, **swept)
     one = study.correct("net", "breaks").tolist()
     other = Study({"net": network}, (x, y), kind="evaluation", **options).correct("net", "breaks")
     assert one == other.tolist() == [False, False, True, True]
-    assert (study.answers("net", "adversarial") == study.labels).tolist() == [
-        True,
-        False,
-        True,
-        True,
-    ]
+    right = study.answers("net", "adversarial") == study.labels
+    assert right.tolist() == [True, False, True, True]
+    (row,) = [row for row in compute_decay(study)["decay"] if row["measure"] == "robust_accuracy"]
+    assert row["value"] == 0.5
 
 
 def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def _measure_rows(
         for measure, by_class in measure_study(study, model, layer, data).items():
             interval = estimate(mean_over_classes(by_class), level, BOUNDS[measure])
             yield words | {"layer": layer, "measure": measure} | as_columns(interval)
-    correct = study.answers(model, data) == study.labels
+    correct = study.correct(model) & (study.answers(model, data) == study.labels)
     interval = wilson(int(correct.sum()), len(correct), level)
     yield words | {"layer": "", "measure": "robust_accuracy"} | as_columns(interval)
 
