@@ -68,7 +68,7 @@ def describe(name: str) -> tuple[bool, str]:
         try:
             trace(network, x)
         except Exception as error:  # images that are too small fail in many ways
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
+            reason = f"{type(error).__name__}: {str(error)[:90]!r}"
             continue
         try:
             last = LastLayer.find(network, x)

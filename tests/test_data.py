@@ -1296,7 +1296,7 @@ def test_channels_are_found(shape: tuple[int, ...], image_shape: tuple[int, ...]
         ((GOOD.long(), [0, 1]), "uint8, or float in [0, 1], not torch.int64"),
         ((GOOD.numpy().astype(object), [0, 1]), "uint8, or float in [0, 1], not object"),
         ((GOOD.numpy().astype("U"), [0, 1]), "uint8, or float in [0, 1], not <U32"),
-        ((GOOD.numpy() * 2 - 1, [0, 1]), "map [-1, 1] to [0, 1] with (x + 1) / 2"),
+        ((GOOD.numpy() * 2 - 1, [0, 1]), "images in [-1, 1] are (x + 1) / 2"),
         ((GOOD.numpy() + 255, [0, 1]), "divide by 255"),
         ((GOOD.numpy() + 1.001, [0, 1]), "clip them"),
         ((GOOD, torch.zeros(2)), "int64, not torch.float32"),

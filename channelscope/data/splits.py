@@ -337,8 +337,9 @@ def _check_range(images: Tensor) -> None:
         return
     if low < 0:
         remedy = (
-            "take the normalisation out of the transform (it belongs inside the model), "
-            "or map [-1, 1] to [0, 1] with (x + 1) / 2"
+            "take the normalisation out of the transform and put it before the network, as "
+            "cs.normalised(network, mean, std) or --normalise do; images in [-1, 1] are (x + 1) / "
+            "2, and their network's normalisation is called half"
         )
     elif high < 2:
         remedy = "clip them"

@@ -28,6 +28,7 @@ from channelscope.layers.outputs import Entry, PlainLogits
 from channelscope.layers.penultimate import LastLayer
 from channelscope.networks import Architecture
 from channelscope.recipes import METHODS
+from channelscope.study.normalisation import is_trained_here
 from channelscope.study.outputs import (
     adapt_network,
     count_classes,
@@ -79,6 +80,13 @@ class Model:
         except UserError as error:
             raise UserError(f"{self.label}: {error}") from error
         return dataclasses.replace(self, network=network)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the package trained the network, which then normalises images itself."""
+        if self.checkpoint is not None:
+            return "converted_from" not in self.training
+        return is_trained_here(self.network)
 
     @property
     def _bare(self) -> nn.Module:

@@ -33,7 +33,7 @@ from channelscope.attacks import AttackLike, Norm, attack_name, parse_attack
 from channelscope.attacks.suites import SUITES, resolve_ball
 from channelscope.data import Dataset, as_dataset
 from channelscope.distributed import check_same, is_first, resolve_device, world_size
-from channelscope.errors import UserError, suggest
+from channelscope.errors import UserError, escape, suggest
 from channelscope.layers.hooks import get_layer, get_parameter
 from channelscope.result import Result, adversarial_name
 from channelscope.scorers import ScoreFunction, get_scorers
@@ -60,6 +60,8 @@ from channelscope.study.models import (
     trained_on,
     with_class_names,
 )
+from channelscope.study.normalisation import IMAGES as NORMALISATION_IMAGES
+from channelscope.study.normalisation import advise_normalisation
 from channelscope.study.store import Rows, RunFolder, digest_of, in_megabytes
 from channelscope.study.strengths import list_strengths
 from channelscope.study.suppression import (
@@ -217,6 +219,7 @@ class Study:
             seed=seed,
         )
         self._models = self._adapt_models(output)
+        self._advise_normalisation()
         if len(split) < world_size():
             raise UserError(
                 f"There are more processes ({world_size()}) than images ({len(split)}): start "
@@ -659,6 +662,15 @@ class Study:
             x, _ = self.images.read_some(rows, get_parameter(model.network))
             adapted.append(model.adapt_output(x, self.images.classes, output))
         return adapted
+
+    def _advise_normalisation(self) -> None:
+        """Say of which networks the images would have to be normalised; nothing is changed."""
+        rows = torch.linspace(0, len(self.images) - 1, NORMALISATION_IMAGES).long().unique()
+        for model in self._models:
+            x, y = self.images.read_some(rows, get_parameter(model.network))
+            advice = advise_normalisation(model.network, x, y, ours=model.is_ours)
+            if advice and is_first():
+                tqdm.write(escape(f"{model.label}: {advice}"), file=sys.stderr)
 
     def _fit_classes(self, dataset: Dataset, output: int | str | None) -> Dataset:
         if reserved := {"all", "across"} & set(dataset.classes):
