@@ -268,6 +268,8 @@ RESNETS: dict[str, tuple[Block, tuple[int, ...]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
 _WIDE = re.compile(r"wrn-(\d{1,3})-(\d{1,2})")
 
@@ -277,8 +279,8 @@ class Architecture:
     """What it takes to build a network again.
 
     Args:
-        arch: ``resnet10``, ``resnet18``, ``resnet34``, ``resnet50`` or ``wrn-DEPTH-WIDEN`` (such as
-            ``wrn-28-10``).
+        arch: ``resnet10``, ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152``
+            or ``wrn-DEPTH-WIDEN`` (such as ``wrn-28-10``).
         width: planes of the first stage; None for the published 64 (ResNet) or 16 (WideResNet).
         classes: number of logits.
         mean, std: of each input channel; their length is the number of input channels.

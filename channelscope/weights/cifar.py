@@ -30,6 +30,7 @@ _GATE_PARTS = (
     (re.compile(r"()aux\.0\.(weight|bias)"), "fsr", "classifier"),
 )
 _OUR_GATES = re.compile(r"selectors\.([^.]+)\.((?:probe|separation|recalibration|classifier)\..+)")
+_STAGE_GATES = ("Probe", "CAS", "fc")  # of a whole stage, beside its blocks
 _WIDE_BLOCK = re.compile(r"block([123])\.layer\.(\d+)\.(.+)")
 
 
@@ -154,7 +155,8 @@ def _match_preact(state: Mapping[str, Tensor]) -> Match:
 
 
 def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
-    return 1 + max(int(key.split(".")[1]) for key in state if key.startswith(prefix))
+    numbers = {key.split(".")[1] for key in state if key.startswith(prefix)}
+    return 1 + max(int(number) for number in numbers if number not in _STAGE_GATES)
 
 
 def _make_match(arch: str, state: Mapping[str, Tensor], last: str) -> Match:

@@ -167,8 +167,8 @@ def unwrap(state: Mapping[str, Tensor], path: Path) -> tuple[State, ...]:
 
 def _take_wrapper(state: State) -> State | None:
     """Take off one prefix or the normalisation; None where there is neither."""
-    if state.mean is None and (inner := _take_normalisation(state.tensors)) is not None:
-        return inner
+    if (inner := _take_normalisation(state.tensors)) is not None:
+        return inner if state.mean is None else _join_normalisations(state, inner)
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in state.tensors):
             tensors = {key.removeprefix(prefix): item for key, item in state.tensors.items()}
@@ -193,6 +193,16 @@ def _take_normalisation(tensors: Mapping[str, Tensor]) -> State | None:
             numbers = [tuple((values.float() / scale).tolist()) for values in (mean, std)]
             return State(rest, *numbers)
     return None
+
+
+def _join_normalisations(outer: State, inner: State) -> State:
+    """Join two normalisations, one after the other, ((x - m) / s - n) / t, to one."""
+    (m, s), (n, t) = (
+        (torch.tensor(state.mean).double(), torch.tensor(state.std).double())
+        for state in (outer, inner)
+    )
+    mean, std = (tuple(values.float().tolist()) for values in (m + s * n, s * t))
+    return State(inner.tensors, mean, std)
 
 
 def _to_single(tensor: Tensor) -> Tensor:

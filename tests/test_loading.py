@@ -1,0 +1,271 @@
+"""Networks by name: of libraries, of one's own code; written as checkpoints and read again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import channelscope as cs
+from channelscope.cli import main as run
+from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
+from channelscope.gates.fsr import FeatureRecalibrator
+from channelscope.weights import Checkpoint, read_network
+from channelscope.weights.loading import describe_network, parse_args
+from helpers import networks
+from helpers.expect import contents, mistake
+
+CODE = """
+import torch
+from torch import nn
+from parts import Head
+
+class Net(nn.Module):
+    def __init__(self, width=4, classes=5):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(1))
+        self.net = nn.Sequential(nn.Conv2d(3, width, 3), nn.Softplus(), nn.AdaptiveAvgPool2d(1))
+        self.head = Head(width, classes)
+
+    def forward(self, x):
+        return self.head(self.net(x).flatten(1)) + self.mean
+
+def make(**options):
+    return Net(**options)
+
+def number():
+    return 3
+
+def broken():
+    raise RuntimeError("no GPU")
+"""
+IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+def logits(network: nn.Module, x: Tensor = IMAGES) -> Tensor:
+    with torch.no_grad():
+        return network(x)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a user's code, which is where he works."""
+    (tmp_path / "mynets.py").write_text(CODE)
+    (tmp_path / "parts.py").write_text("from torch.nn import Linear as Head\n")
+    (tmp_path / "wrong.py").write_text("import nothing_of_this_name\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def own(folder: Path, width: int = 4) -> nn.Module:
+    namespace: dict[str, Any] = {}
+    exec(CODE.replace("from parts import Head", "Head = nn.Linear"), namespace)
+    network: nn.Module = namespace["Net"](width).eval()
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, "t.ckpt"
+    )
+    return network
+
+
+@pytest.mark.parametrize(
+    "arch", ["mynets.py:Net", "mynets.py:make", "mynets:Net", "./mynets.py:Net"]
+)
+def test_code_of_the_users_own(arch: str, folder: Path) -> None:
+    network = own(folder)
+    assert torch.equal(logits(cs.load("t.ckpt", arch)), logits(network))
+
+
+def test_arguments_of_code(folder: Path) -> None:
+    network = own(folder, width=7)
+    assert torch.equal(
+        logits(cs.load("t.ckpt", "mynets.py:Net", arch_args={"width": 7})), logits(network)
+    )
+    with mistake("mynets.py:Net does not fit t.ckpt", "net.0.weight is (7, 3, 3, 3) in the file"):
+        cs.load("t.ckpt", "mynets.py:Net")
+
+
+def test_a_checkpoint_runs_no_code_that_is_not_named(folder: Path) -> None:
+    network = own(folder)
+    cs.convert("t.ckpt", "ours.pt", "mynets.py:Net", normalise="half", method="at")
+    half = logits(network, (IMAGES - 0.5) / 0.5)
+    assert torch.equal(logits(cs.load("ours.pt", "mynets.py:Net")), half)
+    assert read_network("ours.pt", "mynets.py:make").method == "at"
+    Path("mynets.py").write_text("open('mark', 'w')")
+    with mistake("ours.pt needs code of your own, mynets.py:Net: name it with --arch"):
+        cs.load("ours.pt")
+    assert not Path("mark").exists()
+
+
+WRONG = {
+    "none.py:Net": "there is no file none.py",
+    "mynets.py:Nett": "has no function or class 'Nett'. Did you mean 'Net'",
+    "mynets.py:number": "returns a int, not a torch.nn.Module",
+    "mynets.py:broken": "cannot be built with no arguments (RuntimeError: no GPU)",
+    "wrong.py:Net": "cannot be imported (ModuleNotFoundError: No module named 'nothing_of",
+    "no.such.module:Net": "no.such.module cannot be imported",
+    "torchvision:resnet19": "torchvision has no classifier 'resnet19'. Did you mean 'resnet1",
+    "timm:resnet19": "timm has no network 'resnet19'",
+    "torchvision:resnet18": "does not fit t.ckpt: the file lacks conv1.weight",
+    "resnet18": "t.ckpt holds a network that is not recognised",
+    "mynets.py:": "has no function or class ''",
+    ":": "cannot be imported",
+}
+
+
+@pytest.mark.parametrize("arch", WRONG)
+def test_wrong_names_are_answered(arch: str, folder: Path) -> None:
+    own(folder)
+    with mistake(WRONG[arch]):
+        cs.load("t.ckpt", arch)
+
+
+def test_arguments_need_an_architecture(folder: Path) -> None:
+    own(folder)
+    with mistake("arch_args: there is no architecture that they are for"):
+        cs.load("t.ckpt", arch_args={"width": 2})
+    with mistake("cannot be built with wide=2", "--arch-args"):
+        cs.load("t.ckpt", "mynets.py:Net", arch_args={"wide": 2})
+
+
+def test_a_name_that_is_not_what_is_recognised(tmp_path: Path) -> None:
+    torch.save(networks.resnet("resnet10").state_dict(), tmp_path / "t.pt")
+    assert read_network(tmp_path / "t.pt", "resnet10").architecture.arch == "resnet10"
+    with mistake("is recognised as resnet10", "not as resnet18: name resnet10"):
+        read_network(tmp_path / "t.pt", "resnet18")
+
+
+def test_words_are_read_as_values() -> None:
+    words = {
+        "a": "1e-3",
+        "b": "False",
+        "c": "(2, 2)",
+        "d": "gelu",
+        "e": "{1: 2}",
+        "f": "__import__",
+    }
+    values = {"a": 0.001, "b": False, "c": (2, 2), "d": "gelu", "e": "{1: 2}", "f": "__import__"}
+    assert parse_args(words) == values
+
+
+# ---------------------------------------------------------------- published weights
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet26"])
+def test_published_weights_are_fetched_only_if_asked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with mistake(f"{name} without a file means its published weights", "--download"):
+        cs.load(name)
+    assert not contents(tmp_path)
+
+
+def test_published_weights_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import models
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    network = models.get_model("squeezenet1_1", weights=None).eval()
+    place = tmp_path / "hub" / "checkpoints"
+    place.mkdir(parents=True)
+    torch.save(network.state_dict(), place / "squeezenet1_1-b8a52dc0.pth")
+    checkpoint = read_network("torchvision:squeezenet1_1")
+    x = torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    normal = (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.testing.assert_close(logits(checkpoint.build(), x), logits(network, normal))
+
+
+# ---------------------------------------------------------------- to files of ours, and back
+
+
+def gated() -> dict[str, nn.Module]:
+    def cnn() -> nn.Module:
+        return networks.resnet("resnet10").eval()
+
+    width = cnn().linear.in_features
+    classes = cnn().linear.out_features
+    linear, two = LinearProbe(width, classes), TwoLayerProbe(width, classes, 3, 2.0)
+    return {
+        "plain": cnn(),
+        "WideResNet": networks.resnet("wrn-10-1").eval(),
+        "CAS": Selective(cnn(), {"layer4": FeatureSelector(linear, k=1, imgf="identity")}),
+        "CIFS": Selective(cnn(), {"layer4.0": FeatureSelector(two, imgf="sigmoid")}),
+        "FSR": Selective(cnn(), {"layer4": FeatureRecalibrator(width, classes, hidden=2)}),
+    }
+
+
+@pytest.mark.parametrize("kind", gated())
+def test_a_network_is_saved_and_read_again(kind: str, tmp_path: Path) -> None:
+    network = networks.randomise_batchnorm(gated()[kind]).eval()
+    cs.save(network, tmp_path / "net.pt", method="at")
+    checkpoint = Checkpoint.read(tmp_path / "net.pt")
+    x = torch.rand(2, checkpoint.image[0], 8, 8)
+    assert torch.equal(logits(checkpoint.build(), x), logits(network, x))
+    assert checkpoint.method == "at"
+
+
+def test_a_network_of_a_library_is_saved_and_read_again(tmp_path: Path) -> None:
+    from torchvision import models
+
+    network = cs.normalised(models.squeezenet1_1(num_classes=4).eval(), (0.5,) * 3, (0.2,) * 3)
+    cs.save(network, tmp_path / "net.pt")
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(logits(cs.load(tmp_path / "net.pt"), x), logits(network, x))
+    shown = describe_network(Checkpoint.read(tmp_path / "net.pt"))
+    assert shown.startswith("torchvision squeezenet1_1, 4 classes, normalised by mean 0.5")
+
+
+def test_a_network_that_computes_something_else_is_not_saved(tmp_path: Path) -> None:
+    class Scaled(type(networks.resnet("resnet10"))):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    network = networks.resnet("resnet10").eval()
+    network.__class__ = Scaled
+    with mistake("a Scaled computes other logits than resnet10"):
+        cs.save(network, tmp_path / "net.pt")
+    with mistake("no method 'adversarial'"):
+        cs.save(network, tmp_path / "net.pt", method="adversarial")
+    assert not contents(tmp_path)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_the_commands_take_all_of_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own(folder, width=6)
+    assert run(["layers", "t.ckpt@mynets.py:Net", "--arch-args", "width=6"]) == 0
+    assert "net.0" in capsys.readouterr().out
+    argv = ["convert", "t.ckpt", "o.pt", "--arch", "mynets.py:Net", "--arch-args", "width=6"]
+    assert run([*argv, "--normalise", "0.5;0.25"]) == 0
+    assert "mynets.py:Net, 5 classes, normalised by mean 0.5" in capsys.readouterr().out
+    assert run(["layers", "o.pt", "--arch", "mynets.py:Net", "--arch-args", "width=6"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("layers t.ckpt", "not recognised"),
+        ("layers t.ckpt@mynets.py:Nett", "Did you mean 'Net'"),
+        ("layers t.ckpt --arch-args width", "--arch-args: 'width' sets nothing"),
+        ("layers t.ckpt@mynets.py:Net --normalise 3", "write MEAN;STD"),
+        ("convert t.ckpt o.pt --arch mynets.py:Net --arch-args width=9", "does not fit"),
+        ("compare --models a=t.ckpt a=t.ckpt", "the same label"),
+        ("evaluate --models none.pth@torchvision:resnet18", "no file none.pth"),
+        ("evaluate --models torchvision:resnet19", "Did you mean"),
+        ("evaluate --models robustbench:Standard", "robustbench"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_status_2(
+    words: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own(folder)
+    before = contents(folder)
+    assert run(words.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert {name for name in contents(folder) if "pycache" not in name} == set(before)
