@@ -38,7 +38,7 @@ from channelscope.data import (
     sample_stratified,
     splits,
 )
-from channelscope.data.readers import read_folder
+from channelscope.data.folders import read_folder
 from channelscope.data.sampling import hold_out
 from helpers.pictures import (
     another_size,

@@ -23,8 +23,8 @@ from channelscope.data import (
     LazySplit,
     MemorySplit,
     Split,
+    folders,
     load,
-    readers,
     sample_stratified,
     streams,
 )
@@ -408,7 +408,7 @@ def test_one_coloured_image_among_the_grey(
     write_folder(tmp_path, mode="L")
     write_image(tmp_path / "test" / "bee" / "1.png")
     assert streamed(tmp_path).image_shape == (3, 5, 6)  # all of so few are looked at
-    monkeypatch.setattr(readers, "GLANCES", 2)
+    monkeypatch.setattr(folders, "GLANCES", 2)
     images = streamed(tmp_path, workers=workers)
     assert images.image_shape == (1, 5, 6)
     with mistake("test/bee/1.png has colours, and the images looked at before are grey"):

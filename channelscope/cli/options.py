@@ -134,8 +134,8 @@ OPTIONS: dict[str, Option] = {
         settings=_PAIRS,
     ),
     "data": Option(
-        "digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/ with a "
-        "folder per class) or npz:FILE (train_images, train_labels, ...)",
+        "digits, cifar10, svhn, fashion-mnist, mnist, imagefolder:DIR (train/ and test/, or val/, "
+        "with a folder per class) or npz:FILE (train_images, train_labels, ...)",
         "NAME",
         unset="what the models were trained on",
     ),

@@ -1,27 +1,23 @@
 """Datasets by name: scikit-learn's digits, torchvision's, .npz files and image folders."""
 
-import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from channelscope.data.datasets import Dataset, number_classes
-from channelscope.data.images import ImageFiles, from_arrays, read_header, resize
+from channelscope.data.folders import read_folder
+from channelscope.data.images import from_arrays, resize
 from channelscope.data.sampling import hold_out
-from channelscope.data.splits import LazySplit, MemorySplit
+from channelscope.data.splits import MemorySplit
 from channelscope.errors import UserError, suggest
 from channelscope.reading import Arrays, check_regular, open_arrays
 
 DIGITS = tuple("0123456789")
 # Of a file of torchvision's; SVHN's training part has 182 million bytes.
 MAX_BYTES = 256 * 2**20
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-GLANCES = 1000  # files whose beginnings decide whether a folder is grey
 
 # The class in torchvision.datasets, and what of it lies in the root folder.
 TORCHVISION = {
@@ -52,8 +48,9 @@ def load(
       the same.
     - `cifar10`, `svhn`, `fashion-mnist`, `mnist`: read, and on `download` fetched, by torchvision
       in `root`.
-    - `imagefolder:DIR`: DIR/{train,test}/<class>/*, also with val, or DIR/<class>/*, which is then
-      the test part. Its images are decoded when they are needed (`LazySplit`).
+    - `imagefolder:DIR`: DIR/{train,test}/<class>/*, also with val (valid, validation), which is the
+      test part where there is no other, or DIR/<class>/*, which is then the test part; images may
+      lie in <class>/images/*. They are decoded when they are needed (`LazySplit`).
     - `npz:FILE`: {train,val,test}_{images,labels}, of which only test is needed, and perhaps
       `classes`; images (n, h, w) or (n, h, w, c), c being 1 or 3, uint8 or float in [0, 1]; nothing
       is ever unpickled.
@@ -273,104 +270,3 @@ def _read_array(archive: Arrays, key: str, file: Path) -> NDArray[Any]:
         raise UserError(
             f"{key} in {file} cannot be read ({error}): save it as a plain array of numbers."
         ) from error
-
-
-# ---------------------------------------------------------------- image folders
-
-
-def read_folder(
-    name: str, folder: Path, image_size: int | None = None, stream: bool | None = None
-) -> Dataset:
-    """List `folder`/{train,val,test}/<class>/*, or `folder`/<class>/* as the test part.
-
-    Only test is needed. Classes are the class folders of train (of test if there is no train), in
-    alphabetical order; a part may lack some. Names with a leading dot and files other than images
-    are left out. Links to folders and to files are followed, as people link their data. No image is
-    decoded: the size is that of the first, and the folder is grey if all are, of which up to
-    `GLANCES` are looked at (every one if `stream` is False). An image that differs is refused when
-    it is read.
-
-    Raises:
-        UserError: a folder is missing or has no images, or the first image cannot be read.
-    """
-    try:
-        classes, listings = _list_parts(folder)
-    except OSError as error:
-        raise UserError(
-            f"Cannot read the folder {error.filename or folder}: {error.strerror or error}."
-        ) from error
-    files = [file for listing in listings.values() for file, _ in listing]
-    step = 1 if stream is False else -(-len(files) // GLANCES)
-    headers = (read_header(folder / file) for file in files[::step])
-    channels, height, width = next(headers)
-    # A coloured folder is never taken for a grey one because of a few grey images.
-    channels = max(channels, 3 if any(header[0] == 3 for header in headers) else 1)
-    if image_size is not None:
-        height = width = image_size
-    reader = ImageFiles(folder, tuple(files), (channels, height, width), image_size)
-    rows = torch.arange(len(files)).split([len(listing) for listing in listings.values()])
-    splits = {
-        part: LazySplit(reader, torch.tensor([label for _, label in listing]), own, stream)
-        for (part, listing), own in zip(listings.items(), rows, strict=True)
-    }
-    return Dataset(name, classes, **splits)
-
-
-_Listing = list[tuple[str, int]]  # files, relative to the folder, and their labels
-
-
-def _list_parts(folder: Path) -> tuple[tuple[str, ...], dict[str, _Listing]]:
-    if not folder.is_dir():
-        raise UserError(
-            f"There is no folder {folder.absolute()}: give the folder that holds the images."
-        )
-    # A class may be called "train": a part is told from a class by the folders inside it.
-    parts = {part: part for part in ("train", "val", "test") if _list_folders(folder / part)}
-    if parts and "test" not in parts:
-        raise UserError(
-            f"{folder} has {' and '.join(parts)} but no test: "
-            f"add {folder / 'test'}, or name one part."
-        )
-    parts = parts or {"test": ""}
-    classes = _list_folders(folder / parts.get("train", parts["test"]))
-    if not classes:
-        raise UserError(f"{folder} has no class folders: put the images into {folder}/<class>/.")
-    return tuple(classes), {part: _list_part(folder, own, classes) for part, own in parts.items()}
-
-
-def _list_part(folder: Path, part: str, classes: Sequence[str]) -> _Listing:
-    present = _list_folders(folder / part)
-    if unknown := sorted(set(present) - set(classes)):
-        raise UserError(
-            f"{folder / part / unknown[0]} is a class that the training images do not have: "
-            "move or remove it."
-        )
-    return [
-        (os.path.join(part, name, file), classes.index(name))  # noqa: PTH118  # a Path takes longer
-        for name in present
-        for file in _list_images(folder / part / name)
-    ]
-
-
-def _list_folders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    entries = os.scandir(folder)
-    return sorted(each.name for each in entries if each.is_dir() and not each.name.startswith("."))
-
-
-def _list_images(folder: Path) -> list[str]:
-    # Not is_file(): a broken link is to be reported when it is read, not passed over.
-    files = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if not entry.name.startswith(".") and not entry.is_dir()
-    )
-    images = [file for file in files if file.lower().endswith(SUFFIXES)]
-    if not images:
-        endings = sorted({Path(file).suffix or file for file in files})[:5]
-        raise UserError(
-            f"{folder} has no images, {'only ' + ', '.join(endings) if endings else 'no files'}: "
-            f"put {', '.join(SUFFIXES)} files into it, or remove the folder."
-        )
-    return images
