@@ -269,3 +269,53 @@ def test_mistakes_are_one_sentence_and_status_2(
     assert message in error
     assert error.count("\n") == 1
     assert {name for name in contents(folder) if "pycache" not in name} == set(before)
+
+
+# ---------------------------------------------------------------- hostile checkpoints
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "a file to read": {"arch": "timm:resnet26", "args": {"checkpoint_path": "evil.pth"}},
+    "weights to fetch": {"arch": "torchvision:resnet18", "args": {"weights": "DEFAULT"}},
+    "an address": {"arch": "timm:resnet26", "args": {"pretrained_cfg": "hf-hub:evil/net"}},
+    "blocks without end": {"arch": "preact-resnet", "args": {"blocks": (10**9,)}},
+    "a width without end": {"arch": "preact-resnet", "args": {"width": 10**9}},
+    "many blocks": {"arch": "preact-resnet", "args": {"blocks": (9999, 9999)}},
+    "a chain without end": {"arch": "chain", "args": {"layers": "relu, " * 10**5}},
+    "a large chain": {"arch": "chain", "args": {"layers": "bn 999999999999, linear 3 10 1"}},
+    "a chain of code": {"arch": "chain", "args": {"layers": "os.mkdir mark"}},
+    "code": {"arch": "mynets.py:Net", "args": {}},
+    "a module": {"arch": "os:getcwd", "args": {}},
+    "a module to run": {"arch": "antigravity:fly", "args": {}},
+    "no name": {"arch": 3, "args": {}},
+    "no arguments": {"arch": "torchvision:resnet18", "args": 3},
+    "many classes": {"arch": "torchvision:resnet18", "classes": 10**12, "args": {}},
+    "classes in words": {"arch": "torchvision:resnet18", "classes": "ten", "args": {}},
+    "an unknown network": {"arch": "torchvision:resnet19", "args": {}},
+    "other statistics": {"arch": "torchvision:resnet18", "args": {}, "mean": (0.0,), "std": (0.0,)},
+    "a text for a number": {"arch": "preact-resnet", "args": {"width": "wide"}},
+    "more fields": {"arch": "preact-resnet", "args": {}, "builder": "eval"},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_checkpoint_is_one_sentence(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mynets.py").write_text("open('mark', 'w')")
+    content = {
+        "channelscope": 2,
+        "architecture": {"classes": 10, "mean": (), "std": ()} | HOSTILE[case],
+        "gates": [],
+        "state": {"conv1.weight": torch.ones(2, 3, 3, 3)},
+        "image": (3, 32, 32),
+        "class_names": None,
+        "method": None,
+        "meta": {},
+    }
+    torch.save(content, "hostile.pt")
+    before = contents(folder)
+    assert run(["layers", "hostile.pt"]) == 2
+    error = capsys.readouterr().err
+    assert "hostile.pt" in error or "arch: " in error
+    assert error.count("\n") == 1
+    assert contents(folder) == before

@@ -27,6 +27,11 @@ from channelscope.networks import Normalised, check_statistics
 
 Value = bool | int | float | str | tuple[int, ...]
 LIBRARIES = ("torchvision", "timm")
+# What networks of libraries, and of builders here, are built with when a checkpoint says so.
+_PLAIN_ARGS = {
+    *("num_classes", "in_chans", "img_size", "aux_logits", "transform_input", "drop_rate"),
+    *("blocks", "width", "bottleneck", "final_norm", "channels", "layers"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +54,26 @@ class External:
 
     def __post_init__(self) -> None:
         texts = isinstance(self.arch, str) and isinstance(self.args, Mapping)
+        texts = texts and all(isinstance(name, str) for name in self.args)
         if not texts or type(self.classes) is not int or not 0 <= self.classes <= 1_000_000:
             raise UserError(f"arch: {self.arch!r} of {self.classes!r} classes is no architecture.")
         if self.mean or self.std:
             check_statistics(self.mean, self.std, "normalise")
+
+    def check_plain(self) -> None:
+        """Refuse arguments of a builder of ours or of a library that a file should not have.
+
+        Others might name files to read, or networks without end.
+
+        Raises:
+            ValueError: for an unknown argument, or a number or text beyond reason.
+        """
+        for name, value in self.args.items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if name not in _PLAIN_ARGS or len(numbers) > 8 or len(str(value)) > 4000:
+                raise ValueError(f"an argument {name}")
+            if any(isinstance(number, int) and not 0 <= number <= 10_000 for number in numbers):
+                raise ValueError(f"an argument {name} beyond reason")
 
     @property
     def is_code(self) -> bool:
@@ -135,8 +156,11 @@ class External:
         return network
 
 
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn)
+
+
 class _Empty(TorchFunctionMode):
-    """Give uninitialised tensors, as which parameters begin, neither memory nor numbers.
+    """Give new tensors, as which parameters and buffers begin, neither memory nor numbers.
 
     Within ``torch.device("meta")`` some networks cannot be built, that compute their widths with
     tensors.
@@ -144,7 +168,7 @@ class _Empty(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.empty:
+        if func in _FACTORIES:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
 
@@ -315,6 +339,8 @@ class PreActResNet(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
+        if not 1 <= len(blocks) <= 8 or not all(1 <= count <= 200 for count in blocks):
+            raise UserError(f"blocks: {blocks!r} are no numbers of blocks: name 1 to 8 stages.")
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         out = width
         for stage, count in enumerate(blocks):

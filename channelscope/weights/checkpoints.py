@@ -205,6 +205,14 @@ class Checkpoint:
                     "file says what to run."
                 )
             external = dataclasses.replace(external, arch=code)
+        else:
+            try:
+                external.check_plain()
+            except ValueError as error:
+                raise UserError(
+                    f"{path} is damaged, or was saved with arguments for {external.arch} that "
+                    f"files may not have ({error}): convert it again."
+                ) from error
         expected = {key: item.shape for key, item in external.build_shapes().items()}
         if expected != {key: item.shape for key, item in self.state.items()}:
             raise UserError(

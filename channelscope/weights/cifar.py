@@ -49,6 +49,7 @@ class Match:
         gates: of its gated layers.
         method: cifs, cas or fsr, where the gates say so.
         assumed: what no tensor tells, and is taken as in the releases; empty for nothing.
+        side: height and width of the images that it takes, where the tensors tell.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Match:
     gates: tuple[Gate, ...] = ()
     method: str | None = None
     assumed: str = ""
+    side: int | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import ast
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -75,8 +75,8 @@ def read_network(
             ``FILE.py:FUNCTION`` or ``package.module:FUNCTION`` for code of your own, which is run.
             Checkpoints of ours have theirs.
         arch_args: arguments for ``arch``, by name.
-        normalise: the normalisation that the network expects and its file lacks, see
-            ``networks.read_normalisation``; None for that of the file, if any.
+        normalise: the normalisation that the network expects, where its file has none, see
+            ``networks.read_normalisation``.
         download: fetch published weights where they are missing.
 
     Raises:
@@ -88,7 +88,7 @@ def read_network(
         return Checkpoint.read(path)
     if str(path).partition(":")[0] in PUBLISHERS and not Path(path).exists():
         match = read_published(str(path), dict(arch_args or {}), download)
-        return _make_checkpoint(match, str(path), normalise, statistics)
+        return _make_checkpoint(match, str(path), statistics)
     path = Path(path)
     if path.is_dir():
         weights = read_weights(path)
@@ -99,7 +99,7 @@ def read_network(
         state, entry = find_state(content, path)
         weights = Weights(path, unwrap(state, path), entry)
     match = _match(weights, arch, dict(arch_args or {}))
-    return _make_checkpoint(match, path.name, normalise, statistics)
+    return _make_checkpoint(match, path.name, statistics)
 
 
 def _match(weights: Weights, arch: str | None, args: dict[str, Value]) -> Match:
@@ -120,15 +120,12 @@ def _match(weights: Weights, arch: str | None, args: dict[str, Value]) -> Match:
     return match
 
 
-def _make_checkpoint(
-    match: Match, source: str, normalise: Any, statistics: Statistics | None
-) -> Checkpoint:
-    if normalise is not None:  # "none" takes away what the file has
-        channels = 1 if isinstance(match.architecture, External) else len(match.architecture.mean)
-        match = add_normalisation(match, *(statistics or ((0.0,) * channels, (1.0,) * channels)))
+def _make_checkpoint(match: Match, source: str, statistics: Statistics | None) -> Checkpoint:
+    if statistics is not None and not _is_normalised(match):  # that of the file goes first
+        match = add_normalisation(match, *statistics)
     stem = next((item for item in match.state.values() if item.ndim == 4), None)
     channels = 3 if stem is None else stem.shape[1]
-    side = get_image_side(match.architecture.arch)
+    side = match.side or get_image_side(match.architecture.arch)
     return Checkpoint(
         architecture=match.architecture,
         gates=match.gates,
@@ -142,6 +139,11 @@ def _make_checkpoint(
             "versions": versions(),
         },
     )
+
+
+def _is_normalised(network: Match | Checkpoint) -> bool:
+    architecture = network.architecture
+    return any(architecture.mean) or any(value != 1 for value in architecture.std)
 
 
 def describe_network(checkpoint: Checkpoint) -> str:
@@ -158,7 +160,7 @@ def describe_network(checkpoint: Checkpoint) -> str:
         return ""
     architecture = checkpoint.architecture
     parts = [str(meta["converted_from"]), f"{architecture.classes} classes"]
-    if any(architecture.mean) or any(value != 1 for value in architecture.std):
+    if _is_normalised(checkpoint):
         mean, std = (
             "; ".join([", ".join(f"{value:.4g}" for value in values)])
             for values in (architecture.mean, architecture.std)
@@ -271,7 +273,7 @@ def _describe(network: nn.Module, arch: str | None, args: Args) -> Checkpoint:
     name = Path(type(network).__name__)
     backbone = network.cnn if isinstance(network, Selective) else network
     weights = Weights(name, unwrap(backbone.state_dict(), name))
-    checkpoint = _make_checkpoint(_match(weights, arch, dict(args)), str(name), None, None)
+    checkpoint = _make_checkpoint(_match(weights, arch, dict(args)), str(name), None)
     if isinstance(network, Selective):
         if isinstance(checkpoint.architecture, External):
             raise UserError(

@@ -1,9 +1,9 @@
 """Networks recognised by the names and shapes of their tensors alone.
 
 First the networks for small images, ours and those of papers' releases, then torchvision's
-classifiers, then, where it is installed, timm's. ``signatures.txt`` says which of a library's
-networks have which names of tensors, so that few are built to compare shapes; building takes no
-memory. ``benchmarks/recognition.py`` writes it and tries all of them.
+classifiers, then, where it is installed, timm's, last chains of layers. ``signatures.txt`` says
+which of a library's networks have which names of tensors, so that few are built to compare shapes;
+building takes no memory. ``benchmarks/recognition.py`` writes it and tries all of them.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from torch import Tensor
 from channelscope.errors import UserError
 from channelscope.networks import Architecture
 from channelscope.weights.architectures import External, Value
+from channelscope.weights.chains import match_chain
 from channelscope.weights.checkpoints import build
 from channelscope.weights.cifar import AmbiguousError, Match, match_cifar
 from channelscope.weights.files import State, Weights
@@ -111,10 +112,9 @@ def recognise(weights: Weights) -> Match:
     differences: list[Difference] = []
     for state in reversed(weights.states):
         try:
-            match = _check_cifar(state.tensors, differences)
+            matches = _list_matches(state.tensors, differences)
         except AmbiguousError as error:
             raise UserError(f"{weights.path} is not recognised: {error}") from error
-        matches = [match] if match else _match_libraries(state.tensors)
         if len(matches) > 1:
             names = ", ".join(str(one.architecture.arch) for one in matches)
             raise UserError(
@@ -124,6 +124,16 @@ def recognise(weights: Weights) -> Match:
         if matches:
             return add_normalisation(matches[0], *_choose_statistics(weights, state))
     raise _explain(weights, differences)
+
+
+def _list_matches(state: Mapping[str, Tensor], differences: list[Difference]) -> list[Match]:
+    match = _check_cifar(state, differences)
+    if match is not None:
+        return [match]
+    if matches := _match_libraries(state):
+        return matches
+    chain = match_chain(state)
+    return [chain] if chain is not None else []
 
 
 def match_named(weights: Weights, arch: str, args: Mapping[str, Value]) -> Match:
