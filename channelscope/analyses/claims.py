@@ -213,7 +213,7 @@ def _ask_c2(study: Study, trained: Method, standard: Method) -> _Question:
         f"Share of {trained.label}'s relevant activation on negatively relevant channels, rise "
         f"under the attack: {_format(study, every, '+.1f', 'points')}; on the images that "
         f"withstand it: {_format(study, withstanding, '+.1f', 'points')}; of {standard.label}: "
-        f"{_format(study, usual, '+.1f', 'points')}."
+        f"{_format(study, usual, '+.1f', 'points')}. Of the first two the smaller decides."
     )
     if not math.isnan(part):  # as where no class's logit falls
         statement += f" Of the fall of the class's logit {part:.0%} comes from these channels."
