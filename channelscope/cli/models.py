@@ -56,7 +56,10 @@ def read_models(args: argparse.Namespace) -> dict[str, "Checkpoint"]:
     models = {}
     for label, name in zip(labels, names, strict=True):
         models[label] = read_model(args, name)
-        if (kind := describe_network(models[label])) and is_first():
+        # A checkpoint that was converted records another file, and was described then.
+        is_foreign = models[label].meta.get("file") in (name.path, Path(name.path).name)
+        if is_foreign and is_first():
+            kind = describe_network(models[label])
             print(escape(f"{label}: recognised: {kind}"), file=sys.stderr)
     return models
 
