@@ -1,7 +1,6 @@
 """All figures of a result, by name, with their captions; and the folder that holds them."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,7 +134,7 @@ def list_figures(result: "Result") -> dict[str, Picture]:
     for plot in sorted(plots, key=lambda plot: (SECTIONS.index(plot.section), plot.order)):
         for subject in _list_subjects(result, plot):
             values = [value for value in subject.arguments.values() if value is not None]
-            name = stem = "-".join(filter(None, [plot.name, *map(_make_slug, values)]))
+            name = stem = "-".join(filter(None, [plot.name, *map(words.make_slug, values)]))
             repeat = 1
             while name in pictures:
                 name = f"{stem}-{(repeat := repeat + 1)}"
@@ -150,11 +149,6 @@ def _list_subjects(result: "Result", plot: Plot) -> list[Subject]:
         return []
     with _naming(plot, "drawn"):
         return [_of_type(Subject, subject) for subject in plot.subjects(result)]
-
-
-def _make_slug(text: str) -> str:
-    """Keep a-z, 0-9 and dashes: no class name leaves the folder or troubles a file system."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-")
 
 
 def find_picture(result: "Result", name: str, further: Iterable[str] = ()) -> Picture:

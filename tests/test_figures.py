@@ -194,7 +194,8 @@ def test_names_are_safe_and_unique_whatever_the_classes_are_called() -> None:
     names = make_result(study, "activations", "robustness", "alignment").figures
     assert len([name for name in names if name.startswith("magnitude")]) == len(classes)
     assert len(set(names)) == len(names)
-    assert all(re.fullmatch("[a-z][a-z0-9-]{0,60}", name) for name in names)
+    assert all(re.fullmatch("[a-z][a-z0-9鳥犬-]{0,60}", name) for name in names)
+    assert {"magnitude-鳥", "magnitude-犬"} <= set(names)
 
 
 def test_figures_without_their_tables_are_left_out_and_said_to_need_them() -> None:

@@ -14,13 +14,14 @@ from typing import Any, ParamSpec
 
 import numpy as np
 import pandas as pd
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.text import Text
 from PIL import Image
 
 from channelscope.errors import UserError, suggest
-from channelscope.figures import tex
+from channelscope.figures import scripts, tex
 from channelscope.files import atomic_write
 
 # Okabe and Ito's palette, safe for the colour-blind: two colours for data, the others for models.
@@ -145,12 +146,22 @@ def style(name: str | None = None, *, wide: bool = False, latex: bool = False) -
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in the style in force whatever the user's settings are, and leave these alone."""
+    """Draw in the style in force whatever the user's settings are, and leave these alone.
+
+    Letters that the style's fonts lack are drawn in other fonts, or else as Latin letters.
+    """
 
     @wraps(draw)
     def draw_in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with context(["default", current_style().settings]):
-            figure = draw(*args, **kwargs)
+            with scripts.ignore_missing():  # some figures are laid out while they are drawn
+                figure = draw(*args, **kwargs)
+                fonts = () if current_style().latex else scripts.find_fonts(figure)
+                if fonts:
+                    with context({"font.family": [*rcParams["font.family"], *fonts]}):
+                        figure = draw(*args, **kwargs)
+            if not current_style().latex:
+                scripts.transliterate_texts(figure)
             figure.align_ylabels()
             for text in figure.findobj(Text):
                 text.set_linespacing(1.2 if current_style().latex else current_style().leading)

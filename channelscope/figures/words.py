@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,27 @@ def classes_with_images(result: "Result") -> list[str]:
     """Return those of ``classes_to_name`` that have images."""
     ranked = set(rank_classes(result))
     return [name for name in classes_to_name(result) if name in ranked]
+
+
+def make_slug(text: str) -> str:
+    """Keep letters and digits of any script, and dashes, so that no name leaves the folder.
+
+    At most 48 characters and 144 bytes: file systems take 255.
+
+    >>> make_slug("Katze / 猫"), make_slug("../x")
+    ('katze-猫', 'x')
+    """
+    text = unicodedata.normalize("NFC", text).lower()
+    plain = "".join(sign if unicodedata.category(sign)[0] in "LMN" else "-" for sign in text)
+    short = re.sub("-+", "-", plain).strip("-")[:48]
+    return short.encode()[:144].decode(errors="ignore").strip("-")
+
+
+def is_slug(name: str) -> bool:
+    """Tell whether a name is one that ``make_slug`` may have made a part of."""
+    return bool(name) and all(
+        sign == "-" or unicodedata.category(sign)[0] in "LMN" for sign in name
+    )
 
 
 def shorten(name: str, length: int = 18) -> str:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from channelscope.errors import UserError, escape_value
+from channelscope.figures.words import is_slug
 from channelscope.files import atomic_write
 from channelscope.reading import check_regular, read_json
 from channelscope.report import sentences, tables
@@ -127,7 +127,7 @@ def _read_figure(
     claims: list[str],
     main: bool,
 ) -> dict[str, Any]:
-    if not re.fullmatch(r"[a-z0-9-]+", name):  # a name from a file must not lead out of the folder
+    if not is_slug(name):  # a name from a file must not lead out of the folder
         raise ValueError(f"{name!r} is no name of a figure")
     if section not in SECTIONS or any(
         not isinstance(text, str) for text in (caption, alt_text, *claims)
