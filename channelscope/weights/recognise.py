@@ -27,6 +27,7 @@ from channelscope.weights.files import State, Weights
 _SIGNATURES = Path(__file__).parent / "signatures.txt"
 _COUNTER = "num_batches_tracked"  # of BatchNorm: files of old torch lack it, and nothing needs it
 _MOST_NEAREST = 6  # networks that are built to find the nearest
+_LEAST_LIKENESS = 0.2  # of what is told as the nearest
 _MOST_COMPARED = 8  # networks of the same tensors whose logits are compared
 _HEADS = ("fc", "classifier", "head", "heads", "linear", "logits")
 _NAMED = 3  # tensors that a sentence names
@@ -348,7 +349,7 @@ def _explain(weights: Weights, differences: list[Difference]) -> UserError:
         "FILE.py:FUNCTION"
     )
     nearest = max(candidates, key=lambda one: one.likeness, default=None)
-    if nearest is None or nearest.likeness < 0.2:
+    if nearest is None or nearest.likeness < _LEAST_LIKENESS:
         names = [key for key in state if not key.endswith(_COUNTER)]
         return UserError(
             f"{weights.path} holds a network that is not recognised, with the tensors "
@@ -361,18 +362,28 @@ def _explain(weights: Weights, differences: list[Difference]) -> UserError:
 
 
 def _find_nearest(state: Mapping[str, Tensor]) -> list[Difference]:
-    """Compare with the networks of torchvision that have about as many tensors."""
+    """Compare with that network of torchvision which is nearest, of about as many tensors."""
     count = sum(not key.endswith(_COUNTER) for key in state)
     exact = read_signatures().get(sign(state), (0, []))[1]
     near = sorted(read_signatures().values(), key=lambda entry: abs(entry[0] - count))
     names = [*exact, *(name for _, names in near for name in names)]
     chosen = [name for name in dict.fromkeys(names) if name.startswith("torchvision:")]
-    differences = []
-    for name in chosen[:_MOST_NEAREST]:
-        classes = _guess_classes(state)[0]
-        try:
-            expected = External(arch=name, classes=max(1, classes)).build_shapes()
-        except UserError:
-            continue
-        differences.append(compare_tensors(name, state, expected))
-    return differences
+    differences = [
+        compare_tensors(name, state, shapes)
+        for name in chosen[:_MOST_NEAREST]
+        if (shapes := _build_shapes(name))
+    ]
+    nearest = max(differences, key=lambda one: one.likeness, default=None)
+    if nearest is None or nearest.likeness < _LEAST_LIKENESS:
+        return []
+    external = External(arch=nearest.name, classes=max(1, _guess_classes(state)[0]))
+    return [compare_tensors(nearest.name, state, external.build_shapes())]
+
+
+@cache
+def _build_shapes(name: str) -> dict[str, Tensor]:
+    """Build the tensors of a library's network of 1,000 classes; none where it cannot be built."""
+    try:
+        return External(arch=name, classes=1000).build_shapes()
+    except UserError:  # no network of the installed version
+        return {}
