@@ -9,6 +9,7 @@ import sys
 import tempfile
 import tomllib
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -80,8 +81,9 @@ def _use(checkpoint: Checkpoint) -> None:
     json.dumps(Model("net", network, checkpoint.method, checkpoint).description).encode()
     json.dumps(checkpoint.class_names).encode()
     if sum(parameter.numel() for parameter in network.parameters()) < 1_000_000:
-        channels = checkpoint.image[0]
-        assert network(torch.rand(1, channels, 8, 8)).shape == (1, checkpoint.architecture.classes)
+        is_ours = isinstance(checkpoint.architecture, Architecture)
+        image = (checkpoint.image[0], 8, 8) if is_ours else checkpoint.image
+        assert network(torch.rand(1, *image)).shape == (1, checkpoint.architecture.classes)
 
 
 def _checkpoint(folder: Path) -> None:
@@ -270,9 +272,17 @@ def _releases() -> tuple[Tree, ...]:
         "module.layer4.0.Probe.Probe.1.weight": torch.ones(3, 4),
         "module.layer4.0.Probe.Probe.1.bias": torch.ones(3),
     }
+    outside = {"0.mean": torch.ones(3), "0.std": torch.ones(3)}
+    inside = {f"1.{name.removeprefix('module.')}": tensor for name, tensor in plain.items()}
+    chain = torch.nn.Sequential(
+        *(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten()),
+        torch.nn.Linear(2 * 225, 3),
+    )
     written = (
         _saved({"state_dict": plain | probe, "epoch": 3}),
         _saved(plain),
+        _saved({"net": outside | inside, "steps": Counter([2, 4])}),
+        _saved({"ema": {"model": chain.state_dict()}}),
         _saved({"state_dict": plain}, _use_new_zipfile_serialization=False),
     )
     return tuple(Tree({"in/release.pth": content}) for content in written)
