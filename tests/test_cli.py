@@ -251,9 +251,8 @@ def test_evaluating_prints_attacks_and_worst_cases(
     assert f"{result.worst_case['robust'].item():.1%}" in output.out
     assert main(command, *words, "--json") == 0
     printed = read_json(capsys.readouterr().out)
-    assert printed.keys() == {
-        *("out", "attacks", "worst_case", "warnings", "eps_sweep", "checks"),
-    }
+    keys = ("out", "attacks", "worst_case", "warnings", "eps_sweep", "checks")
+    assert printed.keys() == {*keys}
 
 
 def test_intervening_prints_the_league_and_verdicts(
