@@ -232,7 +232,7 @@ def weighted_means(
 ) -> Float[ndarray, "r c"]:
     """Return the mean of the rows under each column of weights; NaN where these sum to 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        means: ndarray = (weights / weights.sum(0)).T @ values
+        means: ndarray = (weights.T @ values) / weights.sum(0)[:, None]
     return means
 
 
