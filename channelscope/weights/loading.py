@@ -162,7 +162,7 @@ def describe_network(checkpoint: Checkpoint) -> str:
     parts = [str(meta["converted_from"]), f"{architecture.classes} classes"]
     if _is_normalised(checkpoint):
         mean, std = (
-            "; ".join([", ".join(f"{value:.4g}" for value in values)])
+            ", ".join(map("{:.4g}".format, values))
             for values in (architecture.mean, architecture.std)
         )
         parts.append(f"normalised by mean {mean} and standard deviation {std}")
