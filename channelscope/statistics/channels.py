@@ -143,7 +143,8 @@ def _place_classes(
 ) -> tuple[Float[ndarray, " c"], Float[ndarray, " k"]]:
     """Return the mean over the classes of their means, and each one's mean distance to the others.
 
-    NaN for a class without images, and for the distance of an only one.
+    NaN for the distance of a class without images, and for both where fewer than two have images:
+    rounding alone would then lie beside the centre.
     """
     means = mean_by_class(natural, labels, classes)
     present = ~np.isnan(means).any(1)
@@ -152,9 +153,10 @@ def _place_classes(
     between = np.sqrt(np.maximum(squares[:, None] + squares - 2 * own @ own.T, 0))
     np.fill_diagonal(between, 0)
     distances = np.full(classes, np.nan)
-    if len(own) > 1:
-        distances[present] = between.sum(1) / (len(own) - 1)
-    return own.mean(0) if len(own) else means.mean(0), distances
+    if len(own) < 2:
+        return np.full(natural.shape[1], np.nan), distances
+    distances[present] = between.sum(1) / (len(own) - 1)
+    return own.mean(0), distances
 
 
 def _measure_class(

@@ -64,51 +64,56 @@ def rank(values: Float[ndarray, "*n c"]) -> Float[ndarray, "*n c"]:
     """Rank along the last axis, from 1, ties sharing their mean rank; NaN where any value is."""
     rows = np.ascontiguousarray(values, np.float64).reshape(-1, values.shape[-1])
     places = np.arange(len(rows))[:, None] * rows.shape[1]  # of each row in the flat array
-    order = _sort_rows(rows) + places
-    ordered = rows.ravel()[order]
-    unsorted = (ordered[:, 1:] < ordered[:, :-1]).any(1)
-    if unsorted.any():
-        order[unsorted] = rows[unsorted].argsort(1) + places[unsorted]
-        ordered[unsorted] = rows.ravel()[order[unsorted]]
-    ranks = np.empty(rows.shape)
-    ranks.ravel()[order] = _share_ranks(ordered[:, 1:] == ordered[:, :-1])
-    ranks[np.isnan(rows).any(1)] = np.nan
-    return ranks.reshape(values.shape)
-
-
-def _sort_rows(rows: Float[ndarray, "n c"]) -> Int[ndarray, "n c"]:
-    """Return the order of each row's values, in which those that differ by rounding may be wrong.
-
-    Sorting whole numbers is two to three times as quick as sorting their places, so a value's place
-    replaces the last bits of its binary form, which as a whole number has the value's order.
-    """
-    bits = rows.view(np.int64)
-    mask = (1 << (rows.shape[1] - 1).bit_length()) - 1
-    keys = bits ^ (bits >> 63 & np.int64(2**63 - 1))
-    keys &= ~mask
-    keys |= np.arange(rows.shape[1])
-    keys.sort(1)
-    keys &= mask
-    return keys
-
-
-def _share_ranks(tied: Bool[ndarray, "n pairs"]) -> Float[ndarray, "n c"]:
-    """Return the ranks of rows in ascending order, given which values equal the next one."""
-    n, c = len(tied), tied.shape[1] + 1
-    ranks = np.tile(np.arange(1.0, c + 1), (n, 1))
-    columns = np.flatnonzero(tied.any(0))
+    order, near = _sort_rows(rows)
+    ordered_ranks = np.arange(1.0, rows.shape[1] + 1)
+    columns = np.flatnonzero(near.any(0))
     if len(columns):
         # Most ties are of channels that are zero, which stand together.
         start, end = columns[0], columns[-1] + 2
-        tied = tied[:, start : end - 1]
-        places = ranks[:1, start:end]
-        outside = np.zeros((n, 1), bool)
-        first = np.where(np.hstack([outside, tied]), 0, places)
-        last = np.where(np.hstack([tied, outside]), c, places)
-        first = np.maximum.accumulate(first, 1)
-        last = np.minimum.accumulate(last[:, ::-1], 1)[:, ::-1]
-        ranks[:, start:end] = (first + last) / 2
-    return ranks
+        ordered = rows.ravel()[order[:, start:end] + places]
+        unsorted = (ordered[:, 1:] < ordered[:, :-1]).any(1)
+        if unsorted.any():
+            order[unsorted] = rows[unsorted].argsort(1)
+            ordered[unsorted] = rows.ravel()[order[unsorted, start:end] + places[unsorted]]
+        ordered_ranks = np.tile(ordered_ranks, (len(rows), 1))
+        _share_ranks(ordered_ranks[:, start:end], ordered[:, 1:] == ordered[:, :-1])
+    ranks = np.empty(rows.shape)
+    ranks.ravel()[order + places] = ordered_ranks
+    ranks[np.isnan(rows.max(1, initial=-np.inf))] = np.nan
+    return ranks.reshape(values.shape)
+
+
+def _sort_rows(rows: Float[ndarray, "n c"]) -> tuple[Int[ndarray, "n c"], Bool[ndarray, "n pairs"]]:
+    """Return the order of each row's values, and which of them are near the next one.
+
+    Those that are may be equal, or in the wrong order. Sorting whole numbers is two to three times
+    as quick as sorting their places, so a value's place replaces the last bits of its binary form,
+    which as a whole number has the value's order.
+    """
+    keys = rows.view(np.int64)
+    mask = (1 << (rows.shape[1] - 1).bit_length()) - 1
+    if keys.min(initial=0) < 0:
+        keys = keys ^ (keys >> 63 & np.int64(2**63 - 1))
+    keys = keys & ~mask
+    keys |= np.arange(rows.shape[1])
+    keys.sort(1)
+    near = keys[:, 1:] ^ keys[:, :-1] <= mask
+    keys &= mask
+    return keys, near
+
+
+def _share_ranks(ranks: Float[ndarray, "n c"], tied: Bool[ndarray, "n pairs"]) -> None:
+    """Give equal values, in ascending rows, their mean rank, given which equal the next one."""
+    n, c = ranks.shape
+    inside = np.zeros((n, c + 1), bool)  # of a run of equal values, between two of its places
+    inside[:, 1:-1] = tied
+    edges = np.flatnonzero(inside.ravel()[1:] != inside.ravel()[:-1])
+    rows, firsts = np.divmod(edges[::2], c + 1)
+    lengths = edges[1::2] - edges[::2] + 1
+    lasts = firsts + lengths - 1
+    means = (ranks[rows, firsts] + ranks[rows, lasts]) / 2
+    within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+    ranks[np.repeat(rows, lengths), np.repeat(firsts, lengths) + within] = np.repeat(means, lengths)
 
 
 def shift(
