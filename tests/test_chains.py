@@ -69,6 +69,31 @@ def sequential() -> nn.Sequential:
     )
 
 
+class LeNet5(nn.Module):
+    """As LeCun et al. have it: the last convolution covers all that is left of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c3, self.c5 = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5), nn.Conv2d(16, 120, 5)
+        self.f6, self.f7 = nn.Linear(120, 84), nn.Linear(84, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.c1(x)), 2)
+        x = F.max_pool2d(F.relu(self.c3(x)), 2)
+        return self.f7(F.relu(self.f6(F.relu(self.c5(x)).flatten(1))))
+
+
+def strided(kernels: str, padding: int, channels: int, inputs: int) -> nn.Sequential:
+    """Build a network as those that are verified: strides of 2 in place of pooling."""
+    layers: list[nn.Module] = []
+    for index, kernel in enumerate(map(int, kernels)):
+        stride = 1 if kernel == 3 else 2
+        padded = (kernel - 1) // 2 if padding else 0
+        layers += [nn.Conv2d(4 if index else channels, 4, kernel, stride, padded), nn.ReLU()]
+    head = (nn.Linear(inputs, 9), nn.ReLU(), nn.Linear(9, 10))
+    return nn.Sequential(*layers, nn.Flatten(), *head)
+
+
 def two_parts() -> nn.Sequential:
     whole = sequential()
     return nn.Sequential(OrderedDict(features=whole[:7], flat=nn.Flatten(), classifier=whole[8:]))
@@ -80,29 +105,49 @@ NETWORKS = {
     "TRADES": (OfTRADES, (1, 28, 28)),
     "Sequential": (sequential, (3, 32, 32)),
     "two parts": (two_parts, (3, 32, 32)),
+    "LeNet-5": (LeNet5, (1, 32, 32)),
 }
+STRIDED: dict[str, tuple[str, int, tuple[int, int, int], int]] = {
+    "kernels of 4, padded": ("44", 1, (3, 32, 32), 4 * 64),
+    "kernels of 4": ("44", 0, (3, 32, 32), 4 * 36),
+    "kernels of 4, small images": ("44", 0, (1, 28, 28), 4 * 25),
+    "kernels of 3 between": ("4334", 1, (3, 32, 32), 4 * 64),
+    "kernels of 5": ("55", 1, (1, 28, 28), 4 * 49),
+}
+
+
+def check_chain(network: nn.Module, image: tuple[int, int, int], assumed: str, to: Path) -> None:
+    """Save a network's tensors; expect what is read to compute the same, also once converted."""
+    torch.save(network.eval().state_dict(), to / "theirs.pt")
+    checkpoint = read_network(to / "theirs.pt")
+    x = torch.rand(3, *image)
+    with torch.no_grad():
+        torch.testing.assert_close(checkpoint.build()(x), network(x))
+    assert checkpoint.image == image
+    assert checkpoint.meta["assumed"] == f"{assumed}, images of {image[1]} x {image[2]}"
+    checkpoint.save(to / "ours.pt")
+    with torch.no_grad():
+        assert torch.equal(Checkpoint.read(to / "ours.pt").build()(x), checkpoint.build()(x))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_chains_give_their_own_logits(name: str, tmp_path: Path) -> None:
     make, image = NETWORKS[name]
-    network = make().eval()
-    torch.save(network.state_dict(), tmp_path / "theirs.pt")
-    checkpoint = read_network(tmp_path / "theirs.pt")
-    x = torch.rand(3, *image)
-    with torch.no_grad():
-        torch.testing.assert_close(checkpoint.build()(x), network(x))
-    assert checkpoint.image == image
-    assert checkpoint.meta["assumed"].startswith("ReLU and max pooling, images of")
-    checkpoint.save(tmp_path / "ours.pt")
-    with torch.no_grad():
-        assert torch.equal(Checkpoint.read(tmp_path / "ours.pt").build()(x), checkpoint.build()(x))
+    check_chain(make(), image, "ReLU and max pooling", tmp_path)
 
 
-def strided() -> nn.Module:
+@pytest.mark.parametrize("name", STRIDED)
+def test_chains_with_strides_give_their_own_logits(name: str, tmp_path: Path) -> None:
+    kernels, padding, image, inputs = STRIDED[name]
+    network = strided(kernels, padding, image[0], inputs)
+    check_chain(network, image, "ReLU and strides of 2", tmp_path)
+
+
+def strided_somewhere() -> nn.Module:
+    """Build a network that the second or the third convolution may make smaller."""
     return nn.Sequential(
-        *(nn.Conv2d(3, 4, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten()),
-        nn.Linear(4 * 256, 10),
+        *(nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 256, 10)),
     )
 
 
@@ -118,7 +163,7 @@ def linear() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("make", [strided, averaged, linear])
+@pytest.mark.parametrize("make", [strided_somewhere, averaged, linear])
 def test_what_no_tensor_tells_is_asked_for(make: type[nn.Module], tmp_path: Path) -> None:
     torch.save(make().state_dict(), tmp_path / "theirs.pt")
     with mistake("theirs.pt is not recognised", "layers, one after the other", "--arch FILE.py"):
@@ -133,7 +178,16 @@ def test_another_activation_is_found_out_by_saving(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "layers", ["", "conv", "conv 1 2 3 4", "linear 3 4 1", "relu, linear 3 x 1", "os.system 3"]
+    "layers",
+    [
+        "",
+        "conv",
+        "conv 1 2 3 4",
+        "linear 3 4 1",
+        "relu, linear 3 x 1",
+        "os.system 3",
+        "conv 1 2 3 1 1 2 2",
+    ],
 )
 def test_a_chain_of_other_words_is_refused(layers: str) -> None:
     with pytest.raises(UserError, match="layers: "):

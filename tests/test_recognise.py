@@ -228,6 +228,65 @@ def test_pre_activation_resnets(last: bool, blocks: tuple[int, ...], tmp_path: P
     assert torch.equal(logits(load(tmp_path / "ours.pt")), logits(checkpoint.build()))
 
 
+class Thin(nn.Module):
+    """ResNet-20 and its kind, written as the paper has it: basic blocks in three stages.
+
+    Shortcuts to more channels are of option A, which have no weights, or B, convolutions.
+    """
+
+    def __init__(self, blocks: tuple[int, ...], width: int, classes: int, names: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        channels, self.names = width, names
+        for stage, count in enumerate(blocks):
+            layers = []
+            for index in range(count):
+                out, stride = width * 2**stage, 1 + (index == 0 and stage > 0)
+                block = nn.Module()
+                block.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+                block.bn1 = nn.BatchNorm2d(out)
+                block.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+                block.bn2 = nn.BatchNorm2d(out)
+                if names and channels != out:
+                    conv = nn.Conv2d(channels, out, 1, stride, bias=False)
+                    block.add_module(names, nn.Sequential(conv, nn.BatchNorm2d(out)))
+                layers.append(block)
+                channels = out
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.head = "fc" if names == "downsample" else "linear"
+        self.add_module(self.head, nn.Linear(channels, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.bn1(self.conv1(x)).relu()
+        for stage in (self.layer1, self.layer2, self.layer3):
+            for block in stage:
+                y = block.bn2(block.conv2(block.bn1(block.conv1(z)).relu()))
+                if y.shape == z.shape:
+                    skip = z
+                elif self.names:
+                    skip = block.get_submodule(self.names)(z)
+                else:
+                    zeros = torch.zeros_like(z[:, ::2, ::2, ::2])
+                    skip = torch.cat([zeros, z[:, :, ::2, ::2], zeros], 1)
+                z = (y + skip).relu()
+        return self.get_submodule(self.head)(z.mean((2, 3)))
+
+
+@pytest.mark.parametrize("names", ["", "shortcut", "downsample"])
+@pytest.mark.parametrize("blocks", [(1, 1, 1), (3, 3, 3), (5, 5, 5), (9, 9, 9)], ids=str)
+def test_resnets_of_three_stages(names: str, blocks: tuple[int, ...], tmp_path: Path) -> None:
+    network = networks.randomise_batchnorm(Thin(blocks, 4, 7, names)).eval()
+    state = {f"module.{key}": item for key, item in network.state_dict().items()}
+    torch.save({"state_dict": state, "best_prec1": 91.8}, tmp_path / "theirs.th")
+    checkpoint = read_network(tmp_path / "theirs.th")
+    assert checkpoint.meta["converted_from"] == f"ResNet-{2 + 2 * sum(blocks)}, width 4"
+    assert bool(checkpoint.meta["assumed"]) == (not names)
+    torch.testing.assert_close(logits(checkpoint.build()), logits(network))
+    checkpoint.save(tmp_path / "ours.pt")
+    assert torch.equal(logits(load(tmp_path / "ours.pt")), logits(checkpoint.build()))
+
+
 # ---------------------------------------------------------------- libraries
 
 

@@ -72,6 +72,23 @@ def test_weights_among_others(entry: str, old: bool, state: dict[str, Tensor], p
     assert same_state(inner(weights), state)
 
 
+def test_a_list_of_one_network_is_that_network(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"acc": torch.tensor(630), "state_dict": [state]}, path)
+    weights = read_weights(path)
+    assert same_state(inner(weights), state)
+    assert weights.entry == "state_dict[0]"
+
+
+def test_a_list_of_several_networks_is_told(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({"err": 0.5, "state_dict": [state, state, None]}, path)
+    words = ("holds a list of 3 values under state_dict, of which 2 are networks", "save the state")
+    with mistake(*words):
+        read_weights(path)
+    torch.save([state, state], path)
+    with mistake("holds a list of 2 values, of which 2 are networks", "save the state_dict of one"):
+        read_weights(path)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net.", "module.model.", ""])
 def test_prefixes_of_wrappers_are_taken_off(
     prefix: str, state: dict[str, Tensor], path: Path

@@ -30,7 +30,7 @@ LIBRARIES = ("torchvision", "timm")
 # What networks of libraries, and of builders here, are built with when a checkpoint says so.
 _PLAIN_ARGS = {
     *("num_classes", "in_chans", "img_size", "aux_logits", "transform_input", "drop_rate"),
-    *("blocks", "width", "bottleneck", "final_norm", "channels", "layers"),
+    *("blocks", "width", "bottleneck", "final_norm", "channels", "layers", "projected"),
 }
 
 
@@ -364,5 +364,84 @@ class PreActResNet(nn.Module):
         return self.linear(z.mean((2, 3)))
 
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"preact-resnet": PreActResNet}
+# ---------------------------------------------------------------- ResNet-20 and its kind
+
+
+class ThinBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, which is a convolution or has no weights.
+
+    A shortcut without weights leaves out every other pixel, and puts channels of zeros on both
+    sides: option A of He et al.
+    """
+
+    def __init__(self, channels_in: int, planes: int, stride: int, projected: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shortcut: nn.Module = nn.Identity()
+        self.stride, self.zeros = stride, planes - channels_in
+        if projected and (stride != 1 or self.zeros):
+            conv = nn.Conv2d(channels_in, planes, 1, stride, bias=False)
+            self.shortcut, self.zeros = nn.Sequential(conv, nn.BatchNorm2d(planes)), 0
+            self.stride = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = F.relu(self.bn1(self.conv1(x)))
+        skip = self.shortcut(x)[:, :, :: self.stride, :: self.stride]
+        half = self.zeros // 2
+        skip = F.pad(skip, (0, 0, 0, 0, half, self.zeros - half)) if self.zeros else skip
+        return F.relu(self.bn2(self.conv2(z)) + skip)
+
+
+class ThinResNet(nn.Module):
+    """ResNet-20, 32, 44, 56, 110 for small images: stages of 1, 2, 4 times a width of 16.
+
+    He et al., CVPR 2016 (arXiv 1512.03385), section 4.2.
+
+    Args:
+        num_classes: number of logits.
+        blocks: of each stage.
+        width: planes of the first stage.
+        projected: whether shortcuts to other numbers of channels are 1x1 convolutions with
+            BatchNorm; else they have no weights.
+        channels: of the images.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        *,
+        blocks: Sequence[int] = (3, 3, 3),
+        width: int = 16,
+        projected: bool = False,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if len(blocks) != 3 or not all(1 <= count <= 400 for count in blocks):
+            raise UserError(f"blocks: {blocks!r} are no numbers of blocks: name them for 3 stages.")
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        out = width
+        for stage, count in enumerate(blocks):
+            planes, layers = width * 2**stage, []
+            for index in range(count):
+                stride = 2 if index == 0 and stage else 1
+                layers.append(ThinBlock(out, planes, stride, projected))
+                out = planes
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.linear = nn.Linear(out, num_classes)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        z = F.relu(self.bn1(self.conv1(x)))
+        for stage in (1, 2, 3):
+            z = self.get_submodule(f"layer{stage}")(z)
+        return self.linear(z.mean((2, 3)))
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "preact-resnet": PreActResNet,
+    "thin-resnet": ThinResNet,
+}
 """The architectures of others that are built here, by name."""

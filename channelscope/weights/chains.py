@@ -1,15 +1,16 @@
 """Small networks of one layer after the other, rebuilt where their tensors leave one way only.
 
 LeNet and its kind: convolutions, each with a BatchNorm or without, ReLU and perhaps 2x2 max
-pooling, then linear layers. No tensor tells padding and pooling, but the first linear layer says
+pooling, then linear layers; or, as networks to be verified are made, convolutions with strides of 2
+instead of pooling. No tensor tells padding, pooling and strides, but the first linear layer says
 how many pixels are left of the image, and the numbers in a ``Sequential``'s names how many layers
-without tensors lie between. What is assumed besides, ReLU and max pooling, is told.
+without tensors lie between. What is assumed besides, such as ReLU and max pooling, is told.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import combinations, product
 from typing import Literal
 
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from channelscope.weights.cifar import AmbiguousError, Match
 
 _SIDES = (28, 32)  # of images: MNIST and its kind; CIFAR and SVHN
 _MOST_LAYERS = 24
+_MOST_HALVINGS = 5  # of the sides above
 # The network that TRADES and others train on MNIST, whose names say where it pools.
 _SMALL_CNN = re.compile(r"feature_extractor\.conv[1-4]|classifier\.fc[1-3]")
 
@@ -45,18 +47,26 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One way to rebuild a network: the images' side, the padding, which convolutions pool."""
+    """One way to rebuild a network: the images' side, the padding, pooling or strides.
+
+    Args:
+        side: of the images.
+        padded: whether convolutions keep the side, up to their strides.
+        pools: which convolutions are followed by pooling.
+        strides: of the convolutions.
+    """
 
     side: int
     padded: bool
     pools: tuple[bool, ...]
+    strides: tuple[int, ...]
 
 
 def build_chain(num_classes: int, *, layers: str) -> nn.Sequential:
     """Build a chain of layers from words, such as ``conv 3 6 5 0 1, relu, pool 2, linear 24 3 1``.
 
-    ``conv IN OUT KERNEL PADDING BIAS``, ``bn CHANNELS``, ``relu``, ``pool SIZE``, ``flatten``,
-    ``linear IN OUT BIAS``; the last layer has ``num_classes`` outputs.
+    ``conv IN OUT KERNEL PADDING BIAS`` and perhaps the stride, ``bn CHANNELS``, ``relu``,
+    ``pool SIZE``, ``flatten``, ``linear IN OUT BIAS``; the last layer has ``num_classes`` outputs.
 
     Raises:
         UserError: for other words.
@@ -74,8 +84,9 @@ def build_chain(num_classes: int, *, layers: str) -> nn.Sequential:
 def _build_layer(words: Sequence[str]) -> nn.Module:
     numbers = [int(word) for word in words[1:] if word.isdecimal()]
     match words[0] if words else "", numbers:
-        case "conv", [inputs, outputs, kernel, padding, bias]:
-            return nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=bool(bias))
+        case "conv", [inputs, outputs, kernel, padding, bias, *stride] if stride in ([], [1], [2]):
+            step = stride[0] if stride else 1
+            return nn.Conv2d(inputs, outputs, kernel, step, padding, bias=bool(bias))
         case "bn", [channels]:
             return nn.BatchNorm2d(channels)
         case "linear", [inputs, outputs, bias]:
@@ -101,7 +112,8 @@ def match_chain(state: Mapping[str, Tensor]) -> Match | None:
     layers = _list_layers(state)
     if layers is None:
         return None
-    plans = list(_list_plans(layers))
+    # Networks that pool are the more usual; where no pooling fits, strides are tried.
+    plans = list(_list_pooling_plans(layers)) or list(_list_strided_plans(layers))
     if len(plans) != 1:
         ways = "in several ways" if plans else "in no usual way"
         raise AmbiguousError(
@@ -116,12 +128,14 @@ def match_chain(state: Mapping[str, Tensor]) -> Match | None:
             if owner == layer.name:
                 renamed[f"{place}.{name}"] = tensor
     count = sum(layer.kind != "bn" for layer in layers)
+    side = plans[0].side
+    smaller = "strides of 2" if 2 in plans[0].strides else "max pooling"
     return Match(
         f"a chain of {count} layers ({words})",
         External(arch="chain", classes=layers[-1].shape[0], args={"layers": words}),
         renamed,
-        assumed=f"ReLU and max pooling, images of {plans[0].side} x {plans[0].side}",
-        side=plans[0].side,
+        assumed=f"ReLU and {smaller}, images of {side} x {side}",
+        side=side,
     )
 
 
@@ -183,23 +197,54 @@ def _count_between(name: str, following: str) -> int | None:
     return int(next_place) - int(place) - 1
 
 
-def _list_plans(layers: Sequence[_Layer]) -> Iterator[_Plan]:
-    """List the ways to put the layers together that leave what the first linear layer takes."""
+def _list_pooling_plans(layers: Sequence[_Layer]) -> Iterator[_Plan]:
+    """List the ways to put the layers together with pooling or without, and no strides."""
     convs = [layer for layer in layers if layer.kind == "conv"]
-    linears = [layer for layer in layers if layer.kind == "linear"]
-    if any(layer.gap == 0 for layer in linears[:-1]):
-        return  # two linear layers without an activation between
-    gaps = [layer.gap for index, layer in enumerate(layers) if _ends_convolution(layers, index)]
-    wanted = linears[0].shape[1] / convs[-1].shape[0]
     odd = all(conv.shape[2] % 2 for conv in convs)
     paddings = (False, True) if odd and any(conv.shape[2] > 1 for conv in convs) else (False,)
     for side, padded in product(_SIDES, paddings):
-        for pools in product((False, True), repeat=len(convs)):
-            if not _fits_gaps(pools, gaps) or not _fits_names(pools, convs):
-                continue
-            left = _compute_side(side, padded, convs, pools)
-            if left > 1 and left * left == wanted:
-                yield _Plan(side, padded, pools)
+        for pools in _list_halvings(len(convs)):
+            plan = _Plan(side, padded, pools, (1,) * len(convs))
+            if _fits_names(pools, convs) and _fits(plan, layers):
+                yield plan
+
+
+def _list_strided_plans(layers: Sequence[_Layer]) -> Iterator[_Plan]:
+    """List the ways to put the layers together with strides of 2 and no pooling.
+
+    Kernels of even sides are made for strides: where there are some, they alone have them.
+    """
+    kernels = [layer.shape[2] for layer in layers if layer.kind == "conv"]
+    even = tuple(kernel % 2 == 0 for kernel in kernels)
+    halvings = [even] if any(even) else list(_list_halvings(len(kernels)))
+    for side, padded, halving in product(_SIDES, (False, True), halvings):
+        strides = tuple(2 if half else 1 for half in halving)
+        plan = _Plan(side, padded, (False,) * len(kernels), strides)
+        if _fits(plan, layers):
+            yield plan
+
+
+def _list_halvings(count: int) -> Iterator[tuple[bool, ...]]:
+    """List which of so many convolutions may halve the image, which can be done a few times."""
+    for halved in range(min(count, _MOST_HALVINGS) + 1):
+        for places in combinations(range(count), halved):
+            yield tuple(place in places for place in range(count))
+
+
+def _fits(plan: _Plan, layers: Sequence[_Layer]) -> bool:
+    """Return whether a plan leaves what the first linear layer takes, and fits the names."""
+    convs = [layer for layer in layers if layer.kind == "conv"]
+    linears = [layer for layer in layers if layer.kind == "linear"]
+    *_, before, left = (plan.side, *_compute_sides(plan, convs))
+    if left * left * convs[-1].shape[0] != linears[0].shape[1]:
+        return False
+    if any(layer.gap == 0 for layer in linears[:-1]):
+        return False  # two linear layers without an activation between
+    gaps = [layer.gap for index, layer in enumerate(layers) if _ends_convolution(layers, index)]
+    if not _fits_gaps(plan.pools, gaps):
+        return False
+    # One pixel is what averaging leaves too, unless the kernel covers all: then it is LeNet-5.
+    return left > 1 or (before == convs[-1].shape[2] and not plan.padded)
 
 
 def _ends_convolution(layers: Sequence[_Layer], index: int) -> bool:
@@ -224,26 +269,34 @@ def _fits_names(pools: Sequence[bool], convs: Sequence[_Layer]) -> bool:
     return True
 
 
-def _compute_side(side: int, padded: bool, convs: Sequence[_Layer], pools: Sequence[bool]) -> int:
-    """Compute the height and width that are left of an image; 0 where nothing is."""
-    for conv, pool in zip(convs, pools, strict=True):
-        side -= 0 if padded else conv.shape[2] - 1
-        side = max(0, side // 2 if pool else side)
-    return side
+def _compute_sides(plan: _Plan, convs: Sequence[_Layer]) -> Iterator[int]:
+    """Compute the height and width that each convolution and its pooling leave; 0 for nothing."""
+    side = plan.side
+    for conv, pool, stride in zip(convs, plan.pools, plan.strides, strict=True):
+        kernel = conv.shape[2]
+        side = max(0, (side + 2 * _pad(plan, kernel) - kernel) // stride + 1)
+        side = side // 2 if pool else side
+        yield side
+
+
+def _pad(plan: _Plan, kernel: int) -> int:
+    return (kernel - 1) // 2 if plan.padded else 0
 
 
 def _write_layers(layers: Sequence[_Layer], plan: _Plan) -> tuple[str, list[int]]:
     """Write the layers as words for ``build_chain``; return them and the place of each layer."""
     words: list[str] = []
     places: list[int] = []
-    pools = iter(plan.pools)
+    pools, strides = iter(plan.pools), iter(plan.strides)
     for index, layer in enumerate(layers):
         places.append(len(words))
         outputs = layer.shape[0]
         if layer.kind == "conv":
             kernel = layer.shape[2]
-            padding = kernel // 2 if plan.padded else 0
-            words.append(f"conv {layer.shape[1]} {outputs} {kernel} {padding} {int(layer.bias)}")
+            numbers = [layer.shape[1], outputs, kernel, _pad(plan, kernel), int(layer.bias)]
+            if (stride := next(strides)) > 1:
+                numbers.append(stride)
+            words.append(" ".join(["conv", *map(str, numbers)]))
         elif layer.kind == "bn":
             words.append(f"bn {outputs}")
         else:

@@ -1,8 +1,9 @@
 """Networks for small images as the releases of papers save them, named key by key as ours.
 
 ResNets as in pytorch-cifar, TRADES, MART, and with the gates of the releases of CIFS, CAS and FSR;
-WideResNets as in TRADES, MART, AWP and FSR; pre-activation ResNets. Depth, width, classes, input
-channels and gates follow from the tensors' names and shapes.
+WideResNets as in TRADES, MART, AWP and FSR; pre-activation ResNets; ResNet-20 and its kind, of
+three stages. Depth, width, classes, input channels and gates follow from the tensors' names and
+shapes.
 """
 
 import re
@@ -88,6 +89,8 @@ def match_cifar(state: Mapping[str, Tensor]) -> Match | None:
             if "layer4.0.conv1.weight" in state:
                 return _match_preact(state)
             return _match_our_wide(state)
+        if "layer3.0.conv1.weight" in state and "layer4.0.conv1.weight" not in state:
+            return _match_thin(state)
         return _match_resnet(state)
     except AmbiguousError:
         raise
@@ -154,6 +157,25 @@ def _match_preact(state: Mapping[str, Tensor]) -> Match:
         },
     )
     return Match(f"pre-activation ResNet-{depth}, width {width}", architecture, state)
+
+
+def _match_thin(state: Mapping[str, Tensor]) -> Match:
+    """Match ResNet-20 and its kind; others than its authors call the last layers otherwise."""
+    renamed = {
+        re.sub(r"^fc\.", "linear.", key).replace(".downsample.", ".shortcut."): item
+        for key, item in state.items()
+    }
+    blocks = tuple(_count_blocks(state, f"layer{stage}.") for stage in (1, 2, 3))
+    width, channels = state["conv1.weight"].shape[:2]
+    projected = any(".shortcut." in key for key in renamed)
+    architecture = External(
+        arch="thin-resnet",
+        classes=renamed["linear.weight"].shape[0],
+        args={"blocks": blocks, "width": width, "projected": projected, "channels": channels},
+    )
+    depth = 2 + 2 * sum(blocks)
+    assumed = "" if projected else "shortcuts without weights, with as many zeros on both sides"
+    return Match(f"ResNet-{depth}, width {width}", architecture, renamed, assumed=assumed)
 
 
 def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:

@@ -99,7 +99,7 @@ def find_state(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: where there are none, or several networks of which none has a usual name.
     """
-    if (place := _search(content, "", _DEEPEST_ENTRY)) is not None:
+    if (place := _search(content, path, "", _DEEPEST_ENTRY)) is not None:
         return place
     if not isinstance(content, Mapping):
         raise UserError(
@@ -122,15 +122,27 @@ def find_state(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
     )
 
 
-def _search(content: Any, entry: str, depth: int) -> tuple[dict[str, Tensor], str] | None:
-    """Look for a state under the usual names, in each other."""
+def _search(
+    content: Any, path: Path, entry: str, depth: int
+) -> tuple[dict[str, Tensor], str] | None:
+    """Look for a state under the usual names, in each other; raises UserError for several."""
     if _is_state(content):
         return {key: value for key, value in content.items() if isinstance(value, Tensor)}, entry
+    if isinstance(content, list | tuple):  # of networks that answer one after the other
+        states = [item for item in content if _is_state(item)]
+        if len(states) == len(content) == 1:
+            return _search(content[0], path, f"{entry}[0]", depth)
+        if states:
+            where = f" under {entry}" if entry else ""
+            raise UserError(
+                f"{path} holds a list of {len(content)} values{where}, of which {len(states)} are "
+                "networks: save the state_dict of one in a file of its own."
+            )
     if not isinstance(content, Mapping) or depth == 0:
         return None
     for name in _ENTRIES:
         inner = f"{entry}.{name}".lstrip(".")
-        if name in content and (place := _search(content[name], inner, depth - 1)):
+        if name in content and (place := _search(content[name], path, inner, depth - 1)):
             return place
     return None
 
