@@ -19,14 +19,25 @@ from torch import Tensor, nn
 # ---------------------------------------------------------------- the gate
 
 
-def importance(g: Tensor, imgf: str) -> Tensor:
+def importance(
+    g: Tensor,
+    imgf: str,
+    scale: float = 1.0,
+    sharpness: float = 1.0,
+    temperature: float = 1.0,
+    budget: float | str = 1.0,
+) -> Tensor:
     """Turn one image's relevance g (c,) into importance, channel by channel."""
-    if imgf == "softmax":
-        total = sum(torch.exp(value) for value in g)
-        return torch.stack([torch.exp(value) / total for value in g])
+    if imgf in ("softmax", "softmax-abs"):
+        s = len(g) if budget == "channels" else budget
+        powers = []
+        for value in g:
+            size = -value if imgf == "softmax-abs" and value < 0 else value
+            powers.append(torch.exp(size / temperature))
+        return torch.stack([s * power / sum(powers) for power in powers])
     of_channel = {
-        "sigmoid": lambda value: 1 / (1 + torch.exp(-value)),
-        "softplus": lambda value: torch.log(1 + torch.exp(value)),
+        "sigmoid": lambda value: 1 / (1 + torch.exp(-scale * value)),
+        "softplus": lambda value: torch.log(1 + torch.exp(sharpness * value)) / sharpness,
         "relu": lambda value: value if value > 0 else 0 * value,
         "identity": lambda value: value,
     }[imgf]
@@ -54,8 +65,11 @@ def gate(
     imgf: str,
     labels: Tensor | None = None,
     detach: bool = True,
+    **options: float | str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give z * m, the probe logits and the masks m; labels only in training.
+
+    Options are those of ``importance``.
 
     The relevance is the gradient of the chosen logits with respect to a copy of z that is cut from
     the graph, or to z itself without ``detach``; as it is kept in a graph of its own, a loss of the
@@ -69,7 +83,7 @@ def gate(
         (slope,) = torch.autograd.grad(
             sum(p[t] for t in chosen), at, create_graph=True, materialize_grads=True
         )
-        m = importance(torch.stack([channel.sum() for channel in slope]), imgf)
+        m = importance(torch.stack([channel.sum() for channel in slope]), imgf, **options)
         features.append(torch.stack([m[c] * z[i, c] for c in range(len(m))]))
         logits.append(probe(z[i].mean((1, 2)).unsqueeze(0))[0])
         masks.append(m)

@@ -636,7 +636,9 @@ def test_a_mistaken_gate_is_answered_with_what_there_is() -> None:
         Gate(layer="layer4", channels=16, kind="cfis")
     with mistake("of kind eas has no option 'depth': choose from height, width"):
         Gate(layer="layer4", channels=16, kind="eas", options={"depth": 4})
-    with mistake("imgf of a gate of kind cifs is one of softmax, sigmoid", "not 'tanh'"):
+    with mistake(
+        "imgf of a gate of kind cifs is one of softmax, softmax-abs, sigmoid", "not 'tanh'"
+    ):
         Gate(layer="layer4", channels=16, options={"imgf": "tanh"})
     with mistake("The option tau of a gate of kind fsr is a number, not True"):
         Gate(layer="layer4", channels=16, kind="fsr", options={"tau": True})

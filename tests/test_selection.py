@@ -17,6 +17,7 @@ from channelscope.errors import UserError
 from channelscope.gates import (
     KINDS,
     FeatureSelector,
+    Importance,
     LinearProbe,
     Selection,
     Selective,
@@ -47,7 +48,22 @@ PROBES: dict[str, Callable[[], nn.Module]] = {
     "two-layer": lambda: TwoLayerProbe(CHANNELS, LOGITS, hidden=6),
     "custom": lambda: nn.Sequential(nn.Linear(CHANNELS, 6), nn.Tanh(), nn.Linear(6, LOGITS)),
 }
-IMGFS = ("softmax", "sigmoid", "softplus", "relu", "identity")
+IMGFS = ("softmax", "softmax-abs", "sigmoid", "softplus", "relu", "identity")
+# The functions of the paper's ablation that have settings of their own.
+SHAPED: dict[str, dict[str, Any]] = {
+    "sigmoid(0.1 g)": {"imgf": "sigmoid", "scale": 0.1},
+    "sigmoid(10 g)": {"imgf": "sigmoid", "scale": 10.0},
+    "softplus, 5": {"imgf": "softplus", "sharpness": 5.0},
+    "softplus, 20": {"imgf": "softplus", "sharpness": 20.0},
+    "softmax, T = 0.5": {"imgf": "softmax", "temperature": 0.5},
+    "softmax, T = 24, s = 2": {"imgf": "softmax", "temperature": 24.0, "budget": 2.0},
+    "softmax, s = C": {"imgf": "softmax", "budget": "channels"},
+    "softmax of sizes, T = 3, s = C": {
+        "imgf": "softmax-abs",
+        "temperature": 3.0,
+        "budget": "channels",
+    },
+}
 MODES = ("training with labels", "training", "evaluation with labels")
 
 
@@ -87,6 +103,37 @@ def test_gate_is_that_of_the_paper_with_all_its_gradients(
     torch.testing.assert_close(
         gradients(ours, wanted), gradients(papers, wanted), rtol=1e-9, atol=1e-11
     )
+
+
+@pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("probe", PROBES)
+@pytest.mark.parametrize("shape", SHAPED)
+def test_mask_functions_of_the_ablation_are_the_papers_with_all_their_gradients(
+    shape: str, probe: str, mode: str, detach: bool
+) -> None:
+    options = SHAPED[shape]
+    gate = selector(probe, detach=detach, **options).train("training" in mode)
+    z, y = features()
+    z.requires_grad_()
+    labels = y if "labels" in mode else None
+    ours = tuple(gate(z, labels))[:3]
+    given = labels if "training" in mode else None
+    papers = reference.gate(z, gate.probe, 2, labels=given, detach=detach, **options)
+    torch.testing.assert_close(ours, papers, rtol=1e-10, atol=1e-12)
+    wanted = [z, *gate.probe.parameters()]
+    torch.testing.assert_close(
+        gradients(ours, wanted), gradients(papers, wanted), rtol=1e-10, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize(("budget", "total"), [(1.0, 1.0), (2.0, 2.0), ("channels", CHANNELS)])
+@pytest.mark.parametrize("imgf", ["softmax", "softmax-abs"])
+def test_a_softmax_shares_its_budget_among_the_channels(
+    imgf: str, budget: float | str, total: float
+) -> None:
+    mask = selector(imgf=imgf, budget=budget, temperature=0.7)(features()[0]).mask
+    torch.testing.assert_close(mask.sum(1), torch.full((3,), float(total), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -196,6 +243,13 @@ def test_choosing_more_logits_than_there_are_is_refused() -> None:
     [
         ({"k": 0}, "at least one logit, not k = 0"),
         ({"imgf": "tanh"}, "no mask function 'tanh': choose from softmax"),
+        ({"scale": 10.0}, "softmax takes no scale, which is of sigmoid: leave scale = 10.0 out"),
+        ({"imgf": "sigmoid", "temperature": 2.0}, "no temperature, which is of softmax and softm"),
+        ({"imgf": "relu", "budget": "channels"}, "relu takes no budget"),
+        ({"imgf": "softplus", "sharpness": 0.0}, "sharpness .* between 1e-6 and 1e6, not at 0.0"),
+        ({"temperature": float("nan")}, "temperature .* not at nan"),
+        ({"temperature": "channels"}, "temperature .* not at channels"),
+        ({"budget": "c"}, "budget .* not at c"),
     ],
     ids=str,
 )
@@ -382,6 +436,17 @@ def test_plain_values_make_the_gate_of_cifs_and_that_of_cas() -> None:
     assert isinstance(published.probe, LinearProbe)
     assert (published.k, published.imgf, published.detach) == (2, "softmax", True)
     assert (cas.k, cas.imgf) == (1, "identity")
+
+
+def test_plain_values_make_every_mask_function() -> None:
+    for options in SHAPED.values():
+        assert of_kind("cifs", **options).function == Importance(**options)
+        assert Gate(layer="x", channels=16, options=options).build(CLASSES).function.imgf
+
+
+def test_a_budget_is_a_number_or_a_word() -> None:
+    with pytest.raises(UserError, match=r"""budget .* is a number or "channels", not 'all'"""):
+        Gate(layer="x", channels=16, options={"budget": "all"})
 
 
 @pytest.mark.usefixtures("unchecked")

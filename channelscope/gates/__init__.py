@@ -13,9 +13,10 @@ import pkgutil
 from importlib import import_module
 
 from channelscope.gates.base import KINDS, GateKind, Selection, mask_share, register_gate
-from channelscope.gates.cifs import FeatureSelector, Imgf, LinearProbe, TwoLayerProbe
+from channelscope.gates.cifs import FeatureSelector, LinearProbe, TwoLayerProbe
 from channelscope.gates.eas import ElementScaler
 from channelscope.gates.fsr import FeatureRecalibrator
+from channelscope.gates.importance import Imgf, Importance
 from channelscope.gates.kap import KernelAveragePool
 from channelscope.gates.network import (
     Probed,
@@ -35,6 +36,7 @@ __all__ = [
     "FeatureSelector",
     "GateKind",
     "Imgf",
+    "Importance",
     "KernelAveragePool",
     "LinearProbe",
     "Probed",

@@ -42,8 +42,8 @@ KINDS: dict[str, GateKind] = {}
 def register_gate(name: str, *, help: str) -> Callable[[Builder], Builder]:
     """Register a kind of gate by its builder ``(channels, classes, **options)``.
 
-    The options are keyword-only, annotated as bool, int, float, str or a Literal of words, and have
-    defaults: recipes and checkpoints hold them as plain values.
+    The options are keyword-only, annotated as bool, int, float, str, a Literal of words or a union
+    of these, and have defaults: recipes and checkpoints hold them as plain values.
     """
     if name in KINDS:
         raise UserError(f"There is a gate {name!r} already: choose another name.")

@@ -4,7 +4,7 @@ CIFS: Yan et al., ICML 2021 (arXiv 2102.05311), section 4. CAS: Bai et al., ICLR
 (arXiv 2103.08307), section 4.
 """
 
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from channelscope.errors import UserError
 from channelscope.gates.base import Selection, register_gate
-
-Imgf = Literal["softmax", "sigmoid", "softplus", "relu", "identity"]
+from channelscope.gates.importance import Budget, Imgf, Importance
 
 
 class LinearProbe(nn.Module):
@@ -73,23 +72,41 @@ class FeatureSelector(nn.Module):
             form where it has a method ``relevance(v, chosen)``, as the two probes of CIFS do; by
             autograd elsewhere.
         k: number of logits whose relevance is assessed.
-        imgf: softmax over channels, sigmoid, softplus, relu (all non-negative), or identity (CAS).
+        imgf: softmax over channels, softmax-abs, sigmoid, softplus, relu (all non-negative), or
+            identity (CAS).
         detach: take the relevance of features cut from the graph, as the authors' release does:
             then no gradient passes through the mask to the input. Attacks switch it off with
             ``attached``.
+        scale, sharpness, temperature, budget: of the mask function, see ``Importance``.
+
+    Raises:
+        UserError: for k below 1, and what ``Importance`` refuses.
     """
 
     labelled = True
 
     def __init__(
-        self, probe: nn.Module, *, k: int = 2, imgf: Imgf = "softmax", detach: bool = True
+        self,
+        probe: nn.Module,
+        *,
+        k: int = 2,
+        imgf: Imgf = "softmax",
+        detach: bool = True,
+        scale: float = 1.0,
+        sharpness: float = 1.0,
+        temperature: float = 1.0,
+        budget: Budget = 1.0,
     ) -> None:
         super().__init__()
         if k < 1:
             raise UserError(f"A gate needs the relevance of at least one logit, not k = {k}.")
-        if imgf not in get_args(Imgf):
-            choices = ", ".join(get_args(Imgf))
-            raise UserError(f"There is no mask function {imgf!r}: choose from {choices}.")
+        self.function = Importance(
+            imgf=imgf,
+            scale=scale,
+            sharpness=sharpness,
+            temperature=temperature,
+            budget=budget,
+        )
         self.probe, self.k = probe, k
         self.imgf, self.detach = imgf, detach
 
@@ -131,17 +148,7 @@ class FeatureSelector(nn.Module):
 
     def importance(self, g: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """Turn the relevance into the mask."""
-        match self.imgf:
-            case "softmax":
-                return g.softmax(1)
-            case "sigmoid":
-                return g.sigmoid()
-            case "softplus":
-                return F.softplus(g)
-            case "relu":
-                return g.relu()
-            case _:
-                return g
+        return self.function(g)
 
 
 @register_gate(
@@ -157,6 +164,10 @@ def cifs_gate(
     k: int = 2,
     imgf: Imgf = "softmax",
     detach: bool = True,
+    scale: float = 1.0,
+    sharpness: float = 1.0,
+    temperature: float = 1.0,
+    budget: Budget = 1.0,
 ) -> FeatureSelector:
     """Make a gate of CIFS from plain values; CAS is ``k=1, imgf="identity"``.
 
@@ -164,7 +175,7 @@ def cifs_gate(
         channels, classes: of the features and the logits.
         probe: "linear" or "two-layer"; ``hidden`` units with softplus of sharpness ``beta`` in the
             latter.
-        k, imgf, detach: as in ``FeatureSelector``.
+        k, imgf, detach, scale, sharpness, temperature, budget: as in ``FeatureSelector``.
 
     Raises:
         UserError: for values out of range.
@@ -177,10 +188,21 @@ def cifs_gate(
         raise UserError(
             f"A probe's softplus has a sharpness beta above 0 and below a million, not {beta}."
         )
+    classifier: LinearProbe | TwoLayerProbe
     if probe == "linear":
-        return FeatureSelector(LinearProbe(channels, classes), k=k, imgf=imgf, detach=detach)
-    two_layer = TwoLayerProbe(channels, classes, hidden, beta)
-    return FeatureSelector(two_layer, k=k, imgf=imgf, detach=detach)
+        classifier = LinearProbe(channels, classes)
+    else:
+        classifier = TwoLayerProbe(channels, classes, hidden, beta)
+    return FeatureSelector(
+        classifier,
+        k=k,
+        imgf=imgf,
+        detach=detach,
+        scale=scale,
+        sharpness=sharpness,
+        temperature=temperature,
+        budget=budget,
+    )
 
 
 def _too_few_logits(k: int, logits: int) -> UserError:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shorten
-from typing import Any, Literal, Self, cast, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Self, Union, cast, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -66,13 +67,10 @@ class Gate:
                 f"A gate of kind {self.kind} has no option {shorten(name)}: "
                 f"choose from {', '.join(types)}."
             )
-        wanted = types[name]
-        if get_origin(wanted) is Literal:
-            fits, form = value in get_args(wanted), f"one of {', '.join(get_args(wanted))}"
-        else:  # True is no number here, though Python counts it as one
-            fits = type(value) in ((int, float) if wanted is float else (wanted,))
-            form = {bool: "true or false", int: "a whole number", float: "a number"}[wanted]
-        if not fits:
+        is_union = get_origin(types[name]) in (Union, UnionType)
+        kinds = get_args(types[name]) if is_union else (types[name],)
+        if not any(_is_of_kind(value, kind) for kind in kinds):
+            form = " or ".join(map(_describe_kind, kinds))
             raise UserError(
                 f"The option {name} of a gate of kind {self.kind} is {form}, not {shorten(value)}."
             )
@@ -84,6 +82,20 @@ class Gate:
             UserError: for options out of range.
         """
         return KINDS[self.kind].build(self.channels, classes, **self.options)
+
+
+def _is_of_kind(value: Any, kind: Any) -> bool:
+    """Tell whether a value is of an option's type; True is no number, though Python counts it."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+def _describe_kind(kind: Any) -> str:
+    if get_origin(kind) is not Literal:
+        return {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+    words = get_args(kind)
+    return f"one of {', '.join(words)}" if len(words) > 1 else f'"{words[0]}"'
 
 
 @dataclass(frozen=True, kw_only=True)
