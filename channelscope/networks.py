@@ -24,12 +24,17 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 NORMALISATIONS: dict[str, Statistics | None] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "pytorch-cifar": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5,), (0.5,)),
     "none": None,
 }
-"""The usual normalisations by name; "half" makes images of [-1, 1]."""
+"""The usual normalisations by name; "half" makes images of [-1, 1].
+
+Two are usual for CIFAR-10: the deviation of all pixels, and, after pytorch-cifar, the mean over
+images of their own deviations.
+"""
 
 
 class Normalise(nn.Module):

@@ -41,7 +41,7 @@ def trained(statistics: Statistics, channels: int = 3) -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize("name", ["cifar10", "imagenet", "half"])
+@pytest.mark.parametrize("name", ["cifar10", "pytorch-cifar", "imagenet", "half"])
 def test_a_network_that_gains_much_is_said_with_the_option(name: str) -> None:
     net, (x, y) = trained(CANDIDATES[3][name]), colours()
     before = copy.deepcopy(net.state_dict())

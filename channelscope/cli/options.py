@@ -106,8 +106,8 @@ OPTIONS: dict[str, Option] = {
         "arguments for --arch, such as width=2", "NAME=VALUE", default=[], settings=_PAIRS
     ),
     "normalise": Option(
-        "normalisation that foreign networks expect and their files lack: cifar10, cifar100, "
-        "imagenet, half, none, or MEAN;STD such as '0.5,0.5,0.5;0.25,0.25,0.25'",
+        "normalisation that foreign networks expect and their files lack: cifar10, pytorch-cifar, "
+        "cifar100, imagenet, half, none, or MEAN;STD such as '0.5,0.5,0.5;0.25,0.25,0.25'",
         "NAME",
         unset="that of the file, if any",
     ),

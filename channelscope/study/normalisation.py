@@ -23,7 +23,10 @@ _LEAST_GAIN = 0.1  # of accuracy
 _SIGMAS = 3.0  # by which the images won must outweigh those lost
 # What is tried: the names, and what has none, as it is typed. The last makes bytes of images.
 CANDIDATES: dict[int, dict[str, Statistics]] = {
-    3: {name: NORMALISATIONS[name] or ((0.0,), (1.0,)) for name in ("cifar10", "imagenet", "half")},
+    3: {
+        name: NORMALISATIONS[name] or ((0.0,), (1.0,))
+        for name in ("cifar10", "pytorch-cifar", "imagenet", "half")
+    },
     1: {"half": ((0.5,), (0.5,)), "0.1307;0.3081": ((0.1307,), (0.3081,))},
 }
 _BYTES = {"0;0.0039216": ((0.0,), (1 / 255,))}
