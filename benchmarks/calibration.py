@@ -277,7 +277,7 @@ def _build(arch: str, channels: int, size: int) -> tuple[nn.Module, str, int]:
     if arch.startswith("resnet"):
         mean, std = (0.5,) * channels, (0.25,) * channels
         architecture = Architecture(arch=arch, width=4, mean=mean, std=std)
-        return architecture.build(), architecture.last_stage[-1], architecture.channels
+        return architecture.build(), architecture.gate_layers[-1], architecture.channels
     if arch == "cnn":
         features = nn.Sequential(
             nn.Conv2d(channels, 16, 3, padding=1),

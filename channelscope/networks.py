@@ -1,8 +1,8 @@
-"""CIFAR-style residual networks of any depth, width, input channels and (small) image size.
+"""CIFAR-style networks of any depth, width, input channels and (small) image size.
 
 The networks take images in [0, 1]: normalisation is their first layer, so that attacks live in
 image units. ResNet: He et al., CVPR 2016 (arXiv 1512.03385). WideResNet: Zagoruyko & Komodakis,
-BMVC 2016 (arXiv 1605.07146).
+BMVC 2016 (arXiv 1605.07146). VGG: Simonyan & Zisserman, ICLR 2015 (arXiv 1409.1556).
 """
 
 import math
@@ -268,6 +268,52 @@ class WideResNet(nn.Module):
         return self.linear(self.features(z).mean((2, 3)))
 
 
+class VGG(nn.Module):
+    """VGG-16 for small images, with BatchNorm: as the authors of CAS have it (ICLR 2021).
+
+    Five stages of 3x3 convolutions with BatchNorm and ReLU, each stage followed by a 2x2 maximum;
+    two hidden linear layers, with BatchNorm and ReLU as well; linear. With mean 0 and standard
+    deviation 1 the parameters of all but the last stage correspond key by key with the network of
+    the authors' release. The global mean before the hidden layers is of one position for images of
+    32 x 32, and lets images of any size pass.
+    """
+
+    def __init__(
+        self, width: int, classes: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.normalise = Normalise(mean, std)
+        planes = [len(mean), width, 2 * width, 4 * width, 8 * width, 8 * width]
+        self.layer1 = _plain_stage(planes[0], planes[1], convolutions=2)
+        self.layer2 = _plain_stage(planes[1], planes[2], convolutions=2)
+        self.layer3 = _plain_stage(planes[2], planes[3], convolutions=3)
+        self.layer4 = _plain_stage(planes[3], planes[4], convolutions=3)
+        self.layer5 = _plain_stage(planes[4], planes[5], convolutions=3)
+        self.layer6 = _hidden_layer(planes[5])
+        self.layer7 = _hidden_layer(planes[5])
+        self.linear = nn.Linear(planes[5], classes)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        z = self.normalise(x)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4, self.layer5):
+            # Rounded up, a map of a single position stays one.
+            z = F.max_pool2d(stage(z), 2, ceil_mode=True)
+        return self.linear(self.layer7(self.layer6(z.mean((2, 3)))))
+
+
+def _plain_stage(channels_in: int, channels_out: int, convolutions: int) -> nn.Sequential:
+    inputs = [channels_in] + [channels_out] * (convolutions - 1)
+    blocks = (
+        (nn.Conv2d(c, channels_out, 3, padding=1), nn.BatchNorm2d(channels_out), nn.ReLU())
+        for c in inputs
+    )
+    return nn.Sequential(*(nn.Sequential(*block) for block in blocks))
+
+
+def _hidden_layer(units: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(units, units), nn.BatchNorm1d(units), nn.ReLU())
+
+
 RESNETS: dict[str, tuple[Block, tuple[int, ...]]] = {
     "resnet10": (BasicBlock, (1, 1, 1, 1)),
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -276,6 +322,7 @@ RESNETS: dict[str, tuple[Block, tuple[int, ...]]] = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
+_VGG = "vgg16"
 _WIDE = re.compile(r"wrn-(\d{1,3})-(\d{1,2})")
 
 
@@ -284,9 +331,10 @@ class Architecture:
     """What it takes to build a network again.
 
     Args:
-        arch: ``resnet10``, ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152``
-            or ``wrn-DEPTH-WIDEN`` (such as ``wrn-28-10``).
-        width: planes of the first stage; None for the published 64 (ResNet) or 16 (WideResNet).
+        arch: ``resnet10``, ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152``,
+            ``vgg16`` or ``wrn-DEPTH-WIDEN`` (such as ``wrn-28-10``).
+        width: planes of the first stage; None for the published 64 (ResNet, VGG) or 16
+            (WideResNet).
         classes: number of logits.
         mean, std: of each input channel; their length is the number of input channels.
     """
@@ -298,8 +346,8 @@ class Architecture:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.arch not in RESNETS and self._wide is None:
-            names = [*RESNETS, "wrn-28-10"]
+        if self.arch not in (*RESNETS, _VGG) and self._wide is None:
+            names = [*RESNETS, _VGG, "wrn-28-10"]
             raise UserError(
                 f"There is no architecture {self.arch!r}: choose from {', '.join(names)}."
                 f"{suggest(self.arch, names)}"
@@ -334,24 +382,37 @@ class Architecture:
         return self.width or (16 if self._wide else 64)
 
     @property
-    def last_stage(self) -> tuple[str, ...]:
-        """The last stage's blocks, at most the last two: where CIFS and CAS put their gates."""
+    def gate_layers(self) -> tuple[str, ...]:
+        """Where the authors of CIFS and CAS have their gates, in the order of the network.
+
+        ResNet: behind the last two blocks, which of a ResNet-10 are of two stages. WideResNet: in
+        the last block, on relu(bn1(x)), which the first convolution reads and the shortcut does
+        not; and behind the final BatchNorm and ReLU. VGG (CAS): behind each ReLU of the last stage.
+        """
         if self._wide:
-            stage, blocks = "layer3", (self._wide[0] - 4) // 6
-        else:
-            stage, blocks = "layer4", RESNETS[self.arch][1][-1]
-        return tuple(f"{stage}.{index}" for index in range(blocks))[-2:]
+            last = (self._wide[0] - 4) // 6 - 1
+            return f"layer3.{last}.conv1:input", "features"
+        if self.arch == _VGG:
+            return "layer5.0", "layer5.1", "layer5.2"
+        *_, third, fourth = RESNETS[self.arch][1]
+        blocks = [f"layer3.{index}" for index in range(third)]
+        blocks += [f"layer4.{index}" for index in range(fourth)]
+        return tuple(blocks[-2:])
 
     @property
     def channels(self) -> int:
-        """The number of channels of the last stage."""
+        """The number of channels that the last stage ends with."""
         if self._wide:
             return 4 * self.base_width * self._wide[1]
+        if self.arch == _VGG:
+            return 8 * self.base_width
         return 8 * self.base_width * RESNETS[self.arch][0].expansion
 
-    def build(self) -> ResNet | WideResNet:
+    def build(self) -> ResNet | WideResNet | VGG:
         """Make the network; torch's global generator draws its weights."""
         width = self.base_width
         if self._wide:
             return WideResNet(*self._wide, width, self.classes, self.mean, self.std)
+        if self.arch == _VGG:
+            return VGG(width, self.classes, self.mean, self.std)
         return ResNet(*RESNETS[self.arch], width, self.classes, self.mean, self.std)

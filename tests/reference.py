@@ -90,6 +90,104 @@ def gate(
     return torch.stack(features), torch.stack(logits), torch.stack(masks)
 
 
+# ---------------------------------------------------------------- gated networks
+
+State = Mapping[str, Tensor]  # a network's parameters and buffers by name
+Select = Callable[[str, Tensor], Tensor]  # (place, features) -> what stands behind the gate, if any
+
+
+def batchnorm(z: Tensor, state: State, name: str, train: bool) -> Tensor:
+    """Normalise each channel over images and space, by the batch's moments in training."""
+    channels = []
+    for c in range(z.shape[1]):
+        mean, variance = state[f"{name}.running_mean"][c], state[f"{name}.running_var"][c]
+        if train:
+            mean = z[:, c].mean()
+            variance = (z[:, c] - mean).square().mean()
+        scaled = (z[:, c] - mean) / torch.sqrt(variance + 1e-5)
+        channels.append(state[f"{name}.weight"][c] * scaled + state[f"{name}.bias"][c])
+    return torch.stack(channels, 1)
+
+
+def convolve(z: Tensor, state: State, name: str, stride: int = 1) -> Tensor:
+    """Convolve with zeros around the edge, so that only the stride changes the size."""
+    weight = state[f"{name}.weight"]
+    padding = weight.shape[-1] // 2
+    return nn.functional.conv2d(z, weight, state.get(f"{name}.bias"), stride, padding)
+
+
+def relu(z: Tensor) -> Tensor:
+    """Give max(z, 0)."""
+    return torch.where(z > 0, z, 0 * z)
+
+
+def classify(z: Tensor, state: State, name: str = "linear") -> Tensor:
+    """Give W v + b of the mean v over space."""
+    v = z.mean((2, 3)) if z.ndim == 4 else z
+    return v @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+
+def blocks_of(state: State, stage: str) -> list[str]:
+    """List the names of a stage's blocks, in order."""
+    numbers = {int(name.split(".")[1]) for name in state if name.startswith(f"{stage}.")}
+    return [f"{stage}.{number}" for number in sorted(numbers)]
+
+
+def gated_resnet(state: State, x: Tensor, select: Select, train: bool) -> Tensor:
+    """Give the logits of a ResNet of basic blocks, selected behind its blocks."""
+    x = (x - state["normalise.mean"]) / state["normalise.std"]
+    z = relu(batchnorm(convolve(x, state, "conv1"), state, "bn1", train))
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        for index, block in enumerate(blocks_of(state, stage)):
+            stride = 2 if index == 0 and stage != "layer1" else 1
+            skip = z
+            if f"{block}.shortcut.0.weight" in state:
+                skip = convolve(z, state, f"{block}.shortcut.0", stride)
+                skip = batchnorm(skip, state, f"{block}.shortcut.1", train)
+            z = convolve(z, state, f"{block}.conv1", stride)
+            z = convolve(relu(batchnorm(z, state, f"{block}.bn1", train)), state, f"{block}.conv2")
+            z = relu(batchnorm(z, state, f"{block}.bn2", train) + skip)
+            z = select(f"after {block}", z)
+    return classify(z, state)
+
+
+def gated_wide_resnet(state: State, x: Tensor, select: Select, train: bool) -> Tensor:
+    """Give the logits of a WideResNet, selected in its last block and behind the final ReLU.
+
+    In the block, what the first convolution reads is selected; what the shortcut reads is not.
+    """
+    z = convolve((x - state["normalise.mean"]) / state["normalise.std"], state, "conv1")
+    for stage in ("layer1", "layer2", "layer3"):
+        for index, block in enumerate(blocks_of(state, stage)):
+            stride = 2 if index == 0 and stage != "layer1" else 1
+            active = relu(batchnorm(z, state, f"{block}.bn1", train))
+            skip = z
+            if f"{block}.shortcut.weight" in state:
+                skip = convolve(active, state, f"{block}.shortcut", stride)
+            selected = select(f"within {block}", active)
+            inner = convolve(selected, state, f"{block}.conv1", stride)
+            inner = relu(batchnorm(inner, state, f"{block}.bn2", train))
+            z = convolve(inner, state, f"{block}.conv2") + skip
+    return classify(select("final", relu(batchnorm(z, state, "features.0", train))), state)
+
+
+def gated_vgg(state: State, x: Tensor, select: Select, train: bool) -> Tensor:
+    """Give the logits of VGG-16 with BatchNorm, selected behind ReLUs of its convolutions."""
+    z = (x - state["normalise.mean"]) / state["normalise.std"]
+    for stage in ("layer1", "layer2", "layer3", "layer4", "layer5"):
+        for block in blocks_of(state, stage):
+            z = convolve(z, state, f"{block}.0")
+            z = select(f"after {block}", relu(batchnorm(z, state, f"{block}.1", train)))
+        rows = [z[:, :, i : i + 2].amax(2) for i in range(0, z.shape[2], 2)]
+        z = torch.stack(rows, 2)
+        columns = [z[:, :, :, i : i + 2].amax(3) for i in range(0, z.shape[3], 2)]
+        z = torch.stack(columns, 3)
+    v = z.mean((2, 3))
+    for layer in ("layer6", "layer7"):
+        v = relu(batchnorm(classify(v, state, f"{layer}.0"), state, f"{layer}.1", train))
+    return classify(v, state)
+
+
 # ---------------------------------------------------------------- losses
 
 

@@ -13,7 +13,7 @@ from channelscope.networks import (
     read_normalisation,
 )
 
-ARCHS = [*RESNETS, "wrn-10-1", "wrn-16-2", "wrn-22-1"]
+ARCHS = [*RESNETS, "vgg16", "wrn-10-1", "wrn-16-2", "wrn-22-1"]
 
 
 def grey(**options: object) -> Architecture:
@@ -34,29 +34,28 @@ def test_networks_take_images_of_any_size(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("width", [1, 3, 7])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_last_stage_and_channels_tell_where_the_gates_go(arch: str, width: int) -> None:
+def test_the_last_gate_stands_behind_all_channels_of_the_last_stage(arch: str, width: int) -> None:
     architecture = grey(arch=arch, width=width)
     net = architecture.build().eval()
-    with capture(net, *architecture.last_stage) as features:
+    with capture(net, *architecture.gate_layers) as features:
         net(torch.rand(1, 1, 8, 8))
-    assert [z.shape[1] for z in features.values()] == [architecture.channels] * len(
-        architecture.last_stage
-    )
+    assert list(features.values())[-1].shape[1] == architecture.channels
     assert net.linear.in_features == architecture.channels
 
 
 @pytest.mark.parametrize(
-    ("arch", "blocks"),
+    ("arch", "places"),
     [
-        ("resnet10", ("layer4.0",)),
+        ("resnet10", ("layer3.0", "layer4.0")),
         ("resnet18", ("layer4.0", "layer4.1")),
         ("resnet34", ("layer4.1", "layer4.2")),
-        ("wrn-10-1", ("layer3.0",)),
-        ("wrn-28-10", ("layer3.2", "layer3.3")),
+        ("wrn-10-1", ("layer3.0.conv1:input", "features")),
+        ("wrn-28-10", ("layer3.3.conv1:input", "features")),
+        ("vgg16", ("layer5.0", "layer5.1", "layer5.2")),
     ],
 )
-def test_last_stage_names_at_most_its_last_two_blocks(arch: str, blocks: tuple[str, ...]) -> None:
-    assert Architecture(arch=arch).last_stage == blocks
+def test_gates_go_where_their_authors_have_them(arch: str, places: tuple[str, ...]) -> None:
+    assert Architecture(arch=arch).gate_layers == places
 
 
 # Counted in the papers' own networks for CIFAR-10.

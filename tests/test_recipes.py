@@ -56,6 +56,7 @@ def test_every_recipe_can_be_read_and_written_and_read_again(name: str, tmp_path
 def test_every_setting_is_there_with_every_method_once() -> None:
     names = {f"{setting}-{method}" for setting in SETTINGS for method in METHODS}
     names -= {"fashion-mnist-resnet10-eas"}
+    names -= {f"cifar10-vgg16-{method}" for method in ("eas", "fsr", "kap")}
     quick = ("digits", "cifar10-resnet18-small")
     assert set(NAMES) == names | {f"{name}-fast" for name in names if not name.startswith(quick)}
 
@@ -142,6 +143,7 @@ FAST: dict[str, Any] = {
     "schedule": {"shape": "one-cycle", "epochs": 30, "milestones": []},
     "engine": {"precision": "bf16"},
 }
+WIDE = {"gates": CIFS["gates"] | {"options": {"k": 2, "imgf": "softmax", "hidden": 240}}}
 PUBLISHED: dict[str, list[dict[str, Any]]] = {
     "cifar10-resnet18-at": [CIFAR, {"gates": {"kind": "none"}}],
     "cifar10-resnet18-standard": [
@@ -151,7 +153,10 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
     "cifar10-resnet18-cifs": [CIFAR, CIFS],
     "cifar10-resnet18-cas": [CIFAR, CAS],
     "cifar10-resnet18-standard-cifs": [CIFAR | {"loss": {"kind": "natural"}}, CIFS],
-    "cifar10-wrn-28-10-cifs": [CIFAR | {"model": {"arch": "wrn-28-10"}}, CIFS],
+    "cifar10-wrn-28-10-cifs": [CIFAR | {"model": {"arch": "wrn-28-10"}}, WIDE],
+    "cifar10-wrn-28-10-trades-cifs": [WIDE],
+    "cifar10-wrn-28-10-cas-fast": [FAST | {"model": {"arch": "wrn-28-10"}}, CAS],
+    "cifar10-vgg16-cas": [CIFAR | {"model": {"arch": "vgg16"}}, CAS],
     "svhn-resnet18-cifs": [
         CIFAR
         | {
@@ -160,7 +165,10 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
         },
         CIFS,
     ],
-    "fashion-mnist-resnet10-cas": [CIFAR | {"model": {"arch": "resnet10"}}, CAS],
+    "fashion-mnist-resnet10-cas": [
+        CIFAR | {"model": {"arch": "resnet10"}, "data": {"crop": 0, "flip": False}},
+        CAS,
+    ],
     "cifar10-resnet18-cifs-fast": [CIFAR | FAST, CIFS, {"optimizer": {"lr": 0.1}}],
     "cifar10-resnet18-trades": [
         {
@@ -409,7 +417,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("tau", [-1], "a whole number"),
     ("tau", [0, 1], "one number more"),
     ("options", [1], "numbers, words"),
-    ("options", {"k": [2]}, "numbers, words"),
+    ("options", {"k": [[2]]}, "numbers, words"),
     ("width", "9" * 10_000, "a whole number"),
 ]
 
@@ -640,22 +648,21 @@ def layers(gates: tuple[Gate, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("arch", "wanted"),
+    ("arch", "places", "probes"),
     [
-        ("resnet10", ["layer4.0"]),
-        ("resnet18", ["layer4.0", "layer4.1"]),
-        ("resnet34", ["layer4.1", "layer4.2"]),
-        ("resnet50", ["layer4.1", "layer4.2"]),
-        ("wrn-10-1", ["layer3.0"]),
-        ("wrn-28-10", ["layer3.2", "layer3.3"]),
+        ("resnet10", ["layer3.0", "layer4.0"], ["two-layer", "linear"]),
+        ("resnet18", ["layer4.0", "layer4.1"], ["two-layer", "linear"]),
+        ("resnet50", ["layer4.1", "layer4.2"], ["two-layer", "linear"]),
+        ("wrn-28-10", ["layer3.3.conv1:input", "features"], ["two-layer", "linear"]),
+        ("vgg16", ["layer5.0", "layer5.1", "layer5.2"], ["two-layer", "two-layer", "linear"]),
     ],
 )
-def test_by_default_the_last_two_blocks_of_the_last_stage_are_gated(
-    arch: str, wanted: list[str]
+def test_by_default_gates_stand_where_their_authors_have_them(
+    arch: str, places: list[str], probes: list[str]
 ) -> None:
     gates = job("cifar10-resnet18-cifs", arch=arch, width=2).gates
-    assert layers(gates) == wanted
-    assert [gate.options["probe"] for gate in gates] == ["two-layer", "linear"][-len(wanted) :]
+    assert layers(gates) == places
+    assert [gate.options["probe"] for gate in gates] == probes
 
 
 @pytest.mark.parametrize(
@@ -674,13 +681,21 @@ def test_by_default_the_last_two_blocks_of_the_last_stage_are_gated(
         (["features|layer4"], ["layer4"]),
         (["layer4|layer3"], ["layer4"]),
         (["nothing|layer2*0|layer3", "layer1"], ["layer1", "layer2.0", "layer2.0.shortcut.0"]),
+        (["layer2", "layer2:input", "layer1"], ["layer1", "layer2:input", "layer2"]),
+        (["layer[34].1.conv?:input"], [
+            *("layer3.1.conv1:input", "layer3.1.conv2:input"),
+            *("layer4.1.conv1:input", "layer4.1.conv2:input"),
+        ]),
+        (["linear:input|layer4"], ["linear:input"]),
+        (["bn1@0", "conv1@0:input"], ["conv1@0:input", "bn1@0"]),
     ],
     ids=str,
 )  # fmt: skip
 def test_gated_layers_go_by_name_pattern_and_alternatives(
     patterns: list[str], expected: list[str]
 ) -> None:
-    assert layers(job("cifar10-resnet18-cifs", width=2, layers=patterns).gates) == expected
+    changes = {"layers": patterns, "probes": ["linear"]}
+    assert layers(job("cifar10-resnet18-cifs", width=2, **changes).gates) == expected
 
 
 @pytest.mark.parametrize(
@@ -690,7 +705,6 @@ def test_gated_layers_go_by_name_pattern_and_alternatives(
         (["linear"], ["linear"] * 3),
         (["two-layer", "linear"], ["two-layer", "two-layer", "linear"]),
         (["linear", "two-layer", "two-layer"], ["linear", "two-layer", "two-layer"]),
-        (["linear", "linear", "linear", "two-layer", "linear"], ["linear", "two-layer", "linear"]),
     ],
 )
 def test_probes_are_counted_from_the_last_layer_back(
@@ -701,6 +715,20 @@ def test_probes_are_counted_from_the_last_layer_back(
     ).gates
     assert [gate.options.get("probe") for gate in gates] == wanted
     assert [gate.channels for gate in gates] == [4, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("k", "wanted"), [(3, [3, 3, 3]), ([2, 1], [2, 2, 1]), ((1, 3, 2), [1, 3, 2]), ([4], [4] * 3)]
+)
+def test_an_option_may_have_a_value_for_each_gate(
+    k: Any, wanted: list[int], tmp_path: Path
+) -> None:
+    described = job(
+        "cifar10-resnet18-cifs", width=2, layers=["layer2", "layer3", "layer4"], **{"gates.k": k}
+    )
+    assert [gate.options["k"] for gate in described.gates] == wanted
+    (tmp_path / "mine.toml").write_text(described.recipe.toml())
+    assert Recipe.named(str(tmp_path / "mine.toml")) == described.recipe
 
 
 @pytest.mark.parametrize(
@@ -745,10 +773,19 @@ def test_kernels_are_averaged_after_every_convolution(arch: str, count: int) -> 
         ({"layers": ["layer4.1", ""]}, ["called ''"]),
         ({"layers": ["features|layer5"]}, ["called 'features|layer5'"]),
         ({"gates.k": 11}, ["k = 11 of 10"]),
-        ({"gates.options.temperature": 3}, ["no option 'temperature'"]),
+        ({"gates.options.heat": 3}, ["no option 'heat'"]),
+        ({"gates.options.scale": 3}, ["softmax takes no scale"]),
+        ({"gates.options.k": []}, ["gates.options must be numbers, words", "lists of these"]),
+        ({"gates.options.k": [[1], 2]}, ["lists of these"]),
+        (
+            {"gates.k": [1, 2, 3]},
+            ["gates.k has 3 values, 1, 2, 3, and only 2 gated: layer4.0, lay"],
+        ),
+        ({"layers": ["layer4"]}, ["gates.probe has 2 values, two-layer, linear, and only 1 gated"]),
         ({"gates.options.k": 1.5}, ["a whole number"]),
         ({"gates.options.imgf": "softmin"}, ["softmax"]),
-        ({"gates.kind": "fsr", "options": {}}, ["no option 'probe'"]),
+        ({"gates.kind": "fsr", "options": {}}, ["kind fsr has no option 'probe'"]),
+        ({"gates.kind": "eas", "options": {}}, ["kind eas has no option 'probe'"]),
     ],
     ids=str,
 )

@@ -27,6 +27,7 @@ from channelscope.result import Result
 from channelscope.sweeps.record import Training, compute_digest, sweep_rows
 from channelscope.sweeps.variants import Variant, list_settings, make_variants, parse_values
 from channelscope.training import Recipe
+from channelscope.training.job import Job
 from channelscope.weights import Checkpoint
 from helpers.expect import contents, mistake
 from helpers.figures import read_texts
@@ -176,8 +177,28 @@ def variants(
 @pytest.mark.parametrize(
     ("name", "read", "expected"),
     [
-        ("imgf", lambda recipe: recipe.gates.options["imgf"], ["softmax", "sigmoid", "softplus"]),
-        ("top-k", lambda recipe: recipe.gates.options["k"], [1, 2, 3]),
+        (
+            "imgf",
+            lambda recipe: recipe.gates.options["imgf"],
+            ["softmax", "softmax-abs", "sigmoid", "softplus", "relu"],
+        ),
+        (
+            "sigmoid",
+            lambda recipe: (recipe.gates.options["imgf"], recipe.gates.options["scale"]),
+            [("sigmoid", scale) for scale in (0.1, 1, 5, 10, 15)],
+        ),
+        (
+            "softplus",
+            lambda recipe: (recipe.gates.options["imgf"], recipe.gates.options["sharpness"]),
+            [("softplus", sharpness) for sharpness in (1, 5, 10, 20)],
+        ),
+        (
+            "temperature",
+            lambda recipe: recipe.gates.options["temperature"],
+            [0.5, 1, 2, 4, 8, 24],
+        ),
+        ("budget", lambda recipe: recipe.gates.options["budget"], [1, 2, "channels"]),
+        ("top-k", lambda recipe: recipe.gates.options["k"], [1, 2, 3, [2, 1], [3, 1]]),
         (
             "beta",
             lambda recipe: (recipe.gates.beta, recipe.attack.beta_atk),
@@ -192,10 +213,18 @@ def variants(
             "layers",
             lambda recipe: recipe.gates.layers,
             [
-                ("layer4.1",),
                 ("layer4.0", "layer4.1"),
                 ("layer3.1", "layer4.0", "layer4.1"),
                 ("layer3.0", "layer3.1", "layer4.0", "layer4.1"),
+            ],
+        ),
+        (
+            "one-gate",
+            lambda recipe: (recipe.gates.layers, recipe.gates.probes),
+            [
+                ((layer,), (probe,))
+                for layer in ("layer3", "layer4.0", "layer4.1")
+                for probe in ("linear", "two-layer")
             ],
         ),
     ],
@@ -206,10 +235,13 @@ def test_the_papers_ablations_have_names(
     made = variants(name, arch="resnet18")
     assert [read(variant.recipe) for variant in made] == expected
     assert len({variant.name for variant in made}) == len(expected)
+    for variant in made:
+        assert Job(variant.recipe, digits(), Path("net.pt"), 0).gates, "they fit the network"
 
 
 def test_all_ablations_are_tested() -> None:
-    assert set(ABLATIONS) == {"imgf", "top-k", "beta", "probes", "layers"}
+    of_masks = {"imgf", "sigmoid", "softplus", "temperature", "budget"}
+    assert set(ABLATIONS) == of_masks | {"top-k", "beta", "probes", "layers", "one-gate"}
 
 
 def test_two_settings_can_take_the_same_value() -> None:
@@ -222,7 +254,9 @@ def test_two_settings_can_take_the_same_value() -> None:
 def test_an_ablation_and_a_free_setting_are_combined() -> None:
     made = variants("top-k", {"gates.probes": [["linear"], ["two-layer"]]})
     assert [variant.name for variant in made] == [
-        f"k {k}, probes {probe}" for k in (1, 2, 3) for probe in ("linear", "two-layer")
+        f"k {k}, probes {probe}"
+        for k in ("1", "2", "3", "2+1", "3+1")
+        for probe in ("linear", "two-layer")
     ]
     assert Training(made[1], 0).file == "k-1_probes-two-layer-s0.pt"
 
@@ -420,7 +454,11 @@ def test_too_little_memory_for_one_does_not_stop_the_others(undrawn: None, tmp_p
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vary": None}, "Nothing varies: name an ablation (imgf, top-k, probes, beta, layers)"),
+        (
+            {"vary": None},
+            "Nothing varies: name an ablation (imgf, sigmoid, softplus, temperature, "
+            "budget, top-k, probes, beta, layers, one-gate)",
+        ),
         ({"ablation": "imfg"}, "There is no ablation 'imfg': choose from"),
         ({"ablation": "imgf"}, "The ablation imgf varies gates.options.imgf already"),
         ({"vary": {"k": []}}, "k varies over a list of values, as in [1, 2], not over []."),
@@ -438,7 +476,7 @@ def test_too_little_memory_for_one_does_not_stop_the_others(undrawn: None, tmp_p
         ),
         ({"vary": {"k": [1, 2], "gates.options.k": [3]}}, "are one setting"),
         ({"recipe": "at"}, "are the same training: vary something else. The recipe has no gates."),
-        ({"vary": {"gates.layers": [["layer4.0"], ["layer5.0"]]}}, "'layer5.0'. Did you mean"),
+        ({"vary": {"gates.layers": [["layer3", "layer4"], ["layer5.0"]]}}, "'layer5.0'. Did you mean"),
         ({"vary": {"width": [2, 0]}}, "width"),
         ({"vary": {"arch": ["resnet10", "resnet11"]}}, "'resnet11'"),
         ({"recipe": "cisf"}, "Did you mean 'cifs'"),

@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 import channelscope as cs
 from channelscope.data import Dataset, MemorySplit
 from channelscope.gates import Selective
-from channelscope.networks import Architecture
 from channelscope.recipes import METHODS as ALL_METHODS
 from channelscope.training import Diverged, Recipe, train
 from channelscope.training.engine import train_epoch, validate
@@ -78,7 +77,11 @@ def test_no_two_methods_train_the_same_network() -> None:
 
 @pytest.mark.parametrize(
     ("arch", "layers"),
-    [("resnet18", ["layer4.0", "layer4.1"]), ("wrn-16-1", ["layer3.0", "layer3.1"])],
+    [
+        ("resnet10", ["layer3.0", "layer4.0"]),
+        ("resnet18", ["layer4.0", "layer4.1"]),
+        ("wrn-16-1", ["layer3.1.conv1:input", "features"]),
+    ],
 )
 def test_a_networks_last_stage_is_gated(arch: str, layers: list[str], tmp_path: Path) -> None:
     run("cifs", tmp_path / "net.pt", data=digits(2), arch=arch, width=1, epochs=1)
@@ -119,8 +122,8 @@ def test_fewer_images_are_those_of_every_class(tmp_path: Path) -> None:
         ("standard", []),
         ("at", []),
         ("fsr", []),
-        ("trades-cifs", ["layer4.0"]),
-        ("cas", ["layer4.0"]),
+        ("trades-cifs", ["layer3.0", "layer4.0"]),
+        ("cas", ["layer3.0", "layer4.0"]),
     ],
 )
 def test_the_log_has_a_row_for_each_epoch(method: str, gated: list[str]) -> None:
@@ -589,11 +592,6 @@ def test_the_backbone_starts_with_the_same_weights_whatever_the_gates(tmp_path: 
             if "selectors" not in name
         }
     assert same_state(seen["at"], seen["cifs"])
-
-
-def test_an_architecture_reads_its_last_stage() -> None:
-    architecture = Architecture(arch="resnet10", width=2, classes=4)
-    assert architecture.last_stage == ("layer4.0",)
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -4,9 +4,7 @@ Everything is computed class by class in float64, so memory does not grow with t
 classes times replicates times channels: the replicates of one class are made, measured, dropped.
 """
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -112,29 +110,16 @@ def measure_replicates(
         measure -> (r, k); see ``measures.measure_all`` and ``measures.uniformity``. NaN for a class
         without images, in the data or in a replicate.
     """
-
-    def measure(class_rows: tuple[int, Int[ndarray, " n_k"]]) -> dict[str, Float[ndarray, " r"]]:
-        k, rows = class_rows
-        return _measure_class(
-            np.asarray(natural[rows], np.float64),
-            np.asarray(adversarial[rows], np.float64),
-            np.asarray(relevance[rows], np.float64),
-            np.asarray(weights[rows], np.float64),
-            threshold,
-            centre,
-            float(distances[k]),
-        )
-
     centre, distances = _place_classes(natural, labels, classes)
-    natural, adversarial, relevance = map(np.asarray, (natural, adversarial, relevance))
-    present = list(_with_images(labels, classes))
+    kept = [np.asarray(values) for values in (natural, adversarial, relevance, weights)]
     measures: dict[str, ndarray] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # sorting leaves the interpreter free
-        for (k, _), columns in zip(present, threads.map(measure, present), strict=True):
-            for name, column in columns.items():
-                if name not in measures:
-                    measures[name] = np.full((classes, weights.shape[1]), np.nan)
-                measures[name][k] = column
+    for k, rows in _with_images(labels, classes):
+        of_class = (values[rows].astype(np.float64) for values in kept)
+        columns = _measure_class(*of_class, threshold, centre, float(distances[k]))
+        for name, column in columns.items():
+            if name not in measures:
+                measures[name] = np.full((classes, weights.shape[1]), np.nan)
+            measures[name][k] = column
     return {name: by_class.T for name, by_class in measures.items()}
 
 

@@ -63,22 +63,21 @@ def spearman(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndar
 def rank(values: Float[ndarray, "*n c"]) -> Float[ndarray, "*n c"]:
     """Rank along the last axis, from 1, ties sharing their mean rank; NaN where any value is."""
     rows = np.ascontiguousarray(values, np.float64).reshape(-1, values.shape[-1])
-    places = np.arange(len(rows))[:, None] * rows.shape[1]  # of each row in the flat array
     order, near = _sort_rows(rows)
-    ordered_ranks = np.arange(1.0, rows.shape[1] + 1)
+    ordered_ranks = np.tile(np.arange(1.0, rows.shape[1] + 1), (len(rows), 1))
     columns = np.flatnonzero(near.any(0))
     if len(columns):
         # Most ties are of channels that are zero, which stand together.
         start, end = columns[0], columns[-1] + 2
-        ordered = rows.ravel()[order[:, start:end] + places]
+        ordered = np.take_along_axis(rows, order[:, start:end], 1)
         unsorted = (ordered[:, 1:] < ordered[:, :-1]).any(1)
         if unsorted.any():
             order[unsorted] = rows[unsorted].argsort(1)
-            ordered[unsorted] = rows.ravel()[order[unsorted, start:end] + places[unsorted]]
-        ordered_ranks = np.tile(ordered_ranks, (len(rows), 1))
+            ordered[unsorted] = np.take_along_axis(rows[unsorted], order[unsorted, start:end], 1)
         _share_ranks(ordered_ranks[:, start:end], ordered[:, 1:] == ordered[:, :-1])
     ranks = np.empty(rows.shape)
-    ranks.ravel()[order + places] = ordered_ranks
+    for of_row, places, in_order in zip(ranks, order, ordered_ranks, strict=True):
+        of_row[places] = in_order  # half the time of np.put_along_axis
     ranks[np.isnan(rows.max(1, initial=-np.inf))] = np.nan
     return ranks.reshape(values.shape)
 

@@ -61,7 +61,7 @@ def compute_hsic(
         HSIC_r = HSIC + 2 sum_i (w_ir / sum_j w_jr - 1 / n) h_i
 
     Drawing images repeatedly instead would count their likeness to their own copies, which is what
-    the unbiased estimator leaves out. Time and memory grow with n c d and n r, not with n^2.
+    the unbiased estimator leaves out. Time and memory grow with n c d and n r; with n^2 only where channels outnumber images.
 
     Args:
         a, b: activations of the same images, standardised.
@@ -87,18 +87,29 @@ def _parts(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Float[ndarray,
     """Sum each image's row of the U-centred kernels' product: sum_{j != i} K~_ij L~_ij.
 
     With d and e the kernels' diagonals, K~_ij = K_ij + (d_i + d_j) / (n - 2) - sum(d) / ((n - 1) (n
-    - 2)), as the rows of K = A A^T have the sum 0; multiplied out, no kernel is ever made.
+    - 2)), as the rows of K = A A^T have the sum 0.
     """
     n = len(a)
     d, e = (a**2).sum(1), (b**2).sum(1)
     level = d / (n - 2) - d.sum() / (
         (n - 1) * (n - 2)
     )  # what K~_ij has beside K_ij and d_j / (n - 2)
-    with_kernel = (
-        ((a @ (a.T @ b)) * b).sum(1) - d * e - level * e + (b @ (b.T @ d) - d * e) / (n - 2)
-    )
+    with_kernel = _multiply_kernels(a, b) - d * e - level * e + (b @ (b.T @ d) - d * e) / (n - 2)
     with_diagonal = a @ (a.T @ e) - d * e + level * (e.sum() - e) + (d @ e - d * e) / (n - 2)
     return with_kernel + with_diagonal / (n - 2)
+
+
+def _multiply_kernels(a: Float[ndarray, "n c"], b: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
+    """Return sum_j K_ij L_ij: by the kernels where channels outnumber images, else without them."""
+    n, c, d = len(a), a.shape[1], b.shape[1]
+    if n * (c + d) < 4 * c * d:  # A A^T costs half of a product of two matrices
+        kernel = a @ a.T
+        return _dot_rows(kernel, kernel if a is b else b @ b.T)
+    return _dot_rows(a @ (a.T @ b), b)
+
+
+def _dot_rows(a: Float[ndarray, "n m"], b: Float[ndarray, "n m"]) -> Float[ndarray, " n"]:
+    return np.asarray(np.einsum("ij,ij->i", a, b))
 
 
 class Match(NamedTuple):

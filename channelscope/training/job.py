@@ -4,7 +4,6 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from channelscope.errors import UserError, suggest
 from channelscope.files import check_writable
 from channelscope.gates import KINDS
 from channelscope.layers.features import capture
-from channelscope.layers.hooks import named_layers
+from channelscope.layers.hooks import INPUT, named_layers
 from channelscope.networks import Architecture
 from channelscope.objectives import MART, TRADES, CrossEntropy, Joint, TrainingLoss
 from channelscope.training.recipes import Recipe
@@ -127,7 +126,11 @@ class Job:
 
     @cached_property
     def gates(self) -> tuple[Gate, ...]:
-        """The gates; the last layer has the last probe, and the first probe fills up."""
+        """The gates.
+
+        Of probes, and of an option that is a list, the last layer has the last value, and the first
+        value fills up.
+        """
         settings = self.recipe.gates
         if settings.kind == "none":
             return ()
@@ -138,15 +141,17 @@ class Job:
                 f"{suggest(settings.kind, kinds)}"
             )
         shapes = self._gated_shapes(settings.layers)
-        missing = max(0, len(shapes) - len(settings.probes))
-        probes = [*settings.probes[:1] * missing, *settings.probes][-len(shapes) :]
+        shared: dict[str, Any] = dict(settings.options)
+        if settings.probes:  # whatever the kind: one that takes none refuses them
+            shared = {"probe": list(settings.probes)} | shared
         gates = []
-        for (layer, shape), probe in zip_longest(shapes.items(), probes):
-            options = dict(settings.options)
+        for index, (layer, shape) in enumerate(shapes.items()):
+            options = {
+                name: _pick_value(f"gates.{name}", value, index, list(shapes))
+                for name, value in shared.items()
+            }
             if {"height", "width"} <= KINDS[settings.kind].options.keys():
                 options = dict(zip(("height", "width"), shape[2:], strict=False)) | options
-            elif probe is not None:
-                options = {"probe": probe} | options
             gates.append(Gate(layer=layer, channels=shape[1], kind=settings.kind, options=options))
         # Building and running it without memory refuses now what does not fit its layer.
         with torch.device("meta"):
@@ -158,7 +163,7 @@ class Job:
         architecture = self.architecture  # outside the context: it computes with real images
         with torch.device("meta"):
             network = architecture.build().eval()
-            layers = _match_layers(patterns, network) if patterns else architecture.last_stage
+            layers = _match_layers(patterns, network) if patterns else architecture.gate_layers
             with capture(network, *layers) as features:
                 network(torch.empty(1, *self.image_shape))
         return {layer: features[layer].shape for layer in layers}
@@ -234,19 +239,49 @@ class Job:
         )
 
 
+def _pick_value(name: str, values: Any, index: int, layers: Sequence[str]) -> Any:
+    """Return the value of a gate's option for one of the gated layers.
+
+    Raises:
+        UserError: for more values than layers: one of them would be of no gate.
+    """
+    if not isinstance(values, list):
+        return values
+    if len(values) > len(layers):
+        raise UserError(
+            f"{name} has {len(values)} values, {', '.join(map(str, values))}, and only "
+            f"{len(layers)} gated: {', '.join(layers)}. Name at most one for each layer."
+        )
+    return values[max(0, index - (len(layers) - len(values)))]
+
+
 def _match_layers(patterns: Sequence[str], network: nn.Module) -> list[str]:
-    """List the layers that match, in the network's order; of alternatives the first that exists."""
+    """List the layers that match, in the network's order; of alternatives the first that exists.
+
+    A pattern may end in ``@call`` and in ``:input``, as a layer's name may.
+    """
     names = list(named_layers(network))
-    matched: set[str] = set()
+    matched: dict[str, int] = {}  # place -> number of its layer
     for pattern in patterns:
-        matches = (fnmatch.filter(names, alternative) for alternative in pattern.split("|"))
+        matches = (_match_places(alternative, names) for alternative in pattern.split("|"))
         first = next(filter(None, matches), None)
         if first is None:
             raise UserError(
                 f"No layer of the network is called {pattern!r}.{suggest(pattern, names)}"
             )
-        matched.update(first)
-    return [name for name in names if name in matched]
+        matched |= first
+    # What a layer reads comes before what it returns.
+    return sorted(matched, key=lambda place: (matched[place], not place.endswith(INPUT), place))
+
+
+def _match_places(pattern: str, names: Sequence[str]) -> dict[str, int]:
+    """Return the places that match a pattern, each with the number of its layer."""
+    layer = pattern.removesuffix(INPUT)
+    if (parts := layer.rpartition("@"))[2].isdecimal():
+        layer = parts[0] or layer
+    ending = pattern.removeprefix(layer)
+    matching = set(fnmatch.filter(names, layer))
+    return {f"{name}{ending}": number for number, name in enumerate(names) if name in matching}
 
 
 def _compute_moments(images: Split) -> tuple[Tensor, Tensor]:

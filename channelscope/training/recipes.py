@@ -33,8 +33,14 @@ from channelscope.training.settings import (
 
 _DEFAULT_SETTING = "cifar10-resnet18"
 _QUICK = ("digits-resnet18", "cifar10-resnet18-small")  # fast as they are
-# EAS gates the block before the last, and this network has only one in its last stage.
-_IMPOSSIBLE = (("fashion-mnist-resnet10", "eas"),)
+_IMPOSSIBLE = (
+    # EAS gates the block before the last, and this network has only one in its last stage.
+    ("fashion-mnist-resnet10", "eas"),
+    # Their authors' places, in residual networks, are not in this one.
+    ("cifar10-vgg16", "eas"),
+    ("cifar10-vgg16", "fsr"),
+    ("cifar10-vgg16", "kap"),
+)
 _L2_EPS = 0.5  # the usual radius for CIFAR-10; a recipe's radius is of the L-inf norm
 
 Values = dict[str, Any]  # plain values, by section
@@ -186,7 +192,19 @@ def _read_shipped(name: str) -> Values:
             f"({', '.join(METHODS)}), a recipe that 'channelscope recipes' lists, or your own file "
             "whose name ends in .toml."
         )
-    return _compose(recipes[name]) | {"method": recipes[name][1].removeprefix("methods/")}
+    values = _compose(recipes[name])
+    # What a setting's file says for a method holds for those that extend the method as well.
+    of_methods = values.pop("for", {})
+    for method in _list_lineage(recipes[name][1]):
+        values = _merge(values, of_methods.get(method, {}))
+    return values | {"method": recipes[name][1].removeprefix("methods/")}
+
+
+def _list_lineage(file: str) -> list[str]:
+    """List a method by its file, and the methods that it extends, these first."""
+    bases = read_recipe_file(file).get("extends", ())
+    lineage = [method for base in bases for method in _list_lineage(f"methods/{base}")]
+    return [*dict.fromkeys(lineage), file.removeprefix("methods/")]
 
 
 def _read_file(file: Path) -> Values:

@@ -149,14 +149,15 @@ class Gates(Section):
     """The gates, if any."""
 
     kind: str = "none"  # or one of ``gates.KINDS``
-    # Names or patterns (``layer4.*``), with alternatives separated by ``|``; empty: the blocks of
-    # the last stage, at most the last two.
+    # Names or patterns (``layer4.*``, ``conv1:input`` for what a layer reads), with alternatives
+    # separated by ``|``; empty: where the authors have them, ``Architecture.gate_layers``.
     layers: tuple[str, ...] = ()
     # Of CIFS and CAS: the probe of each layer, the last for the last; the first is repeated.
     probes: tuple[Literal["linear", "two-layer"], ...] = ()
     beta: Weight = 2.0  # weight of the probes in the joint loss
     scaled: bool = True  # multiply the joint loss by 3 / (beta + 1), as CIFS does
-    options: dict[str, Any] = field(default_factory=dict)  # of the gate: k, imgf, detach, ...
+    # Of the gate: k, imgf, detach, ...; a list has a value for each layer, as probes have.
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,9 @@ def _read_value(name: str, value: Any, kind: Any) -> Any:
     if wanted := _find_misfit(value, kind):
         hint = suggest(value, args) if origin is Literal and isinstance(value, str) else ""
         raise UserError(f"{name} must be {wanted}, not {shorten(value)}.{hint}")
-    return dict(value) if origin is dict else value
+    if origin is dict:
+        return {key: list(item) if isinstance(item, tuple) else item for key, item in value.items()}
+    return value
 
 
 def _find_misfit(value: Any, kind: Any) -> str:
@@ -221,9 +224,13 @@ def _find_misfit(value: Any, kind: Any) -> str:
     if kind is str:
         return "" if is_word else "a word"
     # The options of a gate, which checks them itself.
-    plain = bool | int | float | str
-    fits = isinstance(value, dict) and all(isinstance(item, plain) for item in value.values())
-    return "" if fits else "numbers, words, true or false by name"
+    fits = isinstance(value, dict) and all(map(_is_option, value.values()))
+    return "" if fits else "numbers, words, true or false by name, or lists of these"
+
+
+def _is_option(value: Any) -> bool:
+    items = value if isinstance(value, list | tuple) and value else [value]
+    return all(isinstance(item, bool | int | float | str) for item in items)
 
 
 def _read_number(name: str, value: Any, low: float, high: float) -> float:
