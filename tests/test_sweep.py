@@ -476,7 +476,10 @@ def test_too_little_memory_for_one_does_not_stop_the_others(undrawn: None, tmp_p
         ),
         ({"vary": {"k": [1, 2], "gates.options.k": [3]}}, "are one setting"),
         ({"recipe": "at"}, "are the same training: vary something else. The recipe has no gates."),
-        ({"vary": {"gates.layers": [["layer3", "layer4"], ["layer5.0"]]}}, "'layer5.0'. Did you mean"),
+        (
+            {"vary": {"gates.layers": [["layer3", "layer4"], ["layer5.0"]]}},
+            "'layer5.0'. Did you mean",
+        ),
         ({"vary": {"width": [2, 0]}}, "width"),
         ({"vary": {"arch": ["resnet10", "resnet11"]}}, "'resnet11'"),
         ({"recipe": "cisf"}, "Did you mean 'cifs'"),
