@@ -111,11 +111,18 @@ def measure_replicates(
         without images, in the data or in a replicate.
     """
     centre, distances = _place_classes(natural, labels, classes)
-    kept = [np.asarray(values) for values in (natural, adversarial, relevance, weights)]
+    natural, adversarial, relevance = map(np.asarray, (natural, adversarial, relevance))
     measures: dict[str, ndarray] = {}
     for k, rows in _with_images(labels, classes):
-        of_class = (values[rows].astype(np.float64) for values in kept)
-        columns = _measure_class(*of_class, threshold, centre, float(distances[k]))
+        columns = _measure_class(
+            np.asarray(natural[rows], np.float64),
+            np.asarray(adversarial[rows], np.float64),
+            np.asarray(relevance[rows], np.float64),
+            np.asarray(weights[rows], np.float64),
+            threshold,
+            centre,
+            float(distances[k]),
+        )
         for name, column in columns.items():
             if name not in measures:
                 measures[name] = np.full((classes, weights.shape[1]), np.nan)

@@ -61,7 +61,8 @@ def compute_hsic(
         HSIC_r = HSIC + 2 sum_i (w_ir / sum_j w_jr - 1 / n) h_i
 
     Drawing images repeatedly instead would count their likeness to their own copies, which is what
-    the unbiased estimator leaves out. Time and memory grow with n c d and n r; with n^2 only where channels outnumber images.
+    the unbiased estimator leaves out. Time and memory grow with n c d and n r, with n^2 only where
+    channels outnumber images.
 
     Args:
         a, b: activations of the same images, standardised.
