@@ -98,7 +98,7 @@ figures: $(VENV)/.demo ## Make the galleries in figures/ again
 zoo: $(VENV)/.test ## Train the networks that ship with the package on IMAGES: hours
 	$(RUN) benchmarks.results train --data "$(IMAGES)"
 
-results-small: $(VENV)/.test ## Measure them on IMAGES, write the tables of docs/RESULTS.md, draw: an hour
+results-small: $(VENV)/.test ## Measure them on IMAGES, write the tables of docs/RESULTS.md, draw: two hours
 	$(RUN) benchmarks.results measure --data "$(IMAGES)"
 	$(RUN) figures.make
 

@@ -1,7 +1,7 @@
 """Train the zoo's networks on CIFAR-10 images, and measure them.
 
     python -m benchmarks.results train [--data DIR] [--methods METHOD ...]  # three hours of a core
-    python -m benchmarks.results measure [--data DIR]                       # an hour of two cores
+    python -m benchmarks.results measure [--data DIR] [--parts PART ...]    # two hours of two cores
 
 DIR holds train/<class>/ and test/<class>/. ``train`` packs the networks into
 channelscope/weights/zoo. ``measure`` keeps results in docs/results-small, those of the comparison
@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from channelscope.weights import Checkpoint, zoo
 RUNS = Path("runs/results-small")
 IMAGES, AUTOATTACK_IMAGES, RANKED_IMAGES = 1000, 400, 300
 CORES = len(os.sched_getaffinity(0))
+AUTOATTACK = "autoattack"
+PARTS = ("evaluation", "comparison", "interventions", "league", "rankings", AUTOATTACK)
 # The league is at a layer below the penultimate one, where scorers differ.
 SCORERS = (
     "gradient",
@@ -63,78 +65,74 @@ def pack(source: Path, target: Path) -> None:
     print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
 
 
-def measure(data: Path) -> None:
-    """Attack, compare and rank the zoo's networks on test images."""
+def measure(data: Path, parts: Collection[str]) -> None:
+    """Attack, compare and rank the zoo's networks on test images: the parts that are named."""
     source = ("--data", f"imagefolder:{data}", "-q")
-
-    def attack_by_autoattack(method: str) -> None:
-        # In one process: AutoAttack draws by the batch.
-        name = name_of(method)
-        options = ("--attacks", "adaptive", "auto", "--checks", "0")
-        images = ("--images", str(AUTOATTACK_IMAGES))
-        out = ("--out", str(RUNS / f"autoattack-{name}"))
-        run("evaluate", "--models", f"zoo:{name}", *options, *images, *source, *out)
-
-    with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(attack_by_autoattack, METHODS))
     shared = (
         *("--images", str(IMAGES), "--attacks", "fgsm", "adaptive"),
         *("--run-folder", str(RUNS / "run"), *source),
     )
-    models = [f"zoo:{name_of(method)}" for method in METHODS]
-    evaluation = ("--models", *models, "--out", str(RUNS / "evaluation"))
-    run("evaluate", *evaluation, *shared, processes=CORES)
-    comparison = ("--attack", "pgd-20", "--layers", "layer?", "--no-thumbnails")
-    comparison += ("--out", str(RUNS / "comparison"))
-    run("compare", *_name(*METHODS), *comparison, *shared, processes=CORES)
-    images = ("--images", str(RANKED_IMAGES))
+    few = ("--images", str(RANKED_IMAGES), *source)
     commands = {
+        "evaluation": ("evaluate", "--models", *map(_find, METHODS), *shared),
+        "comparison": (
+            *("compare", *_name(*METHODS), *shared),
+            *("--attack", "pgd-20", "--layers", "layer?", "--no-thumbnails"),
+        ),
         # At the penultimate layer the gradient is the last layer's weight.
         "interventions": (
             *("intervene", *_name("at", "cas", "cifs"), "--random", "2"),
-            *("--scorers", "gradient", "gradient-x-activation"),
+            *("--scorers", "gradient", "gradient-x-activation", *few),
         ),
         "league": (
             *("intervene", *_name("at"), "--random", "2"),
-            *("--layers", "layer3.1", "--scorers", *SCORERS),
+            *("--layers", "layer3.1", "--scorers", *SCORERS, *few),
         ),
         "rankings": (
             *("relevance", *_name("at")),
-            *("--layers", "layer2.1", "layer3.1", "layer4", "--scorers", *SCORERS),
+            *("--layers", "layer2.1", "layer3.1", "layer4", "--scorers", *SCORERS, *few),
         ),
     }
     for name, command in commands.items():
-        out = ("--out", str(RUNS / name))
-        run(*command, *images, *source, *out, processes=CORES)
-    keep(data)
+        if name in parts:
+            run(*command, "--out", str(RUNS / name), processes=CORES)
+            keep(name, data)
 
+    def attack_by_autoattack(method: str) -> None:
+        # In one process: AutoAttack draws by the batch.
+        name = f"autoattack-{name_of(method)}"
+        options = ("--attacks", "adaptive", "auto", "--checks", "0")
+        options += ("--images", str(AUTOATTACK_IMAGES), "--out", str(RUNS / name))
+        run("evaluate", "--models", _find(method), *options, *source)
+        keep(name, data)
 
-def _name(*methods: str) -> tuple[str, ...]:
-    models = (f"zoo:{name_of(method)}" for method in methods)
-    return "--models", *models, "--labels", *(METHODS[method] for method in methods)
-
-
-def keep(data: Path) -> None:
-    """Keep what was measured, and write the zoo's table of it."""
-    shutil.rmtree(RESULTS, ignore_errors=True)
-    for result in RUNS.iterdir():
-        if result.name == "comparison":
-            _copy(result, GALLERY, data)
-        elif (result / "meta.json").exists():
-            _copy(result, RESULTS / result.name, data)
-    hardware = f"{describe_machine()['cpu']}, {CORES} cores, {platform.system()}"
-    (RESULTS / "hardware.txt").write_text(f"{hardware}\n", "utf-8")
+    if AUTOATTACK in parts:
+        with ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(attack_by_autoattack, METHODS))
     pages.collect_accuracies().to_csv(zoo.RESULTS, index=False, lineterminator="\n")
 
 
-def _copy(result: Path, target: Path, data: Path) -> None:
-    """Copy a result's tables and arrays, and its settings without the name of a folder of ours."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in (*result.glob("*.csv"), *result.glob("*.npz")):
+def _find(method: str) -> str:
+    return f"zoo:{name_of(method)}"
+
+
+def _name(*methods: str) -> tuple[str, ...]:
+    labels = (METHODS[method] for method in methods)
+    return "--models", *map(_find, methods), "--labels", *labels
+
+
+def keep(name: str, data: Path) -> None:
+    """Keep a result's tables, arrays and hardware, and its settings without a folder of ours."""
+    target = GALLERY if name == "comparison" else RESULTS / name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for file in (*(RUNS / name).glob("*.csv"), *(RUNS / name).glob("*.npz")):
         shutil.copy(file, target)
-    settings = (result / "meta.json").read_text("utf-8")
+    settings = (RUNS / name / "meta.json").read_text("utf-8")
     settings = settings.replace(f"imagefolder:{data}", zoo.TRAINED_ON)
     (target / "meta.json").write_text(f"{settings}\n", "utf-8")
+    hardware = f"{describe_machine()['cpu']}, {CORES} cores, {platform.system()}"
+    (target / "hardware.txt").write_text(f"{hardware}\n", "utf-8")
 
 
 def main() -> None:
@@ -151,6 +149,9 @@ def main() -> None:
         choices=METHODS,
         help="networks to train (default: all)",
     )
+    parser.add_argument(
+        "--parts", nargs="+", default=PARTS, choices=PARTS, help="to measure (default: all)"
+    )
     args = parser.parse_args()
     if not all((args.data / split).is_dir() for split in ("train", "test")):
         sys.exit(
@@ -160,7 +161,7 @@ def main() -> None:
     if args.step == "train":
         train(args.data, args.methods)
     else:
-        measure(args.data)
+        measure(args.data, args.parts)
         pages.update_pages()
 
 
