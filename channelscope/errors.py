@@ -39,7 +39,7 @@ def suggest(name: str, names: Iterable[str]) -> str:
     >>> suggest("zzz", ["layer4"])
     ''
     """
-    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 

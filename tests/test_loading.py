@@ -256,6 +256,7 @@ def test_the_commands_take_all_of_them(folder: Path, capsys: pytest.CaptureFixtu
         ("compare --models a=t.ckpt a=t.ckpt", "the same label"),
         ("evaluate --models none.pth@torchvision:resnet18", "no file none.pth"),
         ("evaluate --models torchvision:resnet19", "Did you mean"),
+        ("layers t.ckpt@torchvision:nonsense", "no classifier 'nonsense'.\n"),
         ("evaluate --models robustbench:Standard", "robustbench"),
     ],
 )
@@ -278,6 +279,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "weights to fetch": {"arch": "torchvision:resnet18", "args": {"weights": "DEFAULT"}},
     "an address": {"arch": "timm:resnet26", "args": {"pretrained_cfg": "hf-hub:evil/net"}},
     "blocks without end": {"arch": "preact-resnet", "args": {"blocks": (10**9,)}},
+    "a longer network": {"arch": "thin-resnet", "args": {"blocks": (9999, 1, 1)}},
     "a width without end": {"arch": "preact-resnet", "args": {"width": 10**9}},
     "many blocks": {"arch": "preact-resnet", "args": {"blocks": (9999, 9999)}},
     "a chain without end": {"arch": "chain", "args": {"layers": "relu, " * 10**5}},

@@ -65,6 +65,8 @@ def test_the_adversarially_trained_networks_had_equal_compute() -> None:
 def test_any_other_path_is_left_as_it_is() -> None:
     assert zoo.locate("a/zoo:b.pt") == Path("a/zoo:b.pt")
     assert zoo.get_label("a/b.c.pt") == "b.c"
+    assert zoo.get_label("a/r18.pth.tar") == "r18"
+    assert zoo.get_label("a/r18.v2.tar") == "r18.v2"
 
 
 @pytest.mark.parametrize(

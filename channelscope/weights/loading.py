@@ -31,6 +31,7 @@ from channelscope.weights.recognise import (
 )
 
 Args = Mapping[str, Value]
+_ROUNDING = 1e-3  # by which a normalisation may differ from that of the file
 
 
 def load(
@@ -76,7 +77,8 @@ def read_network(
             Checkpoints of ours have theirs.
         arch_args: arguments for ``arch``, by name.
         normalise: the normalisation that the network expects, where its file has none, see
-            ``networks.read_normalisation``.
+            ``networks.read_normalisation``. One that contradicts another program's file is
+            refused; checkpoints of ours, and a zoo beside other files, keep theirs.
         download: fetch published weights where they are missing.
 
     Raises:
@@ -84,11 +86,12 @@ def read_network(
             for an architecture that does not fit.
     """
     statistics = read_normalisation(normalise) if normalise is not None else None
+    is_named = normalise is not None
     if str(path).startswith("zoo:"):
         return Checkpoint.read(path)
     if str(path).partition(":")[0] in PUBLISHERS and not Path(path).exists():
         match = read_published(str(path), dict(arch_args or {}), download)
-        return _make_checkpoint(match, str(path), statistics)
+        return _make_checkpoint(_normalise(match, str(path), statistics, is_named), str(path))
     path = Path(path)
     if path.is_dir():
         weights = read_weights(path)
@@ -99,7 +102,7 @@ def read_network(
         state, entry = find_state(content, path)
         weights = Weights(path, unwrap(state, path), entry)
     match = _match(weights, arch, dict(arch_args or {}))
-    return _make_checkpoint(match, path.name, statistics)
+    return _make_checkpoint(_normalise(match, str(path), statistics, is_named), path.name)
 
 
 def _match(weights: Weights, arch: str | None, args: dict[str, Value]) -> Match:
@@ -120,9 +123,45 @@ def _match(weights: Weights, arch: str | None, args: dict[str, Value]) -> Match:
     return match
 
 
-def _make_checkpoint(match: Match, source: str, statistics: Statistics | None) -> Checkpoint:
-    if statistics is not None and not _is_normalised(match):  # that of the file goes first
-        match = add_normalisation(match, *statistics)
+def _normalise(match: Match, source: str, statistics: Statistics | None, is_named: bool) -> Match:
+    """Put the normalisation that is named before a network; refuse one that contradicts its own.
+
+    Networks with a normalisation of their own were trained with it: another one, or none, would
+    give numbers of a network that nobody trained.
+    """
+    if not is_named:
+        return match
+    if not _is_normalised(match):
+        return add_normalisation(match, *statistics) if statistics is not None else match
+    architecture = match.architecture
+    own = architecture.mean, architecture.std
+    if statistics is None or not _agree(own, statistics):
+        other = "none" if statistics is None else _print_statistics(*statistics)
+        raise UserError(
+            f"normalise: {source} has a normalisation of its own ({_print_statistics(*own)}), and "
+            f"{other} is named: leave --normalise out. Networks beside it that need one are first "
+            "written with it: channelscope convert FILE OUT --normalise NAME."
+        )
+    return match
+
+
+def _agree(own: Statistics, named: Statistics) -> bool:
+    """Return whether two normalisations are the same, up to the digits that are usually named."""
+    for values, others in zip(own, named, strict=True):
+        if len(values) != len(others) and 1 not in (len(values), len(others)):
+            return False
+        # One number stands for all channels.
+        if not torch.allclose(torch.tensor(values), torch.tensor(others), 0, _ROUNDING):
+            return False
+    return True
+
+
+def _print_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    numbers = (", ".join(map("{:.4g}".format, values)) for values in (mean, std))
+    return "mean {} and standard deviation {}".format(*numbers)
+
+
+def _make_checkpoint(match: Match, source: str) -> Checkpoint:
     stem = next((item for item in match.state.values() if item.ndim == 4), None)
     channels = 3 if stem is None else stem.shape[1]
     side = match.side or get_image_side(match.architecture.arch)
@@ -161,11 +200,8 @@ def describe_network(checkpoint: Checkpoint) -> str:
     architecture = checkpoint.architecture
     parts = [str(meta["converted_from"]), f"{architecture.classes} classes"]
     if _is_normalised(checkpoint):
-        mean, std = (
-            ", ".join(map("{:.4g}".format, values))
-            for values in (architecture.mean, architecture.std)
-        )
-        parts.append(f"normalised by mean {mean} and standard deviation {std}")
+        statistics = _print_statistics(architecture.mean, architecture.std)
+        parts.append(f"normalised by {statistics}")
     if meta.get("assumed"):
         parts.append(f"assumed: {meta['assumed']}")
     return ", ".join(parts)
@@ -273,7 +309,7 @@ def _describe(network: nn.Module, arch: str | None, args: Args) -> Checkpoint:
     name = Path(type(network).__name__)
     backbone = network.cnn if isinstance(network, Selective) else network
     weights = Weights(name, unwrap(backbone.state_dict(), name))
-    checkpoint = _make_checkpoint(_match(weights, arch, dict(args)), str(name), None)
+    checkpoint = _make_checkpoint(_match(weights, arch, dict(args)), str(name))
     if isinstance(network, Selective):
         if isinstance(checkpoint.architecture, External):
             raise UserError(

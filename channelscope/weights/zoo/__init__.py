@@ -18,6 +18,7 @@ NAMES = ("cifar10-standard", "cifar10-at", "cifar10-cas", "cifar10-cifs")
 RESULTS = HERE / "results.csv"
 TRAINED_ON = "CIFAR-10 (JPEG)"  # all of CIFAR-10's images, coded as JPEG
 _PREFIX = "zoo:"
+_ENDINGS = (".pth", ".pt", ".th", ".ckpt")  # before .tar, as old programs add it
 
 
 def zoo() -> "pd.DataFrame":
@@ -78,5 +79,11 @@ def check_target(path: Path | str) -> None:
 
 
 def get_label(path: Path | str) -> str:
-    """Return a network's label: its name in the zoo, or its file's name without the ending."""
-    return Path(str(path).removeprefix(_PREFIX)).stem
+    """Return a network's label: its name in the zoo, or its file's name without the ending.
+
+    >>> get_label("nets/r18.pth.tar"), get_label("nets/acc=0.991.pth")
+    ('r18', 'acc=0.991')
+    """
+    stem = Path(str(path).removeprefix(_PREFIX)).stem
+    is_packed = str(path).lower().endswith(".tar")  # by name: torch wrote it as any other
+    return Path(stem).stem if is_packed and Path(stem).suffix.lower() in _ENDINGS else stem
