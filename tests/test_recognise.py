@@ -318,6 +318,21 @@ def test_classifiers_of_torchvision_by_names_and_shapes(name: str) -> None:
     assert match.name == f"torchvision {name}"
 
 
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("resnet18", "timm:resnetblur18"),
+        ("resnet50", "timm:resnetaa50 or timm:resnetblur50"),
+        ("resnet34", ""),
+    ],
+)
+def test_networks_of_the_same_tensors_are_told(name: str, others: str) -> None:
+    match = recognise(named(External(arch=f"torchvision:{name}", classes=5).build_shapes()))
+    assert match.architecture.arch == f"torchvision:{name}"
+    told = f"strides without blur; for {others}, name it with --arch"
+    assert match.assumed == (told if others else "")
+
+
 @pytest.mark.parametrize("name", ["resnet26", "convnext_atto", "mixer_s32_224"])
 def test_classifiers_of_timm(name: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")

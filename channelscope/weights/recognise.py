@@ -8,6 +8,7 @@ building takes no memory. ``benchmarks/recognition.py`` writes it and tries all 
 
 import hashlib
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -30,6 +31,7 @@ _MOST_NEAREST = 6  # networks that are built to find the nearest
 _LEAST_LIKENESS = 0.2  # of what is told as the nearest
 _MOST_COMPARED = 8  # networks of the same tensors whose logits are compared
 _HEADS = ("fc", "classifier", "head", "heads", "linear", "logits")
+_BLURRED = re.compile(r"(?<=resnet)(aa|blur)")  # in timm's names: no tensor tells it
 _NAMED = 3  # tensors that a sentence names
 
 
@@ -257,8 +259,23 @@ def _match_libraries(state: Mapping[str, Tensor]) -> list[Match]:
         wanted = [name for name in names if name.startswith(f"{library}:")]
         matches = [match for name in wanted if (match := _match_library(name, state))]
         if matches:
-            return _drop_same(matches)
+            return [_tell_blurred(match, names) for match in _drop_same(matches)]
     return []
+
+
+def _tell_blurred(match: Match, names: Sequence[str]) -> Match:
+    """Tell which networks of the same tensors blur before they stride, and so are not meant."""
+    kind = str(match.architecture.arch).partition(":")[2]
+    blurred = [
+        name
+        for name in names
+        if name.startswith("timm:") and _BLURRED.sub("", name) == f"timm:{kind}" != name
+    ]
+    if not blurred:
+        return match
+    return replace(
+        match, assumed=f"strides without blur; for {' or '.join(blurred)}, name it with --arch"
+    )
 
 
 def _match_library(name: str, state: Mapping[str, Tensor]) -> Match | None:
