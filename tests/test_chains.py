@@ -12,6 +12,7 @@ import channelscope as cs
 from channelscope.errors import UserError
 from channelscope.weights import Checkpoint, read_network
 from channelscope.weights.chains import build_chain
+from helpers import networks
 from helpers.expect import mistake
 
 
@@ -94,6 +95,24 @@ def strided(kernels: str, padding: int, channels: int, inputs: int) -> nn.Sequen
     return nn.Sequential(*layers, nn.Flatten(), *head)
 
 
+def vgg(stages: str) -> nn.Sequential:
+    """Build a VGG as pytorch-cifar has it: so many convolutions in each stage, pooling after it."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for stage, count in enumerate(map(int, stages)):
+        planes = (2, 4, 8, 16, 16)[stage]
+        for _ in range(count):
+            layers += [nn.Conv2d(channels, planes, 3, padding=1), nn.BatchNorm2d(planes), nn.ReLU()]
+            channels = planes
+        layers.append(nn.MaxPool2d(2))
+    parts = {
+        "features": nn.Sequential(*layers),
+        "flat": nn.Flatten(),
+        "classifier": nn.Linear(16, 10),
+    }
+    return networks.randomise_batchnorm(nn.Sequential(OrderedDict(parts)))
+
+
 def two_parts() -> nn.Sequential:
     whole = sequential()
     return nn.Sequential(OrderedDict(features=whole[:7], flat=nn.Flatten(), classifier=whole[8:]))
@@ -106,6 +125,10 @@ NETWORKS = {
     "Sequential": (sequential, (3, 32, 32)),
     "two parts": (two_parts, (3, 32, 32)),
     "LeNet-5": (LeNet5, (1, 32, 32)),
+    "VGG-11": (lambda: vgg("11222"), (3, 32, 32)),
+    "VGG-13": (lambda: vgg("22222"), (3, 32, 32)),
+    "VGG-16": (lambda: vgg("22333"), (3, 32, 32)),
+    "VGG-19": (lambda: vgg("22444"), (3, 32, 32)),
 }
 STRIDED: dict[str, tuple[str, int, tuple[int, int, int], int]] = {
     "kernels of 4, padded": ("44", 1, (3, 32, 32), 4 * 64),

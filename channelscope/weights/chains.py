@@ -1,10 +1,11 @@
 """Small networks of one layer after the other, rebuilt where their tensors leave one way only.
 
 LeNet and its kind: convolutions, each with a BatchNorm or without, ReLU and perhaps 2x2 max
-pooling, then linear layers; or, as networks to be verified are made, convolutions with strides of 2
-instead of pooling. No tensor tells padding, pooling and strides, but the first linear layer says
-how many pixels are left of the image, and the numbers in a ``Sequential``'s names how many layers
-without tensors lie between. What is assumed besides, such as ReLU and max pooling, is told.
+pooling, then linear layers; VGG for small images; or, as networks to be verified are made,
+convolutions with strides of 2 instead of pooling. No tensor tells padding, pooling and strides, but
+the first linear layer says how many pixels are left of the image, and the numbers in a
+``Sequential``'s names how many layers without tensors lie between. What is assumed besides, such as
+ReLU and max pooling, is told.
 """
 
 import re
@@ -20,7 +21,8 @@ from channelscope.weights.architectures import BUILDERS, External
 from channelscope.weights.cifar import AmbiguousError, Match
 
 _SIDES = (28, 32)  # of images: MNIST and its kind; CIFAR and SVHN
-_MOST_LAYERS = 24
+_MOST_LAYERS = 24  # without BatchNorm
+_VGG = (8, 10, 13, 16)  # convolutions of VGG-11, 13, 16, 19
 _MOST_HALVINGS = 5  # of the sides above
 # The network that TRADES and others train on MNIST, whose names say where it pools.
 _SMALL_CNN = re.compile(r"feature_extractor\.conv[1-4]|classifier\.fc[1-3]")
@@ -155,7 +157,8 @@ def _list_layers(state: Mapping[str, Tensor]) -> list[_Layer] | None:
         if kind is None:
             return None
         layers.append(_Layer(owner, kind, tuple(weight.shape), "bias" in tensors))
-    if not 2 <= len(layers) <= _MOST_LAYERS or not _is_chain(layers):
+    count = sum(layer.kind != "bn" for layer in layers)
+    if not 2 <= count <= _MOST_LAYERS or not _is_chain(layers):
         return None
     return [
         replace(layer, gap=_count_between(layer.name, following.name))
@@ -243,8 +246,16 @@ def _fits(plan: _Plan, layers: Sequence[_Layer]) -> bool:
     gaps = [layer.gap for index, layer in enumerate(layers) if _ends_convolution(layers, index)]
     if not _fits_gaps(plan.pools, gaps):
         return False
-    # One pixel is what averaging leaves too, unless the kernel covers all: then it is LeNet-5.
-    return left > 1 or (before == convs[-1].shape[2] and not plan.padded)
+    if left > 1:
+        return True
+    # One pixel is what averaging leaves too, unless it is of a LeNet-5, the kernel covering all.
+    return (before == convs[-1].shape[2] and not plan.padded) or _is_vgg(plan, gaps)
+
+
+def _is_vgg(plan: _Plan, gaps: Sequence[int | None]) -> bool:
+    """Return whether a plan is of a VGG, whose numbers tell all pooling but the last."""
+    is_numbered = all(gap is not None for gap in gaps[:-1])
+    return is_numbered and len(gaps) in _VGG and sum(plan.pools) == 5 and plan.pools[-1]
 
 
 def _ends_convolution(layers: Sequence[_Layer], index: int) -> bool:
