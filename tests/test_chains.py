@@ -147,7 +147,8 @@ def check_chain(network: nn.Module, image: tuple[int, int, int], assumed: str, t
     with torch.no_grad():
         torch.testing.assert_close(checkpoint.build()(x), network(x))
     assert checkpoint.image == image
-    assert checkpoint.meta["assumed"] == f"{assumed}, images of {image[1]} x {image[2]}"
+    told = f"{assumed}, images of {image[1]} x {image[2]}; else name its code with --arch"
+    assert checkpoint.meta["assumed"] == told
     checkpoint.save(to / "ours.pt")
     with torch.no_grad():
         assert torch.equal(Checkpoint.read(to / "ours.pt").build()(x), checkpoint.build()(x))

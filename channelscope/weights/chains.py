@@ -136,7 +136,7 @@ def match_chain(state: Mapping[str, Tensor]) -> Match | None:
         f"a chain of {count} layers ({words})",
         External(arch="chain", classes=layers[-1].shape[0], args={"layers": words}),
         renamed,
-        assumed=f"ReLU and {smaller}, images of {side} x {side}",
+        assumed=f"ReLU and {smaller}, images of {side} x {side}; else name its code with --arch",
         side=side,
     )
 
