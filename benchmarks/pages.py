@@ -3,8 +3,8 @@
     python -m benchmarks.pages
 
 A block of text stands between ``<!-- NAME -->`` and ``<!-- end of NAME -->``. Blocks are made from
-the results in docs/results-small and figures/cifar10/tables, and from the logs in the zoo's files;
-neither images nor attacks are needed.
+the results in docs/results-small and figures/cifar10/tables, from the logs in the zoo's files, and
+from what ``benchmarks.published`` kept in docs/published; neither images nor attacks are needed.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmarks.published import format_networks as format_published_networks
 from channelscope import Result
 from channelscope.weights import Checkpoint, Gate, zoo
 from figures.markdown import Markdown, format_table
@@ -23,6 +24,7 @@ from figures.markdown import Markdown, format_table
 RESULTS = Path("docs/results-small")
 GALLERY = Path("figures/cifar10/tables")
 RELIABILITY = Path("docs/reliability")
+PUBLISHED = Path("docs/published/networks.json")
 PAGES = (Path("docs/RESULTS.md"), Path("README.md"))
 LAST = "layer4"  # the penultimate layer, of which the paper speaks
 METHODS = {"standard": "standard", "at": "AT", "cas": "CAS", "cifs": "CIFS"}
@@ -309,6 +311,14 @@ def format_league() -> str:
     return format_table(rows)
 
 
+# ---------------------------------------------------------------- networks of others
+
+
+def format_published() -> str:
+    """Return a table of networks that others published, beside the accuracy that they state."""
+    return format_published_networks(json.loads(PUBLISHED.read_text("utf-8")))
+
+
 # ---------------------------------------------------------------- reliability
 
 
@@ -367,6 +377,7 @@ BLOCKS = {
         format_causal,
         format_intervention,
         format_league,
+        format_published,
         format_reliability,
     )
 }
