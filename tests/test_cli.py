@@ -142,7 +142,7 @@ def test_a_recipe_is_trained_by_name_and_by_file_with_changes(tmp_path: Path) ->
     assert (recipe.gates.options["k"], recipe.gates.probes) == (1, ("linear",))
     assert (recipe.attack.eps, recipe.attack.step) == pytest.approx((4 / 255, 1 / 255))
     assert (recipe.averaging.kind, recipe.optimizer.weight_decay) == ("ema", 5e-4)
-    assert [gate.options["k"] for gate in checkpoint.gates] == [1]
+    assert [gate.options["k"] for gate in checkpoint.gates] == [1, 1]
     mine.write_text(recipe.toml())
     assert main("train --device cpu -q --recipe", mine, *data, "--out", again) == 0
     assert same_run(again, net)

@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 COLUMNS = ["epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best"]
 OF_A_GATE = ["probe_natural", "probe_robust", "mask_natural", "mask_adversarial", "mask_cosine"]
 MOST = (*METHODS, "fsr", "fat", "trades-cifs")  # everything there is in training, each thing once
-UNGATED = ("standard", "at", "trades", "mart", "fat")
+UNGATED = ("standard", "at", "at-warm", "trades", "mart", "fat")
 
 
 # ---------------------------------------------------------------- what a run leaves behind
@@ -394,7 +394,8 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["AT", "cif", ""])
 def test_a_method_that_is_none(method: str, tmp_path: Path) -> None:
-    with mistake(f"no recipe {method!r}", "at, fat, mart, standard, trades, cas, cifs"):
+    words = "at, fat, mart, standard, trades, at-warm, cas, cifs"
+    with mistake(f"no recipe {method!r}", words):
         run(method, tmp_path / "net.pt")
     with mistake("digits-resnet18-AT"):
         run("digits-resnet18-AT", tmp_path / "net.pt")

@@ -29,19 +29,26 @@ def train(args: argparse.Namespace) -> None:
     name = args.recipe or args.method
     out = Path(args.out or f"{Path(name).stem if name.endswith('.toml') else name}.pt")
     args.after_stop = (
-        f" The complete epochs are kept in {out}.partial, a checkpoint of the best network so far: "
-        "continue with --resume."
+        f" The complete epochs are kept in {out}.partial, a checkpoint of the best network so far "
+        f"(of a first stage, in {out}.before.partial): continue with --resume."
     )
     with join(args):
         options = _collect(args, train) | {"recipe": name, "out": out}
         train(**options | {"data": load_data(args, args.data)}, **_read_overrides(args))
         if is_first():
-            best = Checkpoint.read(out).meta["metrics"]
-            print(
-                f"{out}: best epoch {best['epoch']}, accuracy on validation images "
-                f"{best['val_natural']:.1%} (natural), {best['val_robust']:.1%} (robust); "
-                f"log in {out}.csv"
-            )
+            print(f"{out}: {_describe_kept(Checkpoint.read(out).meta)}; log in {out}.csv")
+
+
+def _describe_kept(meta: dict[str, Any]) -> str:
+    """Say which epoch of a training was kept, and how good it is on the validation images."""
+    kept, recipe = meta["metrics"], meta["settings"]["recipe"]
+    if recipe["data"].get("validation") == "none":
+        return f"last epoch {kept['epoch']}, trained on the validation images, too"
+    which = recipe["schedule"].get("keep") or "best"
+    return (
+        f"{which} epoch {kept['epoch']}, accuracy on validation images "
+        f"{kept['val_natural']:.1%} (natural), {kept['val_robust']:.1%} (robust)"
+    )
 
 
 def _collect(args: argparse.Namespace, function: Callable[..., Any]) -> dict[str, Any]:

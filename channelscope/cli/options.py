@@ -264,6 +264,15 @@ TRAINING = OPTIONS | {
     "logs": Option(
         "logs beside the CSV: tensorboard, wandb (offline)", "NAME", default=(), settings=_MANY
     ),
+    "init": Option(
+        "network to begin with, of the same architecture: a file or zoo:NAME",
+        "FILE",
+        unset="random weights",
+    ),
+    "init_gates": Option("begin with the gates of --init, too", default=False, settings=_ON),
+    "keep_epochs": Option(
+        "keep a checkpoint of every N epochs, in half precision; 0: none", "N", count, default=0
+    ),
     "resume": Option(
         "continue an interrupted run, or begin if there is none", default=False, settings=_ON
     ),

@@ -100,13 +100,15 @@ def _add_training(menu: Any) -> None:
         "train a network",
         """
         Train a network; write its best checkpoint, chosen on the validation images under attack,
-        and a log. Under torchrun several processes share every batch:
-        torchrun --nproc-per-node 4 -m channelscope train ...
+        and a log. A recipe of two stages, such as cifar10-resnet18-cifs-published, trains one after
+        the other, and OUT.before is the checkpoint of the first. Under torchrun several processes
+        share every batch: torchrun --nproc-per-node 4 -m channelscope train ...
         """,
         """
         channelscope train --method cifs --data digits --out cifs.pt
         channelscope train --method trades --data cifar10 --download --width 16 --epochs 30
         channelscope train --recipe cifar10-resnet18-cifs-fast --data cifar10 --set gates.k=3
+        channelscope train --method cifs --data cifar10 --init nat.pt --out warm.pt
         """,
         _METHODS,
     )
@@ -115,7 +117,7 @@ def _add_training(menu: Any) -> None:
     add_options(what, "method recipe", TRAINING)
     add_options(train, f"{RECIPE} {DATA} images", TRAINING, data="digits")
     train.add_argument("--out", metavar="FILE", help="checkpoint to write (default: METHOD.pt)")
-    add_options(train, "resume seed device progress", TRAINING)
+    add_options(train, "init init_gates keep_epochs resume seed device progress", TRAINING)
 
     sweep = _add_command(
         menu,

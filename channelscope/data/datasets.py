@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from channelscope.data.splits import Split
+import torch
+
+from channelscope.data.splits import LazySplit, MemorySplit, Split
 from channelscope.errors import UserError, has_controls
 
 MAX_CLASSES = 100_000  # a larger label is no class, and naming so many would fill the memory
@@ -107,6 +109,18 @@ class Dataset:
             )
         return replace(self, train=chosen)
 
+    def merge_validation(self) -> "Dataset":
+        """Add the validation images to the training part; there is no validation part then.
+
+        Raises:
+            UserError: no training part, or parts that are read from different places as they are
+                needed.
+        """
+        train = self.require_train()
+        if self.val is None:
+            return self
+        return replace(self, train=join_splits(train, self.val), val=None)
+
     def load(self, *parts: str, progress: bool = False) -> "Dataset":
         """Load parts of the dataset ("train", "val", "test"; none named: all) by `Split.load`."""
         loaded: dict[str, Any] = {
@@ -130,6 +144,23 @@ class Dataset:
                 f"{len(self.classes)} classes: "
                 f"labels must lie between 0 and {len(self.classes) - 1}."
             )
+
+
+def join_splits(first: Split, second: Split) -> Split:
+    """Return the images of both, first those of the first.
+
+    Raises:
+        UserError: for splits that cannot be joined without reading them.
+    """
+    labels = torch.cat([first.labels, second.labels])
+    match first, second:
+        case MemorySplit(), MemorySplit() if first.images.dtype == second.images.dtype:
+            return MemorySplit(torch.cat([first.images, second.images]), labels)
+        case LazySplit(), LazySplit() if first.reader is second.reader:
+            return replace(first, labels=labels, rows=torch.cat([first.rows, second.rows]))
+    raise UserError(
+        f"{first} and {second} cannot be joined: load both into memory, with pixels of one type."
+    )
 
 
 def number_classes(splits: Iterable[Split]) -> tuple[str, ...]:

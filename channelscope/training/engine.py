@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import torch
@@ -90,12 +90,15 @@ def train_epoch(state: State, epoch: int, bar: Any) -> dict[str, float]:
 def validate(state: State) -> dict[str, float]:
     """Measure natural and robust accuracy on the validation part, with the same random starts.
 
-    For the gates of CIFS, measure also what ``log_columns`` names.
+    For the gates of CIFS, measure also what ``log_columns`` names. NaN without validation images.
     """
     job, network = state.job, state.candidate
-    attack, generator = job.validation_attack, job.make_generator(-1)
-    share = distributed.get_slice(len(job.val))
     names = ["val_natural", "val_robust", *log_columns(job.gates)[len(LOG) :]]
+    if state.val is None:
+        return dict.fromkeys(names, nan)
+    images = len(state.val)
+    attack, generator = job.validation_attack, job.make_generator(-1)
+    share = distributed.get_slice(images)
     sums = torch.zeros(len(names), dtype=torch.float64, device=state.device)
     with eval_mode(network), _autocast(state):
         attack.skip(torch.empty(1, *job.image_shape, dtype=job.dtype), share.start, generator)
@@ -105,7 +108,7 @@ def validate(state: State) -> dict[str, float]:
             x_adv = attack(network, x, y, generator)
             values = _measure(network, x, x_adv, y)
             sums += torch.stack([value.sum(dtype=torch.float64) for value in values])
-    means = distributed.all_reduce(sums) / len(job.val)
+    means = distributed.all_reduce(sums) / images
     return dict(zip(names, means.tolist(), strict=True))
 
 

@@ -1,5 +1,6 @@
 """What a training run is to do: runs of equal settings end with equal weights."""
 
+import dataclasses
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from channelscope.files import check_writable
 from channelscope.gates import KINDS
 from channelscope.layers.features import capture
 from channelscope.layers.hooks import INPUT, named_layers
-from channelscope.networks import Architecture
+from channelscope.networks import Architecture, Statistics
 from channelscope.objectives import MART, TRADES, CrossEntropy, Joint, TrainingLoss
 from channelscope.training.recipes import Recipe
+from channelscope.training.start import Start
 from channelscope.weights import Checkpoint, Gate, build, versions, zoo
 
 _MOMENTS_OF = 50_000  # so many images are enough for the pixels' mean and standard deviation
@@ -36,6 +38,7 @@ class Job:
         out: the checkpoint to write.
         seed: of the weights, the order of the images, their augmentation and the attacks' random
             starts.
+        start: the network whose weights it begins with; None for random weights.
 
     Raises:
         UserError: where these do not fit together, or ``out`` cannot be written.
@@ -45,6 +48,7 @@ class Job:
     data: Dataset
     out: Path
     seed: int
+    start: Start | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
@@ -52,9 +56,15 @@ class Job:
         zoo.check_target(self.out)
         check_writable(self.out)
         self.data.require_train()
-        if self.data.val is None or not len(self.data.val):
+        if self.recipe.data.validation != "none" and not self.data.val:
             raise UserError(
-                f"{self.data.name} has no validation images, which choose the best epoch."
+                f"{self.data.name} has no validation images, which choose the best epoch: add "
+                'some, or set data.validation to "none" to keep the last epoch.'
+            )
+        if self.keeps_last and self.recipe.schedule.patience:
+            raise UserError(
+                "schedule.patience waits for a better epoch on the validation images, and the last "
+                "epoch is kept here whatever it is: set schedule.patience to 0."
             )
         crop, batch_size = self.recipe.data.crop, self.recipe.optimizer.batch_size
         if crop >= min(self.data.image_size):
@@ -72,20 +82,31 @@ class Job:
                 f"{batch_size} images of a step cannot be shared by {world_size()} processes: "
                 "choose a batch size that is a multiple of their number."
             )
-        if len(self.val) < world_size():
+        if self.val is not None and len(self.val) < world_size():
             raise UserError(
                 f"{len(self.val)} validation images are too few for {world_size()} processes: "
                 "start fewer."
             )
 
     @cached_property
-    def train(self) -> Split:
-        return self.data.require_train()
+    def _parts(self) -> Dataset:
+        is_held_out = self.recipe.data.validation != "none"
+        return self.data if is_held_out else self.data.merge_validation()
 
     @property
-    def val(self) -> Split:
-        assert self.data.val is not None  # checked on construction
-        return self.data.val
+    def train(self) -> Split:
+        """The images to train on."""
+        return self._parts.require_train()
+
+    @property
+    def val(self) -> Split | None:
+        """The images that choose the epoch; None where they are trained on."""
+        return self._parts.val
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether the last epoch's weights are saved, whichever are best."""
+        return self.recipe.schedule.keep == "last" or self.recipe.data.validation == "none"
 
     @property
     def partial(self) -> Path:
@@ -96,6 +117,39 @@ class Job:
     def log(self) -> Path:
         """The table of the epochs."""
         return self.out.with_name(f"{self.out.name}.csv")
+
+    @property
+    def before(self) -> Path:
+        """The checkpoint of the stage before, if there is one."""
+        return self.out.with_name(f"{self.out.name}.before")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.out.exists() and not self.partial.exists()
+
+    def make_first_stage(self) -> "Job | None":
+        """Return the training that comes before, if the recipe has two stages."""
+        recipe = self.recipe.first_stage
+        return None if recipe is None else dataclasses.replace(self, recipe=recipe, out=self.before)
+
+    def started_from_file(self) -> "Job":
+        """Return the run with the weights that its recipe names, if it names any."""
+        init = self.recipe.init
+        if init is None:
+            return self
+        return dataclasses.replace(self, start=Start.read(init.file, init.with_gates))
+
+    def started_from(self, file: Path) -> "Job":
+        """Return the run with the weights of the stage before, and of its gates if there are."""
+        checkpoint = Checkpoint.read(file)
+        with_gates = bool(self.gates) and checkpoint.gates == self.gates
+        start = Start(checkpoint, file.name, with_gates, is_stage=True)
+        return dataclasses.replace(self, start=start)
+
+    def epoch_file(self, epoch: int) -> Path:
+        """Return the checkpoint of an epoch that is kept besides."""
+        return self.out.with_name(f"{self.out.name}.epoch-{epoch}")
 
     @property
     def adversarial(self) -> bool:
@@ -114,15 +168,20 @@ class Job:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The backbone, normalising by the training part's mean and standard deviation."""
-        mean, std = _compute_moments(self.train)
-        return Architecture(
-            arch=self.recipe.model.arch,
-            width=self.recipe.model.width,
-            classes=len(self.data.classes),
-            mean=tuple(mean.tolist()),
-            std=tuple(std.tolist()),
+        """The backbone; it normalises as the network does whose weights it begins with."""
+        model = self.recipe.model
+        if self.start is not None:
+            mean, std = self.start.normalisation
+        elif model.normalise == "none":
+            mean, std = (0.0,) * self.data.channels, (1.0,) * self.data.channels
+        else:
+            mean, std = _compute_moments(self.train)
+        architecture = Architecture(
+            arch=model.arch, width=model.width, classes=len(self.data.classes), mean=mean, std=std
         )
+        if self.start is not None:
+            self.start.check_fit(architecture, raw=model.normalise == "none")
+        return architecture
 
     @cached_property
     def gates(self) -> tuple[Gate, ...]:
@@ -215,14 +274,19 @@ class Job:
         data = {
             "name": self.data.name,
             "train": self.train.fingerprint(),
-            "val": self.val.fingerprint(),
+            "val": self.val and self.val.fingerprint(),
         }
-        return {"recipe": self.recipe.values(), "data": data, "seed": self.seed}
+        settings = {"recipe": self.recipe.values(), "data": data, "seed": self.seed}
+        # A file may change; the stage before is told by the recipe.
+        if self.recipe.init is not None and self.start is not None and not self.start.is_stage:
+            settings["init"] = self.start.digest
+        return settings
 
     def make_checkpoint(
         self, weights: dict[str, Tensor], history: list[dict[str, Any]]
     ) -> Checkpoint:
-        """Make the checkpoint of the best epoch's weights."""
+        """Make a checkpoint; its metrics are the row of the epoch that is marked as the best."""
+        started = {} if self.start is None else {"start": self.start.describe()}
         return Checkpoint(
             architecture=self.architecture,
             gates=self.gates,
@@ -235,7 +299,8 @@ class Job:
                 "metrics": next((row for row in history if row["best"]), {}),
                 "history": history,
                 "versions": versions(),
-            },
+            }
+            | started,
         )
 
 
@@ -243,10 +308,12 @@ def _pick_value(name: str, values: Any, index: int, layers: Sequence[str]) -> An
     """Return the value of a gate's option for one of the gated layers.
 
     Raises:
-        UserError: for more values than layers: one of them would be of no gate.
+        UserError: for no values, or more than layers: one of them would be of no gate.
     """
     if not isinstance(values, list):
         return values
+    if not values:
+        raise UserError(f"{name} is an empty list: name a value, or leave {name} out.")
     if len(values) > len(layers):
         raise UserError(
             f"{name} has {len(values)} values, {', '.join(map(str, values))}, and only "
@@ -284,7 +351,7 @@ def _match_places(pattern: str, names: Sequence[str]) -> dict[str, int]:
     return {f"{name}{ending}": number for number, name in enumerate(names) if name in matching}
 
 
-def _compute_moments(images: Split) -> tuple[Tensor, Tensor]:
+def _compute_moments(images: Split) -> Statistics:
     """Compute each input channel's mean and standard deviation; a sample of many images will do."""
     sample = sample_stratified(images.labels, _MOMENTS_OF) if len(images) > _MOMENTS_OF else None
     sums, pixels = [], 0
@@ -293,4 +360,5 @@ def _compute_moments(images: Split) -> tuple[Tensor, Tensor]:
         pixels += x.numel() // x.shape[1]
     mean, mean_square = torch.stack(sums).double().sum(0) / pixels
     # At least 1e-4: a channel that never changes would be divided by 0.
-    return mean, (mean_square - mean.square()).clamp_min(1e-4).sqrt()
+    std = (mean_square - mean.square()).clamp_min(1e-4).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from channelscope.errors import UserError, suggest
 from channelscope.reading import parse_toml, read_text
@@ -21,8 +21,10 @@ from channelscope.training.settings import (
     Attack,
     Augmentation,
     Averaging,
+    Changes,
     Engine,
     Gates,
+    Init,
     Loss,
     Model,
     Optimizer,
@@ -53,6 +55,9 @@ class Recipe(Section):
 
     Args:
         method: its short name in comparisons (standard, at, cifs, trades, ...); None for your own.
+        before: what is otherwise in a training that comes before, a first stage. This one begins
+            with the weights that it saves, gates included, and with a fresh optimiser.
+        init: a network whose weights the (first) training begins with; None for random weights.
     """
 
     method: str | None = None
@@ -65,6 +70,8 @@ class Recipe(Section):
     gates: Gates = field(default_factory=Gates)
     averaging: Averaging = field(default_factory=Averaging)
     engine: Engine = field(default_factory=Engine)
+    init: Init | None = None
+    before: Changes | None = None
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -89,6 +96,19 @@ class Recipe(Section):
                 f"A recipe's method is one of {', '.join(METHODS)}, not {shorten(self.method)}: "
                 "choose one, or leave it out."
             )
+        _ = self.first_stage  # refuses changes that are none
+
+    @property
+    def first_stage(self) -> Self | None:
+        """The training that comes before this one, if there is one; it is no method of its own."""
+        if self.before is None:
+            return None
+        values = {name: value for name, value in self.values().items() if name != "method"}
+        changes = values.pop("before")
+        try:
+            return type(self).from_values(_merge(values, changes))
+        except UserError as error:
+            raise UserError(f"The stage before: {error}") from error
 
     def values(self) -> Values:
         """Return the recipe as plain values, by section."""
@@ -113,7 +133,7 @@ class Recipe(Section):
         for (*sections, last), value in changed.items():
             table = values
             for section in sections:
-                table = table[section]
+                table = table.setdefault(section, {})
             table[last] = value
         new = type(self).from_values(values)
         if ("attack", "eps") in changed and ("attack", "step") not in changed and self.attack.eps:
@@ -260,8 +280,9 @@ def _list_settings(values: Values) -> list[_Path]:
     """List the paths of all settings, also of those that are left out."""
     paths: list[_Path] = []
     for section in dataclasses.fields(Recipe):
-        if dataclasses.is_dataclass(section.type):
-            paths += [(section.name, item.name) for item in dataclasses.fields(section.type)]
+        for kind in (section.type, *get_args(section.type)):  # a section, or a section or None
+            if dataclasses.is_dataclass(kind):
+                paths += [(section.name, item.name) for item in dataclasses.fields(kind)]
     return paths + [("gates", "options", name) for name in values["gates"]["options"]]
 
 
@@ -276,6 +297,8 @@ def _find_setting(name: str, paths: Sequence[_Path]) -> _Path:
             return matches[0]
     if name.startswith("gates.options."):  # a gate checks its options itself
         return ("gates", "options", name.removeprefix("gates.options."))
+    if (path := tuple(name.split(".")))[0] == "before" and len(path) == 3:  # as a recipe does
+        return path
     known = [spelling for path in paths for spelling in (*_spell(path), path[-1])]
     raise UserError(
         f"A recipe has no setting {name!r}.{suggest(name, known)} 'channelscope recipes NAME' "
@@ -294,7 +317,8 @@ def _write_toml(values: Values, prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
         if isinstance(value, dict) and value:
             table = f"{prefix}{_write_key(key)}"
-            yield from ("", f"[{table}]")
+            if not all(isinstance(item, dict) for item in value.values()):
+                yield from ("", f"[{table}]")
             yield from _write_toml(value, f"{table}.")
 
 

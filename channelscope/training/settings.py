@@ -13,6 +13,7 @@ from channelscope.errors import UserError, suggest
 # Numbers, annotated with their lowest and highest value.
 Share = Annotated[float, (0, 1)]
 Weight = Annotated[float, (0, 1e6)]
+Changes = dict[str, dict[str, Any]]  # plain values of some settings, by section
 
 
 class Section:
@@ -54,6 +55,17 @@ class Model(Section):
 
     arch: str
     width: Annotated[int, (1, 1024)] | None = None
+    # "data": by the training images' mean and standard deviation, the network's first layer (so by
+    # default); "none": the network takes the raw images in [0, 1].
+    normalise: Literal["data", "none"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init(Section):
+    """The weights that training begins with."""
+
+    file: str  # of a network of the same architecture, as --models takes it
+    with_gates: bool = False  # false: the gates begin with random weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +92,8 @@ class Schedule(Section):
     milestones: tuple[Share, ...] = ()  # shares of the epochs
     # Stop after so many epochs without a better one on the validation images; 0: never.
     patience: Annotated[int, (0, 1e6)] = 0
+    # Which epoch's weights are saved: the "best" on the validation images (so by default), "last".
+    keep: Literal["best", "last"] | None = None
 
     def factor(self, epoch: float) -> float:
         """Return the factor of the learning rate at a moment, in epochs from 0."""
@@ -97,10 +111,13 @@ class Schedule(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation(Section):
-    """Augmentation of the training images."""
+    """The training images and their augmentation."""
 
     crop: Annotated[int, (0, 1e4)]  # padding of the random crop, in pixels
     flip: bool  # mirror every other image, by chance
+    # "hold-out": validation images choose the epoch (so by default); "none": they are trained on,
+    # too, and the last epoch's weights are saved.
+    validation: Literal["hold-out", "none"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +216,11 @@ def _read_value(name: str, value: Any, kind: Any) -> Any:
         return tuple(_read_value(name, item, args[0]) for item in value)
     if origin is Annotated and args[0] is float:
         return _read_number(name, value, *args[1])
+    if origin is dict and get_origin(args[1]) is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{name} must be sections of settings, not {shorten(value)}.")
+        sections = value.items()
+        return {key: _read_value(f"{name}.{key}", item, args[1]) for key, item in sections}
     if wanted := _find_misfit(value, kind):
         hint = suggest(value, args) if origin is Literal and isinstance(value, str) else ""
         raise UserError(f"{name} must be {wanted}, not {shorten(value)}.{hint}")
@@ -229,7 +251,7 @@ def _find_misfit(value: Any, kind: Any) -> str:
 
 
 def _is_option(value: Any) -> bool:
-    items = value if isinstance(value, list | tuple) and value else [value]
+    items = value if isinstance(value, list | tuple) else [value]
     return all(isinstance(item, bool | int | float | str) for item in items)
 
 

@@ -1,5 +1,6 @@
 """The state of a training run between two epochs: begun, resumed, saved."""
 
+from glob import escape
 from typing import Any, Self
 
 import pandas as pd
@@ -38,7 +39,7 @@ class LossModule(nn.Module):
 
 
 class State:
-    """The state of a run, ``job``, on a device: at first with fresh weights."""
+    """The state of a run, ``job``, on a device: at first with the weights that it starts with."""
 
     def __init__(self, job: Job, device: str) -> None:
         recipe, averaging = job.recipe.optimizer, job.recipe.averaging
@@ -46,6 +47,8 @@ class State:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(job.seed)
             network = build(job.architecture, job.gates)
+        if job.start is not None:
+            job.start.load_into(network)
         kind = torch.device(device).type
         layout = torch.channels_last if kind == "cuda" else torch.preserve_format
         network = network.to(device, job.dtype).to(memory_format=layout)
@@ -69,7 +72,8 @@ class State:
         if averaging.kind != "none":
             ema = get_ema_multi_avg_fn(averaging.decay) if averaging.kind == "ema" else None
             self.average = AveragedModel(network, multi_avg_fn=ema)
-        self.train, self.val = _move(job.train, device), _move(job.val, device)
+        self.train = _move(job.train, device)
+        self.val = None if job.val is None else _move(job.val, device)
         self.history: list[Row] = []  # a row for each complete epoch
         self.best: dict[str, Tensor] = {}  # the weights of the best epoch
 
@@ -80,11 +84,7 @@ class State:
         Raises:
             UserError: where one of its files exists.
         """
-        for path in (job.out, job.partial, job.log):
-            if path.exists():
-                raise UserError(
-                    f"{path} exists: choose another --out, go on with --resume, or delete it first."
-                )
+        refuse_existing(job)
         distributed.barrier()  # all processes have looked before one writes
         return cls(job, device)
 
@@ -180,15 +180,29 @@ class State:
                 f"The weights are no longer numbers after epoch {row['epoch']}: {self.advice()}"
             )
         self.history.append(row)
+        best = self._find_best()
+        if best == len(self.history) - 1:
+            self.best = {name: value.detach().cpu().clone() for name, value in candidate.items()}
+        for epoch, earlier in enumerate(self.history):
+            earlier["best"] = epoch == best
+
+    def _find_best(self) -> int:
+        """Return the number of the epoch to keep, from 0: of equals the first, or the last."""
+        if self.job.keeps_last:
+            return len(self.history) - 1
         scores = [
             (row["val_robust"] if self.job.adversarial else 0, row["val_natural"])
             for row in self.history
         ]
-        best = scores.index(max(scores))  # the first of equals
-        if best == len(scores) - 1:
-            self.best = {name: value.detach().cpu().clone() for name, value in candidate.items()}
-        for epoch, earlier in enumerate(self.history):
-            earlier["best"] = epoch == best
+        return scores.index(max(scores))
+
+    def save_epoch(self) -> None:
+        """Write a checkpoint of the last epoch besides, in half precision."""
+        if not distributed.is_first():
+            return
+        history = [{**row, "best": row is self.history[-1]} for row in self.history]
+        checkpoint = self.job.make_checkpoint(self.candidate.state_dict(), history)
+        checkpoint.to_half().save(self.job.epoch_file(len(history)))
 
     def is_out_of_patience(self) -> bool:
         """Whether the best epoch is as many epochs ago as the recipe allows."""
@@ -203,6 +217,20 @@ class State:
         return (
             f"lower the learning rate (the state of epoch {epochs} is in {self.job.partial}{best})."
         )
+
+
+def refuse_existing(job: Job) -> None:
+    """Refuse to write over a file of an earlier run.
+
+    Raises:
+        UserError: where one of the run's files exists.
+    """
+    of_epochs = sorted(job.out.parent.glob(f"{escape(job.out.name)}.epoch-*"))
+    for path in (job.out, job.partial, job.log, *of_epochs):
+        if path.exists():
+            raise UserError(
+                f"{path} exists: choose another --out, go on with --resume, or delete it first."
+            )
 
 
 def _move(split: Split, device: str) -> Split:
