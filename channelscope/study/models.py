@@ -30,6 +30,7 @@ from channelscope.networks import Architecture
 from channelscope.recipes import METHODS
 from channelscope.study.normalisation import is_trained_here
 from channelscope.study.outputs import (
+    OTHER_DATA,
     adapt_network,
     count_classes,
     explain_refusal,
@@ -37,6 +38,7 @@ from channelscope.study.outputs import (
 )
 from channelscope.study.store import digest_of
 from channelscope.weights import Checkpoint, read_network, zoo
+from channelscope.weights.architectures import External
 
 Network = nn.Module | Checkpoint | str | Path
 Models = Mapping[str, Network] | Sequence[str | Path] | Network
@@ -76,10 +78,21 @@ class Model:
     ) -> Self:
         """Return the model with a network of plain logits; see ``outputs.adapt_network``."""
         try:
-            network = adapt_network(self.network, x, classes, output)
+            network = adapt_network(self.network, x, classes, output, self._advise_size(x))
         except UserError as error:
             raise UserError(f"{self.label}: {error}") from error
         return dataclasses.replace(self, network=network)
+
+    def _advise_size(self, x: Float[Tensor, "n *image"]) -> str:
+        """Return what to do where the network does not take images of this size."""
+        architecture = self.checkpoint.architecture if self.checkpoint else None
+        is_code = isinstance(architecture, External) and architecture.is_code
+        if self.checkpoint is None or is_code:  # whose images are not on record
+            return OTHER_DATA
+        channels, height, side = self.checkpoint.image
+        if channels != x.shape[1] or height != side or x.shape[2:] == (height, side):
+            return OTHER_DATA
+        return f"it takes {side} x {side} pixels, so scale them with --image-size {side}"
 
     @property
     def is_ours(self) -> bool:
@@ -247,7 +260,7 @@ def check_network(
             are not finite, a layer without channels or that takes images apart.
     """
     with (
-        explain_refusal(x, "choose data of the kind that it was trained on", network),
+        explain_refusal(x, OTHER_DATA, network),
         same_randomness(x),
         eval_mode(network),
         torch.no_grad(),

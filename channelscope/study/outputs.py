@@ -19,8 +19,15 @@ _NO_GRAPH = "does not require grad"  # what torch says of it
 _EXPECTED = (RuntimeError, TypeError, ValueError, AssertionError, IndexError, AttributeError)
 
 
+OTHER_DATA = "choose data of the kind that it was trained on"
+
+
 def adapt_network(
-    network: nn.Module, x: Float[Tensor, "n *image"], classes: int, output: Entry | None = None
+    network: nn.Module,
+    x: Float[Tensor, "n *image"],
+    classes: int,
+    output: Entry | None = None,
+    remedy: str = OTHER_DATA,
 ) -> nn.Module:
     """Return a network that returns plain logits: the network itself, or one around it.
 
@@ -33,13 +40,14 @@ def adapt_network(
         x: a few images.
         classes: of the data.
         output: number or name of the entry that holds the logits, for networks that return several.
+        remedy: what to do where the network does not take the images.
 
     Raises:
         UserError: where several entries may be the logits, or the network fails.
     """
     if isinstance(network, Selective | ResNet | WideResNet):
         return network
-    with explain_refusal(x, "choose data of the kind that it was trained on", network):
+    with explain_refusal(x, remedy, network):
         raw, needs_graph = _try_output(network, x)
         if is_frozen_program(network):  # it may take just as many images as in its example
             _try_output(network, x[:1])

@@ -16,7 +16,7 @@ from channelscope.errors import UserError, escape, suggest
 from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
 from channelscope.gates.fsr import FeatureRecalibrator
 from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
-from channelscope.networks import RESNETS, Statistics, read_normalisation
+from channelscope.networks import Statistics, read_normalisation
 from channelscope.recipes import METHODS
 from channelscope.weights.architectures import External, Value
 from channelscope.weights.checkpoints import Checkpoint, Gate, versions
@@ -115,10 +115,9 @@ def _match(weights: Weights, arch: str | None, args: dict[str, Value]) -> Match:
         return match_named(weights, weights.arch, args)
     match = recognise(weights)
     if arch is not None and arch != match.architecture.arch:
-        names = [*RESNETS, "wrn-28-10", "preact-resnet"]
         raise UserError(
             f"arch: {weights.path} is recognised as {match.name}, not as {arch}: name "
-            f"{match.architecture.arch}, or no architecture.{suggest(arch, names)}"
+            f"{match.architecture.arch}, or no architecture."
         )
     return match
 
