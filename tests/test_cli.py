@@ -166,7 +166,7 @@ def test_the_examples_of_train_can_be_trained(capsys: pytest.CaptureFixture[str]
     assert main("train --help") == 0
     lines = capsys.readouterr().out.splitlines()
     examples = [line.split() for line in lines if line.startswith("  channelscope")]
-    assert len(examples) == 3
+    assert len(examples) == 5
     for _, *words in examples:
         args = make_parser().parse_args(words)
         named = Recipe.named(args.recipe) if args.recipe else None

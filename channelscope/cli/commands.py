@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from channelscope.cli.models import parse_name, read_arch_args, read_models
+from channelscope.cli.plans import print_plan
 from channelscope.cli.printing import format_table, print_result, print_zoo
 from channelscope.cli.processes import join
 from channelscope.errors import UserError, escape, suggest
@@ -26,6 +27,9 @@ def train(args: argparse.Namespace) -> None:
     from channelscope.training import train
     from channelscope.weights import Checkpoint
 
+    if args.plan:
+        print_plan(args, _read_overrides(args), lambda: load_data(args, args.data))
+        return
     name = args.recipe or args.method
     out = Path(args.out or f"{Path(name).stem if name.endswith('.toml') else name}.pt")
     args.after_stop = (

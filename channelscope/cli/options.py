@@ -264,6 +264,11 @@ TRAINING = OPTIONS | {
     "logs": Option(
         "logs beside the CSV: tensorboard, wandb (offline)", "NAME", default=(), settings=_MANY
     ),
+    "plan": Option(
+        "train nothing, but say what stages, hours and memory to expect here",
+        default=False,
+        settings=_ON,
+    ),
     "init": Option(
         "network to begin with, of the same architecture: a file or zoo:NAME",
         "FILE",

@@ -109,6 +109,7 @@ def _add_training(menu: Any) -> None:
         channelscope train --method trades --data cifar10 --download --width 16 --epochs 30
         channelscope train --recipe cifar10-resnet18-cifs-fast --data cifar10 --set gates.k=3
         channelscope train --method cifs --data cifar10 --init nat.pt --out warm.pt
+        channelscope train --recipe cifar10-resnet18-cifs-published --plan
         """,
         _METHODS,
     )
@@ -117,7 +118,7 @@ def _add_training(menu: Any) -> None:
     add_options(what, "method recipe", TRAINING)
     add_options(train, f"{RECIPE} {DATA} images", TRAINING, data="digits")
     train.add_argument("--out", metavar="FILE", help="checkpoint to write (default: METHOD.pt)")
-    add_options(train, "init init_gates keep_epochs resume seed device progress", TRAINING)
+    add_options(train, "plan init init_gates keep_epochs resume seed device progress", TRAINING)
 
     sweep = _add_command(
         menu,
