@@ -276,6 +276,7 @@ NO_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
         "git lfs pull",
     ),
+    "NumPy": (lambda path: np.save(path.open("wb"), np.ones(3)), "an array of NumPy"),
     "HDF5": (lambda path: path.write_bytes(b"\x89HDF\r\n" + bytes(99)), "HDF5"),
     "no state": (lambda path: torch.save({"epoch": 3, "lr": 0.1}, path), "but epoch, lr"),
     "nothing": (lambda path: torch.save({}, path), "holds no weights"),

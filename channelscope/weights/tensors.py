@@ -96,6 +96,7 @@ def load_tensors(path: Path, *, foreign: bool = False) -> Any:
         UserError: for a missing or unreadable file, and for one that holds anything else.
     """
     check_file(path)
+    _check_beginning(path)
     calls = _FOREIGN_CALLS if foreign else _CALLS
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's, of files that are refused anyway
@@ -130,13 +131,17 @@ def check_file(path: Path) -> None:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _explain(path: Path, error: Exception) -> UserError:
-    """Return the sentence on a file that cannot be read."""
+def _check_beginning(path: Path) -> None:
+    """Refuse a file of another kind, some of which begin as a pickle could; raises UserError."""
     with path.open("rb") as file:
         beginning = file.read(100)
     for mark, kind in _BEGINNINGS.items():
         if beginning.startswith(mark):
-            return UserError(f"{path} is {kind}.")
+            raise UserError(f"{path} is {kind}.")
+
+
+def _explain(path: Path, error: Exception) -> UserError:
+    """Return the sentence on a file that cannot be read."""
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
         reason = "holds what torch's safe reading refuses, and other reading could run code"
         return UserError(f"{path} {reason}, which is never run: {SAVE_WEIGHTS}")
