@@ -168,11 +168,12 @@ class TrainingLoss(ABC):
         natural = _get_heads(model, x, y) if self.needs_natural else None
         adversarial = _get_heads(model, x_adv, y)
         pairs = _pair(natural or adversarial, adversarial)
-        return _sum_heads(self.compare, self.beta, pairs, self.scaled)
+        final = (natural or adversarial)[0][0]
+        return _sum_heads(partial(self.compare, final=final), self.beta, pairs, self.scaled)
 
     @abstractmethod
-    def compare(self, natural: Head, adversarial: Head) -> PerImage:
-        """Return one head's loss."""
+    def compare(self, natural: Head, adversarial: Head, final: Head) -> PerImage:
+        """Return one head's loss; ``final`` is the network's own head, on natural images."""
 
     def fit(self, logits: Tensor, targets: Tensor) -> PerImage:
         """Return the smoothed cross-entropy."""
@@ -189,7 +190,7 @@ class CrossEntropy(TrainingLoss):
 
     needs_natural: ClassVar[bool] = False
 
-    def compare(self, _natural: Head, adversarial: Head) -> PerImage:
+    def compare(self, _natural: Head, adversarial: Head, final: Head) -> PerImage:
         return self.fit(*adversarial)
 
 
@@ -233,7 +234,7 @@ class TRADES(TrainingLoss):
         with torch.no_grad():
             return _Divergence(_get_answers(model, x), self.beta_atk)
 
-    def compare(self, natural: Head, adversarial: Head) -> PerImage:
+    def compare(self, natural: Head, adversarial: Head, final: Head) -> PerImage:
         return self.fit(*natural) + self.trade_off * kl_divergence(natural[0], adversarial[0])
 
 
@@ -244,9 +245,11 @@ class MART(TrainingLoss):
     With p the softmax of a head's logits and x' the adversarial image:
 
         loss = -log p(x')[y] - log(1 - max_{k != y} p(x')[k])
-               + trade_off * KL(p(x) || p(x')) * (1 - p(x)[y])
+               + trade_off * KL(p(x) || p(x')) * (1 - q(x)[y])
 
-    The attack maximises the cross-entropy.
+    q is the softmax of the network's own logits, for every head: how wrong the network is on an
+    image weighs its probes' divergence, too, as in the release of CAS (Bai et al., ICLR 2021). The
+    attack maximises the cross-entropy.
 
     Args:
         trade_off: lambda of the paper, >= 0; 5 in its experiments.
@@ -255,10 +258,11 @@ class MART(TrainingLoss):
 
     trade_off: float = 5.0
 
-    def compare(self, natural: Head, adversarial: Head) -> PerImage:
+    def compare(self, natural: Head, adversarial: Head, final: Head) -> PerImage:
         logits, targets = adversarial
         fit = self.fit(logits, targets)  # first: gradients are added in this order
-        wrong = 1 - natural[0].softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
+        own_logits, labels = final
+        wrong = 1 - own_logits.softmax(1).gather(1, labels.unsqueeze(1)).squeeze(1)
         divergence = self.trade_off * kl_divergence(natural[0], logits) * wrong
         return fit - _log_rest(logits, targets) + divergence
 

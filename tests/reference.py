@@ -705,17 +705,24 @@ def trades(
 
 
 def mart(
-    natural: Tensor, adversarial: Tensor, label: int, trade_off: float, smoothing: float = 0.0
+    natural: Tensor,
+    adversarial: Tensor,
+    label: int,
+    trade_off: float,
+    smoothing: float = 0.0,
+    right: Tensor | None = None,
 ) -> Tensor:
-    """Return MART (Wang et al., 2020): BCE(p(x'), y) + lambda KL(p(x) || p(x')) (1 - p_y(x))."""
-    of_natural, of_adversarial = (
-        [torch.exp(value) for value in log_probabilities(logits)]
-        for logits in (natural, adversarial)
-    )
+    """Return MART (Wang et al., 2020): BCE(p(x'), y) + lambda KL(p(x) || p(x')) (1 - p_y(x)).
+
+    In the release of CAS p_y(x) is that of the network's own logits for the probes, too: ``right``.
+    """
+    if right is None:
+        right = torch.exp(log_probabilities(natural)[label])
+    of_adversarial = [torch.exp(value) for value in log_probabilities(adversarial)]
     strongest = max((p for k, p in enumerate(of_adversarial) if k != label), key=lambda p: p.item())
     margin = -torch.log(1 - strongest)
     boosted = smoothed_cross_entropy(adversarial, label, smoothing) + margin
-    return boosted + trade_off * divergence(natural, adversarial) * (1 - of_natural[label])
+    return boosted + trade_off * divergence(natural, adversarial) * (1 - right)
 
 
 def of_all_heads(

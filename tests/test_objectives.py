@@ -1,6 +1,7 @@
 """Losses: per image, the papers' own, of gated and plain networks, with their gradients."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations, product
 from typing import Any
 
@@ -281,7 +282,11 @@ def naive_loss(loss: Any, net: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -
                 else:
                     natural, of_natural = clean[g][h]
                     target = of_natural[i] if isinstance(loss, TRADES) else targets[i]
-                    paper = reference.trades if isinstance(loss, TRADES) else reference.mart
+                    of_final = reference.log_probabilities(clean[0][0][0][i])
+                    right = torch.exp(of_final[int(y[i])])
+                    paper = partial(reference.mart, right=right)
+                    if isinstance(loss, TRADES):
+                        paper = reference.trades
                     value = paper(natural[i], logits[i], target, loss.trade_off, loss.smoothing)
                 values[-1].append(value)
         per_image.append(reference.of_all_heads(values[0][0], values[1:], loss.beta, loss.scaled))

@@ -161,7 +161,7 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
     "svhn-resnet18-cifs": [
         CIFAR
         | {
-            "data": {"flip": False},
+            "data": {"crop": 4, "flip": True},
             "optimizer": {"lr": 0.01, "weight_decay": 5e-4, "momentum": 0.9},
         },
         CIFS,
@@ -195,7 +195,9 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
             "gates": {"kind": "none"},
         }
     ],
-    "cifar10-resnet18-fat": [{"loss": {"kind": "adversarial"}, "attack": {"tau": [0, 1, 2]}}],
+    "cifar10-resnet18-fat": [
+        {"loss": {"kind": "adversarial"}, "attack": {"start": True, "tau": [0, 1, 2]}}
+    ],
     "cifar10-resnet18-trades-cifs": [{"loss": {"kind": "trades", "trade_off": 6.0}}, CIFS],
     "cifar10-resnet18-mart-cas": [{"loss": {"kind": "mart", "trade_off": 5.0}}, CAS],
     "cifar10-resnet18-fat-cifs": [{"attack": {"tau": [0, 1, 2]}}, CIFS],
@@ -834,7 +836,8 @@ def test_the_training_attack_starts_near_and_the_validation_attack_anywhere() ->
     described = job("cifar10-resnet18-fat-cifs")
     attack = described.attack_at(60)
     assert (attack.eps, attack.step, attack.steps) == (8 / 255, 2 / 255, 10)
-    assert (attack.random_start, attack.early_stop) == (0.001, 1)
+    assert (attack.random_start, attack.early_stop) == (True, 1)
+    assert job("cifar10-resnet18-trades-cifs").attack_at(60).random_start == 0.001
     assert [described.attack_at(epoch).early_stop for epoch in (0, 49, 50, 89, 90)] == [
         0,
         0,

@@ -215,16 +215,14 @@ def _read_shipped(name: str) -> Values:
     values = _compose(recipes[name])
     # What a setting's file says for a method holds for those that extend the method as well.
     of_methods = values.pop("for", {})
-    for method in _list_lineage(recipes[name][1]):
+    for method in list_lineage(recipes[name][1]):
         values = _merge(values, of_methods.get(method, {}))
     return values | {"method": recipes[name][1].removeprefix("methods/")}
 
 
-def _list_lineage(file: str) -> list[str]:
+def list_lineage(file: str) -> list[str]:
     """List a method by its file, and the methods that it extends, these first."""
-    bases = read_recipe_file(file).get("extends", ())
-    lineage = [method for base in bases for method in _list_lineage(f"methods/{base}")]
-    return [*dict.fromkeys(lineage), file.removeprefix("methods/")]
+    return list(dict.fromkeys(name.removeprefix("methods/") for name, _ in walk_files([file])))
 
 
 def _read_file(file: Path) -> Values:
@@ -249,13 +247,22 @@ def _read_file(file: Path) -> Values:
 def _compose(files: Iterable[str]) -> Values:
     """Merge files that ship with the package, and what they extend; later ones win."""
     values: Values = {}
+    for _, changes in walk_files(files):
+        values = _merge(values, changes)
+    return values
+
+
+def walk_files(files: Iterable[str]) -> Iterator[tuple[str, Values]]:
+    """Yield files that ship with the package, and before each those that it extends, with values.
+
+    Each is named as ``read_recipe_file`` takes it.
+    """
     for name in files:
         changes = read_recipe_file(name)
         changes.pop("summary", None)
         folder = name.rpartition("/")[0]
-        extended = _compose(f"{folder}/{base}" for base in changes.pop("extends", ()))
-        values = _merge(values, _merge(extended, changes))
-    return values
+        yield from walk_files(f"{folder}/{base}" for base in changes.pop("extends", ()))
+        yield name, changes
 
 
 def _merge(values: Values, changes: Values) -> Values:
