@@ -91,8 +91,9 @@ def test_each_variant_is_trained_with_each_seed(swept: tuple[Path, Result]) -> N
 def test_the_table_has_what_a_comparison_of_each_network_finds(swept: tuple[Path, Result]) -> None:
     out, result = swept
     files = [out / file for file in result.sweep["file"]]
+    attacks = ["pgd-1", "pgd-1:joint-sweep"]  # as a sweep has them
     options = {"attack": "pgd-1", "eps": 0.15, "replicates": 20, "progress": False}
-    robustness = cs.compare(files, digits(), **options).robustness
+    robustness = cs.compare(files, digits(), attacks=attacks, **options).robustness
     overall = robustness[robustness["class"] == "all"].set_index(["model", "attack"])
     for row in result.sweep.to_dict("records"):
         for column, attack in (("natural", "natural"), ("attacked", "pgd-1"), ("robust", "worst")):
