@@ -213,15 +213,15 @@ def test_networks_without_gates_are_attacked_as_often_as_those_with_gates() -> N
         assert {attack.eps for attack in attacks.values()} == {eps}
         return list(attacks)
 
-    # Two sweeps of seven losses; masks held in two ways; one probe; images made on the other.
+    # Two sweeps of seven losses; masks held in two ways; two probes; images made on the other.
     shared = ["pgd-20", "cw-30", "apgd-ce", "apgd-dlr"]
-    assert names("at", "adaptive", at=at, cifs=cifs) == [*shared, "pgd-20x18"]
-    assert names("at", "adaptive", eps=0.05, at=at, cifs=cifs) == [*shared, "pgd-20x18"]
-    assert len(names("cifs", "adaptive", at=at, cifs=cifs)) == 10
+    assert names("at", "adaptive", at=at, cifs=cifs) == [*shared, "pgd-20x19"]
+    assert names("at", "adaptive", eps=0.05, at=at, cifs=cifs) == [*shared, "pgd-20x19"]
+    assert len(names("cifs", "adaptive", at=at, cifs=cifs)) == 11
     assert names("at", "paper", at=at, cifs=cifs)[4:] == ["pgd-20x14"]
     assert names("at", "pgd-20", "joint-sweep", at=at, cifs=cifs)[1:] == ["pgd-20:joint-sweep"]
     assert names("at", "adaptive", at=at) == shared
-    assert len(names("cifs", "adaptive", cifs=cifs)) == 9
+    assert len(names("cifs", "adaptive", cifs=cifs)) == 10
 
 
 def test_comparisons_count_as_robust_what_evaluations_do() -> None:
