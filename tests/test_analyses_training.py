@@ -105,6 +105,16 @@ def test_epochs_without_validation_and_models_without_a_log_are_left_out() -> No
     assert list(lines_of_colour(accuracy, ADVERSARIAL)[0][:, 0]) == [2, 4, 6, 8, 10, 12]
 
 
+@pytest.mark.parametrize("table", ["training", "gates"])
+def test_a_training_without_validation_is_drawn(table: str) -> None:
+    rows = getattr(RESULT, table).copy()
+    measured = [name for name in rows if name.split("_")[0] in ("val", "probe", "mask")]
+    rows[measured] = np.nan
+    draw = {"training": draw_training, "gates": draw_gates}[table]
+    for ax in draw(with_tables(RESULT, **{table: rows})).axes:
+        assert not [*lines_of_colour(ax, NATURAL), *lines_of_colour(ax, ADVERSARIAL)]
+
+
 def test_gates_draws_each_probe_and_mask_and_marks_the_kept_epoch() -> None:
     figure = draw_gates(RESULT)
     panels = [(model, layer) for model in STUDY.models for layer in GATES]

@@ -193,6 +193,9 @@ def gated() -> dict[str, nn.Module]:
         "WideResNet": networks.resnet("wrn-10-1").eval(),
         "CAS": Selective(cnn(), {"layer4": FeatureSelector(linear, k=1, imgf="identity")}),
         "CIFS": Selective(cnn(), {"layer4.0": FeatureSelector(two, imgf="sigmoid")}),
+        "CIFS, budget": Selective(
+            cnn(), {"layer4": FeatureSelector(linear, temperature=3, budget="channels")}
+        ),
         "FSR": Selective(cnn(), {"layer4": FeatureRecalibrator(width, classes, hidden=2)}),
     }
 

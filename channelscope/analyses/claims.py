@@ -317,7 +317,7 @@ def _ask_c4(study: Study, gated: Method, base: Method) -> _Question:
     if any(study.describe(method.models[0]).get("compute") is None for method in (gated, base)):
         statement += " Whether they were trained with equal compute is not on record."
     name = str(gated.name)
-    claim = "C4" if name.endswith("cifs") else name.rpartition("-")[2].upper()
+    claim = "C4" if "cifs" in name.split("-") else name.rpartition("-")[2].upper()
     models = f"{gated.label} - {base.label}"
     return replace(_ask(study, claim, models, statement, effect, gated), layer="")
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from channelscope.analyses.base import Study
 
 # What a gated method is compared with, beside "trades-cifs" with "trades" and the like.
-_BASES = {"cas": "at", "cifs": "at", "eas": "at", "fsr": "at", "kap": "standard"}
+_BASES = {
+    "cas": "at",
+    "cifs": "at",
+    "cifs-published": "at-warm",
+    "eas": "at",
+    "fsr": "at",
+    "kap": "standard",
+}
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,8 @@ class Method:
 def get_base(name: str | None) -> str | None:
     """Return the method to which gates were added; None for one without gates.
 
-    >>> get_base("cifs"), get_base("trades-cifs"), get_base("at")
-    ('at', 'trades', None)
+    >>> get_base("cifs"), get_base("trades-cifs"), get_base("cifs-published"), get_base("at")
+    ('at', 'trades', 'at-warm', None)
     """
     base, _, gate = (name or "").rpartition("-")
     return _BASES.get(name or "") or (base if gate in _BASES else None) or None

@@ -142,6 +142,8 @@ def _draw_curves(
     """Draw a column of a log for each kind of data; epochs not measured are left out."""
     for data, column in columns.items():
         measured = log.dropna(subset=[column])
+        if measured.empty:  # as of a training without validation
+            continue
         look: dict[str, Any] = {"color": COLOURS[data], "markersize": 3, "clip_on": False}
         if data == "natural":
             look |= natural_look or {}

@@ -5,7 +5,7 @@
 
 import ast
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -335,6 +335,10 @@ def _describe_gate(layer: str, gate: nn.Module) -> Gate:
             "of CIFS, CAS or FSR."
         )
     options = {"k": gate.k, "imgf": gate.imgf, "detach": gate.detach}
+    for setting in fields(gate.function):
+        value = getattr(gate.function, setting.name)
+        if value != setting.default:
+            options[setting.name] = value
     if isinstance(gate.probe, TwoLayerProbe):
         hidden, channels = gate.probe.hidden.weight.shape
         options |= {"probe": "two-layer", "hidden": hidden, "beta": float(gate.probe.beta)}
