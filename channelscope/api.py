@@ -9,6 +9,7 @@ from channelscope.analyses.base import Kind
 from channelscope.attacks import Attack, Norm
 from channelscope.distributed import barrier, is_first
 from channelscope.errors import UserError, suggest
+from channelscope.gallery import FORMATS, list_formats
 from channelscope.locks import lock_path
 from channelscope.result import Result, check_folder
 from channelscope.study.models import Models
@@ -20,9 +21,10 @@ from channelscope.study.suppression import RelevantTo
 class Options(TypedDict, total=False):
     """What all questions have in common; see ``Study`` for each.
 
-    ``out`` is a folder to save the result to. A run that was killed goes on when it is asked for
-    again: what it has so far is in ``out`` with ".partial" after it, or in ``folder``, which stays.
-    ``command`` is what was typed, for the record.
+    ``out`` is a folder to save the result to, with figures as .pdf and .png, or in the ``formats``
+    that are named. A run that was killed goes on when it is asked for again: what it has so far is
+    in ``out`` with ".partial" after it, or in ``folder``, which stays. ``command`` is what was
+    typed, for the record.
     """
 
     output: int | str | None
@@ -36,6 +38,7 @@ class Options(TypedDict, total=False):
     folder: Path | str | None
     progress: bool
     out: Path | str | None
+    formats: Sequence[str]
     command: str | None
 
 
@@ -80,7 +83,7 @@ def compare(
         groups: name -> patterns of labels such as ``at-*``: networks of one method, whose seeds are
             then what varies. Networks whose recipes differ in the seed alone are found without.
         **options: output, images, methods, seed, replicates, level, batch_size, device, folder,
-            progress, out; see ``Study``.
+            progress, out, formats; see ``Study`` and ``Options``.
 
     Returns:
         Tables ``activations``, ``alignment``, ``robustness``, ``verdicts`` and more; see
@@ -318,6 +321,7 @@ def _answer(kind: Kind, models: Models, data: Any, options: Options, **arguments
     command = settings.pop("command", None)
     out = settings.pop("out", None)
     folder = settings.pop("folder", None)
+    formats = list_formats(settings.pop("formats", FORMATS))
     if out is None:
         with lock_path(Path(folder).absolute()) if folder else nullcontext():
             return Study(models, data, kind=kind, folder=folder, **settings, **arguments).run()
@@ -332,7 +336,7 @@ def _answer(kind: Kind, models: Models, data: Any, options: Options, **arguments
         adversarial = study.adversarial_files()  # which all processes open together
         if is_first():
             shown = bool(settings.get("progress", True))
-            result.save(target, adversarial=adversarial, progress=shown)
+            result.save(target, adversarial=adversarial, formats=formats, progress=shown)
         barrier()
         if is_first() and not folder:
             remove_run_folder(partial)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from channelscope.result import Result
 
 T = TypeVar("T")
+FORMATS = ("pdf", "png")
 SECTIONS: tuple[Section, ...] = get_args(Section)
 
 
@@ -198,7 +199,7 @@ def draw(
     wide: bool = False,
     latex: bool = False,
     only: Sequence[str] = (),
-    formats: Sequence[str] = ("pdf", "png"),
+    formats: Sequence[str] = FORMATS,
     progress: bool = True,
 ) -> list[Path]:
     """Write figures into a folder, each beside its data (.csv), and the captions of all there.
@@ -221,8 +222,7 @@ def draw(
     Raises:
         UserError: for a style, a choice or a format that is unknown, or where LaTeX is missing.
     """
-    formats = _split_words("format", formats)
-    paper.check_formats(formats)
+    formats = list_formats(formats)
     chosen = _choose(result, _split_words("figure", only) if only else [])
     paths = []
     with paper.style(style, wide=wide, latex=latex):
@@ -232,6 +232,17 @@ def draw(
             paths += paper.save_with_data(figure, data, folder / name, formats)
     _write_captions(result, folder, latex)
     return paths
+
+
+def list_formats(texts: Sequence[str]) -> list[str]:
+    """Return the formats that texts name, with spaces or commas between.
+
+    Raises:
+        UserError: for none, or one that figures are not written in.
+    """
+    formats = _split_words("format", texts)
+    paper.check_formats(formats)
+    return formats
 
 
 def _split_words(what: str, texts: Sequence[str]) -> list[str]:

@@ -218,6 +218,7 @@ class Result:
         folder: Path | str,
         *,
         adversarial: Mapping[str, Path] | None = None,
+        formats: Sequence[str] = gallery.FORMATS,
         progress: bool = True,
     ) -> Path:
         """Write tables (CSV), arrays (npz), ``meta.json``, figures and the report into a folder.
@@ -229,6 +230,7 @@ class Result:
         Args:
             folder: where to write.
             adversarial: files of adversarial images to be put in, by name.
+            formats: of the figures, see ``draw``.
             progress: show a progress bar.
 
         Raises:
@@ -242,7 +244,7 @@ class Result:
                 (temporary / "adversarial").mkdir(exist_ok=True)
                 _link(file, temporary / "adversarial" / name)
             write_digests(temporary)
-            self.draw(temporary, progress=progress)
+            self.draw(temporary, formats=formats, progress=progress)
         return folder
 
     def write_tables(self, folder: Path) -> None:
@@ -278,7 +280,7 @@ class Result:
         wide: bool = False,
         latex: bool = False,
         only: Sequence[str] = (),
-        formats: Sequence[str] = ("pdf", "png"),
+        formats: Sequence[str] = gallery.FORMATS,
         progress: bool = True,
     ) -> None:
         """Draw figures into ``folder/figures``, and write ``folder/report.html`` of a comparison.

@@ -23,7 +23,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from PIL import Image
 
-from channelscope import gallery
+from channelscope import compare, gallery
 from channelscope.analyses.alignment import draw_nr_mass
 from channelscope.analyses.base import ANALYSES
 from channelscope.figures import paper, save_figure, style, tex
@@ -279,6 +279,19 @@ def test_only_takes_claims_kinds_and_names_with_commas_or_spaces(
     wanted = {f"{name}.{ending}" for name in names for ending in ("csv", "svg")}
     files = draw(SMALL, tmp_path, only=only, formats="svg")
     assert files == wanted | {"captions.txt", "captions.json"}
+
+
+def test_a_saved_result_has_its_figures_in_the_formats_that_are_named(tmp_path: Path) -> None:
+    make_result(synthetic_study(("a",)), "training").save(
+        tmp_path / "out", formats="svg", progress=False
+    )
+    endings = {file.suffix for file in (tmp_path / "out" / "figures").iterdir()}
+    assert endings == {".svg", ".csv", ".txt", ".json"}
+
+
+def test_a_question_refuses_an_unknown_format_before_anything_is_read(tmp_path: Path) -> None:
+    with mistake("No format 'jpg'; choose from pdf, png, svg"):
+        compare({"a": tmp_path / "none.pt"}, "none", out=tmp_path / "out", formats=["jpg"])
 
 
 @pytest.mark.parametrize(

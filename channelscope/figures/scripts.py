@@ -35,12 +35,13 @@ def ignore_missing() -> Iterator[None]:
 
 def find_fonts(figure: Figure) -> tuple[str, ...]:
     """Return the fonts to add for letters of a figure that the fonts in force lack, if any have."""
-    return _find_fonts("".join(sorted(_list_missing(figure, _families()))))
+    return _find_fonts("".join(sorted(_find_missing(_list_signs(figure), _families()))))
 
 
 def transliterate_texts(figure: Figure) -> None:
     """Write Latin letters for those that no font here has, and say so once."""
-    missing = _list_missing(figure, (*_families(), *find_fonts(figure)))
+    missing = _find_missing(_list_signs(figure), _families())
+    missing = _find_missing(missing, _find_fonts("".join(sorted(missing))))
     if not missing:
         return
     lines = (line for text in _list_texts(figure) for line in text.splitlines())
@@ -127,11 +128,17 @@ def _list_texts(figure: Figure) -> Iterator[str]:
         yield text.get_text()
 
 
-def _list_missing(figure: Figure, families: tuple[str, ...]) -> set[str]:
-    """List the letters of a figure that none of the fonts has."""
+def _list_signs(figure: Figure) -> set[str]:
+    """List the letters of a figure beyond ASCII.
+
+    The composed ones are drawn where letters have to be replaced.
+    """
     signs = {sign for text in _list_texts(figure) for sign in text if sign > "\x7f"}
-    # The composed ones are drawn where letters have to be replaced.
-    signs |= {sign for sign in unicodedata.normalize("NFC", "".join(signs)) if sign > "\x7f"}
+    return signs | {sign for sign in unicodedata.normalize("NFC", "".join(signs)) if sign > "\x7f"}
+
+
+def _find_missing(signs: Collection[str], families: Collection[str]) -> set[str]:
+    """Return the letters that none of the fonts has."""
     covered = frozenset[int]().union(*map(_list_letters, families)) if signs else frozenset[int]()
     return {
         sign
