@@ -13,7 +13,9 @@ from numpy import ndarray
 
 from channelscope.statistics.measures import measure_all, nr_mass, uniformity
 
-_FEW = 8  # images of a class: so few have few different weights, each of which is measured once
+# Images of a class: so few have few different weights, each of which is measured once; and so few
+# have few kinds of channels, those that are active on the same images.
+_FEW_WEIGHTS, _FEW_KINDS = 4, 8
 
 
 def active(values: Float[ndarray, "n c"], threshold: float) -> Bool[ndarray, "n c"]:
@@ -165,7 +167,7 @@ def _measure_class(
     Replicates share the centre and the distance: their own error is small beside a class's.
     """
     back: ndarray | slice = slice(None)
-    if len(weights) <= _FEW:
+    if len(weights) <= _FEW_WEIGHTS:
         # Replicates that weigh the images in the same proportion are equal: of two images some 17
         # of 500 differ. The smallest whole weights of one proportion, a byte each, are its key.
         whole = weights.astype(np.uint8)
@@ -192,9 +194,8 @@ def _measure_uniformity(
     is_active: Bool[ndarray, "n c"], weights: Float[ndarray, "n r"]
 ) -> Float[ndarray, " r"]:
     """Measure the uniformity of the frequency with which channels are active, by replicate."""
-    if len(is_active) > _FEW:
+    if len(is_active) > _FEW_KINDS:
         return uniformity(weighted_means(is_active.astype(float), weights))
-    # Few images have few kinds of channels: those that are active on the same images.
     counts = np.bincount(np.packbits(is_active, axis=0)[0])
     kinds = np.flatnonzero(counts).astype(np.uint8)
     of_kinds = np.unpackbits(kinds[None], axis=0)[: len(is_active)]
