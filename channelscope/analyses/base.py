@@ -181,7 +181,8 @@ class Study(Protocol):
     def faults(self, model: str) -> "tuple[Finding, ...]":
         """Return why a model's numbers cannot be trusted.
 
-        Gradients that are zero, a forward pass that is random or depends on the batch.
+        Images that lack the normalisation it expects, gradients that are zero, a forward pass that
+        is random or depends on the batch.
         """
 
     def suppressed(self, model: str) -> Mapping[str, "SuppressedLayer"]:
@@ -191,8 +192,12 @@ class Study(Protocol):
         """Return ``compute()``, remembered under ``key`` for the other analyses."""
 
 
+NORMALISATION = "normalisation"
+"""The check that finds a network whose images lack the normalisation that it expects."""
+
+
 class Finding(NamedTuple):
-    """A sign of gradient masking: the check, what it saw in a sentence, and its numbers."""
+    """Why numbers cannot be trusted: the check, what it saw in a sentence, and its numbers."""
 
     check: str
     sentence: str
@@ -207,7 +212,7 @@ class Outcome:
         attacked, broken: (attack, part) -> how many images it was given, and how many it broke.
         fallbacks: the attacks that a check called for, by name: they ran on all images too.
         checked: whether it was checked for gradient masking.
-        findings: what the checks found.
+        findings: what the checks found, and in an evaluation what is said on normalisation.
         skipped: check -> why it could not be made.
         notes: sentences that attacks had to say.
         sweep: eps -> the images that withstand the worst case at this radius (n,).

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from channelscope.analyses.base import (
+    NORMALISATION,
     Analysis,
     Plot,
     Study,
@@ -74,7 +75,10 @@ TABLES = {
     "warnings": Table(
         words=("model", "check", "sentence", "evidence"),
         numbers=(),
-        help="signs of gradient masking: the check, what it saw, and its numbers (JSON)",
+        help=(
+            "signs of gradient masking, and of images that lack a normalisation: the check, what "
+            "it saw, and its numbers (JSON)"
+        ),
     ),
     "eps_sweep": Table(
         words=("model",),
@@ -154,7 +158,8 @@ def describe_checks(result: "Result", model: str) -> str:
 
     A result of a version that did not record its checks tells their signs only.
     """
-    signs = int((result.warnings["model"] == model).sum())
+    warnings = result.warnings
+    signs = int(((warnings["model"] == model) & (warnings["check"] != NORMALISATION)).sum())
     found = f"{signs or 'no'} sign{'s' if signs > 1 else ''} of gradient masking"
     made = result.meta["models"][model].get("checked")
     if made:

@@ -32,8 +32,9 @@ TABLE = Table(
 def find_faults(study: Study, model: str) -> tuple[Finding, ...]:
     """Return why a network's numbers cannot be trusted: what the study saw, and what tables show.
 
-    They are found on the images that are measured anyway: gradients that are zero or not finite, a
-    forward pass that is random or depends on the batch (``study.faults``); an accuracy near chance;
+    They are found on the images that are measured anyway: these lack a normalisation, gradients
+    that are zero or not finite, a forward pass that is random or depends on the batch
+    (``study.faults``); an accuracy near chance;
     an attack that raises accuracy, or leaves activations as they are; relevance that is zero.
     """
     faults: tuple[Finding, ...] = study.memo(

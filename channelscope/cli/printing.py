@@ -61,8 +61,15 @@ def print_result(result: "Result", out: Path, *, as_json: bool = False) -> None:
     }[result.kind]
     for line in describe(result):
         print(line)
-    page = out / "report.html"
-    print(f"\nreport: {page}" if result.kind == "comparison" else f"\ntables and figures: {out}")
+    if result.kind in ("intervention", "relevance"):
+        for model, settings in result.meta["models"].items():
+            for note in settings["notes"]:
+                print(f"WARNING, {model}: {note}")
+    if result.kind == "comparison":
+        print(f"\nreport: {out / 'report.html'}")
+        return
+    hint = " ('channelscope compare' writes a report page)" if result.kind == "evaluation" else ""
+    print(f"\ntables and figures: {out}{hint}")
 
 
 def _print_json(result: "Result", out: Path) -> None:
@@ -81,6 +88,10 @@ def _print_json(result: "Result", out: Path) -> None:
         values["checks"] = {
             model: {"made": settings["checked"], "skipped": settings["skipped"]}
             for model, settings in result.meta["models"].items()
+        }
+    if result.kind in ("intervention", "relevance"):
+        values["notes"] = {
+            model: settings["notes"] for model, settings in result.meta["models"].items()
         }
     if result.kind == "relevance":
         values["counts"] = _list_records(_count_signs(result))
@@ -165,8 +176,6 @@ def _describe_evaluation(result: "Result") -> Iterator[str]:
     for row in _rows(result, "eps_sweep"):
         accuracy = f"{row.robust:.1%} ({level} {_interval(row.low, row.high)})"
         yield f"Worst-case robust accuracy of {row.model} at eps {row.eps:.4g}: {accuracy}."
-    for row in _rows(result, "warnings"):
-        yield f"WARNING, {row.model}: {row.sentence}"
     for model, settings in meta["models"].items():
         if checked := describe_checks(result, model):
             skipped = ", ".join(settings["skipped"])
@@ -174,6 +183,8 @@ def _describe_evaluation(result: "Result") -> Iterator[str]:
         yield from (f"note, {model}: {note}" for note in settings["notes"])
         for check, reason in settings["skipped"].items():
             yield f"not checked, {model}: {check}: {reason}"
+    for row in _rows(result, "warnings"):  # last, so that nothing that sounds well is after them
+        yield f"WARNING, {row.model}: {row.sentence}"
 
 
 def _interval(low: float, high: float, sign: str = "") -> str:

@@ -1,6 +1,8 @@
 """Networks whose images would have to be normalised: measured on some images, said, not changed."""
 
+import shlex
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +23,7 @@ from channelscope.networks import (
 IMAGES = 128  # on which candidates are tried
 _LEAST_GAIN = 0.1  # of accuracy
 _SIGMAS = 3.0  # by which the images won must outweigh those lost
+_SIGMAS_APART = 2.0  # by which one candidate must be right more often than another to be told apart
 # What is tried: the names, and what has none, as it is typed. The last makes bytes of images.
 CANDIDATES: dict[int, dict[str, Statistics]] = {
     3: {
@@ -32,42 +35,75 @@ CANDIDATES: dict[int, dict[str, Statistics]] = {
 _BYTES = {"0;0.0039216": ((0.0,), (1 / 255,))}
 
 
+class _Candidate(NamedTuple):
+    """A normalisation that was tried: its name, and which images are then classified correctly."""
+
+    name: str
+    statistics: Statistics
+    correct: Bool[Tensor, " n"]
+
+    @property
+    def right(self) -> int:
+        """How many images are classified correctly."""
+        return int(self.correct.sum())
+
+
 def advise_normalisation(
-    network: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], *, ours: bool
+    network: nn.Module,
+    x: Float[Tensor, "n c h w"],
+    y: Int[Tensor, " n"],
+    *,
+    ours: bool,
+    label: str | None = None,
 ) -> str | None:
     """Return a sentence if a network is much more often right on normalised images; else None.
 
-    Nothing is said of networks that normalise images themselves, as far as that can be seen.
+    The best normalisation is named first, then those that do not clearly differ from it. Nothing is
+    said of networks that normalise images themselves, as far as that can be seen.
 
     Args:
         network: a classifier of plain logits.
         x, y: some images in [0, 1], and their labels.
         ours: the package trained it, and so its normalisation is known.
+        label: of the network among others, for the option to type; None for a single one.
     """
     if ours or not _may_lack_normalisation(network):
         return None
     plain = _find_correct(network, x, y)
-    best: tuple[int, str, Statistics] | None = None
-    for name, statistics in _list_candidates(x.shape[1]):
-        correct = _find_correct(Normalised(network, *statistics).to(x), x, y)
-        won, lost = int((correct & ~plain).sum()), int((plain & ~correct).sum())
-        is_clear = won - lost > _SIGMAS * (won + lost) ** 0.5
-        if (
-            is_clear
-            and won - lost >= _LEAST_GAIN * len(x)
-            and (best is None or won - lost > best[0])
-        ):
-            best = won - lost, name, statistics
-    if best is None:
+    tried = [
+        _Candidate(name, statistics, _find_correct(Normalised(network, *statistics).to(x), x, y))
+        for name, statistics in _list_candidates(x.shape[1])
+    ]
+    better = [
+        one
+        for one in tried
+        if _is_clearly_better(one.correct, plain, _SIGMAS)
+        and one.right - int(plain.sum()) >= _LEAST_GAIN * len(x)
+    ]
+    if not better:
         return None
-    gain, name, (mean, std) = best
-    before = int(plain.sum())
-    option = name if name in NORMALISATIONS else f"'{name}'"
+    best = max(better, key=lambda one: one.right)
+    rivals = [
+        one
+        for one in sorted(better, key=lambda one: -one.right)
+        if one is not best and not _is_clearly_better(best.correct, one.correct, _SIGMAS_APART)
+    ]
+    told = ", ".join(f"{one.right} by {one.name}" for one in rivals)
+    mean, std = best.statistics
+    option = best.name if label is None else f"{label}={best.name}"
     return (
-        f"The network answers {before} of {len(x)} images right, and {before + gain} if they are "
-        f"normalised by {_print_statistics(mean, std)}: if it was trained so, type --normalise "
-        f"{option}, or pass cs.normalised(network, {mean}, {std})."
+        f"The network answers {int(plain.sum())} of {len(x)} images right, and {best.right} if "
+        f"they are normalised by {_print_statistics(mean, std)}"
+        f"{f' ({told}: these images do not tell them apart)' if told else ''}: if it was trained "
+        f"so, type --normalise {shlex.quote(option)}, or pass cs.normalised(network, {mean}, "
+        f"{std})."
     )
+
+
+def _is_clearly_better(one: Tensor, other: Tensor, sigmas: float) -> bool:
+    """Tell whether more images are right by one than by another, beyond chance."""
+    won, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    return won - lost > sigmas * (won + lost) ** 0.5
 
 
 def _list_candidates(channels: int) -> Iterator[tuple[str, Statistics]]:

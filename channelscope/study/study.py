@@ -20,6 +20,7 @@ from numpy import ndarray
 from tqdm.auto import tqdm
 
 from channelscope.analyses.base import (
+    NORMALISATION,
     Analysis,
     Finding,
     Kind,
@@ -219,7 +220,7 @@ class Study:
             seed=seed,
         )
         self._models = self._adapt_models(output)
-        self._advise_normalisation()
+        self._unnormalised = self._advise_normalisation()
         if len(split) < world_size():
             raise UserError(
                 f"There are more processes ({world_size()}) than images ({len(split)}): start "
@@ -349,12 +350,13 @@ class Study:
     def faults(self, model: str) -> tuple[Finding, ...]:
         """Return why a model's numbers cannot be trusted, by the first block of images.
 
-        Gradients that are zero, a forward pass that is random or depends on the batch.
+        Images that lack the normalisation it expects, gradients that are zero, a forward pass that
+        is random or depends on the batch.
         """
         found: tuple[Finding, ...] = self.memo(
             ("faults", model), lambda: find_faults(self._model(model), self.images, self.attack)
         )
-        return found
+        return (*self._unnormalised.get(model, ()), *found)
 
     def gates(self, model: str) -> tuple[str, ...]:
         """Return the gated layers that have a mask."""
@@ -562,7 +564,15 @@ class Study:
                     known[model.label],
                     lambda eps, model=model: self._attacks_on(model, eps),  # type: ignore[misc]
                 )
+        if self.kind == "evaluation":  # a comparison has it among its faults
+            evaluated = {label: self._add_advice(label, one) for label, one in evaluated.items()}
         return evaluated
+
+    def _add_advice(self, model: str, evaluated: Evaluated) -> Evaluated:
+        """Put what is said on a network's normalisation first among what its checks found."""
+        outcome = evaluated.outcome
+        findings = (*self._unnormalised.get(model, ()), *outcome.findings)
+        return evaluated._replace(outcome=dataclasses.replace(outcome, findings=findings))
 
     def _runner(self, model: Model, progress: Progress) -> AttackRunner:
         return AttackRunner(
@@ -663,14 +673,22 @@ class Study:
             adapted.append(model.adapt_output(x, self.images.classes, output))
         return adapted
 
-    def _advise_normalisation(self) -> None:
-        """Say of which networks the images would have to be normalised; nothing is changed."""
+    def _advise_normalisation(self) -> dict[str, tuple[Finding, ...]]:
+        """Say for which networks the images would have to be normalised; nothing is changed.
+
+        It is said at once, before hours of attacks, and goes into the result, where it is read.
+        """
         rows = torch.linspace(0, len(self.images) - 1, NORMALISATION_IMAGES).long().unique()
+        found: dict[str, tuple[Finding, ...]] = {}
         for model in self._models:
             x, y = self.images.read_some(rows, get_parameter(model.network))
-            advice = advise_normalisation(model.network, x, y, ours=model.is_ours)
+            label = model.label if len(self._models) > 1 else None
+            advice = advise_normalisation(model.network, x, y, ours=model.is_ours, label=label)
+            if advice:
+                found[model.label] = (Finding(NORMALISATION, advice, {"images": len(x)}),)
             if advice and is_first():
                 tqdm.write(escape(f"{model.label}: {advice}"), file=sys.stderr)
+        return found
 
     def _fit_classes(self, dataset: Dataset, output: int | str | None) -> Dataset:
         if reserved := {"all", "across"} & set(dataset.classes):
@@ -740,6 +758,9 @@ class Study:
                 described["notes"] = list(outcome.notes)
                 described["checked"] = list(checked)
                 described["skipped"] = dict(outcome.skipped)
+            else:  # which have no table of what is wrong
+                found = self._unnormalised.get(model.label, ())
+                described["notes"] = [finding.sentence for finding in found]
             if self.kind != "evaluation":
                 described["layers"] = list(self.layers(model.label))
                 described["penultimate"] = list(self.penultimate(model.label))
