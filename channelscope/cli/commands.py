@@ -129,7 +129,8 @@ def answer(args: argparse.Namespace) -> None:
     from channelscope.study.models import trained_on
 
     question = getattr(api, args.name)
-    shared = {name: vars(args)[name] for name in api.Options.__annotations__}
+    given = vars(args)  # the formats of figures are an option in Python alone
+    shared = {name: given[name] for name in api.Options.__annotations__ if name in given}
     options = _collect(args, question) | shared
     if "groups" in options:
         groups: dict[str, list[str]] = {}
