@@ -643,6 +643,24 @@ def test_claims_without_their_networks_say_what_they_need(
             assert verdict.verdict == "not judged"
             assert verdict.statement.startswith("The claim needs a")
             assert math.isnan(verdict.estimate)
+            unknown = any(network.method is None for network in networks)
+            assert ("--methods" in verdict.statement) == unknown
+
+
+def test_where_methods_are_unknown_the_option_that_names_them_is_said() -> None:
+    study = study_of(Network(label="mine", method=None), Network(label="other", method=None))
+    said = {verdict.claim: verdict.statement for verdict in judge_claims(study)}
+    assert said.keys() == set(CLAIMS)
+    for claim, statement in said.items():
+        pair = ("at", "cifs") if claim in ("C4", "C5") else ("standard", "at")
+        pairs = statement.partition("--methods ")[2].rstrip(".").split()
+        named = dict(
+            zip(("mine", "other"), (pair.partition("=")[2] for pair in pairs), strict=True)
+        )
+        assert tuple(named.values()) == pair
+        changed = study_of(*(Network(label=label, method=name) for label, name in named.items()))
+        judged = [one for one in judge_claims(changed) if one.claim == claim]
+        assert not any("--methods" in verdict.statement for verdict in judged)
 
 
 GATES = {

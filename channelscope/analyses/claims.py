@@ -64,13 +64,10 @@ LEAST = {
     "C4": 0.02,  # 2 points of accuracy: defences are published for gains of 2 and more
     "C5": 0.02,  # as C2
 }
-_NEEDS = {
-    "C1": "needs a standard and an AT network",
-    "C2": "needs a standard and an AT network",
-    "C3": "needs a standard and an AT network",
-    "C4": "needs a CIFS network and the method it adds gates to, such as AT",
-    "C5": "needs a CIFS network and the method it adds gates to, such as AT",
-}
+_TRAINING = "needs a standard and an AT network", ("standard", "at")
+_GATES = "needs a CIFS network and the method it adds gates to, such as AT", ("at", "cifs")
+# What a claim is about, and the methods as --methods names them.
+_NEEDS = {"C1": _TRAINING, "C2": _TRAINING, "C3": _TRAINING, "C4": _GATES, "C5": _GATES}
 FEWEST_CLASSES = 8  # fewer cannot be ordered surprisingly enough
 
 _RESTARTS = re.compile(r"pgd-\d+x\d+(-l2)?")  # names of restarts of PGD on the cross-entropy
@@ -115,13 +112,22 @@ def judge_claims(study: Study) -> Iterator[Verdict]:
     questions = [*_ask_of_training(study, methods), *_ask_of_gates(study, methods)]
     asked = {question.claim for question in questions}
     questions += [
-        _Question(claim, "", "", "", blocked=f"The claim {_NEEDS[claim]}.")
-        for claim in CLAIMS.keys() - asked
+        _Question(claim, "", "", "", blocked=f"The claim {needs}{_advise_methods(study, names)}.")
+        for claim, (needs, names) in _NEEDS.items()
+        if claim not in asked
     ]
     tests = sum(not math.isnan(question.p) for question in questions)
     level = study.settings["level"]
     verdicts = [_judge(question, tests, level) for question in questions]
     yield from sorted(verdicts, key=lambda verdict: verdict.claim)
+
+
+def _advise_methods(study: Study, names: Sequence[str]) -> str:
+    """Say how methods are named, where those of some networks are not on record."""
+    if all(study.describe(model).get("method") for model in study.models):
+        return ""
+    option = " ".join(f"LABEL={name}" for name in names)
+    return f": if these are among the models, say which, --methods {option}"
 
 
 def _ask_of_training(study: Study, methods: Sequence[Method]) -> Iterator[_Question]:
