@@ -1,5 +1,6 @@
 """Networks by name: of libraries, of one's own code; written as checkpoints and read again."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 import channelscope as cs
 from channelscope.cli import main as run
+from channelscope.cli.models import parse_name
 from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
 from channelscope.gates.fsr import FeatureRecalibrator
 from channelscope.weights import Checkpoint, read_network
@@ -92,7 +94,7 @@ def test_a_checkpoint_runs_no_code_that_is_not_named(folder: Path) -> None:
     assert torch.equal(logits(cs.load("ours.pt", "mynets.py:Net")), half)
     assert read_network("ours.pt", "mynets.py:make").method == "at"
     Path("mynets.py").write_text("open('mark', 'w')")
-    with mistake("ours.pt needs code of your own, mynets.py:Net: name it with --arch"):
+    with mistake("ours.pt needs code of your own", "type ours.pt@mynets.py:Net, or name it"):
         cs.load("ours.pt")
     assert not Path("mark").exists()
 
@@ -108,7 +110,10 @@ WRONG = {
     "timm:resnet19": "timm has no network 'resnet19'",
     "torchvision:resnet18": "does not fit t.ckpt: the file lacks conv1.weight",
     "resnet18": "t.ckpt holds a network that is not recognised",
-    "mynets.py:": "has no function or class ''",
+    "mynets.py": "type mynets.py:Net (it defines Net, make, number, broken)",
+    "mynets.py:": "type mynets.py:Net (it defines Net, make, number, broken)",
+    "none.py": "there is no file none.py",
+    "FOLDER.py": "there is no file FOLDER.py",
     ":": "cannot be imported",
 }
 
@@ -118,6 +123,67 @@ def test_wrong_names_are_answered(arch: str, folder: Path) -> None:
     own(folder)
     with mistake(WRONG[arch]):
         cs.load("t.ckpt", arch)
+
+
+FILES = {
+    "class Net: pass\ndef make(): pass": "type nets.py:NAME (it defines Net, make)",
+    "class Net(nn.Module): pass": "type nets.py:Net (it defines Net)",
+    "def make(): pass\nclass _Base(torch.nn.Module): pass\nclass Net(_Base): pass": (
+        "type nets.py:NAME (it defines make, Net)"
+    ),
+    "def make(): pass\nclass Net(Module): pass": "type nets.py:Net (it defines Net, make)",
+    "class A(nn.Module): pass\nclass B(A): pass": "type nets.py:NAME (it defines A, B)",
+    "class A(nn.Sequential): pass\nclass B(str): pass": "type nets.py:A (it defines A, B)",
+    "class A(x[0](1)): pass": "type nets.py:NAME (it defines A)",
+    "\n".join(f"def f{i}(): pass" for i in range(12)): "f6, f7 and 4 more)",
+    "x = 1": "nets.py defines no class or function",
+    "": "nets.py defines no class or function",
+    "def f(:": "nets.py cannot be read as Python",
+    "x = '\0'": "nets.py cannot be read as Python",
+    "(" * 1000: "nets.py cannot be read as Python",
+}
+
+
+@pytest.mark.parametrize("code", FILES)
+def test_a_file_of_code_without_a_name_is_answered_with_its_names(code: str, folder: Path) -> None:
+    """It is read, not run."""
+    own(folder)
+    Path("nets.py").write_text(f"open('mark', 'w')\n{code}")
+    with mistake(FILES[code]):
+        cs.load("t.ckpt", "nets.py")
+    assert not Path("mark").exists()
+
+
+def test_a_checkpoint_of_code_names_its_file_too(folder: Path) -> None:
+    own(folder)
+    cs.convert("t.ckpt", "ours.pt", "mynets.py:Net")
+    with mistake("type mynets.py:Net (it defines"):
+        cs.load("ours.pt", "mynets.py")
+
+
+def test_converting_code_ends_with_what_to_type(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own(folder)
+    assert run(["convert", "t.ckpt", "my own.pt", "--arch", "mynets.py:Net"]) == 0
+    typed = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("--models ")[2])
+    assert typed == ["my own.pt@mynets.py:Net"]
+    name = parse_name(typed[0])
+    assert read_network(name.path, name.arch).architecture.classes == 5
+    torch.save(networks.resnet("resnet10").state_dict(), "t.pt")
+    assert run(["convert", "t.pt", "ours.pt"]) == 0
+    assert "@" not in capsys.readouterr().out
+
+
+def test_a_normalisation_is_told_with_whose_it_is(folder: Path) -> None:
+    own(folder)
+    named = describe_network(read_network("t.ckpt", "mynets.py:Net", normalise="half"))
+    assert named.endswith("normalised as named: mean 0.5 and standard deviation 0.5")
+    torch.save(networks.resnet("resnet10", channels=3).state_dict(), "t.pt")
+    for normalise in (None, "0.4;0.3"):
+        told = describe_network(read_network("t.pt", normalise=normalise))
+        assert "normalised by the file's own mean 0.4, 0.4, 0.4 and standard" in told
+    assert "normalised" not in describe_network(read_network("t.ckpt", "mynets.py:Net"))
 
 
 def test_arguments_need_an_architecture(folder: Path) -> None:
@@ -244,7 +310,7 @@ def test_the_commands_take_all_of_them(folder: Path, capsys: pytest.CaptureFixtu
     assert "net.0" in capsys.readouterr().out
     argv = ["convert", "t.ckpt", "o.pt", "--arch", "mynets.py:Net", "--arch-args", "width=6"]
     assert run([*argv, "--normalise", "0.5;0.25"]) == 0
-    assert "mynets.py:Net, 5 classes, normalised by mean 0.5" in capsys.readouterr().out
+    assert "mynets.py:Net, 5 classes, normalised as named: mean 0.5" in capsys.readouterr().out
     assert run(["layers", "o.pt", "--arch", "mynets.py:Net", "--arch-args", "width=6"]) == 0
 
 

@@ -101,7 +101,7 @@ def test_a_normalisation_that_contradicts_the_file_is_refused(named: Any, tmp_pa
     zoo = Checkpoint.read("zoo:cifar10-at")
     torch.save(wrapped(dict(zoo.state)), tmp_path / "theirs.pt")
     own = "theirs.pt has a normalisation of its own (mean 0.491, 0.4819, 0.4465 and standard"
-    with mistake("normalise: ", own, "is named: leave --normalise out", "channelscope convert"):
+    with mistake("normalise: ", own, "is named: leave --normalise out", "LABEL=VALUE"):
         load(tmp_path / "theirs.pt", normalise=named)
     alike = load(tmp_path / "theirs.pt", normalise="0.491,0.482,0.447;0.245,0.243,0.261")
     torch.testing.assert_close(logits(alike), logits(load(tmp_path / "theirs.pt")), rtol=0, atol=0)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -254,6 +255,7 @@ def recipes(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Convert any program's network file to a checkpoint."""
+    from channelscope.weights.architectures import External
     from channelscope.weights.loading import convert, describe_network
 
     name = parse_name(args.file)
@@ -267,6 +269,10 @@ def convert(args: argparse.Namespace) -> None:
         download=args.download,
     )
     print(escape(f"{args.out}: {describe_network(checkpoint)}"))
+    architecture = checkpoint.architecture
+    if isinstance(architecture, External) and architecture.is_code:
+        typed = shlex.quote(f"{args.out}@{architecture.arch}")
+        print(escape(f"Its code is your own, so name that whenever it is read: --models {typed}"))
 
 
 def zoo(args: argparse.Namespace) -> None:

@@ -73,7 +73,7 @@ def _build_network(args: argparse.Namespace) -> "tuple[nn.Module, tuple[int, int
         external = External(arch=name.path, classes=1000, args=read_arch_args(args))
         side = size or get_image_side(name.path)
         return external.build(), (3, side, side)
-    checkpoint = read_model(args, name)
+    checkpoint = read_model(args, name, args.normalise)
     channels, height, width = checkpoint.image
     return checkpoint.build(), (channels, size or height, size or width)
 

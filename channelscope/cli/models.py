@@ -2,10 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from channelscope.errors import UserError, escape
+from channelscope.errors import UserError, escape, suggest
 
 if TYPE_CHECKING:
     from channelscope.weights import Checkpoint
@@ -42,6 +43,7 @@ def read_models(args: argparse.Namespace) -> dict[str, "Checkpoint"]:
     """Read the networks of a command, by label, and say as what foreign ones were recognised."""
     from channelscope.distributed import is_first
     from channelscope.weights import zoo
+    from channelscope.weights.architectures import MisfitError
     from channelscope.weights.loading import describe_network
 
     names = [parse_name(text) for text in args.models]
@@ -53,18 +55,57 @@ def read_models(args: argparse.Namespace) -> dict[str, "Checkpoint"]:
         )
     if len(set(labels)) < len(labels):
         raise UserError("Two models have the same label: name different ones with --labels.")
+    normalisations = read_normalisations(args.normalise, labels)
     models = {}
     for label, name in zip(labels, names, strict=True):
-        models[label] = read_model(args, name)
+        try:
+            models[label] = read_model(args, name, normalisations[label])
+        except MisfitError as error:
+            if len(names) == 1 or name.arch:
+                raise
+            raise UserError(
+                f"{error} If {args.arch} is meant for one of the files alone, write "
+                f"FILE@{args.arch} there, and no --arch."
+            ) from error
         # A checkpoint that was converted records another file, and was described then.
         is_foreign = models[label].meta.get("file") in (name.path, Path(name.path).name)
         if is_foreign and is_first():
             kind = describe_network(models[label])
-            print(escape(f"{label}: recognised: {kind}"), file=sys.stderr)
+            found = "named" if ":" in (name.arch or args.arch or "") else "recognised"
+            print(escape(f"{label}: {found}: {kind}"), file=sys.stderr)
     return models
 
 
-def read_model(args: argparse.Namespace, name: Name) -> "Checkpoint":
+def read_normalisations(values: Sequence[str], labels: Sequence[str]) -> dict[str, str | None]:
+    """Read the normalisation of each network: one value for all, or LABEL=VALUE for some.
+
+    >>> read_normalisations(["a=imagenet"], ["a", "b"])
+    {'a': 'imagenet', 'b': None}
+    >>> read_normalisations(["half"], ["a", "b"])
+    {'a': 'half', 'b': 'half'}
+    """
+    if len(values) == 1 and "=" not in values[0]:
+        return dict.fromkeys(labels, values[0])
+    found: dict[str, str | None] = dict.fromkeys(labels)
+    for text in values:
+        label, equals, value = text.rpartition("=")  # no value has an equals sign, a label may
+        if not equals:
+            raise UserError(
+                f"--normalise: {text!r} stands beside others: name one value for all networks, or "
+                "LABEL=VALUE for each that needs one."
+            )
+        if label not in found:
+            raise UserError(
+                f"--normalise: there is no model {label!r} among {', '.join(labels)}."
+                f"{suggest(label, labels)}"
+            )
+        if found[label] is not None:
+            raise UserError(f"--normalise: {label} has two normalisations: name one.")
+        found[label] = value
+    return found
+
+
+def read_model(args: argparse.Namespace, name: Name, normalise: str | None) -> "Checkpoint":
     """Read one network, by the options that say how."""
     from channelscope.weights.loading import read_network
 
@@ -72,7 +113,7 @@ def read_model(args: argparse.Namespace, name: Name) -> "Checkpoint":
         name.path,
         name.arch or args.arch,
         arch_args=read_arch_args(args),
-        normalise=args.normalise,
+        normalise=normalise,
         download=args.download,
     )
 

@@ -87,6 +87,10 @@ _MANY = {"nargs": "+"}
 _PAIRS = {"nargs": "+", "action": "extend"}
 _ON = {"action": "store_true"}
 _OFF = {"action": "store_false"}
+_NORMALISATION = (
+    "normalisation that foreign networks expect and their files lack: cifar10, pytorch-cifar, "
+    "cifar100, imagenet, half, none, or MEAN;STD such as '0.5,0.5,0.5;0.25,0.25,0.25'"
+)
 
 OPTIONS: dict[str, Option] = {
     # Networks and images.
@@ -98,7 +102,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "arch": Option(
         "architecture of files from which it cannot be recognised: torchvision:NAME, timm:NAME, or "
-        "FILE.py:FUNCTION or package.module:FUNCTION for code of your own, which is run",
+        "FILE.py:NAME or package.module:NAME of a class or function of your own, which is run",
         "ARCH",
         unset="recognised",
     ),
@@ -106,10 +110,11 @@ OPTIONS: dict[str, Option] = {
         "arguments for --arch, such as width=2", "NAME=VALUE", default=[], settings=_PAIRS
     ),
     "normalise": Option(
-        "normalisation that foreign networks expect and their files lack: cifar10, pytorch-cifar, "
-        "cifar100, imagenet, half, none, or MEAN;STD such as '0.5,0.5,0.5;0.25,0.25,0.25'",
-        "NAME",
+        f"{_NORMALISATION}; one for all networks, or LABEL=VALUE for each that needs one",
+        "VALUE",
+        default=[],
         unset="that of the file, if any",
+        settings=_PAIRS,
     ),
     "labels": Option("names of the models", "NAME", unset="the file names", settings=_MANY),
     "output": Option(
@@ -241,6 +246,11 @@ OPTIONS: dict[str, Option] = {
 MEASURING = "seed replicates level batch_size device folder out json progress"
 DATA = "data data_root download image_size stream"
 NETWORK = "arch arch_args normalise"
+
+# Of commands for a single network.
+SINGLE = OPTIONS | {
+    "normalise": Option(_NORMALISATION, "VALUE", unset="that of the file, if any"),
+}
 
 TRAINING = OPTIONS | {
     "method": Option(

@@ -14,6 +14,7 @@ from channelscope.cli.options import (
     NETWORK,
     OPTIONS,
     RECIPE,
+    SINGLE,
     TRAINING,
     add_options,
     positive,
@@ -342,7 +343,7 @@ def _add_listings(menu: Any) -> None:
     listing.add_argument(
         "patterns", nargs="*", metavar="PATTERN", help="names or patterns (default: all layers)"
     )
-    add_options(listing, NETWORK)
+    add_options(listing, NETWORK, SINGLE)
     listing.set_defaults(download=False)
     listing.add_argument("--image-size", type=positive, metavar="S", help="use images of S x S")
 
@@ -373,8 +374,9 @@ def _add_others(menu: Any) -> None:
         "turn any program's network file into a checkpoint",
         """
         Turn a network that another program saved into a checkpoint, which needs no further options
-        when it is read. Most are recognised by their tensors: networks of papers' releases (CIFS,
-        CAS, FSR, TRADES, MART, AWP), of torchvision and of timm. Nothing in a file is run.
+        when it is read, but for code of your own, which is named again: OUT@FILE.py:NAME. Most are
+        recognised by their tensors: networks of papers' releases (CIFS, CAS, FSR, TRADES, MART,
+        AWP), of torchvision and of timm. Nothing in a file is run.
         """,
         """
         channelscope convert ckp_best.pt cifs.pt
@@ -384,7 +386,7 @@ def _add_others(menu: Any) -> None:
     )
     convert.add_argument("file", metavar="FILE", help="file to read; no code in it is run")
     convert.add_argument("out", metavar="OUT", help="checkpoint to write")
-    add_options(convert, f"{NETWORK} download")
+    add_options(convert, f"{NETWORK} download", SINGLE)
     convert.add_argument(
         "--method",
         metavar="METHOD",

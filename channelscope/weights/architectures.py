@@ -1,11 +1,12 @@
 """Architectures that are not ours: of torchvision and timm, of the user's own code, and others.
 
 ``External`` is to these what ``networks.Architecture`` is to ours: what it takes to build a network
-again. A name is ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FUNCTION``,
-``package.module:FUNCTION`` or one of ``BUILDERS``. Code of the user's own runs only where the user
-names it: never because a checkpoint does.
+again. A name is ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:NAME`` or ``package.module:NAME`` of
+a class or function, or one of ``BUILDERS``. Code of the user's own runs only where the user names
+it: never because a checkpoint does.
 """
 
+import ast
 import importlib
 import importlib.util
 import sys
@@ -32,6 +33,13 @@ _PLAIN_ARGS = {
     *("num_classes", "in_chans", "img_size", "aux_logits", "transform_input", "drop_rate"),
     *("blocks", "width", "bottleneck", "final_norm", "channels", "layers", "projected"),
 }
+
+
+_MOST_LISTED = 8  # classes and functions of a file that a sentence names
+
+
+class MisfitError(UserError):
+    """An architecture that the user named is not that of the file; it may be that of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +188,14 @@ def find_builder(arch: str) -> Callable[..., Any]:
         UserError: where there is none of the name.
     """
     library, colon, name = arch.rpartition(":")
+    if names_only_file(arch):
+        raise _ask_for_name(arch.removesuffix(":"))
     if not colon:
         if arch in BUILDERS:
             return BUILDERS[arch]
         raise UserError(
             f"arch: there is no architecture {arch!r}: write torchvision:NAME, timm:NAME, "
-            f"FILE.py:FUNCTION or package.module:FUNCTION.{suggest(arch, BUILDERS)}"
+            f"FILE.py:NAME or package.module:NAME.{suggest(arch, BUILDERS)}"
         )
     if library == "torchvision":
         return _find_torchvision(name)
@@ -255,9 +265,56 @@ def _find_code(place: str, name: str, arch: str) -> Callable[..., Any]:
         names = [key for key, value in vars(module).items() if callable(value)]
         raise UserError(
             f"arch: {place} has no function or class {name!r}.{suggest(name, names)} Write "
-            f"{place}:FUNCTION."
+            f"{place}:NAME."
         )
     return builder
+
+
+def names_only_file(arch: str) -> bool:
+    """Tell whether an architecture is a file of code, with nothing in it named."""
+    return arch.removesuffix(":").endswith(".py")
+
+
+def _ask_for_name(place: str) -> UserError:
+    """Return the sentence that lists what a file defines, which is read and not run."""
+    if not Path(place).is_file():
+        return UserError(f"arch: there is no file {place}: check the path.")
+    try:
+        body = ast.parse(Path(place).read_bytes()).body
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return UserError(f"arch: {place} cannot be read as Python ({error}): check the file.")
+    names = [
+        item.name
+        for item in body
+        if isinstance(item, ast.ClassDef | ast.FunctionDef) and not item.name.startswith("_")
+    ]
+    if not names:
+        return UserError(
+            f"arch: {place} defines no class or function: name the file that defines the network, "
+            "as FILE.py:NAME."
+        )
+    networks = _list_networks(body)
+    likeliest = networks[0] if len(networks) == 1 else None
+    if likeliest in names:
+        names = [likeliest, *(name for name in names if name != likeliest)]
+    more = len(names) - _MOST_LISTED
+    told = ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    example = f"{place}:{likeliest}" if likeliest in names else f"{place}:NAME"
+    return UserError(
+        f"arch: {place} is a file of code, in which the network has a name: type {example} (it "
+        f"defines {told})."
+    )
+
+
+def _list_networks(body: Sequence[ast.stmt]) -> list[str]:
+    """List the classes that extend torch's Module, directly or by way of others of the file."""
+    networks: list[str] = []
+    for item in body:
+        if isinstance(item, ast.ClassDef):
+            bases = [ast.unparse(base).rpartition(".")[2] for base in item.bases]
+            if any(base.endswith("Module") or base in ("Sequential", *networks) for base in bases):
+                networks.append(item.name)
+    return networks
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def match_chain(state: Mapping[str, Tensor]) -> Match | None:
         ways = "in several ways" if plans else "in no usual way"
         raise AmbiguousError(
             f"its {len(layers)} layers, one after the other, can be put together {ways}, as no "
-            "tensor tells strides, padding and pooling: name its code, --arch FILE.py:FUNCTION."
+            "tensor tells strides, padding and pooling: name its code, --arch FILE.py:NAME."
         )
     words, places = _write_layers(layers, plans[0])
     renamed = {}

@@ -19,7 +19,7 @@ from channelscope.gates import KINDS, Selective
 from channelscope.networks import Architecture
 from channelscope.recipes import METHODS
 from channelscope.weights import zoo
-from channelscope.weights.architectures import External
+from channelscope.weights.architectures import External, MisfitError
 from channelscope.weights.tensors import load_tensors, save_tensors
 
 FORMAT = 2
@@ -169,8 +169,8 @@ class Checkpoint:
 
         Args:
             path: the file.
-            code: the user's own code that builds the network, ``FILE.py:FUNCTION``: where a
-                checkpoint needs any, the user must name it, for no file says what to run.
+            code: the user's own code that builds the network, ``FILE.py:NAME``: where a checkpoint
+                needs any, the user must name it, for no file says what to run.
 
         Raises:
             UserError: one sentence for a file that is missing, damaged, foreign or hostile.
@@ -213,8 +213,8 @@ class Checkpoint:
         if external.is_code:
             if code is None:
                 raise UserError(
-                    f"{path} needs code of your own, {external.arch}: name it with --arch, for no "
-                    "file says what to run."
+                    f"{path} needs code of your own, which no file may say to run: type "
+                    f"{path}@{external.arch}, or name it with --arch or arch=."
                 )
             external = dataclasses.replace(external, arch=code)
         else:
@@ -227,7 +227,7 @@ class Checkpoint:
                 ) from error
         expected = {key: item.shape for key, item in external.build_shapes().items()}
         if expected != {key: item.shape for key, item in self.state.items()}:
-            raise UserError(
+            raise MisfitError(
                 f"{path} does not fit {external.arch} as it is installed here: install the version "
                 "that it was saved with, or convert it again."
             )

@@ -18,7 +18,7 @@ from channelscope.gates.fsr import FeatureRecalibrator
 from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
 from channelscope.networks import Statistics, read_normalisation
 from channelscope.recipes import METHODS
-from channelscope.weights.architectures import External, Value
+from channelscope.weights.architectures import External, MisfitError, Value, names_only_file
 from channelscope.weights.checkpoints import Checkpoint, Gate, versions
 from channelscope.weights.cifar import Match
 from channelscope.weights.files import Weights, find_state, read_content, read_weights, unwrap
@@ -32,6 +32,7 @@ from channelscope.weights.recognise import (
 
 Args = Mapping[str, Value]
 _ROUNDING = 1e-3  # by which a normalisation may differ from that of the file
+_NAMED = "as named:"  # how it is normalised: by the user's word, which no file confirms
 
 
 def load(
@@ -69,12 +70,12 @@ def read_network(
     """Read a network with all that is on record of it; nothing in its file is run.
 
     Args:
-        path: a checkpoint of ours; ``zoo:NAME``; weights that any program saved, whose network is
+        path: a checkpoint of ours; ``zoo:NAME``; weights that any program saved, how network is
             recognised by its tensors; or ``torchvision:NAME``, ``timm:NAME``, ``robustbench:NAME``
             for published weights.
         arch: builds the network where it is not recognised: ``torchvision:NAME``, ``timm:NAME``, or
-            ``FILE.py:FUNCTION`` or ``package.module:FUNCTION`` for code of your own, which is run.
-            Checkpoints of ours have theirs.
+            ``FILE.py:NAME`` or ``package.module:NAME`` of a class or function of your own, which is
+            run. Checkpoints of ours have theirs, but for code of your own.
         arch_args: arguments for ``arch``, by name.
         normalise: the normalisation that the network expects, where its file has none, see
             ``networks.read_normalisation``. One that contradicts another program's file is
@@ -91,7 +92,9 @@ def read_network(
         return Checkpoint.read(path)
     if str(path).partition(":")[0] in PUBLISHERS and not Path(path).exists():
         match = read_published(str(path), dict(arch_args or {}), download)
-        return _make_checkpoint(_normalise(match, str(path), statistics, is_named), str(path))
+        how = "by the published" if _is_normalised(match) else _NAMED
+        match = _normalise(match, str(path), statistics, is_named)
+        return _make_checkpoint(match, str(path), how)
     path = Path(path)
     if path.is_dir():
         weights = read_weights(path)
@@ -102,12 +105,14 @@ def read_network(
         state, entry = find_state(content, path)
         weights = Weights(path, unwrap(state, path), entry)
     match = _match(weights, arch, dict(arch_args or {}))
-    return _make_checkpoint(_normalise(match, str(path), statistics, is_named), path.name)
+    how = "by the file's own" if _is_normalised(match) else _NAMED
+    match = _normalise(match, str(path), statistics, is_named)
+    return _make_checkpoint(match, path.name, how)
 
 
 def _match(weights: Weights, arch: str | None, args: dict[str, Value]) -> Match:
     """Match a file's tensors with the architecture that is named, or recognise them."""
-    if arch is not None and ":" in arch:
+    if arch is not None and (":" in arch or names_only_file(arch)):
         return match_named(weights, arch, args)
     if args:
         raise UserError("arch_args: there is no architecture that they are for: name it with arch.")
@@ -115,7 +120,7 @@ def _match(weights: Weights, arch: str | None, args: dict[str, Value]) -> Match:
         return match_named(weights, weights.arch, args)
     match = recognise(weights)
     if arch is not None and arch != match.architecture.arch:
-        raise UserError(
+        raise MisfitError(
             f"arch: {weights.path} is recognised as {match.name}, not as {arch}: name "
             f"{match.architecture.arch}, or no architecture."
         )
@@ -138,8 +143,8 @@ def _normalise(match: Match, source: str, statistics: Statistics | None, is_name
         other = "none" if statistics is None else _print_statistics(*statistics)
         raise UserError(
             f"normalise: {source} has a normalisation of its own ({_print_statistics(*own)}), and "
-            f"{other} is named: leave --normalise out. Networks beside it that need one are first "
-            "written with it: channelscope convert FILE OUT --normalise NAME."
+            f"{other} is named: leave --normalise out, or name it for the networks beside it that "
+            "need one, --normalise LABEL=VALUE."
         )
     return match
 
@@ -160,7 +165,14 @@ def _print_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
     return "mean {} and standard deviation {}".format(*numbers)
 
 
-def _make_checkpoint(match: Match, source: str) -> Checkpoint:
+def _make_checkpoint(match: Match, source: str, how: str = "by") -> Checkpoint:
+    """Make the checkpoint of a match.
+
+    Args:
+        match: what was recognised.
+        source: the file.
+        how: it is normalised, if it is: words before the numbers.
+    """
     stem = next((item for item in match.state.values() if item.ndim == 4), None)
     channels = 3 if stem is None else stem.shape[1]
     side = match.side or get_image_side(match.architecture.arch)
@@ -173,6 +185,7 @@ def _make_checkpoint(match: Match, source: str) -> Checkpoint:
         meta={
             "converted_from": match.name,
             "assumed": match.assumed,
+            "normalised": how,
             "file": escape(source),
             "versions": versions(),
         },
@@ -200,7 +213,7 @@ def describe_network(checkpoint: Checkpoint) -> str:
     parts = [str(meta["converted_from"]), f"{architecture.classes} classes"]
     if _is_normalised(checkpoint):
         statistics = _print_statistics(architecture.mean, architecture.std)
-        parts.append(f"normalised by {statistics}")
+        parts.append(f"normalised {meta.get('normalised', 'by')} {statistics}")
     if meta.get("assumed"):
         parts.append(f"assumed: {meta['assumed']}")
     return ", ".join(parts)
@@ -283,7 +296,7 @@ def save(
     """Write a trained network as a checkpoint, from which every command reads it.
 
     Args:
-        network: any whose architecture is recognised by its tensors, gated or not; or with ``arch``
+        network: any how architecture is recognised by its tensors, gated or not; or with ``arch``
             any other. Its logits are compared with those of what is written.
         path: the file to write.
         arch, arch_args: what builds the network, see ``read_network``; for code of your own it must

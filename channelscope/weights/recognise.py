@@ -19,7 +19,7 @@ from torch import Tensor
 
 from channelscope.errors import UserError
 from channelscope.networks import Architecture
-from channelscope.weights.architectures import External, Value
+from channelscope.weights.architectures import External, MisfitError, Value
 from channelscope.weights.chains import match_chain
 from channelscope.weights.checkpoints import build
 from channelscope.weights.cifar import AmbiguousError, Match, match_cifar
@@ -160,7 +160,7 @@ def match_named(weights: Weights, arch: str, args: Mapping[str, Value]) -> Match
             return add_normalisation(match, *_choose_statistics(weights, state))
         differences.append(difference)
     nearest = max(differences, key=lambda one: one.likeness)
-    raise UserError(
+    raise MisfitError(
         f"arch: {arch} does not fit {weights.path}: {nearest}. Name another architecture, or its "
         "arguments with --arch-args NAME=VALUE."
     )
@@ -363,7 +363,7 @@ def _explain(weights: Weights, differences: list[Difference]) -> UserError:
     candidates = [*differences, *_find_nearest(state)]
     advice = (
         "name its architecture with --arch, such as torchvision:resnet50 or, for code of your own, "
-        "FILE.py:FUNCTION"
+        "FILE.py:NAME"
     )
     nearest = max(candidates, key=lambda one: one.likeness, default=None)
     if nearest is None or nearest.likeness < _LEAST_LIKENESS:
