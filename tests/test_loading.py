@@ -129,10 +129,13 @@ FILES = {
     "class Net: pass\ndef make(): pass": "type nets.py:NAME (it defines Net, make)",
     "class Net(nn.Module): pass": "type nets.py:Net (it defines Net)",
     "def make(): pass\nclass _Base(torch.nn.Module): pass\nclass Net(_Base): pass": (
-        "type nets.py:NAME (it defines make, Net)"
+        "type nets.py:Net (it defines Net, make)"
     ),
     "def make(): pass\nclass Net(Module): pass": "type nets.py:Net (it defines Net, make)",
-    "class A(nn.Module): pass\nclass B(A): pass": "type nets.py:NAME (it defines A, B)",
+    "class A(nn.Module): pass\nclass B(nn.Module): pass": ("type nets.py:NAME (it defines A, B)"),
+    "class A(nn.Module): pass\nclass B(nn.Module):\n def f(self): super(B, self).g(A())": (
+        "type nets.py:B (it defines B, A)"
+    ),
     "class A(nn.Sequential): pass\nclass B(str): pass": "type nets.py:A (it defines A, B)",
     "class A(x[0](1)): pass": "type nets.py:NAME (it defines A)",
     "\n".join(f"def f{i}(): pass" for i in range(12)): "f6, f7 and 4 more)",

@@ -307,14 +307,17 @@ def _ask_for_name(place: str) -> UserError:
 
 
 def _list_networks(body: Sequence[ast.stmt]) -> list[str]:
-    """List the classes that extend torch's Module, directly or by way of others of the file."""
+    """List the classes that extend torch's Module and are no part of another class of the file."""
     networks: list[str] = []
+    parts: set[str] = set()
     for item in body:
         if isinstance(item, ast.ClassDef):
             bases = [ast.unparse(base).rpartition(".")[2] for base in item.bases]
             if any(base.endswith("Module") or base in ("Sequential", *networks) for base in bases):
                 networks.append(item.name)
-    return networks
+            used = {node.id for node in ast.walk(item) if isinstance(node, ast.Name)}
+            parts |= used - {item.name}  # its own name stands in super()
+    return [name for name in networks if name not in parts]
 
 
 @contextmanager
