@@ -186,6 +186,7 @@ def test_suites() -> None:
         "pgd-20:joint-sweep:detached",
         "pgd-20:frozen-natural",
         "pgd-20:frozen-label",
+        "pgd-20:probe-layer3.0",
         "pgd-20:probe-layer4.0",
         "cw-20:from-at",
     ]
@@ -575,8 +576,11 @@ def test_masked_network_is_warned_of_and_broken(
         found = evaluate({"net": network}, data, out=tmp_path / "out", **options)
     assert len(found.warnings)
     assert found.worst_case["robust"].item() < found.attacks["robust"].iloc[0] / 2
-    assert set(found.meta["models"]["net"]["fallbacks"]) <= set(found.attacks["attack"])
-    assert found.worst_case["decided_by"].item() in found.meta["models"]["net"]["fallbacks"]
+    fallbacks = found.meta["models"]["net"]["fallbacks"]
+    robust = found.attacks.set_index("attack")["robust"]
+    assert set(fallbacks) <= set(robust.index)
+    assert fallbacks
+    assert robust[found.worst_case["decided_by"].item()] == robust.min()
     assert robustbench_entry(found, "net")["unreliable"] is True
     assert all(json.loads(evidence) for evidence in found.warnings["evidence"])
     pd.testing.assert_frame_equal(cs.Result.load(tmp_path / "out").warnings, found.warnings)
