@@ -40,7 +40,9 @@ BOUNDS = {
 
 
 def _dot(a: Float[ndarray, "*n c"], b: Num[ndarray, "*#n c"]) -> Float[ndarray, "*n"]:
-    return np.asarray(np.einsum("...c,...c", a, b))
+    # In less than half the time of np.einsum; np.vecdot does the same from numpy 2 on.
+    products: ndarray = a[..., None, :] @ b[..., :, None]
+    return products[..., 0, 0]
 
 
 def cosine(a: Float[ndarray, "*n c"], b: Float[ndarray, "*#n c"]) -> Float[ndarray, "*n"]:
