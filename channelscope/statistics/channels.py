@@ -144,7 +144,10 @@ def _place_classes(
     present = ~np.isnan(means).any(1)
     own = means[present]
     squares = (own**2).sum(1)
-    between = np.sqrt(np.maximum(squares[:, None] + squares - 2 * own @ own.T, 0))
+    between = -2 * own @ own.T  # in place, as there may be a million pairs
+    between += squares
+    between += squares[:, None]
+    np.sqrt(np.maximum(between, 0, out=between), out=between)
     np.fill_diagonal(between, 0)
     distances = np.full(classes, np.nan)
     if len(own) < 2:

@@ -66,7 +66,8 @@ def rank(values: Float[ndarray, "*n c"]) -> Float[ndarray, "*n c"]:
     """Rank along the last axis, from 1, ties sharing their mean rank; NaN where any value is."""
     rows = np.ascontiguousarray(values, np.float64).reshape(-1, values.shape[-1])
     order, near = _sort_rows(rows)
-    ordered_ranks = np.tile(np.arange(1.0, rows.shape[1] + 1), (len(rows), 1))
+    ordered_ranks = np.empty(rows.shape)
+    ordered_ranks[:] = np.arange(1, rows.shape[1] + 1)
     columns = np.flatnonzero(near.any(0))
     if len(columns):
         # Most ties are of channels that are zero, which stand together.
