@@ -269,7 +269,7 @@ def test_intervening_prints_the_league_and_verdicts(
         assert statement in output.out
     assert main(command, *words, "--json") == 0
     printed = read_json(capsys.readouterr().out)
-    assert printed.keys() == {"out", "areas", "league", "suppression", "verdicts"}
+    assert printed.keys() == {"out", "areas", "league", "suppression", "verdicts", "notes"}
 
 
 def test_relevance_is_scored_written_and_printed(
@@ -293,7 +293,7 @@ def test_relevance_is_scored_written_and_printed(
     assert result.meta["command"].startswith("channelscope relevance --layers")
     assert main(command, *words, "--json") == 0
     printed = read_json(capsys.readouterr().out)
-    assert printed.keys() == {"out", "counts", "agreement", "refused"}
+    assert printed.keys() == {"out", "counts", "agreement", "refused", "notes"}
 
 
 def test_scorers_that_all_refuse_are_answered_in_a_line(
