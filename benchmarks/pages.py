@@ -168,19 +168,20 @@ def format_strongest() -> str:
 def format_conditions() -> str:
     """Say on what robustness was measured."""
     meta = load(RESULTS / "evaluation").meta
-    versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
     auto = f"autoattack-{name_of('at')}"
     return (
         f"n = {meta['data']['images']} test images of {zoo.TRAINED_ON}, class shares kept; L-inf, "
         f"eps 8/255; seed {meta['seed']}; {meta['level']:.0%} intervals (Wilson's, over images). "
-        f"{_format_place('evaluation')}; AutoAttack {_format_place(auto)}; {versions}."
+        f"{_format_place('evaluation')}. AutoAttack: {_format_place(auto)}."
     )
 
 
 def _format_place(name: str) -> str:
-    """Say when and on what hardware a result was measured."""
+    """Say when, on what hardware and with what versions a result was measured."""
+    meta = load(RESULTS / name).meta
     hardware = (RESULTS / name / "hardware.txt").read_text("utf-8").strip()
-    return f"{load(RESULTS / name).meta['created'][:10]}, {hardware}"
+    versions = ", ".join(f"{package} {version}" for package, version in meta["versions"].items())
+    return f"{meta['created'][:10]}, {hardware}; {versions}"
 
 
 # ---------------------------------------------------------------- what is inside
