@@ -552,11 +552,10 @@ def test_a_command_has_the_options_and_defaults_of_its_function(
     assert main(command, "--models", work / "at.pt") == 2
     (options, arguments), (typed_options, typed_arguments) = calls
     assert typed_arguments == arguments
-    of_python = {"formats"}  # of figures, which the command figures draws in others
-    assert typed_options.keys() == api.Options.__annotations__.keys() - of_python
+    assert typed_options.keys() == api.Options.__annotations__.keys()
     parameters = signature(cs.Study).parameters
     defaults = {name: parameters[name].default for name in typed_options.keys() & parameters.keys()}
-    of_the_command = {"out", "command"}
+    of_the_command = {"out", "formats", "command"}
     assert defaults.keys() == typed_options.keys() - of_the_command
     assert {name: typed_options[name] for name in defaults} == defaults | options
 

@@ -130,8 +130,7 @@ def answer(args: argparse.Namespace) -> None:
     from channelscope.study.models import trained_on
 
     question = getattr(api, args.name)
-    given = vars(args)  # the formats of figures are an option in Python alone
-    shared = {name: given[name] for name in api.Options.__annotations__ if name in given}
+    shared = {name: vars(args)[name] for name in api.Options.__annotations__}
     options = _collect(args, question) | shared
     if "groups" in options:
         groups: dict[str, list[str]] = {}

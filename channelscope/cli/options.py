@@ -237,13 +237,16 @@ OPTIONS: dict[str, Option] = {
         unset="OUT.partial, removed at the end",
         flags=("--run-folder",),
     ),
+    "formats": Option(
+        "of the figures: pdf, png, svg", "NAME", default=("pdf", "png"), settings=_MANY
+    ),
     "out": Option("folder to write", "DIR"),
     "json": Option("print the results as JSON", default=False, settings=_ON),
     "progress": Option(
         "show no progress bars", default=True, flags=("-q", "--quiet"), settings=_OFF
     ),
 }
-MEASURING = "seed replicates level batch_size device folder out json progress"
+MEASURING = "seed replicates level batch_size device folder out formats json progress"
 DATA = "data data_root download image_size stream"
 NETWORK = "arch arch_args normalise"
 
@@ -312,7 +315,6 @@ DRAWING = OPTIONS | {
         unset="all",
         settings=_MANY,
     ),
-    "formats": Option("pdf, png, svg", "NAME", default=("pdf", "png"), settings=_MANY),
 }
 
 
