@@ -66,21 +66,19 @@ def rank(values: Float[ndarray, "*n c"]) -> Float[ndarray, "*n c"]:
     """Rank along the last axis, from 1, ties sharing their mean rank; NaN where any value is."""
     rows = np.ascontiguousarray(values, np.float64).reshape(-1, values.shape[-1])
     order, near = _sort_rows(rows)
-    ordered_ranks = np.empty(rows.shape)
-    ordered_ranks[:] = np.arange(1, rows.shape[1] + 1)
-    columns = np.flatnonzero(near.any(0))
-    if len(columns):
-        # Most ties are of channels that are zero, which stand together.
-        start, end = columns[0], columns[-1] + 2
-        ordered = np.take_along_axis(rows, order[:, start:end], 1)
-        unsorted = (ordered[:, 1:] < ordered[:, :-1]).any(1)
-        if unsorted.any():
-            order[unsorted] = rows[unsorted].argsort(1)
-            ordered[unsorted] = np.take_along_axis(rows[unsorted], order[unsorted, start:end], 1)
-        _share_ranks(ordered_ranks[:, start:end], ordered[:, 1:] == ordered[:, :-1])
-    ranks = np.empty(rows.shape)
-    for of_row, places, in_order in zip(ranks, order, ordered_ranks, strict=True):
-        of_row[places] = in_order  # half the time of np.put_along_axis
+    row, place = np.divmod(np.flatnonzero(near), max(near.shape[1], 1))
+    before, after = rows[row, order[row, place]], rows[row, order[row, place + 1]]
+    if (after < before).any():
+        unsorted = np.unique(row[after < before])
+        order[unsorted] = rows[unsorted].argsort(1)
+        before, after = rows[row, order[row, place]], rows[row, order[row, place + 1]]
+    ranks, ascending = np.empty(rows.shape), np.arange(1.0, rows.shape[1] + 1)
+    for of_row, places in zip(ranks, order, strict=True):
+        of_row[places] = ascending  # half the time of np.put_along_axis
+    equal = before == after
+    if equal.any():
+        row, place, shared = _share_ranks(row[equal], place[equal])
+        ranks[row, order[row, place]] = shared
     ranks[np.isnan(rows.max(1, initial=-np.inf))] = np.nan
     return ranks.reshape(values.shape)
 
@@ -104,18 +102,22 @@ def _sort_rows(rows: Float[ndarray, "n c"]) -> tuple[Int[ndarray, "n c"], Bool[n
     return keys, near
 
 
-def _share_ranks(ranks: Float[ndarray, "n c"], tied: Bool[ndarray, "n pairs"]) -> None:
-    """Give equal values, in ascending rows, their mean rank, given which equal the next one."""
-    n, c = ranks.shape
-    inside = np.zeros((n, c + 1), bool)  # of a run of equal values, between two of its places
-    inside[:, 1:-1] = tied
-    edges = np.flatnonzero(inside.ravel()[1:] != inside.ravel()[:-1])
-    rows, firsts = np.divmod(edges[::2], c + 1)
-    lengths = edges[1::2] - edges[::2] + 1
-    lasts = firsts + lengths - 1
-    means = (ranks[rows, firsts] + ranks[rows, lasts]) / 2
+def _share_ranks(
+    row: Int[ndarray, " pairs"], place: Int[ndarray, " pairs"]
+) -> tuple[Int[ndarray, " m"], Int[ndarray, " m"], Float[ndarray, " m"]]:
+    """Return row, place in ascending order and mean rank of equal values.
+
+    Args:
+        row, place: in ascending order, of each value that equals the next one of its row.
+    """
+    starts = np.ones(len(row), bool)
+    starts[1:] = (row[1:] != row[:-1]) | (place[1:] != place[:-1] + 1)
+    first = np.flatnonzero(starts)
+    lengths = np.diff(first, append=len(row)) + 1
     within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-    ranks[np.repeat(rows, lengths), np.repeat(firsts, lengths) + within] = np.repeat(means, lengths)
+    places = np.repeat(place[first], lengths) + within
+    shared = np.repeat(place[first] + (lengths + 1) / 2, lengths)
+    return np.repeat(row[first], lengths), places, shared
 
 
 def shift(
@@ -150,9 +152,9 @@ def nr_mass(
     with a the magnitude and g the relevance: unlike ``nr_share``, a channel counts by how much it
     says. NaN where no relevant channel is active.
     """
-    mass = np.abs(relevance * magnitude)
+    mass = np.abs(magnitude)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return _dot(mass, (relevance < 0).astype(float)) / mass.sum(-1)
+        return _dot(mass, np.maximum(-relevance, 0)) / _dot(mass, np.abs(relevance))
 
 
 def signed_mass(
@@ -163,9 +165,8 @@ def signed_mass(
     1 where all that is active is positively relevant. Of activations that are nowhere negative it
     is 1 - 2 ``nr_mass``.
     """
-    products = relevance * magnitude
     with np.errstate(invalid="ignore", divide="ignore"):
-        return products.sum(-1) / np.abs(products).sum(-1)
+        return _dot(magnitude, relevance) / _dot(np.abs(magnitude), np.abs(relevance))
 
 
 def nr_fall(
@@ -180,10 +181,9 @@ def nr_fall(
     with a the natural, a' the adversarial magnitude and g the relevance. At the penultimate layer
     the denominator is the fall of the class's logit. NaN where it does not fall.
     """
-    falls = relevance * (natural - adversarial)
-    fall = falls.sum(-1)
+    lost = natural - adversarial
+    fall, negative = _dot(lost, relevance), _dot(lost, np.minimum(relevance, 0))
     with np.errstate(invalid="ignore", divide="ignore"):
-        negative = _dot(falls, (relevance < 0).astype(float))
         return np.where(fall > 0, negative / fall, np.nan)
 
 
