@@ -21,10 +21,10 @@ from channelscope.study.suppression import RelevantTo
 class Options(TypedDict, total=False):
     """What all questions have in common; see ``Study`` for each.
 
-    ``out`` is a folder to save the result to, with figures as .pdf and .png, or in the ``formats``
-    that are named. A run that was killed goes on when it is asked for again: what it has so far is
-    in ``out`` with ".partial" after it, or in ``folder``, which stays. ``command`` is what was
-    typed, for the record.
+    ``out`` is a folder to save the result to, with its main figures, or ``all_figures``, as .pdf
+    and .png, or in the ``formats`` that are named. A run that was killed goes on when it is asked
+    for again: what it has so far is in ``out`` with ".partial" after it, or in ``folder``, which
+    stays. ``command`` is what was typed, for the record.
     """
 
     output: int | str | None
@@ -38,6 +38,7 @@ class Options(TypedDict, total=False):
     folder: Path | str | None
     progress: bool
     out: Path | str | None
+    all_figures: bool
     formats: Sequence[str]
     command: str | None
 
@@ -285,6 +286,7 @@ def draw_figures(
     wide: bool = False,
     latex: bool = False,
     only: Sequence[str] = (),
+    all_figures: bool = False,
     formats: Sequence[str] = ("pdf", "png"),
     progress: bool = True,
 ) -> Result:
@@ -292,7 +294,7 @@ def draw_figures(
 
     Args:
         folder: that ``Result.save`` wrote.
-        style, wide, latex, only, formats, progress: see ``Result.draw``.
+        style, wide, latex, only, all_figures, formats, progress: see ``Result.draw``.
 
     Raises:
         UserError: for a folder without a result, or settings that do not fit.
@@ -305,6 +307,7 @@ def draw_figures(
             wide=wide,
             latex=latex,
             only=only,
+            all_figures=all_figures,
             formats=formats,
             progress=progress,
         )
@@ -322,6 +325,7 @@ def _answer(kind: Kind, models: Models, data: Any, options: Options, **arguments
     out = settings.pop("out", None)
     folder = settings.pop("folder", None)
     formats = list_formats(settings.pop("formats", FORMATS))
+    all_figures = bool(settings.pop("all_figures", False))
     if out is None:
         with lock_path(Path(folder).absolute()) if folder else nullcontext():
             return Study(models, data, kind=kind, folder=folder, **settings, **arguments).run()
@@ -336,7 +340,13 @@ def _answer(kind: Kind, models: Models, data: Any, options: Options, **arguments
         adversarial = study.adversarial_files()  # which all processes open together
         if is_first():
             shown = bool(settings.get("progress", True))
-            result.save(target, adversarial=adversarial, formats=formats, progress=shown)
+            result.save(
+                target,
+                adversarial=adversarial,
+                all_figures=all_figures,
+                formats=formats,
+                progress=shown,
+            )
         barrier()
         if is_first() and not folder:
             remove_run_folder(partial)

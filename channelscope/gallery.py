@@ -34,6 +34,11 @@ class Picture:
     plot: Plot
     subject: Subject
 
+    @property
+    def main(self) -> bool:
+        """Whether a run draws it unasked."""
+        return self.plot.main and self.subject.main
+
     def draw(self) -> Figure:
         """Draw it."""
         with _naming(self.plot, "drawn"):
@@ -66,7 +71,7 @@ class Picture:
             "alt_text": self.alt_text(),
             "section": self.plot.section,
             "claims": list(self.plot.claims),
-            "main": self.subject.main,
+            "main": self.main,
         }
 
 
@@ -199,6 +204,7 @@ def draw(
     wide: bool = False,
     latex: bool = False,
     only: Sequence[str] = (),
+    all_figures: bool = False,
     formats: Sequence[str] = FORMATS,
     progress: bool = True,
 ) -> list[Path]:
@@ -212,7 +218,8 @@ def draw(
         result: what is drawn.
         folder: where to write; other figures that lie there stay.
         style, wide, latex: see ``paper.style``.
-        only: claims ("c1"), kinds ("magnitude") or names of figures; all if there is none.
+        only: claims ("c1"), kinds ("magnitude") or names of figures; none for the main ones.
+        all_figures: all figures, where ``only`` names none.
         formats: of pdf, png and svg.
         progress: show a progress bar.
 
@@ -223,7 +230,9 @@ def draw(
         UserError: for a style, a choice or a format that is unknown, or where LaTeX is missing.
     """
     formats = list_formats(formats)
-    chosen = _choose(result, _split_words("figure", only) if only else [])
+    chosen = _choose(result, _split_words("figure", only)) if only else list_figures(result)
+    if not only and not all_figures:
+        chosen = {name: picture for name, picture in chosen.items() if picture.main}
     paths = []
     with paper.style(style, wide=wide, latex=latex):
         bar = tqdm(chosen.items(), desc="figures", unit="figure", disable=not progress)
@@ -256,8 +265,6 @@ def _split_words(what: str, texts: Sequence[str]) -> list[str]:
 
 def _choose(result: "Result", only: Sequence[str]) -> dict[str, Picture]:
     pictures = list_figures(result)
-    if not only:
-        return pictures
     plots = [plot for analysis in ANALYSES.values() for plot in analysis.plots]
     claims = sorted({claim for plot in plots for claim in plot.claims})
     kinds = [*claims, *(plot.name for plot in plots)]

@@ -218,6 +218,7 @@ class Result:
         folder: Path | str,
         *,
         adversarial: Mapping[str, Path] | None = None,
+        all_figures: bool = False,
         formats: Sequence[str] = gallery.FORMATS,
         progress: bool = True,
     ) -> Path:
@@ -230,7 +231,7 @@ class Result:
         Args:
             folder: where to write.
             adversarial: files of adversarial images to be put in, by name.
-            formats: of the figures, see ``draw``.
+            all_figures, formats: see ``draw``.
             progress: show a progress bar.
 
         Raises:
@@ -244,7 +245,7 @@ class Result:
                 (temporary / "adversarial").mkdir(exist_ok=True)
                 _link(file, temporary / "adversarial" / name)
             write_digests(temporary)
-            self.draw(temporary, formats=formats, progress=progress)
+            self.draw(temporary, all_figures=all_figures, formats=formats, progress=progress)
         return folder
 
     def write_tables(self, folder: Path) -> None:
@@ -280,6 +281,7 @@ class Result:
         wide: bool = False,
         latex: bool = False,
         only: Sequence[str] = (),
+        all_figures: bool = False,
         formats: Sequence[str] = gallery.FORMATS,
         progress: bool = True,
     ) -> None:
@@ -292,7 +294,9 @@ class Result:
             style: "icml", "neurips" or "ieee"; None for the style in force, see ``figures.style``.
             wide: make figures as wide as the paper's text rather than one column.
             latex: let LaTeX set the text.
-            only: claims ("c1"), kinds of figures ("magnitude") or names of figures; none for all.
+            only: claims ("c1"), kinds of figures ("magnitude") or names of figures; none for the
+                main ones.
+            all_figures: draw all figures, where ``only`` names none.
             formats: of "pdf", "png" and "svg". The report shows the PNGs.
             progress: show a progress bar.
 
@@ -306,6 +310,7 @@ class Result:
             wide=wide,
             latex=latex,
             only=only,
+            all_figures=all_figures,
             formats=formats,
             progress=progress,
         )

@@ -240,9 +240,9 @@ def test_draw_writes_each_figure_beside_its_data_and_the_same_bytes_again(
     monkeypatch.setattr(gallery, "list_figures", brief.list_few_figures)
     study = synthetic_study(("nat",), ("../x", "<b>"), channels=4, empty=("<b>",))
     result = make_result(study)
-    paths = gallery.draw(result, tmp_path / "one", progress=False)
+    paths = gallery.draw(result, tmp_path / "one", all_figures=True, progress=False)
     with matplotlib.rc_context({"font.size": 20, "axes.grid": True, "pdf.fonttype": 3}):
-        gallery.draw(result, tmp_path / "two", progress=False)
+        gallery.draw(result, tmp_path / "two", all_figures=True, progress=False)
     names = list(brief.list_few_figures(result))
     wanted = [f"{name}.{ending}" for name in names for ending in ("pdf", "png")]
     assert [path.name for path in paths] == wanted
@@ -331,12 +331,23 @@ def test_captions_list_what_lies_there_and_the_page_the_pictures(tmp_path: Path)
     assert "nat: ends at" in listed["alt_text"]
 
 
-def test_only_single_classes_between_the_extremes_are_left_for_later(tmp_path: Path) -> None:
+def test_a_run_draws_the_main_figures_and_the_others_by_name(tmp_path: Path) -> None:
     draw(SMALL, tmp_path, only=["magnitude", "frequency"], formats=["png"])
     entries = json.loads((tmp_path / "captions.json").read_text("utf-8"))
-    later = [entry["name"] for entry in entries if not entry["main"]]
-    between = [name for name in NAMES if name.startswith("magnitude")][-1].partition("-")[2]
-    assert later == [f"magnitude-{between}", f"frequency-{between}"]
+    main = [entry["name"] for entry in entries if entry["main"]]
+    # The most and the least robust class, and of the frequency none.
+    assert len(main) == 2 < len(entries)
+    assert all(name.startswith("magnitude") for name in main)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_all_figures_are_drawn_where_they_are_asked_for(tmp_path: Path, everything: bool) -> None:
+    result = make_result(synthetic_study(("nat", "at")), "matching", "activations")
+    written = draw(result, tmp_path, all_figures=everything, formats=["png"])
+    drawn = {name.removesuffix(".png") for name in written if name.endswith(".png")}
+    assert "likeness" in drawn
+    assert ("matched-channels-nat-at-layer4" in drawn) == everything
+    assert not everything or drawn == set(result.figures)
 
 
 def test_files_carry_text_as_fonts_and_neither_date_nor_version(tmp_path: Path) -> None:

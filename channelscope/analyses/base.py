@@ -409,6 +409,7 @@ class Plot:
         claims: those on which it bears, such as "c1".
         table: the table without whose rows there is no such figure.
         needs: tables of other analyses that it reads too: there is no such figure without them.
+        main: whether a run draws it unasked; others are drawn by name, or with all.
         subjects: what single figures of the plot are about.
         alt_text: from the table of what is drawn, what is to be seen, in words.
     """
@@ -422,6 +423,7 @@ class Plot:
     table: str
     needs: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
+    main: bool = True
     subjects: "Callable[[Result], Iterable[Subject]]" = whole
     alt_text: Callable[[pd.DataFrame], str] = describe_ranges
 

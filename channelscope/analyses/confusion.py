@@ -186,6 +186,7 @@ register(
                 "permutations of the classes), as the pairs are not independent: each class has "
                 "part in many. {layers} {adversarial}",
                 section="network",
+                main=False,
                 table="confusion",
                 needs=("activations", "robustness"),
                 subjects=by_layer,

@@ -232,6 +232,7 @@ register(
                 ),
                 section="network",
                 order=70,
+                main=False,
                 claims=("c1",),
                 table="activations",
                 subjects=by_layer,

@@ -320,6 +320,7 @@ register(
                 "(paired t-test, q > 0.05 by Benjamini and Hochberg over all that is tested of "
                 "the model). {layers} {adversarial}",
                 section="network",
+                main=False,
                 claims=("c1", "c2"),
                 table="flow",
                 needs=("activations", "robustness"),
@@ -336,6 +337,7 @@ register(
                 "over all channels, classes and layers of the model). Bars: mean over the classes, "
                 "dots: the classes. {layers} {adversarial}",
                 section="network",
+                main=False,
                 claims=("c1", "c2"),
                 table="flow",
                 needs=("activations",),

@@ -290,6 +290,7 @@ register(
                 "or the share of the most frequent class. {adversarial} They were made with the "
                 "gates told nothing. {wilson}",
                 section="gates",
+                main=False,
                 table="leakage",
             ),
         ),

@@ -302,6 +302,7 @@ register(
                 "exponential of their Rényi entropy of order 2, divided by C). {adversarial} "
                 "{bars}",
                 section="gates",
+                main=False,
                 table="spread",
                 needs=("robustness",),
             ),

@@ -432,6 +432,7 @@ register(
                 caption="How alike each layer of {model} is to each layer of {other}, "
                 f"{_ALIKE}, about 0 where they have nothing in common.",
                 section="models",
+                main=False,
                 table="matching",
                 subjects=by_pair,
             ),
@@ -450,6 +451,7 @@ register(
                 "are moved less by most, with the numbers of the two channels. {adversarial} They "
                 "were made for each model by itself.",
                 section="models",
+                main=False,
                 table="matched",
                 needs=("activations",),
                 subjects=by_matched_layers,

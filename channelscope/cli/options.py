@@ -237,6 +237,7 @@ OPTIONS: dict[str, Option] = {
         unset="OUT.partial, removed at the end",
         flags=("--run-folder",),
     ),
+    "all_figures": Option("draw all figures, not the main ones alone", default=False, settings=_ON),
     "formats": Option(
         "of the figures: pdf, png, svg", "NAME", default=("pdf", "png"), settings=_MANY
     ),
@@ -246,7 +247,7 @@ OPTIONS: dict[str, Option] = {
         "show no progress bars", default=True, flags=("-q", "--quiet"), settings=_OFF
     ),
 }
-MEASURING = "seed replicates level batch_size device folder out formats json progress"
+MEASURING = "seed replicates level batch_size device folder out all_figures formats json progress"
 DATA = "data data_root download image_size stream"
 NETWORK = "arch arch_args normalise"
 
@@ -312,7 +313,7 @@ DRAWING = OPTIONS | {
         "claims (c1 to c5), kinds of figures (magnitude) or figures (magnitude-cat)",
         "NAME",
         default=(),
-        unset="all",
+        unset="the main figures",
         settings=_MANY,
     ),
 }

@@ -365,7 +365,7 @@ def _add_others(menu: Any) -> None:
         """,
     )
     figures.add_argument("folder", metavar="DIR", help="folder that compare or evaluate, ... wrote")
-    add_options(figures, "style wide latex only formats progress", DRAWING)
+    add_options(figures, "style wide latex only all_figures formats progress", DRAWING)
 
     convert = _add_command(
         menu,

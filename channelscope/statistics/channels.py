@@ -190,7 +190,9 @@ def _measure_class(
     absent = weights.sum(0) == 0
     for name, values in (("natural", natural), ("adversarial", adversarial)):
         measured[f"uniformity_{name}"] = _measure_uniformity(active(values, threshold), weights)
-    return {name: np.where(absent, np.nan, column)[back] for name, column in measured.items()}
+    columns = np.stack(list(measured.values()))
+    columns[:, absent] = np.nan
+    return dict(zip(measured, columns[:, back], strict=True))
 
 
 def _measure_uniformity(
