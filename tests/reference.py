@@ -773,6 +773,21 @@ def best_match(correlations: Sequence[Sequence[float]]) -> float:
 # ---------------------------------------------------------------- relevance by intervention
 
 
+def damage_account(
+    tail: nn.Module, z: Tensor, z_adv: Tensor, label: int, rival: int, steps: int
+) -> Tensor:
+    """Integrate one image's margin from adversarial to natural features, channel by channel."""
+    sums = torch.zeros(len(z), dtype=torch.float64)
+    for step in range(steps):
+        t = (step + 0.5) / steps
+        at = (z_adv + t * (z - z_adv)).detach().requires_grad_()
+        logits = tail(1 * at.unsqueeze(0))[0]
+        (slope,) = torch.autograd.grad(logits[label] - logits[rival], at)
+        for c in range(len(z)):
+            sums[c] += float((slope[c] * (z[c] - z_adv[c])).sum()) / steps
+    return sums
+
+
 @torch.no_grad()
 def ablation(
     rest: Callable[[Tensor], Tensor],

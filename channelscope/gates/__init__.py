@@ -25,6 +25,7 @@ from channelscope.gates.network import (
     detached,
     freeze_masks,
     hides_gradient,
+    hold_masks,
     takes_labels,
     with_labels,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "detached",
     "freeze_masks",
     "hides_gradient",
+    "hold_masks",
     "mask_share",
     "register_gate",
     "takes_labels",

@@ -186,6 +186,26 @@ class _Masking(Protocol):
 
 
 @contextmanager
+def hold_masks(network: Selective, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let gates use these masks inside the context, whatever their features are.
+
+    Args:
+        network: a gated network.
+        masks: gated layer -> mask, a row an image. Inside, the network takes batches of these
+            images, or of the first of them. Gates that have no mask are left alone.
+    """
+    gates = {layer: gate for layer, gate in network.gates.items() if isinstance(gate, _Masking)}
+    try:
+        for layer, mask in masks.items():
+            if layer in gates:
+                vars(gates[layer])["importance"] = partial(_first_rows, mask)
+        yield
+    finally:
+        for gate in gates.values():
+            vars(gate).pop("importance", None)
+
+
+@contextmanager
 def freeze_masks(
     network: Selective, x: Float[Tensor, "n *image"], labels: Int[Tensor, " n"] | None = None
 ) -> Iterator[None]:
@@ -199,16 +219,10 @@ def freeze_masks(
         x: the images.
         labels: (n,), to hold the masks at what they are in training, where labels reach them.
     """
-    gates = {layer: gate for layer, gate in network.gates.items() if isinstance(gate, _Masking)}
     with nullcontext() if labels is None else with_labels(network), torch.no_grad():
         masks = network.probed(x, labels).masks
-    try:
-        for layer, gate in gates.items():
-            vars(gate)["importance"] = partial(_first_rows, masks[layer])
+    with hold_masks(network, masks):
         yield
-    finally:
-        for gate in gates.values():
-            vars(gate).pop("importance", None)
 
 
 def _first_rows(mask: Tensor, like: Tensor, *_: Any) -> Tensor:
