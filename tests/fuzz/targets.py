@@ -376,7 +376,15 @@ def _folders() -> tuple[Tree, ...]:
         for name in ("cat", "dog")
         for index in range(3)
     }
-    return Tree(mixed), Tree(parts)
+    tiny = {
+        f"in/train/{name}/images/{name}_{index}.png": _picture("PNG", seed=index)
+        for name in ("n01443537", "n01629819")
+        for index in range(2)
+    }
+    boxes = "val_0.png\tn01443537\t0\t32\t44\t62\nval_1.png\tn01629819\t52\t55\t57\t59\n"
+    tiny |= {f"in/val/images/val_{index}.png": _picture("PNG", seed=index) for index in range(2)}
+    tiny["in/val/val_annotations.txt"] = boxes.encode()
+    return Tree(mixed), Tree(parts), Tree(tiny)
 
 
 def _recipes() -> tuple[Tree, ...]:
