@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from channelscope.errors import UserError
     from channelscope.explorer import explore
     from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe, attached
-    from channelscope.layers.features import ablated, capture
+    from channelscope.layers.features import ablated, capture, measure_outside, patched
     from channelscope.layers.hooks import hooked
     from channelscope.networks import normalised
     from channelscope.objectives import Joint, cross_entropy, dlr, margin
@@ -51,6 +51,8 @@ _MODULES = {
     "attached": "gates",
     "ablated": "layers.features",
     "capture": "layers.features",
+    "measure_outside": "layers.features",
+    "patched": "layers.features",
     "hooked": "layers.hooks",
     "normalised": "networks",
     "Joint": "objectives",
@@ -97,7 +99,9 @@ __all__ = [
     "intervene",
     "load",
     "margin",
+    "measure_outside",
     "normalised",
+    "patched",
     "relevance",
     "save",
     "sweep",

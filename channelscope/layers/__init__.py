@@ -1,7 +1,14 @@
 """Layers of any network, by name: hooked, captured, edited."""
 
 from channelscope.layers.channels import channel_axis
-from channelscope.layers.features import ablated, capture, capture_activations, pool_features
+from channelscope.layers.features import (
+    ablated,
+    capture,
+    capture_activations,
+    measure_outside,
+    patched,
+    pool_features,
+)
 from channelscope.layers.hooks import (
     LayerError,
     eval_mode,
@@ -26,7 +33,9 @@ __all__ = [
     "get_logits",
     "hooked",
     "match_layers",
+    "measure_outside",
     "named_layers",
+    "patched",
     "pool_features",
     "trace",
 ]

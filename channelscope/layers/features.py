@@ -126,17 +126,101 @@ def ablated(
     def suppress(layer: str, chosen: Channels) -> Edit:
         def edit(z: Tensor) -> Tensor:
             axis = channel_axis(model, layer, z.shape)
-            z = z.movedim(axis, 1)
             constant = to[layer].to(z) if isinstance(to, Mapping) else z.new_tensor(to)
-            mask = _as_mask(layer, chosen, z)
-            shape = (-1, z.shape[1], *[1] * (z.ndim - 2))
-            values = constant.expand(z.shape[1]).reshape(shape)
-            return torch.where(mask.reshape(shape), values, z).movedim(1, axis)
+            values = constant.expand(z.shape[axis])
+            return _replace_channels(layer, z, axis, chosen, values.unsqueeze(0))
 
         return edit
 
     with hooked(model, {layer: suppress(layer, chosen) for layer, chosen in channels.items()}):
         yield
+
+
+@contextmanager
+def patched(
+    model: nn.Module, patches: Mapping[str, tuple[Channels, Float[Tensor, "..."]]]
+) -> Iterator[None]:
+    """Put values into channels of the named layers, in place of what the network makes there.
+
+    The values come from another run: of another image, of an image's natural twin, of another
+    network, with its channels in the order that matches; or they are a class's means. The network
+    goes on from there; ``measure_outside`` tells whether they are what it is used to.
+
+    Args:
+        model: any network.
+        patches: layer name -> the channels, as in ``ablated``, and the values of all channels of
+            the layer: features as ``capture`` has them, of as many images as the network takes, or
+            of one for all; or activations (n, c) or (c,), the same at all positions.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    >>> x, twin = torch.rand(2, 1, 3, 5, 5).unbind()
+    >>> with capture(net, "1") as natural:
+    ...     z = net(twin)
+    >>> with patched(net, {"1": ([2, 5], natural["1"])}):
+    ...     torch.equal(net(x)[:, [2, 5]], z[:, [2, 5]])
+    True
+
+    Raises:
+        LayerError: see ``layers.hooks.hooked``.
+        UserError: for channels that the layer does not have, and values that do not fit its
+            features.
+    """
+
+    def patch(layer: str, chosen: Channels, values: Tensor) -> Edit:
+        def edit(z: Tensor) -> Tensor:
+            axis = channel_axis(model, layer, z.shape)
+            fitting = _fit_values(layer, values, z, axis)
+            return _replace_channels(layer, z, axis, chosen, fitting)
+
+        return edit
+
+    with hooked(model, {layer: patch(layer, *values) for layer, values in patches.items()}):
+        yield
+
+
+def _fit_values(layer: str, values: Tensor, z: Tensor, axis: int) -> Float[Tensor, "_ c *space"]:
+    """Return values with the channels on axis 1, a row for each image or one for all."""
+    channels = z.shape[axis]
+    fitting = values.unsqueeze(0) if values.ndim < 2 else values
+    fitting = fitting[: len(z)]
+    shapes = (z.shape[1:], (channels,))
+    if fitting.shape[1:] not in shapes or len(fitting) not in (1, len(z)):
+        raise UserError(
+            f"The values of layer {layer!r} have the shape {tuple(values.shape)}, and its features "
+            f"are {tuple(z.shape)}: give features of that shape, of one image or of as many, or "
+            f"{channels} numbers."
+        )
+    fitting = fitting.to(z)
+    return fitting if fitting.ndim == 2 else fitting.movedim(axis, 1)
+
+
+def _replace_channels(
+    layer: str, z: Tensor, axis: int, chosen: Channels, values: Float[Tensor, "_ c *space"]
+) -> Tensor:
+    """Return features with these values in the chosen channels; values have them on axis 1."""
+    z = z.movedim(axis, 1)
+    shape = (-1, z.shape[1], *[1] * (z.ndim - 2))
+    mask = _as_mask(layer, chosen, z).reshape(shape)
+    values = values.reshape(shape) if values.ndim == 2 else values
+    return torch.where(mask, values, z).movedim(1, axis)
+
+
+def measure_outside(
+    values: Float[Tensor, "n *features"], natural: Float[Tensor, "m *features"], axis: int = 1
+) -> Float[Tensor, "n c"]:
+    """Return the share of each channel's positions that lie outside its range on natural images.
+
+    The range is from the least to the largest value of the channel, over all images and positions.
+    A patch that a network never meets is seen by that: behind it, layers leave their range too.
+
+    Args:
+        values: features of a patched run, of the layer that is patched or of one behind.
+        natural: the layer's features of natural images; many, as the range grows with them.
+        axis: of the channels, see ``layers.channels.channel_axis``.
+    """
+    others = tuple(other for other in range(natural.ndim) if other != axis)
+    low, high = (pick(natural, others, keepdim=True) for pick in (torch.amin, torch.amax))
+    return pool_features(((values < low) | (values > high)).to(natural.dtype), axis)
 
 
 def _as_mask(layer: str, chosen: Channels, z: Tensor) -> Bool[Tensor, "... c"]:
