@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -36,7 +37,13 @@ def make_result(variants: Sequence[str], seeds: int, failed: Sequence[str] = ())
     table = pd.DataFrame(rows, columns=["variant", "seed", *numbers, "trouble"])
     settings = {"attack": "pgd-20", "eps": 8 / 255, "level": 0.95}
     meta = {"title": "cifs on cifar10, by imgf", "images": {"test": 10_000}, "settings": settings}
-    return Result("sweep", {"sweep": table.astype(dict.fromkeys(numbers, float))}, {}, meta)
+    table = table.astype(dict.fromkeys(numbers, float))
+    means = table.groupby("variant", sort=False)[[*COLUMNS]].mean()
+    for name in COLUMNS:
+        means[f"{name}_low"] = means[name] - 0.1
+        means[f"{name}_high"] = means[name] + 0.2
+    tables = {"sweep": table, "variants": means.reset_index()}
+    return Result("sweep", tables, {}, meta)
 
 
 LONG = [
@@ -69,6 +76,11 @@ def test_every_network_is_drawn_with_its_interval_and_the_mean_of_the_seeds() ->
             ends = [place - 0.42, place + 0.42]
             (mean,) = [line for line in ax.lines if list(line.get_ydata()) == ends]
             np.testing.assert_allclose(mean.get_xdata(), 100 * rows[column].mean())
+            bands = [part for part in ax.collections if isinstance(part, PolyCollection)]
+            band = bands[place].get_datalim(ax.transData)
+            means = rows_of(result.variants, variant=variants[place]).iloc[0]
+            ends = 100 * means[[f"{column}_low", f"{column}_high"]].astype(float)
+            np.testing.assert_allclose(band.intervalx, ends)
         assert len(ax.containers) == 2
         assert [text.get_text() for text in ax.texts] == ["no result"]
 
@@ -84,6 +96,7 @@ def test_the_figure_explains_itself() -> None:
         "PGD-20, ε = 8/255",
         "95% interval",
         "mean of the seeds",
+        "interval of the mean",
     ):
         assert words in text
     assert "mean" not in join_texts(draw_sweep(make_result(["imgf softmax"], 1)))

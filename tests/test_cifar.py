@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import channelscope as cs
-from channelscope.gates import Selective
+from channelscope.gates import Importance, Selective
 from channelscope.networks import Architecture
 from channelscope.weights import Checkpoint, Gate, build, read_network
+from channelscope.weights.loading import describe_network
 from helpers import networks
 from helpers.expect import contents, mistake, same_state
 
@@ -185,6 +186,36 @@ def test_a_file_is_converted_and_written(tmp_path: Path) -> None:
     with mistake("no file"):
         cs.convert(tmp_path / "none.pt", tmp_path / "new.pt")
     assert contents(tmp_path) == before
+
+
+def test_the_scale_of_masks_is_named_where_no_tensor_tells(tmp_path: Path) -> None:
+    ours = network("CIFS")
+    assert isinstance(ours, Selective)
+    for gate in ours.gates.values():
+        gate.function = Importance(budget=2.0)
+    theirs = tmp_path / "theirs.pt"
+    torch.save(as_release(ours, "CIFS"), theirs)
+    named = cs.convert(theirs, tmp_path / "named.pt", imgf_scale=2)
+    agree(ours, cs.load(tmp_path / "named.pt"))
+    assert "masks of sum 2 as named" in describe_network(named)
+    assumed = cs.convert(theirs, tmp_path / "assumed.pt")
+    x = torch.rand(3, 3, 32, 32)
+    assert not torch.allclose(assumed.build()(x), ours(x))
+    assert "assumed: k = 2 and softmax masks of sum 1" in describe_network(assumed)
+
+
+@pytest.mark.parametrize("kind", ["plain", "CAS after the stage"])
+def test_masks_that_are_not_there_have_no_scale(kind: str, tmp_path: Path) -> None:
+    torch.save(as_release(network(kind), kind), tmp_path / "theirs.pt")
+    with mistake("imgf_scale: ", "theirs.pt is recognised as resnet18", "leave --imgf-scale out"):
+        cs.convert(tmp_path / "theirs.pt", tmp_path / "ours.pt", imgf_scale=2)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_of_masks_is_a_positive_number(scale: float, tmp_path: Path) -> None:
+    torch.save(as_release(network("CIFS"), "CIFS"), tmp_path / "theirs.pt")
+    with mistake("imgf_scale: "):
+        cs.convert(tmp_path / "theirs.pt", tmp_path / "ours.pt", imgf_scale=scale)
 
 
 def test_the_release_file_stays_as_it_is(tmp_path: Path) -> None:

@@ -506,6 +506,8 @@ def test_a_release_file_is_converted(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert torch.equal(checkpoint.build()(x), network(x))
     assert checkpoint.method == "at"
     assert main("layers", ours) == 0
+    assert main("convert --imgf-scale 2", theirs, tmp_path / "two.pt") == 2
+    assert "leave --imgf-scale out" in capsys.readouterr().err
 
 
 def test_the_demo_trains_and_compares(

@@ -1,9 +1,8 @@
-"""Sweeps: every combination trained and attacked, gone on with after interruptions, and drawn."""
+"""Sweeps: every combination trained and attacked, gone on with after interruptions."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,32 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy import ndarray
+from scipy import stats
 
 import channelscope as cs
 from channelscope import cli
-from channelscope.analyses import sweeps as drawing
-from channelscope.analyses.sweeps import draw_sweep
+from channelscope.analyses.sweeps import ACCURACIES
 from channelscope.data import Dataset
-from channelscope.figures.paper import COLOURS
 from channelscope.recipes import ABLATIONS
 from channelscope.result import Result
-from channelscope.sweeps.record import Training, compute_digest, sweep_rows
+from channelscope.statistics.intervals import wilson
+from channelscope.sweeps.record import (
+    Training,
+    compute_digest,
+    pack_bits,
+    sweep_rows,
+    unpack_bits,
+    variant_rows,
+)
 from channelscope.sweeps.variants import Variant, list_settings, make_variants, parse_values
 from channelscope.training import Recipe
 from channelscope.training.job import Job
 from channelscope.weights import Checkpoint
 from helpers.expect import contents, mistake
-from helpers.figures import read_texts
 from helpers.runs import after_steps, digits, interrupted_at, write_npz
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
@@ -59,7 +64,7 @@ def without_seconds(table: pd.DataFrame) -> pd.DataFrame:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """Make a sweep of two variants with two seeds each, which no test may change."""
     out = tmp_path_factory.mktemp("sweep") / "out"
-    return out, run(out, seeds=(0, 1))
+    return out, run(out, seeds=2)
 
 
 @pytest.fixture
@@ -151,7 +156,7 @@ def test_the_record_says_how_the_table_came_about(swept: tuple[Path, Result]) ->
 
 
 def test_a_part_of_the_images_is_used_the_same_for_all(undrawn: None, tmp_path: Path) -> None:
-    table = run(tmp_path, seeds=(3, 4), images=24, test_images=8, vary={"beta": [1]}).sweep
+    table = run(tmp_path, seeds=2, images=24, test_images=8, vary={"beta": [1]}).sweep
     expected = digits().limited(24, 0).train.fingerprint()
     for file in table["file"]:
         data = Checkpoint.read(tmp_path / file).meta["settings"]["data"]
@@ -315,6 +320,69 @@ def test_a_row_is_made_of_each_result() -> None:
     assert table["best_epoch"].tolist() == [3, pd.NA]
 
 
+def draw_correct(seeds: int, images: int, spread: float) -> ndarray:
+    """Draw which images networks are correct on, whose accuracies differ by seed."""
+    rng = np.random.default_rng(1)
+    accuracy = 0.5 + spread * rng.standard_normal((seeds, 1))
+    return rng.random((seeds, images)) < accuracy
+
+
+def make_variant(correct: ndarray) -> pd.Series:
+    """Return the row of a variant whose networks are correct on these images."""
+    (variant,) = variants(vary={"k": [1]})
+    trainings = [Training(variant, seed) for seed in range(len(correct))]
+    results = {
+        training.file: {"correct": dict.fromkeys(ACCURACIES, pack_bits(row))}
+        for training, row in zip(trainings, correct, strict=True)
+    }
+    return variant_rows(trainings, results, correct.shape[1], 0.95).iloc[0]
+
+
+def test_the_interval_of_a_variant_is_that_of_its_seeds_where_they_differ_most() -> None:
+    correct = draw_correct(5, 2000, 0.1)
+    row, accuracy = make_variant(correct), correct.mean(1)
+    reach = stats.t.ppf(0.975, 4) * accuracy.std(ddof=1) / np.sqrt(5)
+    expected = [accuracy.mean(), accuracy.mean() - reach, accuracy.mean() + reach]
+    names = ["robust", "robust_low", "robust_high"]
+    np.testing.assert_allclose(row[names].astype(float), expected, atol=0.1 * reach)
+    assert (row["variant"], row["seeds"]) == ("k 1", 5)
+
+
+def test_the_interval_of_a_variant_is_never_narrower_than_that_of_the_images() -> None:
+    once = draw_correct(1, 400, 0.0)
+    ends = ["natural_low", "natural_high"]
+    alone = wilson(int(once.sum()), 400)
+    assert make_variant(once)[ends].tolist() == pytest.approx([alone.low, alone.high])
+    same = make_variant(np.repeat(once, 3, axis=0))  # as if seeds changed nothing
+    assert same[ends].tolist() == pytest.approx([alone.low, alone.high], abs=0.01)
+    perfect = make_variant(np.ones((3, 400), bool))
+    assert 0.98 < perfect["natural_low"] < perfect["natural_high"] == 1
+
+
+def test_a_variant_without_results_has_no_mean() -> None:
+    (variant,) = variants(vary={"k": [1]})
+    trainings = [Training(variant, 0)]
+    row = variant_rows(trainings, {trainings[0].file: {"trouble": "No."}}, 20, 0.95).iloc[0]
+    assert row["seeds"] == 0
+    assert row.drop(["variant", "seeds"]).isna().all()
+
+
+@given(arrays(bool, st.integers(1, 40)))
+def test_packed_bits_are_read_again(correct: ndarray) -> None:
+    assert unpack_bits(pack_bits(correct), len(correct)).tolist() == correct.tolist()
+
+
+def test_the_means_are_those_of_the_networks(swept: tuple[Path, Result]) -> None:
+    _, result = swept
+    means = result.sweep.groupby("variant", sort=False)[[*ACCURACIES]].mean()
+    table = result.variants.set_index("variant")
+    pd.testing.assert_frame_equal(table[[*ACCURACIES]], means)
+    assert (table["seeds"] == 2).all()
+    for name in ACCURACIES:
+        assert (table[f"{name}_low"] <= table[name]).all()
+        assert (table[name] <= table[f"{name}_high"]).all()
+
+
 # ---------------------------------------------------------------- going on
 
 
@@ -329,7 +397,7 @@ def test_a_complete_sweep_is_used_again(swept: tuple[Path, Result], undrawn: Non
     files = [out / "sweep.json", *(out / file for file in result.sweep["file"])]
     before = [file.read_bytes() for file in files]
     with without_training():
-        again = run(out, seeds=(0, 1))
+        again = run(out, seeds=2)
     pd.testing.assert_frame_equal(again.sweep, result.sweep)
     assert [file.read_bytes() for file in files] == before
 
@@ -354,7 +422,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_end(
 def test_seeds_can_be_added(undrawn: None, tmp_path: Path) -> None:
     first = run(tmp_path, vary={"k": [1]}).sweep
     written = (tmp_path / "k-1-s0.pt").stat().st_mtime_ns
-    both = run(tmp_path, vary={"k": [1]}, seeds=(0, 1, 0)).sweep
+    both = run(tmp_path, vary={"k": [1]}, seeds=2).sweep
     assert both["seed"].tolist() == [0, 1]
     pd.testing.assert_frame_equal(both[:1], first)
     assert (tmp_path / "k-1-s0.pt").stat().st_mtime_ns == written
@@ -486,8 +554,7 @@ def test_too_little_memory_for_one_does_not_stop_the_others(undrawn: None, tmp_p
         ({"recipe": "cisf"}, "Did you mean 'cifs'"),
         ({"epochs": 0}, "epochs"),
         ({"attack": "pdg-20"}, "'pdg-20'"),
-        ({"seeds": ()}, "A sweep needs at least one seed."),
-        ({"seeds": (0, -1)}, "The seed must be from 0"),
+        ({"seeds": 0}, "seeds is a number of networks of each variant, from 1 up, not 0."),
         ({"images": 2}, "2"),
         ({"test_images": 0}, "A test needs at least one image, not 0."),
         ({"test_images": 1000}, "1000"),
@@ -556,18 +623,24 @@ def test_the_command_prints_a_table(
     undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = write_npz(tmp_path), tmp_path / "out"
-    words = ["--vary", "optimizer.lr=0.1,1e6", "--seeds", "5", "--out", out]
+    words = ["--vary", "optimizer.lr=0.1,1e6", "--seeds", "2", "--out", out]
     assert main("sweep", "--data", data, *QUICK, *words) == 2
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[0].split()[:3] == ["variant", "seed", "natural"]
     table = pd.read_csv(out / "result" / "sweep.csv")
     shares = [f"{share:.1%}" for share in table.loc[0, ["natural", "attacked", "robust"]]]
-    assert lines[1].split()[:6] == ["lr", "0.1", "5", *shares]
-    assert lines[2].split() == ["lr", "1e+06", "5", *"-----"]
+    assert lines[1].split()[:6] == ["lr", "0.1", "0", *shares]
+    assert lines[3].split() == ["lr", "1e+06", "0", *"-----"]
+    means = pd.read_csv(out / "result" / "variants.csv")
+    assert means["seeds"].tolist() == [2, 0]
+    natural, low, high = means.loc[0, ["natural", "natural_low", "natural_high"]]
+    interval = [f"{100 * low:.1f}", "to", f"{100 * high:.1f}"]
+    assert lines[7].split()[:7] == ["lr", "0.1", "2", f"{natural:.1%}", *interval]
+    assert lines[8].split() == ["lr", "1e+06", "0", *"----"]
     assert str(out / "result") in said.out
-    assert "1/2: lr 0.1, seed 5" in said.err
-    assert "1 of 2 networks have no result; lr-1e+06-s5.pt: The" in said.err.splitlines()[-1]
+    assert "1/4: lr 0.1, seed 0" in said.err
+    assert "2 of 4 networks have no result; lr-1e+06-s0.pt: The" in said.err.splitlines()[-1]
     record = json.loads((out / "sweep.json").read_text())
     assert record["command"].startswith("channelscope sweep --data")
 
@@ -602,7 +675,7 @@ def stop(_: torch.optim.SGD) -> None:
         (["--vary", "k=1", "k=2"], "k varies twice"),
         (["imgf", "--method", "at", "--recipe", "digits-resnet18-cifs"], "not allowed with"),
         (["imgf", "--recipe", "digits-resnet18-sifs"], "'digits-resnet18-sifs'. Did you mean"),
-        (["imgf", "--seeds", "-1"], "'-1'"),
+        (["imgf", "--seeds", "0"], "'0'"),
     ],
 )
 def test_a_mistake_at_the_command_line_is_one_line(
@@ -613,108 +686,3 @@ def test_a_mistake_at_the_command_line_is_one_line(
     assert said in error
     assert len(error.splitlines()) == 1
     assert contents(tmp_path) == {}
-
-
-# ---------------------------------------------------------------- the figure
-
-
-def synthetic(names: Sequence[str], seeds: int, failed: Sequence[str] = ()) -> Result:
-    """Make a result as a sweep does."""
-    rng = np.random.default_rng(0)
-    rows: list[dict[str, Any]] = []
-    for name in names:
-        for seed in range(seeds):
-            row: dict[str, Any] = {"variant": name, "seed": seed, "trouble": "No."}
-            if name not in failed:
-                row["trouble"] = ""
-                for column, level in (("natural", 0.8), ("robust", 0.5)):
-                    value = level + 0.05 * rng.normal()
-                    ends = {f"{column}_low": value - 0.02, f"{column}_high": value + 0.01}
-                    row |= {column: value} | ends
-            rows.append(row)
-    settings = {"attack": "pgd-20", "eps": 8 / 255, "level": 0.95}
-    meta = {"title": "cifs on cifar10, by imgf", "images": {"test": 10_000}, "settings": settings}
-    return Result("sweep", {"sweep": drawing.TABLE.frame(rows)}, {}, meta)
-
-
-LAYERS = "layer3.0+layer3.1+layer4.0+layer4.1"
-HARD = {
-    "one network": (["imgf softmax"], 1),
-    "none": (["imgf softmax", "imgf relu"], 2, ["imgf softmax", "imgf relu"]),
-    "many variants with long names": (
-        [f"beta {b}, layers {LAYERS}, k {k}" for b in range(8) for k in range(4)],
-        1,
-    ),
-    "many seeds": (["imgf softmax", "imgf $x_1$"], 12),
-}
-
-
-def test_the_figure_draws_every_network_with_its_interval_and_the_mean_of_the_seeds() -> None:
-    names = ["imgf softmax", "imgf sigmoid", "imgf relu"]
-    result = synthetic(names, 3, failed=["imgf relu"])
-    table, figure = result.sweep, draw_sweep(result)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
-    panels = (("natural", "natural"), ("robust", "adversarial"))
-    for ax, (column, colour) in zip(figure.axes, panels, strict=True):
-        for place, (name, bars) in enumerate(zip(names, ax.containers, strict=False)):
-            rows = table[table["variant"] == name]
-            dots, _, (reach,) = bars
-            assert to_hex(dots.get_color()) == COLOURS[colour].lower()
-            np.testing.assert_allclose(dots.get_xdata(), 100 * rows[column].astype(float))
-            assert (np.abs(dots.get_ydata() - place) < 0.5).all()
-            drawn = np.array([segment[:, 0] for segment in reach.get_segments()])
-            ends = rows[[f"{column}_low", f"{column}_high"]].astype(float)
-            np.testing.assert_allclose(drawn, 100 * ends)
-            span = [place - 0.42, place + 0.42]
-            (mean,) = [line for line in ax.lines if list(line.get_ydata()) == span]
-            np.testing.assert_allclose(mean.get_xdata(), 100 * rows[column].mean())
-        assert [text.get_text() for text in ax.texts] == ["no result"]
-
-
-def test_the_figure_explains_itself() -> None:
-    text = "\n".join(read_texts(draw_sweep(synthetic(["imgf softmax", "imgf sigmoid"], 2))))
-    for said in (
-        "cifs on cifar10, by imgf",
-        "natural images",
-        "worst case",
-        "accuracy (%)",
-        "10000 test images",
-        "PGD-20, ε = 8/255",
-        "interval",
-        "mean of the seeds",
-    ):
-        assert said in text
-    assert "mean" not in "".join(read_texts(draw_sweep(synthetic(["imgf softmax"], 1))))
-
-
-@pytest.fixture(scope="module", params=HARD.values(), ids=HARD.keys())
-def hard(request: pytest.FixtureRequest) -> Figure:
-    return draw_sweep(synthetic(*request.param))
-
-
-def test_the_figure_is_one_column_wide_readable_and_unclipped(hard: Figure) -> None:
-    assert hard.get_figwidth() == 3.25
-    shown = [text for text in hard.findobj(Text) if text.get_text() and text.get_visible()]
-    assert min(text.get_fontsize() for text in shown) >= 6.5
-    canvas = FigureCanvasAgg(hard)
-    canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())
-    for border in (drawn[:2], drawn[-2:], drawn[:, :2], drawn[:, -2:]):
-        assert (border == 255).all()
-
-
-def test_names_in_the_figure_do_not_overlap(hard: Figure) -> None:
-    labels = [
-        *hard.axes[0].get_yticklabels(),
-        *(ax.xaxis.label for ax in hard.axes),
-        *(ax.title for ax in hard.axes),
-    ]
-    parts = (*labels, hard._suptitle, hard.legends[0])
-    boxes = [part.get_window_extent().padded(-1) for part in parts]
-    assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
-
-
-def test_a_figure_of_very_many_variants_is_no_larger_than_a_picture_can_be() -> None:
-    assert 200 * drawing._HIGHEST < 2**16
-    figure = draw_sweep(synthetic([f"k {k}" for k in range(200)], 1))
-    assert figure.get_figheight() <= drawing._HIGHEST

@@ -1,13 +1,15 @@
-"""Sweeps: the accuracy of every variant of a recipe. Their table is made as they train."""
+"""Sweeps: the accuracy of every variant of a recipe. Their tables are made as they train."""
 
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from channelscope.analyses.base import Analysis, Plot, Table, register
@@ -37,6 +39,12 @@ TABLE = Table(
     help="a trained network: accuracies on the test images, as fractions; then its training",
     open=True,
 )
+VARIANTS = Table(
+    words=("variant",),
+    numbers=("seeds", *(f"{name}{end}" for name in ACCURACIES for end in ("", "_low", "_high"))),
+    help="a variant: the mean accuracies of its networks, as fractions, with intervals over seeds "
+    "and test images",
+)
 # A column of the table -> the colour of its data, and the title of its panel.
 _PANELS = {
     "natural": (COLOURS["natural"], "natural images"),
@@ -47,16 +55,21 @@ _HIGHEST = 60  # inches: a picture has so many pixels at most
 
 
 def sweep_data(result: "Result") -> pd.DataFrame:
-    """Return what ``draw_sweep`` draws: variant, seed -> natural and robust, each low and high."""
+    """Return what ``draw_sweep`` draws, by variant and seed.
+
+    Natural and robust accuracy, each low and high, and the same of the variant's mean.
+    """
     columns = [f"{name}{end}" for name in _PANELS for end in ("", "_low", "_high")]
-    return result.select("sweep")[["variant", "seed", *columns]]
+    means = result.select("variants")[["variant", *columns]]
+    networks = result.select("sweep")[["variant", "seed", *columns]]
+    return networks.merge(means, on="variant", how="left", suffixes=("", "_mean"))
 
 
 @styled
 def draw_sweep(result: "Result") -> Figure:
     """Draw natural and worst-case accuracy of every variant.
 
-    A dot and its interval for each seed, a line for their mean.
+    A dot and its interval for each seed, a line for their mean in a band, which is its interval.
     """
     drawn = sweep_data(result)
     variants = list(drawn["variant"].unique())
@@ -101,16 +114,22 @@ def _draw_variant(ax: Axes, rows: pd.DataFrame, column: str, place: int, colour:
     ax.errorbar(accuracy, place + beside[measured], xerr=reach, color=colour, **dots)
     if len(rows) > 1:
         ends = [place - 0.42, place + 0.42]
-        ax.plot([accuracy.mean()] * 2, ends, color=colour, linewidth=1.5, alpha=0.5)
+        names = [f"{column}{end}_mean" for end in ("", "_low", "_high")]
+        mean, low, high = 100 * rows.iloc[0][names].astype(float)
+        ax.fill_betweenx(ends, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot([mean] * 2, ends, color=colour, linewidth=1.5, alpha=0.5)
 
 
 def _add_legend(figure: Figure, meta: dict[str, Any], seeds: int) -> None:
     settings = meta["settings"]
     dot = f"a network with its {settings['level']:.0%} interval"
-    handles = [Line2D([], [], color="0.3", marker="o", markersize=3.5, linewidth=0.8, label=dot)]
+    handles: list[Artist] = [
+        Line2D([], [], color="0.3", marker="o", markersize=3.5, linewidth=0.8, label=dot)
+    ]
     if seeds > 1:
         line: dict[str, Any] = {"color": "0.3", "linestyle": "none", "markersize": 8}
         handles.append(Line2D([], [], marker="|", label="mean of the seeds", **line))
+        handles.append(Patch(color="0.3", alpha=0.15, label="interval of the mean"))
     attack = f"{format_attack(settings['attack'])}, ε = {format_radius(settings['eps'])}"
     title = (
         f"{meta['images']['test']} test images; worst case over natural images and\n{attack}, "
@@ -142,7 +161,7 @@ register(
         name="sweeps",
         help="the accuracy of every variant of a recipe",
         kinds=("sweep",),
-        tables={"sweep": TABLE},
+        tables={"sweep": TABLE, "variants": VARIANTS},
         check=check_sweep,
         plots=(
             Plot(
@@ -151,7 +170,8 @@ register(
                 data=sweep_data,
                 alt_text=describe_sweep,
                 caption="Natural and worst-case accuracy of every variant: a dot and its interval "
-                "for each seed, a line for their mean.",
+                "for each seed, a line for their mean, a band for its interval over seeds and "
+                "images.",
                 section="training",
                 table="sweep",
             ),

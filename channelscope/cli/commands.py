@@ -265,6 +265,7 @@ def convert(args: argparse.Namespace) -> None:
         arch_args=read_arch_args(args),
         normalise=args.normalise,
         method=args.method,
+        imgf_scale=args.imgf_scale,
         download=args.download,
     )
     print(escape(f"{args.out}: {describe_network(checkpoint)}"))

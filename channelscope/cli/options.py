@@ -296,7 +296,7 @@ TRAINING = OPTIONS | {
         "continue an interrupted run, or begin if there is none", default=False, settings=_ON
     ),
     "vary": Option("settings, and the values to train", "NAME=A,B", default=[], settings=_PAIRS),
-    "seeds": Option("seeds of each variant", "S", seed, default=(0,), settings=_MANY),
+    "seeds": Option("networks of each variant, with the seeds 0, 1, ...", "N", positive, default=1),
     "attack": Option("attack of the test, see 'channelscope attacks'", "NAME", default="pgd-20"),
     "test_eps": Option("radius of the test's attack", "E", radius, unset="the recipe's"),
     "test_images": Option("number of test images", "N", positive, unset="all"),

@@ -128,11 +128,12 @@ def _add_training(menu: Any) -> None:
         "train variants of a recipe and compare them",
         """
         Train every combination of some settings' values, attack the networks, and write
-        checkpoints, logs, a table and a figure. A run that was stopped goes on when the same
-        command is given again. Under torchrun several processes share every batch.
+        checkpoints, logs, tables and a figure; of several seeds the means, with intervals. A run
+        that was stopped goes on when the same command is given again. Under torchrun several
+        processes share every batch.
         """,
         """
-        channelscope sweep imgf --data cifar10 --download --seeds 0 1 2 --out imgf
+        channelscope sweep imgf --data cifar10 --download --seeds 5 --out imgf
         channelscope sweep --recipe svhn-resnet18-cifs-fast --data svhn --vary gates.beta=1,2 k=1,2
         channelscope sweep --epochs 5 --vary gates.layers=[layer4.1],[layer4.0,layer4.1]
         """,
@@ -379,7 +380,7 @@ def _add_others(menu: Any) -> None:
         AWP), of torchvision and of timm. Nothing in a file is run.
         """,
         """
-        channelscope convert ckp_best.pt cifs.pt
+        channelscope convert ckp_best.pt cifs.pt --imgf-scale 2
         channelscope convert r50.pth r50.pt --normalise imagenet
         channelscope convert mine.ckpt mine.pt --arch mynets.py:ResNet18 --arch-args width=2
         """,
@@ -392,6 +393,13 @@ def _add_others(menu: Any) -> None:
         metavar="METHOD",
         choices=list(METHODS),
         help="how it was trained, where the file does not say so (as in train)",
+    )
+    convert.add_argument(
+        "--imgf-scale",
+        type=float,
+        metavar="S",
+        help="what the softmax masks of a release of CIFS sum to, which no tensor tells: 2 in "
+        "files of the paper's time (default: 1, as in the released file)",
     )
 
     doctor = _add_command(

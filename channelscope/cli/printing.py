@@ -78,7 +78,7 @@ def _print_json(result: "Result", out: Path) -> None:
         "evaluation": ("attacks", "worst_case", "warnings", "eps_sweep"),
         "intervention": ("areas", "league", "suppression", "verdicts"),
         "relevance": ("agreement",),
-        "sweep": ("sweep",),
+        "sweep": ("sweep", "variants"),
     }[result.kind]
     values: dict[str, Any] = {"out": str(out)}
     for name in names:
@@ -247,7 +247,7 @@ def _count_signs(result: "Result") -> "pd.DataFrame":
 
 
 def _describe_sweep(result: "Result") -> Iterator[str]:
-    """Describe the accuracy of each network."""
+    """Describe the accuracy of each network, and of each variant where there are several seeds."""
     heads = ("natural", "attacked", "worst case", "95 % CI", "robust, validation")
     rows: list[Cells] = [("variant", "seed", *heads)]
     for row in _rows(result, "sweep"):
@@ -258,6 +258,19 @@ def _describe_sweep(result: "Result") -> Iterator[str]:
             cells.insert(3, _interval(row.robust_low, row.robust_high))
         rows.append((row.variant, f"{row.seed:.0f}", *cells))
     yield format_table(rows, align="lr" + "r" * len(heads))
+    variants = list(_rows(result, "variants"))
+    if max(row.seeds for row in variants) > 1:
+        rows = [("mean of the seeds", "seeds", "natural", "95 % CI", "worst case", "95 % CI")]
+        for row in variants:
+            pairs = (
+                (row.natural, row.natural_low, row.natural_high),
+                (row.robust, row.robust_low, row.robust_high),
+            )
+            cells = [
+                cell for mean, low, high in pairs for cell in (f"{mean:.1%}", _interval(low, high))
+            ]
+            rows.append((row.variant, f"{row.seeds:.0f}", *(cells if row.seeds else "----")))
+        yield "\n" + format_table(rows, align="lrrrrr")
 
 
 def print_zoo(measured: "pd.DataFrame") -> None:

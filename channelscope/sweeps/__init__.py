@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -21,7 +22,7 @@ from channelscope.errors import UserError
 from channelscope.files import check_writable
 from channelscope.locks import lock_path
 from channelscope.result import Result, check_folder
-from channelscope.sweeps.record import Record, Row, Training
+from channelscope.sweeps.record import Record, Row, Training, pack_bits
 from channelscope.sweeps.variants import list_settings, make_variants, parse_values, shorten_names
 from channelscope.training import Diverged, Recipe, find_recipe, train
 from channelscope.training.job import Job
@@ -29,6 +30,8 @@ from channelscope.training.logs import check_logs
 from channelscope.weights import build
 
 __all__ = ["parse_values", "sweep"]
+
+_CORRECT = "correct/0/"  # of a comparison's arrays, those of its only network
 
 
 def sweep(
@@ -38,7 +41,7 @@ def sweep(
     out: Path | str,
     ablation: str | None = None,
     vary: Mapping[str, Sequence[Any]] | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: int = 1,
     images: int | None = None,
     test_images: int | None = None,
     attack: str = "pgd-20",
@@ -66,7 +69,8 @@ def sweep(
         out: the folder.
         ablation: a key of ``recipes.ABLATIONS``: the settings that vary.
         vary: further settings, each with its values. "A+B" gives both settings the same value.
-        seeds: of the trainings; others may be added to a sweep that is complete.
+        seeds: number of networks of each variant, with the seeds 0, 1, ...; more of them may be
+            added to a sweep that is complete.
         images, test_images: number of images to train and to test on, class shares kept; None: all.
         attack: of the test, a name that ``attacks.parse_attack`` knows.
         test_eps: its radius; None: the recipe's.
@@ -82,7 +86,9 @@ def sweep(
         robust, which is the worst case over natural and attacked images (the attack is repeated on
         the joint loss, with seven weights); val_natural and val_robust of the best epoch,
         best_epoch, trained_epochs, seconds of training; trouble, why there is no result, or "";
-        file, the checkpoint's.
+        file, the checkpoint's. The table ``variants``: the mean accuracies of each variant's
+        networks, with 95 % intervals over seeds and test images, see
+        ``statistics.effects.estimate_effect``.
 
     Raises:
         UserError: for settings that do not fit, or a sweep of other settings in ``out``.
@@ -91,8 +97,10 @@ def sweep(
     folder = Path(out)
     base = find_recipe(recipe, dataset.name).override(**overrides)
     varied = list_settings(ablation, vary or {})
-    variants, seeds = make_variants(base, varied), list(dict.fromkeys(seeds))
-    trainings = [Training(variant, seed) for variant in variants for seed in seeds]
+    if seeds < 1:
+        raise UserError(f"seeds is a number of networks of each variant, from 1 up, not {seeds}.")
+    variants = make_variants(base, varied)
+    trainings = [Training(variant, seed) for variant in variants for seed in range(seeds)]
     test = {
         "attack": str(parse_attack(attack)),
         "eps": base.attack.eps if test_eps is None else test_eps,
@@ -117,7 +125,7 @@ def sweep(
             heading = f"{number}/{len(trainings)}: {training.variant.name}, seed {training.seed}"
             _print(heading, progress)
             record.add(training, _run(training, record, dataset, test, logs, options))
-        result = Result("sweep", {"sweep": record.make_table()}, {}, record.describe(dataset))
+        result = Result("sweep", record.make_tables(), {}, record.describe(dataset))
         if distributed.is_first():
             result.save(folder / "result", progress=False)
         distributed.barrier()
@@ -137,8 +145,6 @@ def _select_images(dataset: Dataset, images: int | None, test_images: int | None
 
 def _check(trainings: Sequence[Training], dataset: Dataset, folder: Path) -> None:
     """Raise UserError now for what would go wrong after hours of work."""
-    if not trainings:
-        raise UserError("A sweep needs at least one seed.")
     check_writable(folder / "sweep.json")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --out.")
@@ -149,7 +155,7 @@ def _check(trainings: Sequence[Training], dataset: Dataset, folder: Path) -> Non
     small = dataclasses.replace(dataset, train=train_part.subset(torch.stack(firsts)))
     for training in trainings:
         job = Job(training.variant.recipe, small, folder / training.file, training.seed)
-        if training.seed == trainings[0].seed:  # the other seeds of a variant are built alike
+        if training.seed == 0:  # the other seeds of a variant are built alike
             architecture, gates = job.architecture, job.gates
             with torch.device("meta"):
                 build(architecture, gates)
@@ -195,12 +201,19 @@ def _summarise(comparison: Result) -> Row:
     """Collect the measurements of a comparison's only network."""
     robustness, log = comparison.robustness, comparison.training
     accuracy = robustness[robustness["class"] == "all"].set_index("attack")
-    row: Row = {}
+    correct = {
+        name.removeprefix(_CORRECT): images
+        for name, images in comparison.arrays.items()
+        if name.startswith(_CORRECT)
+    }
+    correct["worst"] = np.all([*correct.values()], axis=0)
+    row: Row = {"correct": {}}
     for name, attack in zip(
         ACCURACIES, ("natural", comparison.meta["attack"], "worst"), strict=True
     ):
         for end, column in (("", "accuracy"), ("_low", "low"), ("_high", "high")):
             row[f"{name}{end}"] = float(accuracy.loc[attack, column])
+        row["correct"][name] = pack_bits(correct[attack])
     best = log[log["best"].astype(bool)].iloc[0]
     row |= {name: float(best[name]) for name in ("val_natural", "val_robust")}
     row |= {"best_epoch": int(best["epoch"]), "trained_epochs": len(log)}

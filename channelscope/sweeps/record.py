@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Bool
+from numpy import ndarray
 
 from channelscope import distributed
-from channelscope.analyses.sweeps import TABLE
+from channelscope.analyses.sweeps import ACCURACIES, TABLE, VARIANTS
 from channelscope.data import Dataset
 from channelscope.errors import UserError
 from channelscope.files import atomic_write
 from channelscope.reading import read_json
+from channelscope.statistics.effects import estimate_effect
+from channelscope.statistics.intervals import Estimate, wilson
 from channelscope.sweeps.variants import Variant, to_words
 
 Row = dict[str, Any]
+_REPLICATES = 500  # resamples of the images
 
 # The numbers of the table but for the seed, and their types.
 COLUMNS = {name: "float64" for name in TABLE.numbers if name != "seed"} | {
@@ -59,6 +65,69 @@ def sweep_rows(
             rows.append({"trouble": "", **row, "file": training.file})
     columns = ["variant", "seed", *settings, *COLUMNS, "trouble", "file"]
     return pd.DataFrame(rows, columns=columns).astype(COLUMNS)
+
+
+def variant_rows(
+    trainings: Sequence[Training], results: Mapping[str, Row], images: int, level: float
+) -> pd.DataFrame:
+    """Make the table of a sweep's variants: mean accuracies, with intervals.
+
+    Args:
+        trainings: in the order of the table.
+        results: file of a checkpoint -> its measurements, among them which images were "correct".
+        images: number of test images.
+        level: coverage of the intervals, in (0, 1).
+    """
+    networks: dict[str, list[Row]] = {}
+    for training in trainings:
+        row = results.get(training.file, {})
+        networks.setdefault(training.variant.name, []).extend([row] if "correct" in row else [])
+    # The same resamples of the images for all networks, which were attacked on the same ones.
+    draws = np.random.default_rng(0).poisson(1, (images, _REPLICATES))
+    weights = np.concatenate([np.ones((images, 1)), draws], 1)
+    rows = []
+    for variant, of_variant in networks.items():
+        columns: Row = {"variant": variant, "seeds": len(of_variant)}
+        for name in ACCURACIES:
+            correct = [unpack_bits(row["correct"][name], images) for row in of_variant]
+            mean = _estimate_mean(np.array(correct).reshape(-1, images), weights, level)
+            columns |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+        rows.append(columns)
+    return VARIANTS.frame(rows)
+
+
+def _estimate_mean(correct: Bool[ndarray, "s n"], weights: ndarray, level: float) -> Estimate:
+    """Estimate the mean accuracy of networks that differ in their seed; NaN for none.
+
+    Of one network, or where no resample changes anything, it is Wilson's interval of the images.
+    """
+    networks, images = correct.shape
+    if networks > 1:
+        accuracy = correct @ weights / weights.sum(0)
+        effect = estimate_effect([accuracy], (1,), level, (0.0, 1.0))
+        if effect.low < effect.high:
+            return Estimate(effect.value, effect.low, effect.high)
+    return wilson(correct.sum() / max(networks, 1), images if networks else 0, level)
+
+
+def pack_bits(correct: Bool[ndarray, " n"]) -> str:
+    """Write which images are classified correctly as hexadecimal digits, four images each."""
+    return np.packbits(correct).tobytes().hex()
+
+
+def unpack_bits(text: str, images: int) -> Bool[ndarray, " n"]:
+    """Read what ``pack_bits`` wrote.
+
+    >>> unpack_bits(pack_bits(np.array([True, False, True])), 3).tolist()
+    [True, False, True]
+
+    Raises:
+        ValueError: for another number of images, or other digits.
+    """
+    digits = np.frombuffer(bytes.fromhex(text), np.uint8)
+    if len(digits) != -(-images // 8):
+        raise ValueError(f"{len(digits)} bytes are not of {images} images")
+    return np.unpackbits(digits, count=images).astype(bool)
 
 
 @dataclass
@@ -105,17 +174,21 @@ class Record:
         """Return the result of a network that is complete; None where there is none."""
         row: Row | None = self.meta["results"].get(training.file)
         exists = (self.folder / training.file).exists()
-        return row if row is not None and "trouble" not in row and exists else None
+        return row if row is not None and "correct" in row and exists else None
 
     def add(self, training: Training, row: Row) -> None:
         """Write a training's result, or its trouble."""
         self.meta["results"][training.file] = row
         self._write()
 
-    def make_table(self) -> pd.DataFrame:
-        """Make the table of the results so far."""
-        varied = list(self.meta["settings"]["vary"])
-        return sweep_rows(self.trainings, varied, self.meta["results"])
+    def make_tables(self) -> dict[str, pd.DataFrame]:
+        """Make the tables of the results so far, of the networks and of the variants."""
+        settings, results = self.meta["settings"], self.meta["results"]
+        images, level = self.meta["images"]["test"], settings["level"]
+        return {
+            "sweep": sweep_rows(self.trainings, list(settings["vary"]), results),
+            "variants": variant_rows(self.trainings, results, images, level),
+        }
 
     def describe(self, dataset: Dataset) -> dict[str, Any]:
         """Return the settings of the sweep's result, as plain values."""
@@ -160,6 +233,7 @@ def compute_digest(meta: dict[str, Any]) -> str:
 def _is_row(row: Any) -> bool:
     """Whether a value is a training's measurements, or its trouble."""
     numbers = [value for name, value in row.items() if name in COLUMNS]
-    return isinstance(row.get("trouble", ""), str) and all(
+    words = [row.get("trouble", ""), *row.get("correct", {}).values()]
+    return all(isinstance(word, str) for word in words) and all(
         type(value) in (int, float, type(None)) for value in numbers
     )

@@ -223,7 +223,7 @@ def _make_match(arch: str, state: Mapping[str, Tensor], last: str) -> Match:
         renamed,
         gates,
         method,
-        {"cifs": "k = 2 and softmax masks", "fsr": "tau = 0.1"}.get(method or "", ""),
+        {"cifs": "k = 2 and softmax masks of sum 1", "fsr": "tau = 0.1"}.get(method or "", ""),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from channelscope.errors import UserError, escape, suggest
-from channelscope.gates import FeatureSelector, LinearProbe, Selective, TwoLayerProbe
+from channelscope.gates import FeatureSelector, Importance, LinearProbe, Selective, TwoLayerProbe
 from channelscope.gates.fsr import FeatureRecalibrator
 from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
 from channelscope.networks import Statistics, read_normalisation
@@ -249,6 +249,7 @@ def convert(
     arch_args: Args | None = None,
     normalise: str | Statistics | None = None,
     method: str | None = None,
+    imgf_scale: float | None = None,
     download: bool = False,
 ) -> Checkpoint:
     """Convert any program's network file to a checkpoint, which is written and returned.
@@ -258,10 +259,12 @@ def convert(
             run.
         out: the file to write, which must not exist.
         method: how the network was trained, where the file cannot tell.
+        imgf_scale: what the softmax masks of a network of CIFS sum to, which no tensor tells: 1 in
+            the authors' released file, so by default, and 2 in files of the paper's time.
 
     Raises:
-        UserError: where ``path`` cannot be read or recognised, for an unknown method, and where
-            ``out`` exists or cannot be written.
+        UserError: where ``path`` cannot be read or recognised, for an unknown method, a scale of
+            masks that are not there, and where ``out`` exists or cannot be written.
     """
     _check_method(method)
     if Path(out).exists():
@@ -271,10 +274,29 @@ def convert(
     )
     if "converted_from" not in checkpoint.meta:
         raise UserError(f"{path} is a checkpoint of channelscope already: use it as it is.")
+    if imgf_scale is not None:
+        checkpoint = _scale_masks(checkpoint, imgf_scale, str(path))
     if method is not None:
         checkpoint = replace(checkpoint, method=method)
     checkpoint.save(out)
     return checkpoint
+
+
+def _scale_masks(checkpoint: Checkpoint, scale: float, source: str) -> Checkpoint:
+    """Say what the softmax masks of a network of CIFS sum to, which no tensor tells."""
+    gates = checkpoint.gates
+    if not gates or any(gate.kind != "cifs" or "imgf" in gate.options for gate in gates):
+        raise UserError(
+            f"imgf_scale: {source} is recognised as {checkpoint.meta['converted_from']}, which has "
+            "no softmax masks: leave --imgf-scale out."
+        )
+    try:
+        Importance(budget=scale)
+    except UserError as error:
+        raise UserError(f"imgf_scale: {error}") from error
+    scaled = tuple(replace(gate, options={**gate.options, "budget": scale}) for gate in gates)
+    assumed = f"k = 2, masks of sum {scale:g} as named"
+    return replace(checkpoint, gates=scaled, meta={**checkpoint.meta, "assumed": assumed})
 
 
 def _check_method(method: str | None) -> None:
