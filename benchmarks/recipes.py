@@ -19,7 +19,7 @@ from channelscope.training.recipes import Recipe, catalogue, summary, walk_files
 from channelscope.training.sources import list_sources
 
 FILE = Path("docs", "RECIPES.md")
-# Those of the papers of CIFS and CAS; a -fast variant differs in its schedule and precision alone.
+# Those of the papers of CIFS, CAS and WAT; a -fast variant differs in its schedule and precision alone.
 NAMES = (
     "cifar10-resnet18-standard",
     "cifar10-resnet18-at",
@@ -30,6 +30,8 @@ NAMES = (
     "cifar10-resnet18-trades-cifs",
     "cifar10-resnet18-mart-cifs",
     "cifar10-resnet18-fat-cifs",
+    "cifar10-resnet18-wat",
+    "cifar10-resnet18-wat-cifs",
     "cifar10-wrn-28-10-cifs",
     "cifar10-vgg16-cas",
     "svhn-resnet18-cifs",

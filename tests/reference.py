@@ -725,6 +725,19 @@ def mart(
     return boosted + trade_off * divergence(natural, adversarial) * (1 - right)
 
 
+def class_weights(costs: Sequence[Sequence[float]], eta: float) -> list[float]:
+    """Return how much an image of each class weighs in WAT (Li & Liu, AAAI 2023).
+
+    ``costs`` has a row an epoch: the cost of each of k classes, then that of all images. These are
+    k + 1 experts, each of which weighs exp(eta * its costs so far), as shares of k. An image weighs
+    as much as its class and the expert of all images together.
+    """
+    experts = len(costs[0])
+    raw = [math.exp(eta * math.fsum(row[expert] for row in costs)) for expert in range(experts)]
+    shares = [(experts - 1) * weight / math.fsum(raw) for weight in raw]
+    return [share + shares[-1] for share in shares[:-1]]
+
+
 def of_all_heads(
     first: Tensor, gates: Sequence[Sequence[Tensor]], beta: float, scaled: bool
 ) -> Tensor:

@@ -667,6 +667,7 @@ GATES = {
     "cifs": ("at", "C4"),
     "trades-cifs": ("trades", "C4"),
     "fat-cifs": ("fat", "C4"),
+    "wat-cifs": ("wat", "C4"),
     "cas": ("at", "CAS"),
     "trades-cas": ("trades", "CAS"),
     "fsr": ("at", "FSR"),
@@ -679,7 +680,7 @@ GATES = {
 def test_gates_are_compared_with_the_method_that_they_were_added_to(method: str) -> None:
     base, claim = GATES[method]
     assert get_base(method) == base
-    names = ("at", "trades", "fat")
+    names = ("at", "trades", "fat", "wat")
     networks = [Network(label=f"a-{name}", method=name, robust=0.4) for name in names]
     networks.append(standard(label="a-standard", robust=0.4))
     verdicts = list(judge_claims(study_of(*networks, gated(label="gated", method=method))))

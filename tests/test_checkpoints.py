@@ -617,18 +617,19 @@ def test_a_log_has_columns_for_each_gate_of_cifs() -> None:
     assert log_columns(()) == log_columns(GATES["fsr"]) == log_columns(GATES["kap"]) == list(LOG)
     of_gates = [f"{layer}.{name}" for layer in ("layer4.0", "layer4.1") for name in GATE_LOG]
     assert log_columns(GATES["cifs"]) == [*LOG, *of_gates]
+    assert log_columns((), ("cat", "dog")) == [*LOG, "cat.class_weight", "dog.class_weight"]
 
 
 @pytest.mark.parametrize("gates", GATES)
 def test_a_log_is_checked_column_by_column(gates: str) -> None:
     columns = log_columns(GATES[gates])
     whole = dict.fromkeys(columns, 1)
-    assert check_history([whole, whole], GATES[gates]) == [whole, whole]
-    assert check_history([], GATES[gates]) == []
+    assert check_history([whole, whole], columns) == [whole, whole]
+    assert check_history([], columns) == []
     spoilt = [{name: 1 for name in columns if name != missing} for missing in columns]
     for row in (*spoilt, whole | {"layer9.probe_natural": 1}, {}):
         with pytest.raises(ValueError, match="not a training log"):
-            check_history([whole, row], GATES[gates])
+            check_history([whole, row], columns)
 
 
 def test_a_mistaken_gate_is_answered_with_what_there_is() -> None:

@@ -29,7 +29,7 @@ from helpers.runs import tiny_job
 
 SHIPPED = Path(recipes.__file__).parent
 NAMES = sorted(catalogue())
-UNGATED = ("standard", "at", "at-warm", "trades", "mart", "fat")
+UNGATED = ("standard", "at", "at-warm", "trades", "mart", "fat", "wat")
 GATED = [method for method in METHODS if method not in UNGATED]
 
 
@@ -199,6 +199,10 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
         {"loss": {"kind": "adversarial"}, "attack": {"start": True, "tau": [0, 1, 2]}}
     ],
     "cifar10-resnet18-trades-cifs": [{"loss": {"kind": "trades", "trade_off": 6.0}}, CIFS],
+    "cifar10-resnet18-wat": [
+        {"loss": {"kind": "trades", "trade_off": 6.0, "eta": 0.1}, "attack": {"start": 0.001}}
+    ],
+    "cifar10-resnet18-wat-cifs": [{"loss": {"kind": "trades", "eta": 0.1}}, CIFS],
     "cifar10-resnet18-mart-cas": [{"loss": {"kind": "mart", "trade_off": 5.0}}, CAS],
     "cifar10-resnet18-fat-cifs": [{"attack": {"tau": [0, 1, 2]}}, CIFS],
     "cifar10-resnet18-fsr": [

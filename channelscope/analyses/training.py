@@ -78,7 +78,7 @@ def compute_training(study: Study) -> dict[str, Any]:
 
 def _gate_rows(model: str, log: Any) -> Iterator[dict[str, Any]]:
     names = [name.rpartition(".") for name in (log[0] if log else ())]
-    for layer in dict.fromkeys(layer for layer, dot, _ in names if dot):
+    for layer in dict.fromkeys(layer for layer, _, name in names if name in GATE_COLUMNS):
         for row in log:
             columns = {name: row[f"{layer}.{name}"] for name in GATE_COLUMNS}
             yield {"model": model, "layer": layer, "epoch": row["epoch"]} | columns

@@ -1,6 +1,6 @@
 """Train networks from recipes: resumable after a kill, and the same to the bit in any processes.
 
-Standard training, AT, TRADES, MART and FAT, each with gates or without: see ``recipes`` and
+Standard training, AT, TRADES, MART, FAT and WAT, each with gates or without: see ``recipes`` and
 ``objectives``.
 """
 
@@ -18,7 +18,7 @@ from channelscope import distributed
 from channelscope.data import as_dataset
 from channelscope.errors import UserError
 from channelscope.locks import lock_path
-from channelscope.training.engine import train_epoch, validate
+from channelscope.training.engine import reweigh_classes, train_epoch, validate
 from channelscope.training.job import Job
 from channelscope.training.logs import Write, open_logs
 from channelscope.training.recipes import Recipe, default_eps, find_recipe
@@ -155,6 +155,7 @@ def _train_epochs(state: State, write: Write, keep: int, progress: bool) -> None
         while len(state.history) < epochs and not state.is_out_of_patience():
             epoch, start = len(state.history), perf_counter()
             row = {"epoch": epoch + 1} | train_epoch(state, epoch, bar) | validate(state)
+            row |= reweigh_classes(state, epoch)
             state.record(row | {"seconds": perf_counter() - start})
             if keep and (epoch + 1) % keep == 0:
                 state.save_epoch()  # before the state: after a kill it is written again

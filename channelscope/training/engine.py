@@ -27,7 +27,7 @@ from channelscope.layers.features import capture
 from channelscope.layers.hooks import eval_mode
 from channelscope.training.job import Job
 from channelscope.training.state import Diverged, State
-from channelscope.weights import LOG, log_columns
+from channelscope.weights import LOG, log_columns, name_weights
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CHECK_EVERY = 16  # steps: each look at the loss waits for the device
@@ -110,6 +110,36 @@ def validate(state: State) -> dict[str, float]:
             sums += torch.stack([value.sum(dtype=torch.float64) for value in values])
     means = distributed.all_reduce(sums) / images
     return dict(zip(names, means.tolist(), strict=True))
+
+
+def reweigh_classes(state: State, epoch: int) -> dict[str, float]:
+    """Add the classes' losses on attacked validation images to what they cost; see ``State``.
+
+    The images are attacked as in training, but for early stopping, with the same random starts in
+    every epoch. The cost of a class is the mean over its images: in the release the classes have as
+    many images each.
+
+    Returns:
+        The weights that the epoch was trained with, by the log's columns.
+    """
+    job, weights = state.job, state.class_weights
+    if weights is None or state.val is None:
+        return {}
+    attack = dataclasses.replace(job.attack_at(epoch), early_stop=None)
+    generator, share = job.make_generator(-2), distributed.get_slice(len(state.val))
+    sums = torch.zeros(len(weights), dtype=torch.float64, device=state.device)
+    attack.skip(torch.empty(1, *job.image_shape, dtype=job.dtype), share.start, generator)
+    indices = torch.arange(share.start, share.stop)
+    with eval_mode(state.network), _autocast(state):
+        for x, y in state.val.batches(256, state.device, indices):
+            x = x.to(job.dtype)
+            x_adv = _attack(state, attack, x, y, generator) if job.adversarial else x
+            with torch.no_grad():
+                sums.index_add_(0, y, job.loss(state.network, x, x_adv, y).double())
+    sums = distributed.all_reduce(sums).cpu()
+    counts = torch.bincount(state.val.labels.cpu(), minlength=len(weights))
+    state.class_costs += torch.cat([sums / counts, sums.sum(0, True) / len(state.val)])
+    return dict(zip(name_weights(job.weighed_classes), weights.tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -201,6 +231,8 @@ def _backward(state: State, x: Tensor, x_adv: Tensor, y: Tensor, batch_size: int
     state.network.train()
     with capture(state.network, "") as outputs:
         loss = state.loss(x, x_adv, y)
+    if (weights := state.class_weights) is not None:
+        loss = loss * weights.to(loss)[y]
     # Data parallelism divides by the number of processes.
     state.scaler.scale(loss.sum() * (distributed.world_size() / batch_size)).backward()
     correct = (outputs[""].argmax(1) == y).sum()

@@ -23,7 +23,7 @@ from channelscope.networks import Architecture, Statistics
 from channelscope.objectives import MART, TRADES, CrossEntropy, Joint, TrainingLoss
 from channelscope.training.recipes import Recipe
 from channelscope.training.start import Start
-from channelscope.weights import Checkpoint, Gate, build, versions, zoo
+from channelscope.weights import Checkpoint, Gate, build, log_columns, versions, zoo
 
 _MOMENTS_OF = 50_000  # so many images are enough for the pixels' mean and standard deviation
 
@@ -66,6 +66,8 @@ class Job:
                 "schedule.patience waits for a better epoch on the validation images, and the last "
                 "epoch is kept here whatever it is: set schedule.patience to 0."
             )
+        if self.weighed_classes:
+            self._check_weighing()
         crop, batch_size = self.recipe.data.crop, self.recipe.optimizer.batch_size
         if crop >= min(self.data.image_size):
             raise UserError(
@@ -86,6 +88,21 @@ class Job:
             raise UserError(
                 f"{len(self.val)} validation images are too few for {world_size()} processes: "
                 "start fewer."
+            )
+
+    def _check_weighing(self) -> None:
+        """Raise UserError where the validation images cannot weigh the classes."""
+        if self.val is None:
+            raise UserError(
+                "loss.eta weighs the classes by their losses on the validation images, and these "
+                'are trained on here: set data.validation to "hold-out", or leave loss.eta out.'
+            )
+        counts = torch.bincount(self.val.labels, minlength=len(self.data.classes))
+        if not counts.all():
+            raise UserError(
+                "loss.eta weighs the classes by their losses on the validation images, of which "
+                f"{self.data.classes[int(counts.argmin())]} has none: add some, or leave loss.eta "
+                "out."
             )
 
     @cached_property
@@ -155,6 +172,16 @@ class Job:
     def adversarial(self) -> bool:
         """Whether the network is trained on adversarial images."""
         return self.recipe.loss.kind != "natural"
+
+    @property
+    def weighed_classes(self) -> tuple[str, ...]:
+        """The classes whose weights in the loss change with the epochs, if they do."""
+        return self.data.classes if self.recipe.loss.eta is not None else ()
+
+    @property
+    def log_columns(self) -> list[str]:
+        """The columns of the training log."""
+        return log_columns(self.gates, self.weighed_classes)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from channelscope import distributed
 from channelscope.data import Dataset, MemorySplit
-from channelscope.training.engine import train_epoch, validate
+from channelscope.training.engine import reweigh_classes, train_epoch, validate
 from channelscope.training.job import Job
 from channelscope.training.recipes import Recipe
 from channelscope.training.state import State
@@ -117,6 +117,7 @@ def _measure_stage(recipe: Recipe, images: Images, device: str) -> Cost:
         train_seconds = (perf_counter() - start) / trial
         start = perf_counter()
         validate(state)
+        reweigh_classes(state, 1)
         val_seconds = (perf_counter() - start) / trial
         saved = _count_saved_bytes(state) // trial
     merged = images.val if recipe.data.validation == "none" else 0

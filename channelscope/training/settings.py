@@ -159,6 +159,9 @@ class Loss(Section):
     kind: Literal["natural", "adversarial", "trades", "mart"]
     trade_off: Weight = 6.0  # weight of the robust term of TRADES and MART
     smoothing: Share = 0.0  # label smoothing of the cross-entropy
+    # WAT: how fast the weights of the classes follow their losses on the validation images, see
+    # ``State.class_weights``; left out, all classes weigh the same.
+    eta: Weight | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -16,7 +17,7 @@ from channelscope.files import atomic_write
 from channelscope.objectives import TrainingLoss
 from channelscope.reading import check_regular
 from channelscope.training.job import Job
-from channelscope.weights import Checkpoint, build, check_history, is_finite, log_columns
+from channelscope.weights import Checkpoint, build, check_history, is_finite
 from channelscope.weights.tensors import load_tensors, save_tensors
 
 Row = dict[str, Any]  # the measurements of an epoch, by the columns of the log
@@ -76,6 +77,8 @@ class State:
         self.val = None if job.val is None else _move(job.val, device)
         self.history: list[Row] = []  # a row for each complete epoch
         self.best: dict[str, Tensor] = {}  # the weights of the best epoch
+        # Of WAT: the losses of each class and of all, summed over the epochs.
+        self.class_costs = torch.zeros(len(job.data.classes) + 1, dtype=torch.float64)
 
     @classmethod
     def start(cls, job: Job, device: str) -> Self:
@@ -126,7 +129,8 @@ class State:
         self.scaler.load_state_dict(progress["scaler"])
         if self.average is not None:
             self.average.load_state_dict(progress["average"])
-        self.history = check_history(content["meta"]["history"], self.job.gates)
+        self.class_costs.copy_(progress["class_costs"])
+        self.history = check_history(content["meta"]["history"], self.job.log_columns)
         if self.history:
             self.best = content["state"]
             with torch.device("meta"):  # only to check that the best weights are complete
@@ -144,11 +148,34 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "class_costs": self.class_costs,
         }
         save_tensors(content, self.job.partial)
-        table = pd.DataFrame(self.history, columns=log_columns(self.job.gates))
+        table = pd.DataFrame(self.history, columns=self.job.log_columns)
         with atomic_write(self.job.log) as temporary:
             table.to_csv(temporary, index=False)
+
+    @property
+    def class_weights(self) -> Float[Tensor, " k"] | None:
+        """The weight of each class in the loss of this epoch; None where classes weigh the same.
+
+        WAT (Li & Liu, AAAI 2023, arXiv 2302.04025; its release) weighs k + 1 experts, the classes
+        and their mean, exponentially (Hedge), which leaves no regret in the long run:
+
+            w = k softmax(eta C),    C_i = sum over the epochs so far of the cost of i,
+            loss = sum_i w_i loss_i + w_mean loss_mean,
+
+        where loss_i is the mean over the images of class i. So an image of class i weighs
+        w_i + w_mean. A cost is the loss on attacked validation images (``engine.reweigh_classes``).
+        In the first epoch all w are 1, as in the release.
+        """
+        eta, classes = self.job.recipe.loss.eta, len(self.class_costs) - 1
+        if eta is None:
+            return None
+        if not self.history:
+            return torch.full((classes,), 2.0, dtype=torch.float64)
+        weights = classes * (eta * self.class_costs).softmax(0)
+        return weights[:-1] + weights[-1]
 
     @property
     def candidate(self) -> nn.Module:

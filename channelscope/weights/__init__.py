@@ -9,6 +9,7 @@ from channelscope.weights.checkpoints import (
     check_history,
     is_finite,
     log_columns,
+    name_weights,
     versions,
 )
 from channelscope.weights.loading import load, read_network, save
@@ -23,6 +24,7 @@ __all__ = [
     "is_finite",
     "load",
     "log_columns",
+    "name_weights",
     "read_network",
     "save",
     "versions",

@@ -3,7 +3,7 @@
 import dataclasses
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shorten
@@ -255,7 +255,7 @@ class Checkpoint:
             _check_class_names(names, architecture.classes)
         if content["method"] not in (None, *METHODS):
             raise ValueError("an unknown method")
-        _check_meta(content["meta"], gates)
+        _check_meta(content["meta"], gates, names or ())
         values = {
             "architecture": architecture,
             "gates": gates,
@@ -282,9 +282,8 @@ def _check_class_names(names: Any, classes: int) -> None:
         raise ValueError("class names that cannot be printed")
 
 
-def _check_meta(meta: Any, gates: tuple[Gate, ...]) -> None:
+def _check_meta(meta: Any, gates: tuple[Gate, ...], classes: Sequence[str]) -> None:
     """Check those of the meta data that are used; raises anything where they do not fit."""
-    check_history(meta.get("history", []), gates)
     if has_controls(meta):
         raise ValueError("words with control characters")
     tables = [meta.get("versions", {})]
@@ -294,27 +293,36 @@ def _check_meta(meta: Any, gates: tuple[Gate, ...]) -> None:
             raise ValueError("the data has no name")
     if not all(isinstance(table, dict) for table in tables):
         raise ValueError("settings of another kind")
+    loss = settings["recipe"].get("loss", {}) if settings is not None else {}
+    columns = log_columns(gates, classes if "eta" in loss else ())
+    check_history(meta.get("history", []), columns)
 
 
-def log_columns(gates: tuple[Gate, ...]) -> list[str]:
+def log_columns(gates: Sequence[Gate], weighed: Sequence[str] = ()) -> list[str]:
     """Return the columns of a training log.
 
     A CIFS gate has, each as ``LAYER.`` and a name of ``GATE_LOG`` and measured on the validation
     images: the probe's natural and robust accuracy, the share of the mask that is in effect
     (``mask_share``) on natural and on adversarial images, and the cosine of an image's two masks.
+    A class of WAT has ``CLASS.class_weight``: its images' weight in the loss.
     """
     layers = [gate.layer for gate in gates if gate.kind == "cifs"]
-    return [*LOG, *(f"{layer}.{name}" for layer in layers for name in GATE_LOG)]
+    of_gates = [f"{layer}.{name}" for layer in layers for name in GATE_LOG]
+    return [*LOG, *of_gates, *name_weights(weighed)]
 
 
-def check_history(history: Any, gates: tuple[Gate, ...]) -> list[dict[str, Any]]:
-    """Return a training log if it is a list of rows with the columns of such gates.
+def name_weights(classes: Sequence[str]) -> list[str]:
+    """Return the columns of a training log with the weights of classes."""
+    return [f"{name}.class_weight" for name in classes]
+
+
+def check_history(history: Any, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a training log if it is a list of rows with these columns.
 
     Raises:
         ValueError, or anything: where it is not.
     """
-    columns = set(log_columns(gates))
-    if not isinstance(history, list) or not all(row.keys() == columns for row in history):
+    if not isinstance(history, list) or not all(row.keys() == set(columns) for row in history):
         raise ValueError("not a training log")
     return history
 

@@ -21,8 +21,8 @@ UNEVEN = EXACT | {"images": 47}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "at": ("at", UNEVEN),
     "cifs": ("cifs", UNEVEN | {"averaging.kind": "swa", "averaging.start": 0}),
-    "trades": (
-        "trades",
+    "wat": (
+        "wat",
         UNEVEN | {"averaging.kind": "ema", "averaging.decay": 0.7, "nesterov": True},
     ),
 }
