@@ -19,7 +19,7 @@ from channelscope.training.recipes import Recipe, catalogue, summary, walk_files
 from channelscope.training.sources import list_sources
 
 FILE = Path("docs", "RECIPES.md")
-# Those of the papers of CIFS, CAS and WAT; a -fast variant differs in its schedule and precision alone.
+# Those of the papers of CIFS, CAS and WAT; a -fast variant differs in schedule and precision alone.
 NAMES = (
     "cifar10-resnet18-standard",
     "cifar10-resnet18-at",
