@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from channelscope.weights.loading import convert
     from channelscope.weights.zoo import zoo
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The public face: name -> its module, which is imported when the name is first used.
 _MODULES = {
