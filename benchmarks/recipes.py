@@ -19,7 +19,7 @@ from channelscope.training.recipes import Recipe, catalogue, summary, walk_files
 from channelscope.training.sources import list_sources
 
 FILE = Path("docs", "RECIPES.md")
-# Those of the papers of CIFS, CAS and WAT; a -fast variant differs in schedule and precision alone.
+# Those of the papers; a -fast variant differs in its schedule and its precision alone.
 NAMES = (
     "cifar10-resnet18-standard",
     "cifar10-resnet18-at",
@@ -32,6 +32,8 @@ NAMES = (
     "cifar10-resnet18-fat-cifs",
     "cifar10-resnet18-wat",
     "cifar10-resnet18-wat-cifs",
+    "cifar10-resnet18-hbar",
+    "cifar10-resnet18-anf-standard",
     "cifar10-wrn-28-10-cifs",
     "cifar10-vgg16-cas",
     "svhn-resnet18-cifs",

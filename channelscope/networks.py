@@ -211,6 +211,10 @@ class ResNet(nn.Module):
     The global mean replaces the original's pooling of a fixed size, so images of any size pass.
     With mean 0 and standard deviation 1 the parameters correspond key by key with the networks of
     the CIFS authors' release.
+
+    With ``filtered`` the stem is the adversarial noise filter (ANF) of Suresh et al., AAAI 2025
+    (arXiv 2408.11680), as in their release: 15x15 convolutions to 4 ``width`` channels, and behind
+    the ReLU the maximum of 5x5 pixels. It takes 14 pixels from both sides of an image.
     """
 
     def __init__(
@@ -221,19 +225,30 @@ class ResNet(nn.Module):
         classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        filtered: bool = False,
     ) -> None:
         super().__init__()
-        e = block.expansion
+        e, stem = block.expansion, 4 * width if filtered else width
+        self.filtered = filtered
         self.normalise = Normalise(mean, std)
-        self.conv1, self.bn1 = _conv(len(mean), width, 3), nn.BatchNorm2d(width)
-        self.layer1 = _stage(block, width, width, blocks[0], stride=1)
+        self.conv1, self.bn1 = _conv(len(mean), stem, 3), nn.BatchNorm2d(stem)
+        if filtered:
+            self.conv1 = nn.Conv2d(len(mean), stem, 15, padding=1, bias=False)
+        self.layer1 = _stage(block, stem, width, blocks[0], stride=1)
         self.layer2 = _stage(block, width * e, 2 * width, blocks[1], stride=2)
         self.layer3 = _stage(block, 2 * width * e, 4 * width, blocks[2], stride=2)
         self.layer4 = _stage(block, 4 * width * e, 8 * width, blocks[3], stride=2)
         self.linear = nn.Linear(8 * width * e, classes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        if self.filtered and min(x.shape[2:]) < _FILTERED_SIDE:
+            raise UserError(
+                f"Images of {x.shape[2]}x{x.shape[3]} are too small for a filter of 15x15 pixels: "
+                f"choose a network without it, or images of {_FILTERED_SIDE} and more."
+            )
         z = F.relu(self.bn1(self.conv1(self.normalise(x))))
+        if self.filtered:
+            z = F.max_pool2d(z, 5, stride=1, padding=1)
         z = self.layer4(self.layer3(self.layer2(self.layer1(z))))
         return self.linear(z.mean((2, 3)))
 
@@ -322,6 +337,7 @@ RESNETS: dict[str, tuple[Block, tuple[int, ...]]] = {
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
+_FILTERED, _FILTERED_SIDE = "anf-", 15  # ResNets with ANF; the smallest image that they take
 _VGG = "vgg16"
 _WIDE = re.compile(r"wrn-(\d{1,3})-(\d{1,2})")
 
@@ -332,7 +348,8 @@ class Architecture:
 
     Args:
         arch: ``resnet10``, ``resnet18``, ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152``,
-            ``vgg16`` or ``wrn-DEPTH-WIDEN`` (such as ``wrn-28-10``).
+            these with the stem of ANF, ``anf-resnet18``; ``vgg16``; ``wrn-DEPTH-WIDEN`` (such as
+            ``wrn-28-10``).
         width: planes of the first stage; None for the published 64 (ResNet, VGG) or 16
             (WideResNet).
         classes: number of logits.
@@ -346,8 +363,8 @@ class Architecture:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.arch not in (*RESNETS, _VGG) and self._wide is None:
-            names = [*RESNETS, _VGG, "wrn-28-10"]
+        if self._stages not in RESNETS and self.arch != _VGG and self._wide is None:
+            names = [*RESNETS, f"{_FILTERED}resnet18", _VGG, "wrn-28-10"]
             raise UserError(
                 f"There is no architecture {self.arch!r}: choose from {', '.join(names)}."
                 f"{suggest(self.arch, names)}"
@@ -377,6 +394,11 @@ class Architecture:
         return (int(match[1]), int(match[2])) if match else None
 
     @property
+    def _stages(self) -> str:
+        """The ResNet behind the stem."""
+        return self.arch.removeprefix(_FILTERED)
+
+    @property
     def base_width(self) -> int:
         """The width; the published one for None."""
         return self.width or (16 if self._wide else 64)
@@ -394,7 +416,7 @@ class Architecture:
             return f"layer3.{last}.conv1:input", "features"
         if self.arch == _VGG:
             return "layer5.0", "layer5.1", "layer5.2"
-        *_, third, fourth = RESNETS[self.arch][1]
+        *_, third, fourth = RESNETS[self._stages][1]
         blocks = [f"layer3.{index}" for index in range(third)]
         blocks += [f"layer4.{index}" for index in range(fourth)]
         return tuple(blocks[-2:])
@@ -406,7 +428,7 @@ class Architecture:
             return 4 * self.base_width * self._wide[1]
         if self.arch == _VGG:
             return 8 * self.base_width
-        return 8 * self.base_width * RESNETS[self.arch][0].expansion
+        return 8 * self.base_width * RESNETS[self._stages][0].expansion
 
     def build(self) -> ResNet | WideResNet | VGG:
         """Make the network; torch's global generator draws its weights."""
@@ -415,4 +437,7 @@ class Architecture:
             return WideResNet(*self._wide, width, self.classes, self.mean, self.std)
         if self.arch == _VGG:
             return VGG(width, self.classes, self.mean, self.std)
-        return ResNet(*RESNETS[self.arch], width, self.classes, self.mean, self.std)
+        filtered = self.arch.startswith(_FILTERED)
+        return ResNet(
+            *RESNETS[self._stages], width, self.classes, self.mean, self.std, filtered=filtered
+        )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from channelscope.errors import UserError
 from channelscope.layers.features import capture
@@ -12,6 +13,8 @@ from channelscope.networks import (
     normalised,
     read_normalisation,
 )
+from helpers import networks
+from helpers.expect import mistake
 
 ARCHS = [*RESNETS, "vgg16", "wrn-10-1", "wrn-16-2", "wrn-22-1"]
 
@@ -67,6 +70,7 @@ def test_gates_go_where_their_authors_have_them(arch: str, places: tuple[str, ..
         ("resnet50", 23_520_842),
         ("wrn-28-10", 36_479_194),
         ("wrn-34-10", 46_160_474),
+        ("anf-resnet18", 11_472_522),  # of the authors' code, built for ten classes
     ],
 )
 def test_published_networks_have_their_published_number_of_parameters(
@@ -75,6 +79,25 @@ def test_published_networks_have_their_published_number_of_parameters(
     with torch.device("meta"):
         net = Architecture(arch=arch).build()
     assert sum(parameter.numel() for parameter in net.parameters()) == parameters
+
+
+def test_a_filter_is_15_pixels_wide_and_takes_the_maximum_of_5() -> None:
+    """The stem of ANF, patch by patch."""
+    net = networks.randomise_batchnorm(grey(arch="anf-resnet10").build()).eval()
+    x = torch.rand(2, 1, 20, 18)
+    with capture(net, "layer1:input") as features, torch.no_grad():
+        net(x)
+        patches = F.unfold(net.normalise(x), 15, padding=1)  # (n, 15 * 15, places)
+        z = net.bn1((net.conv1.weight.flatten(1) @ patches).unflatten(2, (8, 6))).relu()
+        windows = F.unfold(z, 5, padding=1).unflatten(1, (8, 25))
+    torch.testing.assert_close(features["layer1:input"], windows.amax(2).unflatten(2, (6, 4)))
+
+
+def test_images_that_are_smaller_than_a_filter_are_refused() -> None:
+    net = grey(arch="anf-resnet10").build().eval()
+    assert net(torch.rand(2, 1, 15, 15)).shape == (2, 3)
+    with mistake("14x20", "too small"):
+        net(torch.rand(2, 1, 14, 20))
 
 
 def test_normalisation_is_inside() -> None:

@@ -29,7 +29,7 @@ from helpers.runs import tiny_job
 
 SHIPPED = Path(recipes.__file__).parent
 NAMES = sorted(catalogue())
-UNGATED = ("standard", "at", "at-warm", "trades", "mart", "fat", "wat")
+UNGATED = ("standard", "at", "at-warm", "trades", "mart", "fat", "wat", "hbar")
 GATED = [method for method in METHODS if method not in UNGATED]
 
 
@@ -57,7 +57,7 @@ def test_every_recipe_can_be_read_and_written_and_read_again(name: str, tmp_path
 def test_every_setting_is_there_with_every_method_once() -> None:
     names = {f"{setting}-{method}" for setting in SETTINGS for method in METHODS}
     names -= {"fashion-mnist-resnet10-eas"}
-    names -= {f"cifar10-vgg16-{method}" for method in ("eas", "fsr", "kap")}
+    names -= {f"cifar10-vgg16-{method}" for method in ("eas", "fsr", "kap", "hbar")}
     quick = ("digits", "cifar10-resnet18-small")
     assert set(NAMES) == names | {f"{name}-fast" for name in names if not name.startswith(quick)}
 
@@ -202,6 +202,10 @@ PUBLISHED: dict[str, list[dict[str, Any]]] = {
     "cifar10-resnet18-wat": [
         {"loss": {"kind": "trades", "trade_off": 6.0, "eta": 0.1}, "attack": {"start": 0.001}}
     ],
+    "cifar10-resnet18-hbar": [
+        CIFAR | {"hbar": {"of_images": 0.0005, "of_labels": 0.005, "sigma": 5.0}}
+    ],
+    "cifar10-resnet18-anf-at": [CIFAR | {"model": {"arch": "anf-resnet18"}}],
     "cifar10-resnet18-wat-cifs": [{"loss": {"kind": "trades", "eta": 0.1}}, CIFS],
     "cifar10-resnet18-mart-cas": [{"loss": {"kind": "mart", "trade_off": 5.0}}, CAS],
     "cifar10-resnet18-fat-cifs": [{"attack": {"tau": [0, 1, 2]}}, CIFS],

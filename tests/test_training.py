@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 COLUMNS = ["epoch", "loss", "accuracy", "lr", "val_natural", "val_robust", "seconds", "best"]
 OF_A_GATE = ["probe_natural", "probe_robust", "mask_natural", "mask_adversarial", "mask_cosine"]
 MOST = (*METHODS, "fsr", "fat", "wat-cifs")  # everything there is in training, each thing once
-UNGATED = ("standard", "at", "at-warm", "trades", "mart", "fat", "wat")
+UNGATED = ("standard", "at", "at-warm", "trades", "mart", "fat", "wat", "hbar")
 
 
 # ---------------------------------------------------------------- what a run leaves behind

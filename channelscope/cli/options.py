@@ -266,7 +266,9 @@ TRAINING = OPTIONS | {
     "set": Option("settings of the recipe to change", "NAME=VALUE", default=[], settings=_PAIRS),
     "images": Option("number of training images", "N", positive, unset="all"),
     "arch": Option(
-        "resnet10, resnet18, resnet34, resnet50, vgg16 or wrn-28-10", "NAME", unset="the recipe's"
+        "resnet10, resnet18, resnet34, resnet50, anf-resnet18, vgg16 or wrn-28-10",
+        "NAME",
+        unset="the recipe's",
     ),
     "width": Option("channels of the first stage", "W", positive, unset="the recipe's"),
     "epochs": Option("passes over the data", "N", positive, unset="the recipe's"),

@@ -21,6 +21,7 @@ from channelscope.layers.features import capture
 from channelscope.layers.hooks import INPUT, named_layers
 from channelscope.networks import Architecture, Statistics
 from channelscope.objectives import MART, TRADES, CrossEntropy, Joint, TrainingLoss
+from channelscope.training.hbar import HBaR
 from channelscope.training.recipes import Recipe
 from channelscope.training.start import Start
 from channelscope.weights import Checkpoint, Gate, build, log_columns, versions, zoo
@@ -255,8 +256,29 @@ class Job:
         return {layer: features[layer].shape for layer in layers}
 
     @property
-    def loss(self) -> TrainingLoss:
+    def loss(self) -> TrainingLoss | HBaR:
         """The loss that is minimised."""
+        penalty = self.recipe.hbar
+        if penalty is None:
+            return self._own_loss
+        return HBaR(
+            self._own_loss,
+            self._penalised_layers,
+            of_images=penalty.of_images,
+            of_labels=penalty.of_labels,
+            sigma=penalty.sigma,
+        )
+
+    @cached_property
+    def _penalised_layers(self) -> tuple[str, ...]:
+        """The layers of ``hbar.features``."""
+        assert self.recipe.hbar is not None
+        architecture = self.architecture  # outside the context: it computes with real images
+        with torch.device("meta"):
+            return tuple(_match_layers(self.recipe.hbar.features, architecture.build()))
+
+    @property
+    def _own_loss(self) -> TrainingLoss:
         loss, gates = self.recipe.loss, self.recipe.gates
         options: dict[str, Any] = {"smoothing": loss.smoothing}
         if gates.kind != "none":

@@ -24,6 +24,7 @@ from channelscope.training.settings import (
     Changes,
     Engine,
     Gates,
+    Hbar,
     Init,
     Loss,
     Model,
@@ -42,6 +43,7 @@ _IMPOSSIBLE = (
     ("cifar10-vgg16", "eas"),
     ("cifar10-vgg16", "fsr"),
     ("cifar10-vgg16", "kap"),
+    ("cifar10-vgg16", "hbar"),
 )
 _L2_EPS = 0.5  # the usual radius for CIFAR-10; a recipe's radius is of the L-inf norm
 
@@ -58,6 +60,7 @@ class Recipe(Section):
         before: what is otherwise in a training that comes before, a first stage. This one begins
             with the weights that it saves, gates included, and with a fresh optimiser.
         init: a network whose weights the (first) training begins with; None for random weights.
+        hbar: the penalty of HBaR; None for none.
     """
 
     method: str | None = None
@@ -72,6 +75,7 @@ class Recipe(Section):
     engine: Engine = field(default_factory=Engine)
     init: Init | None = None
     before: Changes | None = None
+    hbar: Hbar | None = None
 
     @classmethod
     def named(cls, name: str) -> Self:

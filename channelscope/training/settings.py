@@ -165,6 +165,16 @@ class Loss(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hbar(Section):
+    """The penalty of HBaR, on top of any loss: see ``training.hbar``."""
+
+    features: tuple[str, ...]  # of these layers: names or patterns, as of gated ones
+    of_images: Weight = 0.0005  # weight of what they share with the images
+    of_labels: Weight = 0.005  # weight of what they share with the labels
+    sigma: Annotated[float, (1e-6, 1e6)] = 5.0  # width of the kernels
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gates(Section):
     """The gates, if any."""
 

@@ -16,6 +16,7 @@ from channelscope.errors import UserError
 from channelscope.files import atomic_write
 from channelscope.objectives import TrainingLoss
 from channelscope.reading import check_regular
+from channelscope.training.hbar import HBaR
 from channelscope.training.job import Job
 from channelscope.weights import Checkpoint, build, check_history, is_finite
 from channelscope.weights.tensors import load_tensors, save_tensors
@@ -30,7 +31,7 @@ class Diverged(UserError):
 class LossModule(nn.Module):
     """A network and its training loss as one module, which data parallelism wraps."""
 
-    def __init__(self, network: nn.Module, loss: TrainingLoss) -> None:
+    def __init__(self, network: nn.Module, loss: TrainingLoss | HBaR) -> None:
         super().__init__()
         self.network, self.loss = network, loss
 

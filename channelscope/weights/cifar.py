@@ -113,7 +113,8 @@ def _match_resnet(state: Mapping[str, Tensor]) -> Match:
         for name, (block, counts) in RESNETS.items()
         if counts == blocks and block.expansion == expansion
     )
-    return _make_match(arch, state, last="layer4")
+    filtered = state["conv1.weight"].shape[2:] == (15, 15)
+    return _make_match(f"anf-{arch}" if filtered else arch, state, last="layer4")
 
 
 def _match_wide(state: Mapping[str, Tensor]) -> Match:
@@ -185,7 +186,8 @@ def _count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
 
 def _make_match(arch: str, state: Mapping[str, Tensor], last: str) -> Match:
     """Name the gates' parts as ours; ``last`` is the layer of a gate that stands for itself."""
-    width, channels = state["conv1.weight"].shape[:2]
+    stem, channels = state["conv1.weight"].shape[:2]
+    width = stem // 4 if arch.startswith("anf-") else stem
     architecture = Architecture(
         arch=arch,
         width=width,
