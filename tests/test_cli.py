@@ -557,7 +557,7 @@ def test_a_command_has_the_options_and_defaults_of_its_function(
     assert typed_options.keys() == api.Options.__annotations__.keys()
     parameters = signature(cs.Study).parameters
     defaults = {name: parameters[name].default for name in typed_options.keys() & parameters.keys()}
-    of_the_command = {"out", "formats", "command"}
+    of_the_command = {"out", "all_figures", "formats", "command"}
     assert defaults.keys() == typed_options.keys() - of_the_command
     assert {name: typed_options[name] for name in defaults} == defaults | options
 

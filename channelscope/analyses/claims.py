@@ -133,27 +133,32 @@ def _advise_methods(study: Study, names: Sequence[str]) -> str:
 def _ask_of_training(study: Study, methods: Sequence[Method]) -> Iterator[_Question]:
     """Measure C1, C2 and C3 of every AT method."""
     for trained in (method for method in methods if method.name == "at"):
-        standard = _find_standard(study, methods, trained)
-        if standard is None:
+        standards = _list_standards(study, methods, trained)
+        if not standards:
             continue
+        standard, others = standards[0], [method.label for method in standards[1:]]
         blocked = _find_obstacle(study, standard, trained) or _compare_robustness(
             study, standard, trained
         )
         for ask in (_ask_c1, _ask_c2, _ask_c3):
             question = ask(study, trained, standard)
+            if others:
+                known = (
+                    f"{standard.label} stands for the standard networks, not {', '.join(others)}."
+                )
+                question = replace(question, statement=f"{question.statement} {known}".strip())
             yield replace(question, blocked=blocked or question.blocked)
 
 
-def _find_standard(study: Study, methods: Sequence[Method], trained: Method) -> Method | None:
-    """Return the standard method to compare with: of the same architecture, else the first."""
+def _list_standards(study: Study, methods: Sequence[Method], trained: Method) -> list[Method]:
+    """Return the standard methods to compare with, those of the same architecture first."""
 
     def describe(method: Method) -> list[object]:
         known = study.describe(method.models[0])
         return [known.get("arch"), known.get("width")]
 
     standards = [method for method in methods if method.name == "standard"]
-    alike = [method for method in standards if describe(method) == describe(trained)]
-    return next(iter([*alike, *standards]), None)
+    return sorted(standards, key=lambda method: describe(method) != describe(trained))
 
 
 def _ask_of_gates(study: Study, methods: Sequence[Method]) -> Iterator[_Question]:
@@ -597,7 +602,8 @@ def _describe_change(
     if math.isnan(p):
         return "More images are needed to test it."
     if abs(effect.value) < question.least:
-        return f"An estimate of at least {_format_least(question)}, with p below {limit}."
+        least = _format_least(question)
+        return f"It would be decided by an estimate of at least {least}, with p below {limit}."
     what = "seeds" if effect.seeds > 1 else "images"
     what = "classes" if question.claim == "C3" else what
     return f"More {what}: the estimate is large enough, p is not below {limit}."

@@ -137,6 +137,8 @@ def _describe_comparison(result: "Result") -> Iterator[str]:
     )
     for row in _rows(result, "faults"):
         yield f"WARNING, {row.model}: {row.sentence}"
+    if any(not settings["checked"] for settings in result.meta["models"].values()):
+        yield "Not checked for gradient masking: --checks 64 or 'channelscope evaluate' does it.\n"
     yield from _describe_verdicts(result)
 
 

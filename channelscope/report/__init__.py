@@ -62,6 +62,7 @@ def write_report(result: "Result", folder: Path) -> Path:
     page = load_template("report.html.j2").render(
         title=f"{', '.join(meta['models'])} on {meta['data']['name']}",
         setting=sentences.describe_setting(result),
+        networks=sentences.list_networks(result),
         findings=sentences.list_findings(result),
         claims=sentences.list_claims(result),
         evidence=_list_evidence(figures),

@@ -55,6 +55,26 @@ def describe_setting(result: "Result") -> str:
     )
 
 
+def list_networks(result: "Result") -> list[str]:
+    """Say as what the networks of other programs were read, and whose gradients were not checked.
+
+    What was assumed or named of a network, such as its normalisation, decides its numbers.
+    """
+    models = result.meta["models"]
+    lines = [
+        f"{name} was read as {known['recognised']}."
+        for name, known in models.items()
+        if known.get("recognised")
+    ]
+    unchecked = [name for name, known in models.items() if known.get("checked") == []]
+    if unchecked:
+        lines.append(
+            f"Not checked for gradient masking: {', '.join(unchecked)} (--checks 64, or "
+            "'channelscope evaluate', does it)."
+        )
+    return lines
+
+
 def list_findings(result: "Result") -> list[dict[str, str]]:
     """Return the headlines: how robust the models are, which leak labels, what claims hold.
 

@@ -39,6 +39,7 @@ from channelscope.study.outputs import (
 from channelscope.study.store import digest_of
 from channelscope.weights import Checkpoint, read_network, zoo
 from channelscope.weights.architectures import External
+from channelscope.weights.loading import describe_network
 
 Network = nn.Module | Checkpoint | str | Path
 Models = Mapping[str, Network] | Sequence[str | Path] | Network
@@ -150,6 +151,8 @@ class Model:
             return described | {"arch": type(self._bare).__name__}
         described |= dataclasses.asdict(self.checkpoint.architecture)
         described["gates"] = [dataclasses.asdict(gate) for gate in self.checkpoint.gates]
+        if recognised := describe_network(self.checkpoint):
+            described["recognised"] = recognised
         recorded = {
             name: self.training[name] for name in ("settings", "versions") if name in self.training
         }

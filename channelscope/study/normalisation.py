@@ -94,9 +94,9 @@ def advise_normalisation(
     return (
         f"The network answers {int(plain.sum())} of {len(x)} images right, and {best.right} if "
         f"they are normalised by {_print_statistics(mean, std)}"
-        f"{f' ({told}: these images do not tell them apart)' if told else ''}: if it was trained "
-        f"so, type --normalise {shlex.quote(option)}, or pass cs.normalised(network, {mean}, "
-        f"{std})."
+        f"{f' ({told}: which of them makes little difference)' if told else ''}: if it was "
+        f"trained so, type --normalise {shlex.quote(option)}, or pass cs.normalised(network, "
+        f"{mean}, {std})."
     )
 
 
