@@ -11,7 +11,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -48,7 +48,7 @@ class Gated(Protocol):
 
 def cross_entropy(model: nn.Module, x: Images, y: Labels) -> PerImage:
     """Cross-entropy of the final logits, per image: -log softmax(model(x))[y]."""
-    return F.cross_entropy(get_logits(model(x)), y, reduction="none")
+    return _cross_entropy(get_logits(model(x)), y)
 
 
 def margin(model: nn.Module, x: Images, y: Labels) -> PerImage:
@@ -72,7 +72,19 @@ def dlr(model: nn.Module, x: Images, y: Labels) -> PerImage:
     Raises:
         UserError: for fewer than three classes.
     """
-    logits = get_logits(model(x))
+    return _dlr(get_logits(model(x)), y)
+
+
+def _cross_entropy(logits: Logits, y: Labels) -> PerImage:
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def _margin(logits: Logits, y: Labels) -> PerImage:
+    label = y.unsqueeze(1)
+    return logits.scatter(1, label, -torch.inf).amax(1) - logits.gather(1, label).squeeze(1)
+
+
+def _dlr(logits: Logits, y: Labels) -> PerImage:
     if logits.shape[1] < 3:
         raise UserError(
             "The DLR loss compares the three largest logits, "
@@ -83,32 +95,72 @@ def dlr(model: nn.Module, x: Images, y: Labels) -> PerImage:
     return _margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
 
-def _margin(logits: Logits, y: Labels) -> PerImage:
-    label = y.unsqueeze(1)
-    return logits.scatter(1, label, -torch.inf).amax(1) - logits.gather(1, label).squeeze(1)
+# What these objectives are for the logits of any head.
+_HEAD_LOSSES: dict[Objective, Callable[[Tensor, Tensor], Tensor]] = {
+    cross_entropy: _cross_entropy,
+    margin: _margin,
+    dlr: _dlr,
+}
 
 
 @dataclass(frozen=True)
-class Joint:
+class OfHeads:
+    """An objective that takes one loss of other heads than the network's own, or of several.
+
+    Args:
+        loss: what it is for the network's own logits: cross_entropy, margin or dlr.
+
+    Raises:
+        UserError: for another loss.
+    """
+
+    loss: Objective = field(default=cross_entropy, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not is_head_loss(self.loss):
+            names = ", ".join(map(name_objective, _HEAD_LOSSES))
+            raise UserError(
+                f"The loss of gates' probes is one of logits, {names}, "
+                f"not {name_objective(self.loss)}."
+            )
+
+    def compute_loss(self, logits: Logits, targets: Labels) -> PerImage:
+        """Return the loss of one head, per image."""
+        return _HEAD_LOSSES[self.loss](logits, targets)
+
+
+def is_head_loss(objective: Objective) -> bool:
+    """Tell whether an objective can be taken of the logits of any head."""
+    return objective in _HEAD_LOSSES
+
+
+def get_loss(objective: Objective) -> Objective:
+    """Return the loss that an objective takes of its heads; one of no heads is its own."""
+    return objective.loss if isinstance(objective, OfHeads) else objective
+
+
+@dataclass(frozen=True)
+class Joint(OfHeads):
     """The joint loss of CIFS, per image (Yan et al., ICML 2021, section 4.3; the release's scale).
 
-    With CE the cross-entropy, p^l the probe logits of the L gates:
+    With L the loss of one head, by default the cross-entropy, p^l the probe logits of n gates:
 
-        loss = 3 / (beta + 1) * (CE(logits) + beta / L * sum_l CE(p^l))
+        loss = 3 / (beta + 1) * (L(logits) + beta / n * sum_l L(p^l))
 
     In training mode the labels reach the gates' masks. A network without gates has the first term
-    only. An infinite beta is the limit: 3 / L * sum_l CE(p^l), the probes alone; the cross-entropy
-    for a network without gates.
+    only. An infinite beta is the limit: 3 / n * sum_l L(p^l), the probes alone; L(logits) for a
+    network without gates. With the margin for L it is the release's joint C&W loss, less its bound
+    at a confidence of 50.
 
     Args:
         beta: weight of the probes, >= 0, or infinity; 2 in the paper.
+        loss: see ``OfHeads``.
     """
 
     beta: float = 2.0
 
     def __call__(self, model: nn.Module, x: Images, y: Labels) -> PerImage:
-        loss = partial(F.cross_entropy, reduction="none")
-        return _sum_heads(loss, self.beta, _get_heads(model, x, y))
+        return _sum_heads(self.compute_loss, self.beta, _get_heads(model, x, y))
 
     def __str__(self) -> str:
         return "joint" if self.beta == 2 else f"joint{self.beta:g}"

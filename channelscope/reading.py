@@ -31,7 +31,8 @@ DEEPEST = 50  # lists and tables in one another
 UNPACKED = 128 * 2**20  # bytes that any archive may unpack to
 RATIO = 50  # and a larger one, times its size: images pack to a fifth, outcomes to a thousandth
 MEMBERS = 10_000  # of an archive
-_KEYS = {"at", "channel", "channels", "epoch", "eps", "rank"}  # numbers that tell rows apart
+# Numbers that tell rows apart.
+_KEYS = {"at", "beta_atk", "channel", "channels", "epoch", "eps", "rank"}
 
 
 def check_regular(path: Path, *, within: Path | None = None) -> Path:

@@ -196,11 +196,25 @@ def cross_entropy(logits: Tensor, label: int) -> Tensor:
     return torch.log(sum(torch.exp(value - logits[label]) for value in logits))
 
 
-def joint_loss(logits: Tensor, probes: Sequence[Tensor], label: int, beta: float) -> Tensor:
+def margin(logits: Tensor, label: int) -> Tensor:
+    """Give by how much the largest other logit of one image exceeds the label's."""
+    others = [value for k, value in enumerate(logits) if k != label]
+    return torch.stack(others).max() - logits[label]
+
+
+def joint_loss(
+    logits: Tensor,
+    probes: Sequence[Tensor],
+    label: int,
+    beta: float,
+    of_head: Callable[[Tensor, int], Tensor] = cross_entropy,
+) -> Tensor:
     """Give one image's joint loss: 3 / (beta + 1) (CE(logits) + beta / L sum_l CE(p^l))."""
-    loss = cross_entropy(logits, label)
+    if beta == float("inf"):
+        return 3 / len(probes) * sum(of_head(p, label) for p in probes)
+    loss = of_head(logits, label)
     for p in probes:
-        loss = loss + beta / len(probes) * cross_entropy(p, label)
+        loss = loss + beta / len(probes) * of_head(p, label)
     return 3 / (beta + 1) * loss
 
 

@@ -140,8 +140,12 @@ def test_probe_loss_is_the_cross_entropy_of_one_probe() -> None:
     for layer in ("layer4.0", "layer4.1"):
         wanted = F.cross_entropy(probed.probes[layer], y, reduction="none")
         torch.testing.assert_close(ProbeLoss(layer)(model, x, y), wanted)
+    assert torch.equal(ProbeLoss(2)(model, x, y), ProbeLoss("layer4.1")(model, x, y))
     bare = resnet().eval()
-    torch.testing.assert_close(ProbeLoss("layer4")(bare, x, y), cross_entropy(bare, x, y))
+    for objective in (ProbeLoss("layer4"), ProbeLoss(1)):
+        torch.testing.assert_close(objective(bare, x, y), cross_entropy(bare, x, y))
+    with mistake("no probe number 3: the probes are 1 at layer4.0, 2 at layer4.1"):
+        ProbeLoss(3)(model, x, y)
     with mistake("no gate at layer 'layer4'", "Did you mean 'layer4."):
         ProbeLoss("layer4")(model, x, y)
 

@@ -40,7 +40,7 @@ from channelscope.attacks.adaptive import ProbeLoss
 from channelscope.attacks.fallback import Averaged, Estimated, Noise
 from channelscope.data import load
 from channelscope.errors import UserError
-from channelscope.objectives import Joint, cross_entropy, dlr, margin
+from channelscope.objectives import Joint, cross_entropy, dlr, get_loss, margin
 from helpers.examples import run_example
 from helpers.networks import (
     CLASSES,
@@ -299,14 +299,16 @@ def test_few_functions_stand_between_an_attack_and_the_network(
 
 def losses_of(net: nn.Module, objective: Any) -> reference.Loss:
     """Give the naive loss of one image."""
+    of_head = reference.margin if get_loss(objective) is margin else reference.cross_entropy
 
     def loss(x: Tensor, label: int) -> Tensor:
-        if objective is cross_entropy:
-            return reference.cross_entropy(net(x)[0], label)
+        if objective is get_loss(objective):
+            return of_head(net(x)[0], label)
         answer = net.probed(x)
-        return reference.joint_loss(
-            answer.logits[0], [p[0] for p in answer.probes.values()], label, objective.beta
-        )
+        probes = [p[0] for p in answer.probes.values()]
+        if isinstance(objective, ProbeLoss):
+            return of_head(probes[int(objective.gate) - 1], label)
+        return reference.joint_loss(answer.logits[0], probes, label, objective.beta, of_head)
 
     return loss
 
@@ -315,6 +317,14 @@ NAIVE = [(plain, cross_entropy), (gated, cross_entropy), (gated, Joint()), (gate
 naive = pytest.mark.parametrize(
     ("make", "objective"), NAIVE, ids=["plain", "cifs", "cifs-joint", "cifs-joint0.5"]
 )
+OF_HEADS = {
+    "cw": margin,
+    "cw-joint0": Joint(0, loss=margin),
+    "cw-joint2": Joint(2, loss=margin),
+    "cw-jointinf": Joint(float("inf"), loss=margin),
+    "probe1": ProbeLoss(1),
+    "cw-probe2": ProbeLoss(2, loss=margin),
+}
 
 
 @naive
@@ -342,6 +352,20 @@ def test_fgsm_takes_the_papers_step_exactly(
     torch.testing.assert_close(
         FGSM(eps=0.1, norm=norm, objective=objective)(net, x, y), papers, rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("name", OF_HEADS)
+def test_attacks_on_other_heads_take_the_naive_steps(name: str) -> None:
+    """PGD and FGSM on the joint loss and on probes, of cross-entropy and of the margin."""
+    net, (x, y), objective = gated().double(), images(4, dtype=torch.float64), OF_HEADS[name]
+    eps, step, steps, loss = 0.05, 0.02, 4, losses_of(net, objective)
+    options = {"eps": eps, "step": step, "steps": steps}
+    wanted = reference.pgd(loss, x, y, norm="inf", starts=x - x, **options)
+    made = PGD(random_start=False, objective=objective, **options)(net, x, y)
+    torch.testing.assert_close(made, wanted, rtol=0, atol=1e-12)
+    wanted = reference.fgsm(loss, x, y, eps, "inf")
+    made = FGSM(eps=eps, objective=objective)(net, x, y)
+    torch.testing.assert_close(made, wanted, rtol=0, atol=1e-12)
 
 
 def predictions(net: nn.Module) -> Callable[[Tensor], int]:
@@ -860,7 +884,41 @@ def test_margin_and_auto_pgd_have_the_names_of_the_literature() -> None:
     assert str(APGD(objective=dlr, norm="2")) == "apgd-dlr-l2"
     assert str(APGD(steps=50, restarts=5)) == "apgd-ce-50x5"
     assert str(APGD(objective=margin, restarts=5)) == "apgd-margin-100x5"
-    assert str(APGD(objective=Joint(), steps=50)) == "apgd-50:joint"
+    assert str(APGD(objective=Joint(), steps=50)) == "apgd-ce-50:joint"
+
+
+def test_joint_and_probe_losses_are_of_what_the_attack_maximises() -> None:
+    """C&W on the joint loss takes the margin of every head."""
+    assert parse_attack("cw-30:joint2") == PGD(steps=30, objective=Joint(2, loss=margin))
+    assert parse_attack("cw-30:probe1") == PGD(steps=30, objective=ProbeLoss(1, loss=margin))
+    assert parse_attack("pgd-100:probe1") == PGD(steps=100, objective=ProbeLoss(1))
+    assert parse_attack("fgsm:margin:joint0.1") == FGSM(objective=Joint(0.1, loss=margin))
+    assert parse_attack("apgd-dlr:joint") == APGD(objective=Joint(loss=dlr))
+    sweep: Any = parse_attack("cw-30:joint-sweep")
+    assert {part.objective.loss for part in sweep.parts} == {margin}
+    with pytest.raises(UserError, match="takes no objective joint"):
+        parse_attack("pgd-20:averaged-margin:joint")
+    with pytest.raises(UserError, match="one of logits, cross_entropy, margin, dlr"):
+        Joint(loss=Joint())
+
+
+def test_attacks_may_begin_at_the_image_itself() -> None:
+    """So do those within others; an attack that draws nothing stays as it is."""
+    assert parse_attack("pgd-20:fixed") == PGD(random_start=False)
+    assert parse_attack("cw-30:fixed:joint2") == parse_attack("cw-30:joint2:fixed")
+    assert parse_attack("fgsm:fixed") == FGSM()
+    fixed = PGD(random_start=False)
+    assert parse_attack("joint-sweep:detached:fixed") == Detached(attack=JointSweep(attack=fixed))
+    for name in ("pgd-20x5:fixed", "apgd-ce:fixed", "square:fixed"):
+        with pytest.raises(UserError, match="no random start"):
+            parse_attack(name)
+    net, (x, y) = gated(), images(4)
+    for name in ("pgd-3:fixed", "cw-3:joint2:fixed", "pgd-3:probe1:fixed"):
+        attack = parse_attack(name, eps=0.1)
+        # Nothing is drawn: without and with generators, of any seed, the images are the same.
+        first, second = attack(net, x, y), attack(net, x, y, seed(1))
+        assert torch.equal(first, second)
+        assert not torch.equal(first, x)
 
 
 @pytest.mark.parametrize(
@@ -910,6 +968,11 @@ CHANGED = [
     MaskFrozen(attack=PGD(restarts=2)),
     MaskFrozen(attack=PGD(), at="label"),
     PGD(objective=ProbeLoss("layer4.0")),
+    PGD(objective=ProbeLoss(2, loss=margin), random_start=False),
+    PGD(objective=Joint(0.1, loss=dlr), steps=7, random_start=False, norm="2"),
+    FGSM(objective=ProbeLoss("layer4.0", loss=margin)),
+    APGD(objective=Joint(loss=margin), restarts=2),
+    Detached(attack=JointSweep(attack=PGD(random_start=False, objective=margin))),
     PGD(objective=dlr, steps=10, early_stop=0),
     APGD(objective=Joint(0.5)),
     FGSM(objective=Joint(float("inf"))),

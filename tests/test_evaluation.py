@@ -15,7 +15,7 @@ import channelscope as cs
 from channelscope import evaluate
 from channelscope.analyses.evaluation import robustbench_entry
 from channelscope.analyses.strength import compute_decay
-from channelscope.attacks import APGD, FGSM, PGD, find_correct, stop_early
+from channelscope.attacks import APGD, FGSM, PGD, JointSweep, find_correct, stop_early
 from channelscope.attacks.suites import SUITES, attacks_on
 from channelscope.cli import main
 from channelscope.files import DIGESTS
@@ -178,8 +178,14 @@ def test_suites() -> None:
     standard = ["fgsm", "pgd-20", "pgd-100x5", "cw-30", "apgd-ce", "apgd-dlr"]
     assert names(plain, "standard") == names(gated, "standard") == standard
     assert names(plain, "standard", classes=2)[-1] == "apgd-margin"
-    assert names(plain, "paper") == ["fgsm", "pgd-20", "pgd-100", "cw-30"]
-    assert names(gated, "paper")[4:] == ["pgd-20:joint-sweep", "pgd-20:joint-sweep:detached"]
+    assert names(plain, "paper") == ["fgsm", "pgd-20:fixed", "pgd-100:fixed", "cw-30:fixed"]
+    joint = [f"pgd-20:joint{beta}:fixed" for beta in ("0", "0.1", "1", "", "10", "100", "inf")]
+    assert names(gated, "paper")[4:] == [
+        "pgd-20:probe1:fixed",
+        "pgd-20:probe2:fixed",
+        *joint,
+        *(f"{name}:detached" for name in joint),
+    ]
     assert names(plain, "adaptive") == ["pgd-20", "cw-30", "apgd-ce", "apgd-dlr"]
     assert names(gated, "adaptive")[4:] == [
         "pgd-20:joint-sweep",
@@ -193,7 +199,7 @@ def test_suites() -> None:
     assert names(plain, "auto") == ["autoattack"]
     every = names(gated, "all")
     assert len(set(every)) == len(every)
-    assert set(standard) | {"pgd-100", "autoattack"} <= set(every)
+    assert set(standard) | {"pgd-100:fixed", "autoattack"} <= set(every)
     assert names(plain, "standard", norm="2")[1] == "pgd-20-l2"
     assert SUITES.keys() == {"standard", "paper", "adaptive", "auto", "all"}
     with mistake("pgd-20-l2", "L2"):
@@ -219,10 +225,32 @@ def test_networks_without_gates_are_attacked_as_often_as_those_with_gates() -> N
     assert names("at", "adaptive", at=at, cifs=cifs) == [*shared, "pgd-20x19"]
     assert names("at", "adaptive", eps=0.05, at=at, cifs=cifs) == [*shared, "pgd-20x19"]
     assert len(names("cifs", "adaptive", at=at, cifs=cifs)) == 11
-    assert names("at", "paper", at=at, cifs=cifs)[4:] == ["pgd-20x14"]
+    assert names("at", "paper", at=at, cifs=cifs)[4:] == ["pgd-20x16"]
     assert names("at", "pgd-20", "joint-sweep", at=at, cifs=cifs)[1:] == ["pgd-20:joint-sweep"]
     assert names("at", "adaptive", at=at) == shared
     assert len(names("cifs", "adaptive", cifs=cifs)) == 10
+
+
+def test_accuracy_at_each_weight_is_that_of_the_attack_alone(tmp_path: Path) -> None:
+    """No image is spared at a weight because another weight broke it; the sweep breaks the same."""
+    names = [f"pgd-3:joint{beta}" for beta in ("0", "1", "inf")]
+    models, options = [trained("at"), trained("cifs")], ALL | {"eps": 0.05}
+    both = evaluate(models, digits(), attacks=[*names, "cw-3:joint1", "pgd-3:fixed"], **options)
+    for name in names:
+        alone = evaluate(models, digits(), attacks=name, **options)
+        for index, model in enumerate(both.meta["models"]):
+            correct = both.arrays[f"correct/{index}/{name}"]
+            np.testing.assert_array_equal(correct, alone.arrays[f"correct/{index}/{name}"])
+            row = both.joint[(both.joint["model"] == model) & (both.joint["attack"] == "pgd-3")]
+            weight = float(name.partition("joint")[2])
+            assert row.set_index("beta_atk").loc[weight, "accuracy"] == correct.mean()
+    sweep = JointSweep(attack=PGD(eps=0.05, steps=3), betas=(0, 1, np.inf))
+    swept = evaluate(models, digits(), attacks=[sweep], **options)
+    for index in range(2):
+        correct = np.all([both.arrays[f"correct/{index}/{name}"] for name in names], axis=0)
+        np.testing.assert_array_equal(swept.arrays[f"correct/{index}/{sweep}"], correct)
+    both.save(tmp_path / "result")
+    pd.testing.assert_frame_equal(cs.Result.load(tmp_path / "result").joint, both.joint)
 
 
 def test_comparisons_count_as_robust_what_evaluations_do() -> None:

@@ -48,13 +48,16 @@ TABLE = Table(
 _ENDS = {"natural": "natural images", "worst": "worst case of all"}
 # Parts of the names of attacks: words for them, and whether such attacks are made for gates.
 _PARTS = {
-    "joint-sweep": ("on the answer and the gates' probes together", True),
+    "joint": ("on the answer and, times this number, the gates' probes (joint: 2)", True),
+    "joint-sweep": ("on the answer and the gates' probes together, weighed in seven ways", True),
     "detached": ("without the gradient through the gates' masks", True),
     "frozen-natural": ("masks held as for the natural image", True),
     "frozen-label": ("masks held as told the label", True),
     "probe": ("on one gate's probe alone", True),
     "from": ("images made on another model", False),
+    "fixed": ("begun at the image itself, not at random", False),
 }
+_NUMBER = r"(inf|[\d.]+(e[+-]?\d+)?)?"  # of joint0.1 and probe1
 
 
 def compute_robustness(study: Study) -> dict[str, Any]:
@@ -149,7 +152,8 @@ def is_made_for_gates(attack: str) -> bool:
 def _find_parts(attack: str) -> list[str]:
     """Return the parts of an attack's name that say what is special about it."""
     words = f"{attack.partition(':')[2]}:"
-    return [part for part in _PARTS if re.search(rf"(^|:){part}[-:]", words)]
+    suffix = {"joint": f"{_NUMBER}:", "probe": f"{_NUMBER}[-:]", "from": "-"}
+    return [part for part in _PARTS if re.search(rf"(^|:){part}{suffix.get(part, ':')}", words)]
 
 
 def _make_note(result: "Result", data: pd.DataFrame) -> str:

@@ -12,7 +12,6 @@ from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from channelscope.attacks.ball import Norm, select_generators
@@ -27,44 +26,62 @@ from channelscope.objectives import (
     Images,
     Joint,
     Labels,
+    OfHeads,
     PerImage,
-    cross_entropy,
+    get_loss,
+    is_head_loss,
 )
 
 BETAS = (0.0, 0.1, 1.0, 2.0, 10.0, 100.0, inf)
 
 
 @dataclass(frozen=True)
-class ProbeLoss:
-    """Cross-entropy of the logits that one gate is trained on (its probe's), per image.
+class ProbeLoss(OfHeads):
+    """Loss of the logits that one gate is trained on (its probe's), per image.
 
-    Summed over the gate's heads; the cross-entropy for a network without gates.
+    Summed over the gate's heads; that of the network's own logits for a network without probes.
 
     Args:
-        layer: name of the gated layer.
+        gate: name of the gated layer, or the probe's number from 1 in the order of running.
+        loss: see ``OfHeads``; the cross-entropy unless given.
     """
 
-    layer: str
+    gate: str | int
 
     def __call__(self, model: nn.Module, x: Images, y: Labels) -> PerImage:
         if not isinstance(model, Gated):
-            return cross_entropy(model, x, y)
+            return self.loss(model, x, y)
         answer: Probed = model.probed(x)
-        if self.layer not in answer.selections:
-            gates = answer.selections
+        heads = {
+            layer: selection.heads(y, answer.logits)
+            for layer, selection in answer.selections.items()
+        }
+        heads = {layer: of_gate for layer, of_gate in heads.items() if of_gate}
+        if not heads:
+            return self.compute_loss(answer.logits, y)
+        chosen = heads[self._find_layer(list(heads))]
+        return torch.stack([self.compute_loss(*head) for head in chosen]).sum(0)
+
+    def _find_layer(self, layers: Sequence[str]) -> str:
+        """Return the layer of the gate meant, among those of the gates with probes."""
+        if isinstance(self.gate, int):
+            if 1 <= self.gate <= len(layers):
+                return layers[self.gate - 1]
+            listed = ", ".join(f"{number} at {name}" for number, name in enumerate(layers, start=1))
+            raise UserError(f"There is no probe number {self.gate}: the probes are {listed}.")
+        if self.gate not in layers:
             raise UserError(
-                f"There is no gate at layer {self.layer!r}: the gates are at {', '.join(gates)}."
-                f"{suggest(self.layer, gates)}"
+                f"There is no gate at layer {self.gate!r}: the gates are at {', '.join(layers)}."
+                f"{suggest(self.gate, layers)}"
             )
-        heads = answer.selections[self.layer].heads(y, answer.logits)
-        losses = [F.cross_entropy(logits, targets, reduction="none") for logits, targets in heads]
-        return torch.stack(losses).sum(0)
+        return self.gate
 
     def __str__(self) -> str:
-        return f"probe-{self.layer}"
+        return f"probe{'' if isinstance(self.gate, int) else '-'}{self.gate}"
 
 
 OBJECTIVES["probe-(?P<layer>.+)"] = lambda match, _eps: ProbeLoss(match["layer"])
+OBJECTIVES["probe(?P<number>[1-9][0-9]?)"] = lambda match, _eps: ProbeLoss(int(match["number"]))
 
 
 # ---------------------------------------------------------------- attacks made of others
@@ -139,8 +156,11 @@ class JointSweep(_Wrapper, Cascade):
     beta = 0 attacks the logits alone, infinity the probes alone.
 
     Args:
-        attack: what is repeated, with its objective replaced.
+        attack: what is repeated; its objective becomes the loss of each head.
         betas: the weights, each >= 0.
+
+    Raises:
+        UserError: for an attack without an objective, or with one that is no loss of logits.
     """
 
     attack: Attack
@@ -148,16 +168,23 @@ class JointSweep(_Wrapper, Cascade):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "objective" not in vars(self.attack):
+        if not can_sweep(self.attack):
             raise UserError(
-                f"{attack_name(self.attack)} has no objective to sweep: sweep pgd, apgd or fgsm."
+                f"{attack_name(self.attack)} has no objective to sweep: sweep pgd, cw, apgd or "
+                "fgsm."
             )
 
     @property
     def parts(self) -> tuple[AttackLike, ...]:
         """The attack on each loss."""
         attack: PGD = self.attack  # type: ignore[assignment]  # or another with an objective
-        return tuple(dataclasses.replace(attack, objective=Joint(beta)) for beta in self.betas)
+        losses = (Joint(beta, loss=get_loss(attack.objective)) for beta in self.betas)
+        return tuple(dataclasses.replace(attack, objective=loss) for loss in losses)
+
+
+def can_sweep(attack: object) -> bool:
+    """Tell whether an attack has an objective that the joint loss can take of every head."""
+    return "objective" in vars(attack) and is_head_loss(get_loss(vars(attack)["objective"]))
 
 
 @register(":detached", "without the gradient through the gates' masks", cost=_count_passes)

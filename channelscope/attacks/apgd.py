@@ -29,7 +29,9 @@ def _count_passes(apgd: "APGD") -> float:
 )
 @register(f"apgd-dlr{_STEPS}", "Auto-PGD on DLR", cost=_count_passes, objective=dlr)
 @register(f"apgd-margin{_STEPS}", "Auto-PGD on the margin", cost=_count_passes, objective=margin)
-@register(f"apgd{_STEPS}", "Auto-PGD on another objective, as in apgd:joint", cost=_count_passes)
+@register(
+    f"apgd{_STEPS}", "Auto-PGD on another objective, as in apgd:averaged-margin", cost=_count_passes
+)
 @dataclass(frozen=True, kw_only=True)
 class APGD(Attack):
     """Auto-PGD: ascent of an objective f with momentum and a step eta, 2 eps at first.

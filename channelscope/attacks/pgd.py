@@ -6,6 +6,7 @@ margin of Carlini & Wagner, S&P 2017 (arXiv 1608.04644).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -128,6 +129,8 @@ class FGSM(Attack):
     """
 
     objective: Objective = cross_entropy
+
+    random_start: ClassVar[bool] = False
 
     def run(self, model: nn.Module, search: Search) -> Tensor:
         x_in = search.as_input(search.start)

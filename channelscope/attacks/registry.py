@@ -11,9 +11,27 @@ from typing import Any, TypeVar
 from channelscope.attacks.ball import Norm
 from channelscope.attacks.base import Attack, AttackLike
 from channelscope.errors import UserError, suggest
-from channelscope.objectives import Objective, cross_entropy, name_objective, parse_objective
+from channelscope.objectives import (
+    Objective,
+    OfHeads,
+    cross_entropy,
+    get_loss,
+    is_head_loss,
+    name_objective,
+    parse_objective,
+)
 
 A = TypeVar("A", bound=type[Attack])
+FIXED = "fixed"  # after a name's colon: begun at the image itself, as a field random_start says
+# What follows a name's colon besides: what it is, for lists.
+_SETTINGS = {
+    f":{FIXED}": "begun at the image itself, not at random (pgd, cw, fgsm)",
+    ":joint[BETA]": (
+        "on the joint loss, with this weight of the gates' probes, 0 to inf; 2 unless given"
+    ),
+    ":probeNUMBER, :probe-LAYER": "on one gate's probe alone, the first, second, ... or at a layer",
+    ":margin, :dlr": "on this loss, as in pgd-20:margin, which is cw-20",
+}
 _FIELD = re.compile("[A-Z_]+")
 
 
@@ -68,16 +86,28 @@ class AttackName:
         return self.kind(**fields | dict(self.preset) | numbers)
 
     def fits(self, attack: Attack) -> bool:
-        """Tell whether an attack's fields are those that the name stands for."""
-        return all(getattr(attack, field) == value for field, value in self.preset.items())
+        """Tell whether an attack's fields are those that the name stands for.
+
+        A name that stands for an objective fits one that takes this loss of other heads, too.
+        """
+        fields = {field: getattr(attack, field) for field in self.preset}
+        if "objective" in fields:
+            fields["objective"] = get_loss(fields["objective"])
+        return fields == dict(self.preset)
 
     def format(self, attack: Any) -> str:
         """Return an attack's name."""
         name = self._fill(attack)
         if name.startswith(":"):
             return attack_name(attack.attack) + name
-        is_said = "objective" in self.preset or attack.objective is cross_entropy
-        return name if is_said else f"{name}:{name_objective(attack.objective)}"
+        loss, parts = get_loss(attack.objective), [name]
+        if loss != self.preset.get("objective", cross_entropy):
+            parts.append(name_objective(loss))
+        if attack.objective != loss:
+            parts.append(name_objective(attack.objective))
+        if self.defaults.get("random_start") and attack.random_start is False:
+            parts.append(FIXED)
+        return ":".join(parts)
 
     def _fill(self, attack: Any) -> str:
         """Put an attack's fields into the template, from the innermost brackets outwards."""
@@ -169,12 +199,16 @@ def parse_attack(
 ) -> Attack:
     """Return the attack of a short name, such as an attack prints.
 
-    Names are the templates of ``ATTACKS``. A colon is followed by the objective (``pgd-20:joint``)
-    or by what changes the attack (``pgd-20:joint-sweep:detached``); such a change alone is one of
-    PGD-20 (``joint-sweep``).
+    Names are the templates of ``ATTACKS``. A colon is followed by the objective (``pgd-20:joint``),
+    by ``fixed`` for a start at the image itself, or by what changes the attack
+    (``pgd-20:joint-sweep:detached``); such a change alone is one of PGD-20 (``joint-sweep``). The
+    joint loss and a probe's are of what the attack maximises: cross-entropy, or in ``cw-30:joint``
+    the margin.
 
     >>> str(parse_attack("pgd-100x5-l2"))
     'pgd-100x5-l2'
+    >>> str(parse_attack("cw-30:fixed:joint0.1"))
+    'cw-30:joint0.1:fixed'
 
     Args:
         name: the short name.
@@ -198,15 +232,45 @@ def parse_attack(
         raise _unknown(name, f".{suggest(head, [*examples, *suites])}")
     for change in changes:
         changed = _parse(f":{change}", attack=attack)
+        if change == FIXED and (changed := _fix_start(attack)) is None:
+            raise _unknown(name, f": {attack} has no random start to leave out, or several.")
         loss = None if changed else parse_objective(change, eps)
         if loss is not None:
-            if "objective" not in vars(attack):
-                raise _unknown(name, f": {attack} takes no objective.")
-            changed = dataclasses.replace(attack, objective=loss)  # type: ignore[call-arg]
+            changed = _set_objective(attack, loss)
+            if changed is None:
+                raise _unknown(name, f": {attack} takes no objective {change}.")
         if changed is None:
             raise _unknown(name, f".{suggest(f':{change}', examples)}")
         attack = changed
     return attack
+
+
+def _fix_start(attack: Any) -> Any:
+    """Return an attack, or the change of one, begun at the image; None where it cannot be.
+
+    Restarts would all be alike.
+    """
+    if hasattr(attack, "attack"):
+        inner = _fix_start(attack.attack)
+        return inner and dataclasses.replace(attack, attack=inner)
+    if getattr(attack, "restarts", 1) > 1 or not hasattr(attack, "random_start"):
+        return None
+    return dataclasses.replace(attack, random_start=False) if attack.random_start else attack
+
+
+def _set_objective(attack: Any, objective: Objective) -> Any:
+    """Return an attack with another objective; None where it cannot have it.
+
+    An objective of other heads takes of them the loss that the attack has.
+    """
+    if "objective" not in vars(attack):
+        return None
+    if isinstance(objective, OfHeads):
+        loss = get_loss(attack.objective)
+        if not is_head_loss(loss):
+            return None
+        objective = dataclasses.replace(objective, loss=loss)
+    return dataclasses.replace(attack, objective=objective)
 
 
 def _parse(name: str, **fields: Any) -> Attack | None:
@@ -219,7 +283,8 @@ def _unknown(name: str, reason: str) -> UserError:
     return UserError(
         f"There is no attack {name!r}{reason} The names are {', '.join(names)}, with other "
         "numbers too, as in pgd-100x5 (5 restarts), and -l2 at the end for the L2 norm; those that "
-        "begin with a colon follow another, as in pgd-20:detached, and so do objectives (:joint)."
+        "begin with a colon follow another, as in pgd-20:detached, and so do objectives (:joint2, "
+        ":probe1, :margin) and :fixed, which leaves out the random start."
     )
 
 
@@ -231,7 +296,7 @@ def estimate_cost(attack: AttackLike) -> float | None:
 
 def describe_attacks() -> str:
     """Return two lines for each name: its template, and what it is with the cost of its example."""
-    lines = []
+    lines = [line for name, what in _SETTINGS.items() for line in (f"  {name}", f"      {what}")]
     for template, entry in sorted(ATTACKS.items()):
         change = template.startswith(":")
         fields = entry.defaults | ({"attack": parse_attack("pgd-20")} if change else {})

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from channelscope.attacks.adaptive import Transfer, norm_of
+from channelscope.attacks.adaptive import BETAS, Transfer, norm_of
 from channelscope.attacks.ball import Norm
 from channelscope.attacks.base import AttackLike
 from channelscope.attacks.library import AutoAttack
@@ -53,9 +53,20 @@ def _standard(_network: nn.Module, _twins: Twins, _pgd: PGD) -> Iterator[str]:
     yield from ("fgsm", "pgd-20", "pgd-100x5", "cw-30", "apgd-ce", "apgd-dlr")
 
 
-@suite("paper", "as in the CIFS paper: FGSM, PGD-20, PGD-100, C&W-inf; with gates joint-sweep too")
+@suite(
+    "paper",
+    "as CIFS's authors: FGSM, PGD-20, PGD-100, C&W-inf, begun at the image; with gates PGD-20 on "
+    "each probe, and on the joint loss at each of seven weights",
+)
 def _paper(network: nn.Module, _twins: Twins, _pgd: PGD) -> Iterator[str]:
-    yield from ("fgsm", "pgd-20", "pgd-100", "cw-30", *_list_sweeps(network))
+    yield from ("fgsm", "pgd-20:fixed", "pgd-100:fixed", "cw-30:fixed")
+    if not isinstance(network, Selective):
+        return
+    for number in range(1, 1 + len(_list_probed(network))):
+        yield f"pgd-20:probe{number}:fixed"
+    for change in ("", ":detached") if hides_gradient(network) else ("",):
+        for beta in BETAS:
+            yield f"pgd-20:joint{beta:g}:fixed{change}"
 
 
 @suite("adaptive", "PGD-20, C&W-inf, APGD on both losses; with gates the attacks made for them")
@@ -68,11 +79,16 @@ def _adaptive(network: nn.Module, twins: Twins, pgd: PGD) -> Iterator[str | Atta
         yield "pgd-20:frozen-natural"
     if any(takes_labels(gate) for gate in network.gates.values()):
         yield "pgd-20:frozen-label"
-    for layer, gate in network.gates.items():
-        if hasattr(gate, "probe") or hasattr(gate, "classifier"):
-            yield f"pgd-20:probe-{layer}"
+    for layer in _list_probed(network):
+        yield f"pgd-20:probe-{layer}"
     for name, twin in twins.items():
         yield Transfer(attack=dataclasses.replace(pgd, objective=margin), source=twin, name=name)
+
+
+def _list_probed(network: Selective) -> list[str]:
+    """List the layers of the gates with a probe."""
+    gates = network.gates.items()
+    return [layer for layer, gate in gates if hasattr(gate, "probe") or hasattr(gate, "classifier")]
 
 
 def _list_sweeps(network: nn.Module) -> list[str]:

@@ -203,7 +203,7 @@ def attacks(args: argparse.Namespace) -> None:
     print(format_table([("suite", "attacks"), *rows], align="ll"))
     print(
         "\nattacks (capitals stand for numbers, brackets for what may be left out; what begins "
-        "with\na colon follows another name):"
+        "with\na colon follows another name, as in cw-30:joint2:fixed):"
     )
     print(describe_attacks())
 

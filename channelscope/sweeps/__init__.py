@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from channelscope import distributed
 from channelscope.analyses.sweeps import ACCURACIES
 from channelscope.api import compare
-from channelscope.attacks import APGD, FGSM, PGD, JointSweep, parse_attack
+from channelscope.attacks import JointSweep, parse_attack
+from channelscope.attacks.adaptive import can_sweep
 from channelscope.data import Dataset, as_dataset, sample_stratified
 from channelscope.errors import UserError
 from channelscope.files import check_writable
@@ -174,7 +175,7 @@ def _run(
     earlier = record.get_result(training)
     attack = parse_attack(test["attack"], eps=test["eps"])
     # The attack is repeated on the joint loss, where its objective can be set.
-    repeated = [JointSweep(attack=attack)] if isinstance(attack, PGD | FGSM | APGD) else []
+    repeated = [JointSweep(attack=attack)] if can_sweep(attack) else []
     try:
         train(
             variant.recipe, dataset, out=file, seed=training.seed, resume=True, logs=logs, **options
