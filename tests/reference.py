@@ -12,6 +12,7 @@ from fractions import Fraction
 from itertools import permutations, product
 from statistics import NormalDist
 
+import numpy as np
 import torch
 from scipy.stats import t as student
 from torch import Tensor, nn
@@ -216,6 +217,18 @@ def joint_loss(
     for p in probes:
         loss = loss + beta / len(probes) * of_head(p, label)
     return 3 / (beta + 1) * loss
+
+
+# ---------------------------------------------------------------- CAS's figure of magnitudes
+
+
+def active_mean(activations: np.ndarray, channel: int, threshold: float = 0.01) -> float:
+    """Give a channel's summed activation over the images that activate it, as CAS's release does.
+
+    An image does where the channel exceeds the threshold times its largest channel.
+    """
+    active = sum(bool(image[channel] > threshold * image.max()) for image in activations)
+    return float(sum(image[channel] for image in activations) / active) if active else 0.0
 
 
 # ---------------------------------------------------------------- attacks

@@ -226,7 +226,7 @@ def test_the_figure_shows_every_accuracy_with_its_interval() -> None:
     bars = [segment for part in ax.collections for segment in part.get_segments()]
     ends = [(segment[:, 0].min(), segment[:, 0].max()) for segment in bars]
     np.testing.assert_allclose(ends, data[["low", "high"]])
-    assert ax.get_title(loc="left") == "net"
+    assert ax.get_title(loc="left").strip() == "net"
     assert ax.get_title(loc="right") == "1 sign of gradient masking"
     assert describe_robustness(data) == "net: 87.5 % on natural images, 37.5 % in the worst case."
 

@@ -185,7 +185,7 @@ def magnitude_data(result: "Result", class_name: str, layer: str | None = None) 
 def draw_magnitude(result: "Result", class_name: str, layer: str | None = None) -> Figure:
     """Draw each channel's magnitude on a class's natural and adversarial images, a panel a model.
 
-    Channels are sorted by that model's natural magnitude, as in Yan et al., ICML 2021, Figure 1.
+    Channels are sorted by that model's natural magnitude.
     """
     return _draw_profile(result, "magnitude", class_name, layer)
 
@@ -199,7 +199,8 @@ def frequency_data(result: "Result", class_name: str, layer: str | None = None) 
 def draw_frequency(result: "Result", class_name: str, layer: str | None = None) -> Figure:
     """Draw how often each channel is active on a class's images, a panel a model.
 
-    Channels are sorted by that model's natural frequency, as in Bai et al., ICLR 2021.
+    Channels are sorted by that model's natural frequency, as the release of CAS draws one class
+    (Bai et al., ICLR 2021; ``plot_figure2.py``), there as numbers of images, here as shares.
     """
     return _draw_profile(result, "frequency", class_name, layer)
 
@@ -361,8 +362,7 @@ def uniformity_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
 def draw_uniformity(result: "Result", layer: str | None = None) -> Figure:
     """Draw how evenly the channels are active: their frequency, sorted, on both kinds of images.
 
-    A panel for each model, the mean over the classes, as in Bai et al., ICLR 2021; the titles have
-    the measure (``measures.uniformity``).
+    A panel for each model, the mean over the classes; the titles have the measure (``measures.uniformity``).
     """
     data, layers = uniformity_data(result, layer), choose_layers(result, layer)
     figure, axes = make_grid(len(layers), 1, 1.1, 0.95)

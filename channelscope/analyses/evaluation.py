@@ -289,11 +289,12 @@ def draw_attacks(result: "Result") -> Figure:
     data = attacks_data(result)
     panels = list(data.groupby("model", sort=False))
     heights = [len(rows) for _, rows in panels]
-    figure = make_figure(0.9 + sum(_LINE * rows + 0.3 for rows in heights))
+    figure = make_figure(0.9 + sum(_LINE * rows + 0.42 for rows in heights))
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for ax, (model, rows) in zip(axes, panels, strict=True):
         _draw_panel(ax, rows)
-        ax.set_title(shorten(str(model), 24), loc="left", weight="bold")
+        # Above the other title: long names of attacks leave too little room beside it.
+        ax.set_title(f"{shorten(str(model), 24)}\n", loc="left", weight="bold")
         ax.set_title(describe_checks(result, str(model)), loc="right")
     meta = result.meta
     axes[-1].set_xlabel(f"accuracy (%), {meta['level']:.0%} intervals")

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from channelscope.analyses.base import Analysis, Plot, Study, Table, register
 from channelscope.errors import UserError
 from channelscope.figures.axes import (
-    add_model_legend,
     add_title,
     label_percent,
     make_grid,
@@ -27,6 +26,7 @@ from channelscope.figures.words import (
     format_percent,
     format_radius,
     select_rows,
+    shorten,
 )
 from channelscope.statistics.intervals import as_columns, wilson
 
@@ -95,6 +95,7 @@ def draw_joint(result: "Result") -> Figure:
     data, models = joint_data(result), list(result.meta["models"])
     attacks, betas = list(data["attack"].unique()), sorted(data["beta_atk"].unique())
     drawn = [model for model in models if model in set(data["model"])]
+    names = {model: shorten(model) for model in drawn}  # each once in the legend
     offsets = dict(zip(drawn, np.linspace(-0.12, 0.12, len(drawn) + 2)[1:-1], strict=True))
     figure, axes = make_grid(len(attacks), 1, 1.15, 1.05, sharex=True, sharey=True)
     for ax, attack in zip(axes[:, 0], attacks, strict=True):
@@ -103,7 +104,8 @@ def draw_joint(result: "Result") -> Figure:
             rows = select_rows(data, model=model, attack=attack)
             if rows.empty:
                 continue
-            look = model_look(models.index(model)) | {"markersize": 3, "elinewidth": 0.8}
+            look: dict[str, Any] = model_look(models.index(model))
+            look |= {"markersize": 3, "elinewidth": 0.8, "label": names.pop(model, None)}
             accuracy, bars = error_bars(rows, "accuracy")
             places = rows["beta_atk"].map(betas.index).to_numpy() + offsets[model]
             ax.errorbar(places, accuracy, yerr=bars, **look)
@@ -123,7 +125,7 @@ def draw_joint(result: "Result") -> Figure:
         note += "; detached: without the gradient through the gates' masks"
     if any("fixed" in attack for attack in attacks):
         note += "; fixed: begun at the image itself"
-    add_model_legend(figure, models, wrap_note(note))
+    figure.legend(title=wrap_note(note), loc="outside lower center", ncols=3)
     return figure
 
 

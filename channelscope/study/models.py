@@ -22,6 +22,7 @@ from channelscope.layers.hooks import (
     get_logits,
     get_parameter,
     match_layers,
+    named_layers,
     unwrap_compiled,
 )
 from channelscope.layers.outputs import Entry, PlainLogits
@@ -251,6 +252,17 @@ def layers_by_label(
         if names and not all(names):
             raise UserError("layers: a name is empty: 'channelscope layers' lists the names.")
     return {label: by_label.get(label) for label in labels}
+
+
+def without_gates(network: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Return the layers' names, NAME for NAME.gated where the network has no gates at all.
+
+    So one list serves networks with and without gates: where nothing selects, what the rest of the
+    network reads is the layer itself.
+    """
+    if any(name.endswith(".gated") for name in named_layers(network)):
+        return [*layers]
+    return list(dict.fromkeys(name.removesuffix(".gated") for name in layers))
 
 
 def check_network(

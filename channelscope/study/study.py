@@ -60,6 +60,7 @@ from channelscope.study.models import (
     load_models,
     trained_on,
     with_class_names,
+    without_gates,
 )
 from channelscope.study.normalisation import IMAGES as NORMALISATION_IMAGES
 from channelscope.study.normalisation import advise_normalisation
@@ -132,7 +133,8 @@ class Study:
             such, or else of the data set's recipe (8/255 but for digits; of the L2 norm 0.5).
         norm: "inf" or "2", of named attacks.
         layers: names of layers to measure, or patterns such as ``layer4.*``, for all networks or by
-            label; None for the penultimate layer of each.
+            label; None for the penultimate layer of each. NAME.gated is what a gate makes of a
+            layer, and in a network without gates the layer itself.
         scorers: names of relevance scorers, or functions of your own, beside the study's own.
         eps_sweep: further radii: at which activations are measured (comparison) or at which the
             worst case is taken (evaluation).
@@ -660,7 +662,9 @@ class Study:
     def _check_layer_names(self) -> None:
         """Refuse unknown names of layers before any image is read; patterns need an image."""
         for model in self._models:
-            for name in self._wanted_layers[model.label] or ():
+            names = without_gates(model.network, self._wanted_layers[model.label] or ())
+            self._wanted_layers[model.label] = names or None
+            for name in names:
                 if not set("*?[") & set(name):
                     get_layer(model.network, name)
 
