@@ -375,6 +375,19 @@ def test_gated_and_plain_networks_mix() -> None:
     )
 
 
+def test_one_list_of_layers_serves_networks_with_and_without_gates() -> None:
+    """Without gates NAME.gated is NAME, once. A gate's layer has both sides."""
+    models, layers = {"plain": networks.resnet("resnet18"), "gated": gated()}, ["layer4.1"]
+    both = [*layers, "layer4.1.gated"]
+    found = compare(models, images(), layers=both, **QUICK)
+    assert found.meta["models"]["plain"]["layers"] == layers
+    assert found.meta["models"]["gated"]["layers"] == both
+    with mistake("There is no layer 'layer4.9'"):
+        compare({"plain": models["plain"]}, images(), layers=["layer4.9.gated"], **QUICK)
+    with mistake("layer4.9.gated"):
+        compare({"gated": models["gated"]}, images(), layers=["layer4.9.gated"], **QUICK)
+
+
 def test_gates_are_attacked_with_the_gradient_through_their_masks() -> None:
     """Detached masks hide part of the gradient: a comparison is the same with and without."""
     torch.manual_seed(1)

@@ -362,7 +362,8 @@ def uniformity_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
 def draw_uniformity(result: "Result", layer: str | None = None) -> Figure:
     """Draw how evenly the channels are active: their frequency, sorted, on both kinds of images.
 
-    A panel for each model, the mean over the classes; the titles have the measure (``measures.uniformity``).
+    A panel for each model, the mean over the classes. The titles have the measure,
+    ``measures.uniformity``.
     """
     data, layers = uniformity_data(result, layer), choose_layers(result, layer)
     figure, axes = make_grid(len(layers), 1, 1.1, 0.95)

@@ -168,7 +168,10 @@ def draw_profile(result: "Result", order: Order, layer: str | None = None) -> Fi
         "each": f"Mean activation over the images on which a channel is active, {shown}",
     }
     add_title(figure, titles[order])
-    note = f"{_NOTES[order]}; robust: {describe_worst_case(result)}"
+    note = (
+        f"{_NOTES[order]}; robust: {describe_worst_case(result)}; most, least robust: mean over "
+        "the models"
+    )
     linestyle: Literal["-", "none"] = "-" if order == "each" else "none"
     handle = make_area_handle()
     add_data_legend(figure, describe_attack(result), linestyle, note=note, natural=handle)
@@ -203,12 +206,12 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, order: Order) -> None:
     edges = np.arange(len(natural) + 1) + 0.5
     area: dict[str, Any] = {"fill": True, "alpha": 0.25, "linewidth": 0}
     ax.stairs(natural["value"], edges, color=COLOURS["natural"], **area)
-    ax.stairs(natural["value"], edges, color=COLOURS["natural"], baseline=None, linewidth=0.7)
+    ax.stairs(natural["value"], edges, color=COLOURS["natural"], baseline=None, linewidth=0.5)
     if order == "each":
         line: dict[str, Any] = {"baseline": None, "linewidth": 0.9}
         ax.stairs(adversarial["value"], edges, color=COLOURS["adversarial"], **line)
     else:
-        size = float(np.clip(120 / len(natural), 1.0, 3.0))
+        size = float(np.clip(200 / len(natural), 1.2, 3.0))
         look: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": size, "mew": 0}
         points = adversarial["place"], adversarial["value"]
         ax.plot(*points, color=COLOURS["adversarial"], **look)
