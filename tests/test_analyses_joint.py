@@ -51,12 +51,15 @@ def test_the_table_has_every_weight_of_attacks_of_several() -> None:
         assert (rows["accuracy"] < rows["high"]).all()
 
 
-def test_without_several_weights_there_is_neither_row_nor_figure() -> None:
-    result = make_result(attacked("pgd-20:joint2", "cw-30:joint1", "pgd-20:joint-sweep"))
-    assert result.joint.empty
-    check_joint(result)
-    with mistake("No attack was made at several weights"):
-        joint_data(result)
+def test_without_several_weights_for_all_images_there_is_neither_row_nor_figure() -> None:
+    single = attacked("pgd-20:joint2", "cw-30:joint1", "pgd-20:joint-sweep")
+    cascade = replace(STUDY, settings={**STUDY.settings, "cascade": True}, memory={})
+    for study in (single, cascade):
+        result = make_result(study)
+        assert result.joint.empty
+        check_joint(result)
+        with mistake("No attack was made at several weights"):
+            joint_data(result)
 
 
 def test_the_figure_draws_the_table_evenly_spaced() -> None:
@@ -89,4 +92,4 @@ def test_tables_that_contradict_the_settings_are_refused(column: str, value: obj
     changed: Result = replace_tables(RESULT, joint=RESULT.joint.assign(**{column: value}))
     with pytest.raises(ValueError, match=r"weights below 0|'other'"):
         check_joint(changed)
-    check_joint(replace(RESULT))
+    check_joint(RESULT)

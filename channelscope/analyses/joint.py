@@ -40,7 +40,8 @@ TABLE = Table(
         "accuracy under an attack on the joint loss of the network's and its probes' logits, at "
         "each weight beta_atk of the probes (0: the network's alone, inf: the probes alone), with "
         "Wilson's interval; worst: the worst case per image over these weights; images. 'attack' "
-        "is the attack's name without the weight; attacks of a single weight are not here"
+        "is the attack's name without the weight; attacks of a single weight are not here, nor "
+        "those of a cascade"
     ),
 )
 _JOINT = re.compile(r":joint(inf|\d[\d.e+-]*)?(?=:|$)")
@@ -50,7 +51,8 @@ _PAPERS = 2.0  # beta_atk of a name that tells none
 def compute_joint(study: Study) -> dict[str, Any]:
     """Compute the accuracy at each weight, over all images, and the worst case over the weights."""
     rows: list[dict[str, Any]] = []
-    for model in study.models:
+    # In a cascade an attack is not given what others broke: accuracies are not its own.
+    for model in () if study.settings["cascade"] else study.models:
         for attack, names in _group_by_weight(study.attacks(model)).items():
             correct = {beta: study.correct(model, names[beta]) for beta in sorted(names)}
             worst = np.all([*correct.values()], axis=0).mean()
@@ -80,8 +82,8 @@ def joint_data(result: "Result") -> pd.DataFrame:
     """
     if result.joint.empty:
         raise UserError(
-            "No attack was made at several weights of the joint loss here: name some, such as "
-            "pgd-20:joint0 pgd-20:joint2, or the suite paper."
+            "No attack was made at several weights of the joint loss here, for all images: name "
+            "some, such as pgd-20:joint0 pgd-20:joint2, or the suite paper, without --cascade."
         )
     return result.joint.drop(columns="count")
 

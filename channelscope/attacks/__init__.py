@@ -27,9 +27,9 @@ A new attack is one file in this package, found by itself:
 
 ``Attack`` does the rest, ``Search`` is what the loop is made of, and ``parse_attack("away-10")``,
 the command line and its help know the name. Capitals in it are fields, whole numbers; ``[-l2]``
-lets it say the norm; a field ``objective`` makes ``away-10:margin`` work. Random numbers come from
-``search.uniform()``, whose numbers are an image's own whatever its batch: one generator for all
-images would give an image other numbers in other company.
+lets it say the norm; a field ``objective`` makes ``away-10:margin`` work, a field ``random_start``
+``away-10:fixed``. Random numbers come from ``search.uniform()``, whose numbers are an image's own
+whatever its batch: one generator for all images would give an image other numbers in other company.
 """
 
 import importlib
