@@ -1,11 +1,12 @@
 """The command that lists a network's layers."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from channelscope.cli.models import parse_name, read_arch_args, read_model
 from channelscope.cli.printing import format_table
-from channelscope.errors import UserError, suggest
+from channelscope.errors import UserError, escape, suggest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,6 +67,7 @@ def _describe_call(
 def _build_network(args: argparse.Namespace) -> "tuple[nn.Module, tuple[int, int, int]]":
     """Build a file's network, or one of a library by its name; return its images' shape."""
     from channelscope.weights.architectures import LIBRARIES, External
+    from channelscope.weights.loading import describe_network
     from channelscope.weights.recognise import get_image_side
 
     name, size = parse_name(args.model), args.image_size
@@ -74,6 +76,8 @@ def _build_network(args: argparse.Namespace) -> "tuple[nn.Module, tuple[int, int
         side = size or get_image_side(name.path)
         return external.build(), (3, side, side)
     checkpoint = read_model(args, name, args.normalise)
+    if kind := describe_network(checkpoint):
+        print(escape(f"{name.path}: {kind}"), file=sys.stderr)
     channels, height, width = checkpoint.image
     return checkpoint.build(), (channels, size or height, size or width)
 
