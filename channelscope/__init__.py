@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from channelscope.api import compare, draw_figures, evaluate, intervene, relevance
+    from channelscope.api import compare, damage, draw_figures, evaluate, intervene, relevance
     from channelscope.attacks import APGD, FGSM, PGD
     from channelscope.data import Dataset, as_dataset
     from channelscope.errors import UserError
@@ -33,6 +33,7 @@ __version__ = "0.2.0"
 # The public face: name -> its module, which is imported when the name is first used.
 _MODULES = {
     "compare": "api",
+    "damage": "api",
     "draw_figures": "api",
     "evaluate": "api",
     "intervene": "api",
@@ -91,6 +92,7 @@ __all__ = [
     "compare",
     "convert",
     "cross_entropy",
+    "damage",
     "dlr",
     "draw_figures",
     "evaluate",

@@ -1,4 +1,4 @@
-"""The questions that a study answers: compare, evaluate, intervene, relevance."""
+"""The questions that a study answers: compare, evaluate, intervene, relevance, damage."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from channelscope.analyses.base import Kind
-from channelscope.attacks import Attack, Norm
+from channelscope.attacks import Attack, AttackLike, Norm
 from channelscope.distributed import barrier, is_first
 from channelscope.errors import UserError, suggest
 from channelscope.gallery import FORMATS, list_formats
 from channelscope.locks import lock_path
 from channelscope.result import Result, check_folder
+from channelscope.study.account import BOUND
+from channelscope.study.damage import Repair
 from channelscope.study.models import Models
 from channelscope.study.store import check_run_folder, remove_run_folder
 from channelscope.study.study import Attacks, Scorers, Study, Suppression, list_attacks
@@ -277,6 +279,71 @@ def relevance(
         raise UserError("scorers: none is named: give a list such as ['gradient', 'ablation'].")
     options.setdefault("replicates", 200)
     return _answer("relevance", models, data, options, layers=layers, scorers=scorers)
+
+
+def damage(
+    models: Models,
+    data: Any = None,
+    *,
+    layers: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    scorers: Scorers = ("gradient",),
+    attack: str | AttackLike = "pgd-20",
+    eps: float | None = None,
+    fractions: Sequence[float] = (0.0625, 0.125, 0.25, 0.5),
+    adaptive: bool = False,
+    bound: float = BOUND,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    **options: Unpack[Options],
+) -> Result:
+    """Account for the damage that an attack does: through which channels does it get through?
+
+    On each image that is right as it is and wrong under attack, the fall of the margin of the label
+    over the wrong answer is split among a layer's channels, so that the parts add up: exactly at
+    the penultimate layer, below it by integration along the path from adversarial features to
+    natural ones (see ``study.account``). Whether the account is true is tested by putting channels
+    back, those first that did most damage, beside random ones and the most relevant ones by each
+    scorer.
+
+    Gates are attached. Where gates are behind a layer, a second account holds their masks: features
+    and masks come back each for itself and have shares of their own. An image whose account does
+    not add up to its damage within the bound is refused, as where a gate's mask jumps;
+    ``completeness`` says how many are.
+
+    Args:
+        models, data: as in ``compare``.
+        layers: names or patterns; None for each penultimate layer.
+        scorers: relevance scorers whose rankings are tried too: names, or functions of your own
+            ``(model, layers, x, y) -> {layer: (n, c)}``; none for the account and chance alone.
+        attack, eps: the attack and, of a named one, its radius.
+        fractions: of a layer's channels, in (0, 1), that are put back, beside all.
+        adaptive: attack anew the network in which the channels are back, as an attacker would who
+            knows of the repair.
+        bound: of an account's completeness error, a share of the damage.
+        groups: as in ``compare``.
+        **options: as in ``compare``; ``images`` is 1000 unless named.
+
+    Returns:
+        Tables ``damage``, ``ledger``, ``kinds``, ``concentration``, ``completeness``, ``repairs``,
+        ``repair_areas``, ``faults`` and ``verdicts``.
+
+    Raises:
+        UserError: for arguments that do not fit together; the sentence names the argument.
+    """
+    options.setdefault("images", 1000)
+    return _answer(
+        "damage",
+        models,
+        data,
+        options,
+        layers=layers,
+        scorers=scorers,
+        attack=attack,
+        attacks=(),
+        eps=eps,
+        groups=groups,
+        thumbnails=False,
+        repair=Repair(fractions=fractions, adaptive=adaptive, bound=bound),
+    )
 
 
 def draw_figures(

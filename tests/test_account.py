@@ -13,6 +13,7 @@ from channelscope.layers.penultimate import LastLayer
 from channelscope.study.account import (
     BOUND,
     Account,
+    Features,
     Pairs,
     Path,
     Tail,
@@ -36,18 +37,24 @@ def pair(network: nn.Module, x: Tensor, y: Tensor, *amounts: float) -> Pairs:
 def account(
     network: nn.Module, layer: str, pairs: Pairs, *, hold: bool = False, bound: float = BOUND
 ) -> Account:
-    features = capture_pairs(network, layer, pairs)
+    features = capture_pairs(network, [layer], pairs)[layer]
     masks = capture_masks(network, layer, pairs) if hold else None
-    return integrate(Path(network, layer, pairs, features, masks), bound)
+    return integrate(
+        Path(make_tail(network, layer, pairs, features), pairs, features, masks), bound
+    )
+
+
+def make_tail(network: nn.Module, layer: str, pairs: Pairs, features: Features) -> Tail:
+    return Tail(network, layer, pairs.x_adv, features.adversarial, pairs.adversarial)
 
 
 def repair(network: nn.Module, layer: str, pairs: Pairs, channels: Sequence[int]) -> float:
     """Put channels back; return the share of the images that are right again."""
-    features = capture_pairs(network, layer, pairs)
+    features = capture_pairs(network, [layer], pairs)[layer]
     shape = len(pairs), features.natural.shape[features.axis]
     restored = torch.zeros(shape, dtype=torch.bool)
     restored[:, list(channels)] = True
-    tail = Tail(network, layer, pairs.x_adv, features.adversarial)
+    tail = make_tail(network, layer, pairs, features)
     with torch.no_grad():
         logits = tail(features.mix(restored), torch.arange(len(pairs)))
     return float((logits.argmax(1) == pairs.y).double().mean())
@@ -93,7 +100,7 @@ def test_channels_that_cancel_have_damages_of_opposite_sign() -> None:
 
 def test_damage_that_goes_around_a_layer_is_not_its_channels() -> None:
     network = Skip([2.0, 1.0], [1.0, 3.0]).eval()
-    x, y = colours(-0.1, 0.3)
+    x, y = colours(0.5, 0.5)
     pairs = pair(network, x, y, -0.3, -0.3)
     for layer, weights in {"branch": (2.0, 1.0), "skip": (1.0, 3.0), "sum": (3.0, 4.0)}.items():
         result = account(network, layer, pairs)
@@ -172,7 +179,7 @@ def test_account_is_that_of_a_naive_integral(layer: str) -> None:
     pairs = attacked(network)
     exact = account(network, layer, pairs, bound=1e-6)
     quick = account(network, layer, pairs)
-    features = capture_pairs(network, layer, pairs)
+    features = capture_pairs(network, [layer], pairs)[layer]
     at = list(dict(network.named_children())).index(layer) + 1
     for i in range(2):
         naive = reference.damage_account(
@@ -198,9 +205,11 @@ def test_account_adds_up_to_the_damage_and_is_exact_at_the_penultimate_layer(mak
         assert (result.error <= BOUND).all()
         short = (result.channels.sum(1) - pairs.damage).abs()
         assert (short <= (result.error + 1e-9) * pairs.damage).all()
-    exact = weigh_channels(last, pairs, capture_pairs(network, last.inputs[0], pairs))
+    penultimate = last.inputs[0]
+    features = capture_pairs(network, [penultimate], pairs)[penultimate]
+    exact = weigh_channels(last, pairs, features)
     assert (exact.error <= 1e-4).all()
-    integrated = account(network, last.inputs[0], pairs)
+    integrated = account(network, penultimate, pairs)
     torch.testing.assert_close(integrated.channels, exact.channels)
 
 

@@ -43,7 +43,7 @@ from helpers.runs import METHODS, digits, same_run, trained, write_npz
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
-QUESTIONS = ("compare", "evaluate", "intervene", "relevance")
+QUESTIONS = ("compare", "evaluate", "intervene", "relevance", "damage")
 LISTINGS = ("attacks", "scorers", "analyses", "recipes", "zoo", "layers")
 COMMANDS = ("demo", "train", "sweep", *QUESTIONS, *LISTINGS, "figures", "convert", "doctor")
 TINY = "--arch resnet10 --width 2 --epochs 1 --batch-size 16 --device cpu -q"
@@ -270,6 +270,28 @@ def test_intervening_prints_the_league_and_verdicts(
     assert main(command, *words, "--json") == 0
     printed = read_json(capsys.readouterr().out)
     assert printed.keys() == {"out", "areas", "league", "suppression", "verdicts", "notes"}
+
+
+def test_damage_prints_a_row_for_each_account_and_the_verdicts(
+    work: Path, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = "--layers layer3 layer4 --fractions 0.125 0.5"
+    command = f"damage --attack pgd-3 --eps 0.3 --images 80 --adaptive {layers} {FEW} --out"
+    words = (tmp_path / "out", "--models", work / "standard.pt", work / "cifs.pt")
+    assert main(command, *words) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    result = cs.Result.load(tmp_path / "out", "damage")
+    rows = output.out.splitlines()
+    for row in result.completeness.itertuples():
+        words_of_row = [row.model, row.layer, row.masks]
+        assert sum(line.split()[:3] == words_of_row for line in rows) == 1
+    assert set(result.repairs["curve"]) == {"repair", "harm", "adaptive"}
+    for statement in result.verdicts["statement"]:
+        assert statement in output.out
+    assert main(command, *words, "--json") == 0
+    printed = read_json(capsys.readouterr().out)
+    assert len(printed["completeness"]) == len(result.completeness)
 
 
 def test_relevance_is_scored_written_and_printed(

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "compare": "--attack pgd-2 --attacks cw-2 --layers layer4 --replicates 20",
     "relevance": "--scorers gradient ablation-mean --layers layer4 --replicates 20",
     "intervene": "--attack pgd-2 --fractions 0.5 --random 1 --replicates 20",
+    "damage": "--attack pgd-2 --eps 0.3 --layers layer3 layer4 --fractions 0.5 --replicates 20",
 }
 
 

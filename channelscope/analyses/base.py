@@ -91,8 +91,9 @@ from channelscope.statistics.intervals import Estimate
 if TYPE_CHECKING:
     from channelscope.result import Result
 
-Kind = Literal["comparison", "evaluation", "intervention", "relevance", "sweep"]
+Kind = Literal["comparison", "evaluation", "intervention", "relevance", "damage", "sweep"]
 Labels = Literal["none", "true", "wrong"]  # what the gates are told
+Masks = Literal["attached", "held"]  # of gates behind a layer: made of its features, or their own
 Section = Literal["claims", "network", "gates", "models", "training"]  # of a page, in its order
 # What a caption may name besides the arguments of its figure, see ``Plot``.
 SENTENCES = ("extremes", "layers", "adversarial", "robust", "bars", "wilson", "mixed_bars")
@@ -188,6 +189,9 @@ class Study(Protocol):
     def suppressed(self, model: str) -> Mapping[str, "SuppressedLayer"]:
         """Return what suppressing channels did, by layer; empty without interventions."""
 
+    def damage(self, model: str) -> "Damage":
+        """Return what the attack does through the channels of each layer; of kind "damage" only."""
+
     def memo(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         """Return ``compute()``, remembered under ``key`` for the other analyses."""
 
@@ -243,6 +247,69 @@ class SuppressedLayer:
     counts: tuple[int, ...]
     relevance: Mapping[str, Float[ndarray, "k c"]]
     correct: Mapping[tuple[str, str], Sequence[Mapping[str, Bool[ndarray, "p n"]]]]
+
+
+ACCOUNT, RANDOM = "account", "random"  # rankings of channels beside those of scorers
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelAccount:
+    """What each channel of a layer contributes to the damage of an attack; see ``study.account``.
+
+    Args:
+        channels: the contributions, image by image (n, c).
+        masks: gate -> what its mask contributes (n, _), where masks are held.
+        passing: the part of the damage that passes through the layer (n,).
+        error: the completeness error, a share of the damage (n,).
+    """
+
+    channels: Float[ndarray, "n c"]
+    masks: Mapping[str, Float[ndarray, "n _"]]
+    passing: Float[ndarray, " n"]
+    error: Float[ndarray, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class DamagedLayer:
+    """Through which channels of a layer the damage is done, and what putting them back does.
+
+    Args:
+        accounts: "attached" -> with gates that make their masks of the features they get; "held",
+            where gates are behind the layer -> with masks that come back for themselves.
+        counts: how many channels are put back at each of p points, all of them last.
+        curves: (ranking, curve) -> which images are right (n, p). The ranking is "account",
+            "random" or a scorer's; the curve is "repair" (natural channels in the adversarial
+            run), "harm" (adversarial ones in the natural run) or "adaptive" (as "repair", and under
+            an attack on the very network that has them back).
+    """
+
+    accounts: Mapping[Masks, ChannelAccount]
+    counts: tuple[int, ...]
+    curves: Mapping[tuple[str, str], Bool[ndarray, "n p"]]
+
+    @property
+    def main(self) -> ChannelAccount:
+        """The account that ranks channels: that with masks held where gates are behind."""
+        return self.accounts["held" if "held" in self.accounts else "attached"]
+
+
+@dataclass(frozen=True, eq=False)
+class Damage:
+    """What an attack does to one network; accounts and curves are of broken images, others' are 0.
+
+    Args:
+        broken: the images that are right as they are and wrong under attack (n,).
+        rivals: the class of the largest wrong logit under attack (n,).
+        amount: the fall of the margin of the label over the rival (n,).
+        margin: that margin on natural images (n,).
+        layers: by name.
+    """
+
+    broken: Bool[ndarray, " n"]
+    rivals: Int[ndarray, " n"]
+    amount: Float[ndarray, " n"]
+    margin: Float[ndarray, " n"]
+    layers: Mapping[str, DamagedLayer]
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ LEAST = {
     "C3": 0.45,  # a fifth of the variance of ranks (0.45^2)
     "C4": 0.02,  # 2 points of accuracy: defences are published for gains of 2 and more
     "C5": 0.02,  # as C2
+    "NR damage": 0.05,  # 55 or 45 % of the damage, in place of half
 }
 _TRAINING = "needs a standard and an AT network", ("standard", "at")
 _GATES = "needs a CIFS network and the method it adds gates to, such as AT", ("at", "cifs")
@@ -76,8 +77,8 @@ Unit = Literal["number", "points"]
 
 
 @dataclass(frozen=True)
-class _Question:
-    """A claim on some networks, with what was measured; see ``Verdict``.
+class Question:
+    """A claim on some networks, with what was measured, to be judged; see ``Verdict``.
 
     Args:
         effect: the quantity; None where it was not measured.
@@ -112,14 +113,18 @@ def judge_claims(study: Study) -> Iterator[Verdict]:
     questions = [*_ask_of_training(study, methods), *_ask_of_gates(study, methods)]
     asked = {question.claim for question in questions}
     questions += [
-        _Question(claim, "", "", "", blocked=f"The claim {needs}{_advise_methods(study, names)}.")
+        Question(claim, "", "", "", blocked=f"The claim {needs}{_advise_methods(study, names)}.")
         for claim, (needs, names) in _NEEDS.items()
         if claim not in asked
     ]
-    tests = sum(not math.isnan(question.p) for question in questions)
-    level = study.settings["level"]
-    verdicts = [_judge(question, tests, level) for question in questions]
+    verdicts = judge_questions(questions, study.settings["level"])
     yield from sorted(verdicts, key=lambda verdict: verdict.claim)
+
+
+def judge_questions(questions: Sequence[Question], level: float) -> list[Verdict]:
+    """Judge questions by their effects, all p of them corrected together."""
+    tests = sum(not math.isnan(question.p) for question in questions)
+    return [_judge(question, tests, level) for question in questions]
 
 
 def _advise_methods(study: Study, names: Sequence[str]) -> str:
@@ -130,14 +135,14 @@ def _advise_methods(study: Study, names: Sequence[str]) -> str:
     return f": if these are among the models, say which, --methods {option}"
 
 
-def _ask_of_training(study: Study, methods: Sequence[Method]) -> Iterator[_Question]:
+def _ask_of_training(study: Study, methods: Sequence[Method]) -> Iterator[Question]:
     """Measure C1, C2 and C3 of every AT method."""
     for trained in (method for method in methods if method.name == "at"):
         standards = _list_standards(study, methods, trained)
         if not standards:
             continue
         standard, others = standards[0], [method.label for method in standards[1:]]
-        blocked = _find_obstacle(study, standard, trained) or _compare_robustness(
+        blocked = find_obstacle(study, standard, trained) or _compare_robustness(
             study, standard, trained
         )
         for ask in (_ask_c1, _ask_c2, _ask_c3):
@@ -161,7 +166,7 @@ def _list_standards(study: Study, methods: Sequence[Method], trained: Method) ->
     return sorted(standards, key=lambda method: describe(method) != describe(trained))
 
 
-def _ask_of_gates(study: Study, methods: Sequence[Method]) -> Iterator[_Question]:
+def _ask_of_gates(study: Study, methods: Sequence[Method]) -> Iterator[Question]:
     """Measure C4 and C5 of every method with gates that CIFS has, and what gates of others do."""
     for gated in methods:
         bases = [method for method in methods if method.name == get_base(gated.name)]
@@ -169,7 +174,7 @@ def _ask_of_gates(study: Study, methods: Sequence[Method]) -> Iterator[_Question
             continue
         equal = [base for base in bases if not _compare_compute(study, gated, base)]
         base = (equal or bases)[0]
-        blocked = _find_obstacle(study, gated, base)
+        blocked = find_obstacle(study, gated, base)
         unequal = _compare_compute(study, gated, base) or _compare_attacks(study, gated, base)
         question = _ask_c4(study, gated, base)
         yield replace(question, blocked=blocked or unequal or question.blocked)
@@ -183,7 +188,7 @@ def _ask_of_gates(study: Study, methods: Sequence[Method]) -> Iterator[_Question
 # ------------------------------------------------------------------------------ what is measured
 
 
-def _ask_c1(study: Study, trained: Method, standard: Method) -> _Question:
+def _ask_c1(study: Study, trained: Method, standard: Method) -> Question:
     """C1: centred cosine of natural and adversarial magnitudes, AT less standard."""
     cosines, shifts = (
         [_mean_measure(study, method, name) for method in (trained, standard)]
@@ -205,7 +210,7 @@ def _ask_c1(study: Study, trained: Method, standard: Method) -> _Question:
     return _ask(study, "C1", models, statement, effect, trained)
 
 
-def _ask_c2(study: Study, trained: Method, standard: Method) -> _Question:
+def _ask_c2(study: Study, trained: Method, standard: Method) -> Question:
     """C2: rise of the weighted NR mass under the attack, on all images and on those that withstand.
 
     Both have to show it, each by the least effect: images that the attack breaks have lost their
@@ -251,7 +256,7 @@ def _combine(one: Effect, other: Effect) -> Effect:
     return replace(smaller, p=max(one.p, other.p))
 
 
-def _ask_c3(study: Study, trained: Method, _standard: Method) -> _Question:
+def _ask_c3(study: Study, trained: Method, _standard: Method) -> Question:
     """C3: rank correlation across classes of alignment and robust accuracy, given natural accuracy.
 
     Alignment, the signed mass of the adversarial activations, is taken from one half of each
@@ -287,7 +292,7 @@ def _ask_c3(study: Study, trained: Method, _standard: Method) -> _Question:
     return replace(question, n=count, blocked=blocked)
 
 
-def _ask_c4(study: Study, gated: Method, base: Method) -> _Question:
+def _ask_c4(study: Study, gated: Method, base: Method) -> Question:
     """C4: worst-case robust accuracy of the gated networks less that of their base.
 
     The worst case is lower the more attempts it is over. Attacks made for gates cannot be made on
@@ -333,7 +338,7 @@ def _ask_c4(study: Study, gated: Method, base: Method) -> _Question:
     return replace(_ask(study, claim, models, statement, effect, gated), layer="")
 
 
-def _ask_c5(study: Study, gated: Method, base: Method) -> _Question:
+def _ask_c5(study: Study, gated: Method, base: Method) -> Question:
     """C5: weighted NR mass on adversarial data, base less gated.
 
     The signed mass is reported beside it: of activations that are nowhere negative it is
@@ -359,10 +364,10 @@ def _ask_c5(study: Study, gated: Method, base: Method) -> _Question:
 
 def _ask(
     study: Study, claim: str, models: str, statement: str, effect: Effect, method: Method
-) -> _Question:
+) -> Question:
     """Put a question, at the primary layer of the method that it is about."""
     layer = get_primary_layer(study, method.models[0])
-    return _Question(claim, models, layer, statement, effect, n=len(study.labels))
+    return Question(claim, models, layer, statement, effect, n=len(study.labels))
 
 
 def _mean_measure(study: Study, method: Method, name: str) -> Float[ndarray, "s r"]:
@@ -437,7 +442,7 @@ def _share_by_class(study: Study, correct: ndarray, rows: ndarray) -> Float[ndar
 # ------------------------------------------------------------------------------------ conditions
 
 
-def _find_obstacle(study: Study, *methods: Method) -> str:
+def find_obstacle(study: Study, *methods: Method) -> str:
     """Say which network has which fault; nothing where none has."""
     sentences = (
         f"{model}: {fault.sentence}"
@@ -526,7 +531,7 @@ def _strongest_attack(study: Study, model: str) -> str:
 # -------------------------------------------------------------------------------------- verdicts
 
 
-def _judge(question: _Question, tests: int, level: float) -> Verdict:
+def _judge(question: Question, tests: int, level: float) -> Verdict:
     """Judge a question by its effect, its p corrected for the number of tests."""
     effect, p = question.effect, question.p
     p = p if math.isnan(p) else min(1.0, tests * p)
@@ -568,7 +573,7 @@ def _judge(question: _Question, tests: int, level: float) -> Verdict:
     )
 
 
-def _describe_test(question: _Question, effect: Effect, p: float, tests: int) -> str:
+def _describe_test(question: Question, effect: Effect, p: float, tests: int) -> str:
     """Say p, n, seeds and the least effect."""
     several = f", corrected for {tests} verdicts" if tests > 1 else ""
     if math.isnan(p):
@@ -583,14 +588,14 @@ def _describe_test(question: _Question, effect: Effect, p: float, tests: int) ->
     return f"({shown}; {question.n:g} {unit}; {seeds}; least effect {least})"
 
 
-def _format_least(question: _Question) -> str:
+def _format_least(question: Question) -> str:
     if question.claim in ("C1", "C3"):
         return f"{question.least:.2f}"
     return f"{100 * question.least:g} points"
 
 
 def _describe_change(
-    question: _Question, effect: Effect, p: float, level: float, decided: bool
+    question: Question, effect: Effect, p: float, level: float, decided: bool
 ) -> str:
     """Say what would change the verdict."""
     limit = f"{1 - level:.2g}"

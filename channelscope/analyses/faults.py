@@ -110,6 +110,7 @@ register(
     Analysis(
         name="faults",
         help="why the numbers of a network cannot be trusted",
+        kinds=("comparison", "damage"),
         tables={"faults": TABLE},
         compute=compute_faults,
     )

@@ -208,11 +208,20 @@ OPTIONS: dict[str, Option] = {
     ),
     "save_adversarial": Option("keep the adversarial images", default=False, settings=_ON),
     "fractions": Option(
-        "shares of the channels to suppress, beside none and all",
+        "shares of the channels to suppress, or to put back, beside none and all",
         "SHARE",
         share,
         default=(0.125, 0.25, 0.5, 0.75),
         settings=_MANY,
+    ),
+    "adaptive": Option(
+        "attack anew the network in which channels are put back", default=False, settings=_ON
+    ),
+    "bound": Option(
+        "completeness error, as a share of the damage, above which an account is refused",
+        "SHARE",
+        share,
+        default=0.02,
     ),
     "random": Option("number of random orders to compare with", "N", positive, default=3),
     "relevant_to": Option(

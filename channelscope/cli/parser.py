@@ -237,6 +237,30 @@ def _add_questions(menu: Any) -> None:
         replicates=200,
     )
 
+    _add_question(
+        menu,
+        "damage",
+        "account for an attack's damage, channel by channel",
+        """
+        Account for what an attack does to the images that it breaks: by how much each channel
+        lowers the margin of the label over the wrong answer, so that the parts add up; then put
+        channels back, the worst first, and see which images are right again. Write tables (CSV),
+        figures (PDF, PNG) and meta.json, and the verdict whether the damage is done by negatively
+        relevant (NR) channels that rise, as the CIFS paper holds.
+        """,
+        """
+        channelscope damage --models nat.pt at.pt cifs.pt
+        channelscope damage --models zoo:cifar10-at --layers 'layer?' --data cifar10 --adaptive
+        """,
+        disk="about 4 bytes x images x channels of the measured layers x 4 (more behind gates)\n"
+        "for each model, and for each scorer 4 bytes x images x channels.",
+        options="layers scorers attack eps fractions adaptive bound groups",
+        out="damage",
+        attack="pgd-20",
+        images=1000,
+        fractions=(0.0625, 0.125, 0.25, 0.5),
+    )
+
 
 def _add_question(
     menu: Any,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from channelscope.result import Result
 
+_SOME = 0.125  # of the channels: the repair that is printed
 Cells = tuple[str, ...]
 
 
@@ -57,11 +58,12 @@ def print_result(result: "Result", out: Path, *, as_json: bool = False) -> None:
         "evaluation": _describe_evaluation,
         "intervention": _describe_intervention,
         "relevance": _describe_relevance,
+        "damage": _describe_damage,
         "sweep": _describe_sweep,
     }[result.kind]
     for line in describe(result):
         print(line)
-    if result.kind in ("intervention", "relevance"):
+    if result.kind in ("intervention", "relevance", "damage"):
         for model, settings in result.meta["models"].items():
             for note in settings["notes"]:
                 print(f"WARNING, {model}: {note}")
@@ -78,18 +80,22 @@ def _print_json(result: "Result", out: Path) -> None:
         "evaluation": ("attacks", "worst_case", "warnings", "eps_sweep"),
         "intervention": ("areas", "league", "suppression", "verdicts"),
         "relevance": ("agreement",),
+        "damage": (
+            *("damage", "completeness", "kinds", "concentration"),
+            *("repair_areas", "faults", "verdicts"),
+        ),
         "sweep": ("sweep", "variants"),
     }[result.kind]
     values: dict[str, Any] = {"out": str(out)}
     for name in names:
-        wanted = {"class": "all"} if name == "robustness" else {}
+        wanted = {"class": "all"} if name in ("robustness", "damage", "kinds") else {}
         values[name] = _list_records(result.select(name, **wanted))
     if result.kind == "evaluation":
         values["checks"] = {
             model: {"made": settings["checked"], "skipped": settings["skipped"]}
             for model, settings in result.meta["models"].items()
         }
-    if result.kind in ("intervention", "relevance"):
+    if result.kind in ("intervention", "relevance", "damage"):
         values["notes"] = {
             model: settings["notes"] for model, settings in result.meta["models"].items()
         }
@@ -216,6 +222,40 @@ def _describe_intervention(result: "Result") -> Iterator[str]:
         f"channels, in points, with {100 * result.meta['level']:.0f} % CI;\n"
         f"{_describe_attack(result)}.\n"
     )
+    yield from _describe_verdicts(result)
+
+
+def _describe_damage(result: "Result") -> Iterator[str]:
+    """Describe what the attack does at each layer, and what putting channels back repairs."""
+    level = f"{100 * result.meta['level']:.0f} % CI"
+    heads = ("refused", "NR rises", "PR falls", "channels", "repaired", "at random")
+    rows: list[Cells] = [("model", "layer", "masks", "damage", level, *heads)]
+    for row in _rows(result, "completeness"):
+        where = {"model": row.model, "layer": row.layer}
+        total = result.select("damage", model=row.model, **{"class": "all"}).iloc[0]
+        kinds = result.select("kinds", **where, masks=row.masks, **{"class": "all"})
+        shares = kinds.set_index("kind")["share"]
+        half = result.select("concentration", **where, masks=row.masks, share=0.5)["channels"]
+        repaired = result.select("repairs", **where, curve="repair", fraction=_SOME)
+        right = repaired.set_index("ranking")["right"]
+        cells = (
+            *(f"{total['damage']:.2f}", f"{total['low']:.2f} to {total['high']:.2f}"),
+            f"{row.refused:.0f} of {row.images:.0f}",
+            *(f"{shares[kind]:.1%}" if len(shares) else "-" for kind in ("NR rises", "PR falls")),
+            f"{half.iloc[0]:.1f}" if len(half) else "-",
+            *(f"{right[name]:.1%}" if name in right else "-" for name in ("account", "random")),
+        )
+        rows.append((row.model, row.layer, row.masks, *cells))
+    yield format_table(rows, align="lll" + "r" * 8)
+    yield (
+        f"\n{_describe_attack(result)}. damage: fall of the margin of the label over the wrong "
+        "answer, on the\nimages that the attack breaks; refused: accounts that do not add up; NR "
+        "rises, PR falls: shares of the\ndamage; channels: how many have half of it; repaired: "
+        "share of the broken images that are right again\nwith an eighth of the channels put back, "
+        "the worst first, or at random.\n"
+    )
+    for row in _rows(result, "faults"):
+        yield f"WARNING, {row.model}: {row.sentence}"
     yield from _describe_verdicts(result)
 
 

@@ -15,7 +15,7 @@ the penultimate layer the gradient is the last linear layer's weight W, and no i
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,8 +67,12 @@ class Pairs:
     @property
     def damage(self) -> Float[Tensor, " n"]:
         """The fall of each margin, D = m(x) - m(x')."""
-        natural = compute_margins(self.natural, self.y, self.rivals)
-        return natural - compute_margins(self.adversarial, self.y, self.rivals)
+        return self.margin - compute_margins(self.adversarial, self.y, self.rivals)
+
+    @property
+    def margin(self) -> Float[Tensor, " n"]:
+        """The margin m(x) of each natural image."""
+        return compute_margins(self.natural, self.y, self.rivals)
 
     @property
     def broken(self) -> Bool[Tensor, " n"]:
@@ -115,6 +119,10 @@ class Features:
         """What comes back along the path, Z - Z'."""
         return self.natural - self.adversarial
 
+    def select(self, rows: Tensor) -> Self:
+        """Return those of some of the images."""
+        return type(self)(self.natural[rows], self.adversarial[rows], self.axis)
+
     def pool(self) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c"]]:
         """Return the activations, natural and adversarial."""
         return pool_features(self.natural, self.axis), pool_features(self.adversarial, self.axis)
@@ -127,15 +135,22 @@ class Features:
 
 
 @torch.no_grad()
-def capture_pairs(network: nn.Module, layer: str, pairs: Pairs) -> Features:
-    """Capture a layer's features of natural images and of adversarial ones."""
+def capture_pairs(network: nn.Module, layers: Sequence[str], pairs: Pairs) -> dict[str, Features]:
+    """Capture the features of layers, of natural images and of adversarial ones."""
     captured = []
     for images in (pairs.x, pairs.x_adv):
-        with capture(network, layer) as features:
+        with capture(network, *layers) as features:
             network(images)
-        captured.append(features[layer])
+        captured.append(dict(features))
     natural, adversarial = captured
-    return Features(natural, adversarial, channel_axis(network, layer, natural.shape))
+    return {
+        layer: Features(
+            natural[layer],
+            adversarial[layer],
+            channel_axis(network, layer, natural[layer].shape),
+        )
+        for layer in layers
+    }
 
 
 @torch.no_grad()
@@ -197,23 +212,23 @@ class Tail:
         network: in eval mode, its parameters frozen.
         layer: its name.
         images: that the network runs on (n, ...).
-        features: of the layer on these images: to find out whether one image is enough.
+        features, logits: that it has of these images, to find out whether one image is enough.
     """
 
-    def __init__(self, network: nn.Module, layer: str, images: Tensor, features: Tensor) -> None:
+    def __init__(
+        self, network: nn.Module, layer: str, images: Tensor, features: Tensor, logits: Tensor
+    ) -> None:
         self.network, self.layer, self.images = network, layer, images
-        self._one_is_enough = False
+        self._one_is_enough = True
         rows = torch.arange(len(images), device=images.device)
-        with torch.no_grad():
-            logits = self(features, rows)
-            self._one_is_enough = True
-            try:
+        try:
+            with torch.no_grad():
                 alone = self(features, rows)
-            except Exception:  # of whatever kind the network's own code raises
-                self._one_is_enough = False
-            else:
-                close = (alone - logits).abs().max() <= _SAME * logits.abs().max()
-                self._one_is_enough = alone.shape == logits.shape and bool(close)
+        except Exception:  # of whatever kind the network's own code raises
+            self._one_is_enough = False
+        else:
+            close = (alone - logits).abs().max() <= _SAME * logits.abs().max()
+            self._one_is_enough = alone.shape == logits.shape and bool(close)
 
     def __call__(self, z: Tensor, rows: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
         """Return the logits for features z of some of the images."""
@@ -227,7 +242,7 @@ class Path:
     """The margin along the straight path from adversarial features to natural ones.
 
     Args:
-        network, layer: the layer whose features come back.
+        tail: the network from the layer on, on adversarial images.
         pairs, features: the images, and the layer's features of them.
         masks: gated layer -> its mask of natural and of adversarial images, to hold masks: they
             come back along the path as features do, for themselves. Else gates make their masks of
@@ -236,15 +251,13 @@ class Path:
 
     def __init__(
         self,
-        network: nn.Module,
-        layer: str,
+        tail: Tail,
         pairs: Pairs,
         features: Features,
         masks: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self.network, self.pairs, self.features = network, pairs, features
+        self.tail, self.pairs, self.features = tail, pairs, features
         self.masks = dict(masks or {})
-        self._tail = Tail(network, layer, pairs.x_adv, features.adversarial)
         self._change = features.change
 
     @property
@@ -267,7 +280,7 @@ class Path:
             changes.append(natural[rows] - adversarial[rows])
             points.append(_move(adversarial[rows], changes[-1], t).requires_grad_())
         with torch.enable_grad(), self._hold(points[1:]):
-            logits = self._tail(points[0], rows)
+            logits = self.tail(points[0], rows)
             margins = compute_margins(logits, self.pairs.y[rows], self.pairs.rivals[rows])
         gradients = torch.autograd.grad(
             margins.sum(), points, allow_unused=True, materialize_grads=True
@@ -282,9 +295,10 @@ class Path:
     @contextmanager
     def _hold(self, masks: list[Tensor]) -> Iterator[None]:
         with ExitStack() as stack:
-            if self.masks and isinstance(self.network, Selective):
+            network = self.tail.network
+            if self.masks and isinstance(network, Selective):
                 held = dict(zip(self.masks, masks, strict=True))
-                stack.enter_context(hold_masks(self.network, held))
+                stack.enter_context(hold_masks(network, held))
             yield
 
 

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from channelscope.analyses.base import (
     NORMALISATION,
     Analysis,
+    Damage,
     Finding,
     Kind,
     Labels,
@@ -39,6 +40,7 @@ from channelscope.layers.hooks import get_layer, get_parameter
 from channelscope.result import Result, adversarial_name
 from channelscope.scorers import ScoreFunction, get_scorers
 from channelscope.statistics.intervals import FEWEST_REPLICATES
+from channelscope.study.damage import DamageMeasurer, Repair
 from channelscope.study.evaluation import (
     AttackRunner,
     Evaluated,
@@ -144,6 +146,7 @@ class Study:
         cascade: give each attack only the images that all before it have left.
         save_adversarial: keep the adversarial images of every attack.
         suppression: what an intervention suppresses.
+        repair: how damage is accounted for and repaired.
         output: number or name of the entry that holds the logits, for networks that return several
             tensors; None for the one that has a column for each class.
         methods: label -> standard, at, cifs, ..., for networks whose checkpoints do not say so.
@@ -158,7 +161,8 @@ class Study:
         device: where checkpoints are run: "auto" (a GPU if there is one), "cpu", "cuda", ...
         folder: the run folder, which stays; None for a temporary one.
         progress: show progress bars.
-        kind: of the result that ``run`` makes: comparison, evaluation, intervention or relevance.
+        kind: of the result that ``run`` makes: comparison, evaluation, intervention, relevance or
+            damage.
 
     Raises:
         UserError: for arguments that do not fit together; the sentence names the argument.
@@ -182,6 +186,7 @@ class Study:
         cascade: bool = False,
         save_adversarial: bool = False,
         suppression: Suppression | None = None,
+        repair: Repair | None = None,
         output: int | str | None = None,
         methods: Mapping[str, str] | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
@@ -211,7 +216,7 @@ class Study:
         dataset = as_dataset(data, progress=self._show_progress)
         self.dataset = self._fit_classes(dataset, output)
         test = self.dataset.test
-        if kind == "intervention" and images is not None:
+        if kind in ("intervention", "damage") and images is not None:  # which have a default
             images = min(images, len(test))  # of those judged, and of those ranked on
         split = test.sample(images, seed).load(self._show_progress)
         self.images = Images(
@@ -240,6 +245,7 @@ class Study:
             list_strengths(self.attack, eps_sweep, step_sweep) if kind == "comparison" else []
         )
         self.suppression = suppression or Suppression()
+        self.repair = repair or Repair()
         self._ranking_images, ranked_on = self._choose_ranking_images(images, seed)
         self._thumbnails = thumbnails
         self._memo: dict[tuple[Any, ...], Any] = {}
@@ -266,6 +272,8 @@ class Study:
         if kind == "intervention":
             self.settings |= vars(self.suppression) | {"ranked_on": ranked_on}
             self.settings["fractions"] = sorted(self.suppression.fractions)
+        if kind == "damage":
+            self.settings |= vars(self.repair) | {"fractions": sorted(self.repair.fractions)}
         self._check_processes()
         self._named_folder = None if folder is None else Path(folder)
 
@@ -390,6 +398,11 @@ class Study:
         """Return what suppressing channels did, by layer; empty without interventions."""
         return self._suppressed[model] if self.kind == "intervention" else {}
 
+    def damage(self, model: str) -> Damage:
+        """Return what the attack does through the channels of each layer, and what repairs it."""
+        scores = self._scores(model) if self.scorers else None
+        return self._damagers[model].collect(self._rows(model, "adversarial"), scores)
+
     def adversarial_files(self) -> dict[str, Path]:
         """Return the files of kept adversarial images, by the name that a saved result has them."""
         files: dict[str, Path] = {}
@@ -431,10 +444,10 @@ class Study:
 
     def run_networks(self) -> None:
         """Run the networks, as far as that has not been done: all that analyses may ask for."""
-        if self.kind == "comparison":
+        if self.kind in ("comparison", "damage"):
             _ = self._measured
             _ = [self.faults(model) for model in self.models]
-        if self.kind in ("comparison", "evaluation"):
+        if self.kind in ("comparison", "evaluation", "damage"):
             _ = self._evaluated
         if self.kind == "relevance":
             _ = self._scored
@@ -475,10 +488,13 @@ class Study:
             if self.kind == "evaluation":
                 continue
             measurer = self._measurers[model.label]
-            if self.kind == "comparison":
+            if self.kind in ("comparison", "damage"):
                 total += n * measurer.count_bytes(relevance=True)
+            if self.kind == "comparison":
                 total += n * measurer.count_bytes() * (1 + len(self._strengths))
-            else:
+            if self.kind == "damage":
+                total += n * self._damagers[model.label].count_bytes()
+            if self.kind != "comparison":
                 total += len(self._ranking_images) * measurer.count_score_bytes(len(self.scorers))
         return total
 
@@ -501,8 +517,36 @@ class Study:
         }
 
     @cached_property
+    def _damagers(self) -> dict[str, DamageMeasurer]:
+        return {
+            model.label: DamageMeasurer(
+                model=model,
+                images=self.images,
+                layers=self._layers(model.label),
+                attack=self.attack,
+                repair=self.repair,
+                scorers=self.scorers,
+                digests=self._digests,
+            )
+            for model in self._models
+        }
+
+    def _measure_damage(self) -> dict[str, dict[str, Rows]]:
+        measured = {}
+        scores = {label: self._scores(label) for label in self.models} if self.scorers else {}
+        with self._progress(2 * len(self.images) * len(self._models)) as progress:
+            for label in self.models:
+                natural = self._measurers[label].measure_natural(self.folder, progress)
+                damager = self._damagers[label]
+                attacked = damager.run(scores.get(label), self.folder, progress)
+                measured[label] = {"natural": natural, "adversarial": attacked}
+        return measured
+
+    @cached_property
     def _measured(self) -> dict[str, dict[str, Rows]]:
         """Label -> name of the data -> rows."""
+        if self.kind == "damage":
+            return self._measure_damage()
         measured: dict[str, dict[str, Rows]] = {}
         total = len(self.images) * len(self._models) * (2 + len(self._strengths))
         with self._progress(total) as progress:
@@ -536,7 +580,7 @@ class Study:
             self._attacks_on(self._models[0], eps)
         attacks = {model.label: self._attacks_on(model, plan.eps) for model in self._models}
         known: dict[str, dict[str, ndarray]] = {model.label: {} for model in self._models}
-        if self.kind == "comparison":
+        if self.kind in ("comparison", "damage"):
             for model in self._models:
                 natural, attacked = (
                     self.answers(model.label, data) == self.labels
@@ -755,7 +799,7 @@ class Study:
         models = {}
         for model in self._models:
             described = model.description
-            if self.kind == "evaluation" or self.kind == "comparison":
+            if self.kind in ("evaluation", "comparison"):
                 correct, outcome, checked = self._evaluated[model.label]
                 described["attacks"] = [name for name in correct if name != "natural"]
                 described["fallbacks"] = list(outcome.fallbacks)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from channelscope.analyses.base import (
+    Damage,
     Finding,
     Kind,
     Outcome,
@@ -50,6 +51,7 @@ class KeptStudy:
         outcomes: of attacks and checks, by model.
         faulty: why a model's numbers cannot be trusted, by model.
         suppression: of interventions, by model and layer.
+        damages: of an attack, by model.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -60,6 +62,7 @@ class KeptStudy:
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     faulty: Mapping[str, tuple[Finding, ...]] = field(default_factory=dict)
     suppression: Mapping[str, Mapping[str, SuppressedLayer]] = field(default_factory=dict)
+    damages: Mapping[str, Damage] = field(default_factory=dict)
     memory: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     @property
@@ -134,6 +137,9 @@ class KeptStudy:
 
     def suppressed(self, model: str) -> Mapping[str, SuppressedLayer]:
         return self.suppression.get(model, {})
+
+    def damage(self, model: str) -> Damage:
+        return self.damages[model]
 
     def memo(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         if key not in self.memory:
