@@ -126,7 +126,8 @@ def draw_masks(result: "Result", model: str, gate: str) -> Figure:
     """Draw a gate's mean mask by class (rows) and channel (columns), natural and adversarial.
 
     The channels have the same order in both panels, that of ``masks_data``; so do the colours.
-    Channels whose factors are negligible are left out, which the figure says.
+    Channels whose factors are negligible are left out, which the figure says. Of a gate of CAS a
+    mask is its classifier's weights for the class that it answers: its class-wise weights.
     """
     drawn = masks_data(result, model, gate)
     hidden = int(drawn.loc[~drawn["shown"], "channel"].nunique())

@@ -48,7 +48,7 @@ TABLE = Table(
 _ENDS = {"natural": "natural images", "worst": "worst case of all"}
 # Parts of the names of attacks: words for them, and whether such attacks are made for gates.
 _PARTS = {
-    "joint": ("on the answer and, times this number, the gates' probes (joint: 2)", True),
+    "joint": ("on the answer and so many times the gates' probes, 2 without a number", True),
     "joint-sweep": ("on the answer and the gates' probes together, weighed in seven ways", True),
     "detached": ("without the gradient through the gates' masks", True),
     "frozen-natural": ("masks held as for the natural image", True),
