@@ -33,6 +33,7 @@ from channelscope.analyses.base import (
 )
 from channelscope.errors import UserError, suggest
 from channelscope.figures import paper
+from channelscope.figures.words import format_radius
 from channelscope.files import (
     DIGESTS,
     atomic_folder,
@@ -467,7 +468,7 @@ class Result:
             head += f" on {_shorten(data['name'], 30)}, {data['images']:,} images"
         lines = [head]
         if "attack" in self.meta:
-            lines.append(f"  attack: {self.meta['attack']}, eps {self.meta['eps']:.4g}")
+            lines.append(f"  attack: {self.meta['attack']}, eps {format_radius(self.meta['eps'])}")
         names = ", ".join(f"{name} ({len(table):,})" for name, table in self.tables.items())
         lines.append(f"  tables (rows): {_shorten(names, 400)}")
         verdicts = self.tables.get("verdicts")

@@ -746,7 +746,6 @@ LONG = "x" * 300
 
 # Mistakes that need no files but those in every test's folder.
 BAD: dict[str, str] = {
-    "no command": "",
     "an unknown command": "teach",
     "an unknown option": f"{TRAIN_NPZ} --speed 3",
     "no method": "train -q",
@@ -1197,3 +1196,26 @@ def test_figures_of_a_damaged_result_are_refused_in_one_line(
     assert "damaged" in output.err
     assert (output.out, output.err.count("\n")) == ("", 1)
     assert contents(tmp_path) == before
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_help_fits_the_terminal_and_breaks_no_name(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    parser = make_parser()
+    (menu,) = (action for action in parser._actions if action.dest == "==SUPPRESS==")
+    for command in (parser, *menu.choices.values()):  # type: ignore[union-attr]
+        lines = command.format_help().splitlines()
+        usage = lines.index("")  # argparse does not break a long option of the usage
+        assert max(map(len, lines[usage:])) <= columns
+    text = menu.choices["train"].format_help()  # type: ignore[index]
+    assert "cifs-published" in text.split("methods:")[1]
+
+
+def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main() == 0
+    assert "start here" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopped by Ctrl-C. Of several processes that ``torchrun`` started, only the first writes to the
     standard output.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if processes.number():
         _close_stdout()
     args = _parse(argv)

@@ -1,8 +1,12 @@
 """The commands and their help. Importing and parsing need no torch, so that help comes at once."""
 
 import argparse
-from collections.abc import Callable
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from functools import partial
 from inspect import cleandoc
+from itertools import groupby
 from typing import Any, NoReturn
 
 from channelscope import __version__
@@ -33,7 +37,7 @@ start here:
   channelscope compare --models nat.pt at.pt cifs.pt  compare networks: tables, figures, a page
   channelscope zoo                                    trained networks that come with the package
 """
-_METHODS = "\n".join(["methods:", *(f"  {name:<15}{text}" for name, text in METHODS.items())])
+_METHODS = "\n".join(["methods:", *(f"  {name:<16}{text}" for name, text in METHODS.items())])
 _AGAIN = " Run the same command again: it goes on where it was."
 _STUDY = """\
 A run that was stopped or killed goes on when the same command is given again. Under torchrun
@@ -58,6 +62,33 @@ class _Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, text)
 
 
+# Names of commands and files are not broken.
+_wrap = partial(textwrap.wrap, break_on_hyphens=False)
+
+
+class _Help(argparse.HelpFormatter):
+    """Fills paragraphs to the terminal's width, and keeps the lines of lists and examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled: list[str] = []
+        for is_text, lines in groupby(text.splitlines(), key=lambda line: line[:1].strip() != ""):
+            if is_text:
+                filled += _wrap(" ".join(lines), width)
+            else:
+                filled += [part for line in lines for part in _wrap_item(line, width)]
+        return "\n".join(filled)
+
+
+def _wrap_item(line: str, width: int) -> Iterator[str]:
+    """Wrap a line of a list below its text; one of an example so that a shell still takes it."""
+    name = re.match(r" *(\S+  +)?", line)
+    hang = " " * (name.end() if name and name[1] else 6)
+    *parts, last = _wrap(line, width - 2, subsequent_indent=hang) or [""]
+    is_example = line.startswith("  channelscope ")
+    yield from (f"{part} \\" if is_example else part for part in parts)
+    yield last
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the whole command line.
 
@@ -67,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="channelscope",
         description=_OVERVIEW,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("-V", "--version", action="version", version=f"channelscope {__version__}")
     menu = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
@@ -460,7 +491,7 @@ def _add_command(
         help=summary,
         description=f"{cleandoc(description)}\n\n{more}".rstrip(),
         epilog="examples:\n  " + cleandoc(examples).replace("\n", "\n  "),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.set_defaults(name=name, run=run)
     return parser

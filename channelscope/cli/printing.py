@@ -149,9 +149,11 @@ def _describe_comparison(result: "Result") -> Iterator[str]:
 
 
 def _describe_attack(result: "Result") -> str:
+    from channelscope.figures.words import format_radius
+
     meta = result.meta
     norm = "" if meta["norm"] == "inf" else f" (norm {meta['norm']})"
-    return f"{meta['attack']}, eps {meta['eps']:.4g}{norm}, {_count_images(result)}"
+    return f"{meta['attack']}, eps {format_radius(meta['eps'])}{norm}, {_count_images(result)}"
 
 
 def _count_images(result: "Result") -> str:
@@ -169,6 +171,7 @@ def _describe_verdicts(result: "Result") -> Iterator[str]:
 def _describe_evaluation(result: "Result") -> Iterator[str]:
     """Describe the attacks, the worst cases, and what the checks found."""
     from channelscope.analyses.evaluation import describe_checks
+    from channelscope.figures.words import format_radius
 
     meta = result.meta
     level = f"{100 * meta['level']:.0f} % CI"
@@ -177,13 +180,14 @@ def _describe_evaluation(result: "Result") -> Iterator[str]:
         shares = (f"{row.natural:.1%}", f"{row.robust:.1%}", _interval(row.low, row.high))
         rows.append((row.model, row.attack, *shares, f"{row.worst:.1%}"))
     yield format_table(rows, align="llrrrr")
-    yield f"\neps {meta['eps']:.4g} (norm {meta['norm']}), {_count_images(result)}\n"
+    yield f"\neps {format_radius(meta['eps'])} (norm {meta['norm']}), {_count_images(result)}\n"
     for row in _rows(result, "worst_case"):
         accuracy = f"{row.robust:.1%} ({level} {_interval(row.low, row.high)})"
         yield f"Worst-case robust accuracy of {row.model}: {accuracy}, decided by {row.decided_by}."
     for row in _rows(result, "eps_sweep"):
         accuracy = f"{row.robust:.1%} ({level} {_interval(row.low, row.high)})"
-        yield f"Worst-case robust accuracy of {row.model} at eps {row.eps:.4g}: {accuracy}."
+        eps = format_radius(row.eps)
+        yield f"Worst-case robust accuracy of {row.model} at eps {eps}: {accuracy}."
     for model, settings in meta["models"].items():
         if checked := describe_checks(result, model):
             skipped = ", ".join(settings["skipped"])
