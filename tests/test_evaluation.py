@@ -288,7 +288,15 @@ def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:
     held = {path.name for path in (tmp_path / "out").iterdir()}
     assert held == {
         f"{name}.csv"
-        for name in ("attacks", "robustness", "worst_case", "parts", "warnings", "eps_sweep")
+        for name in (
+            "attacks",
+            "robustness",
+            "worst_case",
+            "parts",
+            "warnings",
+            "eps_sweep",
+            "joint",
+        )
     } | {
         "arrays.npz",
         "meta.json",
