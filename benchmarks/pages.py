@@ -14,11 +14,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from benchmarks.published import format_networks as format_published_networks
 from channelscope import Result
+from channelscope.layers import get_layer
 from channelscope.weights import Checkpoint, Gate, zoo
+from channelscope.weights import load as load_network
 from figures.markdown import Markdown, format_table
 
 RESULTS = Path("docs/results-small")
@@ -27,6 +31,7 @@ RELIABILITY = Path("docs/reliability")
 PUBLISHED = Path("docs/published/networks.json")
 PAGES = (Path("docs/RESULTS.md"), Path("README.md"))
 LAST = "layer4"  # the penultimate layer, of which the paper speaks
+FIRST = "conv1"
 METHODS = {"standard": "standard", "at": "AT", "cas": "CAS", "cifs": "CIFS"}
 WITH_AUTO = "worst-with-autoattack"
 HEADINGS = {
@@ -312,6 +317,153 @@ def format_league() -> str:
     return format_table(rows)
 
 
+# ---------------------------------------------------------------- damage
+
+
+def format_damage_conditions() -> str:
+    """Say on what the damage was measured."""
+    meta = load(RESULTS / "damage").meta
+    return (
+        f"n = {meta['data']['images']} test images, of which those that are right as they are and "
+        f"wrong under attack count; {meta['attack'].upper()}, eps {round(255 * meta['eps'])}/255; "
+        f"accounts that miss more than {meta['bound']:.0%} of the damage are refused; seed "
+        f"{meta['seed']}; {meta['level']:.0%} intervals (bootstrap over images)."
+    )
+
+
+def format_damage() -> str:
+    """Return a table of the damage by network and layer: what it is made of, who has it."""
+    result = load(RESULTS / "damage")
+    rows = []
+    for (model, layer), accounts in result.completeness.groupby(["model", "layer"], sort=False):
+        for account in accounts.itertuples():
+            where = {"model": model, "layer": layer, "masks": account.masks}
+            kinds = result.select("kinds", **where, **{"class": "all"}).set_index("kind")
+            half = result.select("concentration", **where, share=0.5)
+            shares = {
+                kind: _format_share(kinds.loc[kind], "share") if len(kinds) else "-"
+                for kind in ("NR rises", "PR falls", "masks")
+            }
+            rows.append(
+                {
+                    "network": model,
+                    "layer": layer,
+                    "masks": account.masks,
+                    "refused": f"{account.refused:.0f} of {account.images:.0f}",
+                    "error, median": f"{account.error:.2g}",
+                    **shares,
+                    "channels with half of it": _format_count(half),
+                }
+            )
+    return format_table(rows)
+
+
+def _format_count(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return "-"
+    row = rows.iloc[0]
+    return f"{row['channels']:.1f} [{row['low']:.1f}, {row['high']:.1f}] of {row['of']:.0f}"
+
+
+def format_damage_verdicts() -> str:
+    """Return a table of the verdicts on the premise of CIFS."""
+    table = load(RESULTS / "damage").verdicts
+    return format_table(table[["models", "layer", "verdict", "statement"]].to_dict("records"))
+
+
+def format_repairs() -> str:
+    """Return a table of the images that are right again with an eighth of a layer's channels."""
+    result = load(RESULTS / "damage")
+    rows = []
+    for (model, layer), of_layer in result.repairs.groupby(["model", "layer"], sort=False):
+        at = of_layer[of_layer["fraction"] == 0.125]
+        cells = {"network": model, "layer": layer}
+        for curve in ("repair", "harm"):
+            for ranking in ("account", "gradient", "random"):
+                row = at[(at["curve"] == curve) & (at["ranking"] == ranking)].iloc[0]
+                cells[f"{curve}, {ranking}"] = _format_share(row, "right")
+        rows.append(cells)
+    return format_table(rows)
+
+
+def format_damage_league() -> str:
+    """Return a table of the areas under the repair curves of AT, by what ranks the channels."""
+    result = load(RESULTS / "damage-league")
+    rows = []
+    table = result.select("repair_areas", curve="repair")
+    for ranking in table.sort_values("area", ascending=False)["ranking"].unique():
+        cells = {"channels ranked by": ranking}
+        for layer in result.meta["models"]["AT"]["layers"]:
+            at = table[(table["ranking"] == ranking) & (table["layer"] == layer)]
+            cells[layer] = _format_share(at.iloc[0], "area") if len(at) else "-"
+        rows.append(cells)
+    return format_table(rows)
+
+
+def format_adaptive_repairs() -> str:
+    """Return a table of what is left of a repair when the attack is made anew against it."""
+    result = load(RESULTS / "damage-league")
+    table = result.select("repairs", ranking="account")
+    rows = []
+    for (layer, channels), points in table.groupby(["layer", "channels"], sort=False):
+        by_curve = points.set_index("curve")
+        if channels:
+            rows.append(
+                {
+                    "layer": layer,
+                    "channels put back": f"{channels:.0f}",
+                    "right again": _format_share(by_curve.loc["repair"], "right"),
+                    "attacked anew": _format_share(by_curve.loc["adaptive"], "right"),
+                }
+            )
+    return format_table(rows)
+
+
+def format_edge_cuts() -> str:
+    """Return a table of what cutting edges between layers gives back."""
+    result = load(RESULTS / "damage")
+    rows = [
+        {
+            "network": row.model,
+            "from, to": f"{row.first}, {row.second}",
+            "images": f"{row.images:.0f}",
+            "edges with half of it": f"{row.half:.0f} of {row.of:.0f}",
+            "rows, columns off by": f"{row.row_error:.1%}, {row.column_error:.1%}",
+            "edges cut": f"{row.cut:.1%}",
+            "predicted": _format_percent(row.predicted),
+            "regained": _format_share(row._asdict(), "regained"),
+            "random": _format_percent(row.random),
+        }
+        for row in result.edge_cuts.itertuples()
+    ]
+    return format_table(rows)
+
+
+def format_first_layer() -> str:
+    """Return a table of the damage at the first convolution, beside the norms of its kernels."""
+    result = load(RESULTS / "damage")
+    rows = []
+    for model in result.meta["models"]:
+        masks = result.select("completeness", model=model, layer=FIRST)["masks"].iloc[-1]
+        group = (model, FIRST, masks, "features", "all")
+        counts = result.array("ledger", "count", *group)
+        damage = np.nansum(result.array("ledger", "damage", *group) * counts, 0) / counts.sum(0)
+        method = next(name for name, label in METHODS.items() if label == model)
+        network = load_network(f"zoo:{name_of(method)}")
+        weight = get_layer(network, FIRST).weight.detach().flatten(1)
+        ranked = spearmanr(weight.norm(dim=1).numpy(), damage)
+        half = result.select("concentration", model=model, layer=FIRST, masks=masks, share=0.5)
+        rows.append(
+            {
+                "network": model,
+                "channels with half of the damage": _format_count(half),
+                "rank correlation of damage and kernel norm": f"{ranked.statistic:+.2f}",
+                "p": f"{ranked.pvalue:.3f}",
+            }
+        )
+    return format_table(rows)
+
+
 # ---------------------------------------------------------------- networks of others
 
 
@@ -378,6 +530,14 @@ BLOCKS = {
         format_causal,
         format_intervention,
         format_league,
+        format_damage_conditions,
+        format_damage,
+        format_damage_verdicts,
+        format_repairs,
+        format_damage_league,
+        format_adaptive_repairs,
+        format_edge_cuts,
+        format_first_layer,
         format_published,
         format_reliability,
     )

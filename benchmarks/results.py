@@ -22,13 +22,18 @@ from pathlib import Path
 from benchmarks import pages
 from benchmarks.pages import GALLERY, METHODS, RESULTS, name_of
 from benchmarks.timing import describe_machine
+from channelscope.scorers import list_scorers
 from channelscope.weights import Checkpoint, zoo
 
 RUNS = Path("runs/results-small")
 IMAGES, AUTOATTACK_IMAGES, RANKED_IMAGES = 1000, 400, 300
 CORES = len(os.sched_getaffinity(0))
 AUTOATTACK = "autoattack"
-PARTS = ("evaluation", "comparison", "interventions", "league", "rankings", AUTOATTACK)
+PARTS = (
+    *("evaluation", "comparison", "interventions", "league", "rankings"),
+    *("damage", "damage-league", AUTOATTACK),
+)
+DAMAGED_IMAGES, EDGE_IMAGES = 200, 24
 # The league is at a layer below the penultimate one, where scorers differ.
 SCORERS = (
     "gradient",
@@ -73,6 +78,7 @@ def measure(data: Path, parts: Collection[str]) -> None:
         *("--run-folder", str(RUNS / "run"), *source),
     )
     few = ("--images", str(RANKED_IMAGES), *source)
+    fewer = ("--images", str(DAMAGED_IMAGES), *source)
     commands = {
         "evaluation": ("evaluate", "--models", *map(_find, METHODS), *shared),
         "comparison": (
@@ -92,6 +98,15 @@ def measure(data: Path, parts: Collection[str]) -> None:
             *("relevance", *_name("at")),
             *("--layers", "layer2.1", "layer3.1", "layer4", "--scorers", *SCORERS, *few),
         ),
+        "damage": (
+            *("damage", *_name("standard", "at", "cas", "cifs")),
+            *("--layers", "conv1", "layer?", "--edges", str(EDGE_IMAGES), *fewer),
+        ),
+        # All scorers, and the attack made anew.
+        "damage-league": (
+            *("damage", *_name("at"), "--layers", "layer3", "layer4"),
+            *("--scorers", *_list_scorers(), "--adaptive", *fewer),
+        ),
     }
     for name, command in commands.items():
         if name in parts:
@@ -110,6 +125,11 @@ def measure(data: Path, parts: Collection[str]) -> None:
         with ThreadPoolExecutor(CORES) as pool:
             list(pool.map(attack_by_autoattack, METHODS))
     pages.collect_accuracies().to_csv(zoo.RESULTS, index=False, lineterminator="\n")
+
+
+def _list_scorers() -> list[str]:
+    """Return the names of all relevance scorers that need no gates."""
+    return [scorer.name for scorer in list_scorers() if scorer.name != "probe"]
 
 
 def _find(method: str) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from channelscope.networks import normalised
     from channelscope.objectives import Joint, cross_entropy, dlr, margin
     from channelscope.result import Result
+    from channelscope.study.reach import measure_reach
     from channelscope.study.study import Study
     from channelscope.sweeps import sweep
     from channelscope.training import Recipe, train
@@ -61,6 +62,7 @@ _MODULES = {
     "dlr": "objectives",
     "margin": "objectives",
     "Result": "result",
+    "measure_reach": "study.reach",
     "Study": "study.study",
     "sweep": "sweeps",
     "Recipe": "training",
@@ -102,6 +104,7 @@ __all__ = [
     "load",
     "margin",
     "measure_outside",
+    "measure_reach",
     "normalised",
     "patched",
     "relevance",

@@ -292,6 +292,7 @@ def damage(
     fractions: Sequence[float] = (0.0625, 0.125, 0.25, 0.5),
     adaptive: bool = False,
     bound: float = BOUND,
+    edges: int = 0,
     groups: Mapping[str, Sequence[str]] | None = None,
     **options: Unpack[Options],
 ) -> Result:
@@ -319,12 +320,15 @@ def damage(
         adaptive: attack anew the network in which the channels are back, as an attacker would who
             knows of the repair.
         bound: of an account's completeness error, a share of the damage.
+        edges: number of images on which it is traced, and tried by cutting, through which channels
+            of a layer the damage reaches which of the next measured one; 0 for none. The price is a
+            backward pass for each channel of each layer but the first.
         groups: as in ``compare``.
         **options: as in ``compare``; ``images`` is 1000 unless named.
 
     Returns:
         Tables ``damage``, ``ledger``, ``kinds``, ``concentration``, ``completeness``, ``repairs``,
-        ``repair_areas``, ``faults`` and ``verdicts``.
+        ``repair_areas``, ``edges``, ``edge_cuts``, ``faults`` and ``verdicts``.
 
     Raises:
         UserError: for arguments that do not fit together; the sentence names the argument.
@@ -342,7 +346,7 @@ def damage(
         eps=eps,
         groups=groups,
         thumbnails=False,
-        repair=Repair(fractions=fractions, adaptive=adaptive, bound=bound),
+        repair=Repair(fractions=fractions, adaptive=adaptive, bound=bound, edges=edges),
     )
 
 

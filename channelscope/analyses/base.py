@@ -192,6 +192,9 @@ class Study(Protocol):
     def damage(self, model: str) -> "Damage":
         """Return what the attack does through the channels of each layer; of kind "damage" only."""
 
+    def edges(self, model: str) -> "Edges | None":
+        """Return how the damage passes from layer to layer; None where that was not traced."""
+
     def memo(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         """Return ``compute()``, remembered under ``key`` for the other analyses."""
 
@@ -310,6 +313,39 @@ class Damage:
     amount: Float[ndarray, " n"]
     margin: Float[ndarray, " n"]
     layers: Mapping[str, DamagedLayer]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerEdges:
+    """The edges between the channels of two layers, image by image; see ``study.edges``.
+
+    Args:
+        edges: what each contributes to the damage (n, c, d).
+        row_error, column_error: how far the sums over edges are from the accounts of the first and
+            the second layer, shares of what the accounts have (n,).
+        gains: "account" and "random" -> the share of the damage that is regained when so many
+            edges are cut (n, p), those of most damage or random ones.
+    """
+
+    edges: Float[ndarray, "n c d"]
+    row_error: Float[ndarray, " n"]
+    column_error: Float[ndarray, " n"]
+    gains: Mapping[str, Float[ndarray, "n p"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """How the damage passes from layer to layer in one network.
+
+    Args:
+        broken: of the first images of the study, those that are broken: only they have edges (n,).
+        cuts: the shares of the edges that are cut.
+        layers: (first, second) -> edges.
+    """
+
+    broken: Bool[ndarray, " n"]
+    cuts: tuple[float, ...]
+    layers: Mapping[tuple[str, str], LayerEdges]
 
 
 @dataclass(frozen=True)

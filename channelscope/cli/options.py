@@ -223,6 +223,12 @@ OPTIONS: dict[str, Option] = {
         share,
         default=0.02,
     ),
+    "edges": Option(
+        "number of images on which edges between consecutive layers are traced; 0: none",
+        "N",
+        count,
+        default=0,
+    ),
     "random": Option("number of random orders to compare with", "N", positive, default=3),
     "relevant_to": Option(
         "relevance to the class that the network answers, or to the true label (an oracle)",

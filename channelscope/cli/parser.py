@@ -285,7 +285,7 @@ def _add_questions(menu: Any) -> None:
         """,
         disk="about 4 bytes x images x channels of the measured layers x 4 (more behind gates)\n"
         "for each model, and for each scorer 4 bytes x images x channels.",
-        options="layers scorers attack eps fractions adaptive bound groups",
+        options="layers scorers attack eps fractions adaptive bound edges groups",
         out="damage",
         attack="pgd-20",
         images=1000,

@@ -273,15 +273,8 @@ class Path:
 
         The channels are those of the layer, then those of the masks that are held.
         """
-        start, change = self.features.adversarial[rows], self._change[rows]
-        points = [_move(start, change, t).requires_grad_()]
-        changes = [change]
-        for natural, adversarial in self.masks.values():
-            changes.append(natural[rows] - adversarial[rows])
-            points.append(_move(adversarial[rows], changes[-1], t).requires_grad_())
-        with torch.enable_grad(), self._hold(points[1:]):
-            logits = self.tail(points[0], rows)
-            margins = compute_margins(logits, self.pairs.y[rows], self.pairs.rivals[rows])
+        points, changes = self.move(t, rows)
+        margins = self.compute_margins(points, rows)
         gradients = torch.autograd.grad(
             margins.sum(), points, allow_unused=True, materialize_grads=True
         )
@@ -292,18 +285,39 @@ class Path:
         ]
         return margins.detach(), torch.cat(slopes, 1).double()
 
+    def move(
+        self, t: Float[Tensor, " b"], rows: Int[Tensor, " b"]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return where some images are at t, as leaves of a graph, and what comes back of them.
+
+        Both are of the layer's features, then of the masks that are held.
+        """
+        starts, changes = [self.features.adversarial[rows]], [self._change[rows]]
+        for natural, adversarial in self.masks.values():
+            starts.append(adversarial[rows])
+            changes.append(natural[rows] - adversarial[rows])
+        points = []
+        for start, change in zip(starts, changes, strict=True):
+            share = t.to(start.dtype).view(-1, *[1] * (start.ndim - 1))
+            points.append((start + share * change).requires_grad_())
+        return points, changes
+
+    def compute_margins(
+        self, points: Sequence[Tensor], rows: Int[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
+        """Return the margins of some images at points that ``move`` returned, with their graph."""
+        with torch.enable_grad(), self._hold(points[1:]):
+            logits = self.tail(points[0], rows)
+            return compute_margins(logits, self.pairs.y[rows], self.pairs.rivals[rows])
+
     @contextmanager
-    def _hold(self, masks: list[Tensor]) -> Iterator[None]:
+    def _hold(self, masks: Sequence[Tensor]) -> Iterator[None]:
         with ExitStack() as stack:
             network = self.tail.network
             if self.masks and isinstance(network, Selective):
                 held = dict(zip(self.masks, masks, strict=True))
                 stack.enter_context(hold_masks(network, held))
             yield
-
-
-def _move(start: Tensor, change: Tensor, t: Tensor) -> Tensor:
-    return start + t.to(start.dtype).view(-1, *[1] * (start.ndim - 1)) * change
 
 
 def integrate(path: Path, bound: float = BOUND, most: int = MOST) -> Account:

@@ -64,11 +64,13 @@ class Repair:
         fractions: of a layer's channels, in (0, 1): the points of the curves beside all channels.
         adaptive: attack anew the network in which channels are put back.
         bound: of the completeness error of an image's account, in (0, 1).
+        edges: number of images on which the edges between layers are traced; 0 for none.
     """
 
     fractions: Sequence[float] = (0.0625, 0.125, 0.25, 0.5)
     adaptive: bool = False
     bound: float = BOUND
+    edges: int = 0
 
     def __post_init__(self) -> None:
         if not self.fractions or not all(0 < fraction < 1 for fraction in self.fractions):
@@ -76,6 +78,8 @@ class Repair:
                 f"fractions: {list(self.fractions)} is no list of shares between 0 and 1, such as "
                 "0.125."
             )
+        if self.edges < 0:
+            raise UserError(f"edges: {self.edges} is no number of images: use 0 for no edges.")
         if not 0 < self.bound < 1:
             raise UserError(
                 f"bound: {self.bound} does not lie between 0 and 1: use 0.02 for accounts that add "
@@ -148,7 +152,8 @@ class DamageMeasurer:
         return LastLayer.find(self.model.network, self.layers.few)
 
     @cached_property
-    def _widths(self) -> dict[str, int]:
+    def widths(self) -> dict[str, int]:
+        """The number of channels of each layer."""
         network = self.model.network
         with (
             eval_mode(network),
@@ -189,7 +194,7 @@ class DamageMeasurer:
             "damage": ((), "<f8"),
             "margin": ((), "<f8"),
         }
-        for layer, width in self._widths.items():
+        for layer, width in self.widths.items():
             spec[f"activations/{layer}"] = ((width,), "<f4")
             for masks in self._list_accounts(layer):
                 spec |= {f"{masks}/{name}/{layer}": ((), "<f4") for name in ("error", "passing")}
@@ -201,6 +206,19 @@ class DamageMeasurer:
                 for curve in self._list_curves(ranking):
                     spec[f"{curve}/{ranking}/{layer}"] = ((points,), "|u1")
         return spec
+
+    @property
+    def identity(self) -> str:
+        """A text that is the same for the same adversarial images of the same layers."""
+        attack = identify_attack(self.attack, self.digests)
+        return digest_of(attack, self.images.seed, self.layers.penultimate)
+
+    def make_adversarial(
+        self, x: Float[Tensor, "b *image"], y: Int[Tensor, " b"], rows: Int[ndarray, " b"]
+    ) -> Float[Tensor, "b *image"]:
+        """Attack a block of images."""
+        generators = make_generators(self.images.seed, attack_name(self.attack), rows.tolist())
+        return self.attack(self.model.network, x, y, generators)
 
     def count_bytes(self) -> int:
         """Return how much disk an image takes."""
@@ -217,14 +235,8 @@ class DamageMeasurer:
         name = attack_name(self.attack)
         progress.start(f"{self.model.label}: damage of {name}")
         spec = self.spec
-        key = digest_of(
-            identify_attack(self.attack, self.digests),
-            [identify_attack(scorer, {}) for scorer in self.scorers.values()],
-            sorted(spec.items()),
-            self.repair,
-            self.images.seed,
-            self.layers.penultimate,
-        )
+        scorers = [identify_attack(scorer, {}) for scorer in self.scorers.values()]
+        key = digest_of(self.identity, scorers, sorted(spec.items()), self.repair.bound)
         place = self.model.key(self.images.fingerprint), f"damage {name} {key}"
         rows = folder.rows(len(self.images), spec, *place)
         missing = self.images.shard_blocks(np.arange(len(self.images)), rows, progress)
@@ -242,7 +254,7 @@ class DamageMeasurer:
         """Return what is kept as analyses take it; scorers that refuse a layer have no curve."""
         refused = scores.refused if scores else {}
         layers = {}
-        for layer, width in self._widths.items():
+        for layer, width in self.widths.items():
             accounts = {}
             for masks in self._list_accounts(layer):
                 gates = self._masks[layer] if masks == "held" else ()
@@ -272,8 +284,7 @@ class DamageMeasurer:
     ) -> dict[str, ndarray]:
         """Attack a block of images, account for the damage, repair it."""
         network = self.model.network
-        generators = make_generators(self.images.seed, attack_name(self.attack), rows.tolist())
-        x_adv = self.attack(network, x, y, generators)
+        x_adv = self.make_adversarial(x, y, rows)
 
         def work(layout: torch.memory_format) -> dict[str, ndarray]:
             natural, adversarial = (tensor.to(memory_format=layout) for tensor in (x, x_adv))
@@ -302,7 +313,7 @@ class DamageMeasurer:
                 continue
             features = of_all.select(broken)
             tail = Tail(network, layer, part.x_adv, features.adversarial, part.adversarial)
-            accounts = self._make_accounts(tail, part, features)
+            accounts = self.make_accounts(tail, part, features)
             orders = self._order_channels(layer, accounts, part_rows, scores)
             parts = _list_columns(accounts)
             parts |= self._restore(tail, part, features, orders, part_rows)
@@ -342,7 +353,8 @@ class DamageMeasurer:
                 values[f"adaptive/{ranking}"] = torch.stack(withstood, 1)
         return values
 
-    def _make_accounts(self, tail: Tail, pairs: Pairs, features: Features) -> dict[Masks, Account]:
+    def make_accounts(self, tail: Tail, pairs: Pairs, features: Features) -> dict[Masks, Account]:
+        """Return the accounts of broken images, through gates and with their masks held."""
         bound = self.repair.bound
         if self._last is not None and tail.layer in self._last.inputs:
             exact = weigh_channels(self._last, pairs, features)

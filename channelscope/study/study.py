@@ -23,6 +23,7 @@ from channelscope.analyses.base import (
     NORMALISATION,
     Analysis,
     Damage,
+    Edges,
     Finding,
     Kind,
     Labels,
@@ -41,6 +42,7 @@ from channelscope.result import Result, adversarial_name
 from channelscope.scorers import ScoreFunction, get_scorers
 from channelscope.statistics.intervals import FEWEST_REPLICATES
 from channelscope.study.damage import DamageMeasurer, Repair
+from channelscope.study.edges import EdgeTracer
 from channelscope.study.evaluation import (
     AttackRunner,
     Evaluated,
@@ -403,6 +405,11 @@ class Study:
         scores = self._scores(model) if self.scorers else None
         return self._damagers[model].collect(self._rows(model, "adversarial"), scores)
 
+    def edges(self, model: str) -> Edges | None:
+        """Return how the damage passes from layer to layer; None where that was not traced."""
+        tracer = self._tracers.get(model)
+        return None if tracer is None else tracer.collect(self._traced[model])
+
     def adversarial_files(self) -> dict[str, Path]:
         """Return the files of kept adversarial images, by the name that a saved result has them."""
         files: dict[str, Path] = {}
@@ -449,6 +456,8 @@ class Study:
             _ = [self.faults(model) for model in self.models]
         if self.kind in ("comparison", "evaluation", "damage"):
             _ = self._evaluated
+        if self.kind == "damage":
+            _ = self._traced
         if self.kind == "relevance":
             _ = self._scored
         if self.kind == "intervention":
@@ -494,6 +503,8 @@ class Study:
                 total += n * measurer.count_bytes() * (1 + len(self._strengths))
             if self.kind == "damage":
                 total += n * self._damagers[model.label].count_bytes()
+                if model.label in self._tracers:
+                    total += self._tracers[model.label].count_bytes()
             if self.kind != "comparison":
                 total += len(self._ranking_images) * measurer.count_score_bytes(len(self.scorers))
         return total
@@ -530,6 +541,23 @@ class Study:
             )
             for model in self._models
         }
+
+    @cached_property
+    def _tracers(self) -> dict[str, EdgeTracer]:
+        count = min(self.repair.edges, len(self.images)) if self.kind == "damage" else 0
+        several = (model for model in self.models if len(self.layers(model)) > 1)
+        return {
+            model: EdgeTracer(damager=self._damagers[model], count=count)
+            for model in several
+            if count
+        }
+
+    @cached_property
+    def _traced(self) -> dict[str, Rows]:
+        with self._progress(len(self.images) * len(self._tracers)) as progress:
+            return {
+                model: tracer.run(self.folder, progress) for model, tracer in self._tracers.items()
+            }
 
     def _measure_damage(self) -> dict[str, dict[str, Rows]]:
         measured = {}

@@ -15,6 +15,7 @@ import numpy as np
 
 from channelscope.analyses.base import (
     Damage,
+    Edges,
     Finding,
     Kind,
     Outcome,
@@ -140,6 +141,9 @@ class KeptStudy:
 
     def damage(self, model: str) -> Damage:
         return self.damages[model]
+
+    def edges(self, model: str) -> Edges | None:
+        return None
 
     def memo(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         if key not in self.memory:

@@ -1,0 +1,258 @@
+"""Edges: through which channel of a layer does the damage reach which channel of a later one?
+
+Along the path on which a layer's features come back (see ``study.account``), with U the features of
+a later layer:
+
+    E_ij = sum over positions of  integral_0^1  dm / dU_j  (dU_j / dZ_i) (Z - Z')_i  dt
+
+The sum over j is the account A_i of the first layer, where nothing goes around the second. The sum
+over i is the account of the second along the curve that U takes, which is the account A_j itself
+where the margin is linear in U, as at the penultimate layer. Masks of gates between the two layers
+are held: they come back for themselves, and what they contribute is on no edge.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from channelscope.analyses.base import ACCOUNT, RANDOM, Edges, LayerEdges
+from channelscope.attacks import make_generators
+from channelscope.distributed import barrier
+from channelscope.gates import attached
+from channelscope.layers.channels import summed
+from channelscope.layers.features import capture
+from channelscope.layers.hooks import eval_mode, get_parameter
+from channelscope.study.account import (
+    Account,
+    Features,
+    Pairs,
+    Path,
+    Tail,
+    capture_masks,
+    capture_pairs,
+    compute_margins,
+    integrate,
+    pair_images,
+)
+from channelscope.study.damage import DamageMeasurer
+from channelscope.study.evaluation import Progress
+from channelscope.study.measuring import to_array
+from channelscope.study.seeding import seed_globally
+from channelscope.study.store import Rows, RunFolder, Spec, digest_of, row_bytes
+
+_STEPS = 8  # midpoints of the path
+CUTS = (0.01, 0.05, 0.125)  # shares of the edges that are cut
+
+
+def trace_edges(
+    path: Path, second: str, axis: int, channels: int, steps: int = _STEPS
+) -> Float[Tensor, "n c d"]:
+    """Return the edges E (n, c, d) from the channels of a path's layer to those of a later one.
+
+    Args:
+        path: of the first layer.
+        second: the later layer's name.
+        axis, channels: of its features.
+        steps: midpoints at which the integrand is taken, each with a backward pass from the second
+            layer to the first for each of its channels.
+    """
+    n, network = len(path.pairs), path.tail.network
+    rows = torch.arange(n, device=path.pairs.y.device)
+    edges = torch.zeros(n, path.widths[0], channels, dtype=torch.float64, device=rows.device)
+    for step in range(steps):
+        t = torch.full((n,), (step + 0.5) / steps, dtype=torch.float64, device=rows.device)
+        points, changes = path.move(t, rows)
+        with torch.enable_grad(), capture(network, second) as features:
+            margins = path.compute_margins(points, rows)
+        u = features[second]
+        (slope,) = torch.autograd.grad(margins.sum(), u, retain_graph=True)
+        for j in range(channels):
+            only = torch.zeros_like(slope)
+            only.select(axis, j).copy_(slope.select(axis, j))
+            (back,) = torch.autograd.grad(
+                u, points[0], only, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            edges[:, :, j] += summed(back * changes[0], path.features.axis).double() / steps
+    return edges
+
+
+@torch.no_grad()
+def cut_edges(
+    first: Tail,
+    second: Tail,
+    start: Features,
+    end: Features,
+    cut: Bool[Tensor, "n c d"],
+) -> Float[Tensor, "n k"]:
+    """Return the logits under attack with some edges cut.
+
+    A channel j of the second layer is what it would be, were the channels i of the first whose
+    edges to it are cut those of the natural image; the other channels are as they are under attack.
+
+    Args:
+        first, second: the network from either layer on, on adversarial images.
+        start, end: features of the first layer, and of the second.
+        cut: which edges, image by image.
+    """
+    rows = torch.arange(len(cut), device=cut.device)
+    u = end.adversarial.clone()
+    for j in cut.any((0, 1)).nonzero().flatten().tolist():
+        with capture(first.network, second.layer) as features:
+            first(start.mix(cut[:, :, j]), rows)
+        u.select(end.axis, j).copy_(features[second.layer].select(end.axis, j))
+    return second(u, rows)
+
+
+@dataclass(eq=False, kw_only=True)
+class EdgeTracer:
+    """Traces the edges between consecutive measured layers of one network, and cuts them.
+
+    Args:
+        damager: knows the network, the images, the layers and the attack.
+        count: how many of the images are attacked; of these, the broken ones have edges.
+    """
+
+    damager: DamageMeasurer
+    count: int
+
+    @property
+    def spec(self) -> Spec:
+        """What is kept of each image."""
+        widths = self.damager.widths
+        spec: dict[str, tuple[tuple[int, ...], str]] = {"broken": ((), "|u1")}
+        for first, second in pairwise(widths):
+            spec[f"edges/{first}/{second}"] = ((widths[first], widths[second]), "<f4")
+            for name in ("rows", "columns"):
+                spec[f"{name}/{first}/{second}"] = ((), "<f4")
+            for order in (ACCOUNT, RANDOM):
+                spec[f"gain/{order}/{first}/{second}"] = ((len(CUTS),), "<f4")
+        return spec
+
+    def count_bytes(self) -> int:
+        """Return how much disk the edges take."""
+        return self.count * row_bytes(self.spec) + 4 * len(self.damager.images)
+
+    def run(self, folder: RunFolder, progress: Progress) -> Rows:
+        """Trace this process's blocks of the images; wait for the other processes' rows."""
+        damager, spec = self.damager, self.spec
+        network, images = damager.model.network, damager.images
+        progress.start(f"{damager.model.label}: edges")
+        key = digest_of(damager.identity, sorted(spec.items()), self.count)
+        place = damager.model.key(images.fingerprint), f"edges {key}"
+        rows = folder.rows(len(images), spec, *place)
+        missing = images.shard_blocks(np.arange(self.count), rows, progress)
+        blocks = images.read_blocks([block for block, _ in missing], get_parameter(network))
+        for (block, x, y), (_, turn) in zip(blocks, missing, strict=True):
+            with seed_globally(x, images.seed), eval_mode(network), attached(network):
+                x_adv = damager.make_adversarial(x, y, block.numpy())
+                values = self._trace(pair_images(network, x, x_adv, y), block.numpy())
+            rows.write(block.numpy(), values)
+            progress.advance(turn)
+        barrier()
+        return rows
+
+    def collect(self, rows: Rows) -> Edges:
+        """Return what is kept as analyses take it."""
+        arrays = {name: rows.array(name)[: self.count] for name in self.spec}
+        layers = {
+            pair: LayerEdges(
+                edges=arrays["/".join(("edges", *pair))],
+                row_error=arrays["/".join(("rows", *pair))],
+                column_error=arrays["/".join(("columns", *pair))],
+                gains={
+                    order: arrays["/".join(("gain", order, *pair))] for order in (ACCOUNT, RANDOM)
+                },
+            )
+            for pair in pairwise(self.damager.widths)
+        }
+        return Edges(arrays["broken"] != 0, CUTS, layers)
+
+    def _trace(self, pairs: Pairs, rows: Int[ndarray, " b"]) -> dict[str, ndarray]:
+        """Trace and cut the edges of a block of images, those that are broken."""
+        network = self.damager.model.network
+        values = {
+            name: np.zeros((len(pairs), *shape), dtype)
+            for name, (shape, dtype) in self.spec.items()
+        }
+        values["broken"] = to_array(pairs.broken)
+        chosen = np.flatnonzero(values["broken"])
+        if not len(chosen):
+            return values
+        part = pairs.select(pairs.broken)
+        layers = capture_pairs(network, list(self.damager.widths), part)
+        tails = {
+            layer: Tail(network, layer, part.x_adv, features.adversarial, part.adversarial)
+            for layer, features in layers.items()
+        }
+        for pair in pairwise(layers):
+            traced = self._trace_pair(
+                [tails[layer] for layer in pair], [layers[layer] for layer in pair], part
+            )
+            traced |= self._cut(
+                [tails[layer] for layer in pair],
+                [layers[layer] for layer in pair],
+                part,
+                traced["edges"],
+                rows[chosen],
+            )
+            for name, value in traced.items():
+                values["/".join((name, *pair))][chosen] = to_array(value)
+        return values
+
+    def _trace_pair(
+        self, tails: Sequence[Tail], features: Sequence[Features], pairs: Pairs
+    ) -> dict[str, Tensor]:
+        """Trace the edges between two layers; compare their margins with the layers' accounts."""
+        start, end = features
+        masks = capture_masks(tails[0].network, tails[0].layer, pairs)
+        channels = end.natural.shape[end.axis]
+        path = Path(tails[0], pairs, start, masks)
+        edges = trace_edges(path, tails[1].layer, end.axis, channels)
+        return {
+            "edges": edges,
+            "rows": _compare(edges.sum(2), integrate(path)),
+            "columns": _compare(edges.sum(1), self._account(tails[1], pairs, end)),
+        }
+
+    def _account(self, tail: Tail, pairs: Pairs, features: Features) -> Account:
+        accounts = self.damager.make_accounts(tail, pairs, features)
+        return accounts["held" if "held" in accounts else "attached"]
+
+    def _cut(
+        self,
+        tails: Sequence[Tail],
+        features: Sequence[Features],
+        pairs: Pairs,
+        edges: Float[Tensor, "n c d"],
+        rows: Int[ndarray, " b"],
+    ) -> dict[str, Tensor]:
+        """Cut the edges of most damage, and as many random ones; return what margin is regained."""
+        seed = self.damager.images.seed
+        generators = make_generators(seed, f"random edges of {tails[0].layer}", rows.tolist())
+        draws = [torch.rand(edges.shape[1:], generator=one) for one in generators.each]
+        worths = {ACCOUNT: edges, RANDOM: torch.stack(draws).to(edges.device)}
+        attacked = pairs.margin - pairs.damage
+        gains = {}
+        for order, worth in worths.items():
+            ranked = worth.flatten(1).argsort(dim=1, descending=True, stable=True)
+            points = []
+            for share in CUTS:
+                count = max(1, round(share * ranked.shape[1]))
+                cut = torch.zeros_like(ranked, dtype=torch.bool)
+                cut = cut.scatter_(1, ranked[:, :count], True).view(edges.shape)
+                logits = cut_edges(tails[0], tails[1], features[0], features[1], cut)
+                margins = compute_margins(logits, pairs.y, pairs.rivals)
+                points.append((margins - attacked) / pairs.damage)
+            gains[f"gain/{order}"] = torch.stack(points, 1)
+        return gains
+
+
+def _compare(sums: Float[Tensor, "n c"], account: Account) -> Float[Tensor, " n"]:
+    """Return how far sums over edges are from an account, a share of what it has."""
+    return (sums - account.channels).abs().sum(1) / account.channels.abs().sum(1)
