@@ -1,4 +1,4 @@
-"""Write what ``benchmarks.results`` measured into docs/RESULTS.md and README.md.
+"""Write what was measured into docs/RESULTS.md, docs/RELIABILITY.md and README.md.
 
     python -m benchmarks.pages
 
@@ -29,7 +29,7 @@ RESULTS = Path("docs/results-small")
 GALLERY = Path("figures/cifar10/tables")
 RELIABILITY = Path("docs/reliability")
 PUBLISHED = Path("docs/published/networks.json")
-PAGES = (Path("docs/RESULTS.md"), Path("README.md"))
+PAGES = (Path("docs/RESULTS.md"), Path("docs/RELIABILITY.md"), Path("README.md"))
 LAST = "layer4"  # the penultimate layer, of which the paper speaks
 FIRST = "conv1"
 METHODS = {"standard": "standard", "at": "AT", "cas": "CAS", "cifs": "CIFS"}
