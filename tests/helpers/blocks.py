@@ -20,6 +20,7 @@ _CHEAP = {
     "compare": "--attacks pgd-20",
     "evaluate": "--attacks pgd-20",
     "sweep": "--attack fgsm",
+    "damage": "--attack pgd-5 --fractions 0.5",
     "intervene": "--attack pgd-5 --random 1 --fractions 0.5",
 }
 _SMALL = {
@@ -29,6 +30,7 @@ _SMALL = {
     "evaluate": "--images 10 --replicates 20 --checks 0 --formats png --quiet",
     "intervene": "--images 10 --replicates 20 --formats png --quiet",
     "relevance": "--images 10 --replicates 20 --formats png --quiet",
+    "damage": "--images 20 --replicates 20 --formats png --quiet",
     "figures": "--formats png --quiet",
 }
 _TRAINING = {"epochs": 1, "width": 2, "images": 12, "progress": False}
@@ -40,6 +42,7 @@ _FUNCTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "evaluate": ({"attacks": "pgd-20"}, _MEASURING | {"checks": 0}),
     "intervene": ({"attack": "pgd-5", "random": 1, "fractions": (0.5,)}, _MEASURING),
     "relevance": ({}, _MEASURING),
+    "damage": ({"attack": "pgd-5", "fractions": (0.5,)}, _MEASURING | {"images": 20}),
 }
 
 
