@@ -44,14 +44,15 @@ class Net(nn.Sequential):
 
 
 def make_noise(name: str, *_: Any) -> Dataset:
-    """Make images of noise, of CIFAR-10's size and number of classes, in place of a download."""
+    """Make images of noise, of CIFAR-10's size and classes, in place of a download."""
+    names = "airplane automobile bird cat deer dog frog horse ship truck"
     generator = torch.Generator().manual_seed(0)
 
     def part(n: int) -> MemorySplit:
         images = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
         return MemorySplit(images, torch.arange(n) % 10)
 
-    return Dataset(name, tuple("abcdefghij"), part(20), part(40), part(10))
+    return Dataset(name, tuple(names.split()), part(20), part(40), part(10))
 
 
 def write_photos(folder: Path) -> None:
