@@ -26,7 +26,7 @@ _CHEAP = {
 _SMALL = {
     "train": "--epochs 1 --width 2 --images 12 --quiet",
     "sweep": "--epochs 1 --width 2 --images 12 --test-images 12 --quiet",
-    "compare": "--images 20 --replicates 20 --formats png --quiet",
+    "compare": "--images 10 --replicates 20 --formats png --quiet",
     "evaluate": "--images 10 --replicates 20 --checks 0 --formats png --quiet",
     "intervene": "--images 10 --replicates 20 --formats png --quiet",
     "relevance": "--images 10 --replicates 20 --formats png --quiet",
