@@ -4,6 +4,7 @@ Standard training, AT, TRADES, MART, FAT and WAT, each with gates or without: se
 ``objectives``.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from channelscope.locks import lock_path
 from channelscope.training.engine import reweigh_classes, train_epoch, validate
 from channelscope.training.job import Job
 from channelscope.training.logs import Write, open_logs
+from channelscope.training.precision import choose_precision
 from channelscope.training.recipes import Recipe, default_eps, find_recipe
 from channelscope.training.settings import Init
 from channelscope.training.state import Diverged, State, refuse_existing
@@ -132,11 +134,25 @@ def _run(
     distributed.check_same({f"the {name}": repr(value) for name, value in job.settings.items()})
     with lock_path(job.out, job.partial, job.log):
         distributed.barrier()  # the first process has recovered from a kill before any looks
+        if not (resume and (job.partial.exists() or job.out.exists())):
+            job = choose_precision(job, device)  # a run that goes on keeps its own
         state = State.resume(job, device) if resume else State.start(job, device)
         if state is not None:
-            with open_logs(logs, job.out, job.settings, state.history) as write:
+            settings = job.settings | _describe_precision(state.job, progress)
+            with open_logs(logs, job.out, settings, state.history) as write:
                 _train_epochs(state, write, keep, progress)
         distributed.barrier()
+
+
+def _describe_precision(job: Job, progress: bool) -> dict[str, Any]:
+    """Return what logs say of a precision that was measured, and print it."""
+    if job.speeds is None:
+        return {}
+    fp32, bf16 = (f"{job.speeds[name]:.3g}" for name in ("fp32", "bf16"))
+    sentence = f"{job.precision}, as measured: fp32 {fp32}, bf16 {bf16} images a second in a step"
+    if progress:
+        tqdm.write(f"precision: {sentence}", file=sys.stderr)
+    return {"precision": sentence}
 
 
 def _train_epochs(state: State, write: Write, keep: int, progress: bool) -> None:

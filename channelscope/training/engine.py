@@ -26,10 +26,10 @@ from channelscope.gates import FeatureSelector, Selective, mask_share
 from channelscope.layers.features import capture
 from channelscope.layers.hooks import eval_mode
 from channelscope.training.job import Job
+from channelscope.training.precision import autocast
 from channelscope.training.state import Diverged, State
 from channelscope.weights import LOG, log_columns, name_weights
 
-_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CHECK_EVERY = 16  # steps: each look at the loss waits for the device
 # The scaler of fp16 begins at 2**16 and is halved whenever gradients are not finite, which is its
 # way to find the right scale: it falls this low only where they never are.
@@ -277,12 +277,8 @@ def _update_batchnorm(state: State, epoch: int) -> None:
 
 
 def _autocast(state: State) -> AbstractContextManager[Any]:
-    """Compute in the recipe's precision."""
-    dtype = _HALF.get(state.job.recipe.engine.precision)
-    if dtype is None:
-        return nullcontext()
-    # The cache would keep the weights as they were before the first step.
-    return torch.autocast(torch.device(state.device).type, dtype, cache_enabled=False)
+    """Compute in the run's precision."""
+    return autocast(state.job.precision, state.device)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from channelscope.layers.hooks import INPUT, named_layers
 from channelscope.networks import Architecture, Statistics
 from channelscope.objectives import MART, TRADES, CrossEntropy, Joint, TrainingLoss
 from channelscope.training.hbar import HBaR
+from channelscope.training.precision import pick_precision
 from channelscope.training.recipes import Recipe
 from channelscope.training.start import Start
 from channelscope.weights import Checkpoint, Gate, build, log_columns, versions, zoo
@@ -40,6 +41,8 @@ class Job:
         seed: of the weights, the order of the images, their augmentation and the attacks' random
             starts.
         start: the network whose weights it begins with; None for random weights.
+        speeds: images a second in fp32 and bf16, which decide between them for the precision
+            "auto"; see ``precision.choose_precision``.
 
     Raises:
         UserError: where these do not fit together, or ``out`` cannot be written.
@@ -50,6 +53,7 @@ class Job:
     out: Path
     seed: int
     start: Start | None = None
+    speeds: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
@@ -183,6 +187,12 @@ class Job:
     def log_columns(self) -> list[str]:
         """The columns of the training log."""
         return log_columns(self.gates, self.weighed_classes)
+
+    @property
+    def precision(self) -> str:
+        """The precision of the computation, with "auto" decided."""
+        precision = self.recipe.engine.precision
+        return precision if self.speeds is None else pick_precision(self.speeds)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -335,7 +345,9 @@ class Job:
         self, weights: dict[str, Tensor], history: list[dict[str, Any]]
     ) -> Checkpoint:
         """Make a checkpoint; its metrics are the row of the epoch that is marked as the best."""
-        started = {} if self.start is None else {"start": self.start.describe()}
+        more: dict[str, Any] = {} if self.start is None else {"start": self.start.describe()}
+        if self.speeds is not None:
+            more["engine"] = {"precision": self.precision, "images_per_second": self.speeds}
         return Checkpoint(
             architecture=self.architecture,
             gates=self.gates,
@@ -349,7 +361,7 @@ class Job:
                 "history": history,
                 "versions": versions(),
             }
-            | started,
+            | more,
         )
 
 

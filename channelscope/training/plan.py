@@ -16,6 +16,7 @@ from channelscope import distributed
 from channelscope.data import Dataset, MemorySplit
 from channelscope.training.engine import reweigh_classes, train_epoch, validate
 from channelscope.training.job import Job
+from channelscope.training.precision import choose_precision
 from channelscope.training.recipes import Recipe
 from channelscope.training.state import State
 
@@ -108,7 +109,8 @@ def _measure_stage(recipe: Recipe, images: Images, device: str) -> Cost:
     batch_size = recipe.optimizer.batch_size
     trial = batch_size if is_cuda else min(batch_size, _TRIAL)
     with TemporaryDirectory() as folder:
-        state = State(_make_trial_job(recipe, images, trial, Path(folder) / "net.pt"), device)
+        job = _make_trial_job(recipe, images, trial, Path(folder) / "net.pt")
+        state = State(choose_precision(job, device), device)
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(device)
         train_epoch(state, 0, tqdm(disable=True))  # the first pays for what is done once

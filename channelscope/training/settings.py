@@ -206,8 +206,9 @@ class Engine(Section):
     """How the training is computed."""
 
     # "bf16", "fp16": mixed precision, with a scaled loss for fp16; "fp64": for checks, as rounding
-    # errors of 32 bits grow until runs that only share the work differently differ.
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    # errors of 32 bits grow until runs that only share the work differently differ; "auto": fp32 or
+    # bf16, whichever is faster on the machine where the run begins.
+    precision: Literal["fp32", "bf16", "fp16", "fp64", "auto"] = "fp32"
 
 
 def shorten(value: Any) -> str:

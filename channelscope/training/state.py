@@ -1,5 +1,6 @@
 """The state of a training run between two epochs: begun, resumed, saved."""
 
+from dataclasses import replace
 from glob import escape
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from channelscope.objectives import TrainingLoss
 from channelscope.reading import check_regular
 from channelscope.training.hbar import HBaR
 from channelscope.training.job import Job
+from channelscope.training.precision import choose_layout
 from channelscope.weights import Checkpoint, build, check_history, is_finite
 from channelscope.weights.tensors import load_tensors, save_tensors
 
@@ -51,8 +53,7 @@ class State:
             network = build(job.architecture, job.gates)
         if job.start is not None:
             job.start.load_into(network)
-        kind = torch.device(device).type
-        layout = torch.channels_last if kind == "cuda" else torch.preserve_format
+        layout = choose_layout(network, device)
         network = network.to(device, job.dtype).to(memory_format=layout)
         network = distributed.synchronise_batchnorm(network)
         loss: nn.Module = LossModule(network, job.loss)
@@ -68,8 +69,8 @@ class State:
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
         )
-        half = job.recipe.engine.precision == "fp16"
-        self.scaler = torch.amp.GradScaler(kind, enabled=half)
+        half = job.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=half)
         self.average: AveragedModel | None = None
         if averaging.kind != "none":
             ema = get_ema_multi_avg_fn(averaging.decay) if averaging.kind == "ema" else None
@@ -114,8 +115,8 @@ class State:
         content = load_tensors(job.partial)
         meta = content.get("meta") if isinstance(content, dict) else None
         _check_settings(job, meta, job.partial)
-        state = cls(job, device)
         try:
+            state = cls(_keep_precision(job, content["meta"]), device)
             state._load(content)
         except Exception as error:
             raise UserError(f"{job.partial} is damaged: delete it and train again.") from error
@@ -210,7 +211,7 @@ class State:
         self.history.append(row)
         best = self._find_best()
         if best == len(self.history) - 1:
-            self.best = {name: value.detach().cpu().clone() for name, value in candidate.items()}
+            self.best = {name: _copy(value) for name, value in candidate.items()}
         for epoch, earlier in enumerate(self.history):
             earlier["best"] = epoch == best
 
@@ -247,6 +248,11 @@ class State:
         )
 
 
+def _copy(value: Tensor) -> Tensor:
+    """Copy weights as files have them: on the CPU, one channel after the other."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
 def refuse_existing(job: Job) -> None:
     """Refuse to write over a file of an earlier run.
 
@@ -259,6 +265,14 @@ def refuse_existing(job: Job) -> None:
             raise UserError(
                 f"{path} exists: choose another --out, go on with --resume, or delete it first."
             )
+
+
+def _keep_precision(job: Job, meta: dict[str, Any]) -> Job:
+    """Return the run with the precision that it began with; raises anything where none fits."""
+    if job.recipe.engine.precision != "auto":
+        return job
+    speeds = meta["engine"]["images_per_second"]
+    return replace(job, speeds={name: float(speeds[name]) for name in ("fp32", "bf16")})
 
 
 def _move(split: Split, device: str) -> Split:
