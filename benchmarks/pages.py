@@ -1,4 +1,4 @@
-"""Write what was measured into docs/RESULTS.md, docs/RELIABILITY.md and README.md.
+"""Write what was measured into the pages that show it.
 
     python -m benchmarks.pages
 
@@ -29,7 +29,13 @@ RESULTS = Path("docs/results-small")
 GALLERY = Path("figures/cifar10/tables")
 RELIABILITY = Path("docs/reliability")
 PUBLISHED = Path("docs/published/networks.json")
-PAGES = (Path("docs/RESULTS.md"), Path("docs/RELIABILITY.md"), Path("README.md"))
+PAGES = (
+    Path("README.md"),
+    Path("docs/RESULTS.md"),
+    Path("docs/RELIABILITY.md"),
+    Path("docs/quickstart.md"),
+    Path("docs/howto/channels.md"),
+)
 LAST = "layer4"  # the penultimate layer, of which the paper speaks
 FIRST = "conv1"
 METHODS = {"standard": "standard", "at": "AT", "cas": "CAS", "cifs": "CIFS"}
@@ -130,7 +136,7 @@ def _format_gate(gate: Gate) -> str:
 
 def format_front() -> str:
     """Return README's table of accuracies."""
-    return _format_accuracies("natural", "pgd-20", "cw-30", "worst", "autoattack")
+    return _format_accuracies("natural", "pgd-20", "autoattack", "worst")
 
 
 def format_robustness() -> str:
@@ -196,7 +202,7 @@ def format_verdicts() -> str:
     """List the claims' verdicts."""
     verdicts = load(GALLERY).verdicts.to_dict("records")
     words = [f"{row['claim']} {row['verdict']} ({row['models']})" for row in verdicts]
-    return f"On the CIFAR-10 networks of the first figures: {', '.join(words)}."
+    return f"On the CIFAR-10 networks of the package: {', '.join(words)}."
 
 
 def format_claims() -> str:

@@ -43,11 +43,16 @@ def photograph(page: str, program: str) -> None:
         file = Path(folder, "page.html")
         file.write_text(page, "utf-8")
         options = (
-            "--headless --no-sandbox --disable-gpu --hide-scrollbars --force-device-scale-factor=1.5"
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--force-device-scale-factor=1.5",
+            f"--user-data-dir={folder}/profile",
+            f"--window-size={WIDTH},{HEIGHT}",
+            f"--screenshot={PICTURE.resolve()}",
         )
-        places = f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={PICTURE.resolve()}"
-        user = f"--user-data-dir={folder}/profile"
-        subprocess.run([program, *options.split(), *places, user, file.as_uri()], check=True)
+        subprocess.run([program, *options, file.as_uri()], check=True)
 
 
 def main() -> None:

@@ -25,11 +25,12 @@ from helpers.runs import digits, run
 
 SITE = ROOT / "docs"
 PAGES = [
+    ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "benchmarks" / "RESULTS.md",
     *sorted(SITE.rglob("*.md")),
 ]
-GUIDES = [SITE / "quickstart.md", *sorted((SITE / "howto").glob("*.md"))]
+GUIDES = [ROOT / "README.md", SITE / "quickstart.md", *sorted((SITE / "howto").glob("*.md"))]
 RUN = [
     page for page in PAGES if any(block.language in ("python", "sh") for block in list_blocks(page))
 ]
@@ -140,6 +141,12 @@ def test_blocks_are_in_languages_that_are_run_or_are_no_code() -> None:
 def test_lines_of_code_fit_a_narrow_page(page: Path) -> None:
     code = "".join(text for language, text in list_blocks(page) if language in ("python", "sh"))
     assert [line for line in code.splitlines() if len(line) > 90] == []
+
+
+def test_readme_is_short_and_begins_with_commands_that_set_everything_up() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.split()) <= 900
+    assert re.findall(r"^make (\S+)", text, re.MULTILINE) == ["demo", "test"]
 
 
 def test_every_public_name_is_in_the_reference() -> None:
