@@ -38,6 +38,7 @@ PAGES = (
 )
 LAST = "layer4"  # the penultimate layer, of which the paper speaks
 FIRST = "conv1"
+EDGES_CUT, FEWEST_BROKEN = 0.05, 20
 METHODS = {"standard": "standard", "at": "AT", "cas": "CAS", "cifs": "CIFS"}
 WITH_AUTO = "worst-with-autoattack"
 HEADINGS = {
@@ -341,20 +342,21 @@ def format_damage() -> str:
     """Return a table of the damage by network and layer: what it is made of, who has it."""
     result = load(RESULTS / "damage")
     rows = []
-    for (model, layer), accounts in result.completeness.groupby(["model", "layer"], sort=False):
+    table = _drop_unbroken(result, result.completeness)
+    for (model, layer), accounts in table.groupby(["model", "layer"], sort=False):
         for account in accounts.itertuples():
             where = {"model": model, "layer": layer, "masks": account.masks}
             kinds = result.select("kinds", **where, **{"class": "all"}).set_index("kind")
-            half = result.select("concentration", **where, share=0.5)
+            half = result.select("concentration", **where, covered=0.5)
             shares = {
-                kind: _format_share(kinds.loc[kind], "share") if len(kinds) else "-"
+                kind: _format_share(kinds.loc[kind], "share") if len(kinds) else ""
                 for kind in ("NR rises", "PR falls", "masks")
             }
             rows.append(
                 {
                     "network": model,
                     "layer": layer,
-                    "masks": account.masks,
+                    "gates": account.masks if account.masks == "held" else "",
                     "refused": f"{account.refused:.0f} of {account.images:.0f}",
                     "error, median": f"{account.error:.2g}",
                     **shares,
@@ -362,6 +364,12 @@ def format_damage() -> str:
                 }
             )
     return format_table(rows)
+
+
+def _drop_unbroken(result: Result, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of networks of which the attack breaks enough images."""
+    total = result.select("damage", **{"class": "all"}).set_index("model")["broken"]
+    return table[table["model"].map(total) >= FEWEST_BROKEN]
 
 
 def _format_count(rows: pd.DataFrame) -> str:
@@ -381,7 +389,8 @@ def format_repairs() -> str:
     """Return a table of the images that are right again with an eighth of a layer's channels."""
     result = load(RESULTS / "damage")
     rows = []
-    for (model, layer), of_layer in result.repairs.groupby(["model", "layer"], sort=False):
+    table = _drop_unbroken(result, result.repairs)
+    for (model, layer), of_layer in table.groupby(["model", "layer"], sort=False):
         at = of_layer[of_layer["fraction"] == 0.125]
         cells = {"network": model, "layer": layer}
         for curve in ("repair", "harm"):
@@ -426,7 +435,7 @@ def format_adaptive_repairs() -> str:
 
 
 def format_edge_cuts() -> str:
-    """Return a table of what cutting edges between layers gives back."""
+    """Return a table of what cutting a twentieth of the edges between layers gives back."""
     result = load(RESULTS / "damage")
     rows = [
         {
@@ -435,12 +444,12 @@ def format_edge_cuts() -> str:
             "images": f"{row.images:.0f}",
             "edges with half of it": f"{row.half:.0f} of {row.of:.0f}",
             "rows, columns off by": f"{row.row_error:.1%}, {row.column_error:.1%}",
-            "edges cut": f"{row.cut:.1%}",
-            "predicted": _format_percent(row.predicted),
+            "they have": _format_percent(row.predicted),
             "regained": _format_share(row._asdict(), "regained"),
-            "random": _format_percent(row.random),
+            "regained, random": _format_percent(row.random),
         }
         for row in result.edge_cuts.itertuples()
+        if row.cut == EDGES_CUT
     ]
     return format_table(rows)
 
@@ -449,7 +458,7 @@ def format_first_layer() -> str:
     """Return a table of the damage at the first convolution, beside the norms of its kernels."""
     result = load(RESULTS / "damage")
     rows = []
-    for model in result.meta["models"]:
+    for model in _drop_unbroken(result, result.completeness)["model"].unique():
         masks = result.select("completeness", model=model, layer=FIRST)["masks"].iloc[-1]
         group = (model, FIRST, masks, "features", "all")
         counts = result.array("ledger", "count", *group)
@@ -458,7 +467,7 @@ def format_first_layer() -> str:
         network = load_network(f"zoo:{name_of(method)}")
         weight = get_layer(network, FIRST).weight.detach().flatten(1)
         ranked = spearmanr(weight.norm(dim=1).numpy(), damage)
-        half = result.select("concentration", model=model, layer=FIRST, masks=masks, share=0.5)
+        half = result.select("concentration", model=model, layer=FIRST, masks=masks, covered=0.5)
         rows.append(
             {
                 "network": model,

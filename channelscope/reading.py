@@ -32,7 +32,10 @@ UNPACKED = 128 * 2**20  # bytes that any archive may unpack to
 RATIO = 50  # and a larger one, times its size: images pack to a fifth, outcomes to a thousandth
 MEMBERS = 10_000  # of an archive
 # Numbers that tell rows apart.
-_KEYS = {"at", "beta_atk", "channel", "channels", "epoch", "eps", "rank"}
+_KEYS = {
+    *("at", "beta_atk", "channel", "channels", "covered", "cut", "epoch", "eps"),
+    *("rank", "source", "target"),
+}
 
 
 def check_regular(path: Path, *, within: Path | None = None) -> Path:

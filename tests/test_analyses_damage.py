@@ -93,7 +93,7 @@ def test_shares_of_kinds_channels_and_points_are_those_that_were_planted() -> No
     assert {group[4] for group in rivals} == {"all", "a", "b", "c"}
     completeness = result.completeness.iloc[0]
     assert (completeness["images"], completeness["refused"]) == (60, 6)
-    channels = result.concentration.set_index("share")["channels"]
+    channels = result.concentration.set_index("covered")["channels"]
     assert channels.to_dict() == {0.5: 1, 0.9: 2}
     repairs = result.select("repairs", ranking="account").set_index(["curve", "channels"])["right"]
     assert repairs["repair"].to_dict() == {0: 0, 2: 0.5, 4: 1}
@@ -143,7 +143,7 @@ def test_verdict_says_the_share_and_its_interval() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"broken": 0.1}, "It takes 20 broken images"),
+        ({"broken": 0.1}, "it takes 20 broken images"),
         ({"refused": 60}, "does not add up"),
         ({"accurate": False}, "not clearly above chance"),
     ],

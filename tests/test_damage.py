@@ -65,9 +65,11 @@ def lonely(network: nn.Module, start: list[float], amounts: list[float]) -> cs.R
     ids=["fragile", "in place", "tokens"],
 )
 def test_planted_channel_has_all_the_damage_and_repairs_it(
-    network: nn.Module, start: list[float], amounts: list[float], channel: int
+    network: nn.Module, start: list[float], amounts: list[float], channel: int, tmp_path: Path
 ) -> None:
     result = lonely(network, start, amounts)
+    result.write_tables(tmp_path)
+    assert len(cs.Result.load(tmp_path).concentration) == len(result.concentration)
     damage = result.damage.set_index("class")["damage"]["all"]
     for layer in result.meta["models"]["net"]["layers"]:
         expected = np.where(np.arange(3) == channel, damage, 0)

@@ -1,8 +1,10 @@
 """Edges between layers: planted paths, margins that are the accounts, cuts."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,7 +87,7 @@ def test_rows_and_columns_are_the_accounts() -> None:
 
 
 @pytest.mark.slow
-def test_study_lists_and_cuts_the_planted_edges() -> None:
+def test_study_lists_and_cuts_the_planted_edges(tmp_path: pathlib.Path) -> None:
     network = Crossed([[4.0, 0.0, 1.0], [0.0, 2.0, -1.0]]).eval()
     x, y = colours(0.4, 0.4, 0.4)
     result = cs.damage(
@@ -106,6 +108,10 @@ def test_study_lists_and_cuts_the_planted_edges() -> None:
     assert cuts[["row_error", "column_error"]].to_numpy().max() <= 1e-5
     np.testing.assert_allclose(cuts["predicted"], cuts["regained"], atol=1e-5)
     assert (cuts["half"] == 1).all()
+    result.save(tmp_path / "out", formats=["png"], progress=False)
+    pd.testing.assert_frame_equal(
+        cs.Result.load(tmp_path / "out").edge_cuts, cuts, check_dtype=False
+    )
     (ax,) = result.plot("edges").axes
     assert max(line.get_linewidth() for line in ax.lines) == pytest.approx(3.0)
     again = cs.damage(

@@ -220,7 +220,7 @@ def _list_concentration(
         counts = count_channels(contributions, share)
         means = weighted_means(counts[:, None], study.weights[rows])[:, 0]
         mean = estimate(means, study.settings["level"], (1.0, float(contributions.shape[1])))
-        yield {"share": share, "of": contributions.shape[1]} | as_columns(mean, "channels")
+        yield {"covered": share, "of": contributions.shape[1]} | as_columns(mean, "channels")
 
 
 def _make_ledger(
@@ -555,9 +555,9 @@ register(
             ),
             "concentration": Table(
                 words=("model", "layer", "masks"),
-                numbers=("share", "of", "channels", "low", "high"),
-                help="channels: how many of an image's channels have this share of what lowers the "
-                "margin, the worst first, mean over images; of: channels of the layer",
+                numbers=("covered", "of", "channels", "low", "high"),
+                help="channels: how many of an image's channels cover this share of what lowers "
+                "the margin, the worst first, mean over images; of: channels of the layer",
             ),
         },
         compute=compute_damage,

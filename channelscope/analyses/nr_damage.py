@@ -38,11 +38,9 @@ def judge_nr_damage(study: Study) -> Iterator[Verdict]:
 def _ask(study: Study, method: Method) -> Question:
     """Measure the share of what lowers the margin that NR channels that rise do."""
     layer = get_primary_layer(study, method.models[0])
-    blocked = find_obstacle(study, method) or next(
-        filter(None, (_find_lack(study, model) for model in method.models)), ""
-    )
-    if blocked:
-        return Question(CLAIM, method.label, layer, "", blocked=f"{method.label}: {blocked}")
+    lacks = (_find_lack(study, model) for model in method.models)
+    if blocked := find_obstacle(study, method) or next(filter(None, lacks), ""):
+        return Question(CLAIM, method.label, layer, "", blocked=blocked)
     kinds = [_measure_shares(study, model) for model in method.models]
     share = np.array([shares[_KIND] for shares in kinds])
     effect = estimate_effect([share - 0.5], (1,), study.settings["level"], (-0.5, 0.5))
@@ -68,9 +66,9 @@ def _find_lack(study: Study, model: str) -> str:
     """Say why there is too little to judge by; nothing where there is enough."""
     broken, images = int(study.damage(model).broken.sum()), _count_images(study, model)
     if images < _FEWEST:
-        return f"It takes {_FEWEST} broken images whose account adds up; here are {images}."
+        return f"{model}: it takes {_FEWEST} broken images whose account adds up, of {images}."
     if images < (1 - _MOST_REFUSED) * broken:
-        return f"The account of {broken - images} of {broken} broken images does not add up."
+        return f"{model}: the account of {broken - images} of {broken} images does not add up."
     return ""
 
 

@@ -239,7 +239,7 @@ def _describe_damage(result: "Result") -> Iterator[str]:
         total = result.select("damage", model=row.model, **{"class": "all"}).iloc[0]
         kinds = result.select("kinds", **where, masks=row.masks, **{"class": "all"})
         shares = kinds.set_index("kind")["share"]
-        half = result.select("concentration", **where, masks=row.masks, share=0.5)["channels"]
+        half = result.select("concentration", **where, masks=row.masks, covered=0.5)["channels"]
         repaired = result.select("repairs", **where, curve="repair", fraction=_SOME)
         right = repaired.set_index("ranking")["right"]
         cells = (
