@@ -35,6 +35,10 @@ TEXT_LINK = re.compile(r"\[([^][]*)\]\(([^)\s#:]+)\)")
 MATHS = re.compile(
     r'<(span|div) class="arithmatex">\s*(?:\\\(|\\\[)(.*?)(?:\\\)|\\\])\s*</\1>', re.DOTALL
 )
+# A shape such as "n *image", which mkdocstrings reads as a product.
+SHAPE = re.compile(
+    r'<span class="n">n</span> <span class="o">\*</span> <span class="n">(\w+)</span>'
+)
 HELP = "<!-- help of all commands -->"
 
 
@@ -92,12 +96,13 @@ def on_page_markdown(text: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(text: str, **_: Any) -> str:
-    """Set equations as MathML: browsers draw it themselves, without a script from elsewhere."""
+    """Set equations as MathML, which browsers draw without a script; mend tensors' shapes."""
 
     def convert(match: re.Match[str]) -> str:
         display = "inline" if match[1] == "span" else "block"
         return str(latex2mathml.converter.convert(html.unescape(match[2]), display=display))
 
+    text = SHAPE.sub(r'<span class="s2">&quot;n *\1&quot;</span>', text)
     return MATHS.sub(convert, text)
 
 
