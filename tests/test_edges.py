@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import channelscope as cs
 from channelscope.attacks import PGD
+from channelscope.errors import UserError
 from channelscope.study.account import (
     Features,
     Pairs,
@@ -84,6 +85,14 @@ def test_rows_and_columns_are_the_accounts() -> None:
     tail = make_tail(network, "relu2", pairs, layers["relu2"])
     second = integrate(Path(tail, pairs, layers["relu2"])).channels
     assert ((edges.sum(1) - second).abs().sum(1) <= 0.05 * second.abs().sum(1)).all()
+
+
+def test_layers_in_another_order_are_refused() -> None:
+    network = Crossed([[4.0, 0.0, 1.0], [0.0, 2.0, -1.0]]).eval().requires_grad_(False)
+    x, y = colours(0.4, 0.4, 0.4)
+    pairs = pair_images(network, x, Shift(-0.3, -0.2, -0.1)(network, x, y), y)
+    with pytest.raises(UserError, match="'first' is not behind 'second'"):
+        trace(network, "second", "first", pairs)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from torch import Tensor
 from channelscope.analyses.base import ACCOUNT, RANDOM, Edges, LayerEdges
 from channelscope.attacks import make_generators
 from channelscope.distributed import barrier
+from channelscope.errors import UserError
 from channelscope.gates import attached
 from channelscope.layers.channels import summed
 from channelscope.layers.features import capture
@@ -61,6 +62,9 @@ def trace_edges(
         axis, channels: of its features.
         steps: midpoints at which the integrand is taken, each with a backward pass from the second
             layer to the first for each of its channels.
+
+    Raises:
+        UserError: for a second layer that is not behind the first.
     """
     n, network = len(path.pairs), path.tail.network
     rows = torch.arange(n, device=path.pairs.y.device)
@@ -71,7 +75,14 @@ def trace_edges(
         with torch.enable_grad(), capture(network, second) as features:
             margins = path.compute_margins(points, rows)
         u = features[second]
-        (slope,) = torch.autograd.grad(margins.sum(), u, retain_graph=True)
+        if not u.requires_grad:
+            raise UserError(
+                f"edges: layer {second!r} is not behind {path.tail.layer!r}: name layers in the "
+                "order in which they run."
+            )
+        (slope,) = torch.autograd.grad(
+            margins.sum(), u, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         for j in range(channels):
             only = torch.zeros_like(slope)
             only.select(axis, j).copy_(slope.select(axis, j))
