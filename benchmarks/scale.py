@@ -108,6 +108,7 @@ class RandomStudy:
         self.settings = {
             "attack": "pgd-20",
             "attacks": ["pgd-20"],
+            "cascade": False,
             "eps": 0.03,
             "norm": "inf",
             "level": 0.95,
