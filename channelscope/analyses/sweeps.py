@@ -174,6 +174,7 @@ register(
                 "images.",
                 section="training",
                 table="sweep",
+                needs=("variants",),
             ),
         ),
     )

@@ -27,7 +27,7 @@ from trees import Tree
 
 import channelscope as cs
 from channelscope.analyses.evaluation import robustbench_entry
-from channelscope.analyses.sweeps import TABLE
+from channelscope.analyses.sweeps import TABLE, VARIANTS
 from channelscope.cli.commands import read_settings
 from channelscope.data import LazySplit, load
 from channelscope.gallery import list_figures
@@ -42,7 +42,7 @@ from channelscope.training import Recipe
 from channelscope.training.state import State
 from channelscope.weights import Checkpoint, Gate, build, zoo
 from channelscope.weights.loading import read_network
-from helpers.runs import digits, tiny_job, write_npz
+from helpers.runs import digits, run, tiny_job, write_npz
 from helpers.studies import make_result, synthetic_study
 
 
@@ -446,6 +446,13 @@ def _interventions(place: Path) -> tuple[Tree, ...]:
     return _saved_result(_ask(cs.intervene, images=8, **options), place)
 
 
+def _damages(place: Path) -> tuple[Tree, ...]:
+    network = run("standard", place.with_name("net.pt"), epochs=20)
+    options: dict[str, Any] = {"attack": "pgd-10", "eps": 0.9, "fractions": (0.5,), "edges": 2}
+    found = cs.damage({"net": network}, digits(), replicates=30, progress=False, **options)
+    return _saved_result(found, place)
+
+
 def _relevances(place: Path) -> tuple[Tree, ...]:
     return _saved_result(_ask(cs.relevance, images=8, scorers=["weights", "gradient"]), place)
 
@@ -464,7 +471,12 @@ def _sweep_results(place: Path) -> tuple[Tree, ...]:
         "title": "at on digits, by lr",
         "images": {"test": 20},
     }
-    result = cs.Result("sweep", {"sweep": pd.DataFrame(rows)}, {}, meta)
+    means = dict.fromkeys(VARIANTS.numbers, 0.5) | {"seeds": 1}
+    tables = {
+        "sweep": pd.DataFrame(rows),
+        "variants": pd.DataFrame([{"variant": row["variant"], **means} for row in rows]),
+    }
+    result = cs.Result("sweep", tables, {}, meta)
     return _saved_result(result, place)
 
 
@@ -535,6 +547,7 @@ def _targets() -> dict[str, Target]:
             "intervention": Target(
                 _interventions(fresh("intervention")), partial(_load, kind="intervention")
             ),
+            "damage": Target(_damages(fresh("damage")), partial(_load, kind="damage")),
             "relevance": Target(_relevances(fresh("relevance")), partial(_load, kind="relevance")),
             "sweep": Target(_sweep_results(fresh("sweep")), partial(_load, kind="sweep")),
             "record of a sweep": Target(_sweeps(), _sweep),
