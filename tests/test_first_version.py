@@ -23,6 +23,8 @@ RUNS = (
 # Tables of another name in the first version; None: they were not there.
 NAMES = {
     ("comparison", "faults"): None,
+    ("comparison", "joint"): None,
+    ("evaluation", "joint"): None,
     ("evaluation", "attacks"): "table",
     ("evaluation", "worst_case"): "worst",
     ("evaluation", "robustness"): "classes",

@@ -1,6 +1,7 @@
 """Networks by name: of libraries, of one's own code; written as checkpoints and read again."""
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "parts.py").write_text("from torch.nn import Linear as Head\n")
     (tmp_path / "wrong.py").write_text("import nothing_of_this_name\n")
     monkeypatch.chdir(tmp_path)
+    for name in ("mynets", "parts"):  # of another folder
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 

@@ -97,7 +97,7 @@ def test_the_normalisations_that_do_as_well_are_named_and_no_others() -> None:
     net, (x, y) = trained(CANDIDATES[3]["cifar10"]), colours()
     sentence = advise_normalisation(net, x, y, ours=False, label="my net")
     assert sentence is not None
-    told = sentence.partition("(")[2].partition(": these images do not tell them apart)")[0]
+    told = sentence.partition("(")[2].partition(": which of them")[0]
     rivals = dict(reversed(rival.split(" by ")) for rival in told.split(", "))  # type: ignore[misc]
     option = sentence.partition("--normalise 'my net=")[2].partition("'")[0]
     assert {option, *rivals} >= {"cifar10", "pytorch-cifar"}
@@ -109,7 +109,7 @@ def test_the_normalisations_that_do_as_well_are_named_and_no_others() -> None:
         assert best >= int(count) == right
     bytes_of_images = advise_normalisation(_divide(trained(((0.0,), (1.0,)))), x, y, ours=False)
     assert bytes_of_images is not None
-    assert "tell them apart" not in bytes_of_images
+    assert "which of them" not in bytes_of_images
 
 
 def _divide(net: nn.Module) -> nn.Module:

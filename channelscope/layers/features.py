@@ -195,7 +195,7 @@ def _fit_values(layer: str, values: Tensor, z: Tensor, axis: int) -> Float[Tenso
 
 
 def _replace_channels(
-    layer: str, z: Tensor, axis: int, chosen: Channels, values: Float[Tensor, "_ c *space"]
+    layer: str, z: Tensor, axis: int, chosen: Channels, values: Float[Tensor, "_ channels *space"]
 ) -> Tensor:
     """Return features with these values in the chosen channels; values have them on axis 1."""
     z = z.movedim(axis, 1)

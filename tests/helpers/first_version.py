@@ -75,7 +75,7 @@ def read_first_study(case: str, kind: str) -> KeptStudy:
         arrays,
         described["models"],
         tuple(described["classes"]),
-        described["settings"],
+        {"cascade": False} | described["settings"],
         KINDS[kind],
         {
             model: _read_outcome(arrays, index, outcome, described["settings"])
