@@ -19,6 +19,8 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import pages
 from benchmarks.pages import GALLERY, METHODS, RESULTS, name_of
 from benchmarks.timing import describe_machine
@@ -29,6 +31,7 @@ RUNS = Path("runs/results-small")
 IMAGES, AUTOATTACK_IMAGES, RANKED_IMAGES = 1000, 400, 300
 CORES = len(os.sched_getaffinity(0))
 AUTOATTACK = "autoattack"
+LARGEST = 2_000_000  # bytes of a file of the repository
 PARTS = (
     *("evaluation", "comparison", "interventions", "league", "rankings"),
     *("damage", "damage-league", AUTOATTACK),
@@ -146,14 +149,29 @@ def keep(name: str, data: Path) -> None:
     target = GALLERY if name == "comparison" else RESULTS / name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for file in (*(RUNS / name).glob("*.csv"), *(RUNS / name).glob("*.npz")):
+    for file in (RUNS / name).glob("*.csv"):
         if file.name != "ledger.csv":  # megabytes, of what arrays.npz has
             shutil.copy(file, target)
+    for file in (RUNS / name).glob("*.npz"):
+        keep_arrays(file, target / file.name)
     settings = (RUNS / name / "meta.json").read_text("utf-8")
     settings = settings.replace(f"imagefolder:{data}", zoo.TRAINED_ON)
     (target / "meta.json").write_text(f"{settings}\n", "utf-8")
     hardware = f"{describe_machine()['cpu']}, {CORES} cores, {platform.system()}"
     (target / "hardware.txt").write_text(f"{hardware}\n", "utf-8")
+
+
+def keep_arrays(source: Path, target: Path) -> None:
+    """Copy arrays; in 32 bits where they would take more than the repository's files may."""
+    if source.stat().st_size <= LARGEST:
+        shutil.copy(source, target)
+        return
+    with np.load(source) as arrays:
+        short = {
+            name: array.astype(np.float32) if array.dtype == np.float64 else array
+            for name, array in arrays.items()
+        }
+    np.savez_compressed(target, allow_pickle=False, **short)
 
 
 def main() -> None:
