@@ -8,7 +8,6 @@ from matplotlib.colors import to_hex
 
 from channelscope.analyses.alignment import (
     alignment_robustness_data,
-    check_alignment,
     classes_data,
     describe_alignment_robustness,
     describe_nr_mass,
@@ -20,6 +19,7 @@ from channelscope.analyses.alignment import (
 from channelscope.analyses.base import measure_study, worst_case
 from channelscope.analyses.depth import depth_data, describe_depth, draw_depth
 from channelscope.analyses.strength import decay_data, describe_decay, draw_decay
+from channelscope.analyses.subjects import check_layers
 from channelscope.figures.paper import COLOURS, MODEL_COLOURS
 from channelscope.statistics.intervals import estimate
 from channelscope.statistics.measures import BOUNDS, across_classes, mean_over_classes
@@ -69,11 +69,11 @@ def test_a_wider_level_gives_wider_intervals() -> None:
 
 
 def test_tables_of_other_layers_are_refused() -> None:
-    check_alignment(RESULT)
+    check_layers(RESULT, "alignment")
     table = RESULT.alignment
     tables = {**RESULT.tables, "alignment": table[table["layer"] == "layer3"]}
     with pytest.raises(ValueError, match="other layers"):
-        check_alignment(replace(RESULT, tables=tables))
+        check_layers(replace(RESULT, tables=tables), "alignment")
 
 
 # ---------------------------------------------------------------- figures

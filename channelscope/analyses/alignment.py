@@ -21,7 +21,7 @@ from channelscope.analyses.base import (
     measure_study,
     register,
 )
-from channelscope.analyses.subjects import by_layer
+from channelscope.analyses.subjects import by_layer, check_layers
 from channelscope.figures.axes import (
     add_data_legend,
     add_model_legend,
@@ -53,7 +53,6 @@ from channelscope.figures.words import (
     format_number,
     format_percent,
     intervals_by_class,
-    measured_layers,
     rank_classes,
     robust_by_class,
     select_rows,
@@ -115,16 +114,6 @@ def compute_alignment(study: Study) -> dict[str, Any]:
             words = model, layer, "signed_mass_robust_correlation"
             add(words, ("across",), across[:, None])
     return {"alignment": pd.DataFrame(columns)}
-
-
-def check_alignment(result: "Result") -> None:
-    """Check that the table is of the measured layers; raises ValueError where it is not."""
-    table = result.alignment
-    rows = set(zip(table["model"], table["layer"], strict=True))
-    if rows != {
-        (model, name) for model, names in measured_layers(result).items() for name in names
-    }:
-        raise ValueError("alignment is of other layers than meta.json")
 
 
 # --------------------------------------------------------------------------------------- NR mass
@@ -377,7 +366,7 @@ register(
         help="how an attack changes the activation of channels, in measures by class",
         tables={"alignment": TABLE},
         compute=compute_alignment,
-        check=check_alignment,
+        check=lambda result: check_layers(result, "alignment"),
         plots=(
             Plot(
                 name="nr-mass",

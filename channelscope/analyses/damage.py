@@ -31,7 +31,7 @@ from channelscope.analyses.base import (
     Table,
     register,
 )
-from channelscope.analyses.subjects import list_layers
+from channelscope.analyses.subjects import check_layers, list_layers
 from channelscope.figures.axes import add_title, label_percent, make_grid, wrap_note
 from channelscope.figures.paper import COLOURS, styled
 from channelscope.figures.words import (
@@ -504,14 +504,6 @@ def describe_kinds(drawn: pd.DataFrame) -> str:
     )
 
 
-def check_damage(result: "Result") -> None:
-    """Raise ValueError where the tables are not of all models and layers."""
-    layers = {(model, layer) for model, names in measured_layers(result).items() for layer in names}
-    table = result.completeness
-    if set(zip(table["model"], table["layer"], strict=True)) != layers:
-        raise ValueError("completeness is of other layers")
-
-
 register(
     Analysis(
         name="damage",
@@ -561,7 +553,7 @@ register(
             ),
         },
         compute=compute_damage,
-        check=check_damage,
+        check=lambda result: check_layers(result, "completeness"),
         plots=(
             Plot(
                 name="waterfall",

@@ -27,7 +27,7 @@ from channelscope.analyses.base import (
     Table,
     register,
 )
-from channelscope.analyses.subjects import list_layers
+from channelscope.analyses.subjects import check_layers, list_layers
 from channelscope.errors import UserError, suggest
 from channelscope.figures.axes import add_title, label_percent, make_grid, wrap_text
 from channelscope.figures.paper import COLOURS, styled
@@ -377,15 +377,7 @@ def _add_key(
 
 def check_interventions(result: "Result") -> None:
     """Raise ValueError where the tables are not of all models and layers."""
-    layers = {
-        (model, layer)
-        for model, known in result.meta["models"].items()
-        for layer in known["layers"]
-    }
-    for name in ("curves", "areas", "league"):
-        table = result.select(name)
-        if set(zip(table["model"], table["layer"], strict=True)) != layers:
-            raise ValueError(f"{name} is of other layers")
+    check_layers(result, "curves", "areas", "league")
     places = set(product(("nr", "pr", "both"), _DATA))
     for (_, layer, scorer), rows in result.league.groupby(["model", "layer", "scorer"]):
         if set(zip(rows["order"], rows["data"], strict=True)) != places:

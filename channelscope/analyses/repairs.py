@@ -25,7 +25,7 @@ from channelscope.analyses.base import (
     Table,
     register,
 )
-from channelscope.analyses.subjects import by_layer
+from channelscope.analyses.subjects import by_layer, check_layers
 from channelscope.figures.axes import add_title, label_percent, make_grid, wrap_note
 from channelscope.figures.paper import MODEL_COLOURS, styled
 from channelscope.figures.words import (
@@ -34,7 +34,6 @@ from channelscope.figures.words import (
     describe_each,
     describe_layers,
     format_percent,
-    measured_layers,
     select_rows,
     shorten,
 )
@@ -197,14 +196,6 @@ def describe_repairs(drawn: pd.DataFrame) -> str:
     return describe_each(drawn, ["model", "curve"], describe)
 
 
-def check_repairs(result: "Result") -> None:
-    """Raise ValueError where the curves are not of all models and layers."""
-    layers = {(model, layer) for model, names in measured_layers(result).items() for layer in names}
-    table = result.repairs
-    if set(zip(table["model"], table["layer"], strict=True)) != layers:
-        raise ValueError("repairs is of other layers")
-
-
 register(
     Analysis(
         name="repairs",
@@ -227,7 +218,7 @@ register(
             ),
         },
         compute=compute_repairs,
-        check=check_repairs,
+        check=lambda result: check_layers(result, "repairs"),
         plots=(
             Plot(
                 name="repairs",

@@ -1,4 +1,4 @@
-"""What single figures of a plot are about, for plots of several analyses."""
+"""What single figures of a plot are about, and checks of tables, for several analyses."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -28,3 +28,12 @@ def list_layers(result: "Result", *, last: bool = False) -> list[str | None]:
     if all(len(names) == 1 for names in measured):
         return [None]
     return list(dict.fromkeys(name for names in measured for name in names[-1 if last else 0 :]))
+
+
+def check_layers(result: "Result", *tables: str) -> None:
+    """Check that tables are of the measured layers; raises ValueError where one is not."""
+    layers = {(model, name) for model, names in measured_layers(result).items() for name in names}
+    for name in tables:
+        table = result.select(name)
+        if set(zip(table["model"], table["layer"], strict=True)) != layers:
+            raise ValueError(f"{name} is of other layers than meta.json")
