@@ -169,6 +169,18 @@ def describe_checks(result: "Result", model: str) -> str:
     return "not checked for gradient masking" if made is not None else ""
 
 
+def describe_unchecked(result: "Result") -> str:
+    """Say which models were not checked for gradient masking, and what does it; empty for none."""
+    models = result.meta["models"]
+    unchecked = [name for name, known in models.items() if known.get("checked") == []]
+    if not unchecked:
+        return ""
+    return (
+        f"Not checked for gradient masking: {', '.join(unchecked)} (--checks 64 does it, or "
+        "'channelscope evaluate')."
+    )
+
+
 def check_evaluation(result: "Result") -> None:
     """Check that tables, arrays and models belong together; raises ValueError where not."""
     models, n = list(result.meta["models"]), result.meta["data"]["images"]

@@ -117,6 +117,8 @@ def _rows(result: "Result", table: str) -> Iterable[Any]:
 
 def _describe_comparison(result: "Result") -> Iterator[str]:
     """Describe accuracy and, at each model's last layer, alignment; then the verdicts."""
+    from channelscope.analyses.evaluation import describe_unchecked
+
     attack = result.meta["attack"]
     names = ("natural", attack, "worst")
     measures = ("cosine_centred", "nr_mass_natural", "nr_mass_adversarial")
@@ -143,8 +145,8 @@ def _describe_comparison(result: "Result") -> Iterator[str]:
     )
     for row in _rows(result, "faults"):
         yield f"WARNING, {row.model}: {row.sentence}"
-    if any(not settings["checked"] for settings in result.meta["models"].values()):
-        yield "Not checked for gradient masking: --checks 64 or 'channelscope evaluate' does it.\n"
+    if unchecked := describe_unchecked(result):
+        yield f"{unchecked}\n"
     yield from _describe_verdicts(result)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from channelscope.analyses.claims import CLAIMS
+from channelscope.analyses.evaluation import describe_unchecked
 from channelscope.figures.words import format_attack, format_radius
 from channelscope.report.tables import Cell, has_rows
 
@@ -66,13 +67,7 @@ def list_networks(result: "Result") -> list[str]:
         for name, known in models.items()
         if known.get("recognised")
     ]
-    unchecked = [name for name, known in models.items() if known.get("checked") == []]
-    if unchecked:
-        lines.append(
-            f"Not checked for gradient masking: {', '.join(unchecked)} (--checks 64, or "
-            "'channelscope evaluate', does it)."
-        )
-    return lines
+    return [*lines, *filter(None, [describe_unchecked(result)])]
 
 
 def list_findings(result: "Result") -> list[dict[str, str]]:
