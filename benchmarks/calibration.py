@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 import channelscope as cs
 from benchmarks.timing import describe_machine, find_version, write_report
 from channelscope.analyses import claims as rules
-from channelscope.analyses.base import Labels, analyses_of, make_tables
+from channelscope.analyses.base import Kind, Labels, analyses_of, make_tables
 from channelscope.data import Dataset, MemorySplit, Split, load
 from channelscope.errors import UserError
 from channelscope.gates import FeatureSelector, LinearProbe, Selective
@@ -49,9 +49,9 @@ FOLDER = Path("runs/calibration")
 IMAGES = Path(os.environ.get("CHANNELSCOPE_DATA", "data")) / "cifar10-jpeg"
 DECIDES = ("supported", "not supported")
 CASES_VERSION = 1  # raise it when a case is made in another way: old lines then do not count
-CLAIMS = ("C1", "C2", "C3", "C4", "C5", "CAS")
+CLAIMS = ("C1", "C2", "C3", "C4", "C5", "CAS", "NR damage")
 # The least effects that matter, should the rules not say them.
-LEAST = {"C1": 0.10, "C2": 0.02, "C3": 0.45, "C4": 0.02, "C5": 0.02}
+LEAST = {"C1": 0.10, "C2": 0.02, "C3": 0.45, "C4": 0.02, "C5": 0.02, "NR damage": 0.05}
 LEAST |= {claim: value for claim, value in getattr(rules, "LEAST", {}).items() if claim in LEAST}
 
 REPLICATES = 200
@@ -125,7 +125,7 @@ class Recast:
 def judge(study: Any) -> dict[str, list[str]]:
     """Return the verdicts on each claim: one for each network, pair or layer it is about."""
     study.run_networks()
-    judging = [analysis for analysis in analyses_of("comparison") if analysis.judge]
+    judging = [analysis for analysis in analyses_of(study.kind) if analysis.judge]
     verdicts: dict[str, list[str]] = {}
     table: Any = make_tables(study, judging)[0]["verdicts"]
     for claim, verdict in zip(table["claim"], table["verdict"], strict=True):
@@ -239,12 +239,13 @@ def list_trainings(nulls: Iterable[str]) -> list[Training]:
     if nulls & {
         "beside-trained",
         "permuted-labels",
+        "permuted-labels-damage",
         "permuted-classes",
         "copies-at",
         "copies-gated",
     }:
         trainings += [Training(method, seed) for seed in range(SEEDS) for method in TRAINED]
-    if "noise-labels" in nulls:
+    if nulls & {"noise-labels", "noise-labels-damage"}:
         trainings += [
             _noisy_training(method, seed) for seed in range(NOISY_SEEDS) for method in NOISY
         ]
@@ -307,7 +308,7 @@ def _choose_untrained(case: int) -> tuple[str, str, int]:
 # ------------------------------------------------------------ nulls
 
 
-def make_untrained_case(case: int, _folder: Path) -> Recast:
+def make_untrained_case(case: int, _folder: Path, kind: Kind = "comparison") -> Recast:
     arch, name, seed = _choose_untrained(case)
     data = draw_images(name, np.random.default_rng((2, case)), most=250)
     shape = data.channels, data.image_size[0]
@@ -316,7 +317,8 @@ def make_untrained_case(case: int, _folder: Path) -> Recast:
         "at": make_untrained(arch, *shape, seed + 1 + case % 2),
         "cifs": make_untrained(arch, *shape, seed + 3, gated=True),
     }
-    return Recast(make_study(models, data, {m: m for m in models}, case, eps=EPS[name]))
+    methods = {label: label for label in models}
+    return Recast(make_study(models, data, methods, case, eps=EPS[name], kind=kind))
 
 
 def make_beside_trained_case(case: int, folder: Path) -> Recast:
@@ -330,11 +332,17 @@ def make_beside_trained_case(case: int, folder: Path) -> Recast:
     return Recast(make_study(models, data, {m: m for m in models}, case, eps=EPS["digits"]))
 
 
-def make_permuted_labels_case(case: int, folder: Path) -> Recast:
+def make_permuted_labels_case(case: int, folder: Path, kind: Kind = "comparison") -> Recast:
     rng = np.random.default_rng((4, case))
     data = draw_images("digits", rng)
     data = dataclasses.replace(data, test=permute_labels(data.test, rng))
-    return _study_trained(("standard", "at", "cifs", "cas"), data, case, folder)
+    methods = ("standard", "at", "cifs", "cas")
+    models = {
+        method: Training(method, (case + place) % SEEDS).read(folder)
+        for place, method in enumerate(methods)
+    }
+    study = make_study(models, data, {m: m for m in models}, case, eps=EPS["digits"], kind=kind)
+    return Recast(study)
 
 
 def make_permuted_classes_case(case: int, folder: Path) -> Recast:
@@ -403,7 +411,7 @@ def copy_network(network: nn.Module, seed: int) -> nn.Module:
     return network
 
 
-def make_noise_labels_case(case: int, folder: Path) -> Recast:
+def make_noise_labels_case(case: int, folder: Path, kind: Kind = "comparison") -> Recast:
     rng = np.random.default_rng((8, case))
     seeds = rng.integers(NOISY_SEEDS, size=len(NOISY))
     models = {
@@ -411,15 +419,13 @@ def make_noise_labels_case(case: int, folder: Path) -> Recast:
         for method, seed in zip(NOISY, seeds, strict=True)
     }
     data = draw_images("digits", rng)
-    return Recast(make_study(models, data, {m: m for m in models}, case, eps=EPS["digits"]))
+    study = make_study(models, data, {m: m for m in models}, case, eps=EPS["digits"], kind=kind)
+    return Recast(study)
 
 
-def _study_trained(methods: Sequence[str], data: Dataset, case: int, folder: Path) -> Recast:
-    models = {
-        method: Training(method, (case + place) % SEEDS).read(folder)
-        for place, method in enumerate(methods)
-    }
-    return Recast(make_study(models, data, {m: m for m in models}, case, eps=EPS["digits"]))
+def make_nothing_case(claim: str, case: int, folder: Path) -> Recast:
+    """Make a case of the networks of an effect, in which it is 0."""
+    return Effect(claim, 0).make(case, folder)
 
 
 @dataclass(frozen=True)
@@ -452,7 +458,7 @@ NULLS = {
     ),
     "permuted-labels": Null(
         "Trained networks (standard, AT, CIFS, CAS); the test images' labels are permuted.",
-        CLAIMS,
+        CLAIMS[:6],
         make_permuted_labels_case,
     ),
     "permuted-classes": Null(
@@ -479,6 +485,29 @@ NULLS = {
         CLAIMS[:5],
         make_noise_labels_case,
     ),
+    "untrained-damage": Null(
+        "The networks of untrained: the damage account of each.",
+        CLAIMS[6:],
+        partial(make_untrained_case, kind="damage"),
+    ),
+    "permuted-labels-damage": Null(
+        "The networks and labels of permuted-labels: the damage account of each network.",
+        CLAIMS[6:],
+        partial(make_permuted_labels_case, kind="damage"),
+    ),
+    "noise-labels-damage": Null(
+        "The networks of noise-labels: the damage account of each.",
+        CLAIMS[6:],
+        partial(make_noise_labels_case, kind="damage"),
+    ),
+    **{
+        f"{claim}=0": Null(
+            f"Networks built as those below for {claim}, with a planned value of 0.",
+            (claim,),
+            partial(make_nothing_case, claim),
+        )
+        for claim in ("C1", "C2", "C4", "C5", "NR damage")
+    },
 }
 
 
@@ -491,6 +520,7 @@ BRIGHT, DARK, NOISE = 0.6, 0.2, 0.1  # of the pixels that tell the class
 LEVEL, NR_LEVEL, SPREAD = 0.5, 0.25, 0.05  # of the others
 HEAD = 0.5  # weight of a pixel that tells the class; the others have 1, -1 or 0
 SWAPPED = 0.02  # share of images whose fate under gates is drawn anew
+UNEQUAL = 0.4  # of the damage: how far the images' shares of channels that rise lie apart at most
 
 
 @dataclass(frozen=True)
@@ -555,13 +585,23 @@ class PixelNet(nn.Module):
         layout: of the images.
         robust: share of each class's images that withstand (k,).
         swapped: share of images whose fate is drawn anew, apart from that under other networks.
+        rising: share of the margin's fall for which the pixel of another class rises, whose weight
+            is then negative: the class's own pixel falls for what is left. None for equal steps,
+            and pixels of a class that tell the others nothing.
     """
 
     robust: Tensor
     swapped: Tensor
     shift: Tensor
+    rising: Tensor
 
-    def __init__(self, layout: Layout, robust: Float[Tensor, " k"], swapped: float) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        robust: Float[Tensor, " k"],
+        swapped: float,
+        rising: float | None = None,
+    ) -> None:
         super().__init__()
         self.layout = layout
         self.conv = nn.Conv2d(1, layout.channels, SIZE, bias=False)
@@ -571,10 +611,14 @@ class PixelNet(nn.Module):
                 torch.eye(SIZE * SIZE)[: layout.channels].view_as(self.conv.weight)
             )
             self.head.weight.copy_(layout.make_weight())
+            if rising is not None:
+                self.head.weight[:, : layout.classes] -= HEAD / 2
         # Buffers, so that networks which only the attack tells apart are not taken for one.
         self.register_buffer("robust", robust)
         self.register_buffer("swapped", torch.tensor(swapped))
         self.register_buffer("shift", torch.zeros(SIZE * SIZE))
+        self.register_buffer("rising", torch.tensor(0.5 if rising is None else rising))
+        self.unequal = 0.0 if rising is None else UNEQUAL
 
     def forward(self, x: Float[Tensor, "n 1 s s"]) -> Float[Tensor, "n k"]:
         return self.head(self.conv(x).flatten(1))
@@ -595,8 +639,9 @@ class PixelNet(nn.Module):
         step = torch.where(is_broken, (own - largest).clamp_min(0) / 2 + 0.05, 0.02)
         step = torch.where(is_broken | (own - largest > 0.05), step, torch.zeros(()))
         moved = pixels + self.shift
-        moved[rows, y] -= step
-        moved[rows, rival] += step
+        rising = self.rising + self.unequal * (other - 0.5)
+        moved[rows, y] -= 2 * (1 - rising) * step
+        moved[rows, rival] += 2 * rising * step
         return moved.clamp(0, 1).view_as(x)
 
 
@@ -670,11 +715,12 @@ class Plan:
     rise: float
     cosine: float
     swapped: float = 0.0
+    rising: float | None = None
 
     def build(self, layout: Layout, nr_levels: Float[Tensor, " k"]) -> PixelNet:
         """Build the network: by many images, those of a case then deviate by chance."""
         robust = torch.as_tensor(self.robust).expand(layout.classes).clone()
-        network = PixelNet(layout, robust, self.swapped)
+        network = PixelNet(layout, robust, self.swapped, self.rising)
         x, y = layout.draw(400 * layout.classes, nr_levels, seed=2**31)
         unshifted = measure_pixels(network, x, network.move(x, y), y)
 
@@ -706,7 +752,7 @@ class Effect:
 
     Args:
         claim: the one.
-        sign: 1 where it is true, -1 where it is false.
+        sign: 1 where it is true, -1 where it is false, 0 where there is nothing to find.
         classes: of the images.
     """
 
@@ -737,8 +783,9 @@ class Effect:
         }
         images = self.layout.draw(PLANTED_IMAGES, nr_levels, seed=case)
         methods = {label: label for label in networks}
-        attack = PlannedAttack()
-        return Recast(make_study(networks, images, methods, case, attack, thumbnails=False))
+        kind = "damage" if self.claim == "NR damage" else "comparison"
+        options = {"thumbnails": False, "kind": kind}
+        return Recast(make_study(networks, images, methods, case, PlannedAttack(), **options))
 
     def plan_networks(self, robust: float | tuple[float, ...]) -> dict[str, Plan]:
         """Return what each network is to be like."""
@@ -748,7 +795,10 @@ class Effect:
         if self.claim == "C1":
             high, low = (high, high - self.size) if self.sign > 0 else (0.6 + self.size, 0.6)
         standard = Plan(robust=0.15, rise=0.08, cosine=low)
-        at = Plan(robust=robust, rise=size["C2"] or 0.08, cosine=high)
+        if self.claim == "NR damage":
+            return {"at": dataclasses.replace(standard, robust=robust, rising=0.5 + self.size)}
+        rise = self.size if self.claim == "C2" else 0.08
+        at = Plan(robust=robust, rise=rise, cosine=high)
         plans = {"standard": standard, "at": at}
         if self.claim in ("C4", "C5"):
             assert isinstance(robust, float)
@@ -793,6 +843,7 @@ EFFECTS = {
         ("C3", "/20", 20),
         ("C4", "", 10),
         ("C5", "", 10),
+        ("NR damage", "", 10),
     )
     for sign in (1, -1)
 }
@@ -1048,6 +1099,7 @@ C1: centred cosine, AT minus standard. C2: NR mass, adversarial minus natural: o
 those that withstand the attack the smaller, where the standard network's rises too. C3: rank
 correlation across the classes of signed mass and robust accuracy. C4: robust accuracy, CIFS minus
 AT ({swapped} of images have another fate by chance). C5: adversarial NR mass, AT minus CIFS.
+NR damage: share of the margin's fall by negatively relevant channels that rise, beside one half.
 
 ## Versions and hardware
 
