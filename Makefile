@@ -113,9 +113,11 @@ clean: ## Remove .venv, .venv-oldest, caches and build output; data/ and runs/ s
 # One stamp for each set of dependencies; a change of what they are made from installs them again.
 STAMPED := setup.cfg pyproject.toml Makefile
 
+# The import compiles what the demonstration imports, which its processes would each do anew.
 $(VENV)/.demo: $(STAMPED)
 	@$(call ensure_venv)
 	$(PIP_INSTALL) -e .
+	@$(VENV)/bin/python -c "import channelscope; channelscope.compare, channelscope.train"
 	@touch $@
 
 $(VENV)/.test: $(STAMPED)

@@ -168,7 +168,7 @@ def demo(args: argparse.Namespace) -> None:
         for training in trainings:
             training.result()
     # All images, and figures as .pdf too, would take twice as long.
-    options |= {"images": 240, "formats": ["png"], "command": args.command}
+    options |= {"images": 120, "formats": ["png"], "command": args.command}
     result = compare(paths, "digits", out=out / "comparison", **options)
     print_result(result, out / "comparison")
 
@@ -181,7 +181,7 @@ def _train_on_digits(line: int, method: str, path: Path, *, seed: int, progress:
     from channelscope.training import train
 
     torch.set_num_threads(1)
-    train(method, "digits", out=path, resume=True, seed=seed, progress=progress)
+    train(method, "digits", out=path, resume=True, seed=seed, epochs=10, progress=progress)
 
 
 def figures(args: argparse.Namespace) -> None:
