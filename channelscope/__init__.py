@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from channelscope.study.study import Study
     from channelscope.sweeps import sweep
     from channelscope.training import Recipe, train
+    from channelscope.visualisation import visualise
     from channelscope.weights import load, save
     from channelscope.weights.loading import convert
     from channelscope.weights.zoo import zoo
@@ -67,6 +68,7 @@ _MODULES = {
     "sweep": "sweeps",
     "Recipe": "training",
     "train": "training",
+    "visualise": "visualisation",
     "load": "weights",
     "save": "weights",
     "convert": "weights.loading",
@@ -111,6 +113,7 @@ __all__ = [
     "save",
     "sweep",
     "train",
+    "visualise",
     "zoo",
 ]
 

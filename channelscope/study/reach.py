@@ -47,11 +47,14 @@ class Reach:
 
 @dataclass(frozen=True)
 class ChannelObjective:
-    """The objective that drives one channel: its activation, up (sign 1) or down (sign -1)."""
+    """The objective that drives a channel: its activation, up (sign 1) or down (sign -1).
+
+    ``channel`` is one for all images, or (n,) a channel for each.
+    """
 
     layer: str
-    channel: int
-    sign: int
+    channel: int | Int[Tensor, " n"]
+    sign: int = 1
 
     def __call__(
         self, model: nn.Module, x: Float[Tensor, "n *image"], y: Int[Tensor, " n"]
@@ -59,7 +62,8 @@ class ChannelObjective:
         """Return the signed activation of each image."""
         with capture_activations(model, self.layer) as activations:
             get_logits(model(x))
-        return self.sign * activations[self.layer][:, self.channel]
+        rows = torch.arange(len(x), device=x.device)
+        return self.sign * activations[self.layer][rows, self.channel]
 
 
 def measure_reach(

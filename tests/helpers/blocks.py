@@ -43,6 +43,7 @@ _FUNCTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "intervene": ({"attack": "pgd-5", "random": 1, "fractions": (0.5,)}, _MEASURING),
     "relevance": ({}, _MEASURING),
     "damage": ({"attack": "pgd-5", "fractions": (0.5,)}, _MEASURING | {"images": 20}),
+    "visualise": ({}, {"images": 10, "steps": 2}),
 }
 
 
