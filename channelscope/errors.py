@@ -2,7 +2,11 @@
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 _LONGEST_MESSAGE = 2000  # characters
@@ -29,6 +33,31 @@ class UserError(ValueError):
             half = _LONGEST_MESSAGE // 2
             message = f"{message[:half]} ... {message[-half:]}"
         super().__init__(escape(message))
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Import all modules of a package, each of which enters what it has in a registry.
+
+    Args:
+        package: its name.
+        path: its ``__path__``.
+
+    Raises:
+        UserError: for a module that cannot be imported, with the place of its mistake; its cause is
+            the error as it was raised.
+    """
+    for module in iter_modules(path):
+        name = f"{package}.{module.name}"
+        try:
+            import_module(name)
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame.lineno for frame in frames if Path(frame.filename).stem == module.name]
+            where = f", line {own[-1]}" if own else ""
+            raise UserError(
+                f"{Path(*name.split('.'))}.py cannot be imported{where} ({type(error).__name__}: "
+                f"{error}): mend it, or remove it."
+            ) from error
 
 
 def suggest(name: str, names: Iterable[str]) -> str:

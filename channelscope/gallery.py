@@ -165,8 +165,10 @@ def find_picture(result: "Result", name: str, further: Iterable[str] = ()) -> Pi
     """
     pictures = list_figures(result)
     if name not in pictures:
+        kinds = dict.fromkeys(picture.plot.name for picture in pictures.values())
         raise UserError(
-            f"No figure {name!r} in this {result.kind}.{suggest(name, [*further, *pictures])}"
+            f"No figure {name!r} in this {result.kind}; choose from {', '.join(kinds)} or a "
+            f"figure's name.{suggest(name, [*further, *pictures])}"
         )
     return pictures[name]
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from channelscope.analyses import base
 from channelscope.analyses.base import (
     ANALYSES,
+    RESERVED,
     Analysis,
     Plot,
     Subject,
@@ -21,7 +22,7 @@ from channelscope.analyses.base import (
     make_tables,
     register,
 )
-from channelscope.errors import UserError
+from channelscope.errors import UserError, import_modules
 from channelscope.result import Result
 from helpers.examples import run_example
 from helpers.studies import KeptStudy, make_result, synthetic_study
@@ -153,6 +154,44 @@ def test_figures_that_could_not_be_shown_are_not_registered(
 def test_an_analysis_is_of_known_kinds() -> None:
     with pytest.raises(ValueError, match="'quiet' is of the kind 'comparisons': choose from comp"):
         register(replace(QUIET, kinds=("comparisons",)))
+
+
+@pytest.mark.parametrize("name", ["meta", "plot", "verdicts", "two words"])
+def test_a_table_is_not_called_what_a_result_has_already(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'quiet' makes a table '{name}', which no table of a"):
+        register(replace(QUIET, tables={name: TABLES["silence"]}, plots=()))
+
+
+def test_no_attribute_of_a_result_is_left_to_tables() -> None:
+    attributes = {*dir(Result("comparison", {}, {}, META)), "verdicts"}
+    assert {name for name in attributes if not name.startswith("_")} == RESERVED
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_two_tables_of_one_name_are_refused_with_both_analyses() -> None:
+    register(replace(QUIET, plots=()))
+    with pytest.raises(ValueError, match="'still' makes a table 'silence', as 'quiet' does"):
+        register(replace(QUIET, name="still", plots=()))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1\nregister(x)\n", r"broken\.py cannot be imported, line 2 \(NameError: "),
+        ("def\n", r"broken\.py cannot be imported \(SyntaxError: "),
+        ("import no_such_package\n", r"line 1 \(ModuleNotFoundError: No module named 'no_such"),
+    ],
+)
+def test_a_module_with_a_mistake_is_named(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / f"package_of_{len(text)}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "broken.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=words):
+        import_modules(package.name, [str(package)])
 
 
 @pytest.mark.parametrize("change", [{"table": "silense"}, {"needs": ("silense",)}], ids=str)

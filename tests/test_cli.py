@@ -642,6 +642,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --method cis", "'cifs'"),
         ("train --recipe cifar10-resnet18-cif", "'cifar10-resnet18-cifs'"),
         ("sweep img", "'imgf'"),
+        ("compare --imges 3 --models net.pt", "'--images'"),
         ("relevance --models {net} --scorers gradent", "'gradient'"),
         ("evaluate --models {net} --attacks adaptve", "'adaptive'"),
         ("compare --models {net} --attack pdg-20", "'pgd-20'"),

@@ -13,10 +13,14 @@ these tables. Each stands in one module of this package, which registers it and 
     from channelscope.analyses.subjects import by_layer
     from channelscope.figures.axes import add_title, label_percent, make_grid
     from channelscope.figures.paper import styled
-    from channelscope.figures.words import choose_layers
+    from channelscope.figures.words import choose_layers, describe_each, error_bars, format_percent
+    from channelscope.statistics.channels import weighted_means
+    from channelscope.statistics.intervals import as_columns, estimate
 
     SILENCE = Table(
-        words=("model", "layer"), numbers=("share",), help="share of channels that are silent"
+        words=("model", "layer"),
+        numbers=("share", "low", "high"),
+        help="share of channels whose mean is at most 1 % of the largest channel's",
     )
 
 
@@ -24,8 +28,11 @@ these tables. Each stands in one module of this package, which registers it and 
         rows = []
         for model in study.models:
             for layer in study.layers(model):
-                silent = study.activations(model, layer, "adversarial").max(axis=0) <= 0
-                rows.append({"model": model, "layer": layer, "share": silent.mean()})
+                activations = study.activations(model, layer, "adversarial")
+                means = weighted_means(activations, study.weights)  # of replicates x channels
+                silent = means <= 0.01 * means.max(axis=1, keepdims=True)
+                quantity = estimate(silent.mean(1), study.settings["level"], bounds=(0, 1))
+                rows.append({"model": model, "layer": layer} | as_columns(quantity, "share"))
         return {"silence": rows}
 
 
@@ -39,16 +46,22 @@ these tables. Each stands in one module of this package, which registers it and 
     def draw_silence(result: Any, layer: str | None = None) -> Figure:
         data = silence_data(result, layer)
         figure, axes = make_grid(1, 1, 1.6)
-        axes[0, 0].bar(data["model"], data["share"])
+        shares, errors = error_bars(data, "share")
+        axes[0, 0].bar(data["model"], shares, yerr=errors)
         label_percent(axes[0, 0], "silent channels")
-        add_title(figure, "Channels that no adversarial image activates")
+        add_title(figure, "Channels that adversarial images hardly activate")
         return figure
+
+
+    def describe_silence(drawn: pd.DataFrame) -> str:
+        return describe_each(drawn, ["model"], lambda row: format_percent(row["share"].iloc[0]))
 
 
     PLOT = Plot(
         name="silence",
         draw=draw_silence,
         data=silence_data,
+        alt_text=describe_silence,
         caption="Share of channels that are silent. {layers} {adversarial}",
         section="network",
         table="silence",
@@ -64,9 +77,10 @@ these tables. Each stands in one module of this package, which registers it and 
         )
     )
 
-``@styled`` draws in the style in force, such as a paper's; ``make_grid`` makes panels as wide as it
-says; ``by_layer`` makes a figure for each layer, ``choose_layers`` picks what each shows. Nothing
-here needs torch.
+``study.weights`` has a column a bootstrap replicate, the first one the sample itself; ``estimate``
+makes an interval of replicates. ``@styled`` draws in the style in force, such as a paper's;
+``make_grid`` makes panels as wide as it says; ``by_layer`` makes a figure for each layer,
+``choose_layers`` picks what each shows. Nothing here needs torch.
 """
 
 import math
@@ -622,6 +636,14 @@ class Analysis:
 
 
 ANALYSES: dict[str, Analysis] = {}
+# Attributes of a result, and its files: tables are attributes too.
+RESERVED = frozenset(
+    {
+        *("array", "arrays", "caption", "draw", "figures", "kind", "load", "meta"),
+        *("open_adversarial", "plot", "plot_data", "report", "save", "select", "tables"),
+        *("verdicts", "write_tables"),
+    }
+)
 
 
 def register(analysis: Analysis) -> Analysis:
@@ -632,10 +654,14 @@ def register(analysis: Analysis) -> Analysis:
             a figure that could not be drawn.
     """
     if analysis.name in ANALYSES:
-        raise ValueError(f"There are two analyses called {analysis.name!r}.")
-    taken = {name for other in ANALYSES.values() for name in other.tables}
-    if doubled := taken & set(analysis.tables):
-        raise ValueError(f"Two analyses make a table {min(doubled)!r}.")
+        raise ValueError(f"There are two analyses called {analysis.name!r}: rename one.")
+    makers = {name: other.name for other in ANALYSES.values() for name in other.tables}
+    for name in analysis.tables:
+        start = f"The analysis {analysis.name!r} makes a table {name!r}"
+        if name in makers:
+            raise ValueError(f"{start}, as {makers[name]!r} does: rename it.")
+        if name in RESERVED or not name.isidentifier():
+            raise ValueError(f"{start}, which no table of a result can be called: rename it.")
     if strange := set(analysis.kinds) - {*get_args(Kind)}:
         raise ValueError(
             f"The analysis {analysis.name!r} is of the kind {min(strange)!r}: choose from "
@@ -644,7 +670,7 @@ def register(analysis: Analysis) -> Analysis:
     drawn = [plot.name for other in ANALYSES.values() for plot in other.plots]
     for plot in analysis.plots:
         if plot.name in drawn:
-            raise ValueError(f"There are two figures called {plot.name!r}.")
+            raise ValueError(f"There are two figures called {plot.name!r}: rename one.")
         drawn.append(plot.name)
         _check_plot(plot)
     ANALYSES[analysis.name] = analysis

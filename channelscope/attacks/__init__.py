@@ -32,9 +32,6 @@ lets it say the norm; a field ``objective`` makes ``away-10:margin`` work, a fie
 whatever its batch: one generator for all images would give an image other numbers in other company.
 """
 
-import importlib
-import pkgutil
-
 from channelscope.attacks.adaptive import (
     Detached,
     JointSweep,
@@ -70,6 +67,7 @@ from channelscope.attacks.registry import (
     parse_attack,
     register,
 )
+from channelscope.errors import import_modules
 
 __all__ = [
     "APGD",
@@ -104,6 +102,4 @@ __all__ = [
     "stop_early",
 ]
 
-# Attacks register when their module is imported.
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)  # every attack registers itself

@@ -25,7 +25,7 @@ A = TypeVar("A", bound=type[Attack])
 FIXED = "fixed"  # after a name's colon: begun at the image itself, as a field random_start says
 # What follows a name's colon besides: what it is, for lists.
 _SETTINGS = {
-    f":{FIXED}": "begun at the image itself, not at random (pgd, cw, fgsm)",
+    f":{FIXED}": "begun at the image itself (attacks with a random start)",
     ":joint[BETA]": (
         "on the joint loss, with this weight of the gates' probes, 0 to inf; 2 unless given"
     ),

@@ -151,7 +151,7 @@ def _make_attack(choice: str | AttackLike, eps: float, norm: Norm, classes: int)
         if norm_of(attack) != norm:
             raise UserError(
                 f"{name} is of the L2 norm, whose radii are others: "
-                "evaluate it by itself, with the norm '2'."
+                "evaluate it by itself, with --norm 2 (norm='2')."
             )
     else:
         attack = choice if choice.eps == eps else with_eps(choice, eps)

@@ -54,6 +54,14 @@ class _Parser(argparse.ArgumentParser):
         end = "" if message.endswith(("?", ".")) else "."
         self.exit(2, f"{self.prog}: {escape(message)}{end} See '{self.prog} --help'.\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse arguments; a command refuses those it does not know, which argparse passes on."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = suggest(unknown[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}.{near}")
+        return parsed, []
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = list(action.choices or ())
         if choices and value not in choices:

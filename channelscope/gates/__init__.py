@@ -9,9 +9,7 @@ A kind of gate is one module here with a builder that ``@register_gate(name, hel
 ``KINDS[name].build(channels, classes, **options)`` makes such a gate of plain values.
 """
 
-import pkgutil
-from importlib import import_module
-
+from channelscope.errors import import_modules
 from channelscope.gates.base import KINDS, GateKind, Selection, mask_share, register_gate
 from channelscope.gates.cifs import FeatureSelector, LinearProbe, TwoLayerProbe
 from channelscope.gates.eas import ElementScaler
@@ -55,5 +53,4 @@ __all__ = [
     "with_labels",
 ]
 
-for _module in pkgutil.iter_modules(__path__):  # every kind registers itself
-    import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)  # every kind registers itself

@@ -39,9 +39,7 @@ it cannot score it refuses with a ``UserError``. Wherever a scorer's name is tak
 ``(model, layers, x, y) -> {layer: (n, c)}`` is taken too.
 """
 
-import pkgutil
-from importlib import import_module
-
+from channelscope.errors import import_modules
 from channelscope.scorers.ablation import Ablation
 from channelscope.scorers.attributions import Conductance, IntegratedGradients
 from channelscope.scorers.base import (
@@ -75,5 +73,4 @@ __all__ = [
     "weights",
 ]
 
-for _module in pkgutil.iter_modules(__path__):  # every scorer registers itself
-    import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)  # every scorer registers itself
