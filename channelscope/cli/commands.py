@@ -152,14 +152,17 @@ def answer(args: argparse.Namespace) -> None:
 
 def demo(args: argparse.Namespace) -> None:
     """Train three networks on digits, side by side, compare them and print the result."""
+    import torch
+
     from channelscope.api import compare
     from channelscope.result import check_folder
 
+    torch.set_num_threads(1)  # networks this small gain nothing from a second core
     out = Path(args.out)
     check_folder(out / "comparison")
     paths = {method: out / f"{method}.pt" for method in ("standard", "at", "cifs")}
     options = {"seed": args.seed, "progress": args.progress}
-    # Networks this small gain nothing from a second core: each gets a process with one thread.
+    # Each gets a process with one thread.
     with ProcessPoolExecutor(len(paths), get_context("spawn")) as processes:
         trainings = [
             processes.submit(_train_on_digits, line, method, path, **options)
