@@ -123,6 +123,15 @@ class _Sentences(dict[str, str]):
         raise ValueError(f"{{{name}}} is unknown here: name {', '.join([*SENTENCES, *self])}")
 
 
+def list_sentences(result: "Result") -> list[str]:
+    """Return the sentences that captions of this result share, so that a page says them once."""
+    sentences = _Sentences(result, {})
+    names = ["adversarial"] * ("attack" in result.meta)
+    names += ["robust"] * ("robustness" in result.tables)
+    names += ["wilson", "bars", "mixed_bars"] * ({"level", "replicates"} <= {*result.meta})
+    return [sentences[name] for name in names]
+
+
 def _name_extremes(classes: Sequence[str]) -> str:
     if len(classes) == 2:
         return f"the most robust class ({classes[0]}) and the least robust one ({classes[1]})"

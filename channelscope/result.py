@@ -287,7 +287,7 @@ class Result:
         formats: Sequence[str] = gallery.FORMATS,
         progress: bool = True,
     ) -> None:
-        """Draw figures into ``folder/figures``, and write ``folder/report.html`` of a comparison.
+        """Draw figures into ``folder/figures``, and write ``folder/report.html``.
 
         Each figure's data (CSV) lies beside it, and the captions of all. Other figures stay.
 
@@ -299,7 +299,8 @@ class Result:
             only: claims ("c1"), kinds of figures ("magnitude") or names of figures; none for the
                 main ones.
             all_figures: draw all figures, where ``only`` names none.
-            formats: of "pdf", "png" and "svg". The report shows the PNGs.
+            formats: of "pdf", "png" and "svg". The report shows those of which there is
+                a PNG, as SVG where there is one that is small.
             progress: show a progress bar.
 
         Raises:
@@ -316,8 +317,7 @@ class Result:
             formats=formats,
             progress=progress,
         )
-        if self.kind == "comparison":
-            self.report(folder)
+        self.report(folder)
 
     def report(self, folder: Path | str) -> Path:
         """Write ``folder/report.html``, one page with all in it; return its path.

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 import channelscope as cs
 from channelscope.cli.printing import print_result
 from channelscope.networks import NORMALISATIONS, Normalise, Normalised, Statistics
-from channelscope.report.sentences import list_findings
+from channelscope.report.summary import summarise
 from channelscope.result import Result
 from channelscope.study.normalisation import CANDIDATES, advise_normalisation
 from helpers.networks import resnet
@@ -162,7 +162,7 @@ def test_what_is_said_stands_in_every_result_and_is_printed_last(
     print_result(result, Path("out"), as_json=True)
     assert sentence in str(json.loads(capsys.readouterr().out))
     if question is cs.compare:
-        assert f"Do not trust net. {sentence}" in [row["text"] for row in list_findings(result)]
+        assert f"Do not trust net. {sentence}" in summarise(result).reasons
         assert set(result.verdicts["verdict"]) == {"not judged"}
     if question is cs.evaluate:
-        assert lines[-1] == "tables and figures: out ('channelscope compare' writes a report page)"
+        assert lines[-1] == "report: out/report.html"

@@ -191,10 +191,9 @@ def figures(args: argparse.Namespace) -> None:
     """Draw the figures and the report of a result again."""
     from channelscope.api import draw_figures
 
-    result = draw_figures(**_collect(args, draw_figures))
+    draw_figures(**_collect(args, draw_figures))
     folder = Path(args.folder)
-    page = f", report: {folder / 'report.html'}" if result.kind == "comparison" else ""
-    print(f"figures: {folder / 'figures'}{page}")
+    print(f"figures: {folder / 'figures'}, report: {folder / 'report.html'}")
 
 
 def attacks(args: argparse.Namespace) -> None:

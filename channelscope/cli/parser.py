@@ -419,7 +419,7 @@ def _add_others(menu: Any) -> None:
         commands.figures,
         "draw the figures of a result again",
         """
-        Draw the figures of a saved result again, and the report of a comparison, from its tables
+        Draw the figures and the report of a saved result again, from its tables
         alone. Beside each figure is what it shows (.csv); captions.txt has the captions. Other
         figures in the folder stay. 'channelscope analyses' lists the kinds of figures.
         """,

@@ -67,11 +67,7 @@ def print_result(result: "Result", out: Path, *, as_json: bool = False) -> None:
         for model, settings in result.meta["models"].items():
             for note in settings["notes"]:
                 print(f"WARNING, {model}: {note}")
-    if result.kind == "comparison":
-        print(f"\nreport: {out / 'report.html'}")
-        return
-    hint = " ('channelscope compare' writes a report page)" if result.kind == "evaluation" else ""
-    print(f"\ntables and figures: {out}{hint}")
+    print(f"\nreport: {out / 'report.html'}")
 
 
 def _print_json(result: "Result", out: Path) -> None:

@@ -1,9 +1,10 @@
-"""A result's findings, in sentences."""
+"""What a page says of a result, in sentences."""
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from channelscope.analyses.claims import CLAIMS
 from channelscope.analyses.evaluation import describe_unchecked
@@ -13,47 +14,67 @@ from channelscope.report.tables import Cell, has_rows
 if TYPE_CHECKING:
     from channelscope.result import Result
 
-# Each claim as it reads where it is supported, and where it is not.
-_FINDINGS = {
-    "C1": (
-        "adversarial training aligns the activations of adversarial images with those of natural "
-        "ones",
-        "adversarial training makes the activations of adversarial images less like those of "
-        "natural ones",
-    ),
-    "C2": (
-        "adversarial training leaves negatively relevant channels over-activated on adversarial "
-        "images",
-        "under attack, negatively relevant channels hold less, not more, of an adversarially "
-        "trained network's relevant activation",
-    ),
-    "C3": (
-        "an adversarially trained network is robust on those classes whose activations follow the "
-        "relevance of the channels",
-        "an adversarially trained network is robust on those classes whose activations do not "
-        "follow the relevance of the channels",
-    ),
-    "C4": (
-        "CIFS makes adversarial training more robust",
-        "CIFS makes adversarial training less robust",
-    ),
-    "C5": (
-        "CIFS suppresses negatively relevant channels under attack",
-        "CIFS leaves negatively relevant channels more active under attack",
-    ),
+# Claims whose estimates are differences of shares.
+_POINTS = {"C2", "C4", "C5", "CAS", "FSR", "EAS", "KAP", "C4 by intervention", "NR damage"}
+# Claims of other results than comparisons.
+_FURTHER = {
+    "C4 by intervention": "Without its negatively relevant channels a network is more robust.",
+    "NR damage": "The damage is done by negatively relevant channels that rise under attack.",
 }
+# Results whose activations are of adversarial images by one attack.
+_ATTACKED = ("comparison", "intervention", "damage")
+_LISTED = 6  # attacks that a sentence names
+
+
+def shorten_data(name: str) -> str:
+    """Return the name of data without the folders that it lies in.
+
+    >>> shorten_data("imagefolder:/home/me/cifar10-jpeg"), shorten_data("digits")
+    ('cifar10-jpeg', 'digits')
+    """
+    kind, _, path = name.partition(":")
+    parts = [part for part in re.split(r"[/\\]", path or kind) if part]
+    return parts[-1] if len(parts) > 1 else name
+
+
+def name_page(result: "Result") -> str:
+    """Return the page's title."""
+    if "title" in result.meta:  # a sweep's
+        return str(result.meta["title"])
+    return f"{', '.join(result.meta['models'])} on {shorten_data(result.meta['data']['name'])}"
 
 
 def describe_setting(result: "Result") -> str:
-    """Say what was measured, on what."""
+    """Say what was measured, on what, by which attacks."""
     meta = result.meta
     data, models = meta["data"], list(meta["models"])
-    what = "1 model measured" if len(models) == 1 else f"{len(models)} models compared"
-    attack = f"{format_attack(meta['attack'])}, ε = {format_radius(meta['eps'])}"
-    return (
-        f"{what} ({', '.join(models)}) on {data['images']:,} images of {data['name']} "
-        f"({len(data['classes'])} classes), natural and adversarial (by {attack})."
-    )
+    what = {"sweep": "variant"}.get(result.kind, "network")
+    texts = [
+        f"{len(models)} {what}{'s' if len(models) != 1 else ''} on {data['images']:,} images of "
+        f"{shorten_data(data['name'])} ({len(data['classes'])} classes)"
+    ]
+    if result.kind in _ATTACKED:
+        radius = f", ε = {format_radius(meta['eps'])}" if "eps" in meta else ""
+        texts.append(f"adversarial images: {format_attack(meta['attack'])}{radius}")
+    elif result.kind == "evaluation":
+        texts.append(f"ε = {format_radius(meta['eps'])}")
+    attacks = _list_worst(result)
+    if len(attacks) > _LISTED:
+        texts.append(f"worst case per image over {len(attacks)} attacks")
+    elif attacks:
+        texts.append(f"worst case per image over {', '.join(attacks)}")
+    if "level" in meta:
+        texts.append(f"in brackets: {meta['level']:.0%} intervals")
+    return f"{'; '.join(texts)}."
+
+
+def _list_worst(result: "Result") -> list[str]:
+    """Return the attacks that worst cases are over."""
+    for name in ("robustness", "attacks"):
+        if has_rows(result, name):
+            attacks = result.select(name)["attack"].unique()
+            return [format_attack(each) for each in attacks if each not in ("natural", "worst")]
+    return []
 
 
 def list_networks(result: "Result") -> list[str]:
@@ -70,50 +91,7 @@ def list_networks(result: "Result") -> list[str]:
     return [*lines, *filter(None, [describe_unchecked(result)])]
 
 
-def list_findings(result: "Result") -> list[dict[str, str]]:
-    """Return the headlines: how robust the models are, which leak labels, what claims hold.
-
-    ``claim`` and ``verdict`` are empty where there are none.
-    """
-    texts = [
-        *_describe_faults(result),
-        *_describe_robustness(result),
-        *_describe_leaks(result),
-    ]
-    findings = [{"claim": "", "verdict": "", "text": text} for text in texts]
-    if not has_rows(result, "verdicts"):
-        return findings
-    verdicts = result.verdicts
-    layers = verdicts.groupby(["claim", "models"])["layer"].transform("nunique")
-    at_layer = verdicts["models"] + " at " + verdicts["layer"]
-    verdicts = verdicts.assign(who=verdicts["models"].where(layers < 2, at_layer))
-    for (claim, verdict), rows in verdicts.groupby(["claim", "verdict"], sort=True):
-        text = _describe_verdict(str(claim), str(verdict), rows["who"])
-        findings.append({"claim": str(claim), "verdict": str(verdict), "text": text})
-    return findings
-
-
-def _describe_faults(result: "Result") -> Iterator[str]:
-    """Say whose numbers cannot be trusted, and why."""
-    if has_rows(result, "faults"):
-        for row in result.select("faults").to_dict("records"):
-            yield f"Do not trust {row['model']}. {row['sentence']}"
-
-
-def _describe_robustness(result: "Result") -> Iterator[str]:
-    if not has_rows(result, "robustness"):
-        return
-    worst = result.select("robustness", attack="worst", **{"class": "all"})
-    worst = worst.dropna(subset=["accuracy"])
-    worst = worst.sort_values("accuracy", ascending=False, kind="stable")
-    shares = [
-        f"{row['model']} {Cell.of(row, 'accuracy', share=True)}" for row in worst.to_dict("records")
-    ]
-    if shares:
-        yield f"Worst-case accuracy over all attacks: {', '.join(shares)}."
-
-
-def _describe_leaks(result: "Result") -> Iterator[str]:
+def describe_leaks(result: "Result") -> Iterator[str]:
     """Name each model that answers a wrong label of its gates more often than by chance."""
     if not has_rows(result, "leakage"):
         return
@@ -130,26 +108,46 @@ def _describe_leaks(result: "Result") -> Iterator[str]:
             )
 
 
-def _describe_verdict(claim: str, verdict: str, names: "pd.Series[str]") -> str:
-    who = "; ".join(dict.fromkeys(name.replace(" - ", " − ") for name in names if name))
-    who = f" ({who})" if who else ""
-    if claim not in _FINDINGS:
-        return f"{_describe_claim(claim).rstrip('.')}: {verdict}{who}."
-    holds, fails = _FINDINGS[claim]
-    texts = {
-        "supported": holds,
-        "not supported": fails,
-        "not judged": f"it was not judged whether {holds}",
-    }
-    text = texts.get(verdict, f"it remains open whether {holds}")
-    return f"{text[0].upper()}{text[1:]}{who}."
-
-
 def _describe_claim(claim: str) -> str:
     """Return a claim in words; gates of others than CIFS have one of their own name."""
     if claim in ("CAS", "FSR", "EAS", "KAP"):
         return f"The gates of {claim} make their base more robust."
-    return CLAIMS.get(claim, claim)
+    return CLAIMS.get(claim, _FURTHER.get(claim, ""))
+
+
+WORDS = {
+    "natural, adversarial": "images as they are, and images that an attack changed within ε so "
+    "that the network errs.",
+    "worst case": "an image counts as right only if it is right as it is and under every attack.",
+    "plain attack": "one that is made without regard to gates, as any network can be attacked.",
+    "magnitude": "a channel's mean activation over the images of a class.",
+    "relevance": "how a class's logit changes with a channel's activation; PR: positively relevant "
+    "channels, which speak for the class; NR: negatively relevant ones, which speak against it.",
+    "NR mass": "the share of the relevant activation (activation times relevance, without its "
+    "sign) that lies on NR channels.",
+    "alignment": "the cosine of what a class's natural and adversarial magnitudes have beside the "
+    "mean of all classes: 1 where the attack leaves a class's channels as they were.",
+    "damage": "the fall of the margin of the label over the wrong answer under attack.",
+    "supported": "a two-sided test, corrected for all verdicts, rejects 0 and the effect is at "
+    "least the least that counts.",
+    "not supported": "the opposite was found, which is a result too.",
+    "not judged": "a condition fails.",
+}
+
+
+def describe_damage(result: "Result") -> str:
+    """Say in a sentence through how many channels the damage goes; empty where it is unknown."""
+    if not has_rows(result, "damage_concentration"):
+        return ""
+    parts = [
+        f"{replace(Cell.of(row, 'channels'), digits=1)} of {row['of']:g} channels in {row['model']}"
+        for row in result.select("damage_concentration", covered=0.5).to_dict("records")
+    ]
+    return (
+        "An attack wins by lowering the margin of the right answer over the wrong one. Half of "
+        f"what it lowers it by passes through {'; '.join(parts)} (mean over the images that it "
+        "breaks). The fewer channels, the more is repaired by guarding these."
+    )
 
 
 def list_claims(result: "Result") -> list[dict[str, Any]]:
@@ -161,8 +159,10 @@ def list_claims(result: "Result") -> list[dict[str, Any]]:
         verdicts = [
             {
                 "verdict": row["verdict"],
-                "subject": ", ".join(row[key] for key in ("models", "layer") if row[key]),
-                "estimate": Cell.of(row, "estimate"),
+                "subject": ", ".join(
+                    row[key].replace(" - ", " − ") for key in ("models", "layer") if row[key]
+                ),
+                "estimate": _write_estimate(row),
                 "statement": f"{row['statement']} {row['change']}".strip(),
             }
             for row in rows.to_dict("records")
@@ -172,13 +172,21 @@ def list_claims(result: "Result") -> list[dict[str, Any]]:
     return claims
 
 
+def _write_estimate(row: Mapping[Any, Any]) -> Cell:
+    """Return the estimate of a verdict, that of a share in points."""
+    if row["claim"] not in _POINTS:
+        return Cell.of(row, "estimate")
+    value, low, high = (100 * float(row[name]) for name in ("estimate", "low", "high"))
+    return Cell(value, low, high, digits=1, aside="" if math.isnan(value) else "points")
+
+
 def describe_provenance(meta: dict[str, Any]) -> str:
     """Name versions, device and seed; not the date, which would make two pages differ."""
     versions = (meta.get("versions") or {}).items()
     parts = {
         "Versions": ", ".join(f"{name} {version}" for name, version in versions),
         "Device": (meta.get("hardware") or {}).get("device"),
-        "Seed": meta["seed"],
+        "Seed": meta.get("seed"),
     }
     texts = [f"{name}: {value}" for name, value in parts.items() if value not in (None, "")]
     return f"{'. '.join(texts)}."

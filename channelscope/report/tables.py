@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 
+from channelscope.analyses.base import analyses_of
 from channelscope.figures.words import (
     DEAD_MARK,
     DEAD_NOTE,
@@ -78,6 +79,7 @@ _COUNTED = {
     "robust_accuracy": "robust accuracy",
 }
 _SIGNIFICANT = 0.05  # false discovery rate
+_LONGEST = 100  # rows of a tidy table that the page shows
 # These do not change the numbers: the page is the same bytes without them.
 _OF_THE_RUN = {"command", "created", "hardware", "batch_size"}
 
@@ -90,6 +92,9 @@ class Cell:
         value, low, high: NaN for none.
         share: whether it is shown in percent.
         words: shown instead of the number.
+        digits: behind the point, of a number that is no share.
+        bars: (colour, length in [0, 1]) of bars below it; the colour is "natural" or "adversarial".
+        aside: shown small, behind it.
     """
 
     value: float = math.nan
@@ -97,11 +102,19 @@ class Cell:
     high: float = math.nan
     share: bool = False
     words: str = ""
+    digits: int = 3
+    bars: Sequence[tuple[str, float]] = ()
+    aside: str = ""
 
     @classmethod
     def of(cls, row: Mapping[Any, Any], column: str = "value", share: bool = False) -> Self:
         """Make the cell of a row's column, with the row's interval."""
         return cls(float(row[column]), float(row["low"]), float(row["high"]), share)
+
+    def with_bar(self, colour: str) -> Self:
+        """Return the cell with a bar as long as its value; without one where there is no value."""
+        length = min(max(self.value, 0.0), 1.0)
+        return self if math.isnan(self.value) else replace(self, bars=((colour, length),))
 
     @property
     def text(self) -> str:
@@ -126,7 +139,7 @@ class Cell:
         return f"{self.text} {self.interval}".rstrip()
 
     def _format(self, value: float) -> str:
-        return format_percent(value) if self.share else format_number(value, 3)
+        return format_percent(value) if self.share else format_number(value, self.digits)
 
 
 @dataclass(frozen=True)
@@ -423,6 +436,31 @@ def _make_matching(result: "Result") -> Iterator[Table]:
         "scaled; 0 where they have nothing in common. Channels that correspond are in matched.csv."
     )
     yield Table("How similar layers of two models are", ["layers", "CKA"], table, note=note)
+
+
+def list_plain_tables(result: "Result") -> list[Table]:
+    """Return the tidy tables of a result as they are, but for the longest and those by channel."""
+    tables = []
+    for analysis in analyses_of(result.kind):
+        for name, described in analysis.tables.items():
+            if described.by_channel or not has_rows(result, name):
+                continue
+            frame = result.select(name)
+            note = f"{described.help}."
+            if len(frame) > _LONGEST:
+                note = f"{note} Its first {_LONGEST} of {len(frame):,} rows; all are in {name}.csv."
+            numbers = [column for column in frame if column in described.numbers]
+            words = [column for column in frame if column not in numbers]
+            rows = [
+                Row(
+                    ", ".join(str(row[word]) for word in words if row[word] not in ("", None)),
+                    [Cell(float(row[number])) for number in numbers],
+                )
+                for row in frame.head(_LONGEST).to_dict("records")
+            ]
+            heads = [", ".join(map(str, words)), *map(str, numbers)]
+            tables.append(Table(f"{name}.csv", heads, rows, note=note, folded=True))
+    return tables
 
 
 def list_settings(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
