@@ -53,13 +53,16 @@ def test_a_wrong_answer_whose_class_has_no_image_has_no_account() -> None:
     assert make_result(study, "concentration").damage_concentration.empty
 
 
-def test_a_table_of_another_layer_is_refused() -> None:
+def test_a_table_of_another_layer_or_of_too_many_channels_is_refused() -> None:
     result = make_result(synthetic_study(("net",), channels=4), "concentration")
     table = result.damage_concentration
     assert len(table) == 2
     other = replace_tables(result, damage_concentration=table.assign(layer="other"))
     with pytest.raises(ValueError, match="layers that were not measured"):
         check_concentration(other)
+    more = replace_tables(result, damage_concentration=table.assign(channels=5.0))
+    with pytest.raises(ValueError, match="more channels"):
+        check_concentration(more)
 
 
 @pytest.mark.slow

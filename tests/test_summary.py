@@ -70,7 +70,7 @@ def test_the_table_has_a_row_a_network_with_intervals_and_bars() -> None:
     worst = RESULT.select("robustness", model="at", attack="worst", **{"class": "all"}).iloc[0]
     cells = dict(zip(table.columns[1:], table.rows[1].cells, strict=True))
     assert cells["worst case"].value == worst["accuracy"]
-    assert cells["worst case"].bars == (("adversarial", worst["accuracy"]),)
+    assert cells["worst case"].bars == [("adversarial", worst["accuracy"])]
     mass = RESULT.select("alignment", model="at", **{"class": "all"}).set_index("measure")["value"]
     assert [length for _, length in cells["NR mass, natural → attacked"].bars] == pytest.approx(
         [mass["nr_mass_natural"], mass["nr_mass_adversarial"]]

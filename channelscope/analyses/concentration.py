@@ -86,6 +86,8 @@ def check_concentration(result: "Result") -> None:
     measured = {(model, name) for model, names in measured_layers(result).items() for name in names}
     if not set(zip(table["model"], table["layer"], strict=True)) <= measured:
         raise ValueError("damage_concentration is of layers that were not measured")
+    if not ((table["channels"] >= 1) & (table["channels"] <= table["of"])).all():
+        raise ValueError("damage_concentration counts more channels than there are")
 
 
 register(

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,15 +42,18 @@ def list_cards(result: "Result") -> list[dict[str, Any]]:
     find_picture, images = _index_pictures(result), _list_images(result, layers)
     cards = []
     for model, layer in layers.items():
-        losses = _measure_losses(result, model, layer)
-        relevance = result.array("activations", "relevance", model, "natural", layer)
+        columns = _read_columns(result, model, layer)
+        relevance = columns["relevance"]
+        losses = relevance * (columns["magnitude_natural"] - columns["magnitude_adversarial"])
         for chosen in (relevance < 0, relevance > 0):
             worths = np.where(chosen & (losses > 0), losses, 0)
             k, channel = map(int, np.unravel_index(worths.argmax(), worths.shape))
             if not worths[k, channel]:
                 continue
-            card = _describe_channel(result, (model, layer), channel, k)
+            card: dict[str, Any] = {"model": model, "layer": layer, "channel": channel}
+            card["class_name"] = describe_class(result.meta["data"]["classes"][k])
             card["loss"] = format_number(losses[k, channel])
+            card |= _describe_channel(columns, k, channel)
             card["pictures"] = {
                 data: [
                     {
@@ -64,39 +68,25 @@ def list_cards(result: "Result") -> list[dict[str, Any]]:
     return cards
 
 
-def _measure_losses(result: "Result", model: str, layer: str) -> Float[ndarray, "k c"]:
-    """Return what each channel takes from the mean logit of each class under attack."""
-    relevance, natural, adversarial = (
-        result.array("activations", quantity, model, data, layer)
-        for quantity, data in (
-            ("relevance", "natural"),
-            ("magnitude", "natural"),
-            ("magnitude", "adversarial"),
-        )
-    )
-    losses: ndarray = relevance * (natural - adversarial)
-    return losses
+def _read_columns(result: "Result", model: str, layer: str) -> dict[str, Float[ndarray, "k c"]]:
+    """Return relevance, and magnitude and frequency of each kind of data."""
+    names = ["relevance"]
+    columns = [result.array("activations", "relevance", model, "natural", layer)]
+    for quantity, data in product(("magnitude", "frequency"), _DATA):
+        names.append(f"{quantity}_{data}")
+        columns.append(result.array("activations", quantity, model, data, layer))
+    return dict(zip(names, np.broadcast_arrays(*columns), strict=True))
 
 
 def _describe_channel(
-    result: "Result", place: tuple[str, str], channel: int, k: int
-) -> dict[str, Any]:
+    columns: Mapping[str, Float[ndarray, "k c"]], k: int, channel: int
+) -> dict[str, str]:
     """Return the numbers of a channel for a class, as text."""
-    model, layer = place
-    values = {
-        f"{quantity}_{data}": result.array("activations", quantity, model, data, layer)[k, channel]
-        for quantity in ("magnitude", "frequency")
-        for data in _DATA
-    }
-    relevance = float(result.array("activations", "relevance", model, "natural", layer)[k, channel])
+    values = {name: float(column[k, channel]) for name, column in columns.items()}
+    is_against = values["relevance"] < 0
     return {
-        "model": model,
-        "layer": layer,
-        "channel": channel,
-        "class_name": describe_class(result.meta["data"]["classes"][k]),
-        "speaks": "against" if relevance < 0 else "for",
-        "sign": "NR" if relevance < 0 else "PR",
-        "relevance": format_number(relevance),
+        "speaks": "against" if is_against else "for",
+        "sign": "NR" if is_against else "PR",
         **{
             name: format_percent(value, 0) if name.startswith("freq") else format_number(value)
             for name, value in values.items()
@@ -126,12 +116,13 @@ def _index_pictures(result: "Result") -> "Callable[[str, str, int], dict[str, An
     models = list(result.meta["models"])
     places: dict[str, dict[int, int]] = {}
     for name in ("natural", *(f"adversarial/{index}" for index in range(len(models)))):
-        images = result.arrays.get(f"thumbnails/{name}/images", np.array([], int)).tolist()
-        places[name] = {image: place for place, image in enumerate(images)}
+        if f"thumbnails/{name}" in result.arrays:
+            images = result.arrays[f"thumbnails/{name}/images"].tolist()
+            places[name] = {image: place for place, image in enumerate(images)}
 
     def find_picture(model: str, data: str, image: int) -> dict[str, Any] | None:
         name = data if data == "natural" else f"{data}/{models.index(model)}"
-        place = places[name].get(image)
+        place = places.get(name, {}).get(image)
         return None if place is None else _encode(result.arrays[f"thumbnails/{name}"][place])
 
     return find_picture

@@ -19,7 +19,7 @@ from channelscope.figures.words import (
     format_percent,
 )
 from channelscope.report.sentences import describe_leaks
-from channelscope.report.tables import Cell, Row, Table, has_rows
+from channelscope.report.tables import Cell, Row, Table, has_rows, make_bar
 from channelscope.statistics.intervals import Estimate, paired_difference
 
 if TYPE_CHECKING:
@@ -109,7 +109,11 @@ def find_worst_cases(result: "Result") -> dict[str, Bool[ndarray, " n"]]:
     worst = {}
     for index, model in enumerate(result.meta["models"]):
         start = f"correct/{index}/"
-        correct = [images for name, images in result.arrays.items() if name.startswith(start)]
+        correct = [
+            images
+            for name, images in result.arrays.items()
+            if name.startswith(start) and images.shape == result.arrays["labels"].shape
+        ]
         if correct:
             worst[model] = reduce(np.logical_and, correct).astype(bool)
     return worst
@@ -194,7 +198,7 @@ def _summarise_comparison(result: "Result") -> Summary:
         [*_warn(faults), *filter(None, [_say_mass(result)])],
         _tabulate_comparison(result),
         list_profiles(result),
-        [*differences, *describe_leaks(result)],
+        [*filter(None, [" ".join(differences)]), *describe_leaks(result)],
     )
 
 
@@ -265,7 +269,10 @@ def _pair_masses(natural: Mapping[str, Cell], attacked: Mapping[str, Cell]) -> d
         model: Cell(
             attacked[model].value,
             words=f"{natural[model].text} → {attacked[model].text}",
-            bars=(("natural", natural[model].value), ("adversarial", attacked[model].value)),
+            bars=[
+                make_bar("natural", natural[model].value),
+                make_bar("adversarial", attacked[model].value),
+            ],
         )
         for model in attacked
     }
@@ -346,13 +353,15 @@ def _summarise_damage(result: "Result") -> Summary:
 def _count_channels(row: Mapping[Any, Any]) -> Cell:
     """Return how many channels cover a share of the damage, and of how many."""
     cell, channels = replace(Cell.of(row, "channels"), digits=1), float(row["of"])
-    bars = (("adversarial", cell.value / channels),)
-    return replace(cell, words=f"{cell.text} of {channels:g}", bars=bars)
+    bar = make_bar("adversarial", cell.value / channels)
+    return replace(cell, words=f"{cell.text} of {channels:g}", bars=[bar])
 
 
 def _count_broken(result: "Result", model: str) -> Cell:
-    total = result.select("damage", model=model, **{"class": "all"}).iloc[0]
-    broken, correct = float(total["broken"]), float(total["correct"])
+    totals = result.select("damage", model=model, **{"class": "all"}).to_dict("records")
+    if not totals:
+        return Cell()
+    broken, correct = float(totals[0]["broken"]), float(totals[0]["correct"])
     cell = Cell(broken / max(correct, 1), words=f"{broken:.0f} of {correct:.0f}")
     return cell.with_bar("adversarial")
 
@@ -464,13 +473,15 @@ def average_ranks(
     def column(quantity: str, data: str) -> Float[ndarray, "k c"]:
         return result.array("activations", quantity, model, data, layer)
 
-    relevance = column("relevance", "natural")
-    magnitudes = {data: column("magnitude", data) for data in ("natural", "adversarial")}
-    known = np.isfinite([relevance, *magnitudes.values()]).all((0, 2))
+    relevance, *magnitudes = np.broadcast_arrays(
+        column("relevance", "natural"),
+        column("magnitude", "natural"),
+        column("magnitude", "adversarial"),
+    )
+    known = np.isfinite([relevance, *magnitudes]).all((0, 2))
     order = relevance[known].argsort(axis=1, kind="stable")
     natural, adversarial = (
-        np.take_along_axis(magnitude[known], order, axis=1).mean(0)
-        for magnitude in magnitudes.values()
+        np.take_along_axis(magnitude[known], order, axis=1).mean(0) for magnitude in magnitudes
     )
     return natural, adversarial, float((relevance[known] < 0).mean())
 

@@ -112,9 +112,8 @@ class Cell:
         return cls(float(row[column]), float(row["low"]), float(row["high"]), share)
 
     def with_bar(self, colour: str) -> Self:
-        """Return the cell with a bar as long as its value; without one where there is no value."""
-        length = min(max(self.value, 0.0), 1.0)
-        return self if math.isnan(self.value) else replace(self, bars=((colour, length),))
+        """Return the cell with a bar as long as its value."""
+        return replace(self, bars=[make_bar(colour, self.value)])
 
     @property
     def text(self) -> str:
@@ -140,6 +139,11 @@ class Cell:
 
     def _format(self, value: float) -> str:
         return format_percent(value) if self.share else format_number(value, self.digits)
+
+
+def make_bar(colour: str, length: float) -> tuple[str, float]:
+    """Return a bar of a length in [0, 1]; of none for NaN."""
+    return colour, 0.0 if math.isnan(length) else min(max(length, 0.0), 1.0)
 
 
 @dataclass(frozen=True)

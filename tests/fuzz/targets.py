@@ -150,13 +150,13 @@ def _load(folder: Path, kind: str) -> cs.Result:
     assert result._repr_html_()
     for table in result.tables:
         assert len(getattr(result, table)) == len(result.tables[table])
+    result.report(folder)
     return result
 
 
 def _comparison(folder: Path) -> None:
     result = _load(folder, "comparison")
     cs.explore(result)
-    result.report(folder)
 
 
 def _evaluation(folder: Path) -> None:
