@@ -81,7 +81,11 @@ def recover(path: Path) -> None:
         complete[0].rename(path)
         leftovers.remove(complete[0])
     for pattern in (".*", "*/.*") if path.is_dir() else ():
-        leftovers += filter(_is_temporary, path.glob(pattern))
+        leftovers += [
+            other
+            for other in path.glob(pattern)
+            if _is_temporary(other) and (other.parent == path or not other.parent.is_symlink())
+        ]
     for leftover in leftovers:
         _remove(leftover)
 
@@ -104,6 +108,25 @@ def check_writable(path: Path) -> None:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         reason = "may not be written to" if folder.is_dir() else "is a file, not a folder"
         raise UserError(f"Cannot write {path}: {folder} {reason}. Choose another place.")
+
+
+def check_no_link(path: Path, within: Path) -> None:
+    """Refuse to write where a link leads, that lies in a folder which somebody else may have made.
+
+    Args:
+        path: what is written, or the folder of it; there may be nothing yet.
+        within: the folder; it may be a link itself, which the user has named.
+
+    Raises:
+        UserError: for a link on the way from ``within`` to ``path``, that included.
+    """
+    for name in (path, *path.parents):
+        if name == within:
+            return
+        if name.is_symlink():
+            raise UserError(
+                f"{name} is a link, and nothing is written through links in a result: remove it."
+            )
 
 
 def check_result_folder(folder: Path, tables: Collection[str], others: Collection[str]) -> None:

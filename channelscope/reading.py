@@ -30,6 +30,7 @@ LARGEST_LINE = 64 * 2**10  # bytes of a table's first line: a column takes more 
 DEEPEST = 50  # lists and tables in one another
 UNPACKED = 128 * 2**20  # bytes that any archive may unpack to
 RATIO = 50  # and a larger one, times its size: images pack to a fifth, outcomes to a thousandth
+SCALED_RATIO = 320  # the same where images are scaled, of 28 x 28 pixels to 224 x 224, say
 MEMBERS = 10_000  # of an archive
 # Numbers that tell rows apart.
 _KEYS = {
@@ -197,13 +198,14 @@ class Arrays:
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
+        self._names = set(archive.namelist())
         self.files = [name.removesuffix(".npy") for name in archive.namelist()]
 
     def __getitem__(self, name: str) -> "np.ndarray":
         """Read an array; raises ValueError, or what zipfile raises, where its header lies."""
         import numpy as np
 
-        if f"{name}.npy" not in self._archive.namelist():
+        if f"{name}.npy" not in self._names:
             raise ValueError("it is no array")
         member = self._archive.getinfo(f"{name}.npy")
         with self._archive.open(member) as file:
@@ -234,8 +236,12 @@ def check_archive(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError("it has too many members, or two of one name")
     if {member.compress_type for member in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise ValueError("it is packed in an unusual way")
-    unpacked = sum(member.file_size for member in members)
-    if unpacked > max(UNPACKED, RATIO * size):
+    check_unpacked(sum(member.file_size for member in members), size)
+
+
+def check_unpacked(unpacked: int, size: int, ratio: int = RATIO) -> None:
+    """Refuse what takes so many bytes in memory, and far fewer on disk, with ValueError."""
+    if unpacked > max(UNPACKED, ratio * size):
         raise ValueError(f"it would unpack to {unpacked / 2**20:,.0f} MB, far more than its size")
 
 

@@ -38,6 +38,7 @@ from channelscope.files import (
     DIGESTS,
     atomic_folder,
     check_digests,
+    check_no_link,
     check_result_folder,
     write_digests,
 )
@@ -304,11 +305,14 @@ class Result:
             progress: show a progress bar.
 
         Raises:
-            UserError: for a style, a choice or a format that is unknown, or where LaTeX is missing.
+            UserError: for a style, a choice or a format that is unknown, where LaTeX is missing, or
+                where ``folder/figures`` is a link.
         """
+        figures = Path(folder) / "figures"
+        check_no_link(figures, Path(folder))
         gallery.draw(
             self,
-            Path(folder) / "figures",
+            figures,
             style=style,
             wide=wide,
             latex=latex,
@@ -323,7 +327,11 @@ class Result:
         """Write ``folder/report.html``, one page with all in it; return its path.
 
         It shows the figures that lie in ``folder/figures``.
+
+        Raises:
+            UserError: where ``folder/figures`` is a link, or holds damaged figures.
         """
+        check_no_link(Path(folder) / "figures", Path(folder))
         return report.write_report(self, Path(folder))
 
     @classmethod

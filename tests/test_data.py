@@ -8,6 +8,7 @@ import struct
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from inspect import unwrap
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from channelscope.data import (
     NAMES,
     Dataset,
+    LazySplit,
     MemorySplit,
     as_dataset,
     augment,
@@ -39,6 +41,7 @@ from channelscope.data import (
     splits,
 )
 from channelscope.data.folders import read_folder
+from channelscope.data.images import ImageFiles
 from channelscope.data.sampling import hold_out
 from helpers.pictures import (
     another_size,
@@ -608,7 +611,7 @@ def test_a_share_that_is_none(validation: float) -> None:
 
 
 def test_an_image_size_that_is_none() -> None:
-    with mistake("at least 1 pixel"):
+    with mistake("image size must be from 1"):
         load("digits", image_size=0)
 
 
@@ -918,7 +921,10 @@ def test_an_image_that_would_fill_the_memory(
 
 def test_more_images_than_memory(tmp_path: Path) -> None:
     write_image(tmp_path / "a" / "0.png")
-    whole = load(f"imagefolder:{tmp_path}", image_size=2**22, stream=False).test
+    split = load(f"imagefolder:{tmp_path}", stream=False).test
+    assert isinstance(split, LazySplit)
+    assert isinstance(split.reader, ImageFiles)
+    whole = replace(split, reader=replace(split.reader, shape=(3, 2**22, 2**22)))
     with mistake("1 images of this size need 49152 GiB: pass --stream or a smaller --image-size"):
         whole.load()
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from channelscope.data.images import ImageFiles, read_header
 from channelscope.data.splits import LazySplit
 from channelscope.distributed import is_first
 from channelscope.errors import UserError, escape
-from channelscope.reading import read_text
+from channelscope.reading import RATIO, SCALED_RATIO, UNPACKED, check_unpacked, read_text
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 GLANCES = 1000  # files whose beginnings decide whether a folder is grey
@@ -61,6 +62,9 @@ def read_folder(
     channels = max(channels, 3 if any(header[0] == 3 for header in headers) else 1)
     if image_size is not None:
         height = width = image_size
+    if image_size is None or not stream:
+        ratio = RATIO if image_size is None else SCALED_RATIO
+        _check_sizes(folder, files, len(files) * channels * height * width, ratio)
     reader = ImageFiles(folder, tuple(files), (channels, height, width), image_size)
     rows = torch.arange(len(files)).split([len(listing) for listing in listings.values()])
     splits = {
@@ -68,6 +72,25 @@ def read_folder(
         for (part, listing), own in zip(listings.items(), rows, strict=True)
     }
     return Dataset(name, classes, **splits)
+
+
+def _check_sizes(folder: Path, files: Sequence[str], unpacked: int, ratio: int) -> None:
+    """Refuse small files that would take far more bytes of memory, with UserError."""
+    if unpacked <= UNPACKED:
+        return
+    size = 0
+    for file in files:  # as far as is needed
+        with suppress(OSError):  # what cannot be read is told when it is read
+            size += (folder / file).stat().st_size
+        if unpacked <= ratio * size:
+            return
+    try:
+        check_unpacked(unpacked, size, ratio)
+    except ValueError as error:
+        raise UserError(
+            f"The images of {folder} cannot be read as they are ({error}): choose a smaller "
+            "--image-size."
+        ) from error
 
 
 # ---------------------------------------------------------------- parts and classes

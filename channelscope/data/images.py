@@ -2,8 +2,12 @@
 
 import hashlib
 import io
+import mmap
+import os
+import re
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,19 @@ from channelscope.data.splits import MemorySplit, Reader
 from channelscope.errors import UserError
 from channelscope.reading import check_regular
 
-MAX_PIXELS = 2**25  # of an image: decoded, it takes 7 bytes a pixel, in each of the threads
+MAX_PIXELS = 2**25  # of an image: decoded, it takes 7 bytes a pixel, and 25 as WebP
 MAX_BYTES = 2**28  # of an image file: more than MAX_PIXELS take without compression
+MAX_SCALED = 2**23  # pixels of an image that is scaled, before it is cropped: 30 bytes a pixel
+MAX_SIDE = 2896  # of scaled images: a square of as many pixels
+_LARGE = 2**22  # pixels of an image that is decoded while no other large one is
+# Bytes that an image may unpack to, or times its file: drawings pack to a hundredth
+_UNPACKED, _RATIO = 2**24, 256
+_MOST_READS = 200_000  # of a file's pieces, which PIL goes through in Python
+_MOST_SCANNED = 2**30  # pixels of a JPEG, each as often as there are scans, of which ten are usual
+_MOST_TILED = 2**22  # pixels of a TIFF's tile, for which libtiff makes room whatever there is in it
+_MOST_SLOW = 2**20  # values of formats that PIL decodes in Python
+_SLOW = {"bmp_rle", "ppm", "ppm_plain"}  # run lengths, values not of 8 bits, and of digits
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of JPEG: what follows a scan
 # PIL knows other formats, some of which run programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -84,11 +99,20 @@ class ImageFiles(Reader):
             raise _unreadable(path, error) from error
 
 
+_decoding = threading.Lock()
+os.register_at_fork(after_in_child=lambda: globals().update(_decoding=threading.Lock()))
+
+
 def decode_image(path: Path, image_size: int | None = None) -> UInt8[Tensor, "c h w"]:
     """Decode an image file as `from_pil` and scale it as `resize`; UserError if that fails."""
-    with _open_image(path) as image:
+    with _open_image(path) as image, _take_turn(image):
         pixels = from_pil(image)
-    return pixels if image_size is None else resize(pixels, image_size)
+        return pixels if image_size is None else resize(pixels, image_size)
+
+
+def _take_turn(image: Any) -> AbstractContextManager[Any]:
+    """Return what a large image waits for: side by side with others, it would fill the memory."""
+    return _decoding if image.width * image.height > _LARGE else nullcontext()
 
 
 def read_header(path: Path) -> tuple[int, int, int]:
@@ -161,9 +185,31 @@ def is_integer(values: Tensor) -> bool:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Scale the shorter side to `size` pixels (bilinear, antialiased) and crop the centre."""
-    if images.shape[-2:] == (size, size):
+    """Scale the shorter side to `size` pixels (bilinear, antialiased) and crop the centre.
+
+    Raises:
+        UserError: images that are so much longer than wide that scaled ones would fill the memory.
+    """
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
         return images
+    scaled = size * size * max(height, width) // min(height, width)
+    if scaled > MAX_SCALED:
+        raise UserError(
+            f"An image of {width} x {height} cannot be scaled to {size} pixels a side, as it would "
+            f"have {scaled:,} in between: crop it first, or choose a smaller --image-size."
+        )
+    if images.ndim == 3:
+        return _scale(images, size)
+    # A few at a time: what is scaled and not yet cropped takes more than what is wanted.
+    out = images.new_empty((*images.shape[:-2], size, size))
+    step = max(1, MAX_SCALED // max(scaled, height * width))
+    for some, part in zip(out.split(step), images.split(step), strict=True):
+        some.copy_(_scale(part, size))
+    return out
+
+
+def _scale(images: Tensor, size: int) -> Tensor:
     from torchvision.transforms import functional
 
     scaled: Tensor = functional.resize(images, [size], antialias=True)
@@ -173,14 +219,21 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 class _BoundedReader(io.BufferedReader):
-    """A file of which no more is asked for than it has: Python allocates that before it reads."""
+    """A file of which no more is asked for than it has: Python allocates that before it reads.
+
+    Nor is it read in too many pieces, with ValueError.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
-        self._size = path.stat().st_size
+        self.size = path.stat().st_size
+        self._reads = 0
 
     def read(self, size: int | None = -1) -> bytes:
-        remaining = max(0, self._size - self.tell())
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise ValueError("it is of too many pieces")
+        remaining = max(0, self.size - self.tell())
         return super().read(remaining if size is None or size < 0 else min(size, remaining))
 
 
@@ -194,15 +247,54 @@ def _open_image(path: Path) -> Iterator[Any]:
             _BoundedReader(_check_file(path)) as file,
             Image.open(file, formats=FORMATS) as image,
         ):
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"An image of {image.width} x {image.height} is too large: scale it down first."
-                )
+            _check_cost(image, file)
             yield image
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # PIL's decoders raise nearly anything on a damaged file
         raise _unreadable(path, error) from error
+
+
+def _check_cost(image: Any, file: _BoundedReader) -> None:
+    """Refuse an image, opened and not yet decoded, whose decoding takes too much.
+
+    Raises:
+        UserError, ValueError: with what to do about it, and without.
+    """
+    pixels = image.width * image.height
+    values = pixels * (1 if image.mode in ("1", "L") else 3)
+    if pixels > MAX_PIXELS:
+        raise UserError(
+            f"An image of {image.width} x {image.height} is too large: scale it down first."
+        )
+    if values > max(_UNPACKED, _RATIO * file.size):
+        raise ValueError(f"it would unpack to {values / 2**20:.0f} MB, far more than its size")
+    if values > _MOST_SLOW and any(tile[0] in _SLOW for tile in image.tile):
+        raise UserError(
+            f"An image of {image.width} x {image.height} takes too long to read in this form of "
+            f"{image.format}: convert it to PNG."
+        )
+    if image.format == "TIFF":
+        sides = [image.tag_v2.get(tag, 1) for tag in (322, 323)]
+        if sides[0] * sides[1] > _MOST_TILED:
+            raise ValueError(f"its tiles are of {sides[0]} x {sides[1]} pixels")
+    if image.format in ("JPEG", "MPO") and _count_scans(file) * pixels > _MOST_SCANNED:
+        raise ValueError("it has too many scans")
+
+
+def _count_scans(file: _BoundedReader) -> int:
+    """Count the scans of a JPEG, each of which its decoder goes through all pixels for."""
+    scans = 0
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = 2
+        while (marker := _MARKER.search(content, place)) is not None:
+            kind, place = content[marker.start() + 1], marker.end()
+            if kind == 0xD9:
+                break
+            scans += kind == 0xDA
+            if kind not in (0x01, 0xD8):  # those without a length
+                place += max(2, int.from_bytes(content[place : place + 2], "big"))
+    return scans
 
 
 def _check_file(path: Path) -> Path:

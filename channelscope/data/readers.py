@@ -9,11 +9,17 @@ from numpy.typing import NDArray
 
 from channelscope.data.datasets import Dataset, number_classes
 from channelscope.data.folders import read_folder
-from channelscope.data.images import from_arrays, resize
+from channelscope.data.images import MAX_SIDE, from_arrays, resize
 from channelscope.data.sampling import hold_out
 from channelscope.data.splits import MemorySplit
 from channelscope.errors import UserError, suggest
-from channelscope.reading import Arrays, check_regular, open_arrays
+from channelscope.reading import (
+    SCALED_RATIO,
+    Arrays,
+    check_regular,
+    check_unpacked,
+    open_arrays,
+)
 
 DIGITS = tuple("0123456789")
 # Of a file of torchvision's; SVHN's training part has 182 million bytes.
@@ -71,12 +77,7 @@ def load(
     Raises:
         UserError: an unknown name, missing or damaged files, wrong contents, options out of range.
     """
-    if not 0 <= validation < 1:
-        raise UserError(
-            f"The share held out for validation must be at least 0 and below 1, not {validation}."
-        )
-    if image_size is not None and image_size < 1:
-        raise UserError(f"The image size must be at least 1 pixel, not {image_size}.")
+    _check_options(validation, image_size)
     kind, _, place = name.partition(":")
     if kind == "imagefolder" and place:
         dataset = read_folder(name, Path(place).expanduser(), image_size, stream)
@@ -97,12 +98,43 @@ def load(
         dataset = replace(dataset, train=dataset.train.subset(train), val=dataset.train.subset(val))
     if image_size is None:
         return dataset
+    if kind == "npz":
+        _check_scaled(dataset, image_size, Path(place).expanduser())
+    return _scale(dataset, image_size)
+
+
+def _check_options(validation: float, image_size: int | None) -> None:
+    if not 0 <= validation < 1:
+        raise UserError(
+            f"The share held out for validation must be at least 0 and below 1, not {validation}."
+        )
+    if image_size is not None and not 1 <= image_size <= MAX_SIDE:
+        raise UserError(
+            f"The image size must be from 1 to {MAX_SIDE} pixels, not {image_size}: choose another."
+        )
+
+
+def _scale(dataset: Dataset, image_size: int) -> Dataset:
     resized: dict[str, Any] = {
         part: MemorySplit(resize(split.images, image_size), split.labels)
         for part, split in dataset.parts.items()
         if isinstance(split, MemorySplit)  # files are scaled as they are read
     }
     return replace(dataset, **resized)
+
+
+def _check_scaled(dataset: Dataset, image_size: int, file: Path) -> None:
+    """Refuse to scale a small file's many images to far more bytes, with UserError."""
+    images = sum(map(len, dataset.parts.values()))
+    itemsize = max(split.images.itemsize for split in dataset.parts.values())  # type: ignore[attr-defined]
+    unpacked = images * dataset.channels * image_size**2 * itemsize
+    try:
+        check_unpacked(unpacked, file.stat().st_size, SCALED_RATIO)
+    except ValueError as error:
+        raise UserError(
+            f"The images of {file} cannot be scaled to {image_size} pixels a side ({error}): write "
+            "it with numpy.savez, not packed, or choose a smaller --image-size."
+        ) from error
 
 
 def _unknown_name(name: str) -> UserError:

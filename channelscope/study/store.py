@@ -27,7 +27,7 @@ from numpy import ndarray
 
 from channelscope.distributed import all_gather_words, barrier, is_first, rank
 from channelscope.errors import UserError
-from channelscope.files import atomic_write
+from channelscope.files import atomic_write, check_no_link
 from channelscope.reading import read_text
 
 Spec = Mapping[str, tuple[tuple[int, ...], str]]  # name -> shape and type of one row
@@ -185,6 +185,7 @@ class RunFolder:
         self.path = made.absolute()
         if is_first():
             check_run_folder(self.path)
+            check_no_link(self.path / _MARK, self.path)
             with _explain_writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 (self.path / _MARK).touch()
@@ -215,8 +216,10 @@ class RunFolder:
         return self._place(names).is_dir()
 
     def rows(self, n: int, spec: Spec, *names: str) -> Rows:
-        """Open the rows of this name, made of parts, as they were left."""
-        return Rows(self._place(names), n, spec)
+        """Open the rows of this name, made of parts, as they were left; UserError for links."""
+        place = self._place(names)
+        check_no_link(place, self.path)
+        return Rows(place, n, spec)
 
     def _place(self, names: Sequence[str]) -> Path:
         # The first process's name: a user's attack may describe itself differently in each process.

@@ -20,7 +20,7 @@ from channelscope.attacks import JointSweep, parse_attack
 from channelscope.attacks.adaptive import can_sweep
 from channelscope.data import Dataset, as_dataset, sample_stratified
 from channelscope.errors import UserError
-from channelscope.files import check_writable
+from channelscope.files import check_no_link, check_writable
 from channelscope.locks import lock_path
 from channelscope.result import Result, check_folder
 from channelscope.sweeps.record import Record, Row, Training, pack_bits
@@ -147,6 +147,7 @@ def _select_images(dataset: Dataset, images: int | None, test_images: int | None
 def _check(trainings: Sequence[Training], dataset: Dataset, folder: Path) -> None:
     """Raise UserError now for what would go wrong after hours of work."""
     check_writable(folder / "sweep.json")
+    check_no_link(folder / "result", folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --out.")
     check_folder(folder / "result")
