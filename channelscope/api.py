@@ -23,10 +23,10 @@ from channelscope.study.suppression import RelevantTo
 class Options(TypedDict, total=False):
     """What all questions have in common; see ``Study`` for each.
 
-    ``out`` is a folder to save the result to, with its main figures, or ``all_figures``, as .pdf
-    and .png, or in the ``formats`` that are named. A run that was killed goes on when it is asked
-    for again: what it has so far is in ``out`` with ".partial" after it, or in ``folder``, which
-    stays. ``command`` is what was typed, for the record.
+    ``out`` is a folder to save the result to, with its main figures, or ``all_figures``, as .pdf,
+    .png and .svg, or in the ``formats`` that are named. A run that was killed goes on when it is
+    asked for again: what it has so far is in ``out`` with ".partial" after it, or in ``folder``,
+    which stays. ``command`` is what was typed, for the record.
     """
 
     output: int | str | None
@@ -358,7 +358,7 @@ def draw_figures(
     latex: bool = False,
     only: Sequence[str] = (),
     all_figures: bool = False,
-    formats: Sequence[str] = ("pdf", "png"),
+    formats: Sequence[str] = FORMATS,
     progress: bool = True,
 ) -> Result:
     """Draw the figures of a saved result again, beside its tables, and return the result.

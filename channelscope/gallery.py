@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from channelscope.result import Result
 
 T = TypeVar("T")
-FORMATS = ("pdf", "png")
+FORMATS = ("pdf", "png", "svg")
+SHOWN = ("svg", "png")  # what a browser shows
 SECTIONS: tuple[Section, ...] = get_args(Section)
 
 
@@ -222,8 +223,8 @@ def draw(
     """Write figures into a folder, each beside its data (.csv), and the captions of all there.
 
     ``captions.txt`` is for pasting, and ``captions.tex`` too (where LaTeX draws);
-    ``captions.json`` is for the page: it lists the figures of which there is a .png, in the page's
-    order. The same result gives the same bytes.
+    ``captions.json`` is for the page: it lists the figures of which there is a .png or .svg, in the
+    page's order. The same result gives the same bytes.
 
     Args:
         result: what is drawn.
@@ -308,7 +309,7 @@ def _write_captions(result: "Result", folder: Path, latex: bool) -> None:
     listed = [
         picture.describe(name)
         for name, picture in pictures.items()
-        if (folder / f"{name}.png").exists()
+        if any((folder / f"{name}.{ending}").exists() for ending in SHOWN)
     ]
     texts = {
         "captions.txt": "\n".join(f"{name}\n{text}\n" for name, text in captions.items()),

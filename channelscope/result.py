@@ -300,8 +300,8 @@ class Result:
             only: claims ("c1"), kinds of figures ("magnitude") or names of figures; none for the
                 main ones.
             all_figures: draw all figures, where ``only`` names none.
-            formats: of "pdf", "png" and "svg". The report shows those of which there is
-                a PNG, as SVG where there is one that is small.
+            formats: of "pdf", "png" and "svg". The report shows SVGs that are small,
+                else PNGs.
             progress: show a progress bar.
 
         Raises:

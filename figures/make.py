@@ -82,7 +82,7 @@ def draw(result: Path, folder: Path, only: Sequence[str] = ()) -> list[dict[str,
     pictures = gallery.list_figures(loaded)
     names = only or [name for name, picture in pictures.items() if picture.subject.main]
     with TemporaryDirectory() as temporary:
-        gallery.draw(loaded, Path(temporary), only=names)
+        gallery.draw(loaded, Path(temporary), only=names, formats=("pdf", "png"))
         for ending in ("pdf", "png", "csv"):
             for file in Path(temporary).glob(f"*.{ending}"):
                 shutil.copy(file, folder)

@@ -301,6 +301,7 @@ def test_evaluations_are_saved_and_loaded_whole(tmp_path: Path) -> None:
         "arrays.npz",
         "meta.json",
         "figures",
+        "report.html",
         "robustbench",
         DIGESTS,
     }
@@ -707,7 +708,11 @@ def test_command_prints_a_table_and_writes_the_folder(
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {
         "captions.json",
         "captions.txt",
-        *(f"{name}.{ending}" for name in ("attacks", "eps") for ending in ("csv", "pdf", "png")),
+        *(
+            f"{name}.{ending}"
+            for name in ("attacks", "eps")
+            for ending in ("csv", "pdf", "png", "svg")
+        ),
     }
     assert len(list((tmp_path / "out" / "robustbench").glob("*.json"))) == 2
     words[words.index("pgd-2") : words.index("--out")] = ["fgsm", "--json"]

@@ -326,9 +326,13 @@ def test_captions_list_what_lies_there_and_the_page_the_pictures(tmp_path: Path)
         if name in ("training", "nr-mass", "gates")
     ]
     assert (tmp_path / "captions.txt").read_text("utf-8") == "\n".join(captions)
-    (listed,) = json.loads((tmp_path / "captions.json").read_text("utf-8"))
-    assert (listed["name"], listed["section"], listed["claims"]) == ("training", "training", [])
-    assert "nat: ends at" in listed["alt_text"]
+    listed = json.loads((tmp_path / "captions.json").read_text("utf-8"))
+    assert [entry["name"] for entry in listed] == [
+        name for name in NAMES if name in ("training", "nr-mass", "gates")
+    ]
+    last = listed[-1]
+    assert (last["name"], last["section"], last["claims"]) == ("training", "training", [])
+    assert "nat: ends at" in last["alt_text"]
 
 
 def test_a_run_draws_the_main_figures_and_the_others_by_name(tmp_path: Path) -> None:

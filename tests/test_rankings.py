@@ -113,10 +113,18 @@ def test_same_seed_gives_the_same_tables() -> None:
 def test_saved_folder_has_tables_settings_and_the_figure(result: Result, tmp_path: Path) -> None:
     folder = result.save(tmp_path / "out")
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    figures = {f"figures/scorer-agreement.{ending}" for ending in ("pdf", "png", "csv")}
+    figures = {f"figures/scorer-agreement.{ending}" for ending in ("pdf", "png", "svg", "csv")}
     tables = {f"{name}.csv" for name in ("relevance", "agreement")}
     captions = {f"figures/captions.{ending}" for ending in ("json", "txt")}
-    assert names == {*tables, "arrays.npz", "meta.json", DIGESTS, *figures, *captions}
+    assert names == {
+        *tables,
+        "arrays.npz",
+        "meta.json",
+        "report.html",
+        DIGESTS,
+        *figures,
+        *captions,
+    }
     assert len(pd.read_csv(folder / "relevance.csv")) == len(result.relevance)
     loaded = Result.load(folder)
     assert loaded.meta.items() >= result.meta.items()

@@ -257,8 +257,9 @@ def test_some_analyses_alone_have_a_page_without_the_other_sections(tmp_path: Pa
 def test_pictures_are_inside_with_captions_and_alternative_texts(tmp_path: Path) -> None:
     add_figures(tmp_path, relevance=True, later=False)
     folder = tmp_path / "figures"
-    (folder / "later.svg").write_text("<svg/>")
-    (folder / "relevance.svg").write_text("<svg/>" + " " * 300_000)  # too large for the page
+    drawing = '<svg width="234.5pt" height="99pt"></svg>'
+    (folder / "later.svg").write_text(drawing)
+    (folder / "relevance.svg").write_text(drawing + " " * 300_000)  # too large for the page
     for name in ("later.pdf", "later.csv", "relevance.csv"):
         (folder / name).touch()
     page = Page(write_report(RESULT, tmp_path))
@@ -269,6 +270,7 @@ def test_pictures_are_inside_with_captions_and_alternative_texts(tmp_path: Path)
         kind, content = str(image["src"]).split(",")
         assert kind == f"data:image/{name[-3:].replace('svg', 'svg+xml')};base64"
         assert base64.b64decode(content) == (folder / name).read_bytes()
+    assert [(image["width"], image["height"]) for image in images] == [("2", "2"), ("234", "99")]
     assert "About relevance. More & more. CSV Close" in page.text
     assert "About later. More & more. PDF CSV Close" in page.text
     links = {link["href"] for link in page.attributes("a")}

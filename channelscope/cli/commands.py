@@ -171,7 +171,7 @@ def demo(args: argparse.Namespace) -> None:
         for training in trainings:
             training.result()
     # All images, and figures as .pdf too, would take twice as long.
-    options |= {"images": 120, "formats": ["png"], "command": args.command}
+    options |= {"images": 120, "formats": ["svg"], "command": args.command}
     result = compare(paths, "digits", out=out / "comparison", **options)
     print_result(result, out / "comparison")
 

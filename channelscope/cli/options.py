@@ -254,7 +254,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "all_figures": Option("draw all figures, not the main ones alone", default=False, settings=_ON),
     "formats": Option(
-        "of the figures: pdf, png, svg", "NAME", default=("pdf", "png"), settings=_MANY
+        "of the figures: pdf, png, svg", "NAME", default=("pdf", "png", "svg"), settings=_MANY
     ),
     "out": Option("folder to write", "DIR"),
     "json": Option("print the results as JSON", default=False, settings=_ON),

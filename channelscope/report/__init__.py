@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,12 +176,10 @@ def _read_figure(
         not isinstance(text, str) for text in (caption, alt_text, *claims)
     ):
         raise ValueError(f"the entry of {name} is not valid")
-    picture = check_regular(folder / f"{name}.png", within=folder).read_bytes()
-    # The header of a PNG has them.
-    width, height = (int.from_bytes(picture[start : start + 4]) for start in (16, 20))
-    kind, drawing = "png", folder / f"{name}.svg"
-    if drawing.exists() and drawing.stat().st_size <= _LARGEST:
-        kind, picture = "svg+xml", check_regular(drawing, within=folder).read_bytes()
+    drawing, picture = folder / f"{name}.svg", folder / f"{name}.png"
+    is_drawn = drawing.exists() and (drawing.stat().st_size <= _LARGEST or not picture.exists())
+    content = check_regular(drawing if is_drawn else picture, within=folder).read_bytes()
+    width, height = (_measure_drawing if is_drawn else _measure_picture)(content)
     files = [f"{name}.{ending}" for ending in ("pdf", "csv")]
     return {
         "name": name,
@@ -193,6 +192,23 @@ def _read_figure(
         "placed": False,
         "width": width,
         "height": height,
-        "kind": kind,
-        "picture": base64.b64encode(picture).decode(),
+        "kind": "svg+xml" if is_drawn else "png",
+        "picture": base64.b64encode(content).decode(),
     }
+
+
+def _measure_drawing(content: bytes) -> tuple[int, int]:
+    """Return width and height of an SVG, as its first lines say them."""
+    sizes = [
+        re.search(rb'\b%s="(\d{1,5})' % name, content[:2048]) for name in (b"width", b"height")
+    ]
+    if not all(sizes):
+        raise ValueError("an SVG does not say how large it is")
+    width, height = (int(size[1]) for size in sizes if size)
+    return width, height
+
+
+def _measure_picture(content: bytes) -> tuple[int, int]:
+    """Return width and height of a PNG, which its header has."""
+    width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))
+    return width, height
