@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import pandas as pd
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 
 from channelscope.analyses.base import ANALYSES, SENTENCES, Plot, Section, Subject, analyses_of
 from channelscope.errors import UserError, suggest
 from channelscope.figures import paper, words
 from channelscope.figures.tex import escape_latex
 from channelscope.files import atomic_write
+from channelscope.progress import open_bar
 
 if TYPE_CHECKING:
     from channelscope.result import Result
@@ -247,8 +247,7 @@ def draw(
         chosen = {name: picture for name, picture in chosen.items() if picture.main}
     paths = []
     with paper.style(style, wide=wide, latex=latex):
-        bar = tqdm(chosen.items(), desc="figures", unit="figure", disable=not progress)
-        for name, picture in bar:
+        for name, picture in open_bar(chosen.items(), "figures", shown=progress, unit="figure"):
             figure, data = picture.draw(), picture.data()
             paths += paper.save_with_data(figure, data, folder / name, formats)
     _write_captions(result, folder, latex)

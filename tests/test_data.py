@@ -1553,11 +1553,14 @@ def test_a_progress_bar_is_shown_where_it_is_asked_for(
 ) -> None:
     shown: list[tuple[str, bool]] = []
 
-    def bar(items: Iterable[Any], description: str, *_: int, disable: bool, **__: Any) -> Any:
-        shown.append((description, not disable))
+    bars: list[tuple[str, bool]] = shown
+
+    def bar(items: Iterable[Any], description: str, *_: int, shown: bool, **__: Any) -> Any:
+        bars.append((description, shown))
         return items
 
-    monkeypatch.setattr("tqdm.auto.tqdm", bar)
+    for module in ("sources", "splits"):
+        monkeypatch.setattr(f"channelscope.data.{module}.open_bar", bar)
     folder = as_dataset(f"imagefolder:{write_folder(tmp_path)}", progress=True)
     as_dataset(labelled(some_split(), "targets"), progress=True)
     assert shown == []  # nothing is read

@@ -17,6 +17,7 @@ from channelscope.data.images import from_arrays, from_pil, is_integer, to_image
 from channelscope.data.readers import load
 from channelscope.data.splits import LazySplit, MemorySplit, Reader, Split, check_images
 from channelscope.errors import UserError
+from channelscope.progress import open_bar
 
 
 def as_dataset(
@@ -152,11 +153,7 @@ class _Items(Reader):
 
     def _collect(self, items: Iterable[Any], progress: bool) -> MemorySplit:
         """Read items into memory."""
-        from tqdm.auto import tqdm
-
-        bar = tqdm(
-            items, "reading images", leave=False, delay=2, unit="image", disable=not progress
-        )
+        bar = open_bar(items, "reading images", shown=progress, leave=False, delay=2, unit="image")
         parsed = [self._parse(item, index) for index, item in enumerate(bar)]
         if not parsed:
             raise UserError(f"{self.name} is empty: pass at least one image.")

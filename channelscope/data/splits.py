@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from channelscope.data import streams
 from channelscope.data.sampling import sample_stratified
 from channelscope.errors import UserError
+from channelscope.progress import open_bar
 
 MEMORY_SHARE = 0.5  # a split that takes more of the machine's memory is not loaded into it
 THREADS = 4  # large images are decoded side by side, small ones only get into each other's way
@@ -239,7 +240,6 @@ class LazySplit(Split):
         Raises:
             UserError: an image cannot be used, or there are more than memory can hold.
         """
-        from tqdm.auto import tqdm
 
         shape = (len(self), *self.image_shape)
         size = math.prod(shape) * self.reader.dtype.itemsize
@@ -261,15 +261,15 @@ class LazySplit(Split):
         starts = range(0, len(rows), CHUNK)
         with ThreadPoolExecutor(THREADS) as pool:
             chunks = pool.map(read, starts) if self.reader.on_disk else map(read, starts)
-            for _ in tqdm(
+            for _ in open_bar(
                 chunks,
                 "reading images",
                 len(starts),
+                shown=progress,
                 leave=False,
                 delay=2,
                 unit="image",
                 unit_scale=CHUNK,
-                disable=not progress,
             ):
                 pass
         return MemorySplit(images, self.labels, self if self.reader.on_disk else None)

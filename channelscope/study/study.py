@@ -38,6 +38,7 @@ from channelscope.data import Dataset, as_dataset
 from channelscope.distributed import check_same, is_first, resolve_device, world_size
 from channelscope.errors import UserError, escape, suggest
 from channelscope.layers.hooks import get_layer, get_parameter
+from channelscope.progress import open_bar
 from channelscope.result import Result, adversarial_name
 from channelscope.scorers import ScoreFunction, get_scorers
 from channelscope.statistics.intervals import FEWEST_REPLICATES
@@ -511,7 +512,7 @@ class Study:
 
     @contextmanager
     def _progress(self, total: int) -> Iterator[Progress]:
-        with tqdm(total=total, unit="img", disable=not self._show_progress) as bar:
+        with open_bar(total=total, unit="img", shown=self._show_progress) as bar:
             yield Progress(bar)
 
     @cached_property

@@ -19,6 +19,7 @@ from channelscope import distributed
 from channelscope.data import as_dataset
 from channelscope.errors import UserError
 from channelscope.locks import lock_path
+from channelscope.progress import open_bar
 from channelscope.training.engine import reweigh_classes, train_epoch, validate
 from channelscope.training.job import Job
 from channelscope.training.logs import Write, open_logs
@@ -160,13 +161,14 @@ def _train_epochs(state: State, write: Write, keep: int, progress: bool) -> None
     job = state.job
     epochs, images = job.recipe.schedule.epochs, len(job.train)
     state.save()  # a full disk or a closed folder shows now, and not after the first epoch
-    with tqdm(
-        total=epochs * images,
+    with open_bar(
+        None,
+        job.recipe.method or job.out.name,
+        epochs * images,
+        shown=progress,
         initial=len(state.history) * images,
-        desc=job.recipe.method or job.out.name,
         unit="img",
         unit_scale=True,
-        disable=not progress,
     ) as bar:
         while len(state.history) < epochs and not state.is_out_of_patience():
             epoch, start = len(state.history), perf_counter()
