@@ -1,6 +1,11 @@
 """What commands print: tables and sentences, made of results alone."""
 
 import json
+import os
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +18,14 @@ if TYPE_CHECKING:
     from channelscope.result import Result
 
 _SOME = 0.125  # of the channels: the repair that is printed
+_LISTED = 5  # channels of each sign that a class's line names
+_CLASSES = 20  # that are listed
+_GAP = 2  # spaces between columns
+_NARROWEST = 24  # characters of a last column, to be wrapped
+# What is in colour on a terminal, by ANSI's numbers: red, green, yellow.
+_COLOURS = {"supported": 32, "not supported": 31, "inconclusive": 33, "not judged": 33}
+_COLOURS |= {"WARNING": 31}
+_COLOURED = re.compile(rf"(?:[\w ]+? )??({'|'.join(_COLOURS)})(?=:|,| at )")
 Cells = tuple[str, ...]
 
 
@@ -33,19 +46,91 @@ class SafeStream:
         self._stream.write(encoded.decode(self._encoding))
         return len(text)
 
+    def set_colour(self, number: int) -> None:
+        """Begin to write in a colour, by its ANSI number, or in none again (0)."""
+        self._stream.write(f"\x1b[{number}m")
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
+def find_width() -> int | None:
+    """Return the terminal's width in characters; None where the output goes elsewhere."""
+    if os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return None
+
+
 def format_table(rows: Sequence[Cells], align: str) -> str:
-    """Arrange rows in columns, each flush left (l) or right (r)."""
+    """Arrange rows in columns, each flush left (l) or right (r), as wide as the terminal at most.
+
+    The first row has the columns' names. A last column of sentences is wrapped; else columns are
+    left out, the last ones first, and named below the table.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    available = find_width()
+    room = None
+    shown = len(widths)
+    if available is not None and _measure(widths) > available:
+        rest = available - _measure(widths[:-1]) - _GAP
+        if align[-1] == "l" and rest >= _NARROWEST:
+            room = rest
+        else:
+            while shown > 1 and _measure(widths[:shown]) > available:
+                shown -= 1
     signs = [{"l": "<", "r": ">"}[side] for side in align]
     lines = []
     for row in rows:
-        cells = zip(row, signs, widths, strict=True)
-        lines.append("  ".join(f"{cell:{sign}{width}}" for cell, sign, width in cells).rstrip())
+        *cells, last = row[:shown]
+        start = "".join(
+            f"{cell:{sign}{width}}{' ' * _GAP}"
+            for cell, sign, width in zip(cells, signs, widths, strict=False)
+        )
+        last_sign, last_width = signs[shown - 1], widths[shown - 1]
+        parts = _wrap(last, room) if room else [f"{last:{last_sign}{last_width}}"]
+        lines.append((start + parts[0]).rstrip())
+        lines += [" " * len(start) + part for part in parts[1:]]
+    if shown < len(widths):
+        lines.append(f"(too wide for this terminal: {', '.join(rows[0][shown:])})")
     return "\n".join(lines)
+
+
+def _measure(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _wrap(text: str, width: int, indent: str = "") -> list[str]:
+    """Break a text between words into lines."""
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) or [""]
+
+
+def print_text(text: str) -> None:
+    """Print lines, none wider than the terminal, with what matters in colour.
+
+    A terminal that is not to have colours is told so as usual: https://no-color.org.
+    """
+    width = find_width()
+    lines = [
+        part
+        for line in text.split("\n")
+        for part in (_wrap(line, width, "  ") if width and len(line) > width else [line])
+    ]
+    stream = sys.stdout
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if not isinstance(stream, SafeStream) or is_plain or not stream.isatty():
+        print("\n".join(lines))
+        return
+    for line in lines:
+        if match := _COLOURED.match(line):
+            start, end = match.span(1)
+            stream.write(line[:start])
+            stream.set_colour(_COLOURS[match[1]])
+            stream.write(match[1])
+            stream.set_colour(0)
+            line = line[end:]
+        print(line)
 
 
 def print_result(result: "Result", out: Path, *, as_json: bool = False) -> None:
@@ -53,6 +138,8 @@ def print_result(result: "Result", out: Path, *, as_json: bool = False) -> None:
     if as_json:
         _print_json(result, out)
         return
+    from channelscope.report.summary import summarise
+
     describe = {
         "comparison": _describe_comparison,
         "evaluation": _describe_evaluation,
@@ -61,12 +148,14 @@ def print_result(result: "Result", out: Path, *, as_json: bool = False) -> None:
         "damage": _describe_damage,
         "sweep": _describe_sweep,
     }[result.kind]
-    for line in describe(result):
-        print(line)
+    if headline := summarise(result).headline:
+        print_text(f"{headline}\n")
+    for text in describe(result):
+        print_text(text)
     if result.kind in ("intervention", "relevance", "damage"):
         for model, settings in result.meta["models"].items():
             for note in settings["notes"]:
-                print(f"WARNING, {model}: {note}")
+                print_text(f"WARNING, {model}: {note}")
     print(f"\nreport: {out / 'report.html'}")
 
 
@@ -118,7 +207,7 @@ def _describe_comparison(result: "Result") -> Iterator[str]:
     attack = result.meta["attack"]
     names = ("natural", attack, "worst")
     measures = ("cosine_centred", "nr_mass_natural", "nr_mass_adversarial")
-    heads = ("alignment", "NR mass", "attacked", "effective channels")
+    heads = ("alignment", "NR mass", "attacked", "channels")
     rows: list[Cells] = [("model", "natural", attack, "worst case", *heads)]
     for model, settings in result.meta["models"].items():
         accuracy = result.select("robustness", model=model, **{"class": "all"})
@@ -134,10 +223,10 @@ def _describe_comparison(result: "Result") -> Iterator[str]:
         rows.append((model, *percent, *shown))
     yield format_table(rows, align="l" + "r" * 7)
     yield (
-        f"\n{_describe_attack(result)}. alignment: cosine of a class's adversarial with its natural"
-        "\nactivations, beside the mean of all classes; NR mass: share of the relevant activation "
-        "on\nnegatively relevant channels, natural and attacked; effective channels: how many "
-        "carry the\nactivation.\n"
+        f"\n{_describe_attack(result)}. alignment: cosine of a class's adversarial with its "
+        "natural activations, beside the mean of all classes; NR mass: share of the relevant "
+        "activation on negatively relevant channels, natural and attacked; channels: how many "
+        "carry the activation.\n"
     )
     for row in _rows(result, "faults"):
         yield f"WARNING, {row.model}: {row.sentence}"
@@ -203,8 +292,8 @@ def _interval(low: float, high: float, sign: str = "") -> str:
 
 def _describe_intervention(result: "Result") -> Iterator[str]:
     """Describe the league of scorers, the best on adversarial images first, and the verdicts."""
-    columns = [("nr", "natural"), ("nr", "adversarial"), ("pr", "natural"), ("pr", "adversarial")]
-    heads = ("NR natural", "NR attacked", "PR natural", "PR attacked")
+    columns = [("nr", "adversarial"), ("pr", "adversarial"), ("nr", "natural"), ("pr", "natural")]
+    heads = ("NR attacked", "PR attacked", "NR natural", "PR natural")
     rows: list[Cells] = [("model", "layer", "scorer", "rank", *heads)]
     cells = {
         (row.model, row.layer, row.scorer, row.order, row.data): (
@@ -220,8 +309,8 @@ def _describe_intervention(result: "Result") -> Iterator[str]:
     yield format_table(rows, align="lllr" + "r" * len(columns))
     yield (
         "\nAccuracy kept when the negatively relevant channels go first (NR), and lost when the "
-        "positively\nrelevant ones do (PR), beyond random order: mean over all numbers of "
-        f"channels, in points, with {100 * result.meta['level']:.0f} % CI;\n"
+        "positively relevant ones do (PR), beyond random order: mean over all numbers of "
+        f"channels, in points, with {100 * result.meta['level']:.0f} % CI; "
         f"{_describe_attack(result)}.\n"
     )
     yield from _describe_verdicts(result)
@@ -251,9 +340,9 @@ def _describe_damage(result: "Result") -> Iterator[str]:
     yield format_table(rows, align="lll" + "r" * 8)
     yield (
         f"\n{_describe_attack(result)}. damage: fall of the margin of the label over the wrong "
-        "answer, on the\nimages that the attack breaks; refused: accounts that do not add up; NR "
-        "rises, PR falls: shares of the\ndamage; channels: how many have half of it; repaired: "
-        "share of the broken images that are right again\nwith an eighth of the channels put back, "
+        "answer, on the images that the attack breaks; refused: accounts that do not add up; NR "
+        "rises, PR falls: shares of the damage; channels: how many have half of it; repaired: "
+        "share of the broken images that are right again with an eighth of the channels put back, "
         "the worst first, or at random.\n"
     )
     for row in _rows(result, "faults"):
@@ -276,10 +365,11 @@ def _describe_relevance(result: "Result") -> Iterator[str]:
         rows.append((*place, f"{row['positive']:.1f}", f"{row['negative']:.1f}", *cells))
     yield format_table(rows, align="lll" + "r" * (len(scorers) + 2))
     yield (
-        f"\n{_count_images(result)}. PR, NR: number of channels that speak for and against a class,"
-        "\nmean over the classes; below a scorer's name: Spearman's correlation with its ranking "
-        "of the\nchannels, mean over the classes."
+        f"\n{_count_images(result)}. PR, NR: number of channels that speak for and against a "
+        "class, mean over the classes; below a scorer's name: Spearman's correlation with its "
+        "ranking of the channels, mean over the classes.\n"
     )
+    yield from _list_channels(result)
     for row in result.meta["refused"]:
         yield f"no scores, {row['model']}, {row['layer']}, {row['scorer']}: {row['reason']}"
 
@@ -288,6 +378,30 @@ def _count_signs(result: "Result") -> "pd.DataFrame":
     from channelscope.analyses.relevance import count_signs
 
     return count_signs(result)
+
+
+def _list_channels(result: "Result") -> Iterator[str]:
+    """List the most relevant channels of each class, by the first scorer of each layer."""
+    import numpy as np
+
+    from channelscope.figures.words import list_groups
+
+    shown: set[tuple[str, str]] = set()
+    for model, layer, scorer in list_groups(result, "relevance"):
+        if (model, layer) in shown:
+            continue
+        shown.add((model, layer))
+        relevance = result.array("relevance", "relevance", model, layer, scorer)
+        yield f"{model}, {layer}, by {scorer}: the most relevant channels, of all in relevance.csv"
+        rows: list[Cells] = [("class", "PR, the strongest first", "NR, the strongest first")]
+        for name, values in zip(result.meta["data"]["classes"], relevance, strict=True):
+            order = np.argsort(-values, kind="stable")
+            most = [str(c) for c in order[:_LISTED] if values[c] > 0]
+            least = [str(c) for c in order[::-1][:_LISTED] if values[c] < 0]
+            rows.append((name, " ".join(most) or "-", " ".join(least) or "-"))
+        yield format_table(rows[: 1 + _CLASSES], align="lll")
+        left = len(rows) - 1 - _CLASSES
+        yield f"... and {left} classes more\n" if left > 0 else ""
 
 
 def _describe_sweep(result: "Result") -> Iterator[str]:

@@ -341,6 +341,8 @@ def evaluate_model(
     progress = runner.progress
     progress.start(f"{model.label}: natural")
     correct = dict(known) or {"natural": runner.find_natural()}
+    if known:
+        progress.advance(len(runner.images))
     for name, attack in attacks.items():
         if name in known:
             progress.advance(len(runner.images) * count_parts([attack]))
