@@ -6,7 +6,7 @@ none within ``PAUSE`` seconds of the last, so that a minute is a few lines and a
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -55,7 +55,7 @@ class Lines:
         *,
         initial: float = 0,
     ) -> None:
-        if total is None and hasattr(iterable, "__len__"):
+        if total is None and isinstance(iterable, Sized):
             total = len(iterable)
         self.total = total
         self.n = self._initial = initial

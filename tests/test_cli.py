@@ -306,7 +306,7 @@ def test_relevance_is_scored_written_and_printed(
     output = capsys.readouterr()
     assert output.err == ""
     assert "no scores, standard, layer4.0, probe: The network has no gates" in output.out
-    rows = [line.split() for line in output.out.splitlines()]
+    rows = [line.split() for line in output.out.splitlines()[2:]]  # behind the answer
     assert rows[0] == ["model", "layer", "scorer", "PR", "NR", "gradient", "weights", "probe"]
     assert ["cifs", "layer4.0", "probe"] in [row[:3] for row in rows]
     # The gradient is what the weights say.
