@@ -4,18 +4,22 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import channelscope as cs
 from channelscope.analyses.base import ANALYSES, VERDICTS, ChannelTable
 from channelscope.analyses.claims import CLAIMS
 from channelscope.errors import UserError
 from channelscope.report import write_report
 from channelscope.result import Result
+from helpers.networks import images, plain
 from helpers.pages import Page, add_figures
 from helpers.studies import make_result, replace_tables, synthetic_study
 
@@ -474,3 +478,63 @@ def test_differences_between_models_have_their_corrected_significance(small: Pag
     assert "9.000" not in small.text
     assert "cifs − at 2 of 3 2 of 2 0 of 0 0 of 0 0 of 1" in small.text
     assert "at layer4 – cifs layer3 0.875 [0.800, 0.900]" in small.text
+
+
+# ---------------------------------------------------------------- results of other kinds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("question", "options", "words"),
+    [
+        (cs.evaluate, {"attacks": ["fgsm"], "checks": 0}, "net withstands every attack on"),
+        (cs.intervene, {"attack": "fgsm", "fractions": [0.5], "random": 1}, "are ranked best by"),
+        (cs.damage, {"attack": "pgd-3", "scorers": ()}, "Half of the attack's damage passes"),
+        (cs.relevance, {"scorers": ["weights", "gradient"]}, "Which channels speak for a class"),
+    ],
+)
+def test_every_result_is_saved_with_a_page_that_begins_with_its_answer(
+    question: Callable[..., Result],
+    options: dict[str, object],
+    words: str,
+    tmp_path: Path,
+) -> None:
+    x, _ = images(24)
+    network = plain().eval()
+    with torch.no_grad():  # all classes are answered, and every answer is right
+        network[-1].bias -= network(x).mean(0)
+        y = network(x).argmax(1)
+    if question is not cs.relevance:
+        options = options | {"eps": 0.05}
+    result = question({"net": network}, (x, y), replicates=20, progress=False, **options)
+    page = Page(result.save(tmp_path / "out", progress=False) / "report.html")
+    assert words in page.text[: page.text.index("1 network on 24 images")]
+    pictures = [str(image["src"]) for image in page.attributes("img")]
+    assert len(pictures) == len([*(tmp_path / "out" / "figures").glob("*.csv")])
+    for name, table in result.tables.items():
+        if not isinstance(table, ChannelTable) and len(table) and name != "verdicts":
+            assert f"{name}.csv" in page.text
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_sweep_has_a_page_that_names_no_winner(trained: bool, tmp_path: Path) -> None:
+    ends = ("", "_low", "_high")
+    numbers = {f"{name}{end}": 0.4 for name in ("natural", "robust") for end in ends}
+    variants = [
+        {"variant": f"imgf {imgf}", "seeds": 2 * trained, **numbers, "robust": robust}
+        for imgf, robust in (("softmax", 0.3), ("relu", 0.35))
+    ]
+    table = pd.DataFrame(variants)
+    if not trained:
+        table = table.assign(**dict.fromkeys(numbers, np.nan))
+    meta = {
+        "title": "cifs on digits, by imgf",
+        "models": {"imgf softmax": {}, "imgf relu": {}},
+        "data": {"name": "digits", "images": 360, "classes": ["0", "1"]},
+    }
+    text = read_text(Result("sweep", {"variants": table}, {}, meta), tmp_path)
+    assert "cifs on digits, by imgf" in text
+    assert "2 variants on 360 images of digits" in text
+    assert ("imgf relu has the highest worst-case accuracy, 35.0 %" in text) == trained
+    assert ("No network has been trained and measured." in text) == (not trained)
+    assert "most robust" not in text
