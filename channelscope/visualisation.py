@@ -135,7 +135,8 @@ class Visualisations:
                 raise UserError(f"models: {label} is not the network of that name compared.")
             if views.layer not in meta["models"][label]["layers"]:
                 raise UserError(f"layer: {views.layer} of {label} was not compared.")
-            arrays |= _as_arrays(views, f"views/{labels.index(label)}/{views.layer}")
+            place = meta["models"][label]["layers"].index(views.layer)
+            arrays |= _as_arrays(views, f"views/{labels.index(label)}/{place}")
         arrays["views/images"] = np.array([*self.pictures], np.int64)
         arrays["views/pictures"] = np.stack([*self.pictures.values()])
         return replace(result, arrays=arrays)

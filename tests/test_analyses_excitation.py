@@ -1,6 +1,7 @@
 """Excitation: the images are those that sorting gives, and the pictures are theirs."""
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -71,12 +72,14 @@ def test_images_are_listed_by_their_best_rank() -> None:
 
 
 def test_pictures_are_those_of_the_images_of_all_models_or_of_each() -> None:
-    excitation = RESULT.excitation
-    natural = set(rows_of(excitation, data="natural")["image"])
-    assert set(RESULT.arrays["thumbnails/natural/images"]) == natural
+    every = set[int]()
     for index, model in enumerate(STUDY.models):
-        images = set(rows_of(excitation, data="adversarial", model=model)["image"])
+        images = set(rows_of(RESULT.excitation, model=model)["image"])
+        for data in COLOURS:
+            images |= set(RESULT.arrays[f"references/{index}/0/{data}"].ravel())
         assert set(RESULT.arrays[f"thumbnails/adversarial/{index}/images"]) == images
+        every |= images
+    assert set(RESULT.arrays["thumbnails/natural/images"]) == every
     for name, first in (("natural", 0), ("adversarial/0", 100), ("adversarial/1", 150)):
         pictures = RESULT.arrays[f"thumbnails/{name}"]
         assert pictures.dtype == np.uint8
@@ -89,13 +92,24 @@ def test_of_large_pictures_the_first_ranks_are_kept() -> None:
     results = compute_excitation(study)
     images = results["thumbnails/natural/images"]
     assert len(images) == len(results["thumbnails/natural"]) == 2
-    rows = rows_of(make_result(STUDY, "excitation").excitation, data="natural", rank=1)
-    assert images.tolist() == sorted(rows["image"].unique())[:2]
+    first = set(rows_of(RESULT.excitation, rank=1)["image"])
+    for index, data in product(range(2), COLOURS):
+        first |= set(RESULT.arrays[f"references/{index}/0/{data}"][:, 0])
+    assert images.tolist() == sorted(first)[:2]
 
 
 def test_without_pictures_there_is_the_table_alone() -> None:
     results = compute_excitation(synthetic_study(("at",), ("bird", "cat")))
-    assert set(results) == {"excitation"}
+    assert not [name for name in results if name.startswith("thumbnails/")]
+
+
+def test_references_are_the_images_that_contribute_most_to_their_class() -> None:
+    for index, model in enumerate(STUDY.models):
+        for data in COLOURS:
+            contributions = STUDY.activations(model, "layer4", data)
+            contributions = contributions * STUDY.relevance(model, "layer4")
+            expected = np.argsort(-contributions, axis=0, kind="stable")[:4].T
+            np.testing.assert_array_equal(RESULT.arrays[f"references/{index}/0/{data}"], expected)
 
 
 @pytest.mark.parametrize(

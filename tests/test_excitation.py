@@ -59,7 +59,7 @@ def test_the_table_and_the_pictures_are_those_of_a_known_network(result: cs.Resu
         np.testing.assert_allclose(rows["activation"].to_numpy().reshape(3, 4), values, atol=1e-6)
         assert rows["rank"].tolist() == [1, 2, 3, 4] * 3
         kept = result.arrays[f"thumbnails/{name}/images"]
-        assert set(kept) == set(order.flat)
+        assert set(order.flat) <= set(kept)
         np.testing.assert_allclose(
             result.arrays[f"thumbnails/{name}"], images[kept] * 255, atol=0.51
         )

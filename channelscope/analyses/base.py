@@ -151,6 +151,9 @@ class Study(Protocol):
     def penultimate(self, model: str) -> tuple[str, ...]:
         """Return the measured layers whose relevance is the last linear layer's weight."""
 
+    def head(self, model: str) -> tuple[Float[ndarray, "k c"], Float[ndarray, " k"]] | None:
+        """Return weight and bias by which penultimate activations give the logits, or None."""
+
     def activations(self, model: str, layer: str, data: str = "natural") -> Float[ndarray, "n c"]:
         """Return the spatial means of a layer's feature maps."""
 

@@ -25,19 +25,33 @@ def compute_excitation(study: Study) -> dict[str, Any]:
     The arrays ``thumbnails/natural``, of all models together, and ``thumbnails/adversarial/0``, the
     first model's, and so on, are pictures (n, c, h, w), uint8, at most 4 MB each, of the images of
     the first ranks; under the same names ended in ``/images`` are the images' numbers (n,). Absent
-    where no pictures were kept.
+    where no pictures were kept. Every image has its natural picture beside its adversarial one, as
+    far as there is room.
+
+    ``references/0/1/natural`` and so on are the images (c, 4) that contribute most to their own
+    class's logit through each channel of the first model's second layer: activation times
+    relevance.
     """
     tops = {
         (model, layer, data): top_images(study.activations(model, layer, data), _KEEP)
         for model, data in product(study.models, _DATA)
         for layer in study.layers(model)
     }
+    references = {
+        (model, layer, data): top_images(
+            study.activations(model, layer, data) * study.relevance(model, layer), _KEEP
+        )
+        for model, layer, data in tops
+    }
     results: dict[str, Any] = {"excitation": _list_images(study, tops)}
-    natural = [images for (_, _, data), images in tops.items() if data == "natural"]
-    results |= _collect_pictures(study, "natural", study.models[0], natural)
+    for (model, layer, data), images in references.items():
+        place = f"{study.models.index(model)}/{study.layers(model).index(layer)}"
+        results[f"references/{place}/{data}"] = images
+    shown = [*tops.items(), *references.items()]
+    results |= _collect_pictures(study, "natural", study.models[0], [top for _, top in shown])
     for index, model in enumerate(study.models):
-        adversarial = [tops[model, layer, "adversarial"] for layer in study.layers(model)]
-        results |= _collect_pictures(study, f"adversarial/{index}", model, adversarial)
+        own = [top for (of, _, _), top in shown if of == model]
+        results |= _collect_pictures(study, f"adversarial/{index}", model, own)
     return results
 
 
@@ -93,6 +107,11 @@ def check_excitation(result: "Result") -> None:
     _check_indices(labels, len(result.meta["data"]["classes"]), "labels in arrays.npz")
     for images in (result.excitation["image"].to_numpy(), *numbers.values()):
         _check_indices(images, len(labels), "images")
+    for name in result.arrays:
+        if name.startswith("references/"):
+            _check_indices(result.arrays[name].ravel(), len(labels), name)
+            if result.arrays[name].ndim != 2:
+                raise ValueError(f"{name} is no table of images")
     measured = {
         (model, layer)
         for model, described in result.meta["models"].items()

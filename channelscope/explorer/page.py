@@ -1,19 +1,18 @@
 """The explorer's page: a chart of channels that describes the one pointed at; HTML, no script."""
 
-import base64
 import hashlib
-import io
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import Image
 
+from channelscope.explorer.sheets import ACROSS, encode_sheet
+from channelscope.explorer.still import write_page
 from channelscope.explorer.tables import DATA, estimate_shift, list_channels, list_images
 from channelscope.figures.paper import COLOURS
 from channelscope.figures.words import describe_attack, describe_class, format_percent
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from channelscope.explorer.live import LiveNetwork
 
 _BEST = 3  # channels that the table of classes shows for each
-ACROSS = 16  # tiles in a row of a sheet
 _TILE = 48  # pixels of a tile's longer side on the page
 
 
@@ -37,6 +35,19 @@ class StaticExplorer:
     layer: str
     class_name: str
     order: str
+
+    def save(self, path: Path | str) -> Path:
+        """Write a page that needs no kernel and no network: all models, layers and classes.
+
+        Its script answers clicks: channels are pinned, silenced, or restored (their natural values
+        in the adversarial run); at the penultimate layer what that does to the answers is computed
+        exactly, image by image, from the activations that the comparison keeps.
+
+        Args:
+            path: such as "explorer.html".
+        """
+        names = ("model", "layer", "class_name", "order")
+        return write_page(self.result, Path(path), {name: getattr(self, name) for name in names})
 
     def _repr_html_(self) -> str:
         """Show both in a notebook."""
@@ -75,7 +86,7 @@ class Sheet:
         scale = _TILE / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         numbers = {key: number for number, key in enumerate(tiles)}
-        return cls(_encode_sheet(np.stack([*tiles.values()])), numbers, size)
+        return cls(encode_sheet(np.stack([*tiles.values()])), numbers, size)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,20 +99,6 @@ class Sheet:
         number = self.numbers.get((data, image))
         width, height = self.tile
         return None if number is None else (number % ACROSS * width, number // ACROSS * height)
-
-
-def _encode_sheet(pictures: UInt8[ndarray, "n c h w"]) -> str:
-    """Put pictures in rows of ``ACROSS``; unless of three channels, the first one in grey."""
-    n, channels, height, width = pictures.shape
-    shown = pictures if channels == 3 else pictures[:, :1]
-    rows = -(-n // ACROSS)
-    sheet = np.zeros((rows * ACROSS, *shown.shape[1:]), np.uint8)
-    sheet[:n] = shown
-    sheet = sheet.reshape(rows, ACROSS, -1, height, width).transpose(0, 3, 1, 4, 2)
-    sheet = sheet.reshape(rows * height, ACROSS * width, -1)
-    png = io.BytesIO()
-    Image.fromarray(sheet[..., 0] if sheet.shape[2] == 1 else sheet).save(png, "PNG")
-    return base64.b64encode(png.getvalue()).decode()
 
 
 class Page:

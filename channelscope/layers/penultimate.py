@@ -34,11 +34,13 @@ class LastLayer:
         inputs: names of layers, at least one.
         weight: (k, c), the gradient of each logit by each activation of these layers; None where it
             is none that is the same for all images, as behind a further ReLU.
+        bias: (k,), what the logits are beside; None where the weight is.
     """
 
     linear: Map
     inputs: tuple[str, ...]
     weight: Float[Tensor, "k c"] | None
+    bias: Float[Tensor, " k"] | None
 
     @classmethod
     def find(cls, model: nn.Module, x: Float[Tensor, "n *image"]) -> Self:
@@ -58,7 +60,8 @@ class LastLayer:
                 inputs = [call for call in calls if _pools_to(call.output, target)]
                 inputs.sort(key=lambda call: (-call.output.numel(), call.name.count(".")))
                 names = *(call.name for call in inputs), last.name + INPUT
-                return cls(last.module, names, _scale_weight(last.module, scale, logits.shape[1]))
+                weight = _scale_weight(last.module, scale, logits.shape[1])
+                return cls(last.module, names, weight, _scale_bias(last.module, scale, weight))
         raise UserError(_explain_absence(calls, logits))
 
 
@@ -103,6 +106,16 @@ def _scale_weight(linear: Map, scale: float, classes: int) -> Tensor | None:
     if len(weight) == 1 and classes == 2:
         weight = torch.cat([torch.zeros_like(weight), weight])
     return weight if scale == 1 else scale * weight
+
+
+def _scale_bias(linear: Map, scale: float, weight: Tensor | None) -> Tensor | None:
+    """Return the logits (k,) of activations of 0; None where there is no weight."""
+    if weight is None or linear.bias is None:
+        return None if weight is None else weight.new_zeros(len(weight))
+    bias = linear.bias.detach()
+    if len(bias) < len(weight):
+        bias = torch.cat([torch.zeros_like(bias), bias])
+    return bias if scale == 1 else scale * bias
 
 
 def _explain_absence(calls: Sequence[Call], logits: Float[Tensor, "n k"]) -> str:

@@ -19,6 +19,7 @@ from channelscope.errors import UserError
 from channelscope.gates import Probed, Selective, attached, takes_labels, with_labels
 from channelscope.layers.features import capture_activations, pool_features
 from channelscope.layers.hooks import eval_mode, get_logits, get_parameter
+from channelscope.layers.penultimate import LastLayer
 from channelscope.scorers import ScoreFunction, Scorer, fit_scorers, gradient, score_block, weights
 from channelscope.study.evaluation import Images, Progress, identify_attack
 from channelscope.study.models import Model, check_finite, choose_layers
@@ -36,11 +37,13 @@ class Layers:
         names: in the order given; the deepest last, as a rule.
         scorers: layer -> what scores its relevance: the last linear layer, or the gradient.
         few: a few images, to try the network on.
+        last: the last linear layer; None where there is none.
     """
 
     names: tuple[str, ...]
     scorers: Mapping[str, ScoreFunction]
     few: Float[Tensor, "n *image"]
+    last: LastLayer | None = None
 
     @property
     def penultimate(self) -> tuple[str, ...]:
@@ -64,7 +67,7 @@ def find_layers(model: Model, images: Images, layers: Sequence[str] | None) -> L
     names, last = choose_layers(model.network, layers, few, images.classes)
     weighed = last.inputs if last is not None and last.weight is not None else ()
     scorers = {name: weights if name in weighed else gradient for name in names}
-    return Layers(names=tuple(names), scorers=scorers, few=few)
+    return Layers(names=tuple(names), scorers=scorers, few=few, last=last)
 
 
 @dataclass(frozen=True, eq=False)

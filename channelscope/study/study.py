@@ -55,7 +55,14 @@ from channelscope.study.evaluation import (
     evaluate_model,
 )
 from channelscope.study.faults import find_faults
-from channelscope.study.measuring import Layers, Measurer, Scores, find_layers, score_model
+from channelscope.study.measuring import (
+    Layers,
+    Measurer,
+    Scores,
+    find_layers,
+    score_model,
+    to_array,
+)
 from channelscope.study.models import (
     Model,
     Models,
@@ -317,6 +324,13 @@ class Study:
     def penultimate(self, model: str) -> tuple[str, ...]:
         """Return the measured layers whose relevance is the last linear layer's weight."""
         return self._layers(model).penultimate
+
+    def head(self, model: str) -> tuple[Float[ndarray, "k c"], Float[ndarray, " k"]] | None:
+        """Return weight and bias by which penultimate activations give the logits, or None."""
+        last = self._layers(model).last
+        if last is None or last.weight is None or last.bias is None:
+            return None
+        return to_array(last.weight), to_array(last.bias)
 
     def activations(self, model: str, layer: str, data: str = "natural") -> Float[ndarray, "n c"]:
         """Return the spatial means of a layer's feature maps, an image a row, memory-mapped.

@@ -2,8 +2,8 @@
 
 Keys of arrays, with M a model's place, DATA natural, adversarial or a strength such as eps-0.05,
 TOLD true or wrong: labels, weights, correct/M/ATTACK, answers/M/DATA, activations/M/DATA/LAYER,
-relevance/M/LAYER, scores/M/LAYER/SCORER, masks/M/DATA/none|TOLD/GATE, told_answers/M/DATA/TOLD,
-told_labels/TOLD, pictures/DATA, pictures/M/DATA.
+relevance/M/LAYER, weight/M, bias/M, scores/M/LAYER/SCORER, masks/M/DATA/none|TOLD/GATE,
+told_answers/M/DATA/TOLD, told_labels/TOLD, pictures/DATA, pictures/M/DATA.
 """
 
 import re
@@ -89,6 +89,12 @@ class KeptStudy:
 
     def penultimate(self, model: str) -> tuple[str, ...]:
         return tuple(self.known[model].get("penultimate", ()))
+
+    def head(self, model: str) -> tuple[np.ndarray, np.ndarray] | None:
+        index = self.models.index(model)
+        if f"weight/{index}" not in self.arrays:
+            return None
+        return self.arrays[f"weight/{index}"], self.arrays[f"bias/{index}"]
 
     def activations(self, model: str, layer: str, data: str = "natural") -> np.ndarray:
         return self._array("activations", model, data, layer)
