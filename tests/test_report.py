@@ -18,6 +18,7 @@ from channelscope.analyses.base import ANALYSES, VERDICTS, ChannelTable
 from channelscope.analyses.claims import CLAIMS
 from channelscope.errors import UserError
 from channelscope.report import write_report
+from channelscope.report.sentences import name_page
 from channelscope.result import Result
 from helpers.networks import images, plain
 from helpers.pages import Page, add_figures
@@ -122,6 +123,12 @@ def test_no_folder_is_in_the_title(name: str, shown: str, tmp_path: Path) -> Non
     text = read_text(result, tmp_path)
     assert f"nat, at, cifs on {shown} " in text
     assert text.count(name) == 1 if name != shown else True  # in the settings
+
+
+def test_the_title_of_many_networks_is_short() -> None:
+    models: dict[str, object] = {f"net{index}": {} for index in range(12)}
+    result = replace(RESULT, meta=RESULT.meta | {"models": models})
+    assert name_page(result) == "net0, net1, net2, net3, net4, 7 others on cifar10"
 
 
 def test_findings_name_a_network_that_follows_a_wrong_label(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ _FURTHER = {
 }
 # Results whose activations are of adversarial images by one attack.
 _ATTACKED = ("comparison", "intervention", "damage")
-_LISTED = 6  # attacks that a sentence names
+_LISTED = 6  # attacks, or networks, that a sentence names
 
 
 def shorten_data(name: str) -> str:
@@ -41,7 +41,10 @@ def name_page(result: "Result") -> str:
     """Return the page's title."""
     if "title" in result.meta:  # a sweep's
         return str(result.meta["title"])
-    return f"{', '.join(result.meta['models'])} on {shorten_data(result.meta['data']['name'])}"
+    names = list(result.meta["models"])
+    if len(names) > _LISTED:
+        names = [*names[: _LISTED - 1], f"{len(names) - _LISTED + 1} others"]
+    return f"{', '.join(names)} on {shorten_data(result.meta['data']['name'])}"
 
 
 def describe_setting(result: "Result") -> str:
