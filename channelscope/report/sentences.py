@@ -149,7 +149,7 @@ def describe_damage(result: "Result") -> str:
     return (
         "An attack wins by lowering the margin of the right answer over the wrong one. Half of "
         f"what it lowers it by passes through {'; '.join(parts)} (mean over the images that it "
-        "breaks). The fewer channels, the more is repaired by guarding these."
+        "breaks)."
     )
 
 
