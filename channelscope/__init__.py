@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from channelscope.api import compare, damage, draw_figures, evaluate, intervene, relevance
+    from channelscope.api import compare, damage, draw_figures, evaluate, film, intervene, relevance
     from channelscope.attacks import APGD, FGSM, PGD
     from channelscope.data import Dataset, as_dataset
     from channelscope.errors import UserError
@@ -38,6 +38,7 @@ _MODULES = {
     "damage": "api",
     "draw_figures": "api",
     "evaluate": "api",
+    "film": "api",
     "intervene": "api",
     "relevance": "api",
     "APGD": "attacks",
@@ -101,6 +102,7 @@ __all__ = [
     "draw_figures",
     "evaluate",
     "explore",
+    "film",
     "hooked",
     "intervene",
     "load",

@@ -1,4 +1,4 @@
-"""The questions that a study answers: compare, evaluate, intervene, relevance, damage."""
+"""The questions that a study answers: compare, evaluate, intervene, relevance, damage, film."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,6 +14,7 @@ from channelscope.locks import lock_path
 from channelscope.result import Result, check_folder
 from channelscope.study.account import BOUND
 from channelscope.study.damage import Repair
+from channelscope.study.film import Runs, read_frames
 from channelscope.study.models import Models
 from channelscope.study.store import check_run_folder, remove_run_folder
 from channelscope.study.study import Attacks, Scorers, Study, Suppression, list_attacks
@@ -347,6 +348,56 @@ def damage(
         groups=groups,
         thumbnails=False,
         repair=Repair(fractions=fractions, adaptive=adaptive, bound=bound, edges=edges),
+    )
+
+
+def film(
+    runs: Runs,
+    data: Any = None,
+    *,
+    attack: str | AttackLike = "pgd-10",
+    eps: float | None = None,
+    threshold: float = 0.01,
+    **options: Unpack[Options],
+) -> Result:
+    """Film trainings: measure the network of every kept epoch on the same images.
+
+    A run is a checkpoint that was trained with ``keep_epochs``; its kept epochs lie beside it. Of
+    each: accuracy, alignment (C1), NR mass and NR part of the logit's fall (C2, C5), rank alignment
+    of activation and relevance (C3), accuracy under a cheap attack (C4), kinds of damage and
+    cross-class features at the penultimate layer, probes and masks of gates; beside them accuracy
+    in training and on validation images, from the log. Then where a curve jumps, how far robust
+    accuracy falls from the best epoch to the last (robust overfitting), how runs differ, and the
+    verdict "Cross-class". See ``analyses.film``.
+
+    Args:
+        runs: label -> path of a run's checkpoint; or several paths, or one. A run that has not
+            ended is filmed as far as it is.
+        data: as in ``compare``: the test split is used, not the images that chose the best epoch.
+        attack, eps: the attack and, of a named one, its radius.
+        threshold: as in ``compare``.
+        **options: as in ``compare``; ``images`` is 500 unless named.
+
+    Returns:
+        Tables ``film``, ``film_changes``, ``film_overfitting``, ``film_differences`` and
+        ``verdicts``.
+
+    Raises:
+        UserError: for arguments that do not fit together; the sentence names the argument.
+    """
+    options.setdefault("images", 500)
+    networks, frames = read_frames(runs)
+    return _answer(
+        "film",
+        networks,
+        data,
+        options,
+        attack=attack,
+        attacks=(),
+        eps=eps,
+        threshold=threshold,
+        thumbnails=False,
+        frames=frames,
     )
 
 

@@ -54,6 +54,7 @@ COMMANDS: dict[Kind, str] = {
     "intervention": "intervene",
     "relevance": "relevance",
     "damage": "damage",
+    "film": "film",
     "sweep": "sweep",
 }
 _MOST_ROWS = 100_000  # of a channel table that is written as CSV in full: more is a summary there
@@ -106,7 +107,8 @@ class Result:
     {}
 
     Args:
-        kind: what made it: comparison, evaluation, intervention, relevance, damage or sweep.
+        kind: what made it: comparison, evaluation, intervention, relevance, damage, film or
+            sweep.
         tables: name -> tidy frame, or channel table; see ``analyses`` for their columns.
         arrays: the images' ``labels``; ``correct/INDEX/ATTACK``, by model (its place in
             ``meta["models"]``) the images that are classified correctly; pictures.

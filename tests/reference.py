@@ -1080,3 +1080,14 @@ def paired_difference(
     if min(1.0, 2 * tail / 2 ** (f + g)) > 1 - level:
         low, high = min(low, 0.0), max(high, 0.0)
     return (f - g) / n, max(-1.0, low), min(1.0, high)
+
+
+def cross_class(activations: np.ndarray, weight: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the pairs of classes of the positive cosine of W_k * mean a_k."""
+    vectors = [row * activations[labels == k].mean(0) for k, row in enumerate(weight)]
+    cosines = []
+    for j in range(len(vectors)):
+        for k in range(j):
+            size = np.sqrt((vectors[j] ** 2).sum() * (vectors[k] ** 2).sum())
+            cosines.append(max(0.0, float((vectors[j] * vectors[k]).sum() / size)))
+    return float(np.mean(cosines))

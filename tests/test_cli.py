@@ -46,7 +46,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
 QUESTIONS = ("compare", "evaluate", "intervene", "relevance", "damage")
 LISTINGS = ("attacks", "scorers", "analyses", "recipes", "zoo", "layers")
-COMMANDS = ("demo", "train", "sweep", *QUESTIONS, *LISTINGS, "figures", "convert", "doctor")
+COMMANDS = (
+    *("demo", "train", "sweep", *QUESTIONS, "film", *LISTINGS),
+    *("figures", "convert", "doctor"),
+)
 TINY = "--arch resnet10 --width 2 --epochs 1 --batch-size 16 --device cpu -q"
 FEW = "--replicates 20 --device cpu -q"
 

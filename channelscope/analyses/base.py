@@ -105,7 +105,7 @@ from channelscope.statistics.intervals import Estimate
 if TYPE_CHECKING:
     from channelscope.result import Result
 
-Kind = Literal["comparison", "evaluation", "intervention", "relevance", "damage", "sweep"]
+Kind = Literal["comparison", "evaluation", "intervention", "relevance", "damage", "film", "sweep"]
 Labels = Literal["none", "true", "wrong"]  # what the gates are told
 Masks = Literal["attached", "held"]  # of gates behind a layer: made of its features, or their own
 Section = Literal["claims", "network", "gates", "models", "training"]  # of a page, in its order
@@ -181,6 +181,9 @@ class Study(Protocol):
         self, model: str, gate: str, data: str = "natural", told: Labels = "none"
     ) -> Float[ndarray, "n c"]:
         """Return a gate's mask; of masks of single elements, the mean over space."""
+
+    def probes(self, model: str, data: str = "natural") -> Mapping[str, Int[ndarray, " n"]]:
+        """Return the class that each gate's probe answers, by gated layer."""
 
     def told(self, model: str) -> Mapping[Labels, Int[ndarray, " n"]]:
         """Return the labels that gates are told: "true", "wrong"; empty where none takes any."""

@@ -64,6 +64,7 @@ LEAST = {
     "C4": 0.02,  # 2 points of accuracy: defences are published for gains of 2 and more
     "C5": 0.02,  # as C2
     "NR damage": 0.05,  # 55 or 45 % of the damage, in place of half
+    "Cross-class": 0.02,  # of a mean cosine
 }
 _TRAINING = "needs a standard and an AT network", ("standard", "at")
 _GATES = "needs a CIFS network and the method it adds gates to, such as AT", ("at", "cifs")
@@ -589,7 +590,7 @@ def _describe_test(question: Question, effect: Effect, p: float, tests: int) -> 
 
 
 def _format_least(question: Question) -> str:
-    if question.claim in ("C1", "C3"):
+    if question.claim in ("C1", "C3", "Cross-class"):
         return f"{question.least:.2f}"
     return f"{100 * question.least:g} points"
 

@@ -150,6 +150,34 @@ def answer(args: argparse.Namespace) -> None:
             print_result(result, Path(args.out), as_json=args.json)
 
 
+def film(args: argparse.Namespace) -> None:
+    """Film trainings and print what changed in them."""
+    from channelscope.api import Options, film
+    from channelscope.distributed import is_first
+    from channelscope.study.film import read_frames
+    from channelscope.study.models import trained_on
+
+    labels = args.labels or [Path(run).stem for run in args.runs]
+    if len(labels) != len(args.runs):
+        raise UserError(
+            f"There are {len(args.runs)} runs and {len(labels)} labels: name one label for each."
+        )
+    if len(set(labels)) < len(labels):
+        raise UserError("Two runs have the same label: name different ones with --labels.")
+    runs = dict(zip(labels, args.runs, strict=True))
+
+    def load() -> "Dataset":  # images are read when all names have been checked
+        networks, _ = read_frames(runs)
+        trainings = [checkpoint.meta for checkpoint in networks.values()]
+        return load_data(args, args.data or trained_on(trainings))
+
+    options = {name: vars(args)[name] for name in Options.__annotations__ if name in vars(args)}
+    with join(args):
+        result = film(**_collect(args, film) | options | {"runs": runs, "data": load})
+        if is_first():
+            print_result(result, Path(args.out), as_json=args.json)
+
+
 def demo(args: argparse.Namespace) -> None:
     """Train three networks on digits, side by side, compare them and print the result."""
     import torch

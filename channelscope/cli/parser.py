@@ -300,6 +300,38 @@ def _add_questions(menu: Any) -> None:
         fractions=(0.0625, 0.125, 0.25, 0.5),
     )
 
+    film = _add_command(
+        menu,
+        "film",
+        commands.film,
+        "measure every kept epoch of trainings",
+        """
+        Measure the network of every kept epoch of trainings on the same images: accuracy under a
+        cheap attack, alignment, NR mass, kinds of damage, cross-class features, gates; beside them
+        the training log. Write tables (CSV), figures (PDF, PNG) and meta.json: where curves jump,
+        how far robust accuracy falls from the best epoch to the last (robust overfitting), and
+        the verdict whether cross-class features peak at the best epoch (arXiv 2506.05032).
+        """,
+        """
+        channelscope train --method at --keep-epochs 1 --epochs 40 --out at.pt
+        channelscope film at.pt --out film
+        channelscope film at.pt cifs.pt --labels AT CIFS --images 200
+        """,
+        _STUDY.format(
+            command="film RUN",
+            disk="about 12 bytes x images x channels of the penultimate layer for each kept epoch.",
+        ),
+    )
+    film.set_defaults(after_stop=_AGAIN)
+    film.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="checkpoint of a training with --keep-epochs, the kept epochs beside it",
+    )
+    names = f"labels {DATA} images attack eps threshold {MEASURING}"
+    add_options(film, names, OPTIONS, out="film", attack="pgd-10", images=500)
+
 
 def _add_question(
     menu: Any,

@@ -146,13 +146,14 @@ def print_result(result: "Result", out: Path, *, as_json: bool = False) -> None:
         "intervention": _describe_intervention,
         "relevance": _describe_relevance,
         "damage": _describe_damage,
+        "film": _describe_film,
         "sweep": _describe_sweep,
     }[result.kind]
     if headline := summarise(result).headline:
         print_text(f"{headline}\n")
     for text in describe(result):
         print_text(text)
-    if result.kind in ("intervention", "relevance", "damage"):
+    if result.kind in ("intervention", "relevance", "damage", "film"):
         for model, settings in result.meta["models"].items():
             for note in settings["notes"]:
                 print_text(f"WARNING, {model}: {note}")
@@ -169,6 +170,7 @@ def _print_json(result: "Result", out: Path) -> None:
             *("damage", "completeness", "kinds", "concentration"),
             *("repair_areas", "faults", "verdicts"),
         ),
+        "film": ("film_changes", "film_overfitting", "film_differences", "verdicts"),
         "sweep": ("sweep", "variants"),
     }[result.kind]
     values: dict[str, Any] = {"out": str(out)}
@@ -180,7 +182,7 @@ def _print_json(result: "Result", out: Path) -> None:
             model: {"made": settings["checked"], "skipped": settings["skipped"]}
             for model, settings in result.meta["models"].items()
         }
-    if result.kind in ("intervention", "relevance", "damage"):
+    if result.kind in ("intervention", "relevance", "damage", "film"):
         values["notes"] = {
             model: settings["notes"] for model, settings in result.meta["models"].items()
         }
@@ -402,6 +404,31 @@ def _list_channels(result: "Result") -> Iterator[str]:
         yield format_table(rows[: 1 + _CLASSES], align="lll")
         left = len(rows) - 1 - _CLASSES
         yield f"... and {left} classes more\n" if left > 0 else ""
+
+
+def _describe_film(result: "Result") -> Iterator[str]:
+    """Describe each run's first, best and last epoch, what changed, and how runs differ."""
+    from channelscope.analyses.film import describe_changes, describe_differences
+
+    names = ("natural", "robust", "cosine_centred", "nr_mass_adversarial", "cross_class")
+    heads = ("natural", "robust", "alignment", "NR mass, attacked", "cross-class")
+    rows: list[Cells] = [("run", "epoch", *heads)]
+    best = {row.run: row.best for row in _rows(result, "film_overfitting")}
+    for run in result.meta["models"]:
+        film = result.select("film", run=run)
+        epochs = film.loc[film["measure"] == "natural", "epoch"]
+        for epoch in sorted({epochs.min(), best.get(run, epochs.max()), epochs.max()}):
+            values = film[film["epoch"] == epoch].set_index("measure")["estimate"]
+            cells = (f"{values[name]:.3f}" if name in values else "-" for name in names)
+            mark = " (best)" if epoch == best.get(run) else ""
+            rows.append((run, f"{epoch:.0f}{mark}", *cells))
+    yield format_table(rows, align="ll" + "r" * len(names))
+    yield f"\n{_describe_attack(result)}.\n"
+    for row in _rows(result, "film_overfitting"):
+        yield f"{row.run}: {row.statement}"
+    yield from describe_changes(result)
+    yield from describe_differences(result)
+    yield from _describe_verdicts(result)
 
 
 def _describe_sweep(result: "Result") -> Iterator[str]:

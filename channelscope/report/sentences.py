@@ -19,10 +19,11 @@ _POINTS = {"C2", "C4", "C5", "CAS", "FSR", "EAS", "KAP", "C4 by intervention", "
 # Claims of other results than comparisons.
 _FURTHER = {
     "C4 by intervention": "Without its negatively relevant channels a network is more robust.",
+    "Cross-class": "Networks rest on features of several classes most at the best robust epoch.",
     "NR damage": "The damage is done by negatively relevant channels that rise under attack.",
 }
 # Results whose activations are of adversarial images by one attack.
-_ATTACKED = ("comparison", "intervention", "damage")
+_ATTACKED = ("comparison", "intervention", "damage", "film")
 _LISTED = 6  # attacks, or networks, that a sentence names
 
 
@@ -51,7 +52,7 @@ def describe_setting(result: "Result") -> str:
     """Say what was measured, on what, by which attacks."""
     meta = result.meta
     data, models = meta["data"], list(meta["models"])
-    what = {"sweep": "variant"}.get(result.kind, "network")
+    what = {"sweep": "variant", "film": "training"}.get(result.kind, "network")
     texts = [
         f"{len(models)} {what}{'s' if len(models) != 1 else ''} on {data['images']:,} images of "
         f"{shorten_data(data['name'])} ({len(data['classes'])} classes)"

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from channelscope.analyses.film import describe_changes, describe_differences
 from channelscope.analyses.relevance import count_signs
 from channelscope.analyses.robustness import is_made_for_gates
 from channelscope.figures.words import (
@@ -37,6 +38,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "intervention": ("league",),
     "relevance": ("relevance", "agreement"),
     "damage": ("damage", "completeness", "kinds", "concentration", "repairs"),
+    "film": ("film", "film_changes", "film_overfitting", "film_differences"),
     "sweep": ("variants",),
 }
 # The measures of a comparison's table.
@@ -91,6 +93,7 @@ def summarise(result: "Result") -> Summary:
         "intervention": _summarise_intervention,
         "relevance": _summarise_relevance,
         "damage": _summarise_damage,
+        "film": _summarise_film,
         "sweep": _summarise_sweep,
     }[result.kind]
     if not set(_NEEDS[result.kind]) <= set(result.tables):
@@ -423,6 +426,25 @@ def _summarise_relevance(result: "Result") -> Summary:
         "scorers. Single channels are in relevance.csv."
     )
     return Summary(headline, [reason], Table("The scorers at a glance", columns, rows))
+
+
+def _summarise_film(result: "Result") -> Summary:
+    rows = []
+    for row in result.film_overfitting.to_dict("records"):
+        epochs = [Cell(words=f"{row[name]:.0f}") for name in ("best", "last")]
+        robust = [
+            Cell(float(row[f"robust_{name}"]), share=True).with_bar("adversarial")
+            for name in ("best", "last")
+        ]
+        fall = Cell.of(row, "fall", share=True)
+        rows.append(Row(row["run"], [*epochs, *robust, fall, Cell(words=row["verdict"])]))
+    columns = ["run", "best epoch", "last", "robust at the best", "at the last", "fall", "verdict"]
+    overfitting = result.select("film_overfitting", verdict="overfitting")["run"].tolist()
+    headline = "No training is shown to overfit in robust accuracy."
+    if overfitting:
+        headline = f"Robust accuracy falls from the best epoch to the last in {_join(overfitting)}."
+    table = Table("The trainings at a glance", columns, rows) if rows else None
+    return Summary(headline, describe_changes(result), table, (), describe_differences(result))
 
 
 def _summarise_sweep(result: "Result") -> Summary:

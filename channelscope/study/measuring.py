@@ -79,11 +79,13 @@ class Observation:
         activations: by layer (n, c).
         masks: of its gates that have one, by gated layer (n, c); of masks of single elements, the
             mean over space.
+        probes: the classes that its probes answer, by gated layer (n,).
     """
 
     answers: Int[Tensor, " n"]
     activations: dict[str, Float[Tensor, "n _"]]
     masks: dict[str, Float[Tensor, "n _"]]
+    probes: dict[str, Int[Tensor, " n"]]
 
 
 @torch.no_grad()
@@ -108,7 +110,8 @@ def observe(
         activations = {layer: captured[layer] for layer in layers}
     check_finite(probed.logits)
     masks = {layer: pool_features(mask) for layer, mask in probed.masks.items()}
-    return Observation(probed.logits.argmax(1), activations, masks)
+    probes = {layer: logits.argmax(1) for layer, logits in probed.probes.items()}
+    return Observation(probed.logits.argmax(1), activations, masks, probes)
 
 
 def draw_wrong_labels(labels: Int[ndarray, " n"], classes: int, seed: int) -> Int[ndarray, " n"]:
@@ -165,6 +168,11 @@ class Measurer:
     def gates(self) -> tuple[str, ...]:
         """The gated layers that have a mask."""
         return tuple(self._tried.masks)
+
+    @property
+    def probed(self) -> tuple[str, ...]:
+        """The gated layers that have a probe."""
+        return tuple(self._tried.probes)
 
     @cached_property
     def _tried(self) -> Observation:
@@ -235,6 +243,7 @@ class Measurer:
             spec[f"activations/{name}"] = ((self._tried.activations[name].shape[1],), "<f4")
         if masks:
             spec |= {f"answers/{labels}": ((), "<i4") for labels in self.told}
+            spec |= {f"probes/{gate}": ((), "<i4") for gate in self._tried.probes}
             for labels in ("none", *self.told):
                 for gate, mask in self._tried.masks.items():
                     spec[f"masks/{labels}/{gate}"] = ((mask.shape[1],), "<f4")
@@ -249,6 +258,7 @@ class Measurer:
         values |= {f"activations/{name}": a for name, a in seen.activations.items()}
         if not masks:
             return values
+        values |= {f"probes/{gate}": answers for gate, answers in seen.probes.items()}
         observations: dict[str, Observation] = {"none": seen}
         for labels, told in self.told.items():
             observations[labels] = observe(network, (), x, torch.from_numpy(told[rows]))

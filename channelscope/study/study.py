@@ -55,6 +55,7 @@ from channelscope.study.evaluation import (
     evaluate_model,
 )
 from channelscope.study.faults import find_faults
+from channelscope.study.film import Frames
 from channelscope.study.measuring import (
     Layers,
     Measurer,
@@ -171,8 +172,9 @@ class Study:
         device: where checkpoints are run: "auto" (a GPU if there is one), "cpu", "cuda", ...
         folder: the run folder, which stays; None for a temporary one.
         progress: show progress bars.
-        kind: of the result that ``run`` makes: comparison, evaluation, intervention, relevance or
-            damage.
+        frames: of a film: label -> the run and the epoch that the network is of.
+        kind: of the result that ``run`` makes: comparison, evaluation, intervention, relevance,
+            damage or film.
 
     Raises:
         UserError: for arguments that do not fit together; the sentence names the argument.
@@ -197,6 +199,7 @@ class Study:
         save_adversarial: bool = False,
         suppression: Suppression | None = None,
         repair: Repair | None = None,
+        frames: Frames | None = None,
         output: int | str | None = None,
         methods: Mapping[str, str] | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
@@ -226,7 +229,7 @@ class Study:
         dataset = as_dataset(data, progress=self._show_progress)
         self.dataset = self._fit_classes(dataset, output)
         test = self.dataset.test
-        if kind in ("intervention", "damage") and images is not None:  # which have a default
+        if kind in ("intervention", "damage", "film") and images is not None:  # a default
             images = min(images, len(test))  # of those judged, and of those ranked on
         split = test.sample(images, seed).load(self._show_progress)
         self.images = Images(
@@ -282,6 +285,10 @@ class Study:
         if kind == "intervention":
             self.settings |= vars(self.suppression) | {"ranked_on": ranked_on}
             self.settings["fractions"] = sorted(self.suppression.fractions)
+        if kind == "film":
+            self.settings["frames"] = {
+                label: list(place) for label, place in (frames or {}).items()
+            }
         if kind == "damage":
             self.settings |= vars(self.repair) | {"fractions": sorted(self.repair.fractions)}
         self._check_processes()
@@ -395,6 +402,12 @@ class Study:
         """Return a gate's mask, an image a row; the mean over space where it is of elements."""
         return self._rows(model, data).array(f"masks/{told}/{gate}")
 
+    def probes(self, model: str, data: str = "natural") -> Mapping[str, Int[ndarray, " n"]]:
+        """Return the class that each gate's probe answers, by gated layer; told no label."""
+        rows = self._rows(model, data)
+        gates = self._measurers[model].probed
+        return {gate: rows.array(f"probes/{gate}").astype(np.int64) for gate in gates}
+
     def told(self, model: str) -> Mapping[Labels, Int[ndarray, " n"]]:
         """Return the labels that a model's gates are told: "true", "wrong"; empty for none."""
         return self._measurers[model].told
@@ -469,7 +482,7 @@ class Study:
         if self.kind in ("comparison", "damage"):
             _ = self._measured
             _ = [self.faults(model) for model in self.models]
-        if self.kind in ("comparison", "evaluation", "damage"):
+        if self.kind in ("comparison", "evaluation", "damage", "film"):
             _ = self._evaluated
         if self.kind == "damage":
             _ = self._traced
@@ -512,9 +525,9 @@ class Study:
             if self.kind == "evaluation":
                 continue
             measurer = self._measurers[model.label]
-            if self.kind in ("comparison", "damage"):
+            if self.kind in ("comparison", "damage", "film"):
                 total += n * measurer.count_bytes(relevance=True)
-            if self.kind == "comparison":
+            if self.kind in ("comparison", "film"):
                 total += n * measurer.count_bytes() * (1 + len(self._strengths))
             if self.kind == "damage":
                 total += n * self._damagers[model.label].count_bytes()
@@ -623,7 +636,7 @@ class Study:
             self._attacks_on(self._models[0], eps)
         attacks = {model.label: self._attacks_on(model, plan.eps) for model in self._models}
         known: dict[str, dict[str, ndarray]] = {model.label: {} for model in self._models}
-        if self.kind in ("comparison", "damage"):
+        if self.kind in ("comparison", "damage", "film"):
             for model in self._models:
                 natural, attacked = (
                     self.answers(model.label, data) == self.labels
@@ -857,7 +870,7 @@ class Study:
                 described["penultimate"] = list(self.penultimate(model.label))
             models[model.label] = described
         meta = {
-            "models": models,
+            "models": models if self.kind != "film" else self._join_frames(models),
             "data": {
                 "name": self.dataset.name,
                 "classes": list(self.classes),
@@ -875,6 +888,14 @@ class Study:
         }
         plain: dict[str, Any] = json.loads(json.dumps(meta))  # tuples are lists, as when read again
         return plain
+
+    def _join_frames(self, models: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Describe the runs of a film: each by its last network, with all epochs and digests."""
+        runs: dict[str, dict[str, Any]] = {}
+        for label, (run, epoch) in self.settings["frames"].items():
+            digests = runs.get(run, {}).get("digests", {}) | {str(epoch): models[label]["digest"]}
+            runs[run] = {**models[label], "digests": digests}
+        return runs
 
 
 def list_attacks(attacks: Attacks) -> tuple[str | AttackLike, ...]:

@@ -31,6 +31,7 @@ _SMALL = {
     "intervene": "--images 10 --replicates 20 --formats png --quiet",
     "relevance": "--images 10 --replicates 20 --formats png --quiet",
     "damage": "--images 20 --replicates 20 --formats png --quiet",
+    "film": "--images 10 --replicates 20 --formats png --quiet",
     "figures": "--formats png --quiet",
 }
 _TRAINING = {"epochs": 1, "width": 2, "images": 12, "progress": False}

@@ -3,6 +3,7 @@
 Keys of arrays, with M a model's place, DATA natural, adversarial or a strength such as eps-0.05,
 TOLD true or wrong: labels, weights, correct/M/ATTACK, answers/M/DATA, activations/M/DATA/LAYER,
 relevance/M/LAYER, weight/M, bias/M, scores/M/LAYER/SCORER, masks/M/DATA/none|TOLD/GATE,
+probes/M/DATA/GATE,
 told_answers/M/DATA/TOLD, told_labels/TOLD, pictures/DATA, pictures/M/DATA.
 """
 
@@ -120,6 +121,10 @@ class KeptStudy:
 
     def masks(self, model: str, gate: str, data: str = "natural", told: str = "none") -> np.ndarray:
         return self._array("masks", model, data, told, gate)
+
+    def probes(self, model: str, data: str = "natural") -> Mapping[str, np.ndarray]:
+        names = self._names("probes", model, data)
+        return {gate: self._array("probes", model, data, gate) for gate in names}
 
     def told(self, model: str) -> Mapping[str, np.ndarray]:
         index = self.models.index(model)
