@@ -250,6 +250,39 @@ def test_the_slider_silences_from_the_left(compared):
     assert "Nothing is silenced" in explorer.silencing.value
 
 
+def test_something_is_described_from_the_start(compared):
+    assert cs.explore(compared).controls["channel"].label == "the first"
+
+
+def test_networks_are_run_with_the_channels_restored(compared):
+    x, _ = colours()
+    net = mean_colour()
+    explorer = cs.explore(compared, models={"colour": net}, data=colours())
+    explorer.controls["restored"].value = (0, 1, 2)
+    said = re.sub("<[^>]*>", "", explorer.silencing.value)
+    kept = compared.arrays["thumbnails/adversarial/0/images"]
+    labels = torch.from_numpy(compared.arrays["labels"][kept])
+    natural = float((net(x[kept]).argmax(1) == labels).float().mean())  # all channels are back
+    assert f"→ {100 * natural:.1f} %" in said.partition("adversarial images of all")[2]
+    rows = tables.list_channels(compared, "colour", "0", explorer.class_name, "relevance")
+    shift = tables.estimate_shift(rows, [], [0, 1])
+    part = rows[rows["channel"].isin([0, 1])]
+    expected = (part["relevance"] * (part["natural"] - part["adversarial"])).sum()
+    assert shift == {"natural": 0, "adversarial": pytest.approx(expected)}
+    explorer.controls["none"].click()
+    assert explorer.controls["restored"].value == ()
+
+
+def test_data_is_read_by_the_comparisons_name_for_it(compared, monkeypatch):
+    known = replace(compared, meta=compared.meta | {"data": compared.meta["data"]})
+    monkeypatch.setattr(
+        "channelscope.explorer.live.as_dataset", lambda data: cs.as_dataset(colours())
+    )
+    explorer = cs.explore(known, models={"colour": mean_colour()})
+    explorer.controls["first"].value = 1
+    assert "Run on 24" in re.sub("<[^>]*>", "", explorer.silencing.value)
+
+
 def test_channels_stay_silenced_in_another_order_and_not_in_another_layer(compared):
     explorer = cs.explore(compared, model="other")
     explorer.controls["silenced"].value = (1,)
@@ -343,8 +376,8 @@ def test_without_ipywidgets_the_chart_is_static(compared, monkeypatch):
         ({"layer": "9"}, "no layer '9'.*It has 0"),
         ({"class_name": "cat"}, "no class 'cat'.*It has 0, 1"),
         ({"order": "size"}, "no order 'size'"),
-        ({"models": {"colour": mean_colour()}}, "both networks and data"),
-        ({"data": "digits"}, "both networks and data"),
+        ({"models": {"colour": mean_colour()}}, "cannot be read by that name: pass data"),
+        ({"data": "digits"}, "pass models"),
         (
             {"models": {"mine": mean_colour()}, "data": colours()},
             "no model 'mine' in this comparison",

@@ -29,8 +29,9 @@ def explore(
 
     Pointing at a channel shows its magnitudes, frequencies and relevance, and the images that
     excite it most. Silencing channels shows how the class's mean logit changes, estimated from the
-    tables: exactly for the penultimate layer, to first order for others. With the networks
-    themselves, it also shows their accuracy with the channels set to zero.
+    tables: exactly for the penultimate layer, to first order for others; so does restoring them,
+    their natural values put into the adversarial run. With the networks themselves, it also shows
+    their accuracy. ``save`` writes it all as a page that needs no kernel.
 
     Without ipywidgets, or in a notebook that is read without a kernel, the chart that the arguments
     choose is shown, with all that pointing shows, and a table of the classes: HTML without scripts.
@@ -39,14 +40,14 @@ def explore(
         result: a comparison.
         models: label in the comparison -> network or path of its checkpoint, to run it with
             channels silenced.
-        data: with ``models``: the data that was compared on.
+        data: with ``models``: the data that was compared on; None for what the comparison names.
         model, layer, class_name: shown first; None for the first model, its last layer, the first
             class.
         order: what channels are sorted by at first; see ``tables.ORDERS``.
 
     Raises:
-        UserError: for names that the comparison does not have, for networks without data, or with
-            other weights than those that were compared.
+        UserError: for names that the comparison does not have, for data without networks, or
+            that cannot be read by the comparison's name for it, and for networks of other weights.
     """
     if not isinstance(result, Result) or "activations" not in result.tables:
         raise UserError(
@@ -55,10 +56,8 @@ def explore(
         )
     if not isinstance(models, Mapping | None):
         raise UserError("Name networks by their labels in the comparison: models={'at': 'at.pt'}.")
-    if (models is None) != (data is None):
-        raise UserError(
-            "Running networks takes both networks and data: pass models={...} and data=..."
-        )
+    if models is None and data is not None:
+        raise UserError("data: it takes networks to run on it: pass models={...} too.")
     layers = measured_layers(result)
     model = choose_name("model", model, layers)
     start = {

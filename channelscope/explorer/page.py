@@ -156,22 +156,27 @@ class Page:
         class_name: str,
         rows: pd.DataFrame,
         silenced: Collection[int],
+        restored: Collection[int],
         network: "LiveNetwork | None",
     ) -> str:
-        """Say what silencing channels does: by the tables, and by the network where it is there."""
+        """Say what silencing and restoring do: by the tables, by the network where it is there."""
         runs = []
-        if network and silenced:
-            accuracy = network.measure_accuracy({self.layer: tuple(silenced)})
+        restored = [channel for channel in restored if channel not in silenced]
+        if network and (silenced or restored):
+            accuracy = network.measure_accuracy(
+                {self.layer: tuple(silenced)}, {self.layer: tuple(restored)}
+            )
             for data, after in accuracy.items():
                 before = format_percent(network.untouched[data])
                 images = len(network.images[data][1])
                 runs.append((data, images, before, format_percent(after)))
-        shift = estimate_shift(rows, silenced)
+        shift = estimate_shift(rows, silenced, restored)
         return self._render(
             "silencing",
             class_name=describe_class(class_name),
             channels=len(rows),
             silenced=len(silenced),
+            restored=len(restored),
             shift={data: format_value(value) for data, value in shift.items()},
             exact=self.layer in self.result.meta["models"][self.model].get("penultimate", ()),
             runs=runs,

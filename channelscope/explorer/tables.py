@@ -44,14 +44,19 @@ def list_channels(
     return rows.iloc[places].reset_index(drop=True)
 
 
-def estimate_shift(rows: pd.DataFrame, silenced: Collection[int]) -> dict[str, float]:
-    """Estimate how the class's mean logit changes when channels are set to zero, by kind of data.
+def estimate_shift(
+    rows: pd.DataFrame, silenced: Collection[int], restored: Collection[int] = ()
+) -> dict[str, float]:
+    """Estimate how the class's mean logit changes, by kind of data.
 
-    With magnitude a and relevance g it is - sum over the silenced channels of g[c] a[c]: exactly
-    for a layer whose relevance is the last linear layer's weight, to first order for others.
+    With magnitude a and relevance g, silencing channels changes it by - sum g[c] a[c], restoring
+    them in the adversarial run by sum g[c] (a[c] natural - a[c] adversarial): exactly for a layer
+    whose relevance is the last linear layer's weight, to first order for others.
     """
-    rows = rows[rows["channel"].isin(silenced)]
-    return {data: float(-(rows["relevance"] * rows[data]).sum()) for data in DATA}
+    zeroed, put_back = (rows[rows["channel"].isin(each)] for each in (silenced, restored))
+    shift = {data: float(-(zeroed["relevance"] * zeroed[data]).sum()) for data in DATA}
+    shift["adversarial"] -= float((put_back["relevance"] * put_back["change"]).sum())
+    return shift
 
 
 def list_images(

@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from channelscope.explorer.live import LiveNetwork
 
 _CHOICES = ("model", "layer", "class_name", "order")
-_FIRST = ("the first", None)  # what is described while no channel is chosen
+_FIRST = ("the first", -1)  # what is described while no channel is chosen
 
 
 class Explorer(StaticExplorer):
     """Controls, and a chart that follows them; every control can be set from Python too.
 
     ``controls``: "model", "layer", "class_name", "order" choose the chart; "channel" is the one
-    described while the mouse is elsewhere; "silenced" the channels that are set to zero; "first"
-    silences so many from the left of the chart; the button "none" silences none. ``chart`` and
-    ``silencing``, what silencing does, are HTML.
+    described while the mouse is elsewhere; "silenced" the channels that are set to zero; "restored"
+    those that have their natural values in the adversarial run, if they are not silenced; "first"
+    silences so many from the left of the chart; the button "none" undoes all. ``chart`` and
+    ``silencing``, what silencing and restoring do, are HTML.
     """
 
     def __init__(self, result: Result, networks: "Mapping[str, LiveNetwork]", **start: str) -> None:
@@ -38,8 +39,9 @@ class Explorer(StaticExplorer):
             self.controls[name].observe(self._follow_choice, "value")
         self.controls["channel"].observe(self._draw, "value")
         self.controls["silenced"].observe(self._draw, "value")
+        self.controls["restored"].observe(self._draw, "value")
         self.controls["first"].observe(self._silence_first, "value")
-        self.controls["none"].on_click(self._silence_none)
+        self.controls["none"].on_click(self._undo_all)
         self.widget = self._arrange()
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
@@ -64,15 +66,20 @@ class Explorer(StaticExplorer):
         return controls | {
             "channel": Dropdown(description="describe"),
             "silenced": SelectMultiple(description="silence", rows=6),
+            "restored": SelectMultiple(description="restore", rows=6),
             "first": IntSlider(description="from left", max=0, continuous_update=False),
-            "none": Button(description="silence none"),
+            "none": Button(description="undo all"),
         }
 
     def _arrange(self) -> VBox:
         controls = self.controls
         wrapped = Layout(display="flex", flex_flow="row wrap")
         choices = [controls[name] for name in (*_CHOICES, "channel")]
-        silence = [controls["silenced"], VBox([controls["first"], controls["none"]])]
+        silence = [
+            controls["silenced"],
+            controls["restored"],
+            VBox([controls["first"], controls["none"]]),
+        ]
         below = Box([*silence, self.silencing], layout=wrapped)
         return VBox([self.style, Box(choices, layout=wrapped), self.chart, below])
 
@@ -99,7 +106,9 @@ class Explorer(StaticExplorer):
         self.style.value = self._page.render_style()
         with self._set_controls():
             self.controls["channel"].options = [_FIRST]
+            self.controls["channel"].value = _FIRST[1]
             self.controls["silenced"].options = ()
+            self.controls["restored"].options = ()
         self._sort_channels()
 
     def _sort_channels(self) -> None:
@@ -112,7 +121,8 @@ class Explorer(StaticExplorer):
             for channel, text in zip(numbers, relevance, strict=True)
         ]
         with self._set_controls():
-            for name, choices in (("channel", [_FIRST, *options]), ("silenced", options)):
+            names = {"channel": [_FIRST, *options], "silenced": options, "restored": options}
+            for name, choices in names.items():
                 value = self.controls[name].value
                 self.controls[name].options = choices
                 self.controls[name].value = value
@@ -123,21 +133,23 @@ class Explorer(StaticExplorer):
         if not self._setting:
             self.controls["silenced"].value = tuple(self._rows["channel"].head(change.new).tolist())
 
-    def _silence_none(self, _: Any) -> None:
+    def _undo_all(self, _: Any) -> None:
         with self._set_controls():
             self.controls["first"].value = 0
+            self.controls["restored"].value = ()
         self.controls["silenced"].value = ()
+        self._draw()
 
     def _draw(self, _: Any = None) -> None:
         """Draw the chart, and say what silencing does."""
         if self._setting:
             return
-        silenced = self.controls["silenced"].value
+        silenced, restored = (self.controls[name].value for name in ("silenced", "restored"))
         self.chart.value = self._page.render_chart(
             self.class_name, self.order, self.controls["channel"].value, silenced
         )
         self.silencing.value = self._page.render_silencing(
-            self.class_name, self._rows, silenced, self._networks.get(self.model)
+            self.class_name, self._rows, silenced, restored, self._networks.get(self.model)
         )
 
     @contextmanager
