@@ -31,7 +31,7 @@ unexport PYTHONDONTWRITEBYTECODE
 ifndef TOGETHER
 .NOTPARALLEL:
 endif
-.PHONY: help demo test test-quick test-oldest install lint format types floors docs wheel audit notebooks check coverage faults fuzz \
+.PHONY: help demo test test-quick test-oldest install lint format types floors docs wheel audit notebooks check coverage device faults fuzz \
 	figures zoo results-small clean
 
 help: ## List these targets
@@ -88,6 +88,9 @@ check: ## Run every check that a change must pass
 
 coverage: $(VENV)/.test ## Run the tests and list the lines that none of them reaches
 	$(RUN) pytest -q --cov
+
+device: $(VENV)/.test ## Run the package on a stand-in for a GPU, by the rules of CUDA and MPS; needs a C++ compiler
+	$(RUN) pytest -q -n 0 tests/device
 
 faults: $(VENV)/.test ## Kill, starve and damage runs at random, KILLS times a command: half an hour or more
 	$(RUN) pytest -q -n 0 tests/faults --kills $(KILLS) --fault-seed $(SEED) --fault-record docs/reliability/faults.json

@@ -37,6 +37,7 @@ class Options(TypedDict, total=False):
     replicates: int
     level: float
     batch_size: int
+    block: int | None
     device: str
     folder: Path | str | None
     progress: bool
@@ -86,8 +87,8 @@ def compare(
         thumbnails: keep small pictures of the images that excite channels most.
         groups: name -> patterns of labels such as ``at-*``: networks of one method, whose seeds are
             then what varies. Networks whose recipes differ in the seed alone are found without.
-        **options: output, images, methods, seed, replicates, level, batch_size, device, folder,
-            progress, out, formats; see ``Study`` and ``Options``.
+        **options: output, images, methods, seed, replicates, level, batch_size, block, device,
+            folder, progress, out, formats; see ``Study`` and ``Options``.
 
     Returns:
         Tables ``activations``, ``alignment``, ``robustness``, ``verdicts`` and more; see

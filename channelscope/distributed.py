@@ -19,11 +19,14 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from channelscope.errors import UserError
+from channelscope.heartbeat import Store, get_timeout, keep_watch
 
 T = TypeVar("T")
 
-# For a slower process, or one that fetches data; a dead one shows at once by its closed connection.
+# For a slower process, or one that fetches data. A dead one shows at once by its closed connection,
+# a stopped one by its missing beats (see ``heartbeat``).
 _PATIENCE = timedelta(hours=12)
+_STORE_SECONDS = 60
 _MOMENT = 0.05  # seconds; a thread that has done its part needs microseconds
 
 
@@ -52,35 +55,11 @@ def started_by_torchrun() -> bool:
     return several and "RANK" in os.environ and "MASTER_ADDR" in os.environ
 
 
-def get_local_device(device: str) -> str:
-    """Return this process's device: for ``cuda``, the GPU of its number on this machine."""
-    if device == "cuda" and started_by_torchrun():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return device
-
-
-def resolve_device(device: str = "auto") -> str:
-    """Return the device to compute on: "auto" is a CUDA GPU if there is one, else the CPU.
-
-    Under ``torchrun``, "cuda" is this process's own GPU. "auto" is never Apple's MPS, which lacks
-    the 64-bit floats that sums are accumulated in.
-
-    Raises:
-        UserError: for a device that is not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = get_local_device(device)
-    try:
-        torch.zeros(1, device=device).item()  # "meta" makes tensors that hold nothing
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"There is no device {device!r} here: use cpu.") from error
-    return device
-
-
 @contextmanager
 def join_processes(device: str) -> Iterator[None]:
     """Join the processes that ``torchrun`` started while the context lasts; alone, do nothing.
+
+    A process that is stopped, or out of reach, is told of and ends the run: see ``heartbeat``.
 
     Raises:
         ProcessLost: where another process has gone.
@@ -88,13 +67,14 @@ def join_processes(device: str) -> Iterator[None]:
     if not started_by_torchrun() or _has_joined():
         yield
         return
-    on_gpu = device.startswith("cuda")
+    on_gpu, timeout = device.startswith("cuda"), get_timeout()
     if on_gpu:
         torch.cuda.set_device(device)
     try:
         # Tensors on the CPU, such as statistics, travel by gloo beside those of GPUs.
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
-        yield
+        with keep_watch(_connect_store(), rank(), world_size(), timeout):
+            yield
         if on_gpu:  # not after an error: NCCL would wait for those that have stopped
             _leave()
     except RuntimeError as error:
@@ -107,6 +87,16 @@ def join_processes(device: str) -> Iterator[None]:
     finally:
         if not on_gpu and _has_joined():
             _leave()
+
+
+def _connect_store() -> Store:
+    """Return a connection of its own to the processes' store: operations on one take turns."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    patience = timedelta(seconds=_STORE_SECONDS)
+    store: Store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, is_master=False, timeout=patience
+    )
+    return store
 
 
 def _leave() -> None:
@@ -161,7 +151,7 @@ def all_gather(rows: Shaped[Tensor, "own *row"]) -> Shaped[Tensor, "all *row"]:
 def all_gather_words(words: Iterable[str]) -> list[str]:
     """Gather the processes' words, which hold no NUL, in the order of the processes."""
     encoded = "".join(f"{word}\0" for word in words).encode()
-    letters = all_gather(torch.tensor(list(encoded), dtype=torch.uint8))
+    letters = all_gather(torch.tensor(list(encoded), dtype=torch.uint8, device="cpu"))
     return bytes(letters.tolist()).decode().split("\0")[:-1]
 
 
@@ -191,7 +181,7 @@ def check_same(digests: Mapping[str, str]) -> None:
 
 def barrier() -> None:
     """Wait until every process is here."""
-    all_reduce(torch.zeros(()))
+    all_reduce(torch.zeros((), device="cpu"))
 
 
 def synchronise_batchnorm(network: nn.Module) -> nn.Module:

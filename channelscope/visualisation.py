@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from channelscope.attacks import PGD
 from channelscope.data import Split, as_dataset
 from channelscope.data.blocks import block_size
-from channelscope.distributed import resolve_device
+from channelscope.devices import resolve_device
 from channelscope.errors import UserError
 from channelscope.figures.axes import add_title, make_grid, wrap_note
 from channelscope.figures.paper import styled
@@ -337,14 +337,14 @@ class _Viewer:
         """Drive channels from noise and from natural images; find and locate reference images."""
         like = get_parameter(self.network)
         objective = ChannelObjective(self.layer, torch.tensor(channels, device=like.device))
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         shape = (len(channels), *self.split.image_shape)
         start = next(self.split.batches(len(starts), like.device, starts))[0].to(like)
         none = torch.zeros(len(channels), dtype=torch.long, device=like.device)
         search = replace(attack, objective=objective, early_stop=None)
         with eval_mode(self.network), attached(self.network):
             noise = draw_from_noise(self.network, objective, shape, like, steps, generator)
-            driven = search(self.network, start, none, torch.Generator().manual_seed(seed))
+            driven = search(self.network, start, none, torch.Generator("cpu").manual_seed(seed))
             with torch.no_grad():
                 rises = objective(self.network, driven, none) > objective(self.network, start, none)
                 driven = torch.where(rises.view(-1, 1, 1, 1), driven, start)
@@ -413,7 +413,9 @@ def draw_from_noise(
     velocity = torch.zeros_like(spectrum)
     with torch.inference_mode(False), torch.enable_grad():
         for _ in range(steps):
-            shift = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+            shift = torch.randint(
+                -reach, reach + 1, (2,), generator=generator, device="cpu"
+            ).tolist()
             x = basis.make_images(spectrum).roll(shift, (2, 3))
             (slope,) = torch.autograd.grad(objective(network, x, none).sum(), spectrum)
             size = slope.square().mean((1, 2, 3, 4), keepdim=True).sqrt().clamp_min(1e-30)
@@ -436,13 +438,17 @@ class _Basis:
         across, down = torch.fft.rfftfreq(width), torch.fft.fftfreq(height)
         frequency = (across**2 + down[:, None] ** 2).sqrt().clamp_min(1 / max(height, width))
         self.scale = ((height * width) ** 0.5 / frequency / 4).to(like.device)
-        mixing = torch.tensor(_COLOURS) if colours == 3 else 0.3 * torch.eye(colours)
+        mixing = (
+            torch.tensor(_COLOURS, device="cpu")
+            if colours == 3
+            else 0.3 * torch.eye(colours, device="cpu")
+        )
         self.mixing = (mixing / mixing.norm(dim=0).max()).to(like.device)
 
     def draw_spectra(self, n: int, spread: float, generator: torch.Generator) -> Tensor:
         """Draw n spectra (n, c, h, w // 2 + 1, 2)."""
         shape = (n, self.shape[1], *self.scale.shape, 2)
-        return spread * torch.randn(shape, generator=generator).to(self.like.device)
+        return spread * torch.randn(shape, generator=generator, device="cpu").to(self.like.device)
 
     def make_images(self, spectrum: Tensor) -> Float[Tensor, "n c h w"]:
         """Return the images of some spectra."""

@@ -90,16 +90,6 @@ def test_alone_there_is_one_process_and_everything_is_its_own() -> None:
         distributed.barrier()
         network = nn.BatchNorm2d(2)
         assert type(distributed.synchronise_batchnorm(network)) is nn.BatchNorm2d
-    assert distributed.get_local_device("cuda") == "cuda"
-
-
-def test_of_several_processes_each_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    assert distributed.get_local_device("cuda") == "cuda:1"
-    for device in ("cpu", "cuda:3"):
-        assert distributed.get_local_device(device) == device
 
 
 def test_processes_know_their_ranks(both: tuple[Results, Results]) -> None:
@@ -203,3 +193,17 @@ def test_a_lost_process_is_told_in_a_sentence(work: str, tmp_path: Path) -> None
     assert [process.returncode for process in processes] == [0, -9], errors
     said = (tmp_path / "0").read_text()
     assert said.startswith("Another of the run's processes has stopped")
+
+
+def test_a_stopped_process_ends_the_run_after_the_time_that_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHANNELSCOPE_TIMEOUT", "4")
+    first, second = start("stopped", tmp_path)
+    try:
+        errors = first.communicate(timeout=120)[1]
+    finally:
+        second.kill()
+        second.communicate()
+    assert first.returncode == 2, errors
+    assert "Process 1 has not answered for 4 s" in errors

@@ -161,6 +161,18 @@ COMPARE: dict[str, Any] = {
 }
 
 
+def test_blocks_have_the_size_that_is_asked_for(
+    images: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    network, sizes = make_network(), list[int]()
+    network.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    options: dict[str, Any] = {"attacks": "fgsm", "eps": 0.1, "checks": 0} | QUIET
+    for block in (None, 7):
+        sizes.clear()
+        result = cs.evaluate({"net": network}, images, block=block, folder=tmp_path, **options)
+        assert result.meta["block"] == (block or 5) in sizes  # the folder has none of this size
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_results_do_not_depend_on_the_batch_size(
     batch_size: int, images: tuple[Tensor, Tensor], models: dict[str, nn.Module]
@@ -266,6 +278,7 @@ def test_kept_adversarial_images_are_those_that_were_judged(
     [
         ("level", 95),
         ("batch_size", 0),
+        ("block", 0),
         ("images", 0),
         ("seed", -1),
         ("replicates", 3),

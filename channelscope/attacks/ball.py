@@ -91,7 +91,7 @@ class ImageGenerators(torch.Generator):
 def make_generators(seed: int, attack: str, images: Iterable[int]) -> ImageGenerators:
     """Return an attack's generators for images with these numbers."""
     return ImageGenerators(
-        torch.Generator().manual_seed(_hash(f"{seed} {attack} {image}")) for image in images
+        torch.Generator("cpu").manual_seed(_hash(f"{seed} {attack} {image}")) for image in images
     )
 
 
@@ -110,7 +110,10 @@ def _hash(text: str) -> int:
 def draw_uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw from [0, 1) with the type and device of ``like``; ``shape`` begins with the images."""
     if isinstance(generator, ImageGenerators):
-        rows = [torch.rand(shape[1:], generator=each, dtype=like.dtype) for each in generator.each]
+        rows = [
+            torch.rand(shape[1:], generator=each, dtype=like.dtype, device="cpu")
+            for each in generator.each
+        ]
         return torch.stack(rows).to(like.device)
     device = like.device if generator is None else generator.device
     return torch.rand(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -291,11 +291,13 @@ class Search:
         self._logits.clear()
         is_staying = ~is_broken | (self._patience > 0)
         self._patience = self._patience - is_broken.to(self._patience.dtype)
-        if is_staying.all():  # the one question to the device in a step
+        count = len(is_staying) - int(is_staying.sum())  # the one wait for the device in a step
+        if not count:
             return tensors
+        order = is_staying.to(torch.uint8).argsort(stable=True)  # those that leave come first
         if self.broken is None:
             self.images, self.broken = torch.empty_like(self.x), torch.zeros_like(is_broken)
-        leaving, staying = (mask.nonzero().squeeze(1) for mask in (~is_staying, is_staying))
+        leaving, staying = order[:count], order[count:]
         self.images[self.rows[leaving]] = self._input[leaving]
         self.broken[self.rows[leaving]] = True
         for name in ("x", "y", "start", "rows", "_patience"):

@@ -113,7 +113,7 @@ class Estimated:
     def _estimate(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         # The same numbers at the same point, others at the next step of an attack.
         seed = zlib.crc32(x.float().cpu().contiguous().numpy().tobytes())
-        slope, generator = torch.zeros_like(x), torch.Generator().manual_seed(seed)
+        slope, generator = torch.zeros_like(x), torch.Generator("cpu").manual_seed(seed)
         for _ in range(self.samples):
             s = (draw_uniform(tuple(x.shape), x, generator) - 0.5).sign()
             ahead = self.objective(model, x + self.spread * s, y)

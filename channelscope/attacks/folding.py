@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from channelscope import distributed
+from channelscope.devices import fork_rng
 from channelscope.layers.hooks import get_logits, handed_on, has_hooks
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ def run_folded(
 
 def same_randomness(x: Tensor) -> Any:
     """Return a context after which the random state is what it was before."""
-    return torch.random.fork_rng([x.device] if x.is_cuda else [])
+    return fork_rng(x.device)
 
 
 # ---------------------------------------------------------------- what to fold
@@ -260,7 +261,7 @@ class _Pair:
         """Stand in for the convolution's forward."""
         if not self._is_current():
             return nn.Conv2d.forward(self.convolution, input)
-        output: _Folded = torch.empty(0).as_subclass(_Folded)
+        output: _Folded = torch.empty(0, device="cpu").as_subclass(_Folded)
         output.pair, output.input = self, input
         output.normalised = self.convolution._conv_forward(input, self.weight, self.bias)
         return output

@@ -21,6 +21,7 @@ from channelscope.attacks.adaptive import Cascade
 from channelscope.attacks.ball import l2_norms, round_towards
 from channelscope.attacks.base import Attack, AttackLike, Search, find_correct, is_correct
 from channelscope.attacks.registry import register
+from channelscope.devices import fork_rng, list_seeded
 from channelscope.errors import UserError
 from channelscope.layers.hooks import get_logits
 from channelscope.objectives import margin
@@ -229,7 +230,7 @@ def _keep_randomness() -> Iterator[None]:
     """Restore the states of torch's generators, which the library seeds; it uses no others."""
     started = torch.cuda.is_initialized()
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if started else []):
+        with fork_rng(*list_seeded()):
             yield
     finally:
         if not started:

@@ -24,7 +24,7 @@ def list_layers(args: argparse.Namespace) -> None:
     from channelscope.study.outputs import explain_refusal
 
     network, shape = _build_network(args)
-    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, *shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     with explain_refusal(images, "choose another --image-size", network):
         calls, _ = trace(network, images)
     # A call relu@1 is listed for the name relu too.

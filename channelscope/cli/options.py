@@ -242,8 +242,15 @@ OPTIONS: dict[str, Option] = {
     "batch_size": Option(
         "number of images read at a time; results do not depend on it", "N", positive, default=128
     ),
+    "block": Option(
+        "number of images that go through a network together: larger blocks are faster on a GPU; "
+        "results differ as rounding does",
+        "N",
+        positive,
+        unset="as many pixels as 128 images of 32x32",
+    ),
     "device": Option(
-        "auto (a GPU if there is one), cpu, cuda, cuda:1, ...", "DEVICE", default="auto"
+        "auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...", "DEVICE", default="auto"
     ),
     "folder": Option(
         "folder for what the networks make of the images; it stays, and other commands with the "
@@ -262,7 +269,9 @@ OPTIONS: dict[str, Option] = {
         "show no progress bars", default=True, flags=("-q", "--quiet"), settings=_OFF
     ),
 }
-MEASURING = "seed replicates level batch_size device folder out all_figures formats json progress"
+MEASURING = (
+    "seed replicates level batch_size block device folder out all_figures formats json progress"
+)
 DATA = "data data_root download image_size stream"
 NETWORK = "arch arch_args normalise"
 

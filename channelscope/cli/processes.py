@@ -51,7 +51,8 @@ def join(args: argparse.Namespace) -> Iterator[None]:
     if not several():
         yield
         return
-    from channelscope.distributed import ProcessLost, join_processes, resolve_device
+    from channelscope.devices import resolve_device
+    from channelscope.distributed import ProcessLost, join_processes
 
     try:
         with join_processes(resolve_device(args.device)):

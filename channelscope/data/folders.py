@@ -66,9 +66,13 @@ def read_folder(
         ratio = RATIO if image_size is None else SCALED_RATIO
         _check_sizes(folder, files, len(files) * channels * height * width, ratio)
     reader = ImageFiles(folder, tuple(files), (channels, height, width), image_size)
-    rows = torch.arange(len(files)).split([len(listing) for listing in listings.values()])
+    rows = torch.arange(len(files), device="cpu").split(
+        [len(listing) for listing in listings.values()]
+    )
     splits = {
-        part: LazySplit(reader, torch.tensor([label for _, label in listing]), own, stream)
+        part: LazySplit(
+            reader, torch.tensor([label for _, label in listing], device="cpu"), own, stream
+        )
         for (part, listing), own in zip(listings.items(), rows, strict=True)
     }
     return Dataset(name, classes, **splits)

@@ -140,7 +140,7 @@ def from_arrays(images: Tensor | NDArray[Any], labels: Any) -> MemorySplit:
     """
     if not isinstance(labels, Tensor):
         try:
-            labels = torch.as_tensor(np.asarray(labels))
+            labels = torch.as_tensor(np.asarray(labels), device="cpu")
         except (TypeError, ValueError) as error:
             raise UserError("Labels must be int64, one per image: number the classes.") from error
     labels = labels.detach()

@@ -32,13 +32,13 @@ def sample_stratified(
         raise UserError(
             f"Cannot choose {n} images: ask for a number from 0 to {len(labels)}, all there are."
         )
-    order = torch.randperm(len(labels), generator=_generator(seed))
+    order = torch.randperm(len(labels), generator=_generator(seed), device="cpu")
     labels = labels.cpu()
     counts = labels.bincount()
     by_class = order[labels[order].argsort(stable=True)]
     sizes = counts.repeat_interleave(counts)
     firsts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    turns = (torch.arange(len(labels)) - firsts + 0.5).double() / sizes
+    turns = (torch.arange(len(labels), device="cpu") - firsts + 0.5).double() / sizes
     return by_class[turns.argsort(stable=True)[:n]].sort().values
 
 
@@ -56,7 +56,7 @@ def hold_out(
             f"{len(labels)} training images are too few to hold out {share:g} of them: add images."
         )
     held_out = sample_stratified(labels, n, seed)
-    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest = torch.ones(len(labels), dtype=torch.bool, device="cpu")
     rest[held_out] = False
     return rest.nonzero().flatten(), held_out
 

@@ -135,7 +135,7 @@ class _Items(Reader):
         check_images(image[None])
         channels, height, width = image.shape
         self.shape, self.dtype, self.labels = (channels, height, width), image.dtype, labels
-        return LazySplit(self, labels, torch.arange(n))
+        return LazySplit(self, labels, torch.arange(n, device="cpu"))
 
     def read(self, index: int) -> Tensor:
         image, label = self._parse(self.source[index], index)
@@ -164,7 +164,9 @@ class _Items(Reader):
             _match(image, index, tuple(like.shape), like.dtype)
             for index, image in enumerate(images)
         ]
-        return MemorySplit(torch.stack(images), torch.tensor([label for _, label in parsed]))
+        return MemorySplit(
+            torch.stack(images), torch.tensor([label for _, label in parsed], device="cpu")
+        )
 
     def _iterate_loader(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """Go through the items of one pass, and warn if their order is by chance."""
@@ -230,7 +232,7 @@ def _find_labels(source: Any, label_key: str) -> Tensor | None:
     """Return the labels of all items of a dataset if they are known without reading items."""
     if isinstance(source, Subset):
         labels = _find_labels(source.dataset, label_key)
-        return None if labels is None else labels[torch.as_tensor(source.indices)]
+        return None if labels is None else labels[torch.as_tensor(source.indices, device="cpu")]
     if getattr(source, "target_transform", None) is not None:
         return None
     candidates = [getattr(source, name, None) for name in ("targets", "labels")]
@@ -240,7 +242,11 @@ def _find_labels(source: Any, label_key: str) -> Tensor | None:
         candidates.append([label for _, label in getattr(source, "samples", ())])
     for values in candidates:
         with suppress(TypeError, ValueError, RuntimeError):
-            labels = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+            labels = (
+                values
+                if isinstance(values, Tensor)
+                else torch.as_tensor(np.asarray(values), device="cpu")
+            )
             if is_integer(labels) and labels.shape == (len(source),):
                 return labels.detach().cpu().long()
     return None

@@ -83,7 +83,11 @@ class Split(ABC):
         """
         if size < 1:
             raise UserError(f"A batch needs at least 1 image, not {size}.")
-        order = torch.arange(len(self)) if indices is None else _check_indices(indices, len(self))
+        order = (
+            torch.arange(len(self), device="cpu")
+            if indices is None
+            else _check_indices(indices, len(self))
+        )
         return self._batches(order, size, torch.device(device))
 
     @abstractmethod
@@ -246,7 +250,7 @@ class LazySplit(Split):
         if size > MEMORY_SHARE * _memory() if self.stream is None else self.stream:
             return self
         try:
-            images = torch.empty(shape, dtype=self.reader.dtype)
+            images = torch.empty(shape, dtype=self.reader.dtype, device="cpu")
         except RuntimeError as error:
             raise UserError(
                 f"{len(self)} images of this size need {size / 2**30:.0f} GiB: "
@@ -292,6 +296,7 @@ class LazySplit(Split):
                 (len(own), *self.image_shape),
                 dtype=self.reader.dtype,
                 pin_memory=device.type == "cuda",
+                device="cpu",
             )
             if workers:
                 for part, chunk in zip(images.split(streams.CHUNK), chunks, strict=False):

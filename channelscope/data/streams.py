@@ -92,7 +92,7 @@ class Pass(torch.utils.data.Dataset[int | str]):
             prefetch_factor=self.ahead,
             multiprocessing_context="fork",
             worker_init_fn=_await_end,
-            generator=torch.Generator(),  # else it would draw from the global one
+            generator=torch.Generator("cpu"),  # else it would draw from the global one
         )
         # A terminal and torchrun send these signals to all processes alike. The workers inherit
         # that they are blocked: torch would report a worker ended by a signal as a fault, and this

@@ -126,8 +126,8 @@ def _find_adversarial(
     names = ("thumbnails/natural", f"thumbnails/adversarial/{index}")
     pictures = [result.arrays.get(name, np.zeros(0, np.uint8)) for name in names]
     if any(each.shape[1:] != dataset.test.image_shape for each in pictures):
-        none = torch.zeros(0, *dataset.test.image_shape)
-        return none, (none, torch.zeros(0, dtype=torch.long))
+        none = torch.zeros(0, *dataset.test.image_shape, device="cpu")
+        return none, (none, torch.zeros(0, dtype=torch.long, device="cpu"))
     first, second = (result.arrays[f"{name}/images"] for name in names)
     images, natural_rows, rows = np.intersect1d(first, second, return_indices=True)
     twins = torch.from_numpy(pictures[0][natural_rows]) / 255

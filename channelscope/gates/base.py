@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from channelscope.devices import widen
 from channelscope.errors import UserError
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
@@ -99,7 +100,7 @@ def mask_share(mask: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
     of C multipliers lies between 1 / C, where one alone is not 0, and 1, where all are alike; 0 for
     a mask of zeros.
     """
-    m = mask.double().abs()
+    m = widen(mask).abs()
     tiny = torch.finfo(m.dtype).tiny
     return (m.sum(1) ** 2 / (m.shape[1] * (m**2).sum(1)).clamp_min(tiny)).to(mask.dtype)
 

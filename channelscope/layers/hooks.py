@@ -421,7 +421,7 @@ def _restore(buffers: list[Tensor], before: dict[torch.device, Tensor]) -> list[
 def get_parameter(network: nn.Module) -> Tensor:
     """Return a tensor of the device and the precision that the network's images must have."""
     floats = (parameter for parameter in network.parameters() if parameter.is_floating_point())
-    return next(floats, torch.zeros(1))
+    return next(floats, torch.zeros(1, device="cpu"))
 
 
 # ---------------------------------------------------------------- outputs

@@ -78,7 +78,7 @@ class Ablation:
             of_class = torch.nn.functional.one_hot(y).to(a)
             means = (of_class.T @ a) / of_class.sum(0).unsqueeze(1)
         else:
-            means = self.means[layer].to(a)
+            means = self.means[layer].to(a.dtype).to(a.device)  # which may lack 64-bit floats
         return means[y] if self.to == "class-mean" else means.nanmean(0).expand_as(a)
 
     def _ablate_each(
@@ -88,7 +88,9 @@ class Ablation:
         n = len(x)
         behind = _can_repeat_behind(model, layer, x[:2])
         columns = []
-        for channels in torch.arange(constants.shape[1]).split(max(1, self.rows // n)):
+        for channels in torch.arange(constants.shape[1], device="cpu").split(
+            max(1, self.rows // n)
+        ):
             k = len(channels)
 
             def silence(z: Tensor, channels: Tensor = channels, k: int = k) -> Tensor:
@@ -126,7 +128,7 @@ def _average_classes(
 ) -> dict[str, Float[Tensor, "k c"]]:
     """Average activations by class over all images, in double precision."""
     like, size = get_parameter(network), block_size(split)
-    counts = torch.zeros(classes, dtype=torch.float64)
+    counts = torch.zeros(classes, dtype=torch.float64, device="cpu")
     sums: dict[str, Tensor] = {}
     with (
         eval_mode(network),
@@ -134,15 +136,18 @@ def _average_classes(
         torch.no_grad(),
         capture_activations(network, *layers) as activations,
     ):
-        blocks = torch.arange(len(split)).split(size)
+        blocks = torch.arange(len(split), device="cpu").split(size)
         for _, x, y in iterate_blocks(split, blocks, size, like.device):
             network(x.to(like))
             labels = y.cpu()
             order, sizes = labels.argsort(), labels.bincount(minlength=classes)
             counts += sizes
             for layer, a in activations.items():
-                rows = a.to("cpu", torch.float64)[order].split(sizes.tolist())
-                added = [torch.ones(1, len(part), dtype=torch.float64) @ part for part in rows]
+                rows = a.cpu().double()[order].split(sizes.tolist())
+                added = [
+                    torch.ones(1, len(part), dtype=torch.float64, device="cpu") @ part
+                    for part in rows
+                ]
                 sums[layer] = sums.get(layer, 0) + torch.cat(added)
     return {layer: total / counts.unsqueeze(1) for layer, total in sums.items()}
 

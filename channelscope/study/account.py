@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from channelscope.attacks import is_correct
+from channelscope.devices import widen
 from channelscope.gates import Selective, hold_masks
 from channelscope.layers.channels import channel_axis, summed
 from channelscope.layers.features import capture, pool_features
@@ -102,7 +103,7 @@ def compute_margins(
     logits: Float[Tensor, "n k"], y: Int[Tensor, " n"], rivals: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
     """Return z_y - z_j, an image a row, in 64 bits."""
-    chosen = logits.double().gather(1, torch.stack([y, rivals], 1))
+    chosen = widen(logits).gather(1, torch.stack([y, rivals], 1))
     return chosen[:, 0] - chosen[:, 1]
 
 
@@ -195,8 +196,8 @@ def weigh_channels(last: LastLayer, pairs: Pairs, features: Features) -> Account
     """Return the account of a penultimate layer, which is exact: A = (W_y - W_j) (a - a')."""
     if last.weight is None:
         raise ValueError("the logits are no linear map of this layer")
-    weight = last.weight.double()
-    natural, adversarial = (a.double() for a in features.pool())
+    weight = widen(last.weight)
+    natural, adversarial = (widen(a) for a in features.pool())
     channels = (weight[pairs.y] - weight[pairs.rivals]) * (natural - adversarial)
     error = (channels.sum(1) - pairs.damage).abs() / pairs.damage.abs()
     return Account(channels, {}, pairs.damage, error)
@@ -283,7 +284,7 @@ class Path:
             summed(gradient * step, axis)
             for gradient, step, axis in zip(gradients, changes, axes, strict=True)
         ]
-        return margins.detach(), torch.cat(slopes, 1).double()
+        return margins.detach(), widen(torch.cat(slopes, 1))
 
     def move(
         self, t: Float[Tensor, " b"], rows: Int[Tensor, " b"]
@@ -355,7 +356,7 @@ def integrate(path: Path, bound: float = BOUND, most: int = MOST) -> Account:
     sums = damage.new_zeros(len(damage), points[0][1].shape[1])
     error = torch.zeros_like(damage)
     used = torch.full_like(rows, len(points))
-    straight = (pieces.measure_errors() <= _STRAIGHT * damage[pieces.rows]).double()
+    straight = (pieces.measure_errors() <= _STRAIGHT * damage[pieces.rows]).to(damage.dtype)
     has_few_kinks = torch.zeros_like(damage).index_add_(0, pieces.rows, straight) >= _STEPS / 2
     bounds = torch.where(has_few_kinks, min(_STRAIGHT, bound), bound)
     while len(pieces.rows):

@@ -158,7 +158,7 @@ def run_binarisation_test(
             f"The activations of layer {layer!r} do not separate points of the ball: choose "
             "another layer."
         )
-    success = torch.tensor(fooled, dtype=torch.float64).mean(0).tolist()
+    success = torch.tensor(fooled, dtype=torch.float64, device="cpu").mean(0).tolist()
     return Binarisation(str(attack), len(fooled), *success)
 
 
@@ -181,8 +181,8 @@ def _make_readouts(
         image = x[number : number + 1]
         with torch.no_grad():
             points = _draw_points(image, eps, norm, generator)
-            a = _read_activations(network, layer, points).double()
-        readout = _fit_readout(network, layer, a)
+            a = _read_activations(network, layer, points).cpu().double()
+        readout = _fit_readout(network, layer, a, x.device)
         label = torch.zeros(1, dtype=torch.long, device=x.device)
         if readout is not None and bool(find_correct(readout, image, label)):
             yield number, image, readout
@@ -201,7 +201,7 @@ def _draw_points(image: Tensor, eps: float, norm: Norm, generator: torch.Generat
     return torch.cat([image, make_projection(image, eps, norm)(image + eps * outward)])
 
 
-def _fit_readout(network: nn.Module, layer: str, a: Tensor) -> Readout | None:
+def _fit_readout(network: nn.Module, layer: str, a: Tensor, device: torch.device) -> Readout | None:
     """Fit the readout to the activations of the inner points and, in the last row, the surface's.
 
     None where it does not separate them.
@@ -218,7 +218,8 @@ def _fit_readout(network: nn.Module, layer: str, a: Tensor) -> Readout | None:
     if not known > last:
         return None
     threshold, unit = last + CLOSENESS * (known - last), known - (inner @ w).mean()
-    return Readout(network, layer, w.float(), threshold.float(), unit.float())
+    numbers = (number.float().to(device) for number in (w, threshold, unit))
+    return Readout(network, layer, *numbers)
 
 
 def _attack_readout(

@@ -237,7 +237,7 @@ class DamageMeasurer:
         spec = self.spec
         scorers = [identify_attack(scorer, {}) for scorer in self.scorers.values()]
         key = digest_of(self.identity, scorers, sorted(spec.items()), self.repair.bound)
-        place = self.model.key(self.images.fingerprint), f"damage {name} {key}"
+        place = self.model.key(self.images.key), f"damage {name} {key}"
         rows = folder.rows(len(self.images), spec, *place)
         missing = self.images.shard_blocks(np.arange(len(self.images)), rows, progress)
         network = self.model.network
@@ -381,7 +381,10 @@ class DamageMeasurer:
         """
         main = accounts["held" if "held" in accounts else "attached"].channels
         generators = make_generators(self.images.seed, f"random order of {layer}", rows.tolist())
-        draws = [torch.rand(main.shape[1], generator=generator) for generator in generators.each]
+        draws = [
+            torch.rand(main.shape[1], generator=generator, device="cpu")
+            for generator in generators.each
+        ]
         worths = {ACCOUNT: main, RANDOM: torch.stack(draws).to(main.device)}
         for scorer in self.scorers:
             if scores is not None and (scorer, layer) not in scores.refused:

@@ -68,9 +68,9 @@ def trace_edges(
     """
     n, network = len(path.pairs), path.tail.network
     rows = torch.arange(n, device=path.pairs.y.device)
-    edges = torch.zeros(n, path.widths[0], channels, dtype=torch.float64, device=rows.device)
+    edges = path.pairs.damage.new_zeros(n, path.widths[0], channels)
     for step in range(steps):
-        t = torch.full((n,), (step + 0.5) / steps, dtype=torch.float64, device=rows.device)
+        t = edges.new_full((n,), (step + 0.5) / steps)
         points, changes = path.move(t, rows)
         with torch.enable_grad(), capture(network, second) as features:
             margins = path.compute_margins(points, rows)
@@ -89,7 +89,7 @@ def trace_edges(
             (back,) = torch.autograd.grad(
                 u, points[0], only, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            edges[:, :, j] += summed(back * changes[0], path.features.axis).double() / steps
+            edges[:, :, j] += summed(back * changes[0], path.features.axis).to(edges.dtype) / steps
     return edges
 
 
@@ -155,7 +155,7 @@ class EdgeTracer:
         network, images = damager.model.network, damager.images
         progress.start(f"{damager.model.label}: edges")
         key = digest_of(damager.identity, sorted(spec.items()), self.count)
-        place = damager.model.key(images.fingerprint), f"edges {key}"
+        place = damager.model.key(images.key), f"edges {key}"
         rows = folder.rows(len(images), spec, *place)
         missing = images.shard_blocks(np.arange(self.count), rows, progress)
         blocks = images.read_blocks([block for block, _ in missing], get_parameter(network))
@@ -246,7 +246,9 @@ class EdgeTracer:
         """Cut the edges of most damage, and as many random ones; return what margin is regained."""
         seed = self.damager.images.seed
         generators = make_generators(seed, f"random edges of {tails[0].layer}", rows.tolist())
-        draws = [torch.rand(edges.shape[1:], generator=one) for one in generators.each]
+        draws = [
+            torch.rand(edges.shape[1:], generator=one, device="cpu") for one in generators.each
+        ]
         worths = {ACCOUNT: edges, RANDOM: torch.stack(draws).to(edges.device)}
         attacked = pairs.margin - pairs.damage
         gains = {}

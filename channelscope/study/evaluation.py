@@ -27,6 +27,7 @@ from channelscope.attacks import (
 from channelscope.attacks.adaptive import norm_of
 from channelscope.attacks.suites import attacks_on, with_eps
 from channelscope.data import Split, block_size, iterate_blocks, sample_stratified
+from channelscope.devices import widen
 from channelscope.distributed import barrier, shard, world_size
 from channelscope.errors import UserError
 from channelscope.gates import Selective, attached
@@ -94,6 +95,7 @@ class Images:
         classes: number of classes.
         batch_size: how many are read at a time; results do not depend on it.
         seed: of all that is drawn by chance.
+        block: how many go through a network together; None for ``data.block_size``.
     """
 
     split: Split
@@ -101,9 +103,22 @@ class Images:
     classes: int
     batch_size: int
     seed: int
+    block: int | None = None
 
     def __len__(self) -> int:
         return len(self.split)
+
+    @property
+    def block_size(self) -> int:
+        """The number of images that go through a network together, which decides the last bits."""
+        return self.block or block_size(self.split)
+
+    @property
+    def key(self) -> str:
+        """What identifies them and all that a network's answers for them depend on."""
+        if self.block_size == block_size(self.split):
+            return self.fingerprint
+        return f"{self.fingerprint} in blocks of {self.block_size}"
 
     @property
     def labels(self) -> Int[ndarray, " n"]:
@@ -119,7 +134,7 @@ class Images:
         With each the number of images of all processes' blocks in the same turn: what is done when
         all keep pace. What is done already counts as progress at once.
         """
-        blocks = torch.from_numpy(chosen).split(block_size(self.split)) if len(chosen) else ()
+        blocks = torch.from_numpy(chosen).split(self.block_size) if len(chosen) else ()
         turns = [
             sum(map(len, blocks[first : first + world_size()]))
             for first in range(0, len(blocks), world_size())
@@ -190,7 +205,7 @@ class AttackRunner:
         """Whether two forward passes on the same images differ by more than rounding."""
         network = self.model.network
         like = get_parameter(network)
-        first = torch.arange(min(block_size(self.images.split), len(self.images)))
+        first = torch.arange(min(self.images.block_size, len(self.images)), device="cpu")
         x, _ = self.images.read_some(first, like)
         with seed_globally(x, self.images.seed), eval_mode(network), torch.no_grad():
             one, other = (get_logits(network(x)) for _ in range(2))
@@ -289,7 +304,7 @@ class AttackRunner:
 
     def _keys(self, part: str, identity: str, chosen: Mask, *, images: bool) -> tuple[str, str]:
         key = digest_of(identity, chosen.tobytes(), images, self.images.seed)
-        return self.model.key(self.images.fingerprint), f"{part} {key}"
+        return self.model.key(self.images.key), f"{part} {key}"
 
     def _identify(self, attack: AttackLike) -> str:
         return identify_attack(attack, self.digests) + f" random={self.is_random}"
@@ -389,7 +404,7 @@ def _check(
             eps=plan.eps,
             norm=plan.norm,
             seed=images.seed,
-            batch_size=block_size(images.split),
+            batch_size=images.block_size,
             progress=lambda check: progress.start(f"{model.label}: check, {check}"),
         )
         progress.start(f"{model.label}: check, binarisation")
@@ -509,7 +524,7 @@ def _check_ball(attack: AttackLike, name: str, x: Tensor, x_adv: Tensor) -> None
             f"The attack {name} returns images outside [0, 1], or of another shape: correct the "
             "attack, as its result says nothing."
         )
-    delta = (x_adv.to(torch.float64) - x.to(torch.float64)).flatten(1)
+    delta = (widen(x_adv) - widen(x)).flatten(1)
     distance = float(delta.abs().max() if norm_of(attack) == "inf" else delta.norm(dim=1).max())
     if distance > attack.eps + _ROUNDING:
         raise UserError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from channelscope.analyses.base import Finding
 from channelscope.attacks import AttackLike
 from channelscope.attacks.adaptive import norm_of
-from channelscope.data import block_size
+from channelscope.devices import is_accelerator
 from channelscope.gates import attached
 from channelscope.layers.hooks import eval_mode, get_parameter
 from channelscope.objectives import cross_entropy, dlr, margin
@@ -60,7 +60,7 @@ def find_faults(model: Model, images: Images, attack: AttackLike) -> tuple[Findi
         attack: the study's own, of which eps, norm and objective count.
     """
     network = model.network
-    first = torch.arange(min(block_size(images.split), len(images)))
+    first = torch.arange(min(images.block_size, len(images)), device="cpu")
     checks = Checks()
     with (
         eval_mode(network),
@@ -146,7 +146,7 @@ def _check_company(block: AttackedImages) -> Sign | None:
     few = replace(block, x=block.x[:n], y=block.y[:n])
     among_all, alone = block.compute_logits()[:n], few.compute_logits()
     moved = measure_change(among_all, alone)
-    digits = [alone.dtype, torch.float16] if alone.is_cuda else [alone.dtype]
+    digits = [alone.dtype, torch.float16] if is_accelerator(alone.device) else [alone.dtype]
     limit = max(ROUNDING, *(_LAST_PLACES * torch.finfo(dtype).eps for dtype in digits))
     count = int((moved > limit).sum())
     if not exceeds(count, n, STRAY):

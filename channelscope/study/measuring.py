@@ -62,7 +62,7 @@ def find_layers(model: Model, images: Images, layers: Sequence[str] | None) -> L
     Raises:
         UserError: for what does not fit together.
     """
-    rows = torch.arange(min(2, len(images)))
+    rows = torch.arange(min(2, len(images)), device="cpu")
     few, _ = images.read_some(rows, get_parameter(model.network))
     names, last = choose_layers(model.network, layers, few, images.classes)
     weighed = last.inputs if last is not None and last.weight is not None else ()
@@ -116,8 +116,8 @@ def observe(
 
 def draw_wrong_labels(labels: Int[ndarray, " n"], classes: int, seed: int) -> Int[ndarray, " n"]:
     """Draw for each image one of the other classes, each as likely."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = torch.randint(1, classes, labels.shape, generator=generator).numpy()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    steps = torch.randint(1, classes, labels.shape, generator=generator, device="cpu").numpy()
     wrong: ndarray = (labels + steps) % classes
     return wrong
 
@@ -290,7 +290,7 @@ class Measurer:
         """Measure this process's blocks of all images; wait for the other processes' rows."""
         progress.start(f"{self.model.label}: {stage}")
         key = digest_of(identity, sorted(spec.items()), self.images.seed, self.layers.penultimate)
-        place = (self.model.key(self.images.fingerprint), f"{stage} {key}")
+        place = (self.model.key(self.images.key), f"{stage} {key}")
         rows = folder.rows(len(self.images), spec, *place)
         everything = np.arange(len(self.images))
         missing = self.images.shard_blocks(everything, rows, progress)
@@ -348,7 +348,7 @@ def score_model(
     }
     identities = [identify_attack(scorer, {}) for scorer in scorers.values()]
     key = digest_of(sorted(spec.items()), identities, images.seed)
-    rows = folder.rows(len(images), spec, model.key(images.fingerprint), f"relevance {key}")
+    rows = folder.rows(len(images), spec, model.key(images.key), f"relevance {key}")
     missing = images.shard_blocks(np.arange(len(images)), rows, progress)
     if missing:
         scorers = fit_scorers(scorers, network, images.split, images.classes, layers.names)
@@ -363,7 +363,7 @@ def score_model(
                     if (scorer, name) not in refused:
                         rows.note(json.dumps([scorer, name, str(scores)]))
                     refused.add((scorer, name))
-                    scores = torch.zeros(len(y), few[name].shape[1])
+                    scores = torch.zeros(len(y), few[name].shape[1], device="cpu")
                 values[f"{scorer}/{name}"] = to_array(scores)
         rows.write(block.numpy(), values)
         progress.advance(len(block))

@@ -355,7 +355,9 @@ def with_class_names(
             return dataclasses.replace(dataset, classes=tuple(names))
     network = models[0].network
     like = get_parameter(network)
-    x, _ = next(dataset.test.batches(1, like.device, torch.zeros(1, dtype=torch.int64)))
+    x, _ = next(
+        dataset.test.batches(1, like.device, torch.zeros(1, dtype=torch.int64, device="cpu"))
+    )
     count = count_classes(network, x.to(like), output) or 0
     return dataclasses.replace(dataset, classes=tuple(map(str, range(max(count, len(classes))))))
 

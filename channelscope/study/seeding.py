@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
+
+from channelscope.devices import fork_rng
 
 
 @contextmanager
 def seed_globally(x: Tensor, seed: int) -> Iterator[None]:
     """Seed the global random numbers of the CPU and of x's device; restore their state at exit."""
-    with torch.random.fork_rng([x.device] if x.is_cuda else []):
-        torch.manual_seed(seed)  # noqa: TID251
+    with fork_rng(x.device, seed=seed):
         yield

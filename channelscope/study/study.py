@@ -35,7 +35,8 @@ from channelscope.analyses.base import (
 from channelscope.attacks import AttackLike, Norm, attack_name, parse_attack
 from channelscope.attacks.suites import SUITES, resolve_ball
 from channelscope.data import Dataset, as_dataset
-from channelscope.distributed import check_same, is_first, resolve_device, world_size
+from channelscope.devices import resolve_device
+from channelscope.distributed import check_same, is_first, world_size
 from channelscope.errors import UserError, escape, suggest
 from channelscope.layers.hooks import get_layer, get_parameter
 from channelscope.progress import open_bar
@@ -169,6 +170,9 @@ class Study:
         threshold: share of an image's largest channel above which a channel is active.
         thumbnails: keep small pictures of the images.
         batch_size: images that are read at a time; results do not depend on it.
+        block: images that go through a network together: larger blocks are faster on a GPU. Results
+            of another block differ, as rounding does. None for as many pixels as 128 images of 32 x
+            32 have, at least 16 images and at most 512.
         device: where checkpoints are run: "auto" (a GPU if there is one), "cpu", "cuda", ...
         folder: the run folder, which stays; None for a temporary one.
         progress: show progress bars.
@@ -209,12 +213,13 @@ class Study:
         threshold: float = 0.01,
         thumbnails: bool = True,
         batch_size: int = 128,
+        block: int | None = None,
         device: str = "auto",
         folder: Path | str | None = None,
         progress: bool = True,
         kind: Kind = "comparison",
     ) -> None:
-        _check_numbers(images, checks, seed, replicates, level, threshold, batch_size)
+        _check_numbers(images, checks, seed, replicates, level, threshold, batch_size, block)
         self.kind: Kind = kind
         self.scorers = get_scorers(scorers)
         named = list_attacks(attacks)
@@ -238,6 +243,7 @@ class Study:
             classes=len(self.dataset.classes),
             batch_size=batch_size,
             seed=seed,
+            block=block,
         )
         self._models = self._adapt_models(output)
         self._unnormalised = self._advise_normalisation()
@@ -280,6 +286,7 @@ class Study:
             "level": level,
             "threshold": threshold,
             "batch_size": batch_size,
+            "block": self.images.block_size,
             "method_groups": group_models(groups or {}, self._models),
         }
         if kind == "intervention":
@@ -309,9 +316,11 @@ class Study:
         replacement (Chamandy et al., 2012).
         """
         shape = (len(self.images), self.settings["replicates"])
-        generator = torch.Generator().manual_seed(self.settings["seed"])
-        draws = torch.poisson(torch.ones(shape), generator=generator)
-        weights: ndarray = torch.cat([torch.ones(shape[0], 1), draws], 1).to(torch.uint8).numpy()
+        generator = torch.Generator("cpu").manual_seed(self.settings["seed"])
+        draws = torch.poisson(torch.ones(shape, device="cpu"), generator=generator)
+        weights: ndarray = (
+            torch.cat([torch.ones(shape[0], 1, device="cpu"), draws], 1).to(torch.uint8).numpy()
+        )
         return weights
 
     def describe(self, model: str) -> Mapping[str, Any]:
@@ -648,7 +657,7 @@ class Study:
                     attack_name(self.attack): natural & attacked,
                 }
         for model in self._models:  # before the first attack, which may take hours
-            rows = torch.arange(min(2, len(self.images)))
+            rows = torch.arange(min(2, len(self.images)), device="cpu")
             x, _ = self.images.read_some(rows, get_parameter(model.network))
             check_network(model.network, x, self.images.classes)
         parts = sum(
@@ -770,7 +779,7 @@ class Study:
 
     def _adapt_models(self, output: int | str | None) -> list[Model]:
         """Return the models with networks that return plain logits."""
-        rows = torch.arange(min(2, len(self.images)))
+        rows = torch.arange(min(2, len(self.images)), device="cpu")
         adapted = []
         for model in self._models:
             x, _ = self.images.read_some(rows, get_parameter(model.network))
@@ -782,7 +791,11 @@ class Study:
 
         It is said at once, before hours of attacks, and goes into the result, where it is read.
         """
-        rows = torch.linspace(0, len(self.images) - 1, NORMALISATION_IMAGES).long().unique()
+        rows = (
+            torch.linspace(0, len(self.images) - 1, NORMALISATION_IMAGES, device="cpu")
+            .long()
+            .unique()
+        )
         found: dict[str, tuple[Finding, ...]] = {}
         for model in self._models:
             x, y = self.images.read_some(rows, get_parameter(model.network))
@@ -943,6 +956,7 @@ def _check_numbers(
     level: float,
     threshold: float,
     batch_size: int,
+    block: int | None,
 ) -> None:
     if images is not None and images < 1:
         raise UserError(f"images: {images} is too few: use at least one image, or None for all.")
@@ -961,6 +975,8 @@ def _check_numbers(
         raise UserError(f"threshold: {threshold} is no share between 0 and 1, such as 0.01.")
     if batch_size < 1:
         raise UserError(f"batch_size: {batch_size} is too few: read at least one image at a time.")
+    if block is not None and block < 1:
+        raise UserError(f"block: {block} is too few: give a network at least one image at a time.")
 
 
 def _versions() -> dict[str, str]:

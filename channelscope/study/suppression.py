@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from channelscope.analyses.base import SuppressedLayer
 from channelscope.attacks import AttackLike, attack_name, find_correct, make_generators, stop_early
 from channelscope.attacks.folding import run_folded
-from channelscope.data import block_size
 from channelscope.distributed import barrier, shard
 from channelscope.gates import Probed, Selective, attached
 from channelscope.layers.features import ablated
@@ -125,7 +124,7 @@ def plan_suppression(
         # They differ from class to class too: all that differs from a scorer's is what it knows.
         generators = make_generators(seed, f"random order of {layer}", range(random))
         for generator in generators.each:
-            order = torch.rand(shape, generator=generator).argsort(1)
+            order = torch.rand(shape, generator=generator, device="cpu").argsort(1)
             rankings.append(Ranking(layer, "random", "random", order))
     return SuppressionPlan(relevance, counts, rankings)
 
@@ -289,18 +288,17 @@ class Suppressor:
             self.images.seed,
         )
         spec = {"natural": ((), "|u1"), "adversarial": ((), "|u1")}
-        place = self.model.key(self.images.fingerprint)
+        place = self.model.key(self.images.key)
         return self.folder.rows(len(self.images), spec, place, f"suppressed {key}")
 
     def _blocks(self) -> list[Tensor]:
         """Return blocks of images, of one class each where their label chooses the channels."""
-        rows = torch.arange(len(self.images))
+        rows = torch.arange(len(self.images), device="cpu")
         labels = torch.from_numpy(self.images.labels)
         groups = [rows]
         if self.relevant_to == "label":
             groups = [rows[labels == k] for k in labels.unique()]
-        size = block_size(self.images.split)
-        return [block for group in groups for block in group.split(size)]
+        return [block for group in groups for block in group.split(self.images.block_size)]
 
     def _read(self, rows: Tensor) -> _Batch:
         network = self.model.network

@@ -19,6 +19,7 @@ from channelscope.api import compare
 from channelscope.attacks import JointSweep, parse_attack
 from channelscope.attacks.adaptive import can_sweep
 from channelscope.data import Dataset, as_dataset, sample_stratified
+from channelscope.devices import resolve_device
 from channelscope.errors import UserError
 from channelscope.files import check_no_link, check_writable
 from channelscope.locks import lock_path
@@ -107,7 +108,7 @@ def sweep(
         "eps": base.attack.eps if test_eps is None else test_eps,
         "level": 0.95,
     }
-    options = {"device": distributed.resolve_device(device), "progress": progress}
+    options = {"device": resolve_device(device), "progress": progress}
     check_logs(logs)
     _check(trainings, dataset, folder)
     fingerprints = {name: part.fingerprint() for name, part in dataset.parts.items()}

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from channelscope import distributed
 from channelscope.data import as_dataset
+from channelscope.devices import resolve_device
 from channelscope.errors import UserError
 from channelscope.locks import lock_path
 from channelscope.progress import open_bar
@@ -95,7 +96,7 @@ def train(
     dataset = as_dataset(data, progress=shown)
     if images is not None:
         dataset = dataset.limited(images, seed)
-    device = distributed.resolve_device(device)
+    device = resolve_device(device)
     recipe = find_recipe(recipe, dataset.name).override(**overrides)
     if init is not None:
         recipe = replace(recipe, init=Init(file=str(init), with_gates=init_gates))
@@ -135,6 +136,9 @@ def _run(
     distributed.check_same({f"the {name}": repr(value) for name, value in job.settings.items()})
     with lock_path(job.out, job.partial, job.log):
         distributed.barrier()  # the first process has recovered from a kill before any looks
+        if resume:  # processes of other folders would go on from other epochs
+            there = f"{job.partial.exists()} {job.out.exists()}"
+            distributed.check_same({"the files of the run so far": there})
         if not (resume and (job.partial.exists() or job.out.exists())):
             job = choose_precision(job, device)  # a run that goes on keeps its own
         state = State.resume(job, device) if resume else State.start(job, device)

@@ -22,6 +22,7 @@ from torch.optim.swa_utils import update_bn
 from channelscope import distributed
 from channelscope.attacks import PGD, find_correct, is_correct
 from channelscope.data import augment
+from channelscope.devices import fork_rng, wide_dtype, widen
 from channelscope.gates import FeatureSelector, Selective, mask_share
 from channelscope.layers.features import capture
 from channelscope.layers.hooks import eval_mode
@@ -58,7 +59,7 @@ def train_epoch(state: State, epoch: int, bar: Any) -> dict[str, float]:
     job, recipe = state.job, state.job.recipe
     generator, attack = job.make_generator(epoch), job.attack_at(epoch)
     steps = len(_list_starts(job))
-    sums = torch.zeros(3, dtype=torch.float64)  # loss, correct answers, images
+    sums = torch.zeros(3, dtype=torch.float64, device="cpu")  # loss, correct answers, images
     unchecked: list[Tensor] = []  # the sums of the steps since the last check
     row: dict[str, float] = {}
     with _seed_global_generators(state, epoch), _autocast(state):
@@ -99,15 +100,17 @@ def validate(state: State) -> dict[str, float]:
     images = len(state.val)
     attack, generator = job.validation_attack, job.make_generator(-1)
     share = distributed.get_slice(images)
-    sums = torch.zeros(len(names), dtype=torch.float64, device=state.device)
+    sums = torch.zeros(len(names), dtype=wide_dtype(state.device), device=state.device)
     with eval_mode(network), _autocast(state):
-        attack.skip(torch.empty(1, *job.image_shape, dtype=job.dtype), share.start, generator)
-        indices = torch.arange(share.start, share.stop)
+        attack.skip(
+            torch.empty(1, *job.image_shape, dtype=job.dtype, device="cpu"), share.start, generator
+        )
+        indices = torch.arange(share.start, share.stop, device="cpu")
         for x, y in state.val.batches(256, state.device, indices):
             x = x.to(job.dtype)
             x_adv = attack(network, x, y, generator)
             values = _measure(network, x, x_adv, y)
-            sums += torch.stack([value.sum(dtype=torch.float64) for value in values])
+            sums += torch.stack([value.sum(dtype=sums.dtype) for value in values])
     means = distributed.all_reduce(sums) / images
     return dict(zip(names, means.tolist(), strict=True))
 
@@ -127,16 +130,18 @@ def reweigh_classes(state: State, epoch: int) -> dict[str, float]:
         return {}
     attack = dataclasses.replace(job.attack_at(epoch), early_stop=None)
     generator, share = job.make_generator(-2), distributed.get_slice(len(state.val))
-    sums = torch.zeros(len(weights), dtype=torch.float64, device=state.device)
-    attack.skip(torch.empty(1, *job.image_shape, dtype=job.dtype), share.start, generator)
-    indices = torch.arange(share.start, share.stop)
+    sums = torch.zeros(len(weights), dtype=wide_dtype(state.device), device=state.device)
+    attack.skip(
+        torch.empty(1, *job.image_shape, dtype=job.dtype, device="cpu"), share.start, generator
+    )
+    indices = torch.arange(share.start, share.stop, device="cpu")
     with eval_mode(state.network), _autocast(state):
         for x, y in state.val.batches(256, state.device, indices):
             x = x.to(job.dtype)
             x_adv = _attack(state, attack, x, y, generator) if job.adversarial else x
             with torch.no_grad():
-                sums.index_add_(0, y, job.loss(state.network, x, x_adv, y).double())
-    sums = distributed.all_reduce(sums).cpu()
+                sums.index_add_(0, y, job.loss(state.network, x, x_adv, y).to(sums.dtype))
+    sums = distributed.all_reduce(sums).cpu().double()
     counts = torch.bincount(state.val.labels.cpu(), minlength=len(weights))
     state.class_costs += torch.cat([sums / counts, sums.sum(0, True) / len(state.val)])
     return dict(zip(name_weights(job.weighed_classes), weights.tolist(), strict=True))
@@ -170,7 +175,7 @@ def _list_starts(job: Job) -> range:
 def _iterate_batches(state: State, generator: torch.Generator) -> Iterator[_Batch]:
     """Yield this process's share of the training part's batches, in random order and augmented."""
     job = state.job
-    order = torch.randperm(len(job.train), generator=generator)
+    order = torch.randperm(len(job.train), generator=generator, device="cpu")
     batch_size = job.recipe.optimizer.batch_size
     batches = [order[start : start + batch_size] for start in _list_starts(job)]
     firsts = [distributed.get_slice(len(batch)).start for batch in batches]
@@ -200,7 +205,7 @@ def _step(state: State, batch: _Batch, attack: PGD, generator: torch.Generator) 
         The sums of loss and correct answers over this process's images, and their number.
     """
     job = state.job
-    sums = torch.zeros(3, dtype=torch.float64, device=state.device)
+    sums = torch.zeros(3, dtype=wide_dtype(state.device), device=state.device)
     # BatchNorm needs two images in a portion, and all processes the same number of portions.
     most = batch.size // distributed.world_size() // 2
     portions = max(1, min(job.recipe.optimizer.accumulate, most))
@@ -237,7 +242,7 @@ def _backward(state: State, x: Tensor, x_adv: Tensor, y: Tensor, batch_size: int
     state.scaler.scale(loss.sum() * (distributed.world_size() / batch_size)).backward()
     correct = (outputs[""].argmax(1) == y).sum()
     images = correct.new_tensor(len(y))
-    return torch.stack([loss.detach().double().sum(), correct.double(), images.double()])
+    return torch.stack([widen(loss.detach()).sum(), widen(correct), widen(images)])
 
 
 def _without_sync(loss: nn.Module) -> AbstractContextManager[None]:
@@ -286,10 +291,5 @@ def _seed_global_generators(state: State, epoch: int) -> Iterator[None]:
     """Seed torch's global generators, from which gates draw noise, and restore them afterwards."""
     first_seed = state.job.make_generator(epoch).initial_seed()
     seed = first_seed + 1_000_000_007 * (1 + distributed.rank())
-    device = torch.device(state.device)
-    gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            torch.cuda.default_generators[gpu.index or 0].manual_seed(seed)
+    with fork_rng(state.device, seed=seed):
         yield

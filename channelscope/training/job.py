@@ -252,7 +252,9 @@ class Job:
             gates.append(Gate(layer=layer, channels=shape[1], kind=settings.kind, options=options))
         # Building and running it without memory refuses now what does not fit its layer.
         with torch.device("meta"):
-            build(self.architecture, tuple(gates)).eval()(torch.empty(1, *self.image_shape))
+            build(self.architecture, tuple(gates)).eval()(
+                torch.empty(1, *self.image_shape, device="meta")
+            )
         return tuple(gates)
 
     def _gated_shapes(self, patterns: Sequence[str]) -> dict[str, torch.Size]:
@@ -262,7 +264,7 @@ class Job:
             network = architecture.build().eval()
             layers = _match_layers(patterns, network) if patterns else architecture.gate_layers
             with capture(network, *layers) as features:
-                network(torch.empty(1, *self.image_shape))
+                network(torch.empty(1, *self.image_shape, device="meta"))
         return {layer: features[layer].shape for layer in layers}
 
     @property
@@ -325,7 +327,7 @@ class Job:
 
     def make_generator(self, epoch: int) -> torch.Generator:
         """Make the generator of an epoch, so that no epoch depends on those before it."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + epoch)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -419,7 +421,7 @@ def _compute_moments(images: Split) -> Statistics:
     for x, _ in images.batches(256, indices=sample):
         sums.append(torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]))
         pixels += x.numel() // x.shape[1]
-    mean, mean_square = torch.stack(sums).double().sum(0) / pixels
+    mean, mean_square = torch.stack(sums).cpu().double().sum(0) / pixels
     # At least 1e-4: a channel that never changes would be divided by 0.
     std = (mean_square - mean.square()).clamp_min(1e-4).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())

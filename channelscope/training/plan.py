@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from tqdm import tqdm
 
-from channelscope import distributed
 from channelscope.data import Dataset, MemorySplit
+from channelscope.devices import is_accelerator, resolve_device
 from channelscope.training.engine import reweigh_classes, train_epoch, validate
 from channelscope.training.job import Job
 from channelscope.training.precision import choose_precision
@@ -99,7 +99,7 @@ def plan_training(recipe: Recipe, images: Images, device: str = "auto") -> list[
     Raises:
         UserError: for a recipe that does not fit the images.
     """
-    device = distributed.resolve_device(device)
+    device = resolve_device(device)
     stages = (recipe.first_stage, recipe)
     return [_measure_stage(stage, images, device) for stage in stages if stage is not None]
 
@@ -107,7 +107,7 @@ def plan_training(recipe: Recipe, images: Images, device: str = "auto") -> list[
 def _measure_stage(recipe: Recipe, images: Images, device: str) -> Cost:
     is_cuda = torch.device(device).type == "cuda"
     batch_size = recipe.optimizer.batch_size
-    trial = batch_size if is_cuda else min(batch_size, _TRIAL)
+    trial = batch_size if is_accelerator(device) else min(batch_size, _TRIAL)
     with TemporaryDirectory() as folder:
         job = _make_trial_job(recipe, images, trial, Path(folder) / "net.pt")
         state = State(choose_precision(job, device), device)
@@ -145,9 +145,11 @@ def _make_trial_job(recipe: Recipe, images: Images, trial: int, out: Path) -> Jo
     # Other initial weights take as long, and a stage is measured by itself.
     recipe = dataclasses.replace(recipe, init=None, before=None)
     classes = min(images.classes, trial)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (trial, *images.shape), dtype=torch.uint8, generator=generator)
-    part = MemorySplit(pixels, torch.arange(trial) % classes)
+    generator = torch.Generator("cpu").manual_seed(0)
+    pixels = torch.randint(
+        256, (trial, *images.shape), dtype=torch.uint8, generator=generator, device="cpu"
+    )
+    part = MemorySplit(pixels, torch.arange(trial, device="cpu") % classes)
     data = Dataset(images.name, tuple(map(str, range(classes))), part, part, part)
     return Job(recipe, data, out, seed=0)
 

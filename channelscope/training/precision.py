@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from channelscope import distributed
+from channelscope.devices import fork_rng, is_accelerator, synchronise, wide_dtype
+from channelscope.errors import UserError
 from channelscope.weights import build
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ def choose_precision(job: "Job", device: str) -> "Job":
 
     Where several processes are joined, they decide together.
     """
+    if job.dtype == torch.float64 and wide_dtype(device) != torch.float64:
+        raise UserError(
+            f"precision: {device} has no 64-bit floats for 'fp64': use fp32, or device cpu."
+        )
     if job.recipe.engine.precision != "auto":
         return job
     return replace(job, speeds=measure_speeds(job, device))
@@ -77,11 +83,11 @@ def measure_speeds(job: "Job", device: str) -> dict[str, float]:
     Returns:
         The images a second of one process, by precision.
     """
-    is_cuda = torch.device(device).type == "cuda"
     batch_size = job.recipe.optimizer.batch_size // distributed.world_size()
-    images = batch_size if is_cuda else min(_TRIAL, batch_size)
-    with torch.random.fork_rng(devices=[device] if is_cuda else []):
-        network = build(job.architecture, job.gates)
+    images = batch_size if is_accelerator(device) else min(_TRIAL, batch_size)
+    with fork_rng(device):
+        with torch.device("cpu"):
+            network = build(job.architecture, job.gates)
         x = torch.rand(images, *job.image_shape, device=device)
         layout = choose_layout(network, device)
         network = network.to(device).to(memory_format=layout).train()
@@ -94,9 +100,10 @@ def measure_speeds(job: "Job", device: str) -> dict[str, float]:
                 before = perf_counter()
                 with autocast(precision, device):
                     job.loss(network, x, x, y).mean().backward()
-                if is_cuda:
-                    torch.cuda.synchronize(device)
+                synchronise(device)
                 times.append(perf_counter() - before)
-    fastest = torch.tensor([min(times[1:]) for times in seconds.values()], dtype=torch.float64)
-    means = distributed.all_reduce(fastest.to(device)).cpu() / distributed.world_size()
+    fastest = torch.tensor(
+        [min(times[1:]) for times in seconds.values()], dtype=torch.float64, device="cpu"
+    )
+    means = distributed.all_reduce(fastest) / distributed.world_size()
     return dict(zip(seconds, (images / means).tolist(), strict=True))

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from channelscope import distributed
 from channelscope.data import MemorySplit, Split
+from channelscope.devices import fork_rng
 from channelscope.errors import UserError
 from channelscope.files import atomic_write
 from channelscope.objectives import TrainingLoss
@@ -48,8 +49,7 @@ class State:
     def __init__(self, job: Job, device: str) -> None:
         recipe, averaging = job.recipe.optimizer, job.recipe.averaging
         # Initial weights come from torch's global generator: its state is restored afterwards.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(job.seed)
+        with fork_rng(seed=job.seed), torch.device("cpu"):
             network = build(job.architecture, job.gates)
         if job.start is not None:
             job.start.load_into(network)
@@ -80,7 +80,7 @@ class State:
         self.history: list[Row] = []  # a row for each complete epoch
         self.best: dict[str, Tensor] = {}  # the weights of the best epoch
         # Of WAT: the losses of each class and of all, summed over the epochs.
-        self.class_costs = torch.zeros(len(job.data.classes) + 1, dtype=torch.float64)
+        self.class_costs = torch.zeros(len(job.data.classes) + 1, dtype=torch.float64, device="cpu")
 
     @classmethod
     def start(cls, job: Job, device: str) -> Self:
@@ -175,7 +175,7 @@ class State:
         if eta is None:
             return None
         if not self.history:
-            return torch.full((classes,), 2.0, dtype=torch.float64)
+            return torch.full((classes,), 2.0, dtype=torch.float64, device="cpu")
         weights = classes * (eta * self.class_costs).softmax(0)
         return weights[:-1] + weights[-1]
 

@@ -210,7 +210,10 @@ def _take_normalisation(tensors: Mapping[str, Tensor]) -> State | None:
 def _join_normalisations(outer: State, inner: State) -> State:
     """Join two normalisations, one after the other, ((x - m) / s - n) / t, to one."""
     (m, s), (n, t) = (
-        (torch.tensor(state.mean).double(), torch.tensor(state.std).double())
+        (
+            torch.tensor(state.mean, device="cpu").double(),
+            torch.tensor(state.std, device="cpu").double(),
+        )
         for state in (outer, inner)
     )
     mean, std = (tuple(values.float().tolist()) for values in (m + s * n, s * t))
@@ -295,4 +298,8 @@ def _read_numbers(values: Any) -> tuple[float, ...] | None:
         return None
     if not all(type(value) in (int, float) for value in values):
         return None
-    return tuple(map(float, values)) if bool(torch.tensor(values).isfinite().all()) else None
+    return (
+        tuple(map(float, values))
+        if bool(torch.tensor(values, device="cpu").isfinite().all())
+        else None
+    )

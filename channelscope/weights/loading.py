@@ -155,7 +155,9 @@ def _agree(own: Statistics, named: Statistics) -> bool:
         if len(values) != len(others) and 1 not in (len(values), len(others)):
             return False
         # One number stands for all channels.
-        if not torch.allclose(torch.tensor(values), torch.tensor(others), 0, _ROUNDING):
+        if not torch.allclose(
+            torch.tensor(values, device="cpu"), torch.tensor(others, device="cpu"), 0, _ROUNDING
+        ):
             return False
     return True
 
@@ -385,7 +387,9 @@ def _describe_gate(layer: str, gate: nn.Module) -> Gate:
 def _check_logits(network: nn.Module, checkpoint: Checkpoint) -> None:
     """Refuse a network that computes other logits of a random image than its checkpoint."""
     like = get_parameter(network)
-    images = torch.rand(2, *checkpoint.image, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(
+        2, *checkpoint.image, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+    )
     rebuilt = checkpoint.build().to(like.device)
     try:
         with eval_mode(network), torch.no_grad():

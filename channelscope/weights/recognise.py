@@ -198,7 +198,7 @@ def add_normalisation(
     state = dict(match.state)
     for name, values in (("mean", mean), ("std", std)):
         key = f"{'cnn.' if match.gates else ''}normalise.{name}"
-        state[key] = torch.tensor(values, dtype=state[key].dtype).view(-1, 1, 1)
+        state[key] = torch.tensor(values, dtype=state[key].dtype, device="cpu").view(-1, 1, 1)
     architecture = replace(match.architecture, mean=mean, std=std)
     return replace(match, architecture=architecture, state=state)
 
@@ -334,7 +334,9 @@ def _compute_logits(match: Match) -> Tensor | None:
     network.load_state_dict(dict(match.state))
     channels = int(match.architecture.args.get("in_chans", 3))  # type: ignore[arg-type]
     side = get_image_side(match.architecture.arch)
-    image = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(
+        1, channels, side, side, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+    )
     try:
         with torch.no_grad():
             output = network(image)

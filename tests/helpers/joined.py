@@ -139,13 +139,13 @@ def do_everything(folder: Path) -> dict[str, Any]:
 
 
 def lose_process(work: str) -> str:
-    """Let the second process be killed as the first works with it; return what that is told."""
+    """Let the second process be killed, or stop, as the first works; return what that is told."""
     x = torch.arange(24.0).view(2, 3, 2, 2).requires_grad_()
     try:
         with distributed.join_processes("cpu"):
             y = distributed.synchronise_batchnorm(nn.BatchNorm2d(3))(x)
             if distributed.rank() == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGSTOP if work == "stopped" else signal.SIGKILL)
             if work == "lost-backward":
                 y.sum().backward()
             else:
