@@ -19,7 +19,7 @@ from channelscope.training.recipes import Recipe, catalogue, summary, walk_files
 from channelscope.training.sources import list_sources
 
 FILE = Path("docs", "RECIPES.md")
-# Those of the papers; a -fast variant differs in its schedule and its precision alone.
+# Those of the papers, and of results here; a -fast variant differs in its schedule and precision.
 NAMES = (
     "cifar10-resnet18-standard",
     "cifar10-resnet18-at",
@@ -34,6 +34,9 @@ NAMES = (
     "cifar10-resnet18-wat-cifs",
     "cifar10-resnet18-hbar",
     "cifar10-resnet18-anf-standard",
+    "cifar10-resnet18-w16-cifs",
+    "cifar10-resnet18-w32-cifs",
+    "cifar10-resnet18-overfit-at",
     "cifar10-wrn-28-10-cifs",
     "cifar10-vgg16-cas",
     "svhn-resnet18-cifs",

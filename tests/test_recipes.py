@@ -58,7 +58,7 @@ def test_every_setting_is_there_with_every_method_once() -> None:
     names = {f"{setting}-{method}" for setting in SETTINGS for method in METHODS}
     names -= {"fashion-mnist-resnet10-eas"}
     names -= {f"cifar10-vgg16-{method}" for method in ("eas", "fsr", "kap", "hbar")}
-    quick = ("digits", "cifar10-resnet18-small")
+    quick = ("digits", *(f"cifar10-resnet18-{name}" for name in ("small", "w16", "w32", "overfit")))
     assert set(NAMES) == names | {f"{name}-fast" for name in names if not name.startswith(quick)}
 
 

@@ -35,7 +35,10 @@ from channelscope.training.settings import (
 )
 
 _DEFAULT_SETTING = "cifar10-resnet18"
-_QUICK = ("digits-resnet18", "cifar10-resnet18-small")  # fast as they are
+_QUICK = (  # fast as they are
+    "digits-resnet18",
+    *(f"cifar10-resnet18-{name}" for name in ("small", "w16", "w32", "overfit")),
+)
 _IMPOSSIBLE = (
     # EAS gates the block before the last, and this network has only one in its last stage.
     ("fashion-mnist-resnet10", "eas"),
