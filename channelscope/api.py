@@ -408,6 +408,13 @@ def draw_figures(
     style: str | None = None,
     wide: bool = False,
     latex: bool = False,
+    title: bool = False,
+    notes: bool = False,
+    height: float | None = None,
+    models: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    layers: Sequence[str] = (),
+    classes: Sequence[str] = (),
     only: Sequence[str] = (),
     all_figures: bool = False,
     formats: Sequence[str] = FORMATS,
@@ -417,7 +424,9 @@ def draw_figures(
 
     Args:
         folder: that ``Result.save`` wrote.
-        style, wide, latex, only, all_figures, formats, progress: see ``Result.draw``.
+        style, wide, latex, title, notes, height: how figures look, see ``Result.draw``.
+        models, labels, layers, classes: what is drawn, likewise.
+        only, all_figures, formats, progress: likewise.
 
     Raises:
         UserError: for a folder without a result, or settings that do not fit.
@@ -429,6 +438,13 @@ def draw_figures(
             style=style,
             wide=wide,
             latex=latex,
+            title=title,
+            notes=notes,
+            height=height,
+            models=models,
+            labels=labels,
+            layers=layers,
+            classes=classes,
             only=only,
             all_figures=all_figures,
             formats=formats,

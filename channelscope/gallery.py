@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from channelscope.analyses.base import ANALYSES, SENTENCES, Plot, Section, Subject, analyses_of
 from channelscope.errors import UserError, suggest
 from channelscope.figures import paper, words
+from channelscope.figures.axes import is_empty
 from channelscope.figures.tex import escape_latex
 from channelscope.files import atomic_write
 from channelscope.progress import open_bar
@@ -168,12 +169,16 @@ def _list_subjects(result: "Result", plot: Plot) -> list[Subject]:
 
 
 def find_picture(result: "Result", name: str, further: Iterable[str] = ()) -> Picture:
-    """Return a figure by its full name; ``further`` are names to suggest besides.
+    """Return a figure by its name, without its layer that of the last; see ``list_figures``.
+
+    ``further`` are names to suggest besides.
 
     Raises:
         UserError: for a figure that this result does not have.
     """
     pictures = list_figures(result)
+    if name not in pictures and (longer := _find_longer(pictures, name)):
+        return pictures[next((full for full in longer if pictures[full].subject.main), longer[0])]
     if name not in pictures:
         kinds = dict.fromkeys(picture.plot.name for picture in pictures.values())
         raise UserError(
@@ -213,14 +218,15 @@ def draw(
     folder: Path,
     *,
     style: str | None = None,
-    wide: bool = False,
-    latex: bool = False,
     only: Sequence[str] = (),
     all_figures: bool = False,
     formats: Sequence[str] = FORMATS,
     progress: bool = True,
+    **look: Any,
 ) -> list[Path]:
     """Write figures into a folder, each beside its data (.csv), and the captions of all there.
+
+    Figures whose panels would all be empty are left out.
 
     ``captions.txt`` is for pasting, and ``captions.tex`` too (where LaTeX draws);
     ``captions.json`` is for the page: it lists the figures of which there is a .png or .svg, in the
@@ -229,11 +235,13 @@ def draw(
     Args:
         result: what is drawn.
         folder: where to write; other figures that lie there stay.
-        style, wide, latex: see ``paper.style``.
-        only: claims ("c1"), kinds ("magnitude") or names of figures; none for the main ones.
+        style: a paper's, see ``paper.style``.
+        only: claims ("c1"), kinds ("magnitude"), names of figures or their beginnings
+            ("magnitude-cat"); none for the main ones.
         all_figures: all figures, where ``only`` names none.
         formats: of pdf, png and svg.
         progress: show a progress bar.
+        look: further arguments of ``paper.style``: wide, latex, title, notes, height.
 
     Returns:
         The paths of the pictures.
@@ -246,12 +254,24 @@ def draw(
     if not only and not all_figures:
         chosen = {name: picture for name, picture in chosen.items() if picture.main}
     paths = []
-    with paper.style(style, wide=wide, latex=latex):
+    with paper.style(style, **look) as in_force:
         for name, picture in open_bar(chosen.items(), "figures", shown=progress, unit="figure"):
-            figure, data = picture.draw(), picture.data()
-            paths += paper.save_with_data(figure, data, folder / name, formats)
-    _write_captions(result, folder, latex)
+            figure = picture.draw()
+            if not is_empty(figure):
+                paths += paper.save_with_data(figure, picture.data(), folder / name, formats)
+        _write_captions(result, folder, in_force.latex)
     return paths
+
+
+def name_folder(style: str | None = None, wide: bool = False, **others: Any) -> str:
+    """Return the folder in ``figures`` for figures of a look or a part: "" for the page's own.
+
+    Args:
+        style, wide, others: as ``Result.draw`` has them; what is unset or empty is the page's.
+    """
+    if not (style or wide or any(others.values())):
+        return ""
+    return f"{style or 'own'}{'-wide' if wide else ''}"
 
 
 def list_formats(texts: Sequence[str]) -> list[str]:
@@ -285,7 +305,7 @@ def _choose(result: "Result", only: Sequence[str]) -> dict[str, Picture]:
             name
             for name, picture in pictures.items()
             if word.lower() in (*picture.plot.claims, picture.plot.name, name)
-        }
+        } or set(_find_longer(pictures, word.lower()))
         if not names and word.lower() in kinds:
             raise UserError(f"This {result.kind} has nothing to draw for {word!r}: leave it out.")
         if not names:
@@ -295,6 +315,18 @@ def _choose(result: "Result", only: Sequence[str]) -> dict[str, Picture]:
             )
         chosen |= names
     return {name: picture for name, picture in pictures.items() if name in chosen}
+
+
+def _find_longer(pictures: Mapping[str, Picture], name: str) -> list[str]:
+    """Return the figures whose names go on where this one, of a kind and a part, ends.
+
+    As magnitude-cat-layer4 does where several layers were measured.
+    """
+    return [
+        full
+        for full, picture in pictures.items()
+        if full.startswith(f"{name}-") and name.startswith(f"{picture.plot.name}-")
+    ]
 
 
 def _write_captions(result: "Result", folder: Path, latex: bool) -> None:

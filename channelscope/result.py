@@ -31,6 +31,7 @@ from channelscope.analyses.base import (
     Table,
     analyses_of,
 )
+from channelscope.analyses.choice import choose_part
 from channelscope.errors import UserError, suggest
 from channelscope.figures import paper
 from channelscope.figures.words import format_radius
@@ -285,6 +286,13 @@ class Result:
         style: str | None = None,
         wide: bool = False,
         latex: bool = False,
+        title: bool = False,
+        notes: bool = False,
+        height: float | None = None,
+        models: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        layers: Sequence[str] = (),
+        classes: Sequence[str] = (),
         only: Sequence[str] = (),
         all_figures: bool = False,
         formats: Sequence[str] = gallery.FORMATS,
@@ -292,15 +300,22 @@ class Result:
     ) -> None:
         """Draw figures into ``folder/figures``, and write ``folder/report.html``.
 
-        Each figure's data (CSV) lies beside it, and the captions of all. Other figures stay.
+        Each figure's data (CSV) lies beside it, and the captions of all. Other figures stay. The
+        page shows all models in one style: figures in a style of your choice, or of some of the
+        models, layers or classes, go into a folder in ``figures``, such as ``figures/icml``, and
+        leave the page alone.
 
         Args:
             folder: where to write.
             style: "icml", "neurips" or "ieee"; None for the style in force, see ``figures.style``.
-            wide: make figures as wide as the paper's text rather than one column.
+            wide: make figures as wide as the paper's text rather than one column: panels stand
+                side by side.
             latex: let LaTeX set the text.
-            only: claims ("c1"), kinds of figures ("magnitude") or names of figures; none for the
-                main ones.
+            title, notes: write a title above and explanations below, in styles of papers too.
+            height: the largest height of a figure, as a share of the text's; None for 0.45.
+            models, labels, layers, classes: what is drawn, see ``analyses.choice.choose_part``.
+            only: claims ("c1"), kinds of figures ("magnitude"), names of figures or their
+                beginnings ("magnitude-cat"); none for the main ones.
             all_figures: draw all figures, where ``only`` names none.
             formats: of "pdf", "png" and "svg". The report shows SVGs that are small,
                 else PNGs.
@@ -310,20 +325,28 @@ class Result:
             UserError: for a style, a choice or a format that is unknown, where LaTeX is missing, or
                 where ``folder/figures`` is a link.
         """
-        figures = Path(folder) / "figures"
+        look: dict[str, Any] = {"wide": wide, "latex": latex, "title": title, "notes": notes}
+        look |= {"style": style, "height": height}
+        part: dict[str, Any] = {
+            "models": models,
+            "labels": labels,
+            "layers": layers,
+            "classes": classes,
+        }
+        name = gallery.name_folder(**look, **part)
+        figures = Path(folder) / "figures" / name
         check_no_link(figures, Path(folder))
         gallery.draw(
-            self,
+            choose_part(self, **part),
             figures,
-            style=style,
-            wide=wide,
-            latex=latex,
             only=only,
             all_figures=all_figures,
             formats=formats,
             progress=progress,
+            **look,
         )
-        self.report(folder)
+        if not name:
+            self.report(folder)
 
     def report(self, folder: Path | str) -> Path:
         """Write ``folder/report.html``, one page with all in it; return its path.

@@ -20,11 +20,11 @@ from channelscope.analyses.base import measure_study, worst_case
 from channelscope.analyses.depth import depth_data, describe_depth, draw_depth
 from channelscope.analyses.strength import decay_data, describe_decay, draw_decay
 from channelscope.analyses.subjects import check_layers
-from channelscope.figures.paper import COLOURS, MODEL_COLOURS
+from channelscope.figures.paper import COLOURS
 from channelscope.statistics.intervals import estimate
 from channelscope.statistics.measures import BOUNDS, across_classes, mean_over_classes
 from helpers.expect import mistake
-from helpers.figures import join_texts, lines_of_model, read_texts, rows_of
+from helpers.figures import MODEL_COLOURS, join_texts, lines_of_model, read_texts, rows_of
 from helpers.studies import make_result, synthetic_study
 
 ANALYSES = ("activations", "alignment", "depth", "strength", "robustness")
@@ -148,7 +148,7 @@ def test_depth_draws_each_measure_from_layer_to_layer() -> None:
     )
     for ax, names in zip(figure.axes, measures, strict=True):
         for index, model in enumerate(STUDY.models):
-            lines = lines_of_model(ax, index)
+            lines = lines_of_model(ax, RESULT, index)
             for line, name in zip(lines, names, strict=True):
                 wanted = rows_of(mean, model=model, measure=name)["value"]
                 np.testing.assert_array_equal(line, np.c_[[1, 2], wanted])
@@ -190,7 +190,7 @@ def test_classes_draws_a_dot_for_each_class_with_images_the_most_robust_first() 
             rows = rows_of(worst, model=model).rename(columns={"accuracy": "value"})
             if measure != "robust_accuracy":
                 rows = rows_of(RESULT.alignment, model=model, layer="layer4", measure=measure)
-            dots = lines_of_model(ax, index)[0]
+            dots = lines_of_model(ax, RESULT, index)[0]
             np.testing.assert_allclose(dots[:, 0], rows.set_index("class")["value"].loc[order])
             np.testing.assert_array_equal(np.round(dots[:, 1]), range(3))
 
@@ -224,7 +224,7 @@ def test_decay_draws_each_measure_against_the_strength(varied: str, scale: float
             rows = rows_of(swept, model=model, measure=name, layer=layer)
             wanted = np.c_[scale * rows["at"], rows["value"]]
             assert len(rows) == 2
-            np.testing.assert_allclose(lines_of_model(ax, index)[0], wanted)
+            np.testing.assert_allclose(lines_of_model(ax, RESULT, index)[0], wanted)
     assert f"decay-{varied}-layer3" in RESULT.figures
 
 

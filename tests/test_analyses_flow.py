@@ -168,9 +168,9 @@ def test_flow_draws_each_channel_up_where_it_wakes_and_down_where_it_falls_silen
             dark = [line.get_xdata() for line in dots if line.get_alpha() > 0.5]
             assert set(np.concatenate(dark)) == set(np.flatnonzero(rows["q"] <= 0.05) + 1)
             chosen = relevance < 0 if way == "awakened" else relevance > 0
-            kind = "NR" if way == "awakened" else "PR"
-            mean = f"{kind} {way}: {100 * rows[way][chosen].mean():.0f} %"
-            assert mean in [text.get_text() for text in ax.texts]
+            start, side = ("NR ↑", "left") if way == "awakened" else ("PR ↓", "right")
+            mean = f"{start} {100 * rows[way][chosen].mean():.0f} %"
+            assert ax.get_title(loc=side) == mean
         assert dashed_lines(ax) == [(relevance < 0).sum() + 0.5]
 
 

@@ -70,7 +70,7 @@ def test_the_figure_draws_the_table_evenly_spaced() -> None:
     assert ticks == ["0", "0.1", "1", "2", "1000", "∞"]
     for index, model in enumerate(STUDY.models):
         rows = rows_of(RESULT.joint, model=model, attack="pgd-20:fixed")
-        points, *_, worst = lines_of_model(fixed, index)
+        points, *_, worst = lines_of_model(fixed, RESULT, index)
         np.testing.assert_array_equal(points[:, 1], rows["accuracy"])
         assert np.round(points[:, 0]).tolist() == [0, 1, 3, 4, 5]
         assert set(worst[:, 1]) == set(rows["worst"])

@@ -164,7 +164,7 @@ def test_the_share_in_effect_is_drawn_with_its_interval() -> None:
     figure = draw_mask_share(RESULT)
     assert len(figure.axes) == 4
     for ax, (model, layer) in zip(figure.axes, product(STUDY.models, GATES), strict=True):
-        assert ax.get_title(loc="left") == f"{model}, gate at {layer}"
+        assert ax.get_title(loc="left") == f"{model}\n{layer}"
         for bars, data in zip(ax.containers, COLOURS, strict=True):
             rows = rows_of(RESULT.spread, model=model, layer=layer, data=data)
             rows = rows.set_index("class").loc[[*CLASSES, "all"]]

@@ -123,15 +123,15 @@ def test_scorers_of_which_there_is_no_relevance_are_refused() -> None:
 def test_the_figure_draws_every_pair_of_every_layer() -> None:
     drawn = scorer_agreement_data(RESULT)
     figure = draw_scorer_agreement(RESULT)
-    panels = [ax for ax in figure.axes if ax.images]
+    panels = figure.axes[: len(STUDY.models) * 2]  # a colour bar is last
     titles = [f"{model}, {layer}" for model in STUDY.models for layer in ("layer3", "layer4")]
     assert [ax.get_title("left") for ax in panels] == titles
     for ax, (_, cells) in zip(panels, drawn.groupby(["model", "layer"], sort=False), strict=True):
-        array = ax.images[0].get_array()
         rows, columns = (
             [label.get_text() for label in labels]
             for labels in (ax.get_yticklabels(), ax.get_xticklabels())
         )
+        array = np.ma.reshape(ax.collections[0].get_array(), (len(rows), len(columns)))
         for cell in cells.itertuples():
             shown = array[rows.index(cell.other), columns.index(cell.scorer)]
             assert shown == pytest.approx(cell.value)

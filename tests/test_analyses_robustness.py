@@ -148,7 +148,7 @@ def test_names_of_attacks_are_whole_and_explained_where_they_occur(name: str) ->
         "pgd-20:frozen-natural",
         "x" * 40,
     )
-    with style(name):
+    with style(name, notes=True):
         figure = draw_robustness(result)
     labels = figure.axes[0].get_yticklabels()
     shown = {label.get_text().replace("\n", ""): label.get_fontstyle() for label in labels}
@@ -157,10 +157,10 @@ def test_names_of_attacks_are_whole_and_explained_where_they_occur(name: str) ->
     assert {name for name, font in shown.items() if font == "italic"} == for_gates
     key = figure.legends[0].get_title().get_text()
     for word in ("joint-sweep", "detached", "frozen-natural", "from"):
-        assert f"\n{word}: " in key
+        assert f"{word}: " in " ".join(key.split())
     assert "in italics: an attack made for gates" in key
     assert "frozen-label" not in key
-    assert "\nprobe: " not in key
+    assert " probe: " not in key
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [label.get_window_extent(renderer).padded(-1) for label in labels]
     assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
@@ -233,7 +233,7 @@ def test_the_figure_shows_every_accuracy_with_its_interval() -> None:
 
 def test_the_figure_of_eps_shows_the_sweep() -> None:
     (ax,) = draw_eps(EVALUATION).axes
-    (line,) = lines_of_model(ax, 0)
+    (line,) = lines_of_model(ax, EVALUATION, 0)
     np.testing.assert_allclose(line, [[0, 7 / 8], [4, 6 / 8], [16, 1 / 8]])
     text = describe_eps(eps_data(EVALUATION))
     assert text == "net: worst-case accuracy from 87.5 % at ε = 0 to 12.5 % at ε = 16/255."

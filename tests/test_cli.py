@@ -367,10 +367,11 @@ def test_figures_for_a_paper_are_drawn_in_its_style(compared: Path, tmp_path: Pa
     folder = shutil.copytree(compared, tmp_path / "copy")
     words = ("--only", "c4,training", "gates", "--formats", "svg", "-q")
     assert main("figures --style ieee --wide", folder, *words) == 0
-    drawn = {path.name for path in (folder / "figures").glob("*.svg")}
+    figures = folder / "figures" / "ieee-wide"
+    drawn = {path.name for path in figures.glob("*.svg")}
     assert drawn == {"robustness.svg", "training.svg", "gates.svg"}
-    assert f'width="{72 * 7.16}pt"' in (folder / "figures" / "training.svg").read_text("utf-8")
-    assert (folder / "figures" / "robustness.csv").exists()
+    assert f'width="{72 * 7.16}pt"' in (figures / "training.svg").read_text("utf-8")
+    assert (figures / "robustness.csv").exists()
 
 
 def test_figures_of_any_result_are_drawn(

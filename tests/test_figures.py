@@ -26,7 +26,9 @@ from PIL import Image
 from channelscope import compare, gallery
 from channelscope.analyses.alignment import draw_nr_mass
 from channelscope.analyses.base import ANALYSES
+from channelscope.analyses.choice import choose_part
 from channelscope.figures import paper, save_figure, style, tex
+from channelscope.figures.axes import choose_looks, spread_small
 from channelscope.gallery import SECTIONS, find_picture, list_figures
 from channelscope.report import SECTIONS as PAGE_SECTIONS
 from channelscope.result import Result
@@ -346,10 +348,10 @@ def test_a_run_draws_the_main_figures_and_the_others_by_name(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_all_figures_are_drawn_where_they_are_asked_for(tmp_path: Path, everything: bool) -> None:
-    result = make_result(synthetic_study(("nat", "at")), "matching", "activations")
+    result = make_result(synthetic_study(("nat", "at")), "matching", "activations", "training")
     written = draw(result, tmp_path, all_figures=everything, formats=["png"])
     drawn = {name.removesuffix(".png") for name in written if name.endswith(".png")}
-    assert "likeness" in drawn
+    assert ("likeness" in drawn) == everything
     assert ("matched-channels-nat-at-layer4" in drawn) == everything
     assert not everything or drawn == set(result.figures)
 
@@ -495,6 +497,125 @@ def test_dollars_and_underscores_are_letters(tmp_path: Path) -> None:
     save_figure(figure, tmp_path / "figure.pdf")
     assert "$m_1$" in read_texts(figure)
     assert any(text.startswith("$x_{a$: each channel's") for text in read_texts(figure))
+
+
+@pytest.mark.parametrize("name", ["icml", "neurips", "ieee"])
+def test_figures_of_papers_have_neither_title_nor_notes_unless_asked(name: str) -> None:
+    with style(name):
+        bare = draw_nr_mass(SMALL)
+    with style(name, title=True, notes=True):
+        told = draw_nr_mass(SMALL)
+    assert bare._suptitle is None
+    assert told._suptitle.get_text().startswith("NR mass")
+    assert [figure.legends[0].get_title().get_text() == "" for figure in (bare, told)] == [
+        True,
+        False,
+    ]
+    assert bare.get_figheight() < told.get_figheight()
+
+
+@pytest.mark.parametrize(("name", "height"), [("default", None), ("icml", None), ("icml", 0.3)])
+def test_no_figure_is_higher_than_its_share_of_the_page(name: str, height: float | None) -> None:
+    with style(name, height=height) as look:
+        figures = [SMALL.plot(kind) for kind in ("relevance", "nr-mass", "masks-nat-4-1")]
+    assert max(figure.get_figheight() for figure in figures) <= look.height * look.page + 1e-9
+    with mistake("height is 2"), style(height=2):
+        pass
+
+
+def test_a_wider_style_has_more_panels_beside_each_other_not_wider_ones() -> None:
+    study = synthetic_study(("nat", "at", "cifs", "cas"), ("a", "b"))
+    result = make_result(study, "activations", "robustness", "alignment")
+    with style("icml"):
+        narrow = result.plot("magnitude", class_name="a")
+    with style("icml", wide=True):
+        wide = result.plot("magnitude", class_name="a")
+    columns = [figure.axes[0].get_subplotspec().get_gridspec().ncols for figure in (narrow, wide)]
+    assert columns == [2, 4]
+    widths = [figure.axes[0].get_window_extent().width for figure in (narrow, wide)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.25)
+
+
+def test_a_method_has_its_colour_whichever_others_are_drawn() -> None:
+    def colours(*models: str) -> dict[str, Any]:
+        looks = choose_looks(make_result(synthetic_study(models), "training"))
+        return {model: look["color"] for model, look in looks.items()}
+
+    all_models = colours("nat", "at", "trades-cifs", "cifs")
+    assert len(set(all_models.values())) == 4
+    assert colours("cifs", "at") == {name: all_models[name] for name in ("cifs", "at")}
+    assert colours("trades")["trades"] == all_models["trades-cifs"]
+
+
+def test_an_axis_is_spread_where_few_channels_press_the_others_together() -> None:
+    def scale(values: np.ndarray) -> str:
+        ax = Figure().subplots()
+        spread_small(ax, "y", values)
+        return ax.get_yscale()
+
+    even = np.linspace(0.1, 1, 20)
+    assert scale(even) == "linear"
+    assert scale(np.r_[1, 0.001 * even]) == "symlog"
+
+
+def test_a_figure_with_nothing_in_its_panels_is_not_drawn(tmp_path: Path) -> None:
+    study = synthetic_study(("nat",), ("a", "b"), empty=("b",))
+    result = make_result(study, "activations", "robustness", "alignment")
+    files = draw(result, tmp_path, only=["magnitude"], formats=["png"])
+    assert {name for name in files if name.endswith("png")} == {"magnitude-a.png"}
+
+
+# ---------------------------------------------------------------- a part of a result
+
+
+def test_figures_of_some_models_by_other_names_leave_the_page_alone(tmp_path: Path) -> None:
+    LAYERED.draw(tmp_path, only=["nr-mass"], formats=["png"], progress=False)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    part = {"models": ["at"], "labels": ["AT"], "layers": ["layer4*"], "classes": ["c", "a"]}
+    LAYERED.draw(tmp_path, only=["nr-mass"], style="icml", formats=["svg"], progress=False, **part)
+    assert all(path.read_bytes() == text for path, text in before.items())
+    data = pd.read_csv(tmp_path / "figures" / "icml" / "nr-mass.csv")
+    assert list(data["class"].unique()) == ["c", "a", "mean"]
+    assert set(data["model"]) == {"AT"}
+    assert set(data["layer"]) == {"layer4.1"}
+    wanted = LAYERED.plot_data("nr-mass-layer4-1")
+    wanted = wanted[(wanted["model"] == "at") & (wanted["class"] == "c")]["share"]
+    assert data[data["class"] == "c"]["share"].tolist() == pytest.approx(wanted.tolist())
+
+
+def test_every_figure_of_a_part_is_drawn() -> None:
+    for part in (
+        choose_part(SMALL, models=["at", "nat"], classes=["dog", "cat"]),
+        choose_part(LAYERED, layers=["layer3"]),
+    ):
+        pictures = list_figures(part)
+        assert len(pictures) > 5
+        for picture in pictures.values():
+            assert len(picture.data())
+    models = [*dict.fromkeys(choose_part(SMALL, models=["at", "nat"]).robustness["model"])]
+    assert models == ["at", "nat"]
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"models": ["cifs"]}, "No model 'cifs' in this result; choose from nat, at."),
+        ({"labels": ["A"]}, "has 1 different names for 2 models"),
+        ({"layers": ["layer9"]}, "No layer 'layer9' was measured; choose from layer3, layer4.1."),
+        ({"classes": ["cat"]}, "No class 'cat' in this result; choose from a, b, c."),
+    ],
+)
+def test_an_unknown_part_is_answered_in_a_sentence(part: dict[str, Any], words: str) -> None:
+    with mistake(words):
+        choose_part(LAYERED, **part)
+
+
+def test_a_figure_is_named_without_its_layer_where_several_were_measured(tmp_path: Path) -> None:
+    assert read_texts(LAYERED.plot("magnitude-a")) == read_texts(
+        LAYERED.plot("magnitude-a-layer4-1")
+    )
+    files = draw(LAYERED, tmp_path, only=["magnitude-a"], formats=["svg"])
+    assert {name for name in files if name.endswith("svg")} == {"magnitude-a-layer4-1.svg"}
 
 
 # ---------------------------------------------------------------- LaTeX

@@ -1,8 +1,8 @@
 """Activations: magnitude, frequency and relevance of each channel, by class and kind of data."""
 
 from collections.abc import Iterator
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from itertools import cycle, product
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,13 +22,19 @@ from channelscope.analyses.base import (
 from channelscope.analyses.subjects import by_layer, list_layers
 from channelscope.errors import UserError, suggest
 from channelscope.figures.axes import (
+    SPREAD_NOTE,
     add_data_legend,
     add_title,
     dot_look,
     label_percent,
+    list_bottom,
+    list_left,
+    list_top,
     make_area_handle,
-    make_grid,
+    make_panels,
+    spread_small,
     start_at_zero,
+    write_above,
     write_in_panel,
 )
 from channelscope.figures.paper import COLOURS, current_style, styled
@@ -138,25 +144,34 @@ def _profile_data(
 def _draw_profile(result: "Result", quantity: str, class_name: str, layer: str | None) -> Figure:
     data = _profile_data(result, quantity, class_name, layer)
     layers = dict(data[["model", "layer"]].drop_duplicates().itertuples(index=False, name=None))
-    figure, axes = make_grid(len(layers), 1, 1.05, 0.87)
+    figure, axes = make_panels(len(layers), 1, 1.15)
+    spread = False
     for ax, model in zip(axes[:, 0], layers, strict=True):
         channels = select_rows(data, model=model)
-        ax.set_ylabel("mean activation")
         if quantity == "frequency":
             ax.set_ylim(0, 1.05)
-            label_percent(ax, "active")
+            label_percent(ax, "")
         _draw_channels(ax, channels)
-        accuracy = format_percent(channels["robust_accuracy"].iloc[0])
-        ax.set_title(shorten(model, 24), loc="left", weight="bold")
-        ax.set_title(f"robust accuracy {accuracy}", loc="right")
-    axes[-1, 0].set_xlabel(f"channel, sorted by the model's natural {quantity}")
+        if quantity == "magnitude":
+            spread |= spread_small(ax, "y", channels[list(COLOURS)].to_numpy())
+        accuracy = format_percent(channels["robust_accuracy"].iloc[0], 0)
+        name = shorten(model, 24 if len(layers) == 1 else 10)
+        ax.set_title(name, loc="left", weight="bold")
+        ax.set_title(f"robust {accuracy}", loc="right", size=current_style().small)
+    for ax in list_left(axes):
+        ax.set_ylabel("mean activation" if quantity == "magnitude" else "active (%)")
+    for ax in list_bottom(axes):
+        ax.set_xlabel("channels, sorted")
     words = {
         "magnitude": "mean activation (magnitude)",
         "frequency": "share of images that activate it (frequency)",
     }
     where = describe_layers(layers)
     add_title(figure, f"{describe_class(class_name)}: each channel's {words[quantity]}, {where}")
-    note = f"robust accuracy: {describe_worst_case(result)}"
+    note = (
+        f"a dot: a channel, sorted by the model's natural {quantity}; robust: accuracy on the "
+        f"class, {describe_worst_case(result)}{SPREAD_NOTE if spread else ''}"
+    )
     add_data_legend(figure, describe_attack(result), note=note, natural=make_area_handle())
     return figure
 
@@ -267,26 +282,38 @@ def draw_relevance(result: "Result", layer: str | None = None) -> Figure:
     data, layers = relevance_data(result, layer), choose_layers(result, layer)
     classes = list(data["class"].unique())
     small = current_style().small
-    figure, axes = make_grid(len(layers), len(classes), 1.25, 1.27, sharex="row", sharey="row")
+    figure, axes = make_panels(
+        len(layers), len(classes), 1.2, 0.3, sharex="row", sharey="row", least=0.7
+    )
+    spread = False
     for row, model in zip(axes, layers, strict=True):
         for ax, class_name in zip(row, classes, strict=True):
             channels = select_rows(data, **{"model": model, "class": class_name})
             _draw_dots(ax, channels)
             accuracy = format_percent(channels["robust_accuracy"].iloc[0], 0)
-            text = f"{describe_class(class_name, 10)}, robust {accuracy}"
-            ax.set_title(text, pad=12, size=small)
+            ax.set_title(accuracy, size=small)
         start_at_zero(*row)
-        row[0].set_ylabel(f"{shorten(model, 16)}\nmean activation")
-    for ax, extreme in zip(axes[0], ("most", "least"), strict=False):
-        ax.set_title(f"{extreme} robust class:\n{ax.get_title()}", pad=12, size=small)
-    for ax in axes[-1]:
-        ax.set_xlabel("← NR   relevance   PR →\n(logits / activation)")
+        of_model = select_rows(data, model=model)
+        spread |= spread_small(row[0], "y", of_model["magnitude"].to_numpy())
+        if spread_small(row[0], "x", of_model["relevance"].to_numpy()):
+            spread = True
+        else:
+            row[0].xaxis.set_major_locator(MaxNLocator(4))
+        row[0].set_ylabel(shorten(model, 14), weight="bold")
+    figure.supylabel("mean activation", size=current_style().size)
+    heads = dict(zip(classes, ("most", "least"), strict=False))
+    for ax, class_name in zip(list_top(axes), cycle(classes), strict=False):
+        head = f"{heads[class_name]} robust: {describe_class(class_name, 10)}"
+        write_above(ax, head)
+    for ax in list_bottom(axes):
+        ax.set_xlabel("← NR relevance PR →")
     question = "Is a channel more active the more it speaks for the class?"
     add_title(figure, f"{question} ({describe_layers(layers)})")
     note = (
-        "a dot: a channel; ρ: Spearman's correlation; NR, PR: negatively, positively relevant: "
-        f"against, for the class; robust: {describe_worst_case(result)}; most, least robust: mean "
-        "over the models"
+        "a dot: a channel; NR, PR: speaks against, for the class (logits per activation); above: "
+        "ρ, Spearman's correlation, and the accuracy on the class "
+        f"({describe_worst_case(result)})"
+        f"{SPREAD_NOTE if spread else ''}"
     )
     if any(map(mark_dead, data["dead_channels"])):
         note += f"; {DEAD_MARK}: {DEAD_NOTE}"
@@ -296,18 +323,13 @@ def draw_relevance(result: "Result", layer: str | None = None) -> Figure:
 
 def _draw_dots(ax: Axes, data: pd.DataFrame) -> None:
     ax.axvline(0, color="0.6", linewidth=0.6, linestyle="--")
-    for name, side, edge in (("natural", "left", 0), ("adversarial", "right", 1)):
+    sides: dict[str, Literal["left", "right"]] = {"natural": "left", "adversarial": "right"}
+    for name, side in sides.items():
         channels, colour = select_rows(data, data=name), COLOURS[name]
         look = dot_look(len(channels))
         ax.plot(channels["relevance"], channels["magnitude"], color=colour, alpha=0.7, **look)
-        place: dict[str, Any] = {
-            "xycoords": "axes fraction",
-            "textcoords": "offset points",
-            "ha": side,
-        }
-        rho = f"ρ {_format_rho(channels)}"
-        ax.annotate(rho, (edge, 1), (0, 3.5), color=colour, size=current_style().small, **place)
-    ax.xaxis.set_major_locator(MaxNLocator(4))
+        rho = f"ρ {_format_rho(channels)}".replace(" −", "−")
+        ax.set_title(rho, loc=side, color=colour, size=current_style().small)
 
 
 def _format_rho(channels: pd.DataFrame) -> str:
@@ -366,7 +388,7 @@ def draw_uniformity(result: "Result", layer: str | None = None) -> Figure:
     ``measures.uniformity``.
     """
     data, layers = uniformity_data(result, layer), choose_layers(result, layer)
-    figure, axes = make_grid(len(layers), 1, 1.1, 0.95)
+    figure, axes = make_panels(len(layers), 1, 1.15)
     fills: dict[str, dict[str, Any]] = {
         "natural": {"fill": True, "alpha": 0.25, "linewidth": 0},
         "adversarial": {"baseline": None},
@@ -382,13 +404,18 @@ def draw_uniformity(result: "Result", layer: str | None = None) -> Figure:
             even.append("–" if np.isnan(uniformity) else f"{uniformity:.3f}")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         ax.set_ylim(0, 1.05)
-        label_percent(ax, "active on\nimages")
-        ax.set_title(shorten(model, 16), loc="left", weight="bold")
-        text = f"uniformity: natural {even[0]}\n→ adversarial {even[1]}"
-        ax.set_title(text, loc="right", size=current_style().small)
-    axes[-1, 0].set_xlabel("channel, each class's most frequent first")
+        label_percent(ax, "")
+        ax.set_title(shorten(model, 9), loc="left", weight="bold")
+        ax.set_title(f"{even[0]} → {even[1]}", loc="right", size=current_style().small)
+    for ax in list_left(axes):
+        ax.set_ylabel("active on images (%)")
+    for ax in list_bottom(axes):
+        ax.set_xlabel("channels, by frequency")
     add_title(figure, f"How evenly channels are active, {describe_layers(layers)}")
-    note = "uniformity: entropy of the frequencies; 1: all channels are equally often active"
+    note = (
+        "channels: each class's most frequent first, mean over the classes; above: uniformity, "
+        "natural → adversarial: entropy of the frequencies, 1: all are equally often active"
+    )
     natural = make_area_handle()
     add_data_legend(figure, describe_attack(result), "-", note=note, natural=natural)
     return figure

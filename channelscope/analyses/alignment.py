@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
@@ -24,14 +25,17 @@ from channelscope.analyses.base import (
 from channelscope.analyses.subjects import by_layer, check_layers
 from channelscope.figures.axes import (
     add_data_legend,
+    add_legend,
     add_model_legend,
     add_title,
+    choose_looks,
     label_percent,
+    list_bottom,
+    list_left,
     make_grid,
-    model_look,
+    make_panels,
     number_classes,
     start_at_zero,
-    wrap_note,
     write_in_panel,
 )
 from channelscope.figures.paper import COLOURS, current_style, styled
@@ -142,8 +146,16 @@ def draw_nr_mass(result: "Result", layer: str | None = None) -> Figure:
     data, layers = nr_mass_data(result, layer), choose_layers(result, layer)
     count = len(data) // (len(layers) * len(COLOURS))
     names = [shorten(name) for name in data["class"][:count]]
-    beside = 0.8 + 0.055 * max(map(len, names))
-    figure, axes = make_grid(len(layers), 1, 0.9, beside, sharex=True, sharey=True)
+    across = max(1.35, 0.13 * count)
+    figure, axes = make_panels(
+        len(layers),
+        1,
+        0.9,
+        0.1 + 0.055 * max(map(len, names)),
+        across=across,
+        sharex="all",
+        sharey="all",
+    )
     places = np.arange(count)
     look: dict[str, Any] = {"fmt": "o", "markersize": 1.8, "elinewidth": 0.9}
     for ax, model in zip(axes[:, 0], layers, strict=True):
@@ -151,10 +163,13 @@ def draw_nr_mass(result: "Result", layer: str | None = None) -> Figure:
             share, bars = error_bars(select_rows(data, model=model, data=name), "share")
             ax.errorbar(places + offset, share, bars, color=COLOURS[name], **look)
         ax.axvline(count - 1.5, color="0.8", linewidth=0.6)
-        ax.set_title(shorten(model, 40), loc="left", weight="bold")
-        label_percent(ax, "NR mass")
+        ax.set_title(shorten(model, 20), loc="left", weight="bold")
+        label_percent(ax, "")
     start_at_zero(*axes[:, 0])
-    axes[-1, 0].set_xticks(places, names, rotation=90)
+    for ax in list_bottom(axes):
+        ax.set_xticks(places, names, rotation=90)
+    for ax in list_left(axes):
+        ax.set_ylabel("NR mass (%)")
     what = "NR mass: relevant activation on negatively relevant (NR) channels"
     add_title(figure, f"{what}, {describe_layers(layers)}")
     level = describe_level(result)
@@ -213,15 +228,15 @@ def draw_alignment_robustness(result: "Result", layer: str | None = None) -> Fig
     data, layers = alignment_robustness_data(result, layer), choose_layers(result, layer)
     classes = result.meta["data"]["classes"]
     key, numbered = number_classes(classes), len(classes) <= LABELLED
-    figure, axes = make_grid(1, 1, 2.3 + 0.14 * len(layers), 1.2 + 0.12 * len(key))
-    ax = axes[0, 0]
-    for index, model in enumerate(layers):
-        _draw_classes(ax, select_rows(data, model=model), index, numbered)
+    figure, axes = make_grid(1, 1, 2.3)
+    ax, handles = axes[0, 0], []
+    for index, (model, look) in enumerate(choose_looks(result).items()):
+        if model in layers:
+            rows = select_rows(data, model=model)
+            handles.append(_draw_classes(ax, rows, look, index, numbered))
     if data[["signed_mass", "accuracy"]].isna().any(axis=1).all():
         write_in_panel(ax, "no class has a correlation")
-    ax.set_xlabel(
-        "signed mass under attack:\n1 if all active channels speak for the class, -1 if against"
-    )
+    ax.set_xlabel("signed mass under attack (−1: against, 1: for the class)")
     label_percent(ax, "robust accuracy")
     question = "Are classes robust whose activation follows the channels' relevance?"
     add_title(figure, f"{question} ({describe_layers(layers)})")
@@ -231,25 +246,28 @@ def draw_alignment_robustness(result: "Result", layer: str | None = None) -> Fig
         "axes"
     )
     numbers = ["number: the class" + (":" if key else ""), *key] if numbered else []
-    heading = "\n".join([*numbers, wrap_note(note)])
-    figure.legend(title=heading, loc="outside lower center", markerscale=0.6 if numbered else 2)
+    add_legend(figure, handles, note, numbers)
     return figure
 
 
-def _draw_classes(ax: Axes, data: pd.DataFrame, index: int, numbered: bool) -> None:
+def _draw_classes(
+    ax: Axes, data: pd.DataFrame, model_look: dict[str, Any], index: int, numbered: bool
+) -> Line2D:
+    """Draw the classes of the model in this place, in its look; return its legend's handle."""
     classes, across = data.iloc[:-1], data.iloc[-1]
     x, beside = error_bars(classes, *_SIGNED)
     y, above = error_bars(classes, *_ACCURACY)
     value, low, high = (float(across[column]) for column in _SIGNED)
     rho = "undefined" if np.isnan(value) else format_interval(value, low, high)
     size = {"markersize": 8, "mfc": "white"} if numbered else {"markersize": 2, "mew": 0.5}
-    look: dict[str, Any] = model_look(index) | size | {"linestyle": "none"}
+    look: dict[str, Any] = model_look | size | {"linestyle": "none"}
     bars: dict[str, Any] = {"elinewidth": 0.5, "alpha": 0.6 if numbered else 0.2, "zorder": 2}
     ax.errorbar(x, y, above, beside, fmt="none", ecolor=look["color"], **bars)
-    ax.plot([], [], label=f"{shorten(across['model'])}: ρ over classes {rho}", **look)
+    label = f"{shorten(across['model'])}: ρ over classes {rho}"
+    handle = Line2D([], [], label=label, **(look | {"markersize": 4.5}))
     if not numbered:
         ax.plot(x, y, **look)
-        return
+        return handle
     for number in np.flatnonzero(np.isfinite(x + y)):
         # Each marker hides the number of the one below it.
         order = 3 + index + number / len(classes)
@@ -257,6 +275,7 @@ def _draw_classes(ax: Axes, data: pd.DataFrame, index: int, numbered: bool) -> N
         centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": order}
         at = float(x[number]), float(y[number])
         ax.text(*at, str(number), size=current_style().small, **centre)
+    return handle
 
 
 def describe_alignment_robustness(data: pd.DataFrame) -> str:
@@ -305,18 +324,19 @@ def draw_classes(result: "Result", layer: str | None = None) -> Figure:
     With more than 24 classes only the 12 most and the 12 least robust ones are shown.
     """
     data, layers = classes_data(result, layer), choose_layers(result, layer)
-    names, models = list(data["class"].unique()), list(result.meta["models"])
+    names = list(data["class"].unique())
     robust = f"robust: {describe_worst_case(result)}"
     note = join_notes(result, [robust, ALIGNMENT_NOTE, NR_NOTE])
     row = max(0.05 + 0.05 * len(layers), 0.14)
-    beside = 0.95 + 0.13 * len(note.splitlines())
-    figure, axes = make_grid(1, 3, row * max(len(names), 3), beside, sharey=True)
+    count = max(len(names), 3)
+    figure, axes = make_grid(1, 3, row * count, 0.3, 0.12 * count, sharey=True)
+    looks = choose_looks(result)
     offsets = dict(zip(layers, np.linspace(-0.3, 0.3, len(layers) + 2)[1:-1], strict=True))
     size: dict[str, Any] = {"markersize": 2.5, "elinewidth": 0.6, "linestyle": "none"}
     for ax, measure in zip(axes[0], data["measure"].unique(), strict=True):
         for model, offset in offsets.items():
             value, bars = error_bars(select_rows(data, model=model, measure=measure))
-            look = model_look(models.index(model)) | size
+            look = looks[model] | size
             ax.errorbar(value, np.arange(len(names)) + offset, xerr=bars, **look)
         _label_column(ax, measure, len(names))
     axes[0, 0].set_yticks(range(len(names)), [describe_class(name, 12) for name in names])
@@ -324,14 +344,14 @@ def draw_classes(result: "Result", layer: str | None = None) -> Figure:
     several = ", sorted by mean robust accuracy over the models"
     order = several if len(layers) > 1 else ", the most robust first"
     add_title(figure, f"Each class{order}, {describe_layers(layers)}")
-    add_model_legend(figure, models, note)
+    add_model_legend(figure, result, layers, note)
     return figure
 
 
 def join_notes(result: "Result", notes: Sequence[str], attack: str | None = None) -> str:
     """Return a legend's note: what the axes' words mean, the attack, the bars."""
     made = f"adversarial: {attack or describe_attack(result)}"
-    return wrap_note("; ".join([*notes, made, f"bars: {describe_level(result)}"]))
+    return "; ".join([*notes, made, f"bars: {describe_level(result)}"])
 
 
 def _label_column(ax: Axes, measure: str, rows: int) -> None:

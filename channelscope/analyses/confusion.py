@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from numpy import ndarray
 
 from channelscope.analyses.base import Analysis, Plot, Study, Table, register
 from channelscope.analyses.subjects import by_layer
-from channelscope.figures.axes import add_title, label_percent, make_grid, wrap_note
+from channelscope.figures.axes import (
+    add_legend,
+    add_title,
+    draw_heatmap,
+    label_percent,
+    list_bottom,
+    list_left,
+    make_panels,
+    shrink_ticks,
+)
 from channelscope.figures.paper import current_style, styled
 from channelscope.figures.words import (
     choose_layers,
@@ -34,7 +39,8 @@ if TYPE_CHECKING:
     from channelscope.result import Result
 
 _PERMUTATIONS = 999
-_BESIDE = 10  # class names that fit beside each other below a matrix; more stand at its left alone
+SIGNIFICANT = 0.05
+_BESIDE = 12  # class names that fit beside each other below a matrix; more stand at its left alone
 
 
 def compute_confusion(study: Study) -> dict[str, Any]:
@@ -79,11 +85,11 @@ def confusion_data(result: "Result", layer: str | None = None) -> pd.DataFrame:
 
 @styled
 def draw_confusion(result: "Result", layer: str | None = None) -> Figure:
-    """Draw what each class is taken for under attack beside how far classes share PR channels.
+    """Draw what the images of each class are taken for under attack, a panel a model.
 
-    A row per model. The correlation of the two over pairs of different classes is above, with the p
-    of Mantel's permutation test, as the pairs are not independent. ``layer`` defaults to each
-    model's last one.
+    Above is the correlation, over pairs of different classes, with the PR channels that the two
+    share, and the p of Mantel's permutation test, as the pairs are not independent. ``layer``
+    defaults to each model's last one.
 
     Raises:
         UserError: for an unknown layer.
@@ -91,59 +97,46 @@ def draw_confusion(result: "Result", layer: str | None = None) -> Figure:
     drawn = confusion_data(result, layer)
     layers = choose_layers(result, layer)
     names = list(drawn["class"].unique())
-    figure, axes = make_grid(
-        len(layers), 2, max(1.4, 0.13 * len(names)), 1.85, sharex=True, sharey=True
+    shown = {name: shorten(name, 12) for name in names}
+    beside = len(names) <= _BESIDE
+    below = 0.055 * max(map(len, shown.values())) if beside else 0.0
+    height = max(1.2, 0.1 * len(names) + 0.15)
+    figure, axes = make_panels(
+        len(layers), 1, height, 0.55 + below, sharex="all", sharey="all", least=0.95 * height
     )
-    sides = {"share": "images of\nthe class", "overlap": "shared PR\nchannels"}
-    for column, (name, words) in enumerate(sides.items()):
-        largest = _find_largest(drawn, name)
-        for ax, model in zip(axes[:, column], layers, strict=True):
-            values = select_rows(drawn, model=model)[name].to_numpy().reshape(len(names), -1)
-            image = _draw_matrix(ax, values, largest)
-        bar = figure.colorbar(image, ax=axes[:, column], location="bottom", aspect=15)
-        label_percent(bar.ax, words, "x")
-        bar.ax.tick_params(labelsize=current_style().small, length=2.5, width=0.6)
-    for row, model in zip(axes, layers, strict=True):
-        first = select_rows(drawn, model=model).iloc[0]
-        correlation = f"ρ {format_number(first['spearman'])}, p {_format_p(first['p'])}"
-        row[0].set_title(shorten(model, 14), loc="left", weight="bold")
-        row[1].set_title(correlation, loc="right", size=current_style().small)
-        row[0].set_ylabel("true class")
-    shown = [shorten(name, 12) for name in names]
-    for ax in axes[-1]:
-        below = shown if len(names) <= _BESIDE else [""] * len(names)
-        ax.set_xticks(range(len(names)), below, rotation=90)
-        ax.set_yticks(range(len(names)), shown)
-    axes[-1, 0].set_xlabel("answer")
-    axes[-1, 1].set_xlabel("other class")
-    heading = "Answers under attack (left), PR channels that classes share (right)"
-    add_title(figure, f"{heading}, {describe_layers(layers)}")
-    words = (
-        f"{describe_attack(result)}; PR: positively relevant, for the class; shared: of those that "
-        "either of two classes has; ρ: rank correlation of the left map with the right one, over "
-        "pairs of classes (p: Mantel's test); grey: the class itself, left out"
+    largest = _find_largest(drawn)
+    for ax, model in zip(axes[:, 0], layers, strict=True):
+        rows = select_rows(drawn, model=model)
+        apart = rows.assign(share=rows["share"].where(rows["class"] != rows["answer"]))
+        cells = apart.pivot(index="class", columns="answer", values="share").loc[names, names]
+        cells = cells.rename(index=shown, columns=shown if beside else dict.fromkeys(names, ""))
+        mesh = draw_heatmap(ax, cells, cmap="viridis", vmin=0, vmax=largest)
+        ax.set_title(shorten(model, 12), loc="left", weight="bold")
+        first = rows.iloc[0]
+        rho = f"ρ {format_number(first['spearman'])}{'*' if first['p'] <= SIGNIFICANT else ''}"
+        ax.set_title(rho, loc="right", size=current_style().small)
+    for ax in list_left(axes):
+        ax.set_ylabel("true class")
+    for ax in list_bottom(axes):
+        ax.set_xlabel("answer under attack")
+    place: dict[str, Any] = {"location": "bottom", "fraction": 0.04, "aspect": 40, "pad": 0.02}
+    bar = figure.colorbar(mesh, ax=list(axes.flat), **place)
+    label_percent(bar.ax, "images of the class that get this answer", "x")
+    shrink_ticks(bar.ax)
+    add_title(figure, f"What is each class taken for under attack? {describe_layers(layers)}")
+    note = (
+        f"{describe_attack(result)}; grey: the class itself; ρ: are classes taken for each other "
+        "that share channels? Rank correlation, over pairs of classes, with the share of their PR "
+        f"(positively relevant) channels that both have; *: p ≤ {SIGNIFICANT}, Mantel's test"
     )
-    figure.legend(handles=[], title=wrap_note(words), loc="outside lower center")
+    add_legend(figure, note=note)
     return figure
 
 
-def _find_largest(drawn: pd.DataFrame, column: str) -> float:
-    """Return the largest value of a pair of different classes."""
-    apart = drawn[drawn["class"] != drawn["answer"]][column]
-    return float(apart.max()) if apart.notna().any() else 1.0
-
-
-def _draw_matrix(ax: Axes, values: Float[ndarray, "k k"], largest: float) -> AxesImage:
-    """Draw the pairs of different classes; the diagonal, which would outshine them, is left out."""
-    apart = np.ma.masked_array(values, np.eye(len(values), dtype=bool) | np.isnan(values))
-    ax.set_facecolor("0.85")
-    look: dict[str, Any] = {"cmap": "viridis", "interpolation": "none", "aspect": "auto"}
-    return ax.imshow(apart, vmin=0, vmax=largest, **look)
-
-
-def _format_p(p: float) -> str:
-    """Print p as in "= 0.02" or "< 0.01"; a dash for NaN."""
-    return "–" if np.isnan(p) else "< 0.01" if p < 0.01 else f"= {p:.2f}"
+def _find_largest(drawn: pd.DataFrame) -> float:
+    """Return the largest share of a wrong answer."""
+    apart = drawn.loc[drawn["class"] != drawn["answer"], "share"]
+    return float(apart.max()) if apart.max() > 0 else 1.0
 
 
 def describe_confusion(drawn: pd.DataFrame) -> str:
@@ -179,12 +172,12 @@ register(
                 draw=draw_confusion,
                 data=confusion_data,
                 alt_text=describe_confusion,
-                caption="Left: what the images of each class are taken for under attack. Right: "
-                "how far two classes share their positively relevant (PR) channels (Jaccard index: "
-                "shared ones over all). The diagonals are left out. Above: Spearman's correlation "
-                "ρ of the two over pairs of different classes, with the p of Mantel's test (999 "
-                "permutations of the classes), as the pairs are not independent: each class has "
-                "part in many. {layers} {adversarial}",
+                caption="What the images of each class are taken for under attack; the diagonals "
+                "are left out. Above: Spearman's correlation ρ, over pairs of different classes, "
+                "with how far the two share their positively relevant (PR) channels (Jaccard "
+                "index: shared ones over all), with the p of Mantel's test (999 permutations of "
+                "the classes), as the pairs are not independent: each class has part in many. "
+                "{layers} {adversarial}",
                 section="network",
                 main=False,
                 table="confusion",

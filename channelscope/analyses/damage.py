@@ -32,7 +32,13 @@ from channelscope.analyses.base import (
     register,
 )
 from channelscope.analyses.subjects import check_layers, list_layers
-from channelscope.figures.axes import add_title, label_percent, make_grid, wrap_note
+from channelscope.figures.axes import (
+    add_legend,
+    add_title,
+    label_percent,
+    list_bottom,
+    make_panels,
+)
 from channelscope.figures.paper import COLOURS, styled
 from channelscope.figures.words import (
     LABELLED,
@@ -381,7 +387,7 @@ def draw_waterfall(
     """
     drawn = waterfall_data(result, class_name, layer)
     layers = dict(zip(drawn["model"], drawn["layer"], strict=True))
-    figure, axes = make_grid(len(layers) or 1, 1, 1.35, 0.95)
+    figure, axes = make_panels(len(layers) or 1, 1, 1.3, 0.1, across=2.4)
     for ax, model in zip(axes[:, 0], layers, strict=False):
         _draw_bars(ax, select_rows(drawn, model=model))
         ax.set_title(shorten(model, 24), loc="left", weight="bold")
@@ -396,7 +402,7 @@ def draw_waterfall(
         Patch(color=COLOURS["adversarial"], label="lowers the margin"),
         Patch(color=COLOURS["natural"], label="raises it"),
     ]
-    figure.legend(handles=handles, title=wrap_note(note), loc="outside lower center", ncols=2)
+    add_legend(figure, handles, note)
     return figure
 
 
@@ -459,11 +465,13 @@ def draw_kinds(result: "Result") -> Figure:
         model: list(dict.fromkeys(select_rows(drawn, model=model)["layer"])) for model in models
     }
     most = max(map(len, layers.values()), default=1)
-    figure, axes = make_grid(len(models) or 1, 1, 0.2 * most + 0.25, 1.2, sharex=True)
+    height = 0.2 * most + 0.25
+    figure, axes = make_panels(len(models) or 1, 1, height, across=2.4, sharex="all", least=height)
     for ax, model in zip(axes[:, 0], models, strict=False):
         _draw_stacks(ax, select_rows(drawn, model=model), layers[model])
         ax.set_title(shorten(model, 24), loc="left", weight="bold")
-    label_percent(axes[-1, 0], "share of the damage", "x")
+    for ax in list_bottom(axes):
+        label_percent(ax, "share of the damage", "x")
     add_title(figure, "What the damage is made of, layer by layer")
     shown = [kind for kind in KINDS if (select_rows(drawn, kind=kind)["share"].abs() > 1e-3).any()]
     handles = [Patch(color=_KIND_COLOURS[kind], label=KINDS[kind]) for kind in shown]
@@ -471,7 +479,7 @@ def draw_kinds(result: "Result") -> Figure:
         f"{describe_attack(result)}; NR, PR: negatively (against the class) and positively "
         "relevant (for it); left of 0 what holds against the attack; all adds up to 100 %"
     )
-    figure.legend(handles=handles, title=wrap_note(note), loc="outside lower center", ncols=2)
+    add_legend(figure, handles, note)
     return figure
 
 

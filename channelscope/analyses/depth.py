@@ -16,9 +16,10 @@ from channelscope.errors import UserError
 from channelscope.figures.axes import (
     add_model_legend,
     add_title,
+    choose_looks,
     label_percent,
-    make_grid,
-    model_look,
+    list_bottom,
+    make_panels,
     start_at_zero,
 )
 from channelscope.figures.paper import COLOURS, styled
@@ -81,30 +82,33 @@ def draw_depth(result: "Result") -> Figure:
     ticks = [*map(shorten_layer, names.pop())] if len(names) == 1 else []
     # Letters of the longest name, where names have to stand upright.
     upright = 0 if sum(map(len, ticks)) <= 40 else max(map(len, ticks))
-    figure, axes = make_grid(3, 1, 0.95, 1.32 + 0.055 * upright, sharex=True)
+    figure, axes = make_panels(3, 1, 0.85, 0.25 + 0.055 * upright, across=2.2, sharex="all")
+    looks = choose_looks(result)
     natural: dict[str, Any] = {"linestyle": "--", "marker": None}
     for ax, measure in zip(axes[:, 0], data["measure"].unique(), strict=True):
-        for index, model in enumerate(models):
+        for model in models:
             of_model = select_rows(data, model=model, measure=measure)
             for name, line in of_model.groupby("data", sort=False):
-                draw_line(ax, line, "place", index, **natural if name == "natural" else {})
+                draw_line(ax, line, "place", looks[model] | (natural if name == "natural" else {}))
         label_measure(ax, measure)
     places = range(1, 1 + data["place"].max())
-    axes[-1, 0].set_xticks(places, ticks or [*map(str, places)], rotation=90 if upright else 0)
-    axes[-1, 0].set_xlabel("layer, from the images to the answer")
+    names_of_places = ticks or [*map(str, places)]
+    for ax in list_bottom(axes):
+        ax.set_xticks(places, names_of_places, rotation=90 if upright else 0)
+        ax.set_xlabel("layer, from the images to the answer")
     add_title(figure, "What an attack does to the channels, by depth (mean over the classes)")
     dashed = Line2D([], [], color="0.4", label="dashed: natural images", linestyle="--")
     note = join_notes(
         result, ["solid: on adversarial images", ALIGNMENT_NOTE, NR_NOTE, SIGNED_NOTE]
     )
-    add_model_legend(figure, models, note, dashed)
+    add_model_legend(figure, result, models, note, dashed)
     return figure
 
 
-def draw_line(ax: Axes, data: pd.DataFrame, along: str, index: int, **options: Any) -> None:
-    """Draw the values of model number ``index`` with their bars, along a column."""
+def draw_line(ax: Axes, data: pd.DataFrame, along: str, look: dict[str, Any]) -> None:
+    """Draw the values of a model with their bars, along a column."""
     value, bars = error_bars(data)
-    look = model_look(index) | {"markersize": 3, "elinewidth": 0.6, "linewidth": 0.9} | options
+    look = {"markersize": 3, "elinewidth": 0.6, "linewidth": 0.9} | look
     ax.errorbar(data[along], value, bars, **look)
 
 

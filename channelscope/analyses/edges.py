@@ -25,7 +25,11 @@ from channelscope.analyses.base import (
     Table,
     register,
 )
-from channelscope.figures.axes import add_title, make_grid, wrap_note
+from channelscope.figures.axes import (
+    add_legend,
+    add_title,
+    make_grid,
+)
 from channelscope.figures.paper import COLOURS, current_style, styled
 from channelscope.figures.words import (
     describe_attack,
@@ -134,7 +138,7 @@ def draw_edges(result: "Result", class_name: str | None = None) -> Figure:
     drawn = edges_data(result, class_name)
     models = list(dict.fromkeys(drawn["model"]))
     pairs = list(dict.fromkeys(zip(drawn["first"], drawn["second"], strict=True)))
-    figure, axes = make_grid(len(models) or 1, len(pairs) or 1, 1.9, 0.95)
+    figure, axes = make_grid(len(models) or 1, len(pairs) or 1, 1.9, 0.05, 1.3)
     for row, model in zip(axes, models, strict=False):
         for ax, (first, second) in zip(row, pairs, strict=True):
             _draw_panel(ax, select_rows(drawn, model=model, first=first, second=second))
@@ -147,7 +151,7 @@ def draw_edges(result: "Result", class_name: str | None = None) -> Figure:
         "damage, the thicker the more; left, right: channels of the first and the second layer, "
         "those of most damage on top"
     )
-    figure.legend(handles=[], title=wrap_note(note), loc="outside lower center")
+    add_legend(figure, note=note)
     return figure
 
 

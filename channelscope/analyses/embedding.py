@@ -18,9 +18,8 @@ from channelscope.analyses.subjects import by_layer
 from channelscope.figures.axes import (
     add_data_legend,
     add_title,
-    make_grid,
+    make_panels,
     number_classes,
-    wrap_note,
     write_in_panel,
 )
 from channelscope.figures.paper import COLOURS, current_style, styled
@@ -99,8 +98,7 @@ def draw_embedding(result: "Result", layer: str | None = None) -> Figure:
     data, layers = embedding_data(result, layer), choose_layers(result, layer)
     classes = result.meta["data"]["classes"]
     key = number_classes(classes)
-    rows, columns = -(-len(layers) // 2), min(2, len(layers))
-    figure, axes = make_grid(rows, columns, 1.6, 1.1 + 0.12 * len(key))
+    figure, axes = make_panels(len(layers), 1, 1.6, 0.35)
     for ax, model in zip(axes.flat, layers, strict=False):
         of_model = select_rows(data, model=model)
         ax.set_title(shorten(model), loc="left", weight="bold")
@@ -112,15 +110,12 @@ def draw_embedding(result: "Result", layer: str | None = None) -> Figure:
             share = format_percent(of_model[f"explained_{side}"].iloc[0], 0)
             axis.set_major_locator(MaxNLocator(4))
             axis.set_label_text(f"component {number}:\n{share} of variance")
-    for ax in [*axes.flat][len(layers) :]:
-        ax.remove()
     add_title(figure, f"Mean activation of each class under attack, {describe_layers(layers)}")
-    add_data_legend(figure, describe_attack(result))
-    note = wrap_note(
+    note = (
         "a line joins a class to itself under attack; each model has principal components (PCA) of "
         "its own"
     )
-    figure.legends[0].set_title("\n".join([*key, note]))
+    add_data_legend(figure, describe_attack(result), note=note, key=key)
     if len(classes) <= LABELLED:
         # This gives panels their places: numbers are set where there is room.
         figure.draw_without_rendering()

@@ -26,11 +26,13 @@ from channelscope.analyses.base import (
 from channelscope.analyses.robustness import describe_robustness
 from channelscope.errors import UserError, suggest
 from channelscope.figures.axes import (
+    add_model_legend,
     add_title,
+    choose_looks,
     label_percent,
-    make_figure,
-    model_look,
-    shrink_ticks,
+    list_bottom,
+    make_grid,
+    make_panels,
 )
 from channelscope.figures.paper import COLOURS, styled
 from channelscope.figures.words import (
@@ -301,15 +303,17 @@ def draw_attacks(result: "Result") -> Figure:
     data = attacks_data(result)
     panels = list(data.groupby("model", sort=False))
     heights = [len(rows) for _, rows in panels]
-    figure = make_figure(0.9 + sum(_LINE * rows + 0.42 for rows in heights))
-    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
-    for ax, (model, rows) in zip(axes, panels, strict=True):
+    height = _LINE * float(np.mean(heights)) + 0.42
+    least = 0.11 * float(np.mean(heights)) + 0.35
+    figure, axes = make_panels(len(panels), 1, height, across=2.6, least=least, sharex="all")
+    for ax, (model, rows) in zip(axes[:, 0], panels, strict=True):
         _draw_panel(ax, rows)
         # Above the other title: long names of attacks leave too little room beside it.
         ax.set_title(f"{shorten(str(model), 24)}\n", loc="left", weight="bold")
         ax.set_title(describe_checks(result, str(model)), loc="right")
     meta = result.meta
-    axes[-1].set_xlabel(f"accuracy (%), {meta['level']:.0%} intervals")
+    for ax in list_bottom(axes):
+        ax.set_xlabel(f"accuracy (%), {meta['level']:.0%} intervals")
     ball = f"{'L∞' if meta['norm'] == 'inf' else 'L2'} ε = {format_radius(meta['eps'])}"
     add_title(figure, f"Accuracy under attack, {ball}, {meta['data']['images']} images")
     return figure
@@ -328,7 +332,6 @@ def _draw_panel(ax: Axes, data: pd.DataFrame) -> None:
     ax.set_xlim(-0.03, 1.03)
     label_percent(ax, "accuracy", "x")
     ax.set_xlabel("")
-    shrink_ticks(ax)
 
 
 # ------------------------------------------------------------------------- accuracy against eps
@@ -356,20 +359,20 @@ def eps_data(result: "Result") -> pd.DataFrame:
 @styled
 def draw_eps(result: "Result") -> Figure:
     """Draw each model's worst-case accuracy against the radius of the ball, with its interval."""
-    data, figure = eps_data(result), make_figure(2.4)
-    ax, in_levels = figure.subplots(), result.meta["norm"] == "inf"
-    for index, model in enumerate(result.meta["models"]):
-        rows, look = select_rows(data, model=model), model_look(index)
+    data, looks = eps_data(result), choose_looks(result)
+    figure, axes = make_grid(1, 1, 1.7)
+    ax, in_levels = axes[0, 0], result.meta["norm"] == "inf"
+    for model, look in looks.items():
+        rows = select_rows(data, model=model)
         eps = rows["eps"] * (255 if in_levels else 1)
-        ax.plot(eps, rows["accuracy"], label=shorten(model), markersize=3.5, **look)
+        ax.plot(eps, rows["accuracy"], markersize=3.5, **look)
         band: dict[str, Any] = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
         ax.fill_between(eps, rows["low"], rows["high"], **band)
     ax.set_ylim(0, 1.02)
     ax.set_xlim(left=0)
     ax.set_xlabel("eps (1/255)" if in_levels else "eps (L2 norm)")
     label_percent(ax, "worst-case accuracy")
-    shrink_ticks(ax)
-    figure.legend(loc="outside lower center", ncols=3)
+    add_model_legend(figure, result, looks, "")
     images = result.meta["data"]["images"]
     add_title(figure, f"Worst case against the radius of the attack, {images} images")
     return figure

@@ -4,7 +4,8 @@ A channel is silenced on an image where it is active on the natural image and no
 one, and awakened where it is active on the adversarial one alone (see ``channels.active``).
 """
 
-from typing import TYPE_CHECKING, Any
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,17 @@ from numpy import ndarray
 
 from channelscope.analyses.base import Analysis, Plot, Study, Table, register
 from channelscope.analyses.subjects import by_layer
-from channelscope.figures.axes import add_title, dot_look, make_grid, wrap_note, write_in_panel
+from channelscope.figures.axes import (
+    add_legend,
+    add_title,
+    dot_look,
+    list_bottom,
+    list_top,
+    make_grid,
+    make_panels,
+    write_above,
+    write_in_panel,
+)
 from channelscope.figures.paper import COLOURS, current_style, styled
 from channelscope.figures.words import (
     choose_layers,
@@ -110,15 +121,19 @@ def draw_flow(result: "Result", layer: str | None = None) -> Figure:
     drawn = flow_data(result, layer)
     layers = choose_layers(result, layer)
     classes = extreme_classes(result)
-    figure, axes = make_grid(len(layers), len(classes), 1.3, 1.2, sharex="row", sharey=True)
+    figure, axes = make_panels(
+        len(layers), len(classes), 1.2, 0.35, sharex="row", sharey="all", least=0.65
+    )
     for row, model in zip(axes, layers, strict=True):
         for ax, class_name in zip(row, classes, strict=True):
             _draw_mirrored(ax, select_rows(drawn, **{"model": model, "class": class_name}))
-        row[0].set_ylabel(f"{shorten(model, 16)}\n% of images")
-    for ax, extreme, name in zip(axes[0], ("most", "least"), classes, strict=False):
-        words = f"{extreme} robust class:\n{describe_class(name, 14)}"
-        ax.set_title(words, pad=23, size=current_style().small)
-    for ax in axes[-1]:
+        row[0].set_ylabel(shorten(model, 14), weight="bold")
+    figure.supylabel("images (%)", size=current_style().size)
+    heads = cycle(zip(("most", "least"), classes, strict=False))
+    for ax, (extreme, name) in zip(list_top(axes), heads, strict=False):
+        words = f"{extreme} robust: {describe_class(name, 10)}"
+        write_above(ax, words)
+    for ax in list_bottom(axes):
         ax.set_xlabel("channels by relevance\n← NR    PR →")
     add_title(figure, f"Channels silenced and awakened by the attack, {describe_layers(layers)}")
     _add_flow_legend(figure, result)
@@ -136,26 +151,16 @@ def _draw_mirrored(ax: Axes, drawn: pd.DataFrame) -> None:
             rows = drawn[chosen]
             look = dot_look(len(drawn)) | {"color": colour, "alpha": alpha}
             ax.plot(rows["place"], sign * rows[way], **look)
-    _note_mean(ax, drawn[drawn["relevance"] < 0], "NR", "awakened", "left")
-    _note_mean(ax, drawn[drawn["relevance"] > 0], "PR", "silenced", "right")
+    against = drawn.loc[drawn["relevance"] < 0, "awakened"].mean()
+    speaks_for = drawn.loc[drawn["relevance"] > 0, "silenced"].mean()
+    texts = {"awakened": f"NR ↑ {format_percent(float(against), 0)}"}
+    texts["silenced"] = f"PR ↓ {format_percent(float(speaks_for), 0)}"
+    for way, text in texts.items():
+        side: Literal["left", "right"] = "left" if way == "awakened" else "right"
+        colour = COLOURS[_WHERE_ACTIVE[way]]
+        ax.set_title(text, loc=side, color=colour, size=current_style().small)
     ax.yaxis.set_major_formatter(FuncFormatter(_format_share))
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-
-
-def _note_mean(ax: Axes, channels: pd.DataFrame, kind: str, way: str, side: str) -> None:
-    """Write the mean over the channels above a panel, at its left in the upper line."""
-    line = 1.3 * current_style().small
-    edge, above = (0, 3 + line) if side == "left" else (1, 3)
-    ax.annotate(
-        f"{kind} {way}: {format_percent(float(channels[way].mean()), 0)}",
-        (edge, 1),
-        (0, above),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        ha=side,
-        color=COLOURS[_WHERE_ACTIVE[way]],
-        size=current_style().small,
-    )
 
 
 def _format_share(share: float, _: int) -> str:
@@ -177,7 +182,7 @@ def _add_flow_legend(figure: Figure, result: "Result") -> None:
         "significantly; NR, PR: negatively (against the class) and positively relevant (for it); "
         "dashed: the border between NR and PR; above each panel: means over all NR, all PR channels"
     )
-    figure.legend(handles=handles, title=wrap_note(heading), loc="outside lower center", ncols=1)
+    add_legend(figure, handles, heading)
 
 
 def describe_flow(drawn: pd.DataFrame) -> str:
@@ -231,7 +236,7 @@ def draw_flow_share(result: "Result", layer: str | None = None) -> Figure:
     """
     drawn = flow_share_data(result, layer)
     layers = choose_layers(result, layer)
-    figure, axes = make_grid(1, 1, 0.35 * len(layers) + 0.1, 1.27)
+    figure, axes = make_grid(1, 1, 0.35 * len(layers) + 0.1, least=0.2 * len(layers))
     ax = axes[0, 0]
     for index, model in enumerate(layers):
         for kind, beside in (("PR", -0.2), ("NR", 0.2)):
@@ -256,7 +261,7 @@ def draw_flow_share(result: "Result", layer: str | None = None) -> Figure:
         f"{describe_attack(result)}; significant: q ≤ {SIGNIFICANT}, however small the change; "
         "bar: mean over the classes; dots: the classes"
     )
-    figure.legend(handles=handles, title=wrap_note(heading), loc="outside lower center", ncols=1)
+    add_legend(figure, handles, heading)
     return figure
 
 

@@ -6,7 +6,7 @@ random orders lie between. The area between a scorer's curve and the random one 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import cycle, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,14 @@ from channelscope.analyses.base import (
 )
 from channelscope.analyses.subjects import check_layers, list_layers
 from channelscope.errors import UserError, suggest
-from channelscope.figures.axes import add_title, label_percent, make_grid, wrap_text
+from channelscope.figures.axes import (
+    add_legend,
+    add_title,
+    label_percent,
+    list_bottom,
+    list_left,
+    make_panels,
+)
 from channelscope.figures.paper import COLOURS, styled
 from channelscope.figures.words import (
     choose_layers,
@@ -230,15 +237,17 @@ def draw_curves(
     """
     drawn = curves_data(result, layer, scorer, curve)
     layers = dict(zip(drawn["model"], drawn["layer"], strict=True))
-    figure, axes = make_grid(len(layers), 2, 1.1, 1.75, sharex=True, sharey=True)
+    figure, axes = make_panels(len(layers), 2, 1.1, sharex="all", sharey="all")
     for row, model in zip(axes, layers, strict=True):
         for ax, data in zip(row, COLOURS, strict=True):
             _draw_panel(ax, select_rows(drawn, model=model, data=data), COLOURS[data])
-        label_percent(row[0], "accuracy")
+        label_percent(row[0], "")
         row[0].set_title(shorten(model, 20), loc="left", weight="bold")
     for ax, data in zip(axes[0], COLOURS, strict=True):
         ax.set_title(f"{data} images", loc="right", color=COLOURS[data])
-    for ax in axes[-1]:
+    for ax in list_left(axes):
+        ax.set_ylabel("accuracy (%)")
+    for ax in list_bottom(axes):
         label_percent(
             ax, f"channels {'set to 0' if curve == 'deletion' else 'kept, others 0'}", "x"
         )
@@ -249,8 +258,8 @@ def draw_curves(
         Line2D([], [], color="0.3", markersize=2.5, label=words, **look)
         for words, look in _ORDERS.values()
     ]
-    first = "Set to 0 first:" if curve == "deletion" else "Kept first:"
-    _add_key(figure, result, handles, first)
+    first = "set to 0" if curve == "deletion" else "kept"
+    _add_key(figure, result, handles, f"Below: which channels are {first} first.")
     return figure
 
 
@@ -309,7 +318,9 @@ def draw_league(result: "Result", layer: str | None = None) -> Figure:
     drawn = league_data(result, layer)
     layers = dict(zip(drawn["model"], drawn["layer"], strict=True))
     height = _ROW * drawn.groupby("model")["scorer"].nunique().max() + 0.35
-    figure, axes = make_grid(len(layers), 2, height, 1.87, sharex=True, sharey="row")
+    figure, axes = make_panels(
+        len(layers), 2, height, 0.4, sharex="all", sharey="row", least=0.65 * height
+    )
     for row, model in zip(axes, layers, strict=True):
         of_model = select_rows(drawn, model=model)
         for ax, order in zip(row, ("nr", "pr"), strict=True):
@@ -319,7 +330,7 @@ def draw_league(result: "Result", layer: str | None = None) -> Figure:
         row[0].set_ylim(len(names) - 0.5, -0.5)
         row[0].set_title(shorten(model, 20), loc="left", weight="bold")
     below = ("NR first: accuracy\nkept", "PR first: accuracy\nlost")
-    for ax, words in zip(axes[-1], below, strict=True):
+    for ax, words in zip(list_bottom(axes), cycle(below), strict=False):
         label_percent(ax, words, "x")
         ax.set_xlabel(f"{words} beyond\nrandom (points)")
     where = describe_layers(layers)
@@ -334,7 +345,7 @@ def draw_league(result: "Result", layer: str | None = None) -> Figure:
         "accuracy is kept (NR) or lost (PR) than in random order (dashed), mean over all numbers "
         "of channels: the further right, the truer."
     )
-    _add_key(figure, result, handles, words, columns=2)
+    _add_key(figure, result, handles, words)
     return figure
 
 
@@ -358,9 +369,7 @@ def describe_league(drawn: pd.DataFrame) -> str:
     return describe_each(attacked, ["model", "order"], describe)
 
 
-def _add_key(
-    figure: Figure, result: "Result", handles: list[Line2D], words: str, columns: int = 1
-) -> None:
+def _add_key(figure: Figure, result: "Result", handles: list[Line2D], words: str) -> None:
     """Write below a figure how it was made, then what its marks mean."""
     meta = result.meta
     of_answer = meta["relevant_to"] == "answer"
@@ -370,9 +379,7 @@ def _add_key(
         f"{format_attack(meta['attack'])}, ε = {format_radius(meta['eps'])}, on the network "
         f"without the channels; relevance to the class {whose}. {words}"
     )
-    title = "\n".join(wrap_text(note, 60))
-    place: dict[str, Any] = {"loc": "outside lower left", "alignment": "left"}
-    figure.legend(handles=handles, title=title, ncols=columns, **place)
+    add_legend(figure, handles, note)
 
 
 def check_interventions(result: "Result") -> None:

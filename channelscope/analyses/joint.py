@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 from channelscope.analyses.base import Analysis, Plot, Study, Table, register
 from channelscope.errors import UserError
 from channelscope.figures.axes import (
+    add_model_legend,
     add_title,
+    choose_looks,
     label_percent,
-    make_grid,
-    model_look,
-    wrap_note,
+    list_bottom,
+    list_left,
+    make_panels,
 )
 from channelscope.figures.paper import styled
 from channelscope.figures.words import (
@@ -26,7 +28,6 @@ from channelscope.figures.words import (
     format_percent,
     format_radius,
     select_rows,
-    shorten,
 )
 from channelscope.statistics.intervals import as_columns, wilson
 
@@ -97,37 +98,40 @@ def draw_joint(result: "Result") -> Figure:
     data, models = joint_data(result), list(result.meta["models"])
     attacks, betas = list(data["attack"].unique()), sorted(data["beta_atk"].unique())
     drawn = [model for model in models if model in set(data["model"])]
-    names = {model: shorten(model) for model in drawn}  # each once in the legend
+    looks = choose_looks(result)
     offsets = dict(zip(drawn, np.linspace(-0.12, 0.12, len(drawn) + 2)[1:-1], strict=True))
-    figure, axes = make_grid(len(attacks), 1, 1.15, 1.05, sharex=True, sharey=True)
+    figure, axes = make_panels(len(attacks), 1, 1.15, sharex="all", sharey="all")
     for ax, attack in zip(axes[:, 0], attacks, strict=True):
         ax.set_title(format_attack(attack), loc="left", weight="bold")
         for model in drawn:
             rows = select_rows(data, model=model, attack=attack)
             if rows.empty:
                 continue
-            look: dict[str, Any] = model_look(models.index(model))
-            look |= {"markersize": 3, "elinewidth": 0.8, "label": names.pop(model, None)}
+            look: dict[str, Any] = looks[model] | {"markersize": 3, "elinewidth": 0.8}
             accuracy, bars = error_bars(rows, "accuracy")
             places = rows["beta_atk"].map(betas.index).to_numpy() + offsets[model]
             ax.errorbar(places, accuracy, yerr=bars, **look)
             worst = {"color": look["color"], "linewidth": 0.8, "linestyle": "--"}
             ax.axhline(rows["worst"].iloc[0], zorder=0, **worst)
-        label_percent(ax, "accuracy")
+        label_percent(ax, "")
     axes[0, 0].set_ylim(bottom=0)
+    for ax in list_left(axes):
+        ax.set_ylabel("accuracy (%)")
     axes[-1, 0].set_xticks(range(len(betas)), [_format_weight(beta) for beta in betas])
-    axes[-1, 0].set_xlabel("weight β of the probes in the attacked loss")
+    for ax in list_bottom(axes):
+        ax.set_xlabel("weight β of the probes")
     ball = f"ε = {format_radius(result.meta['eps'])}, {result.meta['data']['images']:,} images"
     add_title(figure, f"Accuracy under attacks on logits and probes together, {ball}")
     note = (
-        "0: the network's logits alone, ∞: its gates' probes alone; every image is attacked at "
-        f"every weight; bars: {describe_level(result)}; dashed: the worst case per image over them"
+        "β: in the attacked loss; 0: the network's logits alone, ∞: its gates' probes alone; every "
+        f"image is attacked at every weight; bars: {describe_level(result)}; "
+        "dashed: the worst case per image over them"
     )
     if any("detached" in attack for attack in attacks):
         note += "; detached: without the gradient through the gates' masks"
     if any("fixed" in attack for attack in attacks):
         note += "; fixed: begun at the image itself"
-    figure.legend(title=wrap_note(note), loc="outside lower center", ncols=3)
+    add_model_legend(figure, result, drawn, note)
     return figure
 
 

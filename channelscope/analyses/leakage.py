@@ -35,7 +35,12 @@ from matplotlib.lines import Line2D
 from numpy import ndarray
 
 from channelscope.analyses.base import Analysis, Plot, Study, Table, register
-from channelscope.figures.axes import add_data_legend, add_title, label_percent, make_grid
+from channelscope.figures.axes import (
+    add_data_legend,
+    add_title,
+    label_percent,
+    make_grid,
+)
 from channelscope.figures.paper import COLOURS, styled
 from channelscope.figures.words import (
     describe_attack,
@@ -198,9 +203,10 @@ def draw_leakage(result: "Result") -> Figure:
     intervals; a grey stroke marks what comes about by chance.
     """
     panels = list(leakage_data(result).groupby("model", sort=False))
-    heights = [0.2 + 0.125 * (1 + rows["place"].max()) for _, rows in panels]
+    heights = [0.2 + 0.12 * (1 + rows["place"].max()) for _, rows in panels]
+    height = float(np.mean(heights))
     options: dict[str, Any] = {"sharex": True, "height_ratios": heights}
-    figure, axes = make_grid(len(panels), 1, float(np.mean(heights)), 1.65, **options)
+    figure, axes = make_grid(len(panels), 1, height, least=height * 0.92, **options)
     for ax, (model, rows) in zip(axes[:, 0], panels, strict=True):
         _draw_lines(ax, rows)
         ax.set_title(shorten(str(model), 24), loc="left", weight="bold")

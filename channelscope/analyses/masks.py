@@ -8,18 +8,19 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy import ndarray
 
 from channelscope.analyses.base import Analysis, Plot, Study, Subject, Table, register
 from channelscope.errors import UserError
 from channelscope.figures.axes import (
     add_data_legend,
+    add_legend,
     add_title,
     label_percent,
-    make_grid,
-    start_at_zero,
-    wrap_note,
+    list_bottom,
+    list_left,
+    make_panels,
 )
 from channelscope.figures.paper import COLOURS, styled
 from channelscope.figures.words import (
@@ -133,7 +134,10 @@ def draw_masks(result: "Result", model: str, gate: str) -> Figure:
     hidden = int(drawn.loc[~drawn["shown"], "channel"].nunique())
     drawn = drawn[drawn["shown"]]
     names = list(drawn["class"].unique())
-    figure, axes = make_grid(2, 1, 0.25 + 0.095 * len(names), 1.0, sharex=True)
+    rows = len(names)
+    figure, axes = make_panels(
+        2, 1, 0.25 + 0.105 * rows, across=2.6, least=0.2 + 0.1 * rows, sharex="all", sharey="all"
+    )
     low = min(0.0, drawn["mask"].min())
     high = max(0.0, drawn["mask"].max())
     if low < 0:
@@ -145,16 +149,17 @@ def draw_masks(result: "Result", model: str, gate: str) -> Figure:
         edges = np.arange(cells.shape[1] + 1) + 0.5
         mesh = ax.pcolormesh(edges, np.arange(len(names) + 1) - 0.5, cells, **look)
         ax.set_yticks(range(len(names)), [shorten(name, 12) for name in names])
-        ax.invert_yaxis()
         described = data if data == "natural" else f"{data} ({describe_attack(result)})"
         ax.set_title(f"{described} images", loc="left", color=COLOURS[data])
-    axes[-1, 0].set_xlabel("channel, sorted by the class it is let through for most")
+    axes[0, 0].invert_yaxis()
+    for ax in list_bottom(axes):
+        ax.set_xlabel("channels, by the class they pass for most")
     axes[-1, 0].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     note = "mean over the images of each class (true class)"
     if hidden:
         others = f"the other {hidden} channels" if hidden > 1 else "one more channel"
         note += f"; {others}: below {_NEGLIGIBLE:.0%} of the largest factor"
-    figure.legend(handles=[], title=wrap_note(note), loc="outside lower center")
+    add_legend(figure, note=note)
     bar = figure.colorbar(mesh, ax=axes[:, 0], aspect=30, pad=0.01)
     bar.set_label("the channel is multiplied by")
     bar.locator = MaxNLocator(4)
@@ -205,8 +210,11 @@ def draw_mask_share(result: "Result") -> Figure:
     drawn = mask_share_data(result)
     panels = list(drawn.groupby(["model", "layer"], sort=False))
     names = list(drawn["class"].unique())
-    longest = max(len(shorten(name)) for name in names)
-    figure, axes = make_grid(len(panels), 1, 0.85, 0.98 + 0.055 * longest, sharex=True, sharey=True)
+    below = 0.1 + 0.055 * max(len(shorten(name)) for name in names)
+    across = max(1.35, 0.12 * len(names))
+    figure, axes = make_panels(
+        len(panels), 1, 1.0, below, across=across, sharex="all", sharey="all"
+    )
     places = np.arange(len(names))
     for ax, ((model, layer), rows) in zip(axes[:, 0], panels, strict=True):
         for data, beside in (("natural", -0.15), ("adversarial", 0.15)):
@@ -214,15 +222,22 @@ def draw_mask_share(result: "Result") -> Figure:
             look: dict[str, Any] = {"fmt": "o", "markersize": 3, "elinewidth": 0.8}
             ax.errorbar(places + beside, value, reach, color=COLOURS[data], **look)
         ax.axvline(len(names) - 1.5, color="0.8", linewidth=0.6)
-        heading = f"{shorten(str(model), 20)}, gate at {shorten_layer(str(layer))}"
+        heading = f"{shorten(str(model), 16)}\n{shorten_layer(str(layer), 14)}"
         ax.set_title(heading, loc="left", weight="bold")
-        label_percent(ax, "effective\nchannels")
-    start_at_zero(*axes[:, 0])
-    axes[-1, 0].set_xticks(places, [*map(shorten, names)], rotation=90)
-    add_title(figure, "Effective channels: how much each gate's mask lets pass")
+        over_all = select_rows(rows, **{"class": _ALL_IMAGES, "data": "natural"})["value"]
+        ax.set_title(format_percent(over_all.iloc[0], 0), loc="right")
+        label_percent(ax, "")
+    axes[0, 0].set_ylim(0, 1.05)
+    axes[0, 0].yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+    for ax in list_left(axes):
+        ax.set_ylabel("channels (%)")
+    for ax in list_bottom(axes):
+        ax.set_xticks(places, [*map(shorten, names)], rotation=90)
+    add_title(figure, "How many of its layer's channels does each gate let pass?")
     note = (
-        "effective channels: participation ratio of the mask's factors (all channels alike: 100 %, "
-        f"one of N alone: 1/N), by true class; bars: {describe_level(result)}"
+        "a panel: a gate, at a layer of a model, and its share over all natural images; effective "
+        "channels: participation ratio of the mask's factors (all alike: 100 %, one of N alone: "
+        f"1/N), by true class; bars: {describe_level(result)}"
     )
     add_data_legend(figure, describe_attack(result), note=note)
     return figure

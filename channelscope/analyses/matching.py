@@ -13,15 +13,18 @@ from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 from channelscope.analyses.base import Analysis, Plot, Study, Subject, Table, register
 from channelscope.figures.axes import (
+    add_legend,
     add_title,
+    choose_looks,
+    draw_heatmap,
     label_percent,
     make_grid,
-    model_look,
-    wrap_note,
+    make_panels,
     write_in_panel,
 )
 from channelscope.figures.paper import styled
@@ -33,7 +36,6 @@ from channelscope.figures.words import (
     describe_level,
     error_bars,
     format_interval,
-    format_number,
     require_rows,
     shorten,
     shorten_layer,
@@ -150,7 +152,7 @@ def likeness_data(result: "Result") -> pd.DataFrame:
 def draw_likeness(result: "Result") -> Figure:
     """Draw how alike the last measured layers of each two models are: linear CKA, its interval."""
     drawn = likeness_data(result)
-    figure, axes = make_grid(1, 1, 0.17 * len(drawn), 1.1)
+    figure, axes = make_grid(1, 1, 0.3 + 0.15 * len(drawn), least=0.3 + 0.12 * len(drawn))
     ax = axes[0, 0]
     cka, reach = error_bars(drawn, "cka")
     look: dict[str, Any] = {"color": "black", "fmt": "o", "markersize": 3.5, "elinewidth": 0.8}
@@ -165,14 +167,10 @@ def draw_likeness(result: "Result") -> Figure:
     ax.grid(axis="x", color="0.92", linewidth=0.5)
     ax.set_axisbelow(True)
     ax.set_xlabel("CKA")
-    _add_footer(figure, f"{_CKA}; bars: {describe_level(result)}")
+    add_legend(figure, note=f"{_CKA}; bars: {describe_level(result)}")
     where = describe_layers(choose_layers(result))
     add_title(figure, f"How alike are the features of two models? {where}")
     return figure
-
-
-def _add_footer(figure: Figure, words: str) -> None:
-    figure.legend(handles=[], title=wrap_note(words), loc="outside lower center")
 
 
 def layer_likeness_data(result: "Result", model: str, other: str) -> pd.DataFrame:
@@ -192,33 +190,18 @@ def draw_layer_likeness(result: "Result", model: str, other: str) -> Figure:
     drawn = layer_likeness_data(result, model, other)
     cells = drawn.pivot(index="layer", columns="other_layer", values="cka")
     cells = cells.loc[drawn["layer"].unique(), drawn["other_layer"].unique()]
+    cells = cells.rename(index=shorten_layer, columns=shorten_layer)
     rows, columns = cells.shape
-    figure, axes = make_grid(1, 1, max(1.2, 0.26 * rows), 1.25)
+    longest = max(map(len, cells.columns))
+    figure, axes = make_grid(1, 1, max(1.2, 0.2 * rows), 0.1 + 0.055 * longest, 0.11 * rows)
     ax = axes[0, 0]
-    edges = [np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5]
-    mesh = ax.pcolormesh(*edges, cells.to_numpy(), cmap="Greys", vmin=0, vmax=1)
-    if max(rows, columns) <= _WRITTEN:
-        for (row, column), cka in np.ndenumerate(cells.to_numpy()):
-            colour = _choose_readable(mesh.to_rgba(cka))
-            number = format_number(cka).removeprefix("0")
-            ax.text(column, row, number, ha="center", va="center", color=colour)
-    ax.set_xticks(range(columns), [*map(shorten_layer, cells.columns)], rotation=90)
-    ax.set_yticks(range(rows), [*map(shorten_layer, cells.index)])
+    write = ".2f" if max(rows, columns) <= _WRITTEN else None
+    draw_heatmap(ax, cells, write=write, cmap="Greys", vmin=0, vmax=1)
     ax.set_xlabel(f"layer of {shorten(other, 24)}")
     ax.set_ylabel(f"layer of\n{shorten(model, 16)}")
-    _add_footer(figure, _CKA)
+    add_legend(figure, note=_CKA)
     add_title(figure, f"Which layers of {shorten(model)} and {shorten(other)} are alike? (CKA)")
     return figure
-
-
-def _choose_readable(shade: Sequence[float]) -> str:
-    """Return black or white, whichever has more contrast to a shade (WCAG's luminance)."""
-    linear = [
-        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
-        for value in shade[:3]
-    ]
-    luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
 
 
 def describe_likeness(drawn: pd.DataFrame) -> str:
@@ -279,63 +262,61 @@ def _relative_change(result: "Result", model: str, layer: str) -> Float[ndarray,
 def draw_matched_channels(result: "Result", model: str, other: str, layer: str) -> Figure:
     """Draw how far an attack moves each channel of a model, and the channel that matches it.
 
-    Above, a dot for each pair of channels: between the dashed lines are those that the attack moves
-    less in the other model. Below, the largest such differences, with the numbers of the two
-    channels and their correlation.
+    First a dot for each pair of channels, at the sizes of their changes: below the line are those
+    that the attack moves less in the other model. Then those pairs where it does so most, with the
+    numbers of the two channels.
     """
     drawn = matched_channels_data(result, model, other, layer)
     named = drawn[drawn["numbered"]]
-    heights = (1.7, 0.4 + 0.13 * max(4, len(named)))
-    figure, axes = make_grid(2, 1, sum(heights) / 2, 1.35, height_ratios=heights)
-    above, below = axes[:, 0]
+    figure, axes = make_panels(2, 1, 1.45, 0.35, across=2.4)
+    all_pairs, largest = axes[:, 0]
     one, two = shorten(model, 16), shorten(other, 16)
-    _draw_pairs(above, drawn)
-    label_percent(above, f"change of mean activation\nin {one}", "x")
-    label_percent(above, f"change of mean\nactivation in\n{two}")
-    models = list(result.meta["models"])
-    looks = {name: model_look(models.index(name)) for name in (model, other)}
-    _draw_differences(below, named, list(looks.values()))
-    label_percent(below, "change of mean activation", "x")
+    _draw_pairs(all_pairs, drawn)
+    beside: dict[str, Any] = {"transform": all_pairs.transAxes, "va": "top", "color": "0.4"}
+    all_pairs.text(0.02, 0.97, f"moves more in {two}", **beside)
+    all_pairs.text(0.98, 0.6, f"moves less in {two}", ha="right", **beside)
+    all_pairs.set_title("each pair of channels", loc="left", weight="bold")
+    all_pairs.set_xlabel(f"|change| in {one} (%)")
+    all_pairs.set_ylabel(f"|change| in\n{two} (%)")
+    looks = {name: choose_looks(result)[name] for name in (model, other)}
+    _draw_differences(largest, named, list(looks.values()))
+    largest.set_title("the largest differences", loc="left", weight="bold")
+    label_percent(largest, "change of mean activation", "x")
     channel, match = (shorten(name, 12) for name in (model, other))
-    below.set_ylabel(f"channel of {channel}\n↔ its match in {match}")
-    handles = above.get_legend_handles_labels()[0]
+    largest.set_ylabel(f"channel of {channel}\n↔ its match in {match}")
+    handles = all_pairs.get_legend_handles_labels()[0]
     dot: dict[str, Any] = {"linestyle": "none", "markersize": 3.5}
     for name, look in looks.items():
         handles.append(Line2D([], [], label=shorten(name, 16), **dot, **look))
     note = (
-        f"attack: {describe_attack(result)}; %: of the layer's mean activation; r: correlation on "
-        "natural images"
+        f"attack: {describe_attack(result)}; change: of a channel's mean activation, in % of the "
+        "layer's mean; channels are matched by the correlation r of their activations on the same "
+        f"natural images; with numbers: pairs of r ≥ {SAME}"
     )
-    if len(named):
-        note += f"; below: the pairs (r ≥ {SAME}) that move less in {two}"
-        note += f", the {len(named)} with the largest difference"
-    title = wrap_note(note)
-    figure.legend(handles=handles, title=title, loc="outside lower center", ncols=2)
+    add_legend(figure, handles, note)
     where = describe_layers({model: layer})
-    heading = f"How far an attack moves channels of {one} and their matches in {two}"
-    add_title(figure, f"{heading}, {where}")
+    add_title(figure, f"How far does an attack move {one}'s channels and {two}'s, {where}?")
     return figure
 
 
 def _draw_pairs(ax: Axes, drawn: pd.DataFrame) -> None:
+    """Draw the sizes of the changes in percent, a dot a pair."""
     same = drawn["correlation"] >= SAME
+    sizes = 100 * drawn[["change", "other_change"]].abs()
     kinds: list[tuple[str, pd.Series, dict[str, Any]]] = [
         (f"weak match: r < {SAME}", ~same, {"mfc": "white", "color": "0.6"}),
         (f"good match: r ≥ {SAME}", same, {"color": "0.2"}),
     ]
     for words, chosen, look in kinds:
-        rows = drawn[chosen]
-        label = f"{words} ({len(rows)})"
-        ax.plot(
-            rows["change"], rows["other_change"], "o", markersize=2.5, mew=0.6, label=label, **look
-        )
-    changes = drawn[["change", "other_change"]].to_numpy()
-    reach = 1.1 * float(np.nanmax(np.abs(changes), initial=1e-3))
-    for sign, label in ((1, "equal, or equal but opposite, change"), (-1, "_")):
-        ends = [-sign * reach, sign * reach]
-        ax.plot([-reach, reach], ends, "--", color="0.6", linewidth=0.6, label=label)
-    ax.set_xlim(-reach, reach)
-    ax.set_ylim(-reach, reach)
+        label = f"{words} ({chosen.sum()})"
+        look |= {"markersize": 2.5, "mew": 0.6, "label": label}
+        ax.plot(sizes["change"][chosen], sizes["other_change"][chosen], "o", **look)
+    high = 1.05 * max(0.1, float(sizes.max().max()))
+    ax.plot([0, high], [0, high], "--", color="0.6", linewidth=0.6, label="equal change")
+    ax.set_xlim(-0.01 * high, high)
+    ax.set_ylim(-0.03 * high, high)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
 
 
 def _draw_differences(ax: Axes, named: pd.DataFrame, looks: Sequence[dict[str, Any]]) -> None:
@@ -345,11 +326,11 @@ def _draw_differences(ax: Axes, named: pd.DataFrame, looks: Sequence[dict[str, A
         return
     places = range(len(named))
     ax.hlines(places, named["change"], named["other_change"], color="0.8", linewidth=1)
+    ax.axvline(0, color="0.6", linewidth=0.6)
     for column, look in zip(("change", "other_change"), looks, strict=True):
         ax.plot(named[column], places, linestyle="none", markersize=3.5, **look)
     words = [
-        f"{row['channel']:.0f} ↔ {row['other_channel']:.0f}, r {format_number(row['correlation'])}"
-        for row in named.to_dict("records")
+        f"{row['channel']:.0f} ↔ {row['other_channel']:.0f}" for row in named.to_dict("records")
     ]
     ax.set_yticks(places, words)
     ax.set_ylim(len(named) - 0.5, -0.5)
@@ -422,6 +403,7 @@ register(
                 "such as a copy with its channels in another order, about 0 where they have "
                 "nothing in common. {layers} {bars}",
                 section="models",
+                main=False,
                 table="matching",
             ),
             Plot(
@@ -445,10 +427,10 @@ register(
                 "far the attack moves each: its mean activation on adversarial images minus that "
                 "on natural ones, in percent of the layer's mean magnitude. Each channel of the "
                 "one is matched with one of the other, so that their activations on the same "
-                "natural images correlate (r) most. Above: all pairs; on the dashed lines the "
-                "change is equal, or equal but opposite; between them, left and right, are those "
-                "that are moved less in {other}. Below: of the pairs that correspond, those that "
-                "are moved less by most, with the numbers of the two channels. {adversarial} They "
+                "natural images correlate (r) most. First all pairs, at the sizes of the two "
+                "changes: below the dashed line are those that are moved less in {other}. Then, of "
+                "the pairs that correspond, those that are moved less by most, with the numbers of "
+                "the two channels and the signs of the changes. {adversarial} They "
                 "were made for each model by itself.",
                 section="models",
                 main=False,

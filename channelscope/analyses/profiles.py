@@ -7,6 +7,7 @@ of its release (Bai et al., ICLR 2021; ``plot_figure1.py``).
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,8 +22,10 @@ from channelscope.analyses.base import Analysis, Plot, Subject, register
 from channelscope.figures.axes import (
     add_data_legend,
     add_title,
+    list_bottom,
+    list_top,
     make_area_handle,
-    make_grid,
+    make_panels,
     start_at_zero,
     write_in_panel,
 )
@@ -146,19 +149,20 @@ def draw_profile(result: "Result", order: Order, layer: str | None = None) -> Fi
     data = profile_data(result, order, layer)
     places = list(data[["model", "layer"]].drop_duplicates().itertuples(index=False, name=None))
     classes, small = list(data["class"].unique()), current_style().small
-    figure, axes = make_grid(len(places), len(classes), 0.95, 1.3, sharex="row", sharey="row")
+    figure, axes = make_panels(len(places), len(classes), 1.1, sharex="row", sharey="row")
     for row, (model, name) in zip(axes, places, strict=True):
         for ax, class_name in zip(row, classes, strict=True):
             rows = select_rows(data, **{"model": model, "layer": name, "class": class_name})
             _draw_panel(ax, rows, order)
             accuracy = format_percent(rows["robust_accuracy"].iloc[0], 0)
-            text = f"{describe_class(class_name, 12)}, robust {accuracy}"
-            ax.set_title(text, size=small)
+            ax.set_title(f"robust {accuracy}", size=small)
         start_at_zero(*row)
         row[0].set_ylabel(f"{shorten(model, 16)}{_describe_side(places, model, name)}", size=small)
-    for ax, extreme in zip(axes[0], ("most", "least"), strict=False):
-        ax.set_title(f"{extreme} robust class:\n{ax.get_title()}", size=small)
-    for ax in axes[-1]:
+    heads = cycle(zip(("most", "least"), classes, strict=False))
+    for ax, (extreme, name) in zip(list_top(axes), heads, strict=False):
+        head = f"{extreme} robust: {describe_class(name, 10)}"
+        ax.set_title(f"{head}\n{ax.get_title()}", size=small)
+    for ax in list_bottom(axes):
         ax.set_xlabel("← PR   channel   NR →" if order == "relevance" else "channel")
     shown = ", ".join(dict.fromkeys(_base(name) for _, name in places))
     shown = shown if shown.startswith("layer") else f"layer {shorten_layer(shown)}"

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy import ndarray
 
 from channelscope.analyses.base import Analysis, Plot, Study, Table, register
-from channelscope.figures.axes import add_title, make_figure, shrink_ticks
-from channelscope.figures.paper import current_style, styled
+from channelscope.figures.axes import (
+    add_legend,
+    add_title,
+    draw_heatmap,
+    make_panels,
+    shrink_ticks,
+)
+from channelscope.figures.paper import styled
 from channelscope.figures.words import (
     describe_each,
     format_number,
@@ -108,43 +112,31 @@ def draw_scorer_agreement(result: "Result") -> Figure:
     the classes.
     """
     panels = list(scorer_agreement_data(result).groupby(["model", "layer"], sort=False))
-    rows = [cells["other"].nunique() for _, cells in panels]
-    figure = make_figure(1.1 + sum(_ROW * count + _AROUND for count in rows))
-    heights = [_ROW * count + 0.3 for count in rows]
-    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for ax, ((model, layer), cells) in zip(axes, panels, strict=True):
-        image = _draw_cells(ax, cells)
+    rows = max(cells["other"].nunique() for _, cells in panels)
+    longest = max(map(len, result.agreement["scorer"].unique()))
+    height = _ROW * rows + 0.2 + 0.055 * longest
+    figure, axes = make_panels(len(panels), 1, height, 0.45, across=2.2, least=0.9 * height)
+    look: dict[str, Any] = {"cmap": "PRGn", "vmin": -1, "vmax": 1}  # blue, orange: the data's
+    for ax, ((model, layer), cells) in zip(axes[:, 0], panels, strict=True):
+        order = [list(dict.fromkeys(cells[column])) for column in ("other", "scorer")]
+        table = cells.pivot(index="other", columns="scorer", values="value")
+        mesh = draw_heatmap(
+            ax, table.reindex(index=order[0], columns=order[1]), write=".2f", **look
+        )
         ax.set_title(f"{shorten(str(model))}, {shorten_layer(str(layer), 24)}", loc="left")
+        ax.tick_params(length=0)
     place: dict[str, Any] = {"location": "bottom", "fraction": 0.06, "aspect": 30, "pad": 0.02}
-    bar = figure.colorbar(image, ax=list(axes), **place)
+    bar = figure.colorbar(mesh, ax=list(axes.flat), **place)
     bar.set_label("rank correlation (1: same order)")
-    add_title(
-        figure,
-        "Do these ways to score how relevant a channel is to a class agree? Rank correlation "
-        "(Spearman) over the layer's channels, mean over the classes, "
-        f"{result.meta['data']['images']} images",
+    shrink_ticks(bar.ax)
+    add_title(figure, "Do ways to score how relevant a channel is to a class agree?")
+    images = result.meta["data"]["images"]
+    note = (
+        "Spearman's rank correlation over the layer's channels, mean over the classes, "
+        f"{images} images"
     )
+    add_legend(figure, note=note)
     return figure
-
-
-def _draw_cells(ax: Axes, cells: pd.DataFrame) -> AxesImage:
-    rows = list(dict.fromkeys(cells["other"]))
-    columns = list(dict.fromkeys(cells["scorer"]))
-    table = cells.pivot(index="other", columns="scorer", values="value")
-    values = table.reindex(index=rows, columns=columns).to_numpy()
-    # From -1 to 1; blue and orange are the data's.
-    image = ax.imshow(values, cmap="PRGn", vmin=-1, vmax=1, aspect="auto")
-    look: dict[str, Any] = {"ha": "center", "va": "center", "size": current_style().small}
-    for (row, column), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            colour = "white" if abs(value) > 0.6 else "black"
-            ax.text(column, row, format_number(value), color=colour, **look)
-    shrink_ticks(ax)
-    ax.set_yticks(range(len(rows)), rows)
-    ax.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    return image
 
 
 def describe_scorer_agreement(drawn: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ than as many random ones, or the most relevant ones by any scorer.
 """
 
 from collections.abc import Iterator
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +27,15 @@ from channelscope.analyses.base import (
     register,
 )
 from channelscope.analyses.subjects import by_layer, check_layers
-from channelscope.figures.axes import add_title, label_percent, make_grid, wrap_note
-from channelscope.figures.paper import MODEL_COLOURS, styled
+from channelscope.figures.axes import (
+    add_legend,
+    add_title,
+    label_percent,
+    list_bottom,
+    list_left,
+    make_panels,
+)
+from channelscope.figures.paper import styled
 from channelscope.figures.words import (
     choose_layers,
     describe_attack,
@@ -39,6 +47,8 @@ from channelscope.figures.words import (
 )
 from channelscope.statistics.channels import weighted_means
 from channelscope.statistics.intervals import as_columns, estimate, wilson
+
+_SCORER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 if TYPE_CHECKING:
     from channelscope.result import Result
@@ -127,7 +137,7 @@ def draw_repairs(result: "Result", layer: str | None = None) -> Figure:
     """
     drawn = repairs_data(result, layer)
     layers = dict(zip(drawn["model"], drawn["layer"], strict=True))
-    figure, axes = make_grid(len(layers), 2, 1.15, 1.25, sharex=True, sharey=True)
+    figure, axes = make_panels(len(layers), 2, 1.15, sharex="all", sharey="all")
     looks: dict[str, dict[str, Any]] = {}
     for row, model in zip(axes, layers, strict=True):
         of_model = select_rows(drawn, model=model)
@@ -135,11 +145,13 @@ def draw_repairs(result: "Result", layer: str | None = None) -> Figure:
         again = select_rows(of_model, curve="adaptive")
         row[0].plot(again["fraction"], again["right"], "k--", linewidth=0.8)
         _draw_curves(row[1], select_rows(of_model, curve="harm"), looks)
-        label_percent(row[0], "images")
+        label_percent(row[0], "")
         row[0].set_title(shorten(model, 20), loc="left", weight="bold")
     for ax, words in zip(axes[0], ("right again", "made wrong"), strict=True):
         ax.set_title(words, loc="right")
-    for ax, words in zip(axes[-1], ("put back", "exchanged"), strict=True):
+    for ax in list_left(axes):
+        ax.set_ylabel("images (%)")
+    for ax, words in zip(list_bottom(axes), cycle(("put back", "exchanged")), strict=False):
         label_percent(ax, f"channels {words}", "x")
     add_title(figure, f"What putting channels of {describe_layers(layers)} back repairs")
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
@@ -152,7 +164,7 @@ def draw_repairs(result: "Result", layer: str | None = None) -> Figure:
         "run. First those that did most damage (account), or that are most relevant by the scorer "
         "that repairs most, or random ones"
     )
-    figure.legend(handles=handles, title=wrap_note(note), loc="outside lower center", ncols=2)
+    add_legend(figure, handles, note)
     return figure
 
 
@@ -164,7 +176,7 @@ def _draw_curves(ax: Axes, rows: pd.DataFrame, looks: dict[str, dict[str, Any]])
             RANDOM: {"color": "0.6", "marker": "D"},
         }
         scorers = [name for name in looks if name not in fixed]
-        colour = MODEL_COLOURS[1 + len(scorers) % (len(MODEL_COLOURS) - 1)]
+        colour = _SCORER_COLOURS[len(scorers) % len(_SCORER_COLOURS)]
         other = {"color": colour, "marker": "s"}
         look = looks.setdefault(str(ranking), fixed.get(str(ranking), other) | {"markersize": 2.5})
         ax.plot(of_ranking["fraction"], of_ranking["right"], **look)

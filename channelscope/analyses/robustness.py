@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy import ndarray
 
 from channelscope.analyses.base import (
@@ -19,8 +20,14 @@ from channelscope.analyses.base import (
     register,
     worst_case,
 )
-from channelscope.figures.axes import add_title, label_percent, make_grid, model_look, wrap_note
-from channelscope.figures.paper import styled
+from channelscope.figures.axes import (
+    add_legend,
+    add_title,
+    choose_looks,
+    label_percent,
+    make_grid,
+)
+from channelscope.figures.paper import current_style, styled
 from channelscope.figures.words import (
     break_name,
     describe_each,
@@ -111,37 +118,65 @@ def robustness_data(result: "Result") -> pd.DataFrame:
 def draw_robustness(result: "Result") -> Figure:
     """Draw the accuracy of every model under every attack, and in the worst case, with intervals.
 
-    A row for each attack, in it a dot for each model that it was run on.
+    A row for each attack, the weakest first, between natural images and the worst case. In it a dot
+    for each model that it was run on; in a style wide enough each model has a panel of its own.
     """
     data, models = robustness_data(result), list(result.meta["models"])
-    attacks = sorted(data["attack"].unique(), key=lambda name: name == _ENDS["worst"])
-    names, note = [break_name(name) for name in attacks], _make_note(result, data)
+    attacks, looks = _sort_attacks(data), choose_looks(result)
+    names = [break_name(name, 27) for name in attacks]
     needed = [0.02 + 0.12 * (1 + name.count("\n")) for name in names]
-    lines = 1 + note.count("\n") - -len(models) // 3
-    row = max(0.05 + 0.055 * len(models), *needed)
-    figure, axes = make_grid(1, 1, row * len(attacks), 0.75 + 0.12 * lines)
-    ax, places = axes[0, 0], {name: place for place, name in enumerate(attacks)}
-    offsets = np.linspace(-0.3, 0.3, len(models) + 2)[1:-1]
+    row = max(0.05 + 0.035 * len(models), float(np.mean(needed)))
+    count = len(attacks)
+    apart = len(models) if current_style().width >= 1.2 * (1 + len(models)) else 1
+    least = sum(needed) * 0.9
+    figure, axes = make_grid(1, apart, row * count, least=least, sharex=True, sharey=True)
+    places = {name: place for place, name in enumerate(attacks)}
+    offsets = np.linspace(-0.3, 0.3, len(models) + 2)[1:-1] if apart == 1 else [0.0] * apart
     size: dict[str, Any] = {"linestyle": "none", "markersize": 3, "elinewidth": 0.8}
+    size_of_dot: dict[str, Any] = {"linestyle": "none", "markersize": 3.5}
+    handles = []
     for index, model in enumerate(models):
+        ax = axes[0, index % apart]
         rows = select_rows(data, model=model)
         accuracy, bars = error_bars(rows, "accuracy")
         height = rows["attack"].map(places).to_numpy() + offsets[index]
-        look = model_look(index) | size
-        ax.errorbar(accuracy, height, xerr=bars, label=shorten(model), **look)
-    for place in range(1, len(attacks)):
-        ax.axhline(place - 0.5, color="0.9", linewidth=0.6, zorder=0)
+        look = looks[model] | size
+        ax.errorbar(accuracy, height, xerr=bars, **look)
+        handles.append(Line2D([], [], label=shorten(model), **size_of_dot | looks[model]))
+        if apart > 1:
+            ax.set_title(shorten(model, 16), loc="left", weight="bold")
+    for ax in axes[0]:
+        for place in range(0, count, 2):
+            ax.axhspan(place - 0.5, place + 0.5, color="0.95", linewidth=0, zorder=0)
+        for border in (0.5, count - 1.5):
+            ax.axhline(border, color="0.4", linewidth=0.6, zorder=1)
+        ax.set_xlim(-0.02, 1.02)
+        label_percent(ax, "accuracy", "x")
+    ax = axes[0, 0]
     ax.set_yticks([*places.values()], names)
     for label, name in zip(ax.get_yticklabels(), attacks, strict=True):
-        for_gates = is_made_for_gates(name)
-        label.set_fontstyle("italic" if for_gates else "normal")
-    ax.set_ylim(len(attacks) - 0.5, -0.5)
-    ax.set_xlim(-0.02, 1.02)
-    label_percent(ax, "accuracy", "x")
+        label.set_fontstyle("italic" if is_made_for_gates(name) else "normal")
+        label.set_fontweight("bold" if name in _ENDS.values() else "normal")
+    ax.set_ylim(count - 0.5, -0.5)
     images, radius = result.meta["data"]["images"], format_radius(result.meta["eps"])
     add_title(figure, f"Accuracy under each attack, ε = {radius}, {images:,} images")
-    figure.legend(title=note, loc="outside lower center", ncols=3)
+    add_legend(figure, handles if apart == 1 else (), _make_note(result, data))
     return figure
+
+
+def _sort_attacks(data: pd.DataFrame) -> list[str]:
+    """Return natural images, the attacks from the weakest to the strongest, the worst case.
+
+    By the mean over the models; those made for gates, which not all models have, come after others.
+    """
+    mean = data.groupby("attack", sort=False)["accuracy"].mean()
+    ends = list(_ENDS.values())
+
+    def rank(name: str) -> tuple[int, bool, float]:
+        place = 1 if name not in ends else 2 * ends.index(name)
+        return place, is_made_for_gates(name), -float(mean[name])
+
+    return sorted(mean.index, key=rank)
 
 
 def is_made_for_gates(attack: str) -> bool:
@@ -165,8 +200,8 @@ def _make_note(result: "Result", data: pd.DataFrame) -> str:
     notes = [bars]
     if any(_PARTS[part][1] for part in parts):
         notes.append("in italics: an attack made for gates")
-    notes += [f"{part}: {_PARTS[part][0]}" for part in parts]
-    return "\n".join(map(wrap_note, notes))
+    notes.append("; ".join(f"{part}: {_PARTS[part][0]}" for part in parts))
+    return "\n".join(notes)
 
 
 def describe_robustness(data: pd.DataFrame) -> str:

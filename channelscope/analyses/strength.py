@@ -22,7 +22,13 @@ from channelscope.analyses.base import (
 from channelscope.analyses.depth import describe_ends, draw_line, label_measure
 from channelscope.analyses.subjects import by_layer
 from channelscope.errors import UserError
-from channelscope.figures.axes import add_model_legend, add_title, make_grid
+from channelscope.figures.axes import (
+    add_model_legend,
+    add_title,
+    choose_looks,
+    list_bottom,
+    make_panels,
+)
 from channelscope.figures.paper import styled
 from channelscope.figures.words import (
     choose_layers,
@@ -118,14 +124,14 @@ def draw_decay(
     """
     data, layers = decay_data(result, varied, layer), choose_layers(result, layer)
     data = data.assign(at=data["at"] * (255 if varied == "eps" else 1))
-    figure, axes = make_grid(2, 2, 1.25, 1.19, sharex=True)
-    models = list(result.meta["models"])
+    figure, axes = make_panels(4, 1, 1.15, sharex="all")
+    looks = choose_looks(result)
     for ax, measure in zip(axes.flat, data["measure"].unique(), strict=True):
         for model in layers:
             rows = select_rows(data, model=model, measure=measure)
-            draw_line(ax, rows, "at", models.index(model))
+            draw_line(ax, rows, "at", looks[model])
         label_measure(ax, measure)
-    for ax in axes[-1]:
+    for ax in list_bottom(axes):
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_xlabel("radius ε (1/255)" if varied == "eps" else "steps")
     grows = "the attack grows" if varied == "eps" else "the attack goes on"
@@ -135,7 +141,7 @@ def draw_decay(
     else:
         attack = f"{describe_attack(result)}, after so many of its steps"
     notes = join_notes(result, [ALIGNMENT_NOTE, NR_NOTE, SIGNED_NOTE], attack)
-    add_model_legend(figure, models, notes)
+    add_model_legend(figure, result, layers, notes)
     return figure
 
 
@@ -160,6 +166,7 @@ def _plot(varied: Literal["eps", "step"], order: int, caption: str) -> Plot:
         caption=caption,
         section="network",
         order=order,
+        main=varied == "eps",
         claims=("c1", "c2"),
         table="decay",
         subjects=partial(by_swept_layer, varied),

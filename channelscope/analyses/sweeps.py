@@ -13,7 +13,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from channelscope.analyses.base import Analysis, Plot, Table, register
-from channelscope.figures.axes import add_title, make_figure, shrink_ticks
+from channelscope.figures.axes import (
+    add_legend,
+    add_title,
+    make_grid,
+)
 from channelscope.figures.paper import COLOURS, styled
 from channelscope.figures.words import (
     describe_each,
@@ -76,14 +80,13 @@ def draw_sweep(result: "Result") -> Figure:
     names = [_wrap_variant(name) for name in variants]
     seeds = int(drawn["variant"].value_counts().max())
     lines = 1 + max(seeds, *(name.count("\n") + 1 for name in names))
-    figure = make_figure(min(1.4 + _LINE * lines * len(variants), _HIGHEST))
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, (column, (colour, heading)) in zip(axes, _PANELS.items(), strict=True):
+    height = min(_LINE * lines * len(variants), _HIGHEST)
+    figure, axes = make_grid(1, 2, height, least=height, sharey=True)
+    for ax, (column, (colour, heading)) in zip(axes[0], _PANELS.items(), strict=True):
         for place, variant in enumerate(variants):
             _draw_variant(ax, select_rows(drawn, variant=variant), column, place, colour)
         ax.set_title(heading)
         ax.set_xlabel("accuracy (%)")
-        shrink_ticks(ax)
         ax.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
         ax.set_ylim(len(variants) - 0.5, -0.5)
         ax.set_yticks(range(len(variants)), names)
@@ -131,11 +134,11 @@ def _add_legend(figure: Figure, meta: dict[str, Any], seeds: int) -> None:
         handles.append(Line2D([], [], marker="|", label="mean of the seeds", **line))
         handles.append(Patch(color="0.3", alpha=0.15, label="interval of the mean"))
     attack = f"{format_attack(settings['attack'])}, ε = {format_radius(settings['eps'])}"
-    title = (
-        f"{meta['images']['test']} test images; worst case over natural images and\n{attack}, "
+    note = (
+        f"{meta['images']['test']} test images; worst case over natural images and {attack}, "
         "the same on the joint loss with seven weights"
     )
-    figure.legend(handles=handles, title=title, loc="outside lower center", ncols=2)
+    add_legend(figure, handles, note)
 
 
 def describe_sweep(drawn: pd.DataFrame) -> str:

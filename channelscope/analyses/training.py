@@ -11,8 +11,14 @@ from matplotlib.ticker import MaxNLocator
 
 from channelscope.analyses.base import Analysis, Plot, Study, Table, register
 from channelscope.errors import UserError
-from channelscope.figures.axes import add_data_legend, add_title, label_percent, make_grid
-from channelscope.figures.paper import COLOURS, styled
+from channelscope.figures.axes import (
+    add_data_legend,
+    add_title,
+    label_percent,
+    list_bottom,
+    make_panels,
+)
+from channelscope.figures.paper import COLOURS, current_style, styled
 from channelscope.figures.words import (
     describe_each,
     describe_training_attack,
@@ -109,7 +115,7 @@ def draw_training(result: "Result") -> Figure:
     """
     data = training_data(result)
     models = list(data["model"].unique())
-    figure, axes = make_grid(len(models), 2, 1.05, 1.0, sharex="row")
+    figure, axes = make_panels(len(models), 2, 0.9, sharex="row")
     for (left, right), model in zip(axes, models, strict=True):
         log = select_rows(data, model=model)
         left.plot(log["epoch"], log["loss"], ".-", color="0.2", markersize=3)
@@ -117,10 +123,11 @@ def draw_training(result: "Result") -> Figure:
         _draw_curves(right, log, {"natural": "val_natural", "adversarial": "val_robust"})
         _mark_epochs(log, left, right)
         left.set_title(shorten(model, 14), loc="left", weight="bold")
-        left.set_ylabel("training loss")
+        left.set_title("loss", loc="right")
         right.set_ylim(0, 1)
-        label_percent(right, "accuracy")
-    for ax in axes[-1]:
+        label_percent(right, "")
+        right.set_title("accuracy (%)", loc="right")
+    for ax in list_bottom(axes):
         ax.set_xlabel("epoch")
     add_title(figure, "Training (dashed: the epoch that was kept)")
     words = "training images, as trained on"
@@ -128,7 +135,7 @@ def draw_training(result: "Result") -> Figure:
     if any(gate.get("kind") in _TELL_LABEL for of_model in gates for gate in of_model):
         words += " (gates told the label)"
     dotted = Line2D([], [], label=words, **_TRAINED)
-    note = "natural, adversarial: validation images"
+    note = "loss: in training; natural, adversarial: accuracy on validation images"
     add_data_legend(figure, describe_training_attack(result), "-", dotted, note=note)
     return figure
 
@@ -204,19 +211,20 @@ def draw_gates(result: "Result") -> Figure:
     """
     data = gates_data(result)
     panels = list(data.groupby(["model", "layer"], sort=False))
-    figure, axes = make_grid(len(panels), 2, 1.15, 1.12, sharex="row")
+    figure, axes = make_panels(len(panels), 2, 0.95, sharex="row")
     for row, ((model, layer), log) in zip(axes, panels, strict=True):
         probe = {"natural": "probe_natural", "adversarial": "probe_robust"}
         mask = {"natural": "mask_natural", "adversarial": "mask_adversarial"}
-        labels = {"probe's\naccuracy": probe, "effective\nchannels": mask}
+        labels = {"probe's accuracy (%)": probe, "effective channels (%)": mask}
         for ax, (label, columns) in zip(row, labels.items(), strict=True):
             _draw_curves(ax, log, columns, _BENEATH)
             _mark_epochs(log, ax)
             ax.set_ylim(0, 1)
-            label_percent(ax, label)
-        names = f"{shorten(str(model), 16)}\n{shorten_layer(str(layer))}"
-        row[0].set_title(names, loc="left", weight="bold")
-    for ax in axes[-1]:
+            label_percent(ax, "")
+            ax.set_title(label, loc="right", size=current_style().small)
+        name = f"{shorten(str(model), 10)}\n{shorten_layer(str(layer), 10)}"
+        row[0].set_ylabel(name, weight="bold")
+    for ax in list_bottom(axes):
         ax.set_xlabel("epoch")
     question = "is the probe right, how many channels pass?"
     add_title(figure, f"Gates in training: {question} (dashed: the epoch kept)")
@@ -289,6 +297,7 @@ register(
                 ),
                 section="gates",
                 order=10,
+                main=False,
                 table="gates",
             ),
         ),

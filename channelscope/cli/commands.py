@@ -218,10 +218,15 @@ def _train_on_digits(line: int, method: str, path: Path, *, seed: int, progress:
 def figures(args: argparse.Namespace) -> None:
     """Draw the figures and the report of a result again."""
     from channelscope.api import draw_figures
+    from channelscope.gallery import name_folder
 
-    draw_figures(**_collect(args, draw_figures))
+    options = _collect(args, draw_figures)
+    draw_figures(**options)
+    others = {"folder", "only", "all_figures", "formats", "progress"}
+    name = name_folder(**{key: value for key, value in options.items() if key not in others})
     folder = Path(args.folder)
-    print(f"figures: {folder / 'figures'}, report: {folder / 'report.html'}")
+    page = "" if name else f", report: {folder / 'report.html'}"
+    print(f"figures: {folder / 'figures' / name}{page}")
 
 
 def attacks(args: argparse.Namespace) -> None:

@@ -335,6 +335,25 @@ DRAWING = OPTIONS | {
     "latex": Option(
         "let LaTeX set the text; captions.tex has the captions", default=False, settings=_ON
     ),
+    "title": Option("write a title above, in a paper's style too", default=False, settings=_ON),
+    "notes": Option(
+        "write explanations below, in a paper's style too", default=False, settings=_ON
+    ),
+    "height": Option(
+        "largest height of a figure, a share of the text's", "SHARE", share, unset="0.45"
+    ),
+    "models": Option(
+        "models to draw, by label, in this order", "NAME", default=(), unset="all", settings=_MANY
+    ),
+    "labels": Option(
+        "other names for these models", "NAME", default=(), unset="as they are", settings=_MANY
+    ),
+    "layers": Option(
+        "layers to draw, or patterns: 'layer4*'", "NAME", default=(), unset="all", settings=_MANY
+    ),
+    "classes": Option(
+        "classes to draw, in this order", "NAME", default=(), unset="all", settings=_MANY
+    ),
     "only": Option(
         "claims (c1 to c5), kinds of figures (magnitude) or figures (magnitude-cat)",
         "NAME",

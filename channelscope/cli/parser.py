@@ -453,15 +453,19 @@ def _add_others(menu: Any) -> None:
         """
         Draw the figures and the report of a saved result again, from its tables
         alone. Beside each figure is what it shows (.csv); captions.txt has the captions. Other
-        figures in the folder stay. 'channelscope analyses' lists the kinds of figures.
+        figures in the folder stay. Figures in a style of your choice, or of some models, layers or
+        classes, go into a folder in DIR/figures, such as DIR/figures/icml, and leave the report
+        alone. 'channelscope analyses' lists the kinds of figures.
         """,
         """
         channelscope figures comparison
         channelscope figures comparison --style icml --only c1,c3 --formats svg
+        channelscope figures comparison --style icml --wide --models at cifs --labels AT CIFS
         """,
     )
     figures.add_argument("folder", metavar="DIR", help="folder that compare or evaluate, ... wrote")
-    add_options(figures, "style wide latex only all_figures formats progress", DRAWING)
+    look = "style wide latex title notes height models labels layers classes"
+    add_options(figures, f"{look} only all_figures formats progress", DRAWING)
 
     convert = _add_command(
         menu,

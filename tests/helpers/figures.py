@@ -7,8 +7,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from channelscope.figures.paper import COLOURS, MODEL_COLOURS
+from channelscope.figures.axes import choose_looks
+from channelscope.figures.paper import COLOURS, METHOD_LOOKS
+from channelscope.result import Result
 
+MODEL_COLOURS = [colour for colour, _ in METHOD_LOOKS.values()]  # standard, at, cifs, cas, ...
 NATURAL, ADVERSARIAL = (colour.lower() for colour in COLOURS.values())
 
 
@@ -28,9 +31,10 @@ def lines_of_colour(ax: Axes, colour: str) -> list[np.ndarray]:
     return [line.get_xydata() for line in ax.lines if to_hex(line.get_color()) == colour.lower()]
 
 
-def lines_of_model(ax: Axes, index: int) -> list[np.ndarray]:
-    """Return the points of each line of a model's colour."""
-    return lines_of_colour(ax, MODEL_COLOURS[index])
+def lines_of_model(ax: Axes, result: Result, index: int) -> list[np.ndarray]:
+    """Return the points of each line of the colour of a result's model of this number."""
+    look = list(choose_looks(result).values())[index]
+    return lines_of_colour(ax, look["color"])
 
 
 def dashed_lines(ax: Axes) -> list[float]:
