@@ -59,8 +59,8 @@ from channelscope.analyses.claims import Question, judge_questions
 from channelscope.analyses.damage import KINDS, share_replicates, split_kinds
 from channelscope.analyses.faults import find_faults
 from channelscope.analyses.methods import list_methods
-from channelscope.figures.axes import add_title, label_percent, make_grid, model_look, wrap_note
-from channelscope.figures.paper import styled
+from channelscope.figures.axes import add_legend, add_title, choose_looks, label_percent, make_grid
+from channelscope.figures.paper import METHOD_LOOKS, styled
 from channelscope.figures.words import (
     describe_attack,
     describe_each,
@@ -684,11 +684,11 @@ def _draw_panels(
     panels: Mapping[str, tuple[bool, Mapping[str, _Line]]],
     title: str,
 ) -> Figure:
-    figure, axes = make_grid((len(panels) + 1) // 2, 2, 1.05, 1.3, sharex=True)
-    runs = list(result.meta["models"])
+    figure, axes = make_grid((len(panels) + 1) // 2, 2, 1.05, sharex=True)
+    colours = _choose_colours(result)
     for ax, (panel, (is_percent, lines)) in zip(axes.flat, panels.items(), strict=False):
         for (run, measure), curve in data[data["panel"] == panel].groupby(["run", "measure"]):
-            _draw_curve(ax, curve, lines[str(measure)], model_look(runs.index(run))["color"])
+            _draw_curve(ax, curve, lines[str(measure)], colours[str(run)])
         ax.set_title(panel, loc="left")
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
         if is_percent:
@@ -700,7 +700,7 @@ def _draw_panels(
     for ax in axes[-1]:
         ax.set_xlabel("epoch")
     add_title(figure, title)
-    _add_legend(figure, result, runs)
+    _add_legend(figure, result, colours)
     return figure
 
 
@@ -716,10 +716,18 @@ def _draw_curve(ax: Axes, curve: pd.DataFrame, line: _Line, colour: str) -> None
         ax.plot(best["epoch"], best["estimate"], color=colour, linestyle="none", **_BEST)
 
 
-def _add_legend(figure: Figure, result: "Result", runs: Sequence[str]) -> None:
+def _choose_colours(result: "Result") -> dict[str, str]:
+    """Return each run's colour: its method's, or where runs share one another for each."""
+    colours = {run: look["color"] for run, look in choose_looks(result).items()}
+    if len(set(colours.values())) < len(colours):
+        palette = [colour for colour, _ in METHOD_LOOKS.values()]
+        return {run: palette[index % len(palette)] for index, run in enumerate(colours)}
+    return colours
+
+
+def _add_legend(figure: Figure, result: "Result", colours: Mapping[str, str]) -> None:
     handles: list[Artist] = [
-        Line2D([], [], color=model_look(index)["color"], label=shorten(run))
-        for index, run in enumerate(runs)
+        Line2D([], [], color=colour, label=shorten(run)) for run, colour in colours.items()
     ]
     handles += [
         Line2D([], [], color="0.3", linestyle=_SOLID, label="adversarial"),
@@ -727,12 +735,12 @@ def _add_legend(figure: Figure, result: "Result", runs: Sequence[str]) -> None:
         Line2D([], [], color="0.3", label="change", **_JUMP),
         Line2D([], [], color="0.6", linestyle="none", label="best robust epoch", **_BEST),
     ]
-    note = wrap_note(
+    note = (
         f"adversarial: {describe_attack(result)}; in the log: dotted in training, solid attacked "
         "validation images; damage: solid NR channels that rise, dotted PR channels that fall; "
         f"bands: {describe_level(result)} over the images"
     )
-    figure.legend(handles=handles, title=note, loc="outside lower center", ncols=3)
+    add_legend(figure, handles, note)
 
 
 def describe_film(drawn: pd.DataFrame) -> str:
