@@ -13,10 +13,10 @@ import sys
 import tomllib
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from channelscope.errors import has_controls
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LARGEST_TEXT = 16 * 2**20  # bytes of JSON: parsed, it takes 30 times as much
 LARGEST_RECIPE = 64 * 2**10  # characters
 LARGEST_LINE = 64 * 2**10  # bytes of a table's first line: a column takes more than a kilobyte
+LONGEST_NAME = 4096  # letters of a word in a table, or a name: a path has as many
 DEEPEST = 50  # lists and tables in one another
 UNPACKED = 128 * 2**20  # bytes that any archive may unpack to
 RATIO = 50  # and a larger one, times its size: images pack to a fifth, outcomes to a thousandth
@@ -165,13 +166,21 @@ def read_table(
         names = (*names, *(name for name in frame.columns if name not in {*names, *numbers}))
     if set(frame.columns) != {*names, *numbers}:
         raise ValueError(f"{path.name} has other columns")
-    if has_controls([*names, *(word for name in names for word in frame[name].unique())]):
+    words = [*names, *(word for name in names for word in frame[name].unique())]
+    if has_controls(words):
         raise ValueError(f"{path.name} has names with control characters")
+    check_lengths(words, path.name)
     for column in numbers:
         frame[column] = _parse_numbers(frame[column])
     if frame.duplicated([*names, *(column for column in numbers if column in _KEYS)]).any():
         raise ValueError(f"{path.name} has a row twice")
     return frame
+
+
+def check_lengths(names: Iterable[str], where: str) -> None:
+    """Refuse names that no figure and no page has room for, with ValueError."""
+    if any(len(name) > LONGEST_NAME for name in names):
+        raise ValueError(f"{where} has names of more than {LONGEST_NAME} letters")
 
 
 def _check_head(path: Path, least: int, most: int) -> None:
@@ -208,11 +217,14 @@ class Arrays:
         if f"{name}.npy" not in self._names:
             raise ValueError("it is no array")
         member = self._archive.getinfo(f"{name}.npy")
-        with self._archive.open(member) as file:
-            check_array(file, member.file_size)
-            file.seek(0)
-            array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-        return array
+        with cast(zipfile.ZipExtFile, self._archive.open(member)) as file:
+            shape, is_transposed, dtype = check_array(file, member.file_size)
+            array = np.empty(math.prod(shape), dtype)
+            content = array.view(np.uint8) if array.size else array
+            # To its end, where zipfile compares the checksum.
+            while count := file.readinto(content.data):
+                content = content[count:]
+        return array.reshape(shape[::-1]).T if is_transposed else array.reshape(shape)
 
 
 @contextmanager
@@ -245,8 +257,13 @@ def check_unpacked(unpacked: int, size: int, ratio: int = RATIO) -> None:
         raise ValueError(f"it would unpack to {unpacked / 2**20:,.0f} MB, far more than its size")
 
 
-def check_array(file: IO[bytes] | io.BufferedIOBase, size: int) -> None:
+def check_array(
+    file: IO[bytes] | io.BufferedIOBase, size: int
+) -> "tuple[tuple[int, ...], bool, np.dtype[Any]]":
     """Check the header of an array of so many bytes, header included.
+
+    Returns:
+        its shape, whether the first axis varies first, and its type.
 
     Raises:
         ValueError: where it holds Python objects, or its header promises another size.
@@ -258,13 +275,14 @@ def check_array(file: IO[bytes] | io.BufferedIOBase, size: int) -> None:
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     try:
-        shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
+        shape, is_transposed, dtype = readers[np.lib.format.read_magic(file)](file)
     except Exception as error:  # the header is Python's text: nearly anything comes of it
         raise ValueError("its header cannot be read") from error
     if dtype.hasobject or not dtype.itemsize:
         raise ValueError("it holds Python objects, which are never unpickled, or nothing at all")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():
         raise ValueError("its header promises another size than it has")
+    return shape, is_transposed, dtype
 
 
 def _check_depth(value: Any) -> None:

@@ -44,7 +44,14 @@ from channelscope.files import (
     write_digests,
 )
 from channelscope.locks import lock_path, recover_unlocked
-from channelscope.reading import check_array, check_regular, open_arrays, read_meta, read_table
+from channelscope.reading import (
+    check_array,
+    check_lengths,
+    check_regular,
+    open_arrays,
+    read_meta,
+    read_table,
+)
 
 __all__ = ["Result", "check_folder"]
 
@@ -405,6 +412,9 @@ class Result:
         kind: Kind = meta.pop("kind")
         if kind not in COMMANDS:
             raise ValueError("meta.json is of an unknown kind of result")
+        data = meta["data"]
+        attacks = [meta.get("attack") or "", *(meta.get("attacks") or ())]
+        check_lengths([*meta["models"], data["name"], *data["classes"], *attacks], "meta.json")
         columns = {"verdicts": VERDICTS} | {
             name: table for analysis in analyses_of(kind) for name, table in analysis.tables.items()
         }

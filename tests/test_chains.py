@@ -194,6 +194,16 @@ def test_what_no_tensor_tells_is_asked_for(make: type[nn.Module], tmp_path: Path
         cs.load(tmp_path / "theirs.pt")
 
 
+def test_chains_with_too_many_ways_to_pool_are_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {f"conv{index}.weight": torch.zeros(2, 2, 3, 3) for index in range(17)}
+    torch.save(state | {"fc.weight": torch.zeros(3, 578)}, tmp_path / "theirs.pt")
+    monkeypatch.setattr("channelscope.weights.chains._list_halvings", None)
+    with mistake("theirs.pt holds a network that is not recognised"):
+        cs.load(tmp_path / "theirs.pt")
+
+
 def test_another_activation_is_found_out_by_saving(tmp_path: Path) -> None:
     network = sequential().eval()
     network[2] = nn.Tanh()

@@ -440,6 +440,30 @@ def test_layers_of_other_libraries_networks_are_listed(capsys: pytest.CaptureFix
     assert rows[0][3:] == ["197", "x", "192"]
 
 
+def test_layers_are_listed_with_their_shapes_for_larger_images(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only shapes are kept of these, so the rows are those of a small image, times its size."""
+    printed = []
+    for size in (32, 128):
+        assert main(f"layers --image-size {size}", work / "cifs.pt") == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+        printed.append([(row[:3], [int(side) for side in row[5:8:2]]) for row in rows])
+    for (row, sides), (large_row, large_sides) in zip(*printed, strict=True):
+        assert large_row == row
+        assert large_sides == [4 * side for side in sides]
+
+
+def test_a_file_does_not_say_how_large_images_layers_are_listed_for(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(work / "cifs.pt", weights_only=True)
+    torch.save(content | {"image": (1, 4096, 4096)}, tmp_path / "net.pt")
+    assert main("layers", tmp_path / "net.pt") == 2
+    assert "choose an --image-size" in capsys.readouterr().err
+    assert main("layers --image-size 16", tmp_path / "net.pt") == 0
+
+
 def test_every_call_of_a_layer_that_runs_twice_is_listed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -684,6 +708,20 @@ def test_a_broken_pipe_is_no_error(work: Path) -> None:
     command = f"set -o pipefail; {layers} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(closed: str, work: Path) -> None:
+    layers = f"'{sys.executable}' -m channelscope layers '{work / 'cifs.pt'}'"
+    assert subprocess.run(["bash", "-c", f"{layers} {closed}"], check=False).returncode == 0
+
+
+def test_another_backend_of_matplotlib_is_left_out(
+    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    folder = shutil.copytree(compared, tmp_path / "result")
+    assert shell("figures", folder, "-q", "--only", "relevance").returncode == 0
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -124,11 +124,34 @@ def test_arrays_are_read_as_numpy_wrote_them(tmp_path: Path) -> None:
         "a": np.arange(6.0).reshape(2, 3),
         "b/c": np.array(["x", "yz"]),
         "d": np.zeros((0, 3), bool),
+        "e": np.asfortranarray(np.arange(24, dtype=">i4").reshape(2, 3, 4)),
+        "f": np.array(3.5),
+        "g": np.arange(300_000.0),
     }
     np.savez_compressed(tmp_path / "a.npz", **written)
     with open_arrays(tmp_path / "a.npz") as archive:
         assert archive.files == list(written)
         assert all(np.array_equal(archive[name], array) for name, array in written.items())
+        assert all(archive[name].dtype == array.dtype for name, array in written.items())
+
+
+def test_an_array_with_another_checksum_is_refused(tmp_path: Path) -> None:
+    path = packed(
+        tmp_path / "a.npz", ("a.npy", npy((1000,), bytes(1000))), method=zipfile.ZIP_STORED
+    )
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes(content)
+    with pytest.raises((zipfile.BadZipFile, ValueError)), open_arrays(path) as archive:
+        archive["a"]
+
+
+def test_names_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"name,value\n{'a' * 4096},1\n")
+    assert len(read_table(tmp_path / "t.csv", ("name",), ("value",))) == 1
+    (tmp_path / "t.csv").write_text(f"name,value\n{'a' * 4097},1\n")
+    with pytest.raises(ValueError, match="names of more than 4096 letters"):
+        read_table(tmp_path / "t.csv", ("name",), ("value",))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A study: networks run once, what they make is kept, and results do not depend on how."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -449,3 +450,14 @@ def test_verdicts_are_on_groups(images: tuple[Tensor, Tensor]) -> None:
     rows = alone.verdicts[alone.verdicts["claim"] == "C4"]
     assert rows["models"].tolist() == [f"cifs-{seed} - at-0" for seed in range(3)]
     assert set(rows["seeds"]) == {1}
+
+
+def test_networks_made_in_inference_mode_are_refused(images: tuple[Tensor, Tensor]) -> None:
+    with torch.inference_mode():
+        network = make_network()
+        with pytest.raises(UserError, match="call outside"):
+            cs.relevance({"net": make_network()}, images, **QUIET)
+    with pytest.raises(UserError, match=r"copy\.deepcopy"):
+        cs.relevance({"net": network}, images, **QUIET)
+    copied = copy.deepcopy(network)
+    assert cs.relevance({"net": copied}, images, scorers=["gradient"], **QUIET).kind == "relevance"

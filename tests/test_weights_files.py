@@ -351,3 +351,16 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         read_weights(tmp_path / "none.pt")
     with mistake("is a folder: name the network file in it"):
         read_weights(tmp_path)
+
+
+def test_wrappers_without_end_are_not_taken_off(state: dict[str, Tensor], path: Path) -> None:
+    torch.save(prefixed(state, "module." * 3), path)
+    assert same_state(inner(read_weights(path)), state)
+    torch.save(prefixed(state, "module." * 5000), path)
+    assert len(read_weights(path).states) < 20
+
+
+def test_more_tensors_than_networks_have_are_refused(path: Path) -> None:
+    save_file({f"layer{index}.weight": torch.zeros(1) for index in range(20_001)}, path)
+    with mistake("cannot be read as a safetensors file"):
+        read_weights(path)

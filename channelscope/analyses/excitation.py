@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _KEEP = 4  # images of each channel
 _LIMIT = 4 * 2**20  # bytes that the pictures of one set may take
+_SIDE = 64  # pixels, as ``study.measuring.shrink`` leaves
 _DATA = ("natural", "adversarial")
 
 
@@ -101,6 +102,8 @@ def check_excitation(result: "Result") -> None:
     for name, array in pictures.items():
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[:1] != numbers[name].shape:
             raise ValueError(f"{name} in arrays.npz holds no pictures")
+        if array.nbytes > _LIMIT or max(array.shape[1:]) > _SIDE:
+            raise ValueError(f"{name} in arrays.npz holds larger pictures than are kept")
     sizes = {array.shape[1:] for array in pictures.values()}
     if len(sizes) > 1 or not all(map(min, sizes)):
         raise ValueError("arrays.npz holds pictures of sizes that do not belong together")

@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     standard output.
     """
     argv = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    _open_closed_streams()
+    os.environ["MPLBACKEND"] = "agg"  # no command shows a window, and another one may be missing
     if processes.number():
         _close_stdout()
     args = _parse(argv)
@@ -63,6 +65,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments; of several processes, the first says what is wrong with them."""
     with redirect_stderr(sys.stdout) if processes.number() else nullcontext():
         return make_parser().parse_args(argv)
+
+
+def _open_closed_streams() -> None:
+    """Open streams that the shell has closed, as by ``>&-``: else a file would take their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # It gets the lowest number that is free, which is the stream's own.
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
 
 
 def _close_stdout() -> None:

@@ -1,8 +1,10 @@
 """The command that lists a network's layers."""
 
 import argparse
+import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from channelscope.cli.models import parse_name, read_arch_args, read_model
 from channelscope.cli.printing import format_table
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from channelscope.layers.hooks import Call
 
 _MARK = "  <- penultimate: measured by default"
+_LARGEST = 256  # pixels a side, of what a file says of its network's images
+_TRACED = 64  # pixels a side that do to see which layers run, where all but their shapes is kept
 
 
 def list_layers(args: argparse.Namespace) -> None:
@@ -23,10 +27,13 @@ def list_layers(args: argparse.Namespace) -> None:
     from channelscope.layers.hooks import INPUT, match_layers, trace
     from channelscope.study.outputs import explain_refusal
 
-    network, shape = _build_network(args)
-    images = torch.rand(2, *shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    with explain_refusal(images, "choose another --image-size", network):
+    network, shape, is_ours = _build_network(args)
+    whole = torch.rand(2, *shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    images = whole[..., :_TRACED, :_TRACED] if is_ours else whole
+    with explain_refusal(whole, "choose another --image-size", network):
         calls, _ = trace(network, images)
+        if images.shape != whole.shape:
+            calls = _measure_shapes(network, calls, whole)
     # A call relu@1 is listed for the name relu too.
     names = {call.name: {call.name, call.name.partition("@")[0]} for call in calls}
     for call in calls:
@@ -44,6 +51,27 @@ def list_layers(args: argparse.Namespace) -> None:
         if names[call.name] & wanted:
             rows += _describe_call(network, call, penultimate)
     print(format_table(rows, align="llrl"))
+
+
+def _measure_shapes(network: "nn.Module", calls: "list[Call]", images: "Tensor") -> "list[Call]":
+    """Return the calls with the shapes for other images, keeping nothing of what layers return."""
+    import torch
+
+    from channelscope.layers.hooks import eval_mode, find_tensor, named_layers
+
+    measured: list[Call] = []
+
+    def record(_: Any, inputs: Any, output: Any) -> None:
+        if (tensor := find_tensor(output)) is not None:  # as in ``trace``
+            call, read = calls[len(measured)], find_tensor(inputs)
+            empty = None if read is None else read.to("meta")
+            measured.append(dataclasses.replace(call, input=empty, output=tensor.to("meta")))
+
+    with ExitStack() as handles, eval_mode(network), torch.no_grad():
+        for module in named_layers(network).values():
+            handles.callback(module.register_forward_hook(record).remove)
+        network(images)
+    return measured
 
 
 def _describe_call(
@@ -64,8 +92,12 @@ def _describe_call(
     return rows
 
 
-def _build_network(args: argparse.Namespace) -> "tuple[nn.Module, tuple[int, int, int]]":
-    """Build a file's network, or one of a library by its name; return its images' shape."""
+def _build_network(args: argparse.Namespace) -> "tuple[nn.Module, tuple[int, int, int], bool]":
+    """Build a file's network, or one of a library by its name.
+
+    Returns:
+        the network, its images' shape, and whether it takes any other size as well.
+    """
     from channelscope.weights.architectures import LIBRARIES, External
     from channelscope.weights.loading import describe_network
     from channelscope.weights.recognise import get_image_side
@@ -74,12 +106,18 @@ def _build_network(args: argparse.Namespace) -> "tuple[nn.Module, tuple[int, int
     if name.path.partition(":")[0] in LIBRARIES:
         external = External(arch=name.path, classes=1000, args=read_arch_args(args))
         side = size or get_image_side(name.path)
-        return external.build(), (3, side, side)
+        return external.build(), (3, side, side), False
     checkpoint = read_model(args, name, args.normalise)
     if kind := describe_network(checkpoint):
         print(escape(f"{name.path}: {kind}"), file=sys.stderr)
     channels, height, width = checkpoint.image
-    return checkpoint.build(), (channels, size or height, size or width)
+    if size is None and max(height, width) > _LARGEST:
+        raise UserError(
+            f"{name.path} says that its images are {height} x {width}: choose an --image-size, as "
+            f"layers are listed unasked for {_LARGEST} x {_LARGEST} at most."
+        )
+    is_ours = not isinstance(checkpoint.architecture, External)
+    return checkpoint.build(), (channels, size or height, size or width), is_ours
 
 
 def _find_penultimate(network: "nn.Module", images: "Tensor") -> str | None:

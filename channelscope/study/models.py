@@ -222,7 +222,14 @@ def _label(models: Models) -> dict[str, Network]:
 
 
 def _load(label: str, model: Network, method: str | None, device: str) -> Model:
+    if torch.is_inference_mode_enabled():
+        raise UserError("models: within torch.inference_mode nothing has gradients: call outside.")
     if isinstance(model, nn.Module):
+        if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+            raise UserError(
+                f"models: {label} was made in torch.inference_mode, so it has no gradients: make "
+                "it outside, or pass copy.deepcopy of it."
+            )
         return Model(label, unwrap_compiled(model), method, None)
     if type(model).__name__ == "ExportedProgram":  # its import takes a second
         raise UserError(

@@ -9,6 +9,7 @@ ReLU and max pooling, is told.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
@@ -22,6 +23,7 @@ from channelscope.weights.cifar import AmbiguousError, Match
 
 _SIDES = (28, 32)  # of images: MNIST and its kind; CIFAR and SVHN
 _MOST_LAYERS = 24  # without BatchNorm
+_MOST_CONVOLUTIONS = 16  # as VGG-19 has: the ways to pool grow with the fifth power of their number
 _VGG = (8, 10, 13, 16)  # convolutions of VGG-11, 13, 16, 19
 _MOST_HALVINGS = 5  # of the sides above
 # The network that TRADES and others train on MNIST, whose names say where it pools.
@@ -157,8 +159,10 @@ def _list_layers(state: Mapping[str, Tensor]) -> list[_Layer] | None:
         if kind is None:
             return None
         layers.append(_Layer(owner, kind, tuple(weight.shape), "bias" in tensors))
-    count = sum(layer.kind != "bn" for layer in layers)
-    if not 2 <= count <= _MOST_LAYERS or not _is_chain(layers):
+    counts = Counter(layer.kind for layer in layers)
+    if not 2 <= counts["conv"] + counts["linear"] <= _MOST_LAYERS:
+        return None
+    if counts["conv"] > _MOST_CONVOLUTIONS or not _is_chain(layers):
         return None
     return [
         replace(layer, gap=_count_between(layer.name, following.name))

@@ -25,12 +25,14 @@ _ENTRIES = (
     *("net_state_dict", "params", "ema", "model_ema", "state_dict_ema", "ema_state_dict"),
 )
 _DEEPEST_ENTRY = 4
+_MOST_WRAPPERS = 8  # around a network
 # What wrappers put before each name: DataParallel, torch.compile, Lightning and other programs,
 # and Sequential(normalise, network).
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "1.")
 _STATISTICS = re.compile(r"(?P<owner>(?:.*\.)?)_?(?P<kind>mean|mu|std|sigma)")
 _MOST_CHANNELS = 64  # of an image
 _LARGEST_HEADER = 100 * 2**20  # bytes, as safetensors itself has it
+_MOST_TENSORS = 20_000  # of a network
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -172,7 +174,7 @@ def unwrap(state: Mapping[str, Tensor], path: Path) -> tuple[State, ...]:
             "it again."
         )
     states = [State(tensors)]
-    while (inner := _take_wrapper(states[-1])) is not None:
+    while len(states) <= _MOST_WRAPPERS and (inner := _take_wrapper(states[-1])) is not None:
         states.append(inner)
     return tuple(states)
 
@@ -236,6 +238,9 @@ def _is_safetensors(path: Path) -> bool:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        with safetensors.safe_open(path, "pt") as file:
+            if len(file.keys()) > _MOST_TENSORS:
+                raise ValueError("more tensors than any network has")
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(
