@@ -237,7 +237,7 @@ def _backward(state: State, x: Tensor, x_adv: Tensor, y: Tensor, batch_size: int
     with capture(state.network, "") as outputs:
         loss = state.loss(x, x_adv, y)
     if (weights := state.class_weights) is not None:
-        loss = loss * weights.to(loss)[y]
+        loss = loss * weights.to(loss.dtype).to(loss.device)[y]
     # Data parallelism divides by the number of processes.
     state.scaler.scale(loss.sum() * (distributed.world_size() / batch_size)).backward()
     correct = (outputs[""].argmax(1) == y).sum()
