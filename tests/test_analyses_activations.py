@@ -233,7 +233,7 @@ def test_uniformity_draws_sorted_frequencies_and_says_the_measure() -> None:
             drawn = patch.get_facecolor() if patch.get_fill() else patch.get_edgecolor()
             assert to_hex(drawn) == colour.lower()
             said.append(rows_of(mean, model=model, measure=f"uniformity_{data}")["value"].item())
-        wanted = f"{said[0]:.3f} → {said[1]:.3f}"
+        wanted = f"{said[0]:.3f}→{said[1]:.3f}"
         assert ax.get_title(loc="right") == wanted
 
 

@@ -155,7 +155,7 @@ def _draw_profile(result: "Result", quantity: str, class_name: str, layer: str |
         if quantity == "magnitude":
             spread |= spread_small(ax, "y", channels[list(COLOURS)].to_numpy())
         accuracy = format_percent(channels["robust_accuracy"].iloc[0], 0)
-        name = shorten(model, 24 if len(layers) == 1 else 10)
+        name = shorten(model, 24 if len(layers) == 1 else 8)
         ax.set_title(name, loc="left", weight="bold")
         ax.set_title(f"robust {accuracy}", loc="right", size=current_style().small)
     for ax in list_left(axes):
@@ -405,8 +405,8 @@ def draw_uniformity(result: "Result", layer: str | None = None) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         ax.set_ylim(0, 1.05)
         label_percent(ax, "")
-        ax.set_title(shorten(model, 9), loc="left", weight="bold")
-        ax.set_title(f"{even[0]} → {even[1]}", loc="right", size=current_style().small)
+        ax.set_title(shorten(model, 8), loc="left", weight="bold")
+        ax.set_title(f"{even[0]}→{even[1]}", loc="right", size=current_style().small)
     for ax in list_left(axes):
         ax.set_ylabel("active on images (%)")
     for ax in list_bottom(axes):
