@@ -12,17 +12,19 @@ from torch import Tensor, nn
 import channelscope as cs
 from channelscope.attacks import PGD
 from channelscope.errors import UserError
+from channelscope.gates import attached
 from channelscope.study.account import (
     Features,
     Pairs,
     Path,
     Tail,
+    capture_masks,
     capture_pairs,
     integrate,
     pair_images,
 )
 from channelscope.study.edges import cut_edges, trace_edges
-from helpers.networks import images, plain
+from helpers.networks import gated, images, plain
 from helpers.planted import Shift, colours, pick, read
 
 
@@ -42,10 +44,16 @@ class Crossed(nn.Module):
 
 def trace(network: nn.Module, first: str, second: str, pairs: Pairs) -> tuple[Any, ...]:
     layers = capture_pairs(network, [first, second], pairs)
-    path = Path(make_tail(network, first, pairs, layers[first]), pairs, layers[first])
-    end = layers[second]
-    edges = trace_edges(path, second, end.axis, end.natural.shape[end.axis])
-    return edges, path, layers
+    path, later = (
+        Path(
+            make_tail(network, layer, pairs, features),
+            pairs,
+            features,
+            capture_masks(network, layer, pairs),
+        )
+        for layer, features in layers.items()
+    )
+    return *trace_edges(path, later), path, later
 
 
 def make_tail(network: nn.Module, layer: str, pairs: Pairs, features: Features) -> Tail:
@@ -59,16 +67,17 @@ def test_planted_edges_are_found_and_cut() -> None:
     falls = (-0.3, -0.2, -0.1)
     pairs = pair_images(network, x, Shift(*falls)(network, x, y), y)
     assert pairs.broken.all()
-    edges, path, layers = trace(network, "first", "second", pairs)
+    edges, of_masks, path, later = trace(network, "first", "second", pairs)
+    assert not of_masks.any()
     expected = -torch.tensor(falls)[:, None] * torch.tensor(mix).T
     torch.testing.assert_close(edges, expected.double().expand_as(edges), rtol=0, atol=1e-6)
     cut = torch.zeros(edges.shape, dtype=torch.bool)
     cut[:, 0, 0] = True
-    second = make_tail(network, "second", pairs, layers["second"])
-    logits = cut_edges(path.tail, second, layers["first"], layers["second"], cut)
+    parts = path.tail, later.tail, path.features, later.features
+    logits = cut_edges(*parts, cut)
     gain = logits[:, 0] - logits[:, 1] - (pairs.margin - pairs.damage)
     torch.testing.assert_close(gain, torch.full_like(gain, 1.2), rtol=0, atol=1e-5)
-    every = cut_edges(path.tail, second, layers["first"], layers["second"], ~(cut & ~cut))
+    every = cut_edges(*parts, ~(cut & ~cut))
     torch.testing.assert_close(every, pairs.natural)
 
 
@@ -79,12 +88,32 @@ def test_rows_and_columns_are_the_accounts() -> None:
     y = network(x).argmax(1)
     pairs = pair_images(network, x, PGD(eps=0.2, steps=5)(network, x, y), y)
     pairs = pairs.select(pairs.broken)
-    edges, path, layers = trace(network, "relu1", "relu2", pairs)
-    first = integrate(path).channels
-    assert ((edges.sum(2) - first).abs().sum(1) <= 0.03 * first.abs().sum(1)).all()
-    tail = make_tail(network, "relu2", pairs, layers["relu2"])
-    second = integrate(Path(tail, pairs, layers["relu2"])).channels
-    assert ((edges.sum(1) - second).abs().sum(1) <= 0.05 * second.abs().sum(1)).all()
+    edges, _, *paths = trace(network, "relu1", "relu2", pairs)
+    for sums, path in zip((edges.sum(2), edges.sum(1)), paths, strict=True):
+        account = integrate(path).channels
+        assert ((sums - account).abs().sum(1) <= 0.03 * account.abs().sum(1)).all()
+
+
+def test_masks_between_the_layers_contribute_what_no_edge_has() -> None:
+    network = gated().double().requires_grad_(False)
+    for weight in (w for gate in network.gates.values() for w in gate.parameters()):
+        weight *= 30  # masks that differ from channel to channel
+    x, _ = images(24, dtype=torch.float64)
+    network.cnn.linear.bias -= network(x).mean(0)
+    y = network(x).argmax(1)
+    with attached(network):
+        pairs = pair_images(network, x, PGD(eps=0.2, steps=5)(network, x, y), y)
+    pairs = pairs.select(pairs.broken)
+    assert len(pairs)
+    edges, of_masks, path, later = trace(network, "layer3", "layer4", pairs)
+    assert of_masks.abs().sum() > 0.01 * edges.abs().sum()
+    first, second = integrate(path), integrate(later)
+    assert not second.masks
+    for sums, account in ((edges.sum(2), first), (edges.sum(1) + of_masks, second)):
+        error = (sums - account.channels).abs().sum(1)
+        assert (error <= 0.03 * account.channels.abs().sum(1)).all()
+    of_gate = sum(first.masks.values()).sum(1)
+    torch.testing.assert_close(of_masks.sum(1), of_gate, rtol=0.03, atol=1e-3)
 
 
 def test_layers_in_another_order_are_refused() -> None:

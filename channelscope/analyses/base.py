@@ -343,6 +343,8 @@ class LayerEdges:
         edges: what each contributes to the damage (n, c, d).
         row_error, column_error: how far the sums over edges are from the accounts of the first and
             the second layer, shares of what the accounts have (n,).
+        masks: the share of the damage that comes to the second layer from masks of gates in between
+            (n,), and is on no edge.
         gains: "account" and "random" -> the share of the damage that is regained when so many
             edges are cut (n, p), those of most damage or random ones.
     """
@@ -350,6 +352,7 @@ class LayerEdges:
     edges: Float[ndarray, "n c d"]
     row_error: Float[ndarray, " n"]
     column_error: Float[ndarray, " n"]
+    masks: Float[ndarray, " n"]
     gains: Mapping[str, Float[ndarray, "n p"]]
 
 

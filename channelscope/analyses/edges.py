@@ -93,6 +93,7 @@ def _list_cuts(study: Study, traced: Edges, layer: LayerEdges) -> Iterator[dict[
     errors = {
         "row_error": float(np.median(layer.row_error[broken])),
         "column_error": float(np.median(layer.column_error[broken])),
+        "masks": float(np.mean(layer.masks[broken])),
     }
     weights = study.weights[: len(broken)][broken]
     for place, cut in enumerate(traced.cuts):
@@ -206,12 +207,14 @@ register(
                 words=("model", "first", "second"),
                 numbers=(
                     *("cut", "of", "images", "half", "most", "row_error", "column_error"),
+                    "masks",
                     *("predicted", "regained", "low", "high", "random"),
                 ),
                 help="cut: share of an image's edges that are cut, those of most damage first; of: "
                 "edges; half, most: how many edges have half, and 90 %, of what lowers the margin; "
                 "row_error, column_error: how far the edges' sums are from the layers' accounts, "
-                "medians; predicted: share of the damage that these edges have; regained: share of "
+                "medians; masks: share of the damage that comes to the second layer from masks in "
+                "between, on no edge; predicted: share of the damage that these edges have; regained: share of "
                 "it that cutting them gives back, with its interval; random: the same of as many "
                 "random edges",
             ),

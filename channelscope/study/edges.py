@@ -1,14 +1,16 @@
 """Edges: through which channel of a layer does the damage reach which channel of a later one?
 
-Along the path on which a layer's features come back (see ``study.account``), with U the features of
-a later layer:
+Along the path on which a layer's features Z come back (see ``study.account``), with U the features
+of a later layer:
 
-    E_ij = sum over positions of  integral_0^1  dm / dU_j  (dU_j / dZ_i) (Z - Z')_i  dt
+    E_ij = 1/2 sum over positions of  integral_0^1  (dm / dU_j + s_j)  (dU_j / dZ_i) (Z - Z')_i  dt
 
-The sum over j is the account A_i of the first layer, where nothing goes around the second. The sum
-over i is the account of the second along the curve that U takes, which is the account A_j itself
-where the margin is linear in U, as at the penultimate layer. Masks of gates between the two layers
-are held: they come back for themselves, and what they contribute is on no edge.
+where s_j is the mean of dm / dU_j along the straight path on which U comes back. With the first
+summand alone the sum over j is the account A_i of the first layer, where nothing goes around the
+second; with s_j alone the sum over i is the account A_j of the second, less what masks of gates in
+between contribute: these are held, and come back for themselves. Where the margin is linear in U,
+as at the penultimate layer, both summands are equal. Elsewhere U does not come back on a straight
+path while Z does: half of the difference is then in the sums over j, and half in those over i.
 """
 
 from collections.abc import Sequence
@@ -48,29 +50,33 @@ from channelscope.study.seeding import seed_globally
 from channelscope.study.store import Rows, RunFolder, Spec, digest_of, row_bytes
 
 _STEPS = 8  # midpoints of the path
+_SLOPES = 64  # of the path of the second layer, which takes one backward pass a point
 CUTS = (0.01, 0.05, 0.125)  # shares of the edges that are cut
 
 
 def trace_edges(
-    path: Path, second: str, axis: int, channels: int, steps: int = _STEPS
-) -> Float[Tensor, "n c d"]:
+    path: Path, later: Path, steps: int = _STEPS
+) -> tuple[Float[Tensor, "n c d"], Float[Tensor, "n d"]]:
     """Return the edges E (n, c, d) from the channels of a path's layer to those of a later one.
 
+    Also return what the masks that the first path holds contribute to each channel of the later
+    layer (n, d), which is 0 where there is none between the layers.
+
     Args:
-        path: of the first layer.
-        second: the later layer's name.
-        axis, channels: of its features.
+        path, later: of the first layer and of the second.
         steps: midpoints at which the integrand is taken, each with a backward pass from the second
             layer to the first for each of its channels.
 
     Raises:
         UserError: for a second layer that is not behind the first.
     """
-    n, network = len(path.pairs), path.tail.network
+    n, network, second = len(path.pairs), path.tail.network, later.tail.layer
+    axis, channels = later.features.axis, later.widths[0]
     rows = torch.arange(n, device=path.pairs.y.device)
     edges = path.pairs.damage.new_zeros(n, path.widths[0], channels)
-    for step in range(steps):
-        t = edges.new_full((n,), (step + 0.5) / steps)
+    of_masks = edges.new_zeros(n, channels)
+    mean = _average_slope(later)
+    for t in _list_midpoints(path, steps):
         points, changes = path.move(t, rows)
         with torch.enable_grad(), capture(network, second) as features:
             margins = path.compute_margins(points, rows)
@@ -83,14 +89,34 @@ def trace_edges(
         (slope,) = torch.autograd.grad(
             margins.sum(), u, retain_graph=True, allow_unused=True, materialize_grads=True
         )
+        slope = (slope + mean) / 2
         for j in range(channels):
             only = torch.zeros_like(slope)
             only.select(axis, j).copy_(slope.select(axis, j))
-            (back,) = torch.autograd.grad(
-                u, points[0], only, retain_graph=True, allow_unused=True, materialize_grads=True
+            back, *of_gates = torch.autograd.grad(
+                u, points, only, retain_graph=True, allow_unused=True, materialize_grads=True
             )
             edges[:, :, j] += summed(back * changes[0], path.features.axis).to(edges.dtype) / steps
-    return edges
+            for gradient, change in zip(of_gates, changes[1:], strict=True):
+                of_masks[:, j] += (gradient * change).flatten(1).sum(1).to(edges.dtype) / steps
+    return edges, of_masks
+
+
+def _average_slope(path: Path) -> Float[Tensor, "n *features"]:
+    """Return the mean gradient of the margin along a path, with respect to the layer's features."""
+    rows = torch.arange(len(path.pairs), device=path.pairs.y.device)
+    mean = torch.zeros_like(path.features.natural)
+    for t in _list_midpoints(path, _SLOPES):
+        points, _ = path.move(t, rows)
+        margins = path.compute_margins(points, rows)
+        mean += torch.autograd.grad(margins.sum(), points[0])[0] / _SLOPES
+    return mean
+
+
+def _list_midpoints(path: Path, steps: int) -> list[Float[Tensor, " n"]]:
+    """Return the middle of each of the path's equal pieces, the same for all images."""
+    damage = path.pairs.damage
+    return [damage.new_full(damage.shape, (step + 0.5) / steps) for step in range(steps)]
 
 
 @torch.no_grad()
@@ -139,7 +165,7 @@ class EdgeTracer:
         spec: dict[str, tuple[tuple[int, ...], str]] = {"broken": ((), "|u1")}
         for first, second in pairwise(widths):
             spec[f"edges/{first}/{second}"] = ((widths[first], widths[second]), "<f4")
-            for name in ("rows", "columns"):
+            for name in ("rows", "columns", "masks"):
                 spec[f"{name}/{first}/{second}"] = ((), "<f4")
             for order in (ACCOUNT, RANDOM):
                 spec[f"gain/{order}/{first}/{second}"] = ((len(CUTS),), "<f4")
@@ -176,6 +202,7 @@ class EdgeTracer:
                 edges=arrays["/".join(("edges", *pair))],
                 row_error=arrays["/".join(("rows", *pair))],
                 column_error=arrays["/".join(("columns", *pair))],
+                masks=arrays["/".join(("masks", *pair))],
                 gains={
                     order: arrays["/".join(("gain", order, *pair))] for order in (ACCOUNT, RANDOM)
                 },
@@ -220,15 +247,17 @@ class EdgeTracer:
         self, tails: Sequence[Tail], features: Sequence[Features], pairs: Pairs
     ) -> dict[str, Tensor]:
         """Trace the edges between two layers; compare their margins with the layers' accounts."""
-        start, end = features
-        masks = capture_masks(tails[0].network, tails[0].layer, pairs)
-        channels = end.natural.shape[end.axis]
-        path = Path(tails[0], pairs, start, masks)
-        edges = trace_edges(path, tails[1].layer, end.axis, channels)
+        path, later = (
+            Path(tail, pairs, ends, capture_masks(tail.network, tail.layer, pairs))
+            for tail, ends in zip(tails, features, strict=True)
+        )
+        edges, of_masks = trace_edges(path, later)
+        account = self._account(tails[1], pairs, features[1])
         return {
             "edges": edges,
             "rows": _compare(edges.sum(2), integrate(path)),
-            "columns": _compare(edges.sum(1), self._account(tails[1], pairs, end)),
+            "columns": _compare(edges.sum(1) + of_masks, account),
+            "masks": of_masks.sum(1) / pairs.damage,
         }
 
     def _account(self, tail: Tail, pairs: Pairs, features: Features) -> Account:
