@@ -444,6 +444,7 @@ def format_edge_cuts() -> str:
             "images": f"{row.images:.0f}",
             "edges with half of it": f"{row.half:.0f} of {row.of:.0f}",
             "rows, columns off by": f"{row.row_error:.1%}, {row.column_error:.1%}",
+            "through masks": _format_percent(row.masks),
             "they have": _format_percent(row.predicted),
             "regained": _format_share(row._asdict(), "regained"),
             "regained, random": _format_percent(row.random),

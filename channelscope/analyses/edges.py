@@ -214,9 +214,9 @@ register(
                 "edges; half, most: how many edges have half, and 90 %, of what lowers the margin; "
                 "row_error, column_error: how far the edges' sums are from the layers' accounts, "
                 "medians; masks: share of the damage that comes to the second layer from masks in "
-                "between, on no edge; predicted: share of the damage that these edges have; regained: share of "
-                "it that cutting them gives back, with its interval; random: the same of as many "
-                "random edges",
+                "between, on no edge; predicted: share of the damage that these edges have; "
+                "regained: share of it that cutting them gives back, with its interval; random: "
+                "the same of as many random edges",
             ),
         },
         compute=compute_edges,
