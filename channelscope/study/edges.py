@@ -49,7 +49,7 @@ from channelscope.study.measuring import to_array
 from channelscope.study.seeding import seed_globally
 from channelscope.study.store import Rows, RunFolder, Spec, digest_of, row_bytes
 
-_STEPS = 8  # midpoints of the path
+_STEPS = 16  # midpoints of the path
 _SLOPES = 64  # of the path of the second layer, which takes one backward pass a point
 CUTS = (0.01, 0.05, 0.125)  # shares of the edges that are cut
 
