@@ -8,6 +8,7 @@ followed out of the folder.
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -102,11 +103,13 @@ def number_of(seed: int, *words: Any) -> int:
 Task = tuple[str, str, int, int]  # target, generator, inputs, seed
 
 
-def tasks(names: list[str], inputs: int, seed: int, generators: tuple[str, ...]) -> list[Task]:
+def tasks(
+    shares: dict[str, float], inputs: int, seed: int, generators: tuple[str, ...]
+) -> list[Task]:
     """Share the inputs among targets and generators, in tasks that are soon over."""
-    each = -(-inputs // (len(names) * len(generators)))
     found: list[Task] = []
-    for name, generator in product(names, generators):
+    for name, generator in product(shares, generators):
+        each = math.ceil(inputs * shares[name] / (sum(shares.values()) * len(generators)))
         size = each if generator == "guided" else CHUNK
         starts = range(0, each, size)
         found += [
@@ -239,7 +242,7 @@ def fuzz(args: argparse.Namespace) -> int:
         )
     targets = all_targets()
     names = [name for name in targets if not args.only or name in args.only]
-    todo = tasks(names, args.inputs, args.seed, generators)
+    todo = tasks({name: targets[name].share for name in names}, args.inputs, args.seed, generators)
     print(
         f"seed {args.seed}: {args.inputs:,} inputs for {len(names)} targets, {args.jobs} processes",
         flush=True,

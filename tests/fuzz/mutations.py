@@ -28,7 +28,7 @@ BYTES = (
 def mutated(target: Target, rng: random.Random) -> Tree:
     """Draw an input for a target by damage to a file of one of its valid ones."""
     tree = rng.choice(target.trees)
-    name = rng.choice(list(tree.entries))
+    name = rng.choice([name for name, entry in tree.entries.items() if isinstance(entry, bytes)])
     content = tree.entries[name]
     assert isinstance(content, bytes)
     changed = of_file(content, rng)

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from targets import Target
 from trees import Entry, Link, Special, Tree
 
+from helpers.hurtful import list_hurtful, make_png
+
 Bytes = st.SearchStrategy[bytes]
 
 
@@ -52,6 +54,7 @@ NUMBERS = st.one_of(
     pick([sign * value for value in HUGE for sign in (1, -1)]),
     st.floats(),
     st.builds(_long),
+    pick([256, 512, 1000, 4096, 30_000]),
     st.booleans(),
     st.none(),
 )
@@ -964,6 +967,10 @@ def _picture_bombs() -> tuple[bytes, ...]:
         b"SIMPLE  =                    T" + bytes(2880),
         b"\0\0\x01\0\x01\0" + bytes(40),
         b"8BPS\0\x01" + bytes(40),
+        *(content for _, content in list_hurtful().values()),
+        make_png(30_000, 1),
+        make_png(1, 30_000),
+        make_png(2300, 2300),
         b"<svg xmlns='http://www.w3.org/2000/svg'><image href='/etc/passwd'/></svg>",
         b"",
         b"\0",
@@ -1011,6 +1018,7 @@ def anything(content: bytes) -> Bytes:
     )
 
 
+PICTURES = (".png", ".jpg", ".gif", ".bmp", ".tif", ".webp", ".ppm")
 FILES: tuple[tuple[tuple[str, ...], Callable[[bytes], Bytes]], ...] = (
     ((".json",), json_files),
     ((".jsonl",), json_lines),
@@ -1021,7 +1029,7 @@ FILES: tuple[tuple[tuple[str, ...], Callable[[bytes], Bytes]], ...] = (
     ((".npy",), npy),
     ((".pt", ".pth", ".partial"), pt_files),
     (("ubyte",), idx_files),
-    ((".png", ".jpg", ".gif", ".bmp", ".tif", ".webp", ".ppm"), pictures),
+    (PICTURES, pictures),
     (("_batch_1", "_batch_2", "_batch_3", "_batch_4", "_batch_5", "test_batch", ".meta"), pickles),
 )
 
@@ -1070,6 +1078,36 @@ def _elsewhere(draw: st.DrawFn, target: Target, tree: Tree) -> Tree:
 
 
 @st.composite
+def _repeated(draw: st.DrawFn, tree: Tree) -> Tree:
+    """Put one picture in the place of all, and beside them, many times."""
+    names = [name for name in tree.entries if name.endswith(PICTURES)]
+    sides = pick([(1, 1), (30_000, 1), (2048, 2048), (700, 900), (5792, 5792)])
+    content = draw(sides.map(lambda side: make_png(*side)) | pick(_picture_bombs()))
+    copies = draw(pick([1, 10, 40]))
+    return Tree(
+        {name: entry for name, entry in tree.entries.items() if name not in names}
+        | {f"{name[:-4]}-{copy}{name[-4:]}": content for name in names for copy in range(copies)}
+    )
+
+
+@st.composite
+def _everywhere(draw: st.DrawFn, tree: Tree) -> Tree:
+    """Give a model, class, layer, attack or number another name wherever a result has it."""
+    words = ["at", "cifs", "cat", "dog", "net", "layer4", "pgd-20", "fgsm", "natural", "0.0", "0.5"]
+    old = draw(pick(words)).encode()
+    new = draw(pick([b"x" * 100_000, b"x" * 4096, b"x" * 300, b"1e308", b"-1e308", b"5e-324"]))
+    texts = (".csv", ".json")
+    return Tree(
+        {
+            name: entry.replace(old, new)
+            if name.endswith(texts) and isinstance(entry, bytes)
+            else entry
+            for name, entry in tree.entries.items()
+        }
+    )
+
+
+@st.composite
 def _named(draw: st.DrawFn, tree: Tree) -> Tree:
     """Give a file or a folder another name."""
     name = draw(pick(list(tree.entries)))
@@ -1090,12 +1128,19 @@ def _named(draw: st.DrawFn, tree: Tree) -> Tree:
 def trees(draw: st.DrawFn, target: Target) -> Tree:
     """Draw an input for a target from one of its valid ones."""
     tree = draw(pick(target.trees))
-    way = draw(pick(["inside"] * 8 + ["elsewhere", "named"] * target.files))
+    ways = ["inside"] * 8 + ["elsewhere", "named"] * target.files
+    ways += ["repeated"] * 3 * any(name.endswith(PICTURES) for name in tree.entries)
+    ways += ["everywhere"] * 2 * ("in/meta.json" in tree.entries)
+    way = draw(pick(ways))
+    if way == "repeated":
+        return draw(_repeated(tree))
+    if way == "everywhere":
+        return draw(_everywhere(tree))
     if way == "elsewhere":
         return draw(_elsewhere(target, tree))
     if way == "named":
         return draw(_named(tree))
-    name = draw(pick(list(tree.entries)))
+    name = draw(pick([name for name, entry in tree.entries.items() if isinstance(entry, bytes)]))
     content = tree.entries[name]
     assert isinstance(content, bytes)
     changed = draw(of_file(name, content))

@@ -23,13 +23,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' own networks and frames
 
-from trees import Tree
+from trees import Link, Tree
 
 import channelscope as cs
 from channelscope.analyses.base import ChannelTable
 from channelscope.analyses.evaluation import robustbench_entry
 from channelscope.analyses.sweeps import TABLE, VARIANTS
 from channelscope.cli.commands import read_settings
+from channelscope.cli.parser import make_parser
 from channelscope.data import LazySplit, load
 from channelscope.gallery import list_figures
 from channelscope.networks import Architecture
@@ -60,6 +61,7 @@ class Target:
             refused.
         files: whether it is files that are read, and not words of the command line that lie in one
             for these tests.
+        share: of the inputs that others get: less for a reader that takes long.
     """
 
     trees: tuple[Tree, ...] = field(repr=False)
@@ -67,6 +69,7 @@ class Target:
     ours: bool = True
     never: bool = False
     files: bool = True
+    share: float = 1.0
 
     def read(self, folder: Path) -> None:
         """Read, and use, what lies in a folder."""
@@ -91,6 +94,13 @@ def _checkpoint(folder: Path) -> None:
     _use(Checkpoint.read(folder / "net.pt"))
 
 
+def _layers(folder: Path) -> None:
+    """List a network's layers, for images of the size that its file says."""
+    args = make_parser().parse_args(["layers", str(folder / "net.pt")])
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        args.run(args)
+
+
 def _released(folder: Path) -> None:
     _use(read_network(folder / "release.pth"))
 
@@ -103,8 +113,8 @@ def _state(folder: Path) -> None:
         json.dumps(state.history).encode()
 
 
-def _npz(folder: Path) -> None:
-    _look(load(f"npz:{folder / 'data.npz'}"))
+def _npz(folder: Path, image_size: int | None = None) -> None:
+    _look(load(f"npz:{folder / 'data.npz'}", image_size=image_size))
 
 
 def _look(dataset: cs.data.Dataset) -> None:
@@ -121,8 +131,10 @@ def _standard(name: str) -> Callable[[Path], None]:
     return lambda folder: _look(load(name, root=folder))
 
 
-def _images(stream: bool) -> Callable[[Path], None]:
-    return lambda folder: _look(load(f"imagefolder:{folder}", image_size=8, stream=stream).load())
+def _images(stream: bool, image_size: int | None = 8) -> Callable[[Path], None]:
+    return lambda folder: _look(
+        load(f"imagefolder:{folder}", image_size=image_size, stream=stream).load()
+    )
 
 
 def _recipe(folder: Path) -> None:
@@ -157,6 +169,22 @@ def _load(folder: Path, kind: str) -> cs.Result:
 def _comparison(folder: Path) -> None:
     result = _load(folder, "comparison")
     cs.explore(result)
+
+
+def _figures(folder: Path) -> None:
+    """Draw a figure, and find what lies beside the folder as it was."""
+    outside = folder.parent / "outside"
+    before = _list_contents(outside)
+    try:
+        result = cs.Result.load(folder)
+        result.draw(folder, only=["relevance"], formats=["png"], progress=False)
+    finally:
+        assert _list_contents(outside) == before
+
+
+def _list_contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): path.read_bytes() for path in files}
 
 
 def _evaluation(folder: Path) -> None:
@@ -440,6 +468,22 @@ def _comparisons(place: Path) -> tuple[Tree, ...]:
     return _saved_result(make_result(study), place)
 
 
+def _drawn(place: Path) -> tuple[Tree, ...]:
+    """Make results with figures, and with links where these lie and would be written."""
+    (tree,) = _comparisons(place)
+    files = {name: entry for name, entry in tree.entries.items() if "/figures/" not in name}
+    mine = {f"outside/{name}": b"mine" for name in ("relevance.csv", "relevance.png", "x.html")}
+    linked = {
+        "in/figures": "../outside",
+        "in/report.html": "../outside/x.html",
+        "in/figures/relevance.png": "../../outside/relevance.png",
+        "in/figures/relevance.csv": "../../outside/new.csv",
+        "in/figures/captions.json": "../../outside/x.html",
+    }
+    links = [Tree({**files, **mine, name: Link(to)}) for name, to in linked.items()]
+    return (tree, *links)
+
+
 def _evaluations(place: Path) -> tuple[Tree, ...]:
     (place / "adversarial").mkdir()
     images = np.zeros((4, 1, 8, 8), np.float32)
@@ -523,9 +567,9 @@ def all_targets() -> dict[str, Target]:
         for target in targets.values():
             for tree in target.trees:
                 tree.write(Path(name) / "work")
-                with contextlib.suppress(
-                    *[cs.UserError] * target.never
-                ):  # what has not the published bytes
+                # What has not the published bytes, or has links, is refused.
+                linked = any(isinstance(entry, Link) for entry in tree.entries.values())
+                with contextlib.suppress(*[cs.UserError] * (target.never or linked)):
                     target.read(Path(name) / "work" / "in")
     return targets
 
@@ -539,17 +583,28 @@ def _targets() -> dict[str, Target]:
 
         return {
             "checkpoint": Target(_checkpoints(), _checkpoint, ours=False),
+            "layers": Target(_checkpoints(), _layers, ours=False),
             "release": Target(_releases(), _released, ours=False),
             "state": Target(_states(fresh("state")), _state),
             "npz": Target(_npzs(fresh("npz")), _npz, ours=False),
+            "scaled npz": Target(
+                _npzs(fresh("scaled npz")), partial(_npz, image_size=224), ours=False
+            ),
             "mnist": Target(_mnist(), _standard("mnist"), ours=False),
             "cifar10": Target(_cifar(), _standard("cifar10"), ours=False, never=True),
             "svhn": Target(_svhn(), _standard("svhn"), ours=False, never=True),
             "image folder": Target(_folders(), _images(stream=False), ours=False),
             "streamed folder": Target(_folders(), _images(stream=True), ours=False),
+            "folder as stored": Target(
+                _folders(), _images(stream=False, image_size=None), ours=False
+            ),
+            "enlarged folder": Target(
+                _folders(), _images(stream=False, image_size=224), ours=False
+            ),
             "recipe": Target(_recipes(), _recipe, ours=False),
             "settings": Target(_words(), _settings, ours=False, files=False),
             "comparison": Target(_comparisons(fresh("comparison")), _comparison),
+            "figures": Target(_drawn(fresh("figures")), _figures, ours=False, share=0.1),
             "evaluation": Target(_evaluations(fresh("evaluation")), _evaluation),
             "intervention": Target(
                 _interventions(fresh("intervention")), partial(_load, kind="intervention")
