@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tqdm.auto import tqdm
 
-PAUSE = 15.0  # seconds
+PAUSE = 20.0  # seconds
 
 
 def open_bar(

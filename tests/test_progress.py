@@ -34,7 +34,7 @@ def test_a_step_of_a_minute_is_a_few_lines(
             bar.update()
     lines = capsys.readouterr().err.splitlines()
     assert 60 / PAUSE - 1 <= len(lines) <= 60 / PAUSE + 1
-    assert lines[0].startswith("standard: 25% after 00:15, 00:45 left, loss 1.5")
+    assert lines[0].startswith("standard: 33% after 00:20, 00:40 left, loss 1.5")
     assert lines[-1].startswith("at: done after 01:00")
 
 
