@@ -23,6 +23,7 @@ RUNS = (
 # Tables of another name in the first version; None: they were not there.
 NAMES = {
     ("comparison", "faults"): None,
+    ("comparison", "damage_concentration"): None,
     ("comparison", "joint"): None,
     ("evaluation", "joint"): None,
     ("evaluation", "attacks"): "table",
