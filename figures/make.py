@@ -30,10 +30,12 @@ HEADS = {
     "cifar10": "# Gallery: four networks on CIFAR-10 (JPEG)",
 }
 RANKINGS = "Is the relevance ranking true?"  # the section of:
-FURTHER = {
-    "interventions": "curves-gradient",
-    "league": "league",
-    "rankings": "scorer-agreement",
+DAMAGE = "Through which channels does the attack get through?"  # and of
+FURTHER = {  # result -> section, figures
+    "interventions": (RANKINGS, ["curves-gradient"]),
+    "league": (RANKINGS, ["league"]),
+    "rankings": (RANKINGS, ["scorer-agreement"]),
+    "damage": (DAMAGE, ["waterfall-truck-layer4", "kinds", "repairs-layer4", "edges"]),
 }
 WORDS = """\
 Made by `make figures` from the tables in [tables](tables). *Standard*: trained on natural images;
@@ -69,9 +71,9 @@ def make_gallery(folder: Path) -> None:
             file.unlink()
     figures = draw(folder / "tables", folder)
     if folder.name == "cifar10":
-        for name, only in FURTHER.items():
+        for name, (section, only) in FURTHER.items():
             figures += [
-                figure | {"section": RANKINGS} for figure in draw(RESULTS / name, folder, [only])
+                figure | {"section": section} for figure in draw(RESULTS / name, folder, only)
             ]
     (folder / "README.md").write_text(format_page(HEADS[folder.name], figures), "utf-8")
 
@@ -94,7 +96,8 @@ def draw(result: Path, folder: Path, only: Sequence[str] = ()) -> list[dict[str,
 
 def format_page(head: str, figures: Sequence[Mapping[str, Any]]) -> str:
     """Return a gallery's README: its contents, then every figure with its caption, by section."""
-    titles = {name: title for name, (title, _) in SECTIONS.items()} | {RANKINGS: RANKINGS}
+    titles = {name: title for name, (title, _) in SECTIONS.items()}
+    titles |= {title: title for title, _ in FURTHER.values()}
     contents = []
     parts = []
     for name, title in titles.items():
