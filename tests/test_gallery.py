@@ -35,15 +35,12 @@ def test_figures_are_in_their_sections_with_caption_data_and_alt_text() -> None:
     assert WORDS.strip() in text
     titles = re.findall(r"^##+ (.*)$", text, re.MULTILINE)
     assert titles == [
-        "Evidence for the claims",
+        "More evidence",
         "magnitude-cat",
         "relevance",
         "Training",
         "training",
     ]
-    assert (
-        "- Evidence for the claims: [magnitude-cat](#magnitude-cat), [relevance](#relevance)"
-        in text
-    )
+    assert "- More evidence: [magnitude-cat](#magnitude-cat), [relevance](#relevance)" in text
     assert '<img src="training.png" width="480" alt="at: &quot;ends&quot; &lt;here&gt;">' in text
     assert "Loss. [Data](training.csv), [PDF](training.pdf)." in text

@@ -55,6 +55,7 @@ _PANELS = {
     "robust": (COLOURS["adversarial"], "worst case"),
 }
 _LINE = 0.12  # inches, of a line of text or a dot
+_LEAST = 0.6  # inches, of a panel
 _HIGHEST = 60  # inches: a picture has so many pixels at most
 
 
@@ -80,7 +81,7 @@ def draw_sweep(result: "Result") -> Figure:
     names = [_wrap_variant(name) for name in variants]
     seeds = int(drawn["variant"].value_counts().max())
     lines = 1 + max(seeds, *(name.count("\n") + 1 for name in names))
-    height = min(_LINE * lines * len(variants), _HIGHEST)
+    height = min(max(_LINE * lines * len(variants), _LEAST), _HIGHEST)
     figure, axes = make_grid(1, 2, height, least=height, sharey=True)
     for ax, (column, (colour, heading)) in zip(axes[0], _PANELS.items(), strict=True):
         for place, variant in enumerate(variants):
