@@ -134,5 +134,8 @@ def test_pictures_of_the_images_that_excite_channels_agree() -> None:
     arrays = compute("digits", "comparison").arrays
     with np.load(FOLDER / "digits" / "comparison" / "thumbnails.npz") as first:
         assert {name for name in arrays if name.startswith("thumbnails")} == set(first.files)
-        for name in first.files:
-            np.testing.assert_array_equal(arrays[name], first[name])
+        for name in first.files:  # of further images there are pictures now
+            if not name.endswith("/images"):
+                places = {image: place for place, image in enumerate(arrays[f"{name}/images"])}
+                rows = [places[image] for image in first[f"{name}/images"]]
+                np.testing.assert_array_equal(arrays[name][rows], first[name])
