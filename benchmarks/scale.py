@@ -124,6 +124,9 @@ class RandomStudy:
     def describe(self, model: str) -> dict[str, Any]:
         return {"method": None, "arch": "random", "digest": model, "compute": None}
 
+    def head(self, model: str) -> None:
+        return None
+
     def history(self, model: str) -> tuple[()]:
         return ()
 

@@ -225,8 +225,15 @@ def _list_names(folder: Path) -> set[str]:
 
 
 def _holds_figures_only(folder: Path) -> bool:
-    """Return whether a folder holds nothing but figures, each beside its data, and captions."""
+    """Return whether a folder holds nothing but figures, each beside its data, and captions.
+
+    Folders in it hold the same: figures in the styles of papers.
+    """
     names = _list_names(folder)
+    styles = {name for name in names if (folder / name).is_dir()}
+    if not all(_holds_figures_only(folder / name) for name in styles):
+        return False
+    names -= styles
     allowed = {f"captions.{ending}" for ending in ("txt", "tex", "json")}
     for stem in (name.removesuffix(".csv") for name in names if name.endswith(".csv")):
         allowed |= {f"{stem}.{ending}" for ending in ("csv", "pdf", "png", "svg")}

@@ -34,9 +34,14 @@ def open_bar(
         options: of ``tqdm``.
     """
     shown = shown and sys.stderr is not None
-    if shown and not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+    if shown and not sys.stderr.isatty() and not _is_notebook():
         return Lines(iterable, description, total, initial=options.get("initial", 0))
     return tqdm(iterable, description, total, disable=not shown, **options)
+
+
+def _is_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 class Lines:

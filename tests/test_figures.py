@@ -246,7 +246,7 @@ def test_draw_writes_each_figure_beside_its_data_and_the_same_bytes_again(
     with matplotlib.rc_context({"font.size": 20, "axes.grid": True, "pdf.fonttype": 3}):
         gallery.draw(result, tmp_path / "two", all_figures=True, progress=False)
     names = list(brief.list_few_figures(result))
-    wanted = [f"{name}.{ending}" for name in names for ending in ("pdf", "png")]
+    wanted = [f"{name}.{ending}" for name in names for ending in gallery.FORMATS]
     assert [path.name for path in paths] == wanted
     written = sorted(path.name for path in (tmp_path / "one").iterdir())
     captions = ["captions.json", "captions.txt"]

@@ -5,6 +5,7 @@ The recipes are tested in ``test_recipes``, and what happens within an epoch in 
 
 import os
 import shutil
+import sys
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -161,8 +162,9 @@ def test_the_network_normalises_by_the_training_part() -> None:
 
 
 def test_a_progress_bar_is_shown_on_demand(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train("standard", digits(), out=tmp_path / "net.pt", **TINY | {"epochs": 1})
     assert "standard: 100%" in capsys.readouterr().err
 

@@ -811,7 +811,7 @@ def check_film(result: "Result") -> None:
 _CAPTION = (
     "Lines are runs, by colour; bands are their intervals over the images; a dashed line is where "
     "a measure jumps by more than its course allows (corrected for the run's measures), a star the "
-    "best robust epoch on validation images. "
+    "best robust epoch on validation images."
 )
 register(
     Analysis(

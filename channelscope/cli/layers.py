@@ -1,10 +1,8 @@
 """The command that lists a network's layers."""
 
 import argparse
-import dataclasses
 import sys
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from channelscope.cli.models import parse_name, read_arch_args, read_model
 from channelscope.cli.printing import format_table
@@ -24,7 +22,7 @@ def list_layers(args: argparse.Namespace) -> None:
     """Print a network's layers."""
     import torch
 
-    from channelscope.layers.hooks import INPUT, match_layers, trace
+    from channelscope.layers.hooks import INPUT, match_layers, measure_shapes, trace
     from channelscope.study.outputs import explain_refusal
 
     network, shape, is_ours = _build_network(args)
@@ -33,7 +31,7 @@ def list_layers(args: argparse.Namespace) -> None:
     with explain_refusal(whole, "choose another --image-size", network):
         calls, _ = trace(network, images)
         if images.shape != whole.shape:
-            calls = _measure_shapes(network, calls, whole)
+            calls = measure_shapes(network, calls, whole)
     # A call relu@1 is listed for the name relu too.
     names = {call.name: {call.name, call.name.partition("@")[0]} for call in calls}
     for call in calls:
@@ -51,27 +49,6 @@ def list_layers(args: argparse.Namespace) -> None:
         if names[call.name] & wanted:
             rows += _describe_call(network, call, penultimate)
     print(format_table(rows, align="llrl"))
-
-
-def _measure_shapes(network: "nn.Module", calls: "list[Call]", images: "Tensor") -> "list[Call]":
-    """Return the calls with the shapes for other images, keeping nothing of what layers return."""
-    import torch
-
-    from channelscope.layers.hooks import eval_mode, find_tensor, named_layers
-
-    measured: list[Call] = []
-
-    def record(_: Any, inputs: Any, output: Any) -> None:
-        if (tensor := find_tensor(output)) is not None:  # as in ``trace``
-            call, read = calls[len(measured)], find_tensor(inputs)
-            empty = None if read is None else read.to("meta")
-            measured.append(dataclasses.replace(call, input=empty, output=tensor.to("meta")))
-
-    with ExitStack() as handles, eval_mode(network), torch.no_grad():
-        for module in named_layers(network).values():
-            handles.callback(module.register_forward_hook(record).remove)
-        network(images)
-    return measured
 
 
 def _describe_call(

@@ -299,6 +299,25 @@ def trace(
     return calls, logits
 
 
+def measure_shapes(
+    model: nn.Module, calls: Sequence[Call], x: Float[Tensor, "n *image"]
+) -> list[Call]:
+    """Return the calls with the shapes for other images, keeping nothing of what layers return."""
+    measured: list[Call] = []
+
+    def record(_: nn.Module, inputs: Any, output: Any) -> None:
+        if (tensor := find_tensor(output)) is not None:  # as in ``trace``
+            call, read = calls[len(measured)], find_tensor(inputs)
+            empty = None if read is None else read.to("meta")
+            measured.append(dataclasses.replace(call, input=empty, output=tensor.to("meta")))
+
+    with ExitStack() as handles, eval_mode(model), torch.no_grad():
+        for module in named_layers(model).values():
+            handles.callback(module.register_forward_hook(record).remove)
+        model(x)
+    return measured
+
+
 def handed_on(
     model: nn.Module, x: Float[Tensor, "n *image"], layers: Mapping[str, nn.Module]
 ) -> tuple[dict[str, str], Float[Tensor, "n k"]]:

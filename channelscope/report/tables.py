@@ -458,7 +458,7 @@ def list_plain_tables(result: "Result") -> list[Table]:
             rows = [
                 Row(
                     ", ".join(str(row[word]) for word in words if row[word] not in ("", None)),
-                    [Cell(float(row[number])) for number in numbers],
+                    [Cell(math.nan if row[number] is None else row[number]) for number in numbers],
                 )
                 for row in frame.head(_LONGEST).to_dict("records")
             ]

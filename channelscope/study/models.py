@@ -222,8 +222,6 @@ def _label(models: Models) -> dict[str, Network]:
 
 
 def _load(label: str, model: Network, method: str | None, device: str) -> Model:
-    if torch.is_inference_mode_enabled():
-        raise UserError("models: within torch.inference_mode nothing has gradients: call outside.")
     if isinstance(model, nn.Module):
         if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
             raise UserError(
