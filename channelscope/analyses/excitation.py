@@ -1,10 +1,11 @@
 """Excitation: the images that excite each channel most, and small pictures of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Int
 from numpy import ndarray
 
@@ -58,14 +59,17 @@ def compute_excitation(study: Study) -> dict[str, Any]:
 
 def _list_images(
     study: Study, tops: dict[tuple[str, str, str], Int[ndarray, "_ _"]]
-) -> Iterator[dict[str, Any]]:
+) -> pd.DataFrame:
+    """Return a row for each channel and rank; by columns, as there may be 100,000."""
+    parts = []
     for (model, layer, data), images in tops.items():
-        where = {"model": model, "layer": layer, "data": data}
-        channels = np.arange(len(images))[:, None]
+        channels, ranks = np.indices(images.shape)
         activations = np.asarray(study.activations(model, layer, data)[images, channels], float)
-        for (channel, rank), image in np.ndenumerate(images):
-            row = {"channel": channel, "rank": rank + 1, "image": int(image)}
-            yield where | row | {"activation": activations[channel, rank]}
+        where = {"model": model, "layer": layer, "data": data}
+        places = {"channel": channels.ravel(), "rank": ranks.ravel() + 1}
+        columns = where | places | {"image": images.ravel(), "activation": activations.ravel()}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _collect_pictures(

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 IMAGES = 256  # of which activations are kept, at most
 _LIMIT = 2**20  # bytes of the activations of one model and kind of data
-_LARGEST = 2**23  # bytes of a weight that is kept, or of the magnitudes of one layer
+_HEAD = 2**21  # bytes of a last layer that is kept: a thousand classes would be files of megabytes
+_LARGEST = 2**23  # bytes of the magnitudes of one layer
 DATA = ("natural", "adversarial")
 # Axes of what channels see, and the axis of the channels; pictures and maps are uint8.
 _VIEWS = {
@@ -46,7 +47,7 @@ def compute_samples(study: Study) -> dict[str, ndarray]:
     arrays: dict[str, ndarray] = {}
     for index, model in enumerate(study.models):
         head, layers = study.head(model), study.penultimate(model)[:1]
-        if head is not None and head[0].nbytes <= _LARGEST:
+        if head is not None and head[0].nbytes <= _HEAD:
             for layer in layers:
                 arrays |= _keep_samples(study, model, layer, f"samples/{index}")
                 arrays |= {f"samples/{index}/weight": head[0], f"samples/{index}/bias": head[1]}
