@@ -180,24 +180,25 @@ def film(args: argparse.Namespace) -> None:
 
 def demo(args: argparse.Namespace) -> None:
     """Train three networks on digits, side by side, compare them and print the result."""
-    import torch
-
-    from channelscope.api import compare
     from channelscope.result import check_folder
 
-    torch.set_num_threads(1)  # networks this small gain nothing from a second core
     out = Path(args.out)
     check_folder(out / "comparison")
     paths = {method: out / f"{method}.pt" for method in ("standard", "at", "cifs")}
     options = {"seed": args.seed, "progress": args.progress}
-    # Each gets a process with one thread.
+    # Networks this small gain nothing from a second core: each gets a process with one thread.
     with ProcessPoolExecutor(len(paths), get_context("spawn")) as processes:
         trainings = [
             processes.submit(_train_on_digits, line, method, path, **options)
             for line, (method, path) in enumerate(paths.items())
         ]
+        import torch  # takes seconds, in which the others are at work
+
+        from channelscope.api import compare
+
         for training in trainings:
             training.result()
+    torch.set_num_threads(1)
     # All images, and figures as .pdf too, would take twice as long.
     options |= {"images": 120, "formats": ["svg"], "command": args.command}
     result = compare(paths, "digits", out=out / "comparison", **options)
