@@ -163,7 +163,8 @@ def _is_initialised(module: ModuleType) -> bool:
 
 def _name(place: torch.device, function: object) -> tuple[torch.device, ...]:
     """Return the device as an argument, where a function of its module takes it: MPS's do not."""
-    return (place,) if "device" in inspect.signature(function).parameters else ()  # type: ignore[arg-type]
+    parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
+    return (place,) if "device" in parameters else ()
 
 
 def _seed(place: torch.device, module: ModuleType, seed: int) -> None:

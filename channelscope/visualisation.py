@@ -50,8 +50,8 @@ _MOMENTUM = 0.9
 _SPREADS = (0.01, 0.1, 0.5, 2.0)
 _TRIED = 32  # first spectra of each spread
 _ACTIVE = 1e-3  # of the best start's activation: what an earlier spread must reach
-# Square root of the covariance of ImageNet's colours, from the same code: a unit step along each of
-# its columns is as likely in natural images.
+# Square root of the covariance of ImageNet's colours, as in that article's code: a unit step along
+# each of its columns is as likely in natural images.
 _COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 

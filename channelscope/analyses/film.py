@@ -799,9 +799,9 @@ def check_film(result: "Result") -> None:
     """Check that the tables of a film that was read are of its runs and of known measures."""
     runs = set(result.meta["models"])
     for name in TABLES:
-        table = result.tables[name]
+        table = result.select(name)
         columns = {"run", "other"} & set(TABLES[name].words)
-        if any(not set(table[column]) <= runs for column in columns):  # type: ignore[index]
+        if any(not set(table[column]) <= runs for column in columns):
             raise ValueError(f"{name} is of other runs")
     for name in result.film["measure"]:
         if name not in MEASURES and str(name).rpartition(".")[2] not in MEASURES:

@@ -126,7 +126,8 @@ def _scale(dataset: Dataset, image_size: int) -> Dataset:
 def _check_scaled(dataset: Dataset, image_size: int, file: Path) -> None:
     """Refuse to scale a small file's many images to far more bytes, with UserError."""
     images = sum(map(len, dataset.parts.values()))
-    itemsize = max(split.images.itemsize for split in dataset.parts.values())  # type: ignore[attr-defined]
+    splits = dataset.parts.values()
+    itemsize = max(split.images.itemsize for split in splits)  # type: ignore[attr-defined]
     unpacked = images * dataset.channels * image_size**2 * itemsize
     try:
         check_unpacked(unpacked, file.stat().st_size, SCALED_RATIO)
