@@ -6,10 +6,13 @@ DIR holds test/<class>/. On the images that PGD-20 breaks, every single channel 
 back by brute force; ``agreement`` is the rank correlation (Spearman) of what that gives back of the
 margin with the account, mean over images, ``ends`` their sums as shares of the damage: an account
 adds up, single channels need not. ``ratio`` is the CPU time of all layers' accounts by that of the
-attack on all images, on one thread.
+attack on all images, on one thread. ``whole`` is that ratio for all that ``cs.damage`` does beside
+the attack: accounts, repairs, a scorer, tables. The peak of memory above the imports is given
+beside that of ``cs.compare`` on the same images and layers; each runs in a process of its own.
 """
 
 import argparse
+import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import channelscope as cs
+from benchmarks.scale import peak_mb
 from benchmarks.timing import describe_machine, measure_time, write_report
 from channelscope.attacks.folding import run_folded
 from channelscope.data import load
@@ -128,8 +132,22 @@ def measure(name: str, x: Tensor, y: Tensor) -> dict[str, Any]:
         "images": len(x),
         "broken": count,
         "ratio": account_time / attack_time,
+        "attack_s": attack_time,
         "layers": layers,
     }
+
+
+def run_whole(name: str, kind: str, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Run ``cs.damage`` or ``cs.compare``; return its CPU time and its peak of memory."""
+    torch.set_num_threads(1)
+    before = peak_mb()
+    answer = {"damage": cs.damage, "compare": cs.compare}[kind]
+    network = cs.load(f"zoo:{name}")
+
+    def run() -> None:
+        answer({name: network}, (x, y), layers=LAYERS, images=len(x), device="cpu", progress=False)
+
+    return {"cpu": measure_time(run)["cpu"], "memory_mb": peak_mb() - before}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -143,10 +161,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     split = load(f"imagefolder:{args.data}").test.sample(args.images, 0)
     x, y = next(split.batches(args.images))
-    report = {"models": [measure(name, x, y) for name in args.models]}
+    rows = []
+    for name in args.models:  # first, as a process begins with the peak of its parent
+        row: dict[str, Any] = {}
+        for kind in ("damage", "compare"):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                row[kind] = pool.apply(run_whole, (name, kind, x, y))
+        rows.append(row)
+    for name, row in zip(args.models, rows, strict=True):
+        row |= measure(name, x, y)
+        row["whole"] = row["damage"]["cpu"] / row["attack_s"] - 1
+    report = {"models": rows}
     for row in report["models"]:
         print(
-            f"{row['model']}: {row['broken']} of {row['images']} broken, {row['ratio']:.2f} x PGD"
+            f"{row['model']}: {row['broken']} of {row['images']} broken; accounts "
+            f"{row['ratio']:.2f} x PGD-20, all that damage does {row['whole']:.2f} x; memory "
+            f"{row['damage']['memory_mb']:.0f} MB (compare {row['compare']['memory_mb']:.0f} MB)"
         )
         for layer in row["layers"]:
             print(f"  {layer}")

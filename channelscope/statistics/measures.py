@@ -8,7 +8,7 @@ on are those of Yan et al., ICML 2021 (arXiv 2102.05311).
 import warnings
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Float, Int, Num
 from numpy import ndarray
 
 from channelscope.statistics.intervals import UNBOUNDED
@@ -65,28 +65,26 @@ def spearman(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndar
 def rank(values: Float[ndarray, "*n c"]) -> Float[ndarray, "*n c"]:
     """Rank along the last axis, from 1, ties sharing their mean rank; NaN where any value is."""
     rows = np.ascontiguousarray(values, np.float64).reshape(-1, values.shape[-1])
-    order, near = _sort_rows(rows)
-    row, place = np.divmod(np.flatnonzero(near), max(near.shape[1], 1))
-    before, after = rows[row, order[row, place]], rows[row, order[row, place + 1]]
-    if (after < before).any():
-        unsorted = np.unique(row[after < before])
-        order[unsorted] = rows[unsorted].argsort(1)
-        before, after = rows[row, order[row, place]], rows[row, order[row, place + 1]]
-    ranks, ascending = np.empty(rows.shape), np.arange(1.0, rows.shape[1] + 1)
-    for of_row, places in zip(ranks, order, strict=True):
-        of_row[places] = ascending  # half the time of np.put_along_axis
-    equal = before == after
-    if equal.any():
-        row, place, shared = _share_ranks(row[equal], place[equal])
-        ranks[row, order[row, place]] = shared
+    order, are_near = _sort_rows(rows)
+    flat = order + rows.shape[1] * np.arange(len(rows))[:, None]  # half as dear as by row
+    places = np.arange(1.0, rows.shape[1] + 1)
+    if are_near:
+        ascending = rows.ravel()[flat]
+        unsorted = (ascending[:, 1:] < ascending[:, :-1]).any(1)
+        if unsorted.any():
+            flat[unsorted] += rows[unsorted].argsort(1) - order[unsorted]
+            ascending = rows.ravel()[flat]
+        places = _share_places(ascending)
+    ranks = np.empty(rows.shape)
+    ranks.ravel()[flat] = places
     ranks[np.isnan(rows.max(1, initial=-np.inf))] = np.nan
     return ranks.reshape(values.shape)
 
 
-def _sort_rows(rows: Float[ndarray, "n c"]) -> tuple[Int[ndarray, "n c"], Bool[ndarray, "n pairs"]]:
-    """Return the order of each row's values, and which of them are near the next one.
+def _sort_rows(rows: Float[ndarray, "n c"]) -> tuple[Int[ndarray, "n c"], bool]:
+    """Return the order of each row's values, and whether any of them is near the next one.
 
-    Those that are may be equal, or in the wrong order. Sorting whole numbers is two to three times
+    Such values may be equal, or in the wrong order. Sorting whole numbers is two to three times
     as quick as sorting their places, so a value's place replaces the last bits of its binary form,
     which as a whole number has the value's order.
     """
@@ -97,27 +95,19 @@ def _sort_rows(rows: Float[ndarray, "n c"]) -> tuple[Int[ndarray, "n c"], Bool[n
     keys = keys & ~mask
     keys |= np.arange(rows.shape[1])
     keys.sort(1)
-    near = keys[:, 1:] ^ keys[:, :-1] <= mask
+    are_near = bool((keys[:, 1:] ^ keys[:, :-1] <= mask).any())
     keys &= mask
-    return keys, near
+    return keys, are_near
 
 
-def _share_ranks(
-    row: Int[ndarray, " pairs"], place: Int[ndarray, " pairs"]
-) -> tuple[Int[ndarray, " m"], Int[ndarray, " m"], Float[ndarray, " m"]]:
-    """Return row, place in ascending order and mean rank of equal values.
-
-    Args:
-        row, place: in ascending order, of each value that equals the next one of its row.
-    """
-    starts = np.ones(len(row), bool)
-    starts[1:] = (row[1:] != row[:-1]) | (place[1:] != place[:-1] + 1)
-    first = np.flatnonzero(starts)
-    lengths = np.diff(first, append=len(row)) + 1
-    within = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-    places = np.repeat(place[first], lengths) + within
-    shared = np.repeat(place[first] + (lengths + 1) / 2, lengths)
-    return np.repeat(row[first], lengths), places, shared
+def _share_places(ascending: Float[ndarray, "n c"]) -> Float[ndarray, "n c"]:
+    """Return the places, from 1, of values in ascending order; equal ones share their mean."""
+    is_first = np.ones(ascending.shape, bool)
+    np.not_equal(ascending[:, 1:], ascending[:, :-1], out=is_first[:, 1:])
+    starts = np.flatnonzero(is_first)
+    lengths = np.diff(starts, append=is_first.size)
+    places = np.repeat(starts + (lengths + 1) / 2, lengths).reshape(ascending.shape)
+    return places - ascending.shape[1] * np.arange(len(ascending))[:, None]
 
 
 def shift(
