@@ -224,14 +224,17 @@ def _check_pickle(content: bytes | mmap.mmap, path: Path, calls: re.Pattern[str]
     as many bytes as they are told.
 
     Raises:
-        ValueError: where it is too long.
+        ValueError: where it is too long, or a text.
         UserError: where it calls more than ``calls``.
     """
-    settings = set()
+    settings, has_protocol = set(), False
     operations = pickletools.genops(content)  # type: ignore[arg-type]  # it reads and reads lines
     for number, (code, argument, _) in enumerate(operations):
         if number > _MOST_VALUES:
             raise ValueError("a pickle without end")
+        has_protocol |= code.name == "PROTO"
+        if code.name in _UNREAD_CALLS and not has_protocol:
+            raise ValueError("a text, the letters of which could be of a pickle")
         if code.name in _UNREAD_CALLS:
             raise UserError(_refuse_call(path, "named in a way that torch's safe reading lacks"))
         if code.name == "GLOBAL" and not calls.fullmatch(str(argument)):
