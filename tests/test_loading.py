@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision import models
 
 import channelscope as cs
 from channelscope.cli import main as run
@@ -44,6 +46,7 @@ def broken():
     raise RuntimeError("no GPU")
 """
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+LARGE = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(6))
 
 
 def logits(network: nn.Module, x: Tensor = IMAGES) -> Tensor:
@@ -88,6 +91,32 @@ def test_arguments_of_code(folder: Path) -> None:
     )
     with mistake("mynets.py:Net does not fit t.ckpt", "net.0.weight is (7, 3, 3, 3) in the file"):
         cs.load("t.ckpt", "mynets.py:Net")
+
+
+def test_the_classes_of_code_are_those_of_its_own_last_layer(folder: Path) -> None:
+    """A file of safetensors has its tensors by the alphabet, the last layer anywhere."""
+    state = own(folder).state_dict()
+    save_file({key: state[key].contiguous() for key in state}, folder / "t.safetensors")
+    checkpoint = read_network("t.safetensors", "mynets.py:Net")
+    assert checkpoint.architecture.classes == list(state.values())[-1].shape[0]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "convnext_tiny", "squeezenet1_1"])
+def test_networks_of_a_library_in_alphabetical_order(name: str, tmp_path: Path) -> None:
+    network = models.get_model(name, num_classes=7).eval()
+    path = tmp_path / "t.safetensors"
+    save_file({key: item.contiguous() for key, item in network.state_dict().items()}, path)
+    found = cs.load(path, f"torchvision:{name}")
+    assert torch.equal(logits(found, LARGE), logits(network, LARGE))
+
+
+def test_a_folder_of_hugging_face_that_names_its_network(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("resnet10t", num_classes=6).eval()
+    state = {key: item.contiguous() for key, item in network.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet10t", "num_classes": 6}')
+    assert torch.equal(logits(cs.load(tmp_path), LARGE), logits(network, LARGE))
 
 
 def test_a_checkpoint_runs_no_code_that_is_not_named(folder: Path) -> None:

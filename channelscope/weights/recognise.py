@@ -152,13 +152,18 @@ def match_named(weights: Weights, arch: str, args: Mapping[str, Value]) -> Match
     """
     differences = []
     for state in weights.states:
-        external = External(arch=arch, classes=_guess_classes(state.tensors)[0], args=args)
-        expected = external.build_shapes()
-        difference = compare_tensors(arch, state.tensors, expected)
-        if difference.is_none:
-            match = Match(arch, external, complete_state(state.tensors, expected))
-            return add_normalisation(match, *_choose_statistics(weights, state))
-        differences.append(difference)
+        for classes in _guess_classes(state.tensors):
+            external = External(arch=arch, classes=classes, args=args)
+            expected = external.build_shapes()
+            difference = compare_tensors(arch, state.tensors, expected)
+            if difference.is_none:
+                if external.is_code:  # which is not told of classes, and has tensors in its order
+                    external = replace(external, classes=_guess_classes(expected)[0])
+                match = Match(arch, external, complete_state(state.tensors, expected))
+                return add_normalisation(match, *_choose_statistics(weights, state))
+            differences.append(difference)
+            if external.is_code:
+                break
     nearest = max(differences, key=lambda one: one.likeness)
     raise MisfitError(
         f"arch: {arch} does not fit {weights.path}: {nearest}. Name another architecture, or its "
