@@ -110,6 +110,16 @@ def test_networks_of_a_library_in_alphabetical_order(name: str, tmp_path: Path) 
     assert torch.equal(logits(found, LARGE), logits(network, LARGE))
 
 
+@pytest.mark.parametrize("arch", [None, "torchvision:mnasnet0_5"])
+def test_a_network_that_asks_for_the_version_of_its_weights(
+    arch: str | None, tmp_path: Path
+) -> None:
+    network = models.mnasnet0_5(num_classes=7).eval()
+    torch.save(dict(network.state_dict()), tmp_path / "t.pth")  # the version is not in a dict
+    found = cs.load(tmp_path / "t.pth", arch)
+    assert torch.equal(logits(found, LARGE), logits(network, LARGE))
+
+
 def test_a_folder_of_hugging_face_that_names_its_network(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     network = timm.create_model("resnet10t", num_classes=6).eval()

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -154,8 +155,11 @@ class External:
         return None if any(tensor.is_meta for tensor in tensors) else network
 
     def _load(self, network: nn.Module, state: Mapping[str, Tensor], assign: bool) -> nn.Module:
+        complete = OrderedDict(state)
+        # Some modules ask which version of theirs wrote the tensors, which files often leave out.
+        complete._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
         try:
-            network.load_state_dict(dict(state), assign=assign)
+            network.load_state_dict(complete, assign=assign)
         except RuntimeError as error:
             raise UserError(
                 f"arch: the weights do not fit {self.arch}, perhaps of another version: install "

@@ -335,8 +335,7 @@ def _compute_logits(match: Match) -> Tensor | None:
     """Compute a network's logits of a random image; None where it takes no such image."""
     if not isinstance(match.architecture, External):
         return None
-    network = match.architecture.build()
-    network.load_state_dict(dict(match.state))
+    network = match.architecture.build_with(match.state)
     channels = int(match.architecture.args.get("in_chans", 3))  # type: ignore[arg-type]
     side = get_image_side(match.architecture.arch)
     image = torch.rand(
