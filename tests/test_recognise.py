@@ -1,5 +1,6 @@
 """Networks are recognised by their tensors alone, and give their own logits."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -399,3 +400,12 @@ def test_a_network_that_is_normalised_twice(tmp_path: Path) -> None:
     network = normalised(architecture.build().eval(), (0.5,) * 3, (0.25,) * 3)
     torch.save(network.state_dict(), tmp_path / "theirs.pt")
     torch.testing.assert_close(logits(load(tmp_path / "theirs.pt")), logits(network))
+
+
+@pytest.mark.parametrize("written_as", ["ResNetForImageClassification", "os.system", 3])
+def test_a_network_of_transformers_is_told_by_its_name(written_as: Any, tmp_path: Path) -> None:
+    safetensors({"resnet.stem.weight": torch.rand(3, 4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [written_as]}))
+    is_name = written_as == "ResNetForImageClassification"
+    with mistake(f"a {written_as} of transformers" if is_name else "is not recognised", "--arch"):
+        load(tmp_path)

@@ -60,6 +60,7 @@ class Weights:
             prefixes and normalisation, one by one; the last has none.
         entry: where in the file they lay, such as ``ema.model``; empty for the file as such.
         arch: the architecture that the folder's settings name, such as ``timm:resnet18``, or None.
+        written_as: the class of transformers that the folder's settings name, or None.
         mean, std: the normalisation that the folder's settings state, or None.
     """
 
@@ -67,6 +68,7 @@ class Weights:
     states: tuple[State, ...]
     entry: str = ""
     arch: str | None = None
+    written_as: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -264,11 +266,14 @@ def _read_folder(folder: Path) -> Weights:
     pretrained = config.get("pretrained_cfg")
     stated = pretrained if isinstance(pretrained, dict) else config
     name = config.get("architecture")
+    classes = config.get("architectures")
+    first = classes[0] if isinstance(classes, list) and classes else None
     return Weights(
         folder,
         unwrap(state, folder),
         entry,
         arch=f"timm:{name}" if isinstance(name, str) else None,
+        written_as=first if isinstance(first, str) and first.isidentifier() else None,
         mean=_read_numbers(stated.get("mean", preprocessor.get("image_mean"))),
         std=_read_numbers(stated.get("std", preprocessor.get("image_std"))),
     )

@@ -365,6 +365,13 @@ def get_image_side(arch: str) -> int:
 
 def _explain(weights: Weights, differences: list[Difference]) -> UserError:
     """Return the sentence on a network that is not recognised: the nearest, and what differs."""
+    if weights.written_as is not None:
+        return UserError(
+            f"{weights.path} holds a {weights.written_as} of transformers, whose networks are not "
+            "recognised: name code of your own that builds it, --arch FILE.py:NAME, such as a "
+            "function that returns transformers.AutoModelForImageClassification.from_config("
+            f"transformers.AutoConfig.from_pretrained({str(weights.path)!r}))."
+        )
     state = weights.states[-1].tensors
     candidates = [*differences, *_find_nearest(state)]
     advice = (
