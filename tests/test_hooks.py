@@ -80,6 +80,14 @@ def test_unknown_layer_is_answered_with_suggestions(wrong: str, meant: str) -> N
     assert hooks(net) == 0
 
 
+def test_a_name_like_none_is_answered_with_the_outermost_layers() -> None:
+    with (
+        pytest.raises(LayerError, match=r"It has .*conv1, .*layer4, .*'channelscope layers'"),
+        hooked(gated(), {"zzzzzzz": look}),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("wrong", ["zzzzzzz", "relu1@", "relu1@x", "relu1@-1", "zzzzzzz@1"])
 def test_name_that_is_no_layer_is_refused(wrong: str) -> None:
     with (

@@ -29,6 +29,7 @@ Edit = Callable[[Tensor], Tensor | None]
 _PARALLEL = nn.DataParallel, nn.parallel.DistributedDataParallel
 _WRAPPERS = {"module", "_orig_mod"}  # where DataParallel and torch.compile keep the network
 INPUT = ":input"  # ends the name of what a layer reads
+_LISTED = 8  # layers that a sentence names
 
 
 class LayerError(UserError):
@@ -135,6 +136,13 @@ class _Place(NamedTuple):
     at_input: bool
 
 
+def _list_outermost(layers: Mapping[str, nn.Module]) -> str:
+    """Return the end of an error message on a name that is like none of the layers."""
+    names = [name for name in layers if name and "." not in name]
+    listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return f" It has {listed}; 'channelscope layers' lists all." if names else ""
+
+
 def _resolve(name: str, layers: Mapping[str, nn.Module]) -> _Place:
     """Return the place of this name; names with or without those of wrappers are the same."""
     if name in layers:
@@ -147,7 +155,7 @@ def _resolve(name: str, layers: Mapping[str, nn.Module]) -> _Place:
     if module is None:
         alike = {each for each in layers if each and _drop_wrappers(each) == _drop_wrappers(layer)}
         if len(alike) != 1:
-            hint = suggest(layer or name, layers)
+            hint = suggest(layer or name, layers) or _list_outermost(layers)
             raise LayerError(f"There is no layer {name!r} in this network.{hint}")
         module = layers[alike.pop()]
     return _Place(module, int(call) if call else None, at_input)
