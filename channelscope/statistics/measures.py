@@ -66,7 +66,7 @@ def rank(values: Float[ndarray, "*n c"]) -> Float[ndarray, "*n c"]:
     """Rank along the last axis, from 1, ties sharing their mean rank; NaN where any value is."""
     rows = np.ascontiguousarray(values, np.float64).reshape(-1, values.shape[-1])
     order, are_near = _sort_rows(rows)
-    flat = order + rows.shape[1] * np.arange(len(rows))[:, None]  # half as dear as by row
+    flat = order + rows.shape[1] * np.arange(len(rows))[:, None]  # quicker than row by row
     places = np.arange(1.0, rows.shape[1] + 1)
     if are_near:
         ascending = rows.ravel()[flat]

@@ -233,9 +233,9 @@ def _check_pickle(content: bytes | mmap.mmap, path: Path, calls: re.Pattern[str]
         if number > _MOST_VALUES:
             raise ValueError("a pickle without end")
         has_protocol |= code.name == "PROTO"
-        if code.name in _UNREAD_CALLS and not has_protocol:
-            raise ValueError("a text, the letters of which could be of a pickle")
         if code.name in _UNREAD_CALLS:
+            if not has_protocol:
+                raise ValueError("a text, the letters of which could be of a pickle")
             raise UserError(_refuse_call(path, "named in a way that torch's safe reading lacks"))
         if code.name == "GLOBAL" and not calls.fullmatch(str(argument)):
             if calls is not _FOREIGN_CALLS or not _SETTINGS.fullmatch(str(argument)):
