@@ -30,13 +30,18 @@ TINY: dict[str, Any] = {
 
 
 @cache
-def digits(classes: int = 4) -> Dataset:
-    """Return a few images of the first of scikit-learn's digits: 12, 6 and 5 of each class."""
+def digits(classes: int = 4, times: int = 1) -> Dataset:
+    """Return a few images of the first of scikit-learn's digits: 12, 6 and 5 of each class.
+
+    Args:
+        classes: how many.
+        times: so many times as many images.
+    """
     whole = load("digits")
     parts = {}
     for name, each in (("train", 12), ("val", 6), ("test", 5)):
         split: MemorySplit = getattr(whole, name)
-        indices = [(split.labels == k).nonzero().flatten()[:each] for k in range(classes)]
+        indices = [(split.labels == k).nonzero().flatten()[: times * each] for k in range(classes)]
         parts[name] = split.subset(torch.cat(indices))
     return Dataset("digits", whole.classes[:classes], **parts)
 
