@@ -1091,3 +1091,20 @@ def cross_class(activations: np.ndarray, weight: np.ndarray, labels: np.ndarray)
             size = np.sqrt((vectors[j] ** 2).sum() * (vectors[k] ** 2).sum())
             cosines.append(max(0.0, float((vectors[j] * vectors[k]).sum() / size)))
     return float(np.mean(cosines))
+
+
+def balance(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Return the nearest table with given sums, the square of each change over the entry's size.
+
+    Of all changes that make up for what is missing, least squares gives the smallest, in units of
+    the square root of the entry's size.
+    """
+    c, d = table.shape
+    units = np.sqrt(np.abs(table)).ravel()
+    sums = np.zeros((c + d, c * d))
+    for i in range(c):
+        for j in range(d):
+            sums[i, i * d + j] = sums[c + j, i * d + j] = 1
+    missing = np.concatenate([rows - table.sum(1), columns - table.sum(0)])
+    change = np.linalg.lstsq(sums * units, missing, rcond=None)[0]
+    return np.asarray(table + (units * change).reshape(c, d))

@@ -7,9 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import channelscope as cs
+import reference
 from channelscope.attacks import PGD
 from channelscope.errors import UserError
 from channelscope.gates import attached
@@ -23,7 +26,7 @@ from channelscope.study.account import (
     integrate,
     pair_images,
 )
-from channelscope.study.edges import cut_edges, trace_edges
+from channelscope.study.edges import balance, cut_edges, trace_edges
 from helpers.networks import gated, images, plain
 from helpers.planted import Shift, colours, pick, read
 
@@ -122,6 +125,31 @@ def test_layers_in_another_order_are_refused() -> None:
     pairs = pair_images(network, x, Shift(-0.3, -0.2, -0.1)(network, x, y), y)
     with pytest.raises(UserError, match="'first' is not behind 'second'"):
         trace(network, "second", "first", pairs)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 6))
+def test_balanced_tables_have_the_sums_of_others_and_their_zeros(seed: int, c: int, d: int) -> None:
+    """Sums are those of tables with the same zeros, which nothing else need have in common."""
+    rng = np.random.default_rng(seed)
+    tables = rng.normal(size=(3, c, d)) * (rng.random((3, c, d)) < 0.7)
+    others = tables * rng.normal(1, 0.5, tables.shape)
+    rows, columns = others.sum(2), others.sum(1)
+    balanced = balance(*map(torch.from_numpy, (tables, rows, columns))).numpy()
+    np.testing.assert_allclose(balanced.sum(2), rows, atol=1e-7)
+    np.testing.assert_allclose(balanced.sum(1), columns, atol=1e-7)
+    assert not balanced[tables == 0].any()
+    for table, row, column, nearest in zip(tables, rows, columns, balanced, strict=True):
+        expected = reference.balance(table, row, column)
+        np.testing.assert_allclose(nearest, expected, atol=1e-6)
+
+
+def test_sums_that_no_table_has_are_missed_by_as_much_on_either_side() -> None:
+    table = torch.tensor([[[3.0, 1.0], [2.0, 2.0]]], dtype=torch.float64)
+    rows, columns = table.sum(2) + 0.4, table.sum(1)
+    balanced = balance(table, rows, columns)
+    missed = (rows - balanced.sum(2)).sum(), (balanced.sum(1) - columns).sum()
+    assert missed[0] == pytest.approx(0.4)
+    assert missed[1] == pytest.approx(0.4)
 
 
 @pytest.mark.slow

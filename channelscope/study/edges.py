@@ -3,18 +3,25 @@
 Along the path on which a layer's features Z come back (see ``study.account``), with U the features
 of a later layer:
 
-    E_ij = 1/2 sum over positions of  integral_0^1  (dm / dU_j + s_j)  (dU_j / dZ_i) (Z - Z')_i  dt
+    E(v)_ij = sum over positions of  integral_0^1  v_j  (dU_j / dZ_i) (Z - Z')_i  dt
 
-where s_j is the mean of dm / dU_j along the straight path on which U comes back. With the first
-summand alone the sum over j is the account A_i of the first layer, where nothing goes around the
-second; with s_j alone the sum over i is the account A_j of the second, less what masks of gates in
-between contribute: these are held, and come back for themselves. Where the margin is linear in U,
-as at the penultimate layer, both summands are equal. Elsewhere U does not come back on a straight
-path while Z does: half of the difference is then in the sums over j, and half in those over i.
+With v = dm / dU the sum over j is the account A_i of the first layer, where nothing goes around the
+second. With v = s, the mean of dm / dU along the straight path on which U comes back, the sum over
+i is the account A_j of the second, less what masks of gates in between contribute: these are held,
+and come back for themselves. Where the margin is linear in U, as at the penultimate layer, both are
+the same. Elsewhere U does not come back on a straight path while Z does. The edges are then the
+mean of both, moved as little as it takes to have both sums:
+
+    minimise  sum_ij (E_ij - M_ij)^2 / |M_ij|,  M = (E(dm / dU) + E(s)) / 2,
+    subject to  sum_j E_ij = sum_j E(dm / dU)_ij  and  sum_i E_ij = sum_i E(s)_ij
+
+(Deming & Stephan, Annals of Mathematical Statistics 11, 1940, adjust tables of counts so.) Where
+something goes around the second layer, no table has both sums, and each is missed by as much.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -73,9 +80,9 @@ def trace_edges(
     n, network, second = len(path.pairs), path.tail.network, later.tail.layer
     axis, channels = later.features.axis, later.widths[0]
     rows = torch.arange(n, device=path.pairs.y.device)
-    edges = path.pairs.damage.new_zeros(n, path.widths[0], channels)
-    of_masks = edges.new_zeros(n, channels)
-    mean = _average_slope(later)
+    # One row more than the first layer has channels: that of the masks.
+    table = path.pairs.damage.new_zeros(n, path.widths[0] + 1, channels)
+    first_sums, mean = table.new_zeros(table.shape[:2]), _average_slope(later)
     for t in _list_midpoints(path, steps):
         points, changes = path.move(t, rows)
         with torch.enable_grad(), capture(network, second) as features:
@@ -89,17 +96,50 @@ def trace_edges(
         (slope,) = torch.autograd.grad(
             margins.sum(), u, retain_graph=True, allow_unused=True, materialize_grads=True
         )
+        bring_back = partial(_bring_back, u, points, changes, path.features.axis)
+        first_sums += bring_back(slope).to(table.dtype) / steps
         slope = (slope + mean) / 2
         for j in range(channels):
             only = torch.zeros_like(slope)
             only.select(axis, j).copy_(slope.select(axis, j))
-            back, *of_gates = torch.autograd.grad(
-                u, points, only, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            edges[:, :, j] += summed(back * changes[0], path.features.axis).to(edges.dtype) / steps
-            for gradient, change in zip(of_gates, changes[1:], strict=True):
-                of_masks[:, j] += (gradient * change).flatten(1).sum(1).to(edges.dtype) / steps
-    return edges, of_masks
+            table[:, :, j] += bring_back(only).to(table.dtype) / steps
+    second_sums = summed(mean * later.features.change, axis).to(table.dtype)
+    table = balance(table, first_sums, second_sums)
+    return table[:, :-1], table[:, -1]
+
+
+def _bring_back(
+    u: Tensor, points: Sequence[Tensor], changes: Sequence[Tensor], axis: int, slope: Tensor
+) -> Float[Tensor, "n c"]:
+    """Return what a layer's channels add to a slope of later features u, then what masks add."""
+    gradients = torch.autograd.grad(
+        u, points, slope, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    of_points = [gradient * change for gradient, change in zip(gradients, changes, strict=True)]
+    of_masks = [product.flatten(1).sum(1, keepdim=True) for product in of_points[1:]]
+    nothing = slope.new_zeros(len(slope), 1)
+    return torch.cat([summed(of_points[0], axis), sum(of_masks, nothing)], 1)
+
+
+def balance(
+    table: Float[Tensor, "n c d"], rows: Float[Tensor, "n c"], columns: Float[Tensor, "n d"]
+) -> Float[Tensor, "n c d"]:
+    """Return the tables nearest to some that have given sums of rows and of columns.
+
+        E_ij = M_ij + |M_ij| (a_i + b_j),    a, b such that the sums are those given
+
+    is least squares, each entry weighed by 1 / |M_ij|: what is 0 stays 0.
+    """
+    weight = table.abs()
+    sums = torch.cat([weight.sum(2), weight.sum(1)], 1)
+    system = torch.diag_embed(sums)
+    split = table.shape[1]
+    system[:, :split, split:], system[:, split:, :split] = weight, weight.mT
+    missing = torch.cat([rows - table.sum(2), columns - table.sum(1)], 1)[:, :, None]
+    # On the CPU, as not every device has it.
+    inverse = torch.linalg.pinv(system.cpu(), hermitian=True).to(system.device)
+    a, b = (inverse @ missing).split([split, table.shape[2]], 1)
+    return table + weight * (a + b.mT)
 
 
 def _average_slope(path: Path) -> Float[Tensor, "n *features"]:
