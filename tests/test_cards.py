@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,24 @@ def test_cards_have_the_pictures_of_the_images_that_excite_the_channel_most() ->
         with Image.open(io.BytesIO(base64.b64decode(picture["content"]))) as shown:
             assert np.unique(np.asarray(shown)).tolist() == [image]
         assert f"image {image:.0f}, " in entry["words"]
+
+
+def test_cards_of_channels_that_were_visualised_show_what_drives_them() -> None:
+    card = list_cards(RESULT)[-1]
+    views = {
+        f"views/1/1/{name}": np.full((2, 3, 4, 4), shade, np.uint8)
+        for name, shade in (("noise", 10), ("start", 20), ("driven", 30))
+    }
+    views["views/1/1/channels"] = np.array([99, card["channel"]])
+    views["views/1/1/activations"] = np.arange(8.0).reshape(2, 4)
+    result = replace(RESULT, arrays=RESULT.arrays | views)
+    *others, last = (card["views"] for card in list_cards(result))
+    assert not any(others)
+    for entry, shade, value in zip(last, (10, 20, 30), ("4.00", "5.00", "6.00"), strict=True):
+        assert value in entry["words"]
+        with Image.open(io.BytesIO(base64.b64decode(entry["picture"]["content"]))) as shown:
+            assert np.unique(np.asarray(shown)).tolist() == [shade]
+    assert not list_cards(RESULT)[-1]["views"]
 
 
 @pytest.mark.parametrize("names", [("activations",), ("robustness",)])

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 _MODELS = 4  # that have cards
 _DATA = ("natural", "adversarial")
+_VIEWS = {
+    "noise": "image made from noise to drive the channel",
+    "start": "natural image",
+    "driven": "the same, changed within the attack's ball to drive the channel",
+}
 _TILE = 44  # pixels of a picture's longer side on the page
 
 
@@ -43,7 +48,7 @@ def list_cards(result: "Result") -> list[dict[str, Any]]:
     cards = []
     for model, layer in layers.items():
         columns = _read_columns(result, model, layer)
-        relevance = columns["relevance"]
+        relevance, views = columns["relevance"], _list_views(result, model, layer)
         losses = relevance * (columns["magnitude_natural"] - columns["magnitude_adversarial"])
         for chosen in (relevance < 0, relevance > 0):
             worths = np.where(chosen & (losses > 0), losses, 0)
@@ -64,8 +69,27 @@ def list_cards(result: "Result") -> list[dict[str, Any]]:
                 ]
                 for data in _DATA
             }
+            card["views"] = views.get(channel, [])
             cards.append(card)
     return cards
+
+
+def _list_views(result: "Result", model: str, layer: str) -> dict[int, list[dict[str, Any]]]:
+    """Return the images that drive a layer's channels, by channel (``visualise``), if kept."""
+    place = list(result.meta["models"]).index(model)
+    name = f"views/{place}/{result.meta['models'][model]['layers'].index(layer)}"
+    views: dict[int, list[dict[str, Any]]] = {}
+    for row, channel in enumerate(result.arrays.get(f"{name}/channels", np.array([], int))):
+        activations = result.arrays[f"{name}/activations"][row]
+        views[int(channel)] = [
+            {
+                "picture": _encode(result.arrays[f"{name}/{which}"][row]),
+                "words": f"{words}: {format_number(activation)}",
+            }
+            # In the order of ``ChannelViews.activations``.
+            for (which, words), activation in zip(_VIEWS.items(), activations, strict=False)
+        ]
+    return views
 
 
 def _read_columns(result: "Result", model: str, layer: str) -> dict[str, Float[ndarray, "k c"]]:
