@@ -231,6 +231,30 @@ def test_a_normalisation_is_told_with_whose_it_is(folder: Path) -> None:
     assert "normalised" not in describe_network(read_network("t.ckpt", "mynets.py:Net"))
 
 
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (("ema",), "read from model (ema holds another"),
+        (("net", "ema"), "read from net (model, ema hold others"),
+        ((), ""),
+    ],
+)
+def test_of_several_networks_in_a_file_it_is_told_which_is_read(
+    others: tuple[str, ...], words: str, folder: Path
+) -> None:
+    """An average has other numbers, of steps, and perhaps other prefixes; training has none."""
+    state = networks.resnet("resnet10").state_dict()
+    average = {f"module.{key}": value for key, value in state.items()}
+    average["n_averaged"] = torch.tensor(3)
+    content = {"model": state, "optimizer": {"state": {}, "lr": 0.1}} | dict.fromkeys(
+        others, average
+    )
+    torch.save(content, "t.pt")
+    described = describe_network(read_network("t.pt"))
+    assert words in described
+    assert bool(words) == ("read from" in described)
+
+
 def test_arguments_need_an_architecture(folder: Path) -> None:
     own(folder)
     with mistake("arch_args: there is no architecture that they are for"):

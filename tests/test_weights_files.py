@@ -100,6 +100,13 @@ def test_prefixes_of_wrappers_are_taken_off(
     assert len(weights.states) == 1 + prefix.count(".")
 
 
+def test_an_average_of_torch_is_the_network_in_it(path: Path) -> None:
+    average = torch.optim.swa_utils.AveragedModel(nn.DataParallel(net()))
+    torch.save({"ema": average.state_dict()}, path)
+    assert "n_averaged" in average.state_dict()
+    assert same_state(inner(read_weights(path)), average.module.module.state_dict())
+
+
 @pytest.mark.parametrize(
     ("names", "prefix"),
     [

@@ -5,6 +5,7 @@ files and in folders of Hugging Face, beside optimiser, scheduler, epoch and the
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ _MOST_WRAPPERS = 8  # around a network
 # What wrappers put before each name: DataParallel, torch.compile, Lightning and other programs,
 # and Sequential(normalise, network).
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "1.")
+_AVERAGED = "n_averaged"  # beside the network of torch's AveragedModel: how many it averages
 _STATISTICS = re.compile(r"(?P<owner>(?:.*\.)?)_?(?P<kind>mean|mu|std|sigma)")
 _MOST_CHANNELS = 64  # of an image
 _LARGEST_HEADER = 100 * 2**20  # bytes, as safetensors itself has it
@@ -126,6 +128,33 @@ def find_state(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
     )
 
 
+def list_twins(content: Any, state: Mapping[str, Tensor], entry: str, path: Path) -> list[str]:
+    """Return the other usual entries of a file that hold a network of these shapes, as an average.
+
+    Args:
+        content: of the file.
+        state, entry: what ``find_state`` found in it.
+        path: of the file.
+    """
+    twins: list[str] = []
+    first, shapes = re.split(r"[.\[]", entry)[0], _count_shapes(state)
+    for name in _ENTRIES if isinstance(content, Mapping) and entry else ():
+        if name == first or name not in content:
+            continue
+        try:
+            found = _search(content[name], path, name, _DEEPEST_ENTRY - 1)
+        except UserError:
+            continue
+        if found is not None and _count_shapes(found[0]) == shapes:
+            twins.append(found[1])
+    return twins
+
+
+def _count_shapes(state: Mapping[str, Tensor]) -> Counter[torch.Size]:
+    """Count the shapes of tensors; averages have numbers, of steps, that networks lack."""
+    return Counter(tensor.shape for tensor in state.values() if tensor.ndim)
+
+
 def _search(
     content: Any, path: Path, entry: str, depth: int
 ) -> tuple[dict[str, Tensor], str] | None:
@@ -185,9 +214,10 @@ def _take_wrapper(state: State) -> State | None:
     """Take off one prefix or the normalisation; None where there is neither."""
     if (inner := _take_normalisation(state.tensors)) is not None:
         return inner if state.mean is None else _join_normalisations(state, inner)
+    inside = {key: item for key, item in state.tensors.items() if key != _AVERAGED}
     for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state.tensors):
-            tensors = {key.removeprefix(prefix): item for key, item in state.tensors.items()}
+        if inside and all(key.startswith(prefix) for key in inside):
+            tensors = {key.removeprefix(prefix): item for key, item in inside.items()}
             return State(tensors, state.mean, state.std)
     return None
 

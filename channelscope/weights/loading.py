@@ -21,7 +21,14 @@ from channelscope.recipes import METHODS
 from channelscope.weights.architectures import External, MisfitError, Value, names_only_file
 from channelscope.weights.checkpoints import Checkpoint, Gate, versions
 from channelscope.weights.cifar import Match
-from channelscope.weights.files import Weights, find_state, read_content, read_weights, unwrap
+from channelscope.weights.files import (
+    Weights,
+    find_state,
+    list_twins,
+    read_content,
+    read_weights,
+    unwrap,
+)
 from channelscope.weights.published import PUBLISHERS, read_published
 from channelscope.weights.recognise import (
     add_normalisation,
@@ -95,7 +102,7 @@ def read_network(
         how = "by the published" if _is_normalised(match) else _NAMED
         match = _normalise(match, str(path), statistics, is_named)
         return _make_checkpoint(match, str(path), how)
-    path = Path(path)
+    path, chosen = Path(path), ""
     if path.is_dir():
         weights = read_weights(path)
     else:
@@ -104,10 +111,13 @@ def read_network(
             return Checkpoint.read(path, code=arch)
         state, entry = find_state(content, path)
         weights = Weights(path, unwrap(state, path), entry)
+        if twins := list_twins(content, state, entry, path):
+            others = f"{', '.join(twins)} {'hold others' if len(twins) > 1 else 'holds another'}"
+            chosen = f"read from {entry} ({others}: to choose, save it in a file of its own)"
     match = _match(weights, arch, dict(arch_args or {}))
     how = "by the file's own" if _is_normalised(match) else _NAMED
     match = _normalise(match, str(path), statistics, is_named)
-    return _make_checkpoint(match, path.name, how)
+    return _make_checkpoint(match, path.name, how, chosen)
 
 
 def _match(weights: Weights, arch: str | None, args: dict[str, Value]) -> Match:
@@ -167,13 +177,14 @@ def _print_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
     return "mean {} and standard deviation {}".format(*numbers)
 
 
-def _make_checkpoint(match: Match, source: str, how: str = "by") -> Checkpoint:
+def _make_checkpoint(match: Match, source: str, how: str = "by", chosen: str = "") -> Checkpoint:
     """Make the checkpoint of a match.
 
     Args:
         match: what was recognised.
         source: the file.
         how: it is normalised, if it is: words before the numbers.
+        chosen: which of the file's networks it is, in words, if there are several.
     """
     stem = next((item for item in match.state.values() if item.ndim == 4), None)
     channels = 3 if stem is None else stem.shape[1]
@@ -188,6 +199,7 @@ def _make_checkpoint(match: Match, source: str, how: str = "by") -> Checkpoint:
             "converted_from": match.name,
             "assumed": match.assumed,
             "normalised": how,
+            "chosen": escape(chosen),
             "file": escape(source),
             "versions": versions(),
         },
@@ -216,6 +228,8 @@ def describe_network(checkpoint: Checkpoint) -> str:
     if _is_normalised(checkpoint):
         statistics = _print_statistics(architecture.mean, architecture.std)
         parts.append(f"normalised {meta.get('normalised', 'by')} {statistics}")
+    if meta.get("chosen"):
+        parts.append(str(meta["chosen"]))
     if meta.get("assumed"):
         parts.append(f"assumed: {meta['assumed']}")
     return ", ".join(parts)
