@@ -65,24 +65,27 @@ def spearman(a: Float[ndarray, "*n c"], b: Float[ndarray, "*n c"]) -> Float[ndar
 def rank(values: Float[ndarray, "*n c"]) -> Float[ndarray, "*n c"]:
     """Rank along the last axis, from 1, ties sharing their mean rank; NaN where any value is."""
     rows = np.ascontiguousarray(values, np.float64).reshape(-1, values.shape[-1])
-    order, are_near = _sort_rows(rows)
+    order, near = _sort_rows(rows)
     flat = order + rows.shape[1] * np.arange(len(rows))[:, None]  # quicker than row by row
-    places = np.arange(1.0, rows.shape[1] + 1)
-    if are_near:
-        ascending = rows.ravel()[flat]
-        unsorted = (ascending[:, 1:] < ascending[:, :-1]).any(1)
-        if unsorted.any():
-            flat[unsorted] += rows[unsorted].argsort(1) - order[unsorted]
-            ascending = rows.ravel()[flat]
-        places = _share_places(ascending)
+    places = np.broadcast_to(np.arange(1.0, rows.shape[1] + 1), rows.shape)
+    if near.any():
+        # What a ReLU holds back comes first, and in most rows nothing else is equal.
+        zeros = rows.shape[1] - np.count_nonzero(rows, axis=1)
+        places = np.where(places <= zeros[:, None], (zeros[:, None] + 1) / 2, places)
+        others = (near != np.maximum(zeros - 1, 0)) | (rows.min(1) < 0)
+        if others.any():
+            order, places[others] = _rank_near(rows[others], order[others])
+            flat[others] = order + rows.shape[1] * np.flatnonzero(others)[:, None]
     ranks = np.empty(rows.shape)
     ranks.ravel()[flat] = places
     ranks[np.isnan(rows.max(1, initial=-np.inf))] = np.nan
     return ranks.reshape(values.shape)
 
 
-def _sort_rows(rows: Float[ndarray, "n c"]) -> tuple[Int[ndarray, "n c"], bool]:
-    """Return the order of each row's values, and whether any of them is near the next one.
+def _sort_rows(
+    rows: Float[ndarray, "n c"],
+) -> tuple[Int[ndarray, "n c"], Int[ndarray, " n"]]:
+    """Return the order of each row's values, and how many of these are near the next one.
 
     Such values may be equal, or in the wrong order. Sorting whole numbers is two to three times
     as quick as sorting their places, so a value's place replaces the last bits of its binary form,
@@ -95,19 +98,26 @@ def _sort_rows(rows: Float[ndarray, "n c"]) -> tuple[Int[ndarray, "n c"], bool]:
     keys = keys & ~mask
     keys |= np.arange(rows.shape[1])
     keys.sort(1)
-    are_near = bool((keys[:, 1:] ^ keys[:, :-1] <= mask).any())
+    near = np.count_nonzero(keys[:, 1:] ^ keys[:, :-1] <= mask, axis=1)
     keys &= mask
-    return keys, are_near
+    return keys, near
 
 
-def _share_places(ascending: Float[ndarray, "n c"]) -> Float[ndarray, "n c"]:
-    """Return the places, from 1, of values in ascending order; equal ones share their mean."""
+def _rank_near(
+    rows: Float[ndarray, "n c"], order: Int[ndarray, "n c"]
+) -> tuple[Int[ndarray, "n c"], Float[ndarray, "n c"]]:
+    """Put near values in order; return the order, and places that equal values share."""
+    ascending = np.take_along_axis(rows, order, 1)
+    unsorted = (ascending[:, 1:] < ascending[:, :-1]).any(1)
+    if unsorted.any():
+        order[unsorted] = rows[unsorted].argsort(1)
+        ascending = np.take_along_axis(rows, order, 1)
     is_first = np.ones(ascending.shape, bool)
     np.not_equal(ascending[:, 1:], ascending[:, :-1], out=is_first[:, 1:])
     starts = np.flatnonzero(is_first)
     lengths = np.diff(starts, append=is_first.size)
     places = np.repeat(starts + (lengths + 1) / 2, lengths).reshape(ascending.shape)
-    return places - ascending.shape[1] * np.arange(len(ascending))[:, None]
+    return order, places - ascending.shape[1] * np.arange(len(ascending))[:, None]
 
 
 def shift(
