@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LARGEST_TEXT = 16 * 2**20  # bytes of JSON: parsed, it takes 30 times as much
 LARGEST_RECIPE = 64 * 2**10  # characters
 LARGEST_LINE = 64 * 2**10  # bytes of a table's first line: a column takes more than a kilobyte
+LARGEST_NUMBER = 1e100  # beyond what single precision makes; axes end before double precision does
 LONGEST_NAME = 4096  # letters of a word in a table, or a name: a path has as many
 DEEPEST = 50  # lists and tables in one another
 UNPACKED = 128 * 2**20  # bytes that any archive may unpack to
@@ -172,6 +173,7 @@ def read_table(
     check_lengths(words, path.name)
     for column in numbers:
         frame[column] = _parse_numbers(frame[column])
+        check_sizes(frame[column].to_numpy(), path.name)
     if frame.duplicated([*names, *(column for column in numbers if column in _KEYS)]).any():
         raise ValueError(f"{path.name} has a row twice")
     return frame
@@ -181,6 +183,16 @@ def check_lengths(names: Iterable[str], where: str) -> None:
     """Refuse names that no figure and no page has room for, with ValueError."""
     if any(len(name) > LONGEST_NAME for name in names):
         raise ValueError(f"{where} has names of more than {LONGEST_NAME} letters")
+
+
+def check_sizes(numbers: "np.ndarray", where: str) -> None:
+    """Refuse finite numbers that no axis has room for, with ValueError."""
+    import numpy as np
+
+    if numbers.dtype == np.float64:
+        sizes = np.abs(numbers)
+        if ((sizes > LARGEST_NUMBER) & (sizes < np.inf)).any():
+            raise ValueError(f"{where} has numbers beyond {LARGEST_NUMBER:g}")
 
 
 def _check_head(path: Path, least: int, most: int) -> None:

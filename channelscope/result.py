@@ -48,6 +48,7 @@ from channelscope.reading import (
     check_array,
     check_lengths,
     check_regular,
+    check_sizes,
     open_arrays,
     read_meta,
     read_table,
@@ -579,6 +580,8 @@ def _take_channel_table(
             raise ValueError(f"the arrays of {name} are of other classes or channels")
         if any(array.dtype.kind not in "fiu" for array in columns.values()):
             raise ValueError(f"the arrays of {name} are no numbers")
+        for array in columns.values():
+            check_sizes(array, f"an array of {name}")
         columns = {
             key: array.astype(np.float64) if array.dtype == np.float32 else array
             for key, array in columns.items()

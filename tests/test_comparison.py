@@ -1037,6 +1037,10 @@ SPOILT: dict[str, Any] = {
     "an infinite magnitude": lambda folder: rearranged(
         folder, "tables/activations/0/magnitude", lambda array: array + np.inf
     ),
+    "a magnitude beyond all axes": lambda folder: rearranged(
+        folder, "tables/activations/0/magnitude", lambda array: array + 1e308
+    ),
+    "an accuracy beyond all axes": lambda folder: change(folder, "robustness", "accuracy", 1e308),
     "words for magnitudes": lambda folder: rearranged(
         folder, "tables/activations/0/magnitude", lambda array: array.astype(str)
     ),

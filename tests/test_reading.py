@@ -221,6 +221,16 @@ def test_tables_of_endless_or_uneven_lines_are_refused(tmp_path: Path) -> None:
     assert read_table(path, *columns).values.tolist() == [["NA", 1]]
 
 
+@pytest.mark.parametrize("number", ["1e308", "-1e308", "1.1e100"])
+def test_numbers_that_no_axis_has_room_for_are_refused(number: str, tmp_path: Path) -> None:
+    path, columns = tmp_path / "t.csv", (("name",), ("value",))
+    path.write_text(f"name,value\na,{number}\nb,0.5\n")
+    with pytest.raises(ValueError, match=r"t\.csv has numbers beyond"):
+        read_table(path, *columns)
+    path.write_text("name,value\na,3e38\nb,inf\nc,-inf\nd,\n")
+    assert read_table(path, *columns)["value"].tolist()[:3] == [3e38, np.inf, -np.inf]
+
+
 def test_tables_may_have_further_columns_of_words(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("name,value,seed\nat,1,07\n")
