@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from helpers.processes import (
     assert_same_files,
     read_result,
     read_sentences,
+    run_on_two_nodes,
     torchrun,
 )
 from helpers.runs import trained, write_npz
@@ -157,6 +159,53 @@ def test_processes_of_other_files_end_with_one_sentence(tmp_path: Path) -> None:
     (sentence,) = read_sentences(errors)
     assert "the weights of net differ between processes 0 and 1." in sentence
     assert "exitcode  : 2" in errors
+    assert not list(tmp_path.glob("*out*"))
+
+
+def finish(started: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
+    """Wait for two nodes; return what each printed, and its errors."""
+    try:
+        return [process.communicate(timeout=200) for process in started]
+    finally:
+        for process in started:
+            process.terminate()
+
+
+def test_two_nodes_with_folders_of_their_own_make_the_result_of_one_process(tmp_path: Path) -> None:
+    """Each has a copy of the data and of the network; of the run they share the folder."""
+    words = evaluate(tmp_path, "-q")
+    network, data = Path(words[2]), Path(words[4].removeprefix("npz:"))
+    for node in ("0", "1"):
+        (tmp_path / node).mkdir()
+        shutil.copy(network, tmp_path / node / "net.pt")
+        shutil.copy(data, tmp_path / node / data.name)
+    here = ["--models", str(tmp_path / "NODE" / "net.pt"), "--labels", network.stem]
+    here += ["--data", f"npz:{tmp_path / 'NODE' / data.name}"]
+    ended = run_on_two_nodes("helpers.processes", tmp_path / "NODE", *words, *here)
+    printed = finish(ended)
+    assert [process.returncode for process in ended] == [0, 0], printed
+    assert "Worst-case" in printed[0][0]
+    assert not printed[1][0]
+    alone = [*words, "--labels", network.stem, "--out", str(tmp_path / "alone")]
+    assert cli.main(alone) == 0
+    one, other = read_result(tmp_path / "out"), read_result(tmp_path / "alone")
+    numbers = [name for name in other if name.endswith((".csv", ".npz"))]
+    assert len(numbers) > 3
+    assert [name for name in numbers if one.get(name) != other[name]] == []
+
+
+def test_nodes_without_a_run_folder_in_common_end_with_one_sentence(tmp_path: Path) -> None:
+    """A folder of one path may be there on each of them, and hold a run of its own."""
+    for node in ("0", "1"):
+        (tmp_path / node / "run").mkdir(parents=True)
+        (tmp_path / node / "run" / "channelscope-run").touch()
+    words = [*evaluate(tmp_path), "--run-folder", str(tmp_path / "NODE" / "run")]
+    ended = run_on_two_nodes("helpers.processes", tmp_path / "NODE", *words)
+    printed = finish(ended)
+    sentences = [sentence for _, errors in printed for sentence in read_sentences(errors)]
+    assert len(sentences) == 1
+    assert "do not share a disk" in sentences[0]
+    assert not any(words for words, _ in printed)
     assert not list(tmp_path.glob("*out*"))
 
 

@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import weakref
@@ -25,7 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt32
 from numpy import ndarray
 
-from channelscope.distributed import all_gather_words, barrier, is_first, rank
+from channelscope.distributed import all_gather_words, barrier, is_first, rank, world_size
 from channelscope.errors import UserError
 from channelscope.files import atomic_write, check_no_link
 from channelscope.reading import read_text
@@ -183,17 +184,23 @@ class RunFolder:
         # One process names the place; the others are told it.
         made = path if path is not None else Path(_make_temporary())
         self.path = made.absolute()
+        # A file of a new name: a folder of this path may be there on each of several machines.
+        seen = self.path / all_gather_words([f"{secrets.token_hex(8)}.seen"])[0]
         if is_first():
             check_run_folder(self.path)
             check_no_link(self.path / _MARK, self.path)
             with _explain_writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 (self.path / _MARK).touch()
+                seen.touch()
         barrier()
-        if not self.path.is_dir():
+        see = all_gather_words([str(rank())] if seen.exists() else [])
+        if is_first():
+            seen.unlink()
+        if len(see) < world_size():
             raise UserError(
-                f"The processes do not share a disk: {self.path} is not there for all of them. "
-                "Name a run folder that all see."
+                "run_folder: the processes do not share a disk, and each sees a folder of its own: "
+                "name a run folder that all see."
             )
         if path is None:
             user = self.path / f"{rank()}.user"

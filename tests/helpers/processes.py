@@ -6,6 +6,7 @@ runs the command of these words, in which RANK stands for its number, with few k
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,30 @@ OF_THE_RUN = ("created", "command", "hardware", "batch_size")  # what of meta.js
 
 def torchrun(*words: str | Path) -> subprocess.Popen[str]:
     """Start two processes of a module, named as after ``python -m``, with arguments."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    return _launch("--standalone", "--nproc-per-node", "2", "-m", *map(str, words))
+
+
+def run_on_two_nodes(*words: str | Path) -> list[subprocess.Popen[str]]:
+    """Start a process of a module on each of two nodes, in whose words NODE is the number.
+
+    The nodes are groups of processes of their own, which meet at a port of this machine.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port)
+    return [
+        _launch(
+            *(*place, "--node-rank", node, "--nproc-per-node", "1", "-m"),
+            *(str(word).replace("NODE", node) for word in words),
+        )
+        for node in ("0", "1")
+    ]
+
+
+def _launch(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *launcher, *map(str, words)],
+        [sys.executable, "-m", "torch.distributed.run", *words],
         cwd=TESTS,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
