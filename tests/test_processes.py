@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from helpers.processes import (
     run_on_two_nodes,
     torchrun,
 )
-from helpers.runs import trained, write_npz
+from helpers.runs import after_steps, trained, write_npz
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unchecked")]
 
@@ -207,6 +208,33 @@ def test_nodes_without_a_run_folder_in_common_end_with_one_sentence(tmp_path: Pa
     assert "do not share a disk" in sentences[0]
     assert not any(words for words, _ in printed)
     assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("steps", [None, 1])
+def test_nodes_that_do_not_share_a_training_so_far_do_not_go_on_with_it(
+    steps: int | None, tmp_path: Path
+) -> None:
+    """One node has a run of one epoch, the other of none, or no run; an epoch is of two steps."""
+    words = ["train", "--method", "standard", "--arch", "resnet10", "--width", "2"]
+    words += ["--epochs", "3", "--batch-size", "16", "--data", data_of(tmp_path)]
+    words += ["--device", "cpu", "-q", "--resume", "--out", str(tmp_path / "NODE" / "net.pt")]
+    for node, after in (("0", 4), ("1", steps)):
+        (tmp_path / node).mkdir()
+        if after is not None:
+            stops = count(1)
+
+            def stop(_: object, stops: Any = stops, after: int = after) -> None:
+                if next(stops) == after:
+                    raise KeyboardInterrupt
+
+            with after_steps(stop):
+                assert cli.main([word.replace("NODE", node) for word in words]) == 130
+            assert (tmp_path / node / "net.pt.partial").exists()
+    ended = run_on_two_nodes("helpers.processes", tmp_path / "NODE", *words)
+    printed = finish(ended)
+    (sentence,) = (sentence for _, errors in printed for sentence in read_sentences(errors))
+    assert "the files of the run so far differ between processes 0 and 1." in sentence
+    assert not list(tmp_path.glob("*/net.pt"))
 
 
 def test_a_process_keeps_to_itself_what_the_first_says(monkeypatch: pytest.MonkeyPatch) -> None:

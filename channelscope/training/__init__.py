@@ -142,6 +142,9 @@ def _run(
         if not (resume and (job.partial.exists() or job.out.exists())):
             job = choose_precision(job, device)  # a run that goes on keeps its own
         state = State.resume(job, device) if resume else State.start(job, device)
+        if resume:
+            so_far = repr(state.history) if state is not None else ""
+            distributed.check_same({"the files of the run so far": so_far})
         if state is not None:
             settings = job.settings | _describe_precision(state.job, progress)
             with open_logs(logs, job.out, settings, state.history) as write:
