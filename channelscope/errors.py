@@ -3,7 +3,7 @@
 import difflib
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -70,6 +70,18 @@ def suggest(name: str, names: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def join_first(names: Sequence[str], most: int, kind: str = "") -> str:
+    """Name the first of some things, and tell how many more there are.
+
+    >>> join_first(["conv1", "layer1", "layer2", "layer3"], 2, "layers")
+    'conv1, layer1 and 2 more layers'
+    >>> join_first(["conv1", "layer1"], 2)
+    'conv1, layer1'
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more {kind}".rstrip() if more > 0 else "")
 
 
 def escape(text: str) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
-from channelscope.errors import UserError, suggest
+from channelscope.errors import UserError, join_first, suggest
 
 Edit = Callable[[Tensor], Tensor | None]
 _PARALLEL = nn.DataParallel, nn.parallel.DistributedDataParallel
@@ -139,7 +139,7 @@ class _Place(NamedTuple):
 def _list_outermost(layers: Mapping[str, nn.Module]) -> str:
     """Return the end of an error message on a name that is like none of the layers."""
     names = [name for name in layers if name and "." not in name]
-    listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    listed = join_first(names, _LISTED)
     return f" It has {listed}; 'channelscope layers' lists all." if names else ""
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from channelscope.errors import UserError, suggest
+from channelscope.errors import UserError, join_first, suggest
 from channelscope.networks import Normalised, check_statistics
 
 Value = bool | int | float | str | tuple[int, ...]
@@ -301,12 +301,10 @@ def _ask_for_name(place: str) -> UserError:
     likeliest = networks[0] if len(networks) == 1 else None
     if likeliest in names:
         names = [likeliest, *(name for name in names if name != likeliest)]
-    more = len(names) - _MOST_LISTED
-    told = ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
     example = f"{place}:{likeliest}" if likeliest in names else f"{place}:NAME"
     return UserError(
         f"arch: {place} is a file of code, in which the network has a name: type {example} (it "
-        f"defines {told})."
+        f"defines {join_first(names, _MOST_LISTED)})."
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from channelscope.errors import UserError
+from channelscope.errors import UserError, join_first
 from channelscope.networks import Architecture
 from channelscope.weights.architectures import External, MisfitError, Value
 from channelscope.weights.chains import match_chain
@@ -67,19 +67,14 @@ class Difference:
     def __str__(self) -> str:
         parts = []
         if self.missing:
-            parts.append(f"the file lacks {_list_names(self.missing)}")
+            parts.append(f"the file lacks {join_first(self.missing, _NAMED, 'tensors')}")
         if self.extra:
-            parts.append(f"has {_list_names(self.extra)} besides")
+            parts.append(f"has {join_first(self.extra, _NAMED, 'tensors')} besides")
         for key, (theirs, expected) in list(self.reshaped.items())[:_NAMED]:
             parts.append(f"{key} is {theirs} in the file and {expected} there")
         if len(self.reshaped) > _NAMED:
             parts.append(f"{len(self.reshaped) - _NAMED} more tensors have other shapes")
         return ", ".join(parts)
-
-
-def _list_names(names: Sequence[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more tensors" if more > 0 else "")
 
 
 def compare_tensors(
@@ -383,7 +378,7 @@ def _explain(weights: Weights, differences: list[Difference]) -> UserError:
         names = [key for key in state if not key.endswith(_COUNTER)]
         return UserError(
             f"{weights.path} holds a network that is not recognised, with the tensors "
-            f"{_list_names(names)}: {advice}."
+            f"{join_first(names, _NAMED, 'tensors')}: {advice}."
         )
     return UserError(
         f"{weights.path} holds a network that is not recognised; the nearest is {nearest.name}, "
