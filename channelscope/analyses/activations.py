@@ -306,7 +306,7 @@ def draw_relevance(result: "Result", layer: str | None = None) -> Figure:
         head = f"{heads[class_name]} robust: {describe_class(class_name, 10)}"
         write_above(ax, head)
     for ax in list_bottom(axes):
-        ax.set_xlabel("← NR relevance PR →")
+        ax.set_xlabel("← NR  relevance  PR →")
     question = "Is a channel more active the more it speaks for the class?"
     add_title(figure, f"{question} ({describe_layers(layers)})")
     note = (
@@ -328,8 +328,9 @@ def _draw_dots(ax: Axes, data: pd.DataFrame) -> None:
         channels, colour = select_rows(data, data=name), COLOURS[name]
         look = dot_look(len(channels))
         ax.plot(channels["relevance"], channels["magnitude"], color=colour, alpha=0.7, **look)
-        rho = f"ρ {_format_rho(channels)}".replace(" −", "−")
-        ax.set_title(rho, loc=side, color=colour, size=current_style().small)
+        ax.set_title(
+            f"ρ {_format_rho(channels)}", loc=side, color=colour, size=current_style().small
+        )
 
 
 def _format_rho(channels: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ from channelscope.analyses.base import (
     get_primary_layer,
     register,
 )
+from channelscope.figures.words import format_attack
 from channelscope.statistics.intervals import wilson
 
 # Standard deviations of a single guess. An untrained network's answers depend on the image too, so
@@ -69,10 +70,11 @@ def _find_in_arrays(study: Study, model: str) -> Iterator[Finding]:
         )
     attacked = study.answers(model, "adversarial") == study.labels
     if attacked.mean() > natural.mean():
+        attack = format_attack(study.settings["attack"])
         yield Finding(
             "robust-above-natural",
-            f"It is right more often under the attack ({attacked.mean():.1%}) than without it "
-            f"({natural.mean():.1%}): the attack does not attack.",
+            f"It is right more often under {attack} ({attacked.mean():.1%}) than without it "
+            f"({natural.mean():.1%}): this attack fails, and nothing measured under it counts.",
             {"natural": float(natural.mean()), "adversarial": float(attacked.mean())},
         )
     layer = get_primary_layer(study, model)

@@ -142,7 +142,8 @@ def draw_robustness(result: "Result") -> Figure:
         height = rows["attack"].map(places).to_numpy() + offsets[index]
         look = looks[model] | size
         ax.errorbar(accuracy, height, xerr=bars, **look)
-        handles.append(Line2D([], [], label=shorten(model), **size_of_dot | looks[model]))
+        label = f"{shorten(model)} ({format_percent(rows['accuracy'].iloc[-1])})"
+        handles.append(Line2D([], [], label=label, **size_of_dot | looks[model]))
         if apart > 1:
             ax.set_title(shorten(model, 16), loc="left", weight="bold")
     for ax in axes[0]:
@@ -160,7 +161,10 @@ def draw_robustness(result: "Result") -> Figure:
     ax.set_ylim(count - 0.5, -0.5)
     images, radius = result.meta["data"]["images"], format_radius(result.meta["eps"])
     add_title(figure, f"Accuracy under each attack, ε = {radius}, {images:,} images")
-    add_legend(figure, handles if apart == 1 else (), _make_note(result, data))
+    note = _make_note(result, data)
+    if apart == 1:
+        note += "\nin brackets below: the worst case, image by image, over the attacks on the model"
+    add_legend(figure, handles if apart == 1 else (), note)
     return figure
 
 

@@ -27,7 +27,7 @@ from channelscope.figures.words import LABELLED, shorten
 if TYPE_CHECKING:
     from channelscope.result import Result
 
-SPREAD_NOTE = "; ticks 0.01, 0.1, 1: a logarithmic axis, linear around 0"
+SPREAD_NOTE = "; an axis on which 0.1 and 1 are neighbours: logarithmic, linear around 0"
 _EMPTY = "empty"
 _PERCENT_STEPS = (1, 2, 2.5, 5, 10)
 _MANY = 8  # fewer channels are never pressed together
@@ -367,6 +367,8 @@ def spread_small(ax: Axes, which: Literal["x", "y"], *values: np.ndarray) -> boo
     powers = [10.0**power for power in range(lowest, decade + 1, 1 + (decade - lowest) // 4)]
     powers = powers[1:] if len(powers) > 2 else powers  # the lowest is too near 0
     lower = [-power for power in reversed(powers)]
+    if which == "x":  # on which numbers stand side by side
+        lower, powers = lower[:1], powers[-2:]
     axis.set_major_locator(FixedLocator([*lower, 0, *powers]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -154,7 +155,8 @@ def name_winner(result: "Result", faulty: set[str]) -> tuple[str, list[str]]:
         for other in [*equal[:1], *behind[:1]]
     ]
     if not equal:
-        return f"{best} is the most robust: it {share.removeprefix(best).strip()}.", reasons
+        among = " of the networks that can be trusted" if faulty else ""
+        return f"{best} is the most robust{among}: it{share.removeprefix(best)}.", reasons
     alike = [f"{name} ({format_percent(shares[name])})" for name in (best, *equal)]
     ends = f"; {best} is ahead of {_join(behind)}" if behind else ""
     text = "No network is shown to be the most robust: the worst-case accuracies of"
@@ -198,7 +200,7 @@ def _summarise_comparison(result: "Result") -> Summary:
     headline, differences = name_winner(result, set(faults))
     return Summary(
         headline,
-        [*_warn(faults), *filter(None, [_say_mass(result)])],
+        [*_warn(faults), *filter(None, [_say_mass(result, set(faults))])],
         _tabulate_comparison(result),
         list_profiles(result),
         [*filter(None, [" ".join(differences)]), *describe_leaks(result)],
@@ -217,18 +219,31 @@ def _take_measure(result: "Result", measure: str) -> dict[str, Cell]:
     return cells
 
 
-def _say_mass(result: "Result") -> str:
+def _say_mass(result: "Result", faulty: set[str]) -> str:
+    """Say how much activation is on NR channels, and whether that has the order of robustness.
+
+    Networks that cannot be trusted are left out.
+    """
     natural, adversarial = (_take_measure(result, measure) for measure in _MASSES)
-    parts = [
-        f"{adversarial[model].text} in {model} ({natural[model].text} without attack)"
-        for model in list(adversarial)[:_NAMED]
-    ]
-    if not parts:
+    models = [model for model in adversarial if model not in faulty]
+    if not models:
         return ""
-    return (
-        "What goes with it: under attack, channels that speak against the class (NR) hold of the "
-        f"relevant activation {', '.join(parts)}."
+    parts = [
+        f"{adversarial[model].text} in {model} ({natural[model].text} without it)"
+        for model in models[:_NAMED]
+    ]
+    said = (
+        "Of the activation that bears on the class, channels that speak against it (NR) have "
+        f"under {format_attack(result.meta['attack'])} {', '.join(parts)}"
     )
+    worst = {model: right.mean() for model, right in find_worst_cases(result).items()}
+    if len(models) < 2 or not worst.keys() >= set(models):
+        return f"{said}."
+    by_mass = sorted(models, key=lambda model: adversarial[model].value)
+    shares = [worst[model] for model in by_mass]
+    if all(one > other for one, other in pairwise(shares)):
+        return f"{said}: the less it is, the more robust the network."
+    return f"{said}: in these networks the order is not that of robustness."
 
 
 def _find_concentration(result: "Result") -> dict[str, Cell]:
