@@ -52,6 +52,31 @@ def test_a_network_that_cannot_be_trusted_does_not_win() -> None:
     assert summary.reasons[0] == "Do not trust at. It is random."
 
 
+@pytest.mark.parametrize(
+    ("masses", "faulty", "words"),
+    [
+        ((0.5, 0.2, 0.3), [], "the less it is, the more robust the network"),
+        ((0.5, 0.3, 0.2), [], "the order is not that of robustness"),
+        ((0.5, 0.1, 0.2), ["cifs"], "the less it is, the more robust the network"),
+        ((0.1, 0.2, 0.3), ["nat", "cifs"], "20.0 % in at"),
+    ],
+)
+def test_what_nr_channels_have_is_told_with_whether_it_orders_the_networks(
+    masses: tuple[float, ...], faulty: list[str], words: str
+) -> None:
+    """Of 0, 60 and 40 robust images; networks that cannot be trusted are left out."""
+    result = with_robust(0, 60, 40)
+    alignment = result.alignment.copy()
+    for model, mass in zip(result.meta["models"], masses, strict=True):
+        rows = (alignment["model"] == model) & (alignment["measure"] == "nr_mass_adversarial")
+        alignment.loc[rows, "value"] = mass
+    faults = pd.DataFrame({"model": faulty, "check": "noise", "sentence": "It is random."})
+    tables = {"alignment": alignment} | ({"faults": faults} if faulty else {})
+    *_, said = summarise(replace_tables(result, **tables)).reasons
+    assert words in said
+    assert not any(f" in {model} (" in said for model in faulty)
+
+
 def test_one_network_no_robust_one_and_none_at_all_have_their_sentences() -> None:
     only = replace(with_robust(30), meta=RESULT.meta | {"models": {"only": {}}})
     assert name_winner(only, set()) == ("only withstands every attack on 30.0 % of the images.", [])
