@@ -157,7 +157,7 @@ def test_relevance_draws_every_channel_and_spearman_of_the_extreme_classes() -> 
             np.testing.assert_array_equal(points, np.c_[x, y])
             rho = reference.spearman(x.tolist(), y.tolist())
             title = ax._left_title if data == "natural" else ax._right_title
-            assert title.get_text() == f"ρ {rho:z.2f}".replace(" -", "−")
+            assert title.get_text() == f"ρ {rho:z.2f}".replace("-", "−")
             assert to_hex(title.get_color()) == colour.lower()
     heads = [ax.texts[-1].get_text() for ax in figure.axes[:2]]
     assert heads == [f"most robust: {mean.idxmax()}", f"least robust: {mean.idxmin()}"]
