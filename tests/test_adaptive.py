@@ -134,6 +134,30 @@ def test_each_attack_gets_what_those_before_it_left() -> None:
     assert second.given == [1, 3, 4]
 
 
+class _Full(nn.Module):
+    """A network that cannot answer on no images, as many cannot."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert len(x), "no images"
+        return F.one_hot(torch.zeros(len(x), dtype=torch.long), 3) + x.flatten(1)[:, :3]
+
+
+@pytest.mark.parametrize("attacks", ["none before", "all left"])
+def test_a_sweep_ends_where_no_image_is_right_any_more(attacks: str) -> None:
+    x, network = torch.zeros(4, 3, 2, 2), _Full().eval()
+    y = torch.full((4,), 1 if attacks == "none before" else 0)
+
+    def attack(network: nn.Module, x: Tensor, y: Tensor, generator: Any = None) -> Tensor:
+        del y, generator
+        network(x)
+        adversarial = x.clone()
+        adversarial[:, 0, 0, 1] = 2  # breaks all
+        return adversarial
+
+    x_adv = run_cascade((attack, attack), network, x, y)
+    assert bool((x_adv[:, 0, 0, 1] == 2).all()) == (attacks == "all left")
+
+
 def test_probe_loss_is_the_cross_entropy_of_one_probe() -> None:
     model, (x, y) = gated().eval(), batch()
     probed = model.probed(x)

@@ -114,6 +114,8 @@ def run_cascade(
     """Run attacks in turn on a network in eval mode; see ``Cascade``."""
     x_adv, rows = x.clone(), find_correct(model, x, y).nonzero().squeeze(1)
     for attack in attacks:
+        if not len(rows):  # many networks cannot answer on no images
+            break
         points = attack(model, x[rows], y[rows], select_generators(generator, rows))
         correct = find_correct(model, points, y[rows])
         x_adv[rows[~correct]] = points[~correct]
