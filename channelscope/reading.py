@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LARGEST_TEXT = 16 * 2**20  # bytes of JSON: parsed, it takes 30 times as much
 LARGEST_RECIPE = 64 * 2**10  # characters
 LARGEST_LINE = 64 * 2**10  # bytes of a table's first line: a column takes more than a kilobyte
-LARGEST_NUMBER = 1e100  # beyond what single precision makes; axes end before double precision does
+LARGEST_NUMBER = 1e100  # single precision ends far below it, matplotlib's axes fail above it
 LONGEST_NAME = 4096  # letters of a word in a table, or a name: a path has as many
 DEEPEST = 50  # lists and tables in one another
 UNPACKED = 128 * 2**20  # bytes that any archive may unpack to

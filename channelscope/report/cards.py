@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def list_cards(result: "Result") -> list[dict[str, Any]]:
     cards = []
     for model, layer in layers.items():
         columns = _read_columns(result, model, layer)
-        relevance, views = columns["relevance"], _list_views(result, model, layer)
+        relevance = columns["relevance"]
         losses = relevance * (columns["magnitude_natural"] - columns["magnitude_adversarial"])
         for chosen in (relevance < 0, relevance > 0):
             worths = np.where(chosen & (losses > 0), losses, 0)
@@ -69,27 +69,21 @@ def list_cards(result: "Result") -> list[dict[str, Any]]:
                 ]
                 for data in _DATA
             }
-            card["views"] = views.get(channel, [])
+            card["views"] = list(_list_views(result, model, layer, channel))
             cards.append(card)
     return cards
 
 
-def _list_views(result: "Result", model: str, layer: str) -> dict[int, list[dict[str, Any]]]:
-    """Return the images that drive a layer's channels, by channel (``visualise``), if kept."""
+def _list_views(result: "Result", model: str, layer: str, channel: int) -> Iterator[dict[str, Any]]:
+    """Yield the images that drive a channel (``visualise``), if the result keeps them."""
     place = list(result.meta["models"]).index(model)
     name = f"views/{place}/{result.meta['models'][model]['layers'].index(layer)}"
-    views: dict[int, list[dict[str, Any]]] = {}
-    for row, channel in enumerate(result.arrays.get(f"{name}/channels", np.array([], int))):
+    for row in np.flatnonzero(result.arrays.get(f"{name}/channels", np.array([])) == channel)[:1]:
+        # In the order of ``ChannelViews.activations``.
         activations = result.arrays[f"{name}/activations"][row]
-        views[int(channel)] = [
-            {
-                "picture": _encode(result.arrays[f"{name}/{which}"][row]),
-                "words": f"{words}: {format_number(activation)}",
-            }
-            # In the order of ``ChannelViews.activations``.
-            for (which, words), activation in zip(_VIEWS.items(), activations, strict=False)
-        ]
-    return views
+        for (which, words), activation in zip(_VIEWS.items(), activations, strict=False):
+            picture = _encode(result.arrays[f"{name}/{which}"][row])
+            yield {"picture": picture, "words": f"{words}: {format_number(activation)}"}
 
 
 def _read_columns(result: "Result", model: str, layer: str) -> dict[str, Float[ndarray, "k c"]]:

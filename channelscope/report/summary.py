@@ -1,5 +1,6 @@
 """The first screen: which network is robust, how sure that is, and what goes with it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -225,7 +226,11 @@ def _say_mass(result: "Result", faulty: set[str]) -> str:
     Networks that cannot be trusted are left out.
     """
     natural, adversarial = (_take_measure(result, measure) for measure in _MASSES)
-    models = [model for model in adversarial if model not in faulty]
+    models = [
+        model
+        for model, cell in adversarial.items()
+        if model not in faulty and not math.isnan(cell.value)
+    ]
     if not models:
         return ""
     parts = [
@@ -242,8 +247,8 @@ def _say_mass(result: "Result", faulty: set[str]) -> str:
     by_mass = sorted(models, key=lambda model: adversarial[model].value)
     shares = [worst[model] for model in by_mass]
     if all(one > other for one, other in pairwise(shares)):
-        return f"{said}: the less it is, the more robust the network."
-    return f"{said}: in these networks the order is not that of robustness."
+        return f"{said}; by these estimates, the less it is, the more robust the network."
+    return f"{said}; by these estimates, the order is not that of robustness."
 
 
 def _find_concentration(result: "Result") -> dict[str, Cell]:

@@ -15,8 +15,9 @@ mean of both, moved as little as it takes to have both sums:
     minimise  sum_ij (E_ij - M_ij)^2 / |M_ij|,  M = (E(dm / dU) + E(s)) / 2,
     subject to  sum_j E_ij = sum_j E(dm / dU)_ij  and  sum_i E_ij = sum_i E(s)_ij
 
-(Deming & Stephan, Annals of Mathematical Statistics 11, 1940, adjust tables of counts so.) Where
-something goes around the second layer, no table has both sums, and each is missed by as much.
+where masks have a row of the table (Deming & Stephan, Annals of Mathematical Statistics 11, 1940,
+adjust tables of counts so). Where something goes around the second layer, no table has both sums,
+and each is missed by as much.
 """
 
 from collections.abc import Sequence
