@@ -178,6 +178,8 @@ def _measure_class(
         keys = smallest.T.astype(np.uint64) @ (1 << 8 * np.arange(len(whole), dtype=np.uint64))
         _, chosen, back = np.unique(keys, return_index=True, return_inverse=True)
         weights = weights[:, chosen]
+    present: ndarray = weights.sum(0) > 0  # nothing is measured without images
+    weights = weights[:, present]
     constant = (relevance == relevance[0]).all()
     measured = measure_all(
         weighted_means(natural, weights),
@@ -187,11 +189,10 @@ def _measure_class(
         centre,
         distance,
     )
-    absent = weights.sum(0) == 0
     for name, values in (("natural", natural), ("adversarial", adversarial)):
         measured[f"uniformity_{name}"] = _measure_uniformity(active(values, threshold), weights)
-    columns = np.stack(list(measured.values()))
-    columns[:, absent] = np.nan
+    columns = np.full((len(measured), len(present)), np.nan)
+    columns[:, present] = list(measured.values())
     return dict(zip(measured, columns[:, back], strict=True))
 
 

@@ -66,30 +66,24 @@ def rank(values: Float[ndarray, "*n c"]) -> Float[ndarray, "*n c"]:
     """Rank along the last axis, from 1, ties sharing their mean rank; NaN where any value is."""
     rows = np.ascontiguousarray(values, np.float64).reshape(-1, values.shape[-1])
     order, near = _sort_rows(rows)
-    flat = order + rows.shape[1] * np.arange(len(rows))[:, None]  # quicker than row by row
-    places = np.broadcast_to(np.arange(1.0, rows.shape[1] + 1), rows.shape)
-    if near.any():
-        # What a ReLU holds back comes first, and in most rows nothing else is equal.
-        zeros = rows.shape[1] - np.count_nonzero(rows, axis=1)
-        places = np.where(places <= zeros[:, None], (zeros[:, None] + 1) / 2, places)
-        others = (near != np.maximum(zeros - 1, 0)) | (rows.min(1) < 0)
-        if others.any():
-            order, places[others] = _rank_near(rows[others], order[others])
-            flat[others] = order + rows.shape[1] * np.flatnonzero(others)[:, None]
+    order += rows.shape[1] * np.arange(len(rows))[:, None]  # one index is quicker than two
+    places = np.tile(np.arange(1.0, rows.shape[1] + 1), (len(rows), 1))
+    if near.size:
+        _share_places(rows, order, near, places)
     ranks = np.empty(rows.shape)
-    ranks.ravel()[flat] = places
+    ranks.ravel()[order] = places
     ranks[np.isnan(rows.max(1, initial=-np.inf))] = np.nan
     return ranks.reshape(values.shape)
 
 
 def _sort_rows(
     rows: Float[ndarray, "n c"],
-) -> tuple[Int[ndarray, "n c"], Int[ndarray, " n"]]:
-    """Return the order of each row's values, and how many of these are near the next one.
+) -> tuple[Int[ndarray, "n c"], Int[ndarray, " m"]]:
+    """Return the order of each row's values, and the flat places of those near the one before.
 
-    Such values may be equal, or in the wrong order. Sorting whole numbers is two to three times
-    as quick as sorting their places, so a value's place replaces the last bits of its binary form,
-    which as a whole number has the value's order.
+    Such values may be equal to it, or smaller. Sorting whole numbers is two to three times as quick
+    as sorting their places, so a value's place replaces the last bits of its binary form, which as
+    a whole number has the value's order.
     """
     keys = rows.view(np.int64)
     mask = (1 << (rows.shape[1] - 1).bit_length()) - 1
@@ -98,26 +92,39 @@ def _sort_rows(
     keys = keys & ~mask
     keys |= np.arange(rows.shape[1])
     keys.sort(1)
-    near = np.count_nonzero(keys[:, 1:] ^ keys[:, :-1] <= mask, axis=1)
+    near = np.zeros(rows.shape, bool)
+    np.less_equal(keys[:, 1:] ^ keys[:, :-1], mask, out=near[:, 1:])
     keys &= mask
-    return keys, near
+    return keys, np.flatnonzero(near)
 
 
-def _rank_near(
-    rows: Float[ndarray, "n c"], order: Int[ndarray, "n c"]
-) -> tuple[Int[ndarray, "n c"], Float[ndarray, "n c"]]:
-    """Put near values in order; return the order, and places that equal values share."""
-    ascending = np.take_along_axis(rows, order, 1)
-    unsorted = (ascending[:, 1:] < ascending[:, :-1]).any(1)
-    if unsorted.any():
-        order[unsorted] = rows[unsorted].argsort(1)
-        ascending = np.take_along_axis(rows, order, 1)
-    is_first = np.ones(ascending.shape, bool)
-    np.not_equal(ascending[:, 1:], ascending[:, :-1], out=is_first[:, 1:])
-    starts = np.flatnonzero(is_first)
-    lengths = np.diff(starts, append=is_first.size)
-    places = np.repeat(starts + (lengths + 1) / 2, lengths).reshape(ascending.shape)
-    return order, places - ascending.shape[1] * np.arange(len(ascending))[:, None]
+def _share_places(
+    rows: Float[ndarray, "n c"],
+    order: Int[ndarray, "n c"],
+    near: Int[ndarray, " m"],
+    places: Float[ndarray, "n c"],
+) -> None:
+    """Put near values in order, and give equal ones their mean place, both within the arrays.
+
+    Args:
+        rows: the values.
+        order: of each row's values, as places in all of ``rows``.
+        near: where in ``order`` a value follows that may be equal to the one before, or smaller.
+        places: of the values in ``order``, from 1 in each row.
+    """
+    sorted_rows, place = order.ravel(), places.ravel()
+    smaller = rows.take(sorted_rows[near]) < rows.take(sorted_rows[near - 1])
+    if smaller.any():
+        unsorted = np.unique(near[smaller] // rows.shape[1])
+        order[unsorted] = rows[unsorted].argsort(1) + rows.shape[1] * unsorted[:, None]
+    equal = near[rows.take(sorted_rows[near]) == rows.take(sorted_rows[near - 1])]
+    if not equal.size:
+        return
+    first = np.flatnonzero(np.diff(equal, prepend=-1) != 1)  # of a run of equal values
+    lengths = np.diff(first, append=len(equal))
+    means = place[equal[first] - 1] + lengths / 2
+    place[equal[first] - 1] = means
+    place[equal] = np.repeat(means, lengths)
 
 
 def shift(
