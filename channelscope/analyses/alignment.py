@@ -9,7 +9,6 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
@@ -220,62 +219,56 @@ def alignment_robustness_data(result: "Result", layer: str | None = None) -> pd.
 
 @styled
 def draw_alignment_robustness(result: "Result", layer: str | None = None) -> Figure:
-    """Draw each class's robust accuracy against its alignment of activation with relevance.
+    """Draw each class's robust accuracy against its signed mass, a panel a model.
 
-    Colour and marker tell the model, the number in a marker the class, but for more than 24
-    classes; the legend has the correlation across classes.
+    A class is its number, or of more than 24 classes a dot; each panel gives the correlation across
+    classes.
     """
     data, layers = alignment_robustness_data(result, layer), choose_layers(result, layer)
     classes = result.meta["data"]["classes"]
     key, numbered = number_classes(classes), len(classes) <= LABELLED
-    figure, axes = make_grid(1, 1, 2.3)
-    ax, handles = axes[0, 0], []
-    for index, (model, look) in enumerate(choose_looks(result).items()):
-        if model in layers:
-            rows = select_rows(data, model=model)
-            handles.append(_draw_classes(ax, rows, look, index, numbered))
-    if data[["signed_mass", "accuracy"]].isna().any(axis=1).all():
-        write_in_panel(ax, "no class has a correlation")
-    ax.set_xlabel("signed mass under attack (−1: against, 1: for the class)")
-    label_percent(ax, "robust accuracy")
+    figure, axes = make_panels(len(layers), 1, 1.45, across=1.55, sharex="all", sharey="all")
+    looks = choose_looks(result)
+    for ax, model in zip(axes[:, 0], layers, strict=True):
+        _draw_classes(ax, select_rows(data, model=model), looks[model], numbered)
+        ax.set_title(shorten(model, 24 if len(layers) == 1 else 8), loc="left", weight="bold")
+        label_percent(ax, "")
+    for ax in list_left(axes):
+        ax.set_ylabel("robust accuracy (%)")
+    for ax in list_bottom(axes):
+        ax.set_xlabel("signed mass under attack")
     question = "Are classes robust whose activation follows the channels' relevance?"
     add_title(figure, f"{question} ({describe_layers(layers)})")
     note = (
-        f"robust: {describe_worst_case(result)}; activation under {describe_attack(result)}; "
-        f"bars and brackets: {describe_level(result)}; ρ over classes: rank correlation of the two "
-        "axes"
+        f"{SIGNED_NOTE}; robust: {describe_worst_case(result)}; activation under "
+        f"{describe_attack(result)}; bars and brackets: {describe_level(result)}; ρ: rank "
+        "correlation of the two over the classes"
     )
-    numbers = ["number: the class" + (":" if key else ""), *key] if numbered else []
-    add_legend(figure, handles, note, numbers)
+    numbers = ["a number: a class" + (":" if key else ""), *key] if numbered else []
+    add_legend(figure, note=note, key=numbers)
     return figure
 
 
-def _draw_classes(
-    ax: Axes, data: pd.DataFrame, model_look: dict[str, Any], index: int, numbered: bool
-) -> Line2D:
-    """Draw the classes of the model in this place, in its look; return its legend's handle."""
+def _draw_classes(ax: Axes, data: pd.DataFrame, look: dict[str, Any], numbered: bool) -> None:
     classes, across = data.iloc[:-1], data.iloc[-1]
     x, beside = error_bars(classes, *_SIGNED)
     y, above = error_bars(classes, *_ACCURACY)
     value, low, high = (float(across[column]) for column in _SIGNED)
     rho = "undefined" if np.isnan(value) else format_interval(value, low, high)
-    size = {"markersize": 8, "mfc": "white"} if numbered else {"markersize": 2, "mew": 0.5}
-    look: dict[str, Any] = model_look | size | {"linestyle": "none"}
-    bars: dict[str, Any] = {"elinewidth": 0.5, "alpha": 0.6 if numbered else 0.2, "zorder": 2}
-    ax.errorbar(x, y, above, beside, fmt="none", ecolor=look["color"], **bars)
-    label = f"{shorten(across['model'])}: ρ over classes {rho}"
-    handle = Line2D([], [], label=label, **(look | {"markersize": 4.5}))
+    ax.set_title(f"ρ {rho}", loc="right", size=current_style().small)
+    if np.isnan(x + y).all():
+        write_in_panel(ax, "no class has a correlation")
+        return
+    colour = look["color"]
+    bars: dict[str, Any] = {"elinewidth": 0.5, "alpha": 0.5 if numbered else 0.2, "zorder": 2}
+    ax.errorbar(x, y, above, beside, fmt="none", ecolor=colour, **bars)
     if not numbered:
-        ax.plot(x, y, **look)
-        return handle
+        ax.plot(x, y, **(look | {"linestyle": "none", "markersize": 2, "mew": 0.5}))
+        return
+    centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "weight": "bold"}
     for number in np.flatnonzero(np.isfinite(x + y)):
-        # Each marker hides the number of the one below it.
-        order = 3 + index + number / len(classes)
-        ax.plot(x[number], y[number], zorder=order, **look)
-        centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": order}
-        at = float(x[number]), float(y[number])
-        ax.text(*at, str(number), size=current_style().small, **centre)
-    return handle
+        place = float(x[number]), float(y[number])
+        ax.text(*place, str(number), size=current_style().small, color=colour, **centre)
 
 
 def describe_alignment_robustness(data: pd.DataFrame) -> str:
@@ -413,7 +406,7 @@ register(
                 caption=(
                     "Robust accuracy of each class against its signed mass on adversarial images: "
                     "1 where all active channels speak for the class, -1 where all speak against "
-                    "it. The legend gives the rank correlation across classes. {layers} "
+                    "it. ρ is the rank correlation of the two over the classes. {layers} "
                     "{adversarial} {robust} {mixed_bars}"
                 ),
                 section="claims",

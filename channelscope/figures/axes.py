@@ -13,7 +13,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from channelscope.figures.paper import (
     COLOURS,
@@ -370,7 +370,10 @@ def spread_small(ax: Axes, which: Literal["x", "y"], *values: np.ndarray) -> boo
     if which == "x":  # on which numbers stand side by side
         lower, powers = lower[:1], powers[-2:]
     axis.set_major_locator(FixedLocator([*lower, 0, *powers]))
-    axis.set_minor_locator(NullLocator())
+    # By steps that grow narrower an axis is known as logarithmic.
+    steps = np.outer(10.0 ** np.arange(lowest, decade + 1), np.arange(2, 10)).ravel()
+    axis.set_minor_locator(FixedLocator([*-steps[::-1], *steps]))
+    axis.set_tick_params(which="minor", length=1.5, width=0.4)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
     return True
 
