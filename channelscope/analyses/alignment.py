@@ -35,6 +35,7 @@ from channelscope.figures.axes import (
     make_panels,
     number_classes,
     start_at_zero,
+    write_above,
     write_in_panel,
 )
 from channelscope.figures.paper import COLOURS, current_style, styled
@@ -231,7 +232,7 @@ def draw_alignment_robustness(result: "Result", layer: str | None = None) -> Fig
     looks = choose_looks(result)
     for ax, model in zip(axes[:, 0], layers, strict=True):
         _draw_classes(ax, select_rows(data, model=model), looks[model], numbered)
-        ax.set_title(shorten(model, 24 if len(layers) == 1 else 8), loc="left", weight="bold")
+        write_above(ax, shorten(model, 20), weight="bold")
         label_percent(ax, "")
     for ax in list_left(axes):
         ax.set_ylabel("robust accuracy (%)")
@@ -255,7 +256,7 @@ def _draw_classes(ax: Axes, data: pd.DataFrame, look: dict[str, Any], numbered: 
     y, above = error_bars(classes, *_ACCURACY)
     value, low, high = (float(across[column]) for column in _SIGNED)
     rho = "undefined" if np.isnan(value) else format_interval(value, low, high)
-    ax.set_title(f"ρ {rho}", loc="right", size=current_style().small)
+    ax.set_title(f"ρ {rho}", size=current_style().small)
     if np.isnan(x + y).all():
         write_in_panel(ax, "no class has a correlation")
         return

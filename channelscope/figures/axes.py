@@ -152,11 +152,11 @@ def list_bottom(axes: np.ndarray) -> list[Axes]:
     return list(lowest.values())
 
 
-def write_above(ax: Axes, text: str) -> None:
+def write_above(ax: Axes, text: str, **look: Any) -> None:
     """Write above a panel's titles; a title's distance would be that of all three of a panel."""
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
     size = current_style().small
-    ax.annotate(text, (0.5, 1), (0, 2.1 * size), ha="center", size=size, **place)
+    ax.annotate(text, (0.5, 1), (0, 2.1 * size), ha="center", size=size, **place, **look)
 
 
 def list_top(axes: np.ndarray) -> list[Axes]:
