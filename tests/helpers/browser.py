@@ -56,8 +56,9 @@ class Tab:
         message, _, self.rest = self.rest.partition(b"\0")
         return dict(json.loads(message))
 
-    def open(self, path: Path, width: int = 1200, height: int = 900) -> None:
-        """Load a page in a window of that size, and wait until all of it is there."""
+    def open(self, page: Path | str, width: int = 1200, height: int = 900) -> None:
+        """Load a file or an address in a window of that size, and wait until all of it is there."""
+        url = page.as_uri() if isinstance(page, Path) else page
         self.events.clear()
         self.send(
             "Emulation.setDeviceMetricsOverride",
@@ -66,11 +67,11 @@ class Tab:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self.send("Page.navigate", url=path.as_uri())
+        self.send("Page.navigate", url=url)
         self.wait(
             lambda: (
                 self.run("document.readyState") == "complete"
-                and self.run("location.protocol") == "file:"
+                and self.run("location.protocol") == url.partition("/")[0]
             )
         )
 
@@ -133,7 +134,7 @@ def browsing(profile: Path) -> Iterator[Tab]:
     ]
     command += [
         "--remote-debugging-pipe",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         f"--user-data-dir={profile}",
     ]
     (commands, to), (back, answers) = os.pipe(), os.pipe()
