@@ -1,7 +1,8 @@
 """Statistics of channels from kept values (n, c): by class, and by replicate of the bootstrap.
 
 Everything is computed class by class in float64, so memory does not grow with the number of
-classes times replicates times channels: the replicates of one class are made, measured, dropped.
+classes times replicates times channels: replicates of one class, or of some that have few images,
+are made, measured, dropped.
 """
 
 from collections.abc import Iterator
@@ -16,12 +17,13 @@ from channelscope.statistics.measures import measure_all, nr_mass, uniformity
 # Images of a class: so few have few different weights, each of which is measured once; and so few
 # have few kinds of channels, those that are active on the same images.
 _FEW_WEIGHTS, _FEW_KINDS = 4, 8
+_STACK = 2**17  # values of classes that are measured together: they fit a processor's cache
 
 
-def active(values: Float[ndarray, "n c"], threshold: float) -> Bool[ndarray, "n c"]:
+def active(values: Float[ndarray, "*n c"], threshold: float) -> Bool[ndarray, "*n c"]:
     """Return which channels exceed ``threshold`` times the image's largest channel."""
     values = np.asarray(values, np.float64)
-    return values > threshold * values.max(1, keepdims=True)
+    return values > threshold * values.max(-1, keepdims=True)
 
 
 def rows_by_class(labels: Int[ndarray, " n"], classes: int) -> list[Int[ndarray, " n_k"]]:
@@ -113,23 +115,22 @@ def measure_replicates(
         without images, in the data or in a replicate.
     """
     centre, distances = _place_classes(natural, labels, classes)
-    natural, adversarial, relevance = map(np.asarray, (natural, adversarial, relevance))
-    measures: dict[str, ndarray] = {}
-    for k, rows in _with_images(labels, classes):
-        columns = _measure_class(
-            np.asarray(natural[rows], np.float64),
-            np.asarray(adversarial[rows], np.float64),
-            np.asarray(relevance[rows], np.float64),
-            np.asarray(weights[rows], np.float64),
-            threshold,
-            centre,
-            float(distances[k]),
+    kept = [np.asarray(values) for values in (natural, adversarial, relevance)]
+    names: tuple[str, ...] = ()
+    by_class = np.empty(0)
+    for stack in _stack_classes(labels, np.asarray(weights), classes, natural.shape[1]):
+        before, after, of_class = (values[stack.rows].astype(np.float64) for values in kept)
+        of_images = stack.weights.astype(np.float64)
+        measures = _measure_stack(
+            before, after, of_class, of_images, threshold, centre, distances[stack.classes, None]
         )
-        for name, column in columns.items():
-            if name not in measures:
-                measures[name] = np.full((classes, weights.shape[1]), np.nan)
-            measures[name][k] = column
-    return {name: by_class.T for name, by_class in measures.items()}
+        if not names:
+            names = tuple(measures)
+            by_class = np.full((len(names), classes, weights.shape[1]), np.nan)
+        columns = np.take_along_axis(np.stack(list(measures.values())), stack.back[None], 2)
+        columns[:, stack.back < 0] = np.nan
+        by_class[:, stack.classes] = columns
+    return {name: by_class[place].T for place, name in enumerate(names)}
 
 
 def _place_classes(
@@ -156,56 +157,104 @@ def _place_classes(
     return own.mean(0), distances
 
 
-def _measure_class(
-    natural: Float[ndarray, "n c"],
-    adversarial: Float[ndarray, "n c"],
-    relevance: Float[ndarray, "n c"],
+class _Stack(NamedTuple):
+    """Classes of equally many images that are measured together.
+
+    Args:
+        classes: their numbers.
+        rows: their images.
+        weights: of the images, none twice; q differ.
+        back: which of the q weights a replicate has; -1 for none, where it lacks all images.
+    """
+
+    classes: Int[ndarray, " g"]
+    rows: Int[ndarray, "g n"]
+    weights: Num[ndarray, "g n q"]
+    back: Int[ndarray, "g r"]
+
+
+def _stack_classes(
+    labels: Int[ndarray, " n"], weights: Num[ndarray, "n r"], classes: int, channels: int
+) -> Iterator[_Stack]:
+    """Go through the classes that have images; those of few images share a stack.
+
+    Calling numpy for a few rows takes longer than what it does with them.
+    """
+    alike: dict[tuple[int, ...], list[tuple[int, ndarray, ndarray, ndarray]]] = {}
+    for k, rows in _with_images(labels, classes):
+        distinct, back = _list_weights(weights[rows])
+        waiting = alike.setdefault(distinct.shape, [])
+        waiting.append((k, rows, distinct, back))
+        if len(waiting) >= _STACK // (distinct.shape[1] * channels):
+            yield _Stack(*map(np.array, zip(*waiting, strict=True)))
+            waiting.clear()
+    for waiting in filter(None, alike.values()):
+        yield _Stack(*map(np.array, zip(*waiting, strict=True)))
+
+
+def _list_weights(
     weights: Num[ndarray, "n r"],
+) -> tuple[Num[ndarray, "n q"], Int[ndarray, " r"]]:
+    """Return the weights that differ, and which of these each replicate has; -1 for all 0.
+
+    Weights of one proportion are equal: of two images some 15 of 500 differ. Many images have many.
+    """
+    if len(weights) > _FEW_WEIGHTS:
+        present = weights.any(0)
+        return weights[:, present], np.where(present, np.cumsum(present) - 1, -1)
+    # The smallest whole weights of one proportion, a byte each, are its key.
+    whole = weights.astype(np.uint8)
+    smallest = whole // np.maximum(np.gcd.reduce(whole, axis=0), 1)
+    places = 1 << 8 * np.arange(len(whole), dtype=np.uint64)
+    keys, first, back = np.unique(
+        smallest.T.astype(np.uint64) @ places, return_index=True, return_inverse=True
+    )
+    lacking = int(keys[0] == 0)
+    return weights[:, first[lacking:]], back - lacking
+
+
+def _measure_stack(
+    natural: Float[ndarray, "g n c"],
+    adversarial: Float[ndarray, "g n c"],
+    relevance: Float[ndarray, "g n c"],
+    weights: Float[ndarray, "g n q"],
     threshold: float,
     centre: Float[ndarray, " c"],
-    distance: float,
-) -> dict[str, Float[ndarray, " r"]]:
-    """Measure one class, in each replicate.
+    distances: Float[ndarray, "g 1"],
+) -> dict[str, Float[ndarray, "g q"]]:
+    """Measure some classes, under each of their weights.
 
     Replicates share the centre and the distance: their own error is small beside a class's.
     """
-    back: ndarray | slice = slice(None)
-    if len(weights) <= _FEW_WEIGHTS:
-        # Replicates that weigh the images in the same proportion are equal: of two images some 17
-        # of 500 differ. The smallest whole weights of one proportion, a byte each, are its key.
-        whole = weights.astype(np.uint8)
-        smallest = whole // np.maximum(np.gcd.reduce(whole, axis=0), 1)
-        keys = smallest.T.astype(np.uint64) @ (1 << 8 * np.arange(len(whole), dtype=np.uint64))
-        _, chosen, back = np.unique(keys, return_index=True, return_inverse=True)
-        weights = weights[:, chosen]
-    present: ndarray = weights.sum(0) > 0  # nothing is measured without images
-    weights = weights[:, present]
-    constant = (relevance == relevance[0]).all()
-    measured = measure_all(
+    constant = (relevance == relevance[:, :1]).all()
+    measures = measure_all(
         weighted_means(natural, weights),
         weighted_means(adversarial, weights),
         # The last layer's weights are the same for all images of a class: no replicate differs.
-        relevance[:1] if constant else weighted_means(relevance, weights),
+        relevance[:, :1] if constant else weighted_means(relevance, weights),
         centre,
-        distance,
+        distances,
     )
     for name, values in (("natural", natural), ("adversarial", adversarial)):
-        measured[f"uniformity_{name}"] = _measure_uniformity(active(values, threshold), weights)
-    columns = np.full((len(measured), len(present)), np.nan)
-    columns[:, present] = list(measured.values())
-    return dict(zip(measured, columns[:, back], strict=True))
+        measures[f"uniformity_{name}"] = _measure_uniformity(active(values, threshold), weights)
+    return measures
 
 
 def _measure_uniformity(
-    is_active: Bool[ndarray, "n c"], weights: Float[ndarray, "n r"]
-) -> Float[ndarray, " r"]:
-    """Measure the uniformity of the frequency with which channels are active, by replicate."""
-    if len(is_active) > _FEW_KINDS:
+    is_active: Bool[ndarray, "g n c"], weights: Float[ndarray, "g n q"]
+) -> Float[ndarray, "g q"]:
+    """Measure the uniformity of the frequency with which channels are active, by weights."""
+    n = is_active.shape[1]
+    if n > _FEW_KINDS:
         return uniformity(weighted_means(is_active.astype(float), weights))
-    counts = np.bincount(np.packbits(is_active, axis=0)[0])
-    kinds = np.flatnonzero(counts).astype(np.uint8)
-    of_kinds = np.unpackbits(kinds[None], axis=0)[: len(is_active)]
-    return uniformity(weighted_means(of_kinds.astype(float), weights), counts[kinds])
+    # A channel's kind is a number whose bits are the images that it is active on.
+    kinds = (
+        np.tensordot(1 << np.arange(n), is_active, (0, 1))
+        + 2**n * np.arange(len(is_active))[:, None]
+    )
+    counts = np.bincount(kinds.ravel(), minlength=2**n * len(is_active)).reshape(-1, 1, 2**n)
+    of_kinds = (np.arange(2**n) >> np.arange(n)[:, None] & 1).astype(float)
+    return uniformity(weighted_means(of_kinds, weights), counts)
 
 
 def mass_replicates(
@@ -229,11 +278,11 @@ def mass_replicates(
 
 
 def weighted_means(
-    values: Float[ndarray, "n c"], weights: Num[ndarray, "n r"]
-) -> Float[ndarray, "r c"]:
+    values: Float[ndarray, "*#g n c"], weights: Num[ndarray, "*#g n r"]
+) -> Float[ndarray, "*g r c"]:
     """Return the mean of the rows under each column of weights; NaN where these sum to 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        means: ndarray = (weights.T @ values) / weights.sum(0)[:, None]
+        means: ndarray = (weights.swapaxes(-1, -2) @ values) / weights.sum(-2)[..., None]
     return means
 
 

@@ -204,7 +204,7 @@ def effective_channels(magnitude: Float[ndarray, "*n c"]) -> Float[ndarray, "*n"
 
 
 def uniformity(
-    frequency: Float[ndarray, "*n c"], counts: Num[ndarray, " c"] | float = 1.0
+    frequency: Float[ndarray, "*n c"], counts: Num[ndarray, "*#n c"] | float = 1.0
 ) -> Float[ndarray, "*n"]:
     """Evenness of the activation frequency over the channels, in [0, 1]: 1 where all are equal.
 
@@ -219,11 +219,11 @@ def uniformity(
         frequency: of each channel.
         counts: how many channels each frequency stands for.
     """
-    counts = np.broadcast_to(counts, frequency.shape[-1:]).astype(float)
+    counts = np.asarray(counts, float) * np.ones(frequency.shape[-1])
     with np.errstate(invalid="ignore", divide="ignore"):
-        shares = frequency / (frequency @ counts)[..., None]
+        shares = frequency / _dot(frequency, counts)[..., None]
         logs = np.log(np.maximum(shares, np.finfo(float).tiny))  # 0 log 0 is 0
-        even = -(shares * logs) @ counts / np.log(counts.sum())
+        even = -_dot(shares * logs, counts) / np.log(counts.sum(-1))
     return np.where(np.isfinite(even), np.clip(even, 0, 1), np.nan)
 
 
@@ -260,7 +260,7 @@ def measure_all(
     adversarial: Float[ndarray, "*n c"],
     relevance: Float[ndarray, "*#n c"],
     centre: Float[ndarray, " c"],
-    distance: float,
+    distance: float | Float[ndarray, "*#n"],
 ) -> dict[str, Float[ndarray, "*n"]]:
     """Compute every measure of a class.
 
@@ -282,7 +282,7 @@ def measure_all(
     share_adversarial = nr_share(adversarial, relevance)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = share_adversarial / share_natural
-        moved = np.linalg.norm(adversarial - natural, axis=-1) / np.float64(distance)
+        moved = np.linalg.norm(adversarial - natural, axis=-1) / np.asarray(distance)
     return {
         "cosine": cosine(natural, adversarial),
         "spearman": cosine(ranks[0], ranks[1]),
