@@ -97,10 +97,12 @@ def test_nr_mass_draws_values_and_intervals_of_every_class_and_the_mean() -> Non
 def test_alignment_against_robustness_draws_each_class_with_images_once_per_model() -> None:
     figure = draw_alignment_robustness(RESULT)
     points = {
-        (to_hex(text.get_color()), *text.get_position())
+        (to_hex(line.get_color()), *place)
         for ax in figure.axes
-        for text in ax.texts
-        if text.get_text().isdigit()
+        for line in ax.lines
+        if line.get_marker() != "None"
+        for place in line.get_xydata()
+        if np.isfinite(place).all()
     }
     measure, wanted = "signed_mass_adversarial", set()
     for colour, model in zip(MODEL_COLOURS, STUDY.models, strict=False):
@@ -131,7 +133,7 @@ def test_alignment_against_robustness_gives_the_correlation_across_classes() -> 
 
 
 def test_layer_defaults_to_each_models_last_and_models_without_it_are_left_out() -> None:
-    assert "(NR) channels, layer4" in join_texts(draw_nr_mass(RESULT))
+    assert "against the class, layer4" in join_texts(draw_nr_mass(RESULT))
     models = {
         **RESULT.meta["models"],
         "nat": {**RESULT.meta["models"]["nat"], "layers": ["layer3"]},

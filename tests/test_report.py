@@ -184,7 +184,7 @@ def test_alignment_has_every_measure_of_every_layer(tmp_path: Path) -> None:
     first, second = (text.index(f"Alignment at layer {layer}") for layer in ("layer3", "last"))
     row = table.query("model == 'at' and measure == 'cosine_centred' and layer == 'layer3'")
     row = row[row["class"] == "all"].iloc[0]
-    words = "cosine of natural and adversarial magnitude, beside the mean of all classes"
+    words = "cosine of natural and adversarial magnitude, less their means over classes"
     shown = f"{words} – {row['value']:.3f} [{row['low']:.3f},"
     assert shown in text[first:second]
     assert text[second:].count("across classes") == 1
@@ -242,7 +242,7 @@ def test_missing_numbers_are_dashes_and_missing_verdicts_a_sentence(tmp_path: Pa
     verdicts = make_verdicts().assign(**nothing)
     text = read_text(replace_tables(result, verdicts=verdicts), tmp_path)
     assert "1 network on 60 images" in text
-    assert "only withstands every attack on" in text
+    assert "only withstands every attack tried on" in text
     assert "supported – What was measured" in text
     unknown = result.robustness.assign(accuracy=np.nan, low=np.nan, high=np.nan)
     result = replace_tables(result, verdicts=verdicts.iloc[:0], robustness=unknown)
@@ -477,7 +477,7 @@ def test_gates_have_their_shares(small: Page) -> None:
 
 
 def test_differences_between_models_have_their_corrected_significance(small: Page) -> None:
-    cosine = "cosine of natural and adversarial magnitude, beside the mean of all classes"
+    cosine = "cosine of natural and adversarial magnitude, less their means over classes"
     pair = f"cifs − at, {cosine}, layer4 −0.250 [−0.500, 0.000] 0.04"
     assert f"{pair} cifs − at, robust accuracy, worst case 2.0 % [−10.0, 10.0] 0.6" in small.text
     assert '<tr class="strong"><th scope="row">cifs − at, cosine' in small.source
@@ -494,7 +494,7 @@ def test_differences_between_models_have_their_corrected_significance(small: Pag
 @pytest.mark.parametrize(
     ("question", "options", "words"),
     [
-        (cs.evaluate, {"attacks": ["fgsm"], "checks": 0}, "net withstands every attack on"),
+        (cs.evaluate, {"attacks": ["fgsm"], "checks": 0}, "net withstands every attack tried on"),
         (cs.intervene, {"attack": "fgsm", "fractions": [0.5], "random": 1}, "are ranked best by"),
         (cs.damage, {"attack": "pgd-3", "scorers": ()}, "Half of the attack's damage passes"),
         (cs.relevance, {"scorers": ["weights", "gradient"]}, "Which channels speak for a class"),

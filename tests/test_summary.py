@@ -29,8 +29,11 @@ def with_robust(*robust: int, of: int = 100, under: int = 0) -> Result:
 
 def test_a_winner_is_named_where_it_is_ahead_of_all_others() -> None:
     headline, differences = name_winner(with_robust(0, 60, 40, under=3), set())
-    assert headline.startswith("at is the most robust: it withstands every attack on 60.0 %")
-    assert "at less cifs on the same images: 20.0 points (95 % CI 1" in differences[0]
+    assert headline.startswith("at is the most robust: it withstands every attack tried on 60.0 %")
+    assert (
+        "The worst case of at minus that of cifs, on the same images: 20.0 points (95 % CI 1"
+        in differences[0]
+    )
 
 
 def test_none_is_named_where_the_difference_may_be_chance() -> None:
@@ -38,7 +41,7 @@ def test_none_is_named_where_the_difference_may_be_chance() -> None:
     assert headline.startswith("No network is shown to be the most robust")
     assert "at (42.0 %) and cifs (40.0 %) do not differ beyond chance" in headline
     assert "at is ahead of nat" in headline
-    assert "at less cifs on the same images: 2.0 points" in differences[0]
+    assert "at minus that of cifs, on the same images: 2.0 points" in differences[0]
 
 
 def test_a_network_that_cannot_be_trusted_does_not_win() -> None:
@@ -55,10 +58,10 @@ def test_a_network_that_cannot_be_trusted_does_not_win() -> None:
 @pytest.mark.parametrize(
     ("masses", "faulty", "words"),
     [
-        ((0.5, 0.2, 0.3), [], "the less it is, the more robust the network"),
-        ((0.5, 0.3, 0.2), [], "the order is not that of robustness"),
-        ((0.5, 0.1, 0.2), ["cifs"], "the less it is, the more robust the network"),
-        ((0.1, 0.2, 0.3), ["nat", "cifs"], "20.0 % in at"),
+        ((0.5, 0.2, 0.3), [], "the more robust the network"),
+        ((0.5, 0.3, 0.2), [], "does not order the networks"),
+        ((0.5, 0.1, 0.2), ["cifs"], "the more robust the network"),
+        ((0.1, 0.2, 0.3), ["nat", "cifs"], "to 20.0 % in at"),
     ],
 )
 def test_what_nr_channels_have_is_told_with_whether_it_orders_the_networks(
@@ -74,12 +77,15 @@ def test_what_nr_channels_have_is_told_with_whether_it_orders_the_networks(
     tables = {"alignment": alignment} | ({"faults": faults} if faulty else {})
     *_, said = summarise(replace_tables(result, **tables)).reasons
     assert words in said
-    assert not any(f" in {model} (" in said for model in faulty)
+    assert not any(f" in {model}" in said for model in faulty)
 
 
 def test_one_network_no_robust_one_and_none_at_all_have_their_sentences() -> None:
     only = replace(with_robust(30), meta=RESULT.meta | {"models": {"only": {}}})
-    assert name_winner(only, set()) == ("only withstands every attack on 30.0 % of the images.", [])
+    assert name_winner(only, set()) == (
+        "only withstands every attack tried on 30.0 % of the images.",
+        [],
+    )
     assert name_winner(with_robust(0, 0, 0), set())[0] == (
         "No network withstands the attacks on any image."
     )

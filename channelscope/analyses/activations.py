@@ -153,7 +153,12 @@ def _draw_profile(result: "Result", quantity: str, class_name: str, layer: str |
             label_percent(ax, "")
         _draw_channels(ax, channels)
         if quantity == "magnitude":
-            spread |= spread_small(ax, "y", channels[list(COLOURS)].to_numpy())
+            # The same for all classes, so that their figures can be compared.
+            of_all = [
+                result.array("activations", "magnitude", model, name, layers[model])
+                for name in COLOURS
+            ]
+            spread |= spread_small(ax, "y", *of_all)
         accuracy = format_percent(channels["robust_accuracy"].iloc[0], 0)
         name = shorten(model, 24 if len(layers) == 1 else 8)
         ax.set_title(name, loc="left", weight="bold")

@@ -36,6 +36,7 @@ from channelscope.figures.axes import (
     number_classes,
     start_at_zero,
     write_above,
+    write_beside,
     write_in_panel,
 )
 from channelscope.figures.paper import COLOURS, current_style, styled
@@ -77,11 +78,14 @@ TABLE = Table(
     ),
 )
 ALIGNMENT_NOTE = (
-    "alignment: cosine of a class's natural and adversarial mean activations, beside the mean of "
-    "all classes"
+    "alignment: cosine of a class's natural and adversarial mean activations, each less the mean "
+    "over all classes"
 )
 NR_NOTE = "NR mass: share of activation times relevance on channels that speak against the class"
-SIGNED_NOTE = "signed mass: 1 where all active channels speak for the class, -1 against it"
+SIGNED_NOTE = (
+    "signed mass: 1 where all active channels speak for the class, −1 against it (1 − 2 NR mass, "
+    "where none is negative)"
+)
 _PANELS = {
     "robust_accuracy": "robust\naccuracy",
     "cosine_centred": "alignment with\nnatural (cosine)",
@@ -170,10 +174,13 @@ def draw_nr_mass(result: "Result", layer: str | None = None) -> Figure:
         ax.set_xticks(places, names, rotation=90)
     for ax in list_left(axes):
         ax.set_ylabel("NR mass (%)")
-    what = "NR mass: relevant activation on negatively relevant (NR) channels"
+    what = "NR mass: activation times relevance, the share on channels against the class"
     add_title(figure, f"{what}, {describe_layers(layers)}")
     level = describe_level(result)
-    note = f"by class; NR: the channel speaks against the class; bars: {level}"
+    note = (
+        "by class; negatively relevant (NR): the channel speaks against the class; mean: over the "
+        f"classes; bars: {level}"
+    )
     add_data_legend(figure, describe_attack(result), note=note)
     return figure
 
@@ -232,13 +239,18 @@ def draw_alignment_robustness(result: "Result", layer: str | None = None) -> Fig
     looks = choose_looks(result)
     for ax, model in zip(axes[:, 0], layers, strict=True):
         _draw_classes(ax, select_rows(data, model=model), looks[model], numbered)
+    for ax, model in zip(axes[:, 0], layers, strict=True):
+        rows = select_rows(data, model=model)[:-1].reset_index(drop=True).dropna()
+        if numbered:  # when the limits, which panels share, stand
+            places = rows[["signed_mass", "accuracy"]].to_numpy()
+            write_beside(ax, places, [str(number) for number in rows.index])
         write_above(ax, shorten(model, 20), weight="bold")
         label_percent(ax, "")
     for ax in list_left(axes):
         ax.set_ylabel("robust accuracy (%)")
     for ax in list_bottom(axes):
         ax.set_xlabel("signed mass under attack")
-    question = "Are classes robust whose activation follows the channels' relevance?"
+    question = "Are classes of higher signed mass more robust?"
     add_title(figure, f"{question} ({describe_layers(layers)})")
     note = (
         f"{SIGNED_NOTE}; robust: {describe_worst_case(result)}; activation under "
@@ -261,15 +273,9 @@ def _draw_classes(ax: Axes, data: pd.DataFrame, look: dict[str, Any], numbered: 
         write_in_panel(ax, "no class has a correlation")
         return
     colour = look["color"]
-    bars: dict[str, Any] = {"elinewidth": 0.5, "alpha": 0.5 if numbered else 0.2, "zorder": 2}
+    bars: dict[str, Any] = {"elinewidth": 0.5, "alpha": 0.4 if numbered else 0.2, "zorder": 2}
     ax.errorbar(x, y, above, beside, fmt="none", ecolor=colour, **bars)
-    if not numbered:
-        ax.plot(x, y, **(look | {"linestyle": "none", "markersize": 2, "mew": 0.5}))
-        return
-    centre: dict[str, Any] = {"ha": "center", "va": "center_baseline", "weight": "bold"}
-    for number in np.flatnonzero(np.isfinite(x + y)):
-        place = float(x[number]), float(y[number])
-        ax.text(*place, str(number), size=current_style().small, color=colour, **centre)
+    ax.plot(x, y, **(look | {"linestyle": "none", "markersize": 2, "mew": 0.5}))
 
 
 def describe_alignment_robustness(data: pd.DataFrame) -> str:

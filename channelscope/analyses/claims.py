@@ -198,8 +198,8 @@ def _ask_c1(study: Study, trained: Method, standard: Method) -> Question:
     effect = estimate_effect(cosines, (1, -1), study.settings["level"])
     moved = [100 * float(shift[:, 0].mean()) for shift in shifts]
     statement = (
-        "Alignment of a class's adversarial with its natural activations (cosine of what they have "
-        f"beside the mean of all classes), {trained.label} minus {standard.label}: "
+        "Alignment of a class's adversarial with its natural activations (cosine of the two, "
+        f"each less the mean over all classes), {trained.label} minus {standard.label}: "
         f"{_format(study, effect, '+.3f')}."
     )
     if not np.isnan(moved).any():  # as with images of one class

@@ -197,13 +197,16 @@ def _find_parts(attack: str) -> list[str]:
 
 def _make_note(result: "Result", data: pd.DataFrame) -> str:
     """Say what bars, gaps and the names of attacks mean, of those that occur."""
-    bars = f"bars: {describe_level(result)}"
+    bars = f"right on natural images and under the attack; bars: {describe_level(result)}"
     if data.groupby("model").size().nunique() > 1:
         bars += "; no mark: not run on this model"
     parts = dict.fromkeys(part for name in data["attack"].unique() for part in _find_parts(name))
     notes = [bars]
     if any(_PARTS[part][1] for part in parts):
-        notes.append("in italics: an attack made for gates")
+        notes.append(
+            "in italics: an attack made for gates, layers that multiply channels by a mask; a "
+            "gate's probe, a small classifier, guesses the class that the mask is made for"
+        )
     notes.append("; ".join(f"{part}: {_PARTS[part][0]}" for part in parts))
     return "\n".join(notes)
 

@@ -61,8 +61,8 @@ _MEASURES = {
     "signed_mass": "signed_mass_adversarial",
 }
 _PANELS = (
-    "accuracy under this attack alone; alignment: cosine of what a class's natural and adversarial "
-    "magnitudes (mean activations) have beside the mean of all classes; NR mass: share of the "
+    "accuracy under this attack alone; alignment: cosine of a class's natural and adversarial "
+    "magnitudes (mean activations), each less the mean over all classes; NR mass: share of the "
     "relevant activation that lies on negatively relevant channels; signed mass: 1 where all "
     "active channels speak for the class, -1 where all speak against it. Means over the classes."
 )

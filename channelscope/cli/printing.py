@@ -226,7 +226,7 @@ def _describe_comparison(result: "Result") -> Iterator[str]:
     yield format_table(rows, align="l" + "r" * 7)
     yield (
         f"\n{_describe_attack(result)}. alignment: cosine of a class's adversarial with its "
-        "natural activations, beside the mean of all classes; NR mass: share of the relevant "
+        "natural activations, each less the mean over all classes; NR mass: share of the relevant "
         "activation on negatively relevant channels, natural and attacked; channels: how many "
         "carry the activation.\n"
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
@@ -27,7 +28,7 @@ from channelscope.figures.words import LABELLED, shorten
 if TYPE_CHECKING:
     from channelscope.result import Result
 
-SPREAD_NOTE = "; an axis on which 0.1 and 1 are neighbours: logarithmic, linear around 0"
+SPREAD_NOTE = "; axes of uneven steps: logarithmic, linear around 0"
 _EMPTY = "empty"
 _PERCENT_STEPS = (1, 2, 2.5, 5, 10)
 _MANY = 8  # fewer channels are never pressed together
@@ -157,6 +158,32 @@ def write_above(ax: Axes, text: str, **look: Any) -> None:
     place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
     size = current_style().small
     ax.annotate(text, (0.5, 1), (0, 2.1 * size), ha="center", size=size, **place, **look)
+
+
+def write_beside(
+    ax: Axes, places: Float[np.ndarray, "n 2"], texts: Sequence[str], **look: Any
+) -> None:
+    """Write short texts beside their places in the data, over no place and no text where it can be.
+
+    What is drawn before sets the axes' limits.
+    """
+    size = current_style().small
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    points = ax.transData.transform(places) * 72 / figure.dpi
+    taken = list(points)
+    sides = size * np.array([[0.7, 0], [-0.7, 0], [0, 0.9], [0, -0.9], [1.4, 0], [-1.4, 0]])
+    for place, point, text in zip(places, points, texts, strict=True):
+        # The side from which what is nearest is furthest, the first of equal ones.
+        apart = np.abs((point + sides)[:, None] - taken) / (
+            0.6,
+            0.9,
+        )  # a letter is higher than wide
+        gaps = apart.max(2).min(1)
+        side = sides[int(np.argmax(np.minimum(gaps, size)))]
+        taken.append(point + side)
+        how: dict[str, Any] = {"ha": "center", "va": "center_baseline", "size": size}
+        ax.annotate(text, tuple(place), tuple(side), textcoords="offset points", **how, **look)
 
 
 def list_top(axes: np.ndarray) -> list[Axes]:

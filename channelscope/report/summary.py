@@ -144,7 +144,7 @@ def name_winner(result: "Result", faulty: set[str]) -> tuple[str, list[str]]:
     best, others = ranked[0], ranked[1:]
     if not shares[best] > 0:
         return "No network withstands the attacks on any image.", []
-    share = f"{best} withstands every attack on {format_percent(shares[best])} of the images"
+    share = f"{best} withstands every attack tried on {format_percent(shares[best])} of the images"
     if not others:
         return f"{share}.", []
     level = result.meta.get("level", 0.95)
@@ -152,7 +152,8 @@ def name_winner(result: "Result", faulty: set[str]) -> tuple[str, list[str]]:
     equal = [other for other in others if not ahead[other].low > 0]
     behind = [other for other in others if other not in equal]
     reasons = [
-        f"{best} less {other} on the same images: {_format_points(ahead[other], level)}."
+        f"The worst case of {best} minus that of {other}, on the same images: "
+        f"{_format_points(ahead[other], level)}."
         for other in [*equal[:1], *behind[:1]]
     ]
     if not equal:
@@ -202,7 +203,7 @@ def _summarise_comparison(result: "Result") -> Summary:
     return Summary(
         headline,
         [*_warn(faults), *filter(None, [_say_mass(result, set(faults))])],
-        _tabulate_comparison(result),
+        _tabulate_comparison(result, set(faults)),
         list_profiles(result),
         [*filter(None, [" ".join(differences)]), *describe_leaks(result)],
     )
@@ -234,12 +235,12 @@ def _say_mass(result: "Result", faulty: set[str]) -> str:
     if not models:
         return ""
     parts = [
-        f"{adversarial[model].text} in {model} ({natural[model].text} without it)"
+        f"from {natural[model].text} to {adversarial[model].text} in {model}"
         for model in models[:_NAMED]
     ]
     said = (
-        "Of the activation that bears on the class, channels that speak against it (NR) have "
-        f"under {format_attack(result.meta['attack'])} {', '.join(parts)}"
+        "NR mass, the share of activation times relevance on channels that speak against the "
+        f"class, goes under {format_attack(result.meta['attack'])} {', '.join(parts)}"
     )
     worst = {model: right.mean() for model, right in find_worst_cases(result).items()}
     if len(models) < 2 or not worst.keys() >= set(models):
@@ -247,8 +248,8 @@ def _say_mass(result: "Result", faulty: set[str]) -> str:
     by_mass = sorted(models, key=lambda model: adversarial[model].value)
     shares = [worst[model] for model in by_mass]
     if all(one > other for one, other in pairwise(shares)):
-        return f"{said}; by these estimates, the less it is, the more robust the network."
-    return f"{said}; by these estimates, the order is not that of robustness."
+        return f"{said}. The less of it under the attack, the more robust the network here."
+    return f"{said}. It does not order the networks as their robustness does."
 
 
 def _find_concentration(result: "Result") -> dict[str, Cell]:
@@ -259,7 +260,7 @@ def _find_concentration(result: "Result") -> dict[str, Cell]:
     return {row["model"]: _count_channels(row) for row in rows}
 
 
-def _tabulate_comparison(result: "Result") -> Table | None:
+def _tabulate_comparison(result: "Result", faulty: set[str]) -> Table | None:
     """Make the table: a row a model, with bars."""
     accuracy = _find_accuracies(result)
     masses = [_take_measure(result, measure) for measure in _MASSES]
@@ -281,10 +282,18 @@ def _tabulate_comparison(result: "Result") -> Table | None:
     if not shown:
         return None
     rows = [
-        Row(model, [cells.get(model, Cell()) for cells in shown.values()])
+        Row(
+            f"{model} (not trusted)" if model in faulty else model,
+            [cells.get(model, Cell()) for cells in shown.values()],
+        )
         for model in result.meta["models"]
     ]
-    return Table("The networks at a glance", ["network", *shown], rows)
+    note = (
+        f"In brackets: {100 * result.meta.get('level', 0.95):g} % intervals. Worst case: right "
+        "under every attack tried; plain: attacks that are not made for gates. Alignment: 1 where "
+        "the attack leaves what tells a class's activations from others'."
+    )
+    return Table("The networks at a glance", ["network", *shown], rows, note=note)
 
 
 def _pair_masses(natural: Mapping[str, Cell], attacked: Mapping[str, Cell]) -> dict[str, Cell]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from channelscope.result import Result
 
 MEASURES = {
-    "cosine_centred": "cosine of natural and adversarial magnitude, beside the mean of all classes",
+    "cosine_centred": "cosine of natural and adversarial magnitude, less their means over classes",
     "displacement": "how far the attack moves a class, in distances between classes",
     "nr_mass_natural": "share of relevant magnitude on NR channels (NR mass), natural",
     "nr_mass_adversarial": "NR mass, adversarial",
