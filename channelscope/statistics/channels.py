@@ -5,8 +5,8 @@ classes times replicates times channels: replicates of one class, or of some tha
 are made, measured, dropped.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -37,8 +37,8 @@ def mean_by_class(
 ) -> Float[ndarray, "k c"]:
     """Return each channel's mean over the images of a class; NaN for a class without images."""
     means = np.full((classes, values.shape[1]), np.nan)
-    for k, rows in _with_images(labels, classes):
-        means[k] = np.asarray(values[rows], np.float64).mean(0)
+    for chosen, rows in _stack_alike(_with_images(labels, classes), values.shape[1]):
+        means[chosen] = np.asarray(values[rows], np.float64).mean(1)
     return means
 
 
@@ -47,8 +47,8 @@ def frequency_by_class(
 ) -> Float[ndarray, "k c"]:
     """Return the share of a class's images on which a channel is active (see ``active``)."""
     shares = np.full((classes, values.shape[1]), np.nan)
-    for k, rows in _with_images(labels, classes):
-        shares[k] = active(values[rows], threshold).mean(0)
+    for chosen, rows in _stack_alike(_with_images(labels, classes), values.shape[1]):
+        shares[chosen] = active(values[rows], threshold).mean(1)
     return shares
 
 
@@ -77,17 +77,17 @@ def change_by_class(
 ) -> Change:
     """Compute how the activations change from each natural image to its adversarial one."""
     result = Change(*(np.full((classes, natural.shape[1]), np.nan) for _ in Change._fields))
-    for k, rows in _with_images(labels, classes):
+    for chosen, rows in _stack_alike(_with_images(labels, classes), natural.shape[1]):
         before = np.asarray(natural[rows], np.float64)
         after = np.asarray(adversarial[rows], np.float64)
         difference = after - before
-        result.change[k] = difference.mean(0)
-        if len(rows) > 1:
-            result.variance[k] = difference.var(0, ddof=1)
+        result.change[chosen] = difference.mean(1)
+        if rows.shape[1] > 1:
+            result.variance[chosen] = difference.var(1, ddof=1)
         was_active = active(before, threshold)
         is_active = active(after, threshold)
-        result.silenced[k] = (was_active & ~is_active).mean(0)
-        result.awakened[k] = (is_active & ~was_active).mean(0)
+        result.silenced[chosen] = (was_active & ~is_active).mean(1)
+        result.awakened[chosen] = (is_active & ~was_active).mean(1)
     return result
 
 
@@ -118,18 +118,21 @@ def measure_replicates(
     kept = [np.asarray(values) for values in (natural, adversarial, relevance)]
     names: tuple[str, ...] = ()
     by_class = np.empty(0)
-    for stack in _stack_classes(labels, np.asarray(weights), classes, natural.shape[1]):
-        before, after, of_class = (values[stack.rows].astype(np.float64) for values in kept)
-        of_images = stack.weights.astype(np.float64)
-        measures = _measure_stack(
-            before, after, of_class, of_images, threshold, centre, distances[stack.classes, None]
+    found = _list_classes(labels, np.asarray(weights), classes)
+    for chosen, rows, back, of_images in _stack_alike(found, natural.shape[1]):
+        measures = _measure_classes(
+            *(values[rows].astype(np.float64) for values in kept),
+            weights=of_images.astype(np.float64),
+            threshold=threshold,
+            centre=centre,
+            distances=distances[chosen, None],
         )
         if not names:
             names = tuple(measures)
             by_class = np.full((len(names), classes, weights.shape[1]), np.nan)
-        columns = np.take_along_axis(np.stack(list(measures.values())), stack.back[None], 2)
-        columns[:, stack.back < 0] = np.nan
-        by_class[:, stack.classes] = columns
+        columns = np.take_along_axis(np.stack(list(measures.values())), back[None], 2)
+        columns[:, back < 0] = np.nan
+        by_class[:, chosen] = columns
     return {name: by_class[place].T for place, name in enumerate(names)}
 
 
@@ -157,39 +160,13 @@ def _place_classes(
     return own.mean(0), distances
 
 
-class _Stack(NamedTuple):
-    """Classes of equally many images that are measured together.
-
-    Args:
-        classes: their numbers.
-        rows: their images.
-        weights: of the images, none twice; q differ.
-        back: which of the q weights a replicate has; -1 for none, where it lacks all images.
-    """
-
-    classes: Int[ndarray, " g"]
-    rows: Int[ndarray, "g n"]
-    weights: Num[ndarray, "g n q"]
-    back: Int[ndarray, "g r"]
-
-
-def _stack_classes(
-    labels: Int[ndarray, " n"], weights: Num[ndarray, "n r"], classes: int, channels: int
-) -> Iterator[_Stack]:
-    """Go through the classes that have images; those of few images share a stack.
-
-    Calling numpy for a few rows takes longer than what it does with them.
-    """
-    alike: dict[tuple[int, ...], list[tuple[int, ndarray, ndarray, ndarray]]] = {}
+def _list_classes(
+    labels: Int[ndarray, " n"], weights: Num[ndarray, "n r"], classes: int
+) -> Iterator[tuple[int, ndarray, ndarray, ndarray]]:
+    """Go through the classes that have images: number, images, and see ``_list_weights``."""
     for k, rows in _with_images(labels, classes):
         distinct, back = _list_weights(weights[rows])
-        waiting = alike.setdefault(distinct.shape, [])
-        waiting.append((k, rows, distinct, back))
-        if len(waiting) >= _STACK // (distinct.shape[1] * channels):
-            yield _Stack(*map(np.array, zip(*waiting, strict=True)))
-            waiting.clear()
-    for waiting in filter(None, alike.values()):
-        yield _Stack(*map(np.array, zip(*waiting, strict=True)))
+        yield k, rows, back, distinct
 
 
 def _list_weights(
@@ -213,16 +190,17 @@ def _list_weights(
     return weights[:, first[lacking:]], back - lacking
 
 
-def _measure_stack(
+def _measure_classes(
     natural: Float[ndarray, "g n c"],
     adversarial: Float[ndarray, "g n c"],
     relevance: Float[ndarray, "g n c"],
+    *,
     weights: Float[ndarray, "g n q"],
     threshold: float,
     centre: Float[ndarray, " c"],
     distances: Float[ndarray, "g 1"],
 ) -> dict[str, Float[ndarray, "g q"]]:
-    """Measure some classes, under each of their weights.
+    """Measure some classes of equally many images, under each of their weights.
 
     Replicates share the centre and the distance: their own error is small beside a class's.
     """
@@ -320,6 +298,23 @@ def choose_evenly(n: int, most: int = 2000) -> Int[ndarray, " m"]:
     """Return at most ``most`` of ``n`` images, at even steps: for what is done image by image."""
     m = min(n, most)
     return np.arange(m) * n // max(m, 1)
+
+
+def _stack_alike(items: Iterable[tuple[Any, ...]], channels: int) -> Iterator[tuple[ndarray, ...]]:
+    """Stack items, their last arrays being of one shape: what is measured of them fits a cache.
+
+    Calling numpy for the few rows of a small class takes longer than what it does with them.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[Any, ...]]] = {}
+    for item in items:
+        shape = item[-1].shape
+        alike = waiting.setdefault(shape, [])
+        alike.append(item)
+        if len(alike) * shape[-1] * channels >= _STACK:
+            yield tuple(map(np.array, zip(*alike, strict=True)))
+            alike.clear()
+    for alike in filter(None, waiting.values()):
+        yield tuple(map(np.array, zip(*alike, strict=True)))
 
 
 def _with_images(
