@@ -229,8 +229,8 @@ def alignment_robustness_data(result: "Result", layer: str | None = None) -> pd.
 def draw_alignment_robustness(result: "Result", layer: str | None = None) -> Figure:
     """Draw each class's robust accuracy against its signed mass, a panel a model.
 
-    A class is its number, or of more than 24 classes a dot; each panel gives the correlation across
-    classes.
+    A dot is a class, with its number beside it unless there are more than 24. Above each panel
+    stands the correlation across the classes.
     """
     data, layers = alignment_robustness_data(result, layer), choose_layers(result, layer)
     classes = result.meta["data"]["classes"]
